@@ -1,0 +1,116 @@
+"""Everything that `ledger` raises on purpose.
+
+    LedgerError
+    ├── InvalidRequest          400  the caller sent something that cannot be applied
+    │   ├── UnsupportedModel         a tensor, dtype or module the ledger cannot hold
+    │   └── PayloadTooLarge     413
+    ├── NotFound                404  no such parameter, version, update, model or position
+    ├── OperationDisabled       403  switched off by configuration
+    ├── Conflict                409  gave up racing other writers
+    ├── PreconditionFailed      412  the expected seq is not the last state change
+    ├── IdempotencyMismatch     422  the key was used for another request
+    ├── WeightsMismatch         503  live weights are not the ledger's
+    │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
+    ├── CorruptLedger           500  stored bytes do not verify; names the seq
+    └── StorageError            503  the database or blob store failed
+        ├── StorageFull              no space left
+        ├── StorageBusy              locked beyond the busy timeout
+        ├── SchemaMismatch           the database belongs to another version or application
+        └── LedgerInUse              another server holds this data folder
+
+The HTTP status is the one the REST face answers with; the classes know nothing of HTTP.
+Messages name what was expected, so that the caller can act on them.
+"""
+
+
+class LedgerError(Exception):
+    """Base of every error the ledger raises on purpose."""
+
+
+class InvalidRequest(LedgerError, ValueError):
+    """The request cannot be applied to this model.
+
+    `param` names the offending field of the request, where there is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedModel(InvalidRequest):
+    """A tensor, dtype or module that the ledger cannot record faithfully."""
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request is larger than this entrance takes."""
+
+
+class NotFound(LedgerError, LookupError):
+    """No parameter, version, update, model or position has this name."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class OperationDisabled(LedgerError):
+    """The configuration switches this operation off."""
+
+
+class Conflict(LedgerError):
+    """Other writers kept winning; the ledger gave up after its retries."""
+
+
+class PreconditionFailed(LedgerError):
+    """The model is no longer at the state the caller expected.
+
+    `head_seq` is the seq of the last state change.
+    """
+
+    def __init__(self, message: str, *, head_seq: int) -> None:
+        super().__init__(message)
+        self.head_seq = head_seq
+
+
+class IdempotencyMismatch(LedgerError):
+    """This idempotency key belongs to a different request."""
+
+
+class WeightsMismatch(LedgerError):
+    """The weights at hand are not a state that the ledger knows."""
+
+
+class WeightsChangedOutside(WeightsMismatch):
+    """Live tensors were written without the ledger."""
+
+
+class CorruptLedger(LedgerError):
+    """Stored bytes do not match their recorded digests.
+
+    `seq` is the first event that is affected, when that is known.
+    """
+
+    def __init__(self, message: str, *, seq: int | None = None) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
+class StorageError(LedgerError):
+    """The database or blob store failed; nothing was recorded."""
+
+
+class StorageFull(StorageError):
+    """No space is left; free some and retry."""
+
+
+class StorageBusy(StorageError):
+    """The database stayed locked beyond the busy timeout; retry."""
+
+
+class SchemaMismatch(StorageError):
+    """The database was made by a newer release or by another application."""
+
+
+class LedgerInUse(StorageError):
+    """Another server holds this data folder."""
