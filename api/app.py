@@ -1,0 +1,53 @@
+"""The server application around one manager."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from api import errors
+from api.door import Door
+from api.router import router
+from api.settings import Settings
+from ledger import DynamicModelManager
+from ledger.errors import LedgerError
+
+logger = logging.getLogger(__name__)
+
+# How often the log is asked for events of other processes. Writes of this one show at once.
+_POLL_S = 0.5
+
+
+def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
+    """The REST API, its errors, its door, and the task that follows other writers."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        follower = asyncio.create_task(_follow(manager))
+        yield
+        follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follower
+
+    app = FastAPI(
+        title="Weight Ledger",
+        summary="An event-sourced ledger of live model weights.",
+        max_body_size=settings.max_body_bytes,
+        lifespan=lifespan,
+    )
+    app.state.writes_enabled = settings.allow_runtime_updating
+    app.include_router(router(manager))
+    errors.install(app)
+    app.add_middleware(Door, api_key=settings.api_key)
+    return app
+
+
+async def _follow(manager: DynamicModelManager) -> None:
+    while True:
+        await asyncio.sleep(_POLL_S)
+        try:
+            await manager.catch_up()
+        except LedgerError as error:
+            logger.error("cannot follow the log: %s", error)

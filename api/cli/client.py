@@ -1,0 +1,48 @@
+"""The REST client that writing commands use."""
+
+from typing import Any
+
+import httpx2
+
+from ledger.errors import LedgerError
+
+_TIMEOUT_S = 120.0
+
+
+class ServerError(LedgerError):
+    """The server refused, or could not be reached."""
+
+
+class Client:
+    """Calls one server; every error becomes a ServerError with the server's own words."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
+        self._url = url
+
+    def update(self, body: dict[str, Any]) -> dict[str, Any]:
+        """POST /v1/models/incremental_update; the reply's `data`, with success and message."""
+        return self._post("/v1/models/incremental_update", body)
+
+    def create_version(self, description: str) -> dict[str, Any]:
+        """POST /v1/models/create_version"""
+        return self._post("/v1/models/create_version", {"description": description})
+
+    def rollback(self, position: str) -> dict[str, Any]:
+        """POST /v1/models/rollback"""
+        return self._post("/v1/models/rollback", {"version_id": position})
+
+    def verify(self) -> dict[str, Any]:
+        """POST /v1/models/verify"""
+        return self._post("/v1/models/verify", {})
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            reply = self._http.post(path, json=body)
+            answer: dict[str, Any] = reply.json()
+        except (httpx2.HTTPError, ValueError) as error:
+            raise ServerError(f"no answer from {self._url}: {error}") from error
+        if reply.status_code != 200:
+            raise ServerError(str(answer.get("error", {}).get("message", reply.text)))
+        return answer

@@ -1,0 +1,60 @@
+"""`weightledger serve`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from api.cli.options import ApiKey
+from api.logs import configure
+from api.settings import Settings
+from ledger.errors import InvalidRequest
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="'digits' (built in) or module:factory.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="A database URL, instead of SQLite in the data folder.")
+    ] = None,
+    api_key: ApiKey = None,
+    on_mismatch: Annotated[
+        str | None,
+        typer.Option(help="'ledger' loads the ledger's weights over a model's unknown ones."),
+    ] = None,
+    max_versions: Annotated[int | None, typer.Option(help="Listed versions kept.")] = None,
+    checkpoint_interval: Annotated[
+        int | None, typer.Option(help="Updates between automatic versions.")
+    ] = None,
+    auto_rollback_threshold: Annotated[
+        float | None, typer.Option(help="Relative degradation that refuses an update; 0: off.")
+    ] = None,
+) -> None:
+    """Serve a model whose every weight change is an event. Flags win over WEIGHTLEDGER_*."""
+    from api.serve import serve as run
+
+    given: dict[str, Any] = {
+        "model": model,
+        "data_dir": data_dir,
+        "host": host,
+        "port": port,
+        "database": database,
+        "api_key": api_key,
+        "on_mismatch": on_mismatch,
+        "max_versions": max_versions,
+        "checkpoint_interval": checkpoint_interval,
+        "auto_rollback_threshold": auto_rollback_threshold,
+    }
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"setting {name}: {first['msg']}", param=name) from None
+    configure()
+    run(settings)

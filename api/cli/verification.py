@@ -1,0 +1,57 @@
+"""`weightledger verify`."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from api.cli import output
+from api.cli.client import Client
+from api.cli.options import DEFAULT_DATA_DIR, ApiKey, Database, DataDir, Json, Model, Url
+from api.cli.source import open_history, server_url
+from ledger.audit.verify import verify as check
+from ledger.errors import NotFound
+
+
+def verify(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    database: Database = None,
+    model: Model = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also hash the tensors that the server serves.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute every digest from the log; exit 1 and name the first bad event."""
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
+    with (
+        open_history(data_dir, database, model) as history,
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+    ):
+        task = bar.add_task("events")
+        report = check(history, lambda done, total: bar.update(task, completed=done, total=total))
+    facts = {
+        "model": report.model,
+        "events": report.events,
+        "states": report.states,
+        "tensor_digests": report.tensors,
+        "payload_bytes": report.payload_bytes,
+        "snapshots": report.snapshots,
+        "head_seq": report.head_seq,
+        "head_digest": report.head_digest.hex() if report.head_digest else None,
+        "head_hash": report.head_hash.hex() if report.head_hash else None,
+    }
+    if report.ok and live:
+        server = server_url(url, data_dir)
+        if server is None:
+            raise NotFound(f"no server holds {data_dir}; start one, or give --url")
+        served = Client(server, api_key).verify()
+        facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]
+    facts["first_bad_event"] = report.bad_seq
+    facts["result"] = "ok" if report.ok else f"BAD: {report.problem}"
+    output.facts(facts, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(1)

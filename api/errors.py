@@ -1,0 +1,101 @@
+"""Errors over HTTP: the ledger's error tree as OpenAI-style bodies, in one place.
+
+Every error reply is {"error": {"message", "type", "param", "code"}}.
+"""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ledger import errors
+
+logger = logging.getLogger(__name__)
+
+# The first class that matches decides, so subclasses stand before their bases.
+_STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
+    (errors.PayloadTooLarge, 413, "invalid_request_error", "payload_too_large"),
+    (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
+    (errors.NotFound, 404, "not_found_error", "not_found"),
+    (errors.OperationDisabled, 403, "permission_error", "disabled"),
+    (errors.Conflict, 409, "conflict_error", "conflict"),
+    (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
+    (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),
+    (errors.StorageFull, 503, "server_error", "storage_full"),
+    (errors.StorageError, 503, "server_error", "storage_unavailable"),
+    (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
+    (errors.CorruptLedger, 500, "server_error", "corrupt_ledger"),
+    (errors.LedgerError, 500, "server_error", "ledger_error"),
+)
+
+_HTTP_TYPES = {
+    400: ("invalid_request_error", "invalid_request"),
+    401: ("authentication_error", "unauthorized"),
+    403: ("permission_error", "forbidden"),
+    404: ("not_found_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "payload_too_large"),
+}
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    type_: str | None = None,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An error reply in the one form that every route uses."""
+    default_type, default_code = _HTTP_TYPES.get(status, ("server_error", "error"))
+    body: dict[str, Any] = {
+        "message": message,
+        "type": type_ or default_type,
+        "param": param,
+        "code": code or default_code,
+    }
+    return JSONResponse({"error": body}, status_code=status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` in the one form."""
+    app.add_exception_handler(errors.LedgerError, _ledger_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _ledger_error(request: Request, error: Exception) -> JSONResponse:
+    status, type_, code = next(
+        (status, type_, code) for cls, status, type_, code in _STATUS if isinstance(error, cls)
+    )
+    if status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Conflict):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, errors.PreconditionFailed):
+        headers["etag"] = f'"{error.head_seq}"'
+    if status == 503:
+        headers["retry-after"] = "1"
+    param = getattr(error, "param", None)
+    return error_response(
+        status, str(error), type_=type_, param=param, code=code, headers=headers or None
+    )
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 413:
+        message += "; send large updates to /v1/models/batch_update or through the Python API"
+    if error.status_code == 404 and message == "Not Found":
+        message = f"no route {request.method} {request.url.path}"
+    return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(500, f"internal error: {type(error).__name__}", code="internal")

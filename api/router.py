@@ -1,0 +1,24 @@
+"""All routes of one manager, to mount in a server that exists already.
+
+app.include_router(api.router(manager))
+api.install_errors(app)
+"""
+
+from fastapi import APIRouter
+
+from api.prometheus import Metrics
+from api.routes import audit, catalog, dynamic, inference, operations, verification
+from ledger import DynamicModelManager
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """The REST API of a manager. Static names below `/v1/models` come before `{model}`."""
+    routes = APIRouter()
+    routes.include_router(operations.router(manager, Metrics(manager)))
+    routes.include_router(inference.router(manager))
+    routes.include_router(dynamic.router(manager))
+    routes.include_router(audit.router(manager))
+    routes.include_router(verification.router(manager))
+    routes.include_router(catalog.router(manager))
+    routes.include_router(catalog.by_name(manager))
+    return routes

@@ -1,0 +1,96 @@
+"""The five routes of the specification."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from api import schemas
+from api.requests import body, caller, require_writes
+from ledger import DynamicModelManager, IncrementalUpdateRequest
+from ledger.errors import NotFound
+
+Reply = dict[str, Any]
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """Routes that change the model and name its versions."""
+    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+    writes = [Depends(require_writes)]
+
+    @routes.post(
+        "/incremental_update",
+        dependencies=writes,
+        openapi_extra=_json_body(schemas.IncrementalUpdateBody),
+    )
+    async def incremental_update(request: Request, response: Response) -> Reply:
+        """Apply one update to one parameter."""
+        sent = await body(request, schemas.UPDATE)
+        who = caller(request)
+        result = await manager.apply_incremental_update(
+            IncrementalUpdateRequest(
+                parameter_name=sent.parameter_name,
+                update_data=sent.update_data,
+                learning_rate=sent.learning_rate,
+                update_type=sent.update_type,
+                metadata=sent.metadata,
+                idempotency_key=who.idempotency_key,
+                expected_seq=who.expected_seq,
+                actor=who.actor,
+                request_id=who.request_id,
+            )
+        )
+        _tag(response, manager)
+        if not result["success"]:
+            message = f"Failed to apply update: {result['reason']}"
+            return {"success": False, "message": message, "data": result}
+        message = f"Successfully applied incremental update to {sent.parameter_name}"
+        data = {key: value for key, value in result.items() if key != "success"}
+        return {"success": True, "message": message, "data": data}
+
+    @routes.post(
+        "/create_version", dependencies=writes, openapi_extra=_json_body(schemas.VersionBody)
+    )
+    async def create_version(request: Request, response: Response) -> Reply:
+        """Name the current state."""
+        sent = await body(request, schemas.VERSION)
+        version_id = await manager.create_version(sent.description, caller=caller(request))
+        _tag(response, manager)
+        message = f"Successfully created model version: {version_id}"
+        return {"success": True, "message": message, "data": {"version_id": version_id}}
+
+    @routes.post("/rollback", dependencies=writes, openapi_extra=_json_body(schemas.RollbackBody))
+    async def rollback(request: Request, response: Response) -> Reply:
+        """Move the model to a version, or to any other position."""
+        sent = await body(request, schemas.ROLLBACK)
+        result = await manager.rollback_to_version(sent.version_id, caller=caller(request))
+        if not result["success"]:
+            raise NotFound(result["reason"], param="version_id")
+        _tag(response, manager)
+        message = f"Successfully rolled back to version: {sent.version_id}"
+        data = {key: value for key, value in result.items() if key != "success"}
+        return {"success": True, "message": message, "data": data}
+
+    @routes.get("/versions")
+    def versions() -> Reply:
+        """Listed versions, newest first."""
+        listed = manager.list_versions()
+        return {"versions": listed, "total_count": len(listed)}
+
+    @routes.get("/status")
+    def status(response: Response) -> Reply:
+        """Where the model stands."""
+        _tag(response, manager)
+        return manager.get_status()
+
+    return routes
+
+
+def _tag(response: Response, manager: DynamicModelManager) -> None:
+    """The ETag of a reply is the seq of the last state change."""
+    response.headers["etag"] = f'"{manager.log.live.head.state_seq}"'
+
+
+def _json_body(model: type[Any]) -> dict[str, Any]:
+    """Show a body's schema in /docs; the route parses the raw body itself."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

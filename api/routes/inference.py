@@ -1,0 +1,79 @@
+"""Inference of the model in this process: each reply names the state it came from."""
+
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+
+from api import schemas
+from api.requests import body
+from ledger import DynamicModelManager
+from ledger.errors import InvalidRequest
+from ledger.tensors import DTYPES
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`/invocations`."""
+    routes = APIRouter(tags=["inference"])
+
+    @routes.post(
+        "/invocations",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": schemas.InvocationBody.model_json_schema()}
+                },
+            }
+        },
+    )
+    async def invocations(request: Request) -> Response:
+        """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""
+        sent = await body(request, schemas.INVOCATION)
+        return await run_in_threadpool(_infer, manager, sent)
+
+    return routes
+
+
+def _infer(manager: DynamicModelManager, sent: schemas.InvocationBody) -> Response:
+    inputs = _tensor(sent)
+    with manager.lease() as live:
+        try:
+            with torch.inference_mode():
+                predictions = _plain(live.module(inputs))
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise InvalidRequest(
+                f"the model refused inputs of shape {tuple(inputs.shape)} and dtype {sent.dtype}: "
+                f"{error}",
+                param="inputs",
+            ) from None
+        seq, digest = live.seq, live.digest
+    return Response(
+        to_json({"predictions": predictions}, inf_nan_mode="null"),
+        media_type="application/json",
+        headers={"x-weights-seq": str(seq), "x-weights-digest": digest.hex()},
+    )
+
+
+def _tensor(sent: schemas.InvocationBody) -> torch.Tensor:
+    if sent.dtype not in DTYPES:
+        raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}", param="dtype")
+    try:
+        return torch.tensor(sent.inputs, dtype=DTYPES[sent.dtype].torch)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InvalidRequest(
+            f"inputs must be numbers in nested lists of equal length: {error}", param="inputs"
+        ) from None
+
+
+def _plain(output: Any) -> Any:
+    """Tensors as nested lists, inside whatever containers the model returns."""
+    if isinstance(output, torch.Tensor):
+        return output.tolist()
+    if isinstance(output, dict):
+        return {str(key): _plain(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_plain(value) for value in output]
+    return output

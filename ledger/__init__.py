@@ -1,0 +1,30 @@
+"""Weight Ledger: an event-sourced ledger of live model weights."""
+
+from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
+from ledger.engines import Engine
+from ledger.engines.inplace import InplaceEngine
+from ledger.engines.state import StateEngine
+from ledger.engines.torch import TorchEngine
+from ledger.errors import LedgerError
+from ledger.ledger import Ledger
+from ledger.log import Caller, Log
+from ledger.manager import DynamicModelManager
+from ledger.updates import IncrementalUpdateRequest
+from ledger.versions import ModelVersion
+
+__all__ = [
+    "Caller",
+    "DynamicModelManager",
+    "DynamicUpdateConfig",
+    "Engine",
+    "IncrementalUpdateRequest",
+    "InplaceEngine",
+    "Ledger",
+    "LedgerError",
+    "LoRAConfig",
+    "Log",
+    "ModelConfig",
+    "ModelVersion",
+    "StateEngine",
+    "TorchEngine",
+]

@@ -1,0 +1,1 @@
+"""Answers for whoever asks later: is the log whole, and does it say what it said?"""

@@ -1,0 +1,75 @@
+"""Settings of the Python face, under the specification's names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger.errors import InvalidRequest
+
+DEFAULT_DATA_DIR = "weightledger-data"
+DATABASE_FILE = "ledger.db"
+
+METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model a manager looks after: `model` is its name in the ledger."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAConfig:
+    """Limits for adapters; a manager keeps it for the engine and records no adapters itself."""
+
+    max_loras: int = 1
+    max_lora_rank: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicUpdateConfig:
+    """How a DynamicModelManager behaves.
+
+    max_versions: listed versions kept; older names are retired, never the active one's.
+    checkpoint_interval: applied updates between automatic versions, each with a snapshot.
+    auto_rollback_threshold: relative degradation that refuses an update; 0 turns it off.
+    enable_incremental_learning, enable_versioning: False refuses those operations.
+    backup_dir: the data folder, created at first use.
+    database_url: where events go; None is SQLite in the data folder.
+    auto_rollback_metrics: which metrics the threshold applies to.
+    snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
+        of the model's bytes.
+    """
+
+    max_versions: int = 10
+    checkpoint_interval: int = 100
+    auto_rollback_threshold: float = 0.1
+    enable_incremental_learning: bool = True
+    enable_versioning: bool = True
+    backup_dir: str | Path = DEFAULT_DATA_DIR
+    database_url: str | None = None
+    auto_rollback_metrics: Sequence[str] = ("accuracy",)
+    snapshot_alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_versions", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 1", param=name)
+        if not self.auto_rollback_threshold >= 0:
+            raise InvalidRequest(
+                "auto_rollback_threshold must be 0 (off) or more", param="auto_rollback_threshold"
+            )
+        if not self.snapshot_alpha > 0:
+            raise InvalidRequest("snapshot_alpha must be above 0", param="snapshot_alpha")
+        unknown = set(self.auto_rollback_metrics) - set(METRICS)
+        if unknown:
+            raise InvalidRequest(
+                f"auto_rollback_metrics may be {', '.join(METRICS)}; got {', '.join(unknown)}",
+                param="auto_rollback_metrics",
+            )
+
+    @property
+    def url(self) -> str:
+        """The database that is used."""
+        return self.database_url or f"sqlite:///{Path(self.backup_dir) / DATABASE_FILE}"

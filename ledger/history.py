@@ -1,0 +1,178 @@
+"""The read side of one model's log: events, versions, and any state it ever had.
+
+Works on the store alone: no engine and no server are needed. Rebuilding starts from the cheapest
+place and reads what the path needs, never the whole log.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from ledger import lineage, snapshots, versions
+from ledger.blobs import BlobStore
+from ledger.digest import StateDigest
+from ledger.errors import CorruptLedger, NotFound
+from ledger.events import Event
+from ledger.positions import Position, find_event, resolve
+from ledger.replay import Move, Rebuilt, replay
+from ledger.store import EventFilter, EventStore, Snapshot
+from ledger.tensors import WEIGHTS, TensorSpec
+
+EVERYTHING = EventFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One tensor of the model at its head: `name` is bare, `update_count` counts its updates."""
+
+    name: str
+    spec: TensorSpec
+    digest: bytes
+    update_count: int
+
+
+class History:
+    """One registered model's log, read."""
+
+    def __init__(
+        self, store: EventStore, blobs: BlobStore, model: str, model_id: int, pool: Executor
+    ) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.model = model
+        self.model_id = model_id
+        self.pool = pool
+        self.lineage = lineage.Lineage(lambda start, stop: store.steps(model_id, start, stop))
+
+    # Events
+
+    def head(self) -> Event:
+        return self.store.head(self.model_id)
+
+    def event(self, name: str) -> Event:
+        """The event with a public name (update id, version id, `seq:N`); NotFound otherwise."""
+        return find_event(self.store, self.model_id, name)
+
+    def events(
+        self,
+        where: EventFilter = EVERYTHING,
+        *,
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> list[Event]:
+        """Events that pass a filter, all of them unless `limit` is given."""
+        most = sys.maxsize if limit is None else limit
+        return self.store.select(self.model_id, where, limit=most, newest_first=newest_first)
+
+    def resolve(self, position: str) -> Position:
+        """The state a position names; NotFound otherwise. `ledger.positions` lists the forms."""
+        return resolve(self.store, self.model_id, position)
+
+    def versions(self) -> list[versions.ModelVersion]:
+        """Listed versions, newest first."""
+        return versions.list_versions(self.store, self.model_id)
+
+    # States
+
+    def state(self, position: str = "head") -> dict[str, torch.Tensor]:
+        """Every tensor at a position, by bare name, aliases included (as the same tensor)."""
+        target = self.resolve(position)
+        digest, tensors = self.rebuild(target.node, target.state)
+        named = {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
+        for alias, first in digest.aliases.items():
+            named[alias.removeprefix(WEIGHTS)] = tensors[first]
+        return named
+
+    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+        """The whole state at a node from its cheapest snapshot, every tensor verified."""
+        base, path = self.plan(node)
+        loaded: dict[str, torch.Tensor] = {}
+
+        def fetch(name: str) -> torch.Tensor:
+            return snapshots.load_tensor(self.blobs, base.specs[name], base.digests[name])
+
+        rebuilt = self.follow(base, fetch, path, expected)
+        for name in base.specs:
+            loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+        return rebuilt.state, loaded
+
+    def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
+        """The snapshot to start from for a node, and the path from there."""
+        anchors = {snapshot.node: snapshot for snapshot in self.store.snapshots(self.model_id)}
+        path = lineage.cheapest(
+            self.lineage, {at: max(anchor.size, 1) for at, anchor in anchors.items()}, node
+        )
+        return self.anchor_state(anchors[path.start]), path
+
+    def anchor_state(self, snapshot: Snapshot) -> StateDigest:
+        """The state a snapshot holds, checked against the event it is a snapshot of."""
+        state = snapshots.read_manifest(self.blobs.get(snapshot.manifest))
+        event = self.require(snapshot.node)
+        if state.value != event.state_after:
+            raise CorruptLedger(
+                f"the snapshot at event {snapshot.node} has digest {state.value.hex()}, "
+                f"the log says {event.state_after.hex()}",
+                seq=snapshot.node,
+            )
+        return state
+
+    def follow(
+        self,
+        base: StateDigest,
+        tensor: Callable[[str], torch.Tensor],
+        path: lineage.Path,
+        expected: bytes,
+    ) -> Rebuilt:
+        """Replay a path from `base`; see `ledger.replay.replay`."""
+        moves = chain(
+            (Move(self.require(seq), undo=True) for seq in path.undo),
+            (Move(self.require(seq), undo=False) for seq in path.redo),
+        )
+        return replay(base, tensor, moves, self.store.payload, expected, self.pool)
+
+    def require(self, seq: int) -> Event:
+        """The event at a seq that the log refers to; CorruptLedger when it is not there."""
+        event = self.store.event(self.model_id, seq)
+        if event is None:
+            raise CorruptLedger(f"event {seq} is missing from the log", seq=seq)
+        return event
+
+    # Parameters
+
+    def parameters(self, state: StateDigest | None = None) -> list[Parameter]:
+        """The tensors of a state (the head's by default), by name, with their update counts."""
+        state = state or self.head_state()
+        counts: Mapping[str, int] = self.store.update_counts(self.model_id)
+        return [
+            Parameter(
+                name=name.removeprefix(WEIGHTS),
+                spec=state.specs[name],
+                digest=state.digests[name],
+                update_count=counts.get(name, 0),
+            )
+            for name in sorted(state.specs)
+        ]
+
+    def head_state(self) -> StateDigest:
+        """Names, specs and digests at the head, from recorded digests alone (no tensor is read)."""
+        node = self.head().node
+        base, path = self.plan(node)
+        digests: dict[str, bytes] = {}
+        for seq in path.undo:
+            digests.update({c.name: c.before for c in self.require(seq).changes})
+        for seq in path.redo:
+            digests.update({c.name: c.after for c in self.require(seq).changes})
+        return base.with_digests(digests)
+
+
+def open_history(store: EventStore, blobs: BlobStore, model: str, pool: Executor) -> History:
+    """The log of a registered model; NotFound names the models there are."""
+    models = store.models()
+    if model not in models:
+        known = ", ".join(models) or "none"
+        raise NotFound(f"Model {model!r} not found; registered: {known}")
+    return History(store, blobs, model, models[model], pool)

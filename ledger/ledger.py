@@ -1,0 +1,117 @@
+"""The way in: open a ledger, register a model or take up its log."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+
+from ledger import snapshots
+from ledger.blobs import BlobStore
+from ledger.engines import Engine
+from ledger.engines.state import StateEngine
+from ledger.events import Annotation, seal
+from ledger.history import History, open_history
+from ledger.log import Log
+from ledger.projector import OnMismatch, Projector
+from ledger.store import Append, EventStore, SeqTaken
+from ledger.store.sql import SqlStore
+
+_HASHING_THREADS = 2
+
+
+class Ledger:
+    """Every model's log in one database.
+
+    ledger = Ledger.open("sqlite:///weights.db")
+    log = ledger.model("name", base=module)
+    log.record(module, reason="optimizer step")
+    """
+
+    def __init__(self, store: EventStore, blobs: BlobStore) -> None:
+        self.store = store
+        self.blobs = blobs
+        self._pool = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="ledger-hash")
+
+    @classmethod
+    def open(cls, url: str, *, upgrade: bool = True) -> "Ledger":
+        """Open a database by SQLAlchemy URL, creating or upgrading its tables.
+
+        Raises SchemaMismatch for a newer or foreign database (or an older one with
+        `upgrade=False`), StorageError when it cannot be reached.
+        """
+        store = SqlStore.open(url, upgrade=upgrade)
+        return cls(store, store.blobs)
+
+    def close(self) -> None:
+        """Give back connections and threads."""
+        self._pool.shutdown()
+        self.store.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def models(self) -> list[str]:
+        """Names of the registered models, oldest first."""
+        return list(self.store.models())
+
+    def history(self, model: str) -> History:
+        """The log of a registered model, to read; NotFound otherwise."""
+        return open_history(self.store, self.blobs, model, self._pool)
+
+    def model(
+        self,
+        name: str,
+        base: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
+        *,
+        engine: Engine | None = None,
+        on_mismatch: OnMismatch = "refuse",
+        alpha: float = 1.0,
+    ) -> Log:
+        """The log of a model, to read and write; `base` registers it at first use.
+
+        `base` is copied: record what becomes of it with `Log.record`. An `engine` holds live
+        weights that follow the log instead. With neither, a registered model is loaded from the
+        log. Raises NotFound for an unknown model without base, WeightsMismatch when the weights
+        given equal no state of the log.
+        """
+        if engine is None:
+            if base is None:
+                base = self.history(name).state("head")
+            engine = StateEngine(base)
+        projector = Projector(engine, self._pool)
+        if name not in self.store.models():
+            self._register(name, projector)
+        history = self.history(name)
+        if not projector.attached:
+            projector.attach(history, on_mismatch)
+        return Log(history, projector, alpha=alpha)
+
+    def _register(self, name: str, projector: Projector) -> None:
+        """Append the first event with its snapshot; leave the projector be if another was first."""
+        draft, state = projector.genesis()
+        event = seal(draft, name, None, time.time_ns() // 1000)
+        anchor, manifest = snapshots.describe(0, state)
+        blobs = snapshots.tensor_blobs(state, projector.tensor)
+        try:
+            self.store.append(
+                Append(
+                    event,
+                    Annotation(),
+                    parameters=list(state.specs),
+                    blobs={**blobs, anchor.manifest: manifest},
+                    snapshot=anchor,
+                )
+            )
+        except SeqTaken:
+            return
+        projector.adopt(event, state)

@@ -1,0 +1,125 @@
+"""The tree of states, and the cheapest way between two of them.
+
+A state-changing event is a node; its parent is the node it was applied to, which always has a
+smaller seq. Moving from one node to another is undoing up to the common ancestor and redoing down;
+`cheapest` picks, among places to start from, the one that reads the fewest bytes. Everything that
+moves between states asks this function.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.errors import CorruptLedger
+from ledger.store import Step
+
+_PAGE = 4096
+_NOT_A_NODE = -2
+_NO_PARENT = -1
+
+# Anchors tried on each side of the target: farther ones cost at least an anchor's spacing more.
+_NEAREST_ANCHORS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How to reach a node: start somewhere, undo these events, then redo those.
+
+    `undo` and `redo` are seqs in the order in which they are to be applied; `size` is the bytes
+    read on the way, the cost of starting included.
+    """
+
+    start: int
+    undo: tuple[int, ...]
+    redo: tuple[int, ...]
+    size: int
+
+
+class Lineage:
+    """Parents and payload sizes of nodes, read from the log in pages and kept.
+
+    `load(start, stop)` gives the state-changing events of a range of seqs. Nodes never change,
+    so a page is read again only when it was incomplete and a newer node is asked for.
+    """
+
+    def __init__(self, load: Callable[[int, int], Sequence[Step]]) -> None:
+        self._load = load
+        self._parents: dict[int, NDArray[np.int64]] = {}
+        self._sizes: dict[int, NDArray[np.int64]] = {}
+
+    def parent(self, node: int) -> int | None:
+        """The node that `node` was applied to; None for the first."""
+        page, offset = self._find(node)
+        parent = int(self._parents[page][offset])
+        return None if parent == _NO_PARENT else parent
+
+    def size(self, node: int) -> int:
+        """Bytes of the delta between `node` and its parent."""
+        page, offset = self._find(node)
+        return int(self._sizes[page][offset])
+
+    def _find(self, node: int) -> tuple[int, int]:
+        page, offset = divmod(node, _PAGE)
+        if page not in self._parents or self._parents[page][offset] == _NOT_A_NODE:
+            self._read(page)
+        if self._parents[page][offset] == _NOT_A_NODE:
+            raise CorruptLedger(f"event {node} is used as a state but is not one", seq=node)
+        return page, offset
+
+    def _read(self, page: int) -> None:
+        parents = np.full(_PAGE, _NOT_A_NODE, np.int64)
+        sizes = np.zeros(_PAGE, np.int64)
+        first = page * _PAGE
+        for step in self._load(first, first + _PAGE):
+            if step.node == step.seq:
+                parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
+                sizes[step.seq - first] = step.size
+        self._parents[page], self._sizes[page] = parents, sizes
+
+
+def cheapest(lineage: Lineage, starts: Mapping[int, int], target: int) -> Path:
+    """The path to `target` that reads the fewest bytes.
+
+    `starts` maps nodes where one can begin to the bytes that beginning there costs: 0 for live
+    weights, the size of the state for a snapshot. At least one start must be given.
+    """
+    order = sorted(starts, key=lambda node: (abs(node - target), node))
+    free = [node for node in order if starts[node] == 0]
+    older = [node for node in order if starts[node] and node <= target][:_NEAREST_ANCHORS]
+    newer = [node for node in order if starts[node] and node > target][:_NEAREST_ANCHORS]
+    best: Path | None = None
+    for start in free + older + newer:
+        path = _between(lineage, start, target, starts[start], best.size if best else None)
+        if path is not None:
+            best = path
+    if best is None:
+        raise CorruptLedger(f"no snapshot leads to the state after event {target}", seq=target)
+    return best
+
+
+def _between(
+    lineage: Lineage, start: int, target: int, cost: int, limit: int | None
+) -> Path | None:
+    """The path through the common ancestor; None as soon as it costs `limit` or more."""
+    undo: list[int] = []
+    redo: list[int] = []
+    up: int | None = start
+    down: int | None = target
+    while up != down:
+        if limit is not None and cost >= limit:
+            return None
+        # The larger seq cannot be an ancestor of the smaller one, so it is the one to leave.
+        if down is None or (up is not None and up > down):
+            assert up is not None
+            undo.append(up)
+            cost += lineage.size(up)
+            up = lineage.parent(up)
+        else:
+            redo.append(down)
+            cost += lineage.size(down)
+            down = lineage.parent(down)
+    if limit is not None and cost >= limit:
+        return None
+    return Path(start, tuple(undo), tuple(reversed(redo)), cost)

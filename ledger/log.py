@@ -1,0 +1,394 @@
+"""The log of one model and the live weights that follow it: the write path.
+
+A write is proposed (validate, compute, encode, verify, prepare), appended in one transaction, and
+shown by one assignment. Everything that can fail happens before the append. One lock orders the
+writers of this process; between processes the append's compare-and-set decides, and the loser
+catches up, proposes again and retries.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ledger import events, proposals, snapshots, versions
+from ledger.digest import StateDigest, content_digest
+from ledger.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+)
+from ledger.events import Annotation, Event, canonical, seal
+from ledger.history import History
+from ledger.projector import Live, Projector
+from ledger.proposals import Guard, Proposal
+from ledger.store import Append, EventFilter, KeyTaken, SeqTaken
+from ledger.tensors import TensorSpec
+from ledger.updates import IncrementalUpdateRequest, validate
+
+logger = logging.getLogger(__name__)
+
+MAX_DESCRIPTION = 500
+
+# A loser of the compare-and-set waits a random moment that grows with each round.
+_ROUNDS = 20
+_BACKOFF_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for a write, and on what condition.
+
+    `expected_seq` is the seq of the last state change that the caller has seen.
+    """
+
+    actor: str | None = None
+    reason: str | None = None
+    request_id: str | None = None
+    idempotency_key: str | None = None
+    expected_seq: int | None = None
+
+
+ANYONE = Caller()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An event this process appended, with the seconds it took in all and in the database."""
+
+    event: Event
+    total_s: float
+    append_s: float
+
+
+Listener = Callable[[Written], None]
+
+
+class Log:
+    """The log of one model and its live weights. Safe to use from any thread."""
+
+    def __init__(self, history: History, projector: Projector, *, alpha: float = 1.0) -> None:
+        self.history = history
+        self.projector = projector
+        self._spacing = alpha * sum(spec.nbytes for spec in projector.specs.values())
+        self._lock = threading.RLock()
+        self._listeners: list[Listener] = []
+        self._since_anchor = self._bytes_since_anchor()
+
+    # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict or StorageError as
+    # well as what it names; after an error neither the log nor the model has changed.
+
+    def apply(self, request: IncrementalUpdateRequest, guard: Guard | None = None) -> Event:
+        """Apply an update as one event.
+
+        Returns the `updated` event, or the `update_rejected` event when the guard refuses the
+        candidate or the result would not be finite. Raises InvalidRequest or NotFound for a
+        request that does not fit the model.
+        """
+        update = validate(request, self.projector.specs)
+        caller = Caller(
+            request.actor,
+            request.reason,
+            request.request_id,
+            request.idempotency_key,
+            request.expected_seq,
+        )
+        return self._write(
+            caller,
+            update.digest,
+            lambda: proposals.update(self.history, self.projector, update, guard),
+            metadata=update.metadata,
+        )
+
+    def record(
+        self,
+        source: torch.nn.Module | Mapping[str, torch.Tensor],
+        reason: str | None = None,
+        *,
+        caller: Caller = ANYONE,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """Record what has become of the model elsewhere, in one atomic event.
+
+        `source` is compared with the head tensor by tensor; it must have the same names, dtypes
+        and shapes (InvalidRequest, NotFound). Values are recorded as they are, NaN included.
+        """
+        tensors = source.state_dict() if isinstance(source, torch.nn.Module) else source
+        self._require_same_tensors(tensors)
+        if reason is not None:
+            caller = replace(caller, reason=reason)
+        text = None if metadata is None else canonical(dict(metadata), param="metadata").decode()
+        return self._write(
+            caller,
+            None,
+            lambda: proposals.record(self.history, self.projector, tensors),
+            metadata=text,
+        )
+
+    def create_version(
+        self,
+        description: str,
+        *,
+        caller: Caller = ANYONE,
+        performance_metrics: Mapping[str, float] | None = None,
+    ) -> Event:
+        """Name the current state. Version 0 is always the initial state: it is named first.
+
+        Raises InvalidRequest unless the description has 1 to 500 characters.
+        """
+        check_description(description)
+        facts = {"description": description, "performance_metrics": dict(performance_metrics or {})}
+        with self._lock:
+            head = self.projector.live.head
+            if head.counts.versions == 0 and head.node != 0:
+                self.create_initial_version()
+            return self._write(
+                caller,
+                _digest_of("create_version", {"description": description}),
+                lambda: proposals.version(self.projector, self.projector.live.head, facts),
+            )
+
+    def create_initial_version(
+        self, description: str = "Initial version", *, caller: Caller = ANYONE
+    ) -> Event:
+        """Name the state the model was registered with, v0; returns v0 if it is named already."""
+        check_description(description)
+        facts = {"description": description, "performance_metrics": {}}
+        with self._lock:
+            self.catch_up()
+            named = self.history.store.by_number(self.history.model_id, events.VERSIONS, 0)
+            if named is not None:
+                return named
+            first = self.history.require(0)
+            return self._write(
+                caller,
+                _digest_of("create_initial_version", {"description": description}),
+                lambda: proposals.version(self.projector, first, facts),
+            )
+
+    def rollback(self, position: str, *, caller: Caller = ANYONE, cause: str = "manual") -> Event:
+        """Move the model to an earlier state (or any other), bit for bit, as one event.
+
+        NotFound when the position names nothing. Later updates branch from the state rolled back
+        to; the states left behind stay in the log.
+        """
+        return self._write(
+            caller,
+            _digest_of("rollback", {"to": position}),
+            lambda: proposals.rollback(
+                self.history, self.projector, self.history.resolve(position), cause
+            ),
+        )
+
+    def retire_versions(self, keep: int) -> list[Event]:
+        """Take the oldest names off the list until `keep` are left, never the active one's."""
+        retired = []
+        with self._lock:
+            listed = versions.listed_numbers(self.history.store, self.history.model_id)
+            for number, seq in listed[: max(0, len(listed) - keep)]:
+                if number != self.projector.live.head.active:
+                    retired.append(self._retire(self.history.require(seq)))
+        return retired
+
+    def snapshot(self) -> None:
+        """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
+        with self._lock:
+            live = self.projector.live
+            store, model_id = self.history.store, self.history.model_id
+            if any(anchor.node == live.head.node for anchor in store.snapshots(model_id)):
+                return
+            snapshots.store_tensors(self.history.blobs, live.state, self.projector.tensor)
+            anchor, _ = snapshots.describe(live.head.node, live.state)
+            store.add_snapshot(model_id, anchor)
+            self._since_anchor = 0
+
+    def catch_up(self) -> Event:
+        """Show what other processes appended; returns the head."""
+        with self._lock:
+            before = self.projector.live.head
+            head = self.projector.catch_up(self.history)
+            if head.node != before.node:
+                self._since_anchor = self._bytes_since_anchor()
+            return head
+
+    def verify_live(self) -> tuple[Live, StateDigest]:
+        """What the live weights should be, and the digests of the tensors as they are now."""
+        with self._lock:
+            return self.projector.live, self.projector.hash_live()
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener` after each event of this process is durable and visible."""
+        self._listeners.append(listener)
+
+    # Reads
+
+    @property
+    def live(self) -> Live:
+        """What the live weights show right now."""
+        return self.projector.live
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The model's tensors by bare name."""
+        return self.projector.specs
+
+    def state(self, position: str = "head") -> dict[str, torch.Tensor]:
+        """Every tensor at a position, by bare name; see `ledger.positions` for the forms."""
+        return self.history.state(position)
+
+    def events(self, *, limit: int | None = None, **where: Any) -> list[Event]:
+        """Events, newest first; filters are the fields of `ledger.store.EventFilter`."""
+        return self.history.events(EventFilter(**where), limit=limit)
+
+    def versions(self) -> Sequence[versions.ModelVersion]:
+        """Listed versions, newest first."""
+        return self.history.versions()
+
+    # One write
+
+    def _write(
+        self,
+        caller: Caller,
+        request_digest: bytes | None,
+        propose: Callable[[], Proposal],
+        *,
+        metadata: str | None = None,
+    ) -> Event:
+        annotation = Annotation(caller.actor, caller.reason, metadata)
+        started = time.perf_counter()
+        with self._lock:
+            for attempt in range(_ROUNDS):
+                known = self._known(caller.idempotency_key, request_digest)
+                if known is not None:
+                    return known
+                self._require_expected(caller.expected_seq)
+                proposal = propose()
+                event = self._seal(proposal, annotation, caller, request_digest)
+                append_started = time.perf_counter()
+                try:
+                    self.history.store.append(_append(event, annotation, proposal))
+                except (SeqTaken, KeyTaken):
+                    time.sleep(random.random() * _BACKOFF_S * attempt)
+                    self.catch_up()
+                    continue
+                appended = time.perf_counter()
+                self._show(event, proposal)
+                written = Written(event, time.perf_counter() - started, appended - append_started)
+                for listener in self._listeners:
+                    listener(written)
+                return event
+        raise Conflict(
+            f"other writers won {_ROUNDS} times in a row on model {self.history.model!r}"
+        )
+
+    def _seal(
+        self,
+        proposal: Proposal,
+        annotation: Annotation,
+        caller: Caller,
+        request_digest: bytes | None,
+    ) -> Event:
+        draft = replace(
+            proposal.draft,
+            payload=proposal.payload.refs,
+            annotation=annotation,
+            request_id=caller.request_id,
+            idempotency_key=caller.idempotency_key,
+            request_digest=request_digest,
+        )
+        return seal(draft, self.history.model, self.projector.live.head, time.time_ns() // 1000)
+
+    def _known(self, idempotency_key: str | None, request_digest: bytes | None) -> Event | None:
+        """The event this idempotency key has led to already."""
+        if idempotency_key is None:
+            return None
+        event = self.history.store.by_key(self.history.model_id, idempotency_key)
+        if event is not None and event.request_digest != request_digest:
+            raise IdempotencyMismatch(
+                f"idempotency key {idempotency_key!r} was used for another request, {event.name}"
+            )
+        return event
+
+    def _require_expected(self, expected: int | None) -> None:
+        if expected is None or self.projector.live.head.state_seq == expected:
+            return
+        head = self.catch_up()
+        if head.state_seq != expected:
+            raise PreconditionFailed(
+                f"expected seq {expected}, but the last state change is seq {head.state_seq}",
+                head_seq=head.state_seq,
+            )
+
+    def _show(self, event: Event, proposal: Proposal) -> None:
+        if event.kind not in events.STATE_CHANGING:
+            self.projector.note(event)
+            return
+        self.projector.show(event, proposal.changes)
+        if event.kind == events.ROLLED_BACK:
+            self._since_anchor = self._bytes_since_anchor()
+        else:
+            self._since_anchor += event.payload_size
+        if self._since_anchor >= self._spacing and self._since_anchor:
+            self._anchor_after(event)
+
+    def _anchor_after(self, event: Event) -> None:
+        """Write the snapshot that spacing asks for; the event is durable with or without it."""
+        try:
+            self.snapshot()
+        except StorageError as error:
+            logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
+
+    def _retire(self, version_created: Event) -> Event:
+        return self._write(
+            ANYONE, None, lambda: proposals.retirement(self.projector, version_created)
+        )
+
+    def _require_same_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        missing = sorted(self.projector.specs.keys() - tensors.keys())
+        if missing:
+            raise NotFound(f"the recorded model lacks {', '.join(missing)}")
+        for name, spec in self.projector.specs.items():
+            got = TensorSpec.of(name, tensors[name])
+            if got != spec:
+                raise InvalidRequest(
+                    f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",
+                    param=name,
+                )
+
+    def _bytes_since_anchor(self) -> int:
+        """Payload bytes between the head and its nearest anchored ancestor."""
+        anchors = {anchor.node for anchor in self.history.store.snapshots(self.history.model_id)}
+        size = 0
+        at: int | None = self.projector.live.head.node
+        while at is not None and at not in anchors:
+            size += self.history.lineage.size(at)
+            at = self.history.lineage.parent(at)
+        return size
+
+
+def check_description(description: str) -> None:
+    """Raise InvalidRequest unless it is a string of 1 to 500 characters."""
+    if not isinstance(description, str) or not 1 <= len(description) <= MAX_DESCRIPTION:
+        got = len(description) if isinstance(description, str) else type(description).__name__
+        raise InvalidRequest(
+            f"description must have 1 to {MAX_DESCRIPTION} characters, got {got}",
+            param="description",
+        )
+
+
+def _append(event: Event, annotation: Annotation, proposal: Proposal) -> Append:
+    payload = proposal.payload
+    return Append(event, annotation, proposal.parameters, payload.inline, payload.blobs)
+
+
+def _digest_of(operation: str, fields: Mapping[str, Any]) -> bytes:
+    """The digest of a canonical request, 32 bytes."""
+    return content_digest(canonical({"operation": operation, **fields}))

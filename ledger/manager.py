@@ -1,0 +1,238 @@
+"""DynamicModelManager: the specification's face of the write path.
+
+Async methods run the blocking core on one writer thread, so updates queue in order and never hold
+up the event loop or an inference.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ledger import events
+from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
+from ledger.engines import Engine, Live
+from ledger.engines.inplace import InplaceEngine
+from ledger.errors import NotFound, OperationDisabled
+from ledger.events import Event
+from ledger.ledger import Ledger
+from ledger.log import ANYONE, Caller, Log
+from ledger.monitoring.evaluation import Evaluator
+from ledger.monitoring.guard import MetricsGuard
+from ledger.monitoring.traffic import Traffic
+from ledger.projector import OnMismatch
+from ledger.store import EventFilter
+from ledger.updates import IncrementalUpdateRequest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_RECENT = 5
+
+
+class DynamicModelManager:
+    """Live weights of one model, changed only through its ledger.
+
+    `engine_client` is an Engine, or a bare module: then updates land in that very module.
+    `model_config` is a ModelConfig or the model's name. `evaluator` scores a module and gives
+    metrics such as {"accuracy": 0.97}; candidates are scored before they are visible. `ledger`
+    is one that is open already; otherwise the config's database is opened and owned.
+
+    Raises WeightsMismatch when the weights equal no state of the model's log, unless
+    `on_mismatch` is "ledger", which loads the log's state.
+    """
+
+    def __init__(
+        self,
+        engine_client: Engine | torch.nn.Module,
+        model_config: ModelConfig | str,
+        lora_config: LoRAConfig | None = None,
+        config: DynamicUpdateConfig | None = None,
+        *,
+        evaluator: Evaluator | None = None,
+        ledger: Ledger | None = None,
+        on_mismatch: OnMismatch = "refuse",
+    ) -> None:
+        self.config = config or DynamicUpdateConfig()
+        self.lora_config = lora_config
+        self.model_name = model_config if isinstance(model_config, str) else model_config.model
+        self.engine: Engine = (
+            InplaceEngine(engine_client)
+            if isinstance(engine_client, torch.nn.Module)
+            else engine_client
+        )
+        self._owned = ledger is None
+        if ledger is None:
+            Path(self.config.backup_dir).mkdir(parents=True, exist_ok=True)
+            ledger = Ledger.open(self.config.url)
+        self.ledger = ledger
+        self.log: Log = ledger.model(
+            self.model_name,
+            engine=self.engine,
+            on_mismatch=on_mismatch,
+            alpha=self.config.snapshot_alpha,
+        )
+        self.traffic = Traffic()
+        self._guard = MetricsGuard(
+            self.log.projector,
+            self.traffic,
+            evaluator,
+            self.config.auto_rollback_metrics,
+            self.config.auto_rollback_threshold,
+        )
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+
+    def close(self) -> None:
+        """Finish the write in progress; close the database if this manager opened it."""
+        self._writer.shutdown()
+        if self._owned:
+            self.ledger.close()
+
+    # Writes
+
+    async def create_initial_version(
+        self, description: str = "Initial version", *, caller: Caller = ANYONE
+    ) -> str:
+        """Name the state the model was registered with; the id of v0, also if it has its name."""
+        self._require(self.config.enable_versioning, "versioning")
+        event = await self._run(lambda: self.log.create_initial_version(description, caller=caller))
+        return event.name
+
+    async def create_version(self, description: str, *, caller: Caller = ANYONE) -> str:
+        """Name the current state; the new version's id. Old names beyond max_versions retire."""
+        self._require(self.config.enable_versioning, "versioning")
+        event = await self._run(lambda: self._create_version(description, caller))
+        return event.name
+
+    async def apply_incremental_update(self, request: IncrementalUpdateRequest) -> dict[str, Any]:
+        """Apply an update; raises InvalidRequest or NotFound when it does not fit the model.
+
+        The result has success, update_id, pre_metrics and post_metrics, with update_count when
+        it was applied and a reason ("Automatic rollback …") when it was refused.
+        """
+        self._require(self.config.enable_incremental_learning, "incremental learning")
+        return update_result(await self._run(lambda: self._apply(request)))
+
+    async def rollback_to_version(
+        self, version_id: str, *, caller: Caller = ANYONE
+    ) -> dict[str, Any]:
+        """Roll back to a version, or to any position that `ledger.positions` knows."""
+        self._require(self.config.enable_versioning, "versioning")
+        try:
+            event = await self._run(lambda: self.log.rollback(version_id, caller=caller))
+        except NotFound:
+            return {"success": False, "reason": f"Version {version_id} not found"}
+        return await self._run(lambda: self._rollback_result(event))
+
+    async def catch_up(self) -> None:
+        """Show what other processes appended to the log."""
+        await self._run(self.log.catch_up)
+
+    # Reads
+
+    def list_versions(self) -> list[dict[str, Any]]:
+        """Listed versions, newest first, in the specification's five fields."""
+        return [version.to_dict() for version in self.log.versions()]
+
+    def get_status(self) -> dict[str, Any]:
+        """Where the model stands, the configuration, and the metrics of the last five updates."""
+        versions = self.log.versions()
+        head = self.log.history.head()
+        applied = self.log.history.events(EventFilter(kinds=[events.UPDATED]), limit=_RECENT)
+        return {
+            "current_version": next((v.version_id for v in versions if v.is_active), None),
+            "total_versions": len(versions),
+            "total_updates": head.counts.applied,
+            "config": {
+                "max_versions": self.config.max_versions,
+                "checkpoint_interval": self.config.checkpoint_interval,
+                "auto_rollback_threshold": self.config.auto_rollback_threshold,
+                "incremental_learning_enabled": self.config.enable_incremental_learning,
+                "versioning_enabled": self.config.enable_versioning,
+            },
+            "recent_performance": [
+                event.body["post_metrics"] for event in applied if event.body.get("post_metrics")
+            ],
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """What is known of the live state now; what was not measured is absent."""
+        return self._guard.current()
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Live]:
+        """One committed state to infer with: `live.module`, `live.seq`, `live.digest`.
+
+        The time it is held counts as one inference in the latency and throughput metrics.
+        """
+        started = time.perf_counter()
+        with self.engine.lease() as live:
+            yield live
+        self.traffic.record(time.perf_counter() - started)
+
+    # On the writer thread
+
+    def _apply(self, request: IncrementalUpdateRequest) -> Event:
+        before = self.log.live.head.counts.applied
+        event = self.log.apply(request, self._guard)
+        applied = event.counts.applied
+        due = applied > before and applied % self.config.checkpoint_interval == 0
+        if due and event.kind == events.UPDATED and self.config.enable_versioning:
+            self._create_version(f"Checkpoint after {applied} updates", ANYONE)
+            self.log.snapshot()
+        return event
+
+    def _create_version(self, description: str, caller: Caller) -> Event:
+        event = self.log.create_version(
+            description, caller=caller, performance_metrics=self._guard.current()
+        )
+        self.log.retire_versions(keep=self.config.max_versions)
+        return event
+
+    def _rollback_result(self, event: Event) -> dict[str, Any]:
+        target = self.log.history.resolve(event.body["to"]).event
+        if target.kind == events.VERSION_CREATED:
+            description = target.body["description"]
+        else:
+            description = f"State after {target.name}"
+        return {
+            "success": True,
+            "rolled_back_to": event.body["to"],
+            "timestamp": target.timestamp,
+            "description": description,
+        }
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    def _require(self, enabled: bool, what: str) -> None:
+        if not enabled:
+            raise OperationDisabled(f"{what} is switched off by the configuration")
+
+
+def update_result(event: Event) -> dict[str, Any]:
+    """The specification's reply for an update's event, the same whenever it is asked for."""
+    metrics = {
+        "pre_metrics": event.body["pre_metrics"],
+        "post_metrics": event.body["post_metrics"],
+    }
+    if event.kind == events.UPDATED:
+        return {
+            "success": True,
+            "update_id": event.name,
+            "update_count": event.counts.applied,
+            **metrics,
+        }
+    return {
+        "success": False,
+        "reason": event.body["reason"],
+        "update_id": event.name,
+        **metrics,
+    }

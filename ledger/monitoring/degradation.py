@@ -1,0 +1,49 @@
+"""The specification's rule: has a metric become worse by more than a threshold?"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "throughput"})
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One metric's fall: `change` is the loss relative to `before`, absolute when that is 0."""
+
+    metric: str
+    before: float
+    after: float
+    change: float
+    threshold: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} went from {self.before:.6g} to {self.after:.6g}, "
+            f"{self.change:.1%} worse, threshold {self.threshold:.1%}"
+        )
+
+
+def degradation(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    metrics: Iterable[str],
+    threshold: float,
+) -> Degradation | None:
+    """The first of `metrics` that is worse by more than `threshold`; None if there is none.
+
+    A metric that was not measured both before and after decides nothing. A threshold of 0 turns
+    the rule off. A value that is not finite afterwards is worse than any finite one.
+    """
+    if threshold == 0:
+        return None
+    for metric in metrics:
+        if metric not in before or metric not in after:
+            continue
+        loss = before[metric] - after[metric]
+        if metric not in HIGHER_IS_BETTER:
+            loss = -loss
+        change = loss / abs(before[metric]) if before[metric] else loss
+        if change > threshold or not math.isfinite(after[metric]):
+            return Degradation(metric, before[metric], after[metric], change, threshold)
+    return None

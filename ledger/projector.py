@@ -1,0 +1,259 @@
+"""The projector: from the log to live weights.
+
+It knows which event the live weights show, verifies the way there, and brings them to the head of
+the log: at start, after another process wrote, and after each local append. It is the only place
+that publishes weights.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ledger import lineage, snapshots
+from ledger.digest import StateDigest, chunk_digests, hash_many, root
+from ledger.engines import Engine, Prepared
+from ledger.errors import CorruptLedger, WeightsChangedOutside, WeightsMismatch
+from ledger.events import REGISTERED, Draft, Event
+from ledger.history import History
+from ledger.tensors import WEIGHTS, TensorSpec, clone, lanes
+
+OnMismatch = Literal["refuse", "ledger"]
+
+logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the live weights are: the last event they show, and their state."""
+
+    head: Event
+    state: StateDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Tensors that a write replaces, by full state name, with their chunk digests.
+
+    `prepared` is the engine's next version, not visible yet.
+    """
+
+    prepared: Prepared
+    chunks: Mapping[str, bytearray]
+    state: StateDigest
+
+
+class Projector:
+    """Live weights of one engine, kept at a position of one log."""
+
+    def __init__(self, engine: Engine, pool: Executor) -> None:
+        self.engine = engine
+        self.specs: Mapping[str, TensorSpec] = engine.specs()
+        self._pool = pool
+        self._live: Live | None = None
+        self._chunks: dict[str, bytearray] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether the live weights stand at a position of a log."""
+        return self._live is not None
+
+    @property
+    def live(self) -> Live:
+        assert self._live is not None, "the projector is not attached to a log"
+        return self._live
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The live tensor with a full state name."""
+        return self.engine.tensor(name.removeprefix(WEIGHTS))
+
+    def chunks(self, name: str) -> bytearray:
+        """The chunk digests of a live tensor."""
+        return self._chunks[name]
+
+    # Start
+
+    def genesis(self) -> tuple[Draft, StateDigest]:
+        """The first event of a model that starts with the engine's weights."""
+        state = self._hash_engine()
+        body = {
+            "tensors_total": len(state.specs),
+            "bytes": sum(spec.nbytes for spec in state.specs.values()),
+        }
+        return Draft(kind=REGISTERED, body=body, state_after=state.value), state
+
+    def adopt(self, event: Event, state: StateDigest) -> None:
+        """Take the engine's weights, already hashed, as the state after `event`."""
+        self._show(event, Changes(self.engine.prepare({}), {}, state))
+
+    def attach(self, history: History, on_mismatch: OnMismatch) -> None:
+        """Bring the engine to the head of an existing log.
+
+        Verifies the anchor, the path from it to the head and the head's digest. The engine's own
+        weights must equal some state of the log, else WeightsMismatch names the tensors that
+        differ; with `on_mismatch="ledger"` the ledger's state replaces them.
+        """
+        head = history.head()
+        base, path = history.plan(head.node)
+        own = self._hash_engine()
+        self._require_same_tensors(own, base)
+        if on_mismatch == "refuse" and own.value != head.state_after:
+            self._require_known(history, own)
+        rebuilt = history.follow(
+            base,
+            lambda name: snapshots.load_tensor(history.blobs, base.specs[name], base.digests[name]),
+            path,
+            head.state_after,
+        )
+        replaced: dict[str, torch.Tensor] = {}
+        for name, digest in rebuilt.state.digests.items():
+            tensor = rebuilt.tensors.get(name)
+            if tensor is None:  # untouched since the anchor: read it all the same, to verify it
+                tensor = snapshots.load_tensor(history.blobs, base.specs[name], digest)
+            if own.digests[name] != digest:
+                replaced[name] = tensor
+                self._chunks[name] = chunk_digests(lanes(tensor, name))
+        self._show(head, Changes(self._prepare(replaced), {}, rebuilt.state))
+
+    def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
+        differing = sorted(
+            name
+            for name in own.specs.keys() | ledger.specs.keys()
+            if own.specs.get(name) != ledger.specs.get(name)
+        )
+        differing += sorted(
+            alias
+            for alias in own.aliases.keys() | ledger.aliases.keys()
+            if own.aliases.get(alias) != ledger.aliases.get(alias) and alias not in differing
+        )
+        if differing:
+            raise WeightsMismatch(
+                "the model is not the one in the ledger; names, dtypes, shapes or ties differ: "
+                + _some(differing)
+            )
+
+    def _require_known(self, history: History, own: StateDigest) -> None:
+        if history.store.by_state(history.model_id, own.value) is not None:
+            return
+        expected = history.head_state().digests
+        differing = sorted(name for name in expected if own.digests[name] != expected[name])
+        raise WeightsMismatch(
+            f"the model's weights equal no state of the ledger; different from its head: "
+            f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights"
+        )
+
+    # Afterwards
+
+    def catch_up(self, history: History) -> Event:
+        """Bring live weights to the head of the log, if another process moved it."""
+        live = self.live
+        head = history.head()
+        if head.seq == live.head.seq:
+            return head
+        if head.node == live.head.node:
+            self._show(head, Changes(self.engine.prepare({}), {}, live.state))
+            return head
+        changes = self.move(history, head.node, head.state_after)
+        self._show(head, changes)
+        logger.info("caught up with event %d of %s", head.seq, history.model)
+        return head
+
+    def move(self, history: History, node: int, expected: bytes) -> Changes:
+        """The live weights' way to another node, rebuilt and verified but not yet shown."""
+        self.engine.check_untouched()
+        live = self.live
+        starts = {anchor.node: anchor for anchor in history.store.snapshots(history.model_id)}
+        costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
+        path = lineage.cheapest(history.lineage, {**costs, live.head.node: 0}, node)
+        if path.start == live.head.node:
+            rebuilt = history.follow(
+                live.state, lambda name: clone(self.tensor(name)).cpu(), path, expected
+            )
+            return Changes(self._prepare(rebuilt.tensors), rebuilt.chunks, rebuilt.state)
+        state, tensors = history.rebuild(node, expected)
+        changed = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if state.digests[name] != live.state.digests[name]
+        }
+        hashed = hash_many([lanes(tensor, name) for name, tensor in changed.items()], self._pool)
+        chunks = dict(zip(changed, hashed, strict=True))
+        return Changes(self._prepare(changed), chunks, state)
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
+        """The engine's next version with these tensors, by full state name; nothing visible."""
+        return self._prepare(tensors)
+
+    def show(self, event: Event, changes: Changes | None = None) -> None:
+        """Make a committed event visible: one assignment in the engine."""
+        if changes is None:
+            changes = Changes(self.engine.prepare({}), {}, self.live.state)
+        self._show(event, changes)
+
+    def note(self, event: Event) -> None:
+        """Remember a committed event that changes no state."""
+        self._live = Live(event, self.live.state)
+
+    def check_untouched(self, names: Sequence[str]) -> None:
+        """Raise WeightsChangedOutside if live tensors were written behind the ledger.
+
+        Version counters cover every tensor. Where the caller holds the live tensors (`inplace`),
+        those about to be changed are hashed as well, since `tensor.data` writes do not count.
+        """
+        self.engine.check_untouched()
+        if self.engine.mode != "inplace":
+            return
+        changed = [
+            name
+            for name in names
+            if root(chunk_digests(lanes(self.tensor(name), name))) != root(self._chunks[name])
+        ]
+        if changed:
+            raise WeightsChangedOutside(
+                f"live weights were changed without the ledger: {_some(changed)}"
+            )
+
+    def hash_live(self) -> StateDigest:
+        """The state of the tensors that are served right now, hashed afresh."""
+        names = list(self.live.state.specs)
+        hashed = hash_many([lanes(self.tensor(name), name) for name in names], self._pool)
+        return self.live.state.with_digests(
+            {name: root(chunks) for name, chunks in zip(names, hashed, strict=True)}
+        )
+
+    def _prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
+        return self.engine.prepare(
+            {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
+        )
+
+    def _show(self, event: Event, changes: Changes) -> None:
+        self.engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
+        self._chunks.update(changes.chunks)
+        if changes.state.value != event.state_after:
+            raise CorruptLedger(f"published another state than event {event.seq}", seq=event.seq)
+        self._live = Live(event, changes.state)
+
+    def _hash_engine(self) -> StateDigest:
+        specs = [
+            TensorSpec(WEIGHTS + spec.name, spec.dtype, spec.shape) for spec in self.specs.values()
+        ]
+        hashed = hash_many(
+            [lanes(self.tensor(spec.name), spec.name).view(np.uint8) for spec in specs], self._pool
+        )
+        self._chunks = {spec.name: chunks for spec, chunks in zip(specs, hashed, strict=True)}
+        aliases = {WEIGHTS + a: WEIGHTS + first for a, first in self.engine.aliases().items()}
+        return StateDigest(
+            specs, {name: root(chunks) for name, chunks in self._chunks.items()}, aliases
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name.removeprefix(WEIGHTS) for name in names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,201 @@
+"""What a write wants to append: pure preparation, nothing durable and nothing visible yet.
+
+Each function looks at the live state, computes and encodes, and returns a Proposal; `ledger.log`
+commits it or, when another writer was faster, asks for it again on the newer state.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ledger import events, versions
+from ledger.deltas import Recorded, record_tensor, whole
+from ledger.events import Draft, Event
+from ledger.history import History
+from ledger.payload import EMPTY, Payload, PayloadWriter
+from ledger.positions import Position
+from ledger.projector import Changes, Projector
+from ledger.tensors import WEIGHTS
+from ledger.updates import NonFiniteResult, Update, tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a guard found: measurements before and after, and why the candidate is refused.
+
+    `reason` None accepts. `evidence` is JSON that goes into the event.
+    """
+
+    pre_metrics: Mapping[str, float] = field(default_factory=dict)
+    post_metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+Guard = Callable[[Changes], Verdict]
+"""Judges a candidate, which is prepared but not visible, before its event is appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One round of a write: the draft, its payload, and what to show once it is durable.
+
+    `parameters` are the full state names that the event counts as an update of; `changes` is
+    None when no tensor changes.
+    """
+
+    draft: Draft
+    payload: Payload = EMPTY
+    parameters: Sequence[str] = ()
+    changes: Changes | None = None
+
+
+def update(
+    history: History, projector: Projector, request: Update, guard: Guard | None
+) -> Proposal:
+    """One parameter's update, or its refusal by the guard or for a result that is not finite."""
+    name = WEIGHTS + request.spec.name
+    projector.check_untouched([name])
+    payload = PayloadWriter(history.blobs)
+    try:
+        recorded = _record(projector, name, tiles(request, projector.tensor(name)), payload)
+    except NonFiniteResult as error:
+        verdict = Verdict(reason=f"Automatic rollback: {error}", evidence={"cause": "non_finite"})
+        return _rejection(projector, request, verdict)
+    changes = _changes(projector, [recorded])
+    verdict = guard(changes) if guard else Verdict()
+    if verdict.reason is not None:
+        return _rejection(projector, request, verdict)
+    body = {
+        **request.facts,
+        "delta_norm": recorded.delta_norm,
+        "pre_metrics": dict(verdict.pre_metrics),
+        "post_metrics": dict(verdict.post_metrics),
+    }
+    return _updated(body, [recorded], payload.finish(), changes, [name])
+
+
+def record(history: History, projector: Projector, tensors: Mapping[str, torch.Tensor]) -> Proposal:
+    """The difference between the live state and `tensors` (by bare name), as one event."""
+    projector.check_untouched([])
+    payload = PayloadWriter(history.blobs)
+    recorded: list[Recorded] = []
+    for name in projector.specs:
+        values = whole(projector.specs[name], tensors[name])
+        one = _record(projector, WEIGHTS + name, values, payload)
+        if one.change.changed:
+            recorded.append(one)
+    changes = _changes(projector, recorded)
+    touched = [one.change.name for one in recorded]
+    return _updated({"operation": "record"}, recorded, payload.finish(), changes, touched)
+
+
+def version(projector: Projector, named: Event, facts: Mapping[str, Any]) -> Proposal:
+    """A name for the state after the event `named`."""
+    names = {"seq": named.state_seq, "node": named.node, "state": named.state_after.hex()}
+    return _without_state_change(
+        projector, events.VERSION_CREATED, {**facts, "names": names}, events.VERSIONS
+    )
+
+
+def retirement(projector: Projector, version_created: Event) -> Proposal:
+    """Takes a version's name off the list."""
+    body = {"version_id": version_created.name}
+    return Proposal(
+        Draft(
+            kind=events.VERSION_RETIRED,
+            body=body,
+            state_after=projector.live.state.value,
+            series=events.RETIRED,
+            number=version_created.number,
+        )
+    )
+
+
+def rollback(history: History, projector: Projector, target: Position, cause: str) -> Proposal:
+    """The move to another state, rebuilt and verified on the side."""
+    live = projector.live
+    named = target.event if target.event.series == events.VERSIONS else None
+    active = (
+        named.number
+        if named
+        else versions.nearest(history.store, history.model_id, history.lineage, target.node)
+    )
+    projector.check_untouched([])
+    changes = None
+    if target.node != live.head.node:
+        changes = projector.move(history, target.node, target.state)
+    body = {
+        "to": target.text,
+        "to_seq": target.node,
+        "from_seq": live.head.state_seq,
+        "version_id": named.name if named else None,
+        "cause": cause,
+    }
+    draft = Draft(
+        kind=events.ROLLED_BACK,
+        body=body,
+        state_after=target.state,
+        target_node=target.node,
+        active=active,
+    )
+    return Proposal(draft, changes=changes)
+
+
+def _record(
+    projector: Projector,
+    name: str,
+    values: Iterable[tuple[int, torch.Tensor]],
+    payload: PayloadWriter,
+) -> Recorded:
+    spec = projector.live.state.specs[name]
+    return record_tensor(spec, projector.tensor(name), projector.chunks(name), values, payload)
+
+
+def _changes(projector: Projector, recorded: Sequence[Recorded]) -> Changes:
+    changed = [one for one in recorded if one.change.changed]
+    return Changes(
+        prepared=projector.prepare({one.change.name: one.after for one in changed}),
+        chunks={one.change.name: one.chunks for one in changed},
+        state=projector.live.state.with_digests(
+            {one.change.name: one.change.after for one in changed}
+        ),
+    )
+
+
+def _updated(
+    body: Mapping[str, Any],
+    recorded: Sequence[Recorded],
+    payload: Payload,
+    changes: Changes,
+    parameters: Sequence[str],
+) -> Proposal:
+    tensors = [one.change.to_json() for one in recorded if one.change.changed]
+    draft = Draft(
+        kind=events.UPDATED,
+        body={**body, "tensors": tensors},
+        state_after=changes.state.value,
+        series=events.UPDATES,
+    )
+    return Proposal(draft, payload, parameters, changes)
+
+
+def _rejection(projector: Projector, request: Update, verdict: Verdict) -> Proposal:
+    body = {
+        **request.facts,
+        "reason": verdict.reason,
+        "evidence": dict(verdict.evidence),
+        "pre_metrics": dict(verdict.pre_metrics),
+        "post_metrics": dict(verdict.post_metrics),
+    }
+    return _without_state_change(projector, events.UPDATE_REJECTED, body, events.UPDATES)
+
+
+def _without_state_change(
+    projector: Projector, kind: str, body: Mapping[str, Any], series: str
+) -> Proposal:
+    active = events.THIS_VERSION if series == events.VERSIONS else events.KEEP_ACTIVE
+    state = projector.live.state.value
+    return Proposal(Draft(kind=kind, body=body, state_after=state, series=series, active=active))

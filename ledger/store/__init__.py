@@ -1,0 +1,149 @@
+"""Where events live.
+
+`EventStore` is the port: an append-only log per model plus the payload bytes it refers to.
+`ledger.store.sql` implements it over SQLAlchemy Core for SQLite and PostgreSQL; the suite in
+`tests/conformance/test_store.py` is what an implementation has to pass.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ledger.blobs import Buffer
+from ledger.errors import LedgerError
+from ledger.events import Annotation, Event
+
+
+class SeqTaken(LedgerError):
+    """Another writer appended this seq first: catch up, recompute, retry."""
+
+
+class KeyTaken(LedgerError):
+    """Another writer used this idempotency key first: answer with its event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One event and everything that becomes durable with it, in one transaction.
+
+    `parameters` are the full state names the event counts as an update of; `payload` is the
+    inline payload (at most INLINE_BYTES), else None; `blobs` are larger pieces by digest.
+    """
+
+    event: Event
+    annotation: Annotation
+    parameters: Sequence[str] = ()
+    payload: bytes | None = None
+    blobs: Mapping[bytes, Buffer] = field(default_factory=dict)
+    snapshot: "Snapshot | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An anchor: the whole state at a node, as a manifest blob naming tensor blobs.
+
+    `size` is what restoring it reads, in bytes.
+    """
+
+    node: int
+    manifest: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A state-changing event as the path finder sees it; `size` is its payload in bytes."""
+
+    seq: int
+    kind: str
+    node: int
+    parent: int | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events to list; every field narrows, None does not.
+
+    `parameter` is a glob over bare parameter names; `since` and `until` are UTC microseconds,
+    both inclusive; `min_seq` and `max_seq` are inclusive; `before` and `after` are exclusive seqs
+    for paging.
+    """
+
+    kinds: Sequence[str] = ()
+    actors: Sequence[str] = ()
+    parameter: str | None = None
+    since: int | None = None
+    until: int | None = None
+    min_seq: int | None = None
+    max_seq: int | None = None
+
+
+INLINE_BYTES = 256 * 1024
+
+
+class EventStore(Protocol):
+    """An append-only log per model; every method may raise StorageError."""
+
+    def close(self) -> None:
+        """Give back every connection; further use is an error."""
+
+    def models(self) -> Mapping[str, int]:
+        """Names of the registered models and their ids, in order of registration."""
+
+    def append(self, item: Append) -> None:
+        """Make an event durable, all of it or nothing.
+
+        Raises SeqTaken when the seq exists (or the predecessor does not), KeyTaken when the
+        idempotency key exists; the first event (seq 0) registers the model by its name.
+        """
+
+    def head(self, model_id: int) -> Event:
+        """The last event of a model."""
+
+    def event(self, model_id: int, seq: int) -> Event | None:
+        """One event; CorruptLedger when the row does not match its header."""
+
+    def annotation(self, model_id: int, seq: int) -> Annotation | None:
+        """The free text beside an event."""
+
+    def by_number(self, model_id: int, series: str, number: int) -> Event | None:
+        """The event that is update n ("updates") or version n ("versions")."""
+
+    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
+        """(number, seq) of every event of a series, by number; read from the index alone."""
+
+    def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
+        """The event that used this idempotency key."""
+
+    def by_state(self, model_id: int, digest: bytes) -> Event | None:
+        """Some state-changing event that led to this state digest."""
+
+    def at_time(self, model_id: int, recorded_at: int) -> Event | None:
+        """The last event recorded at or before a time (UTC microseconds)."""
+
+    def state_change_before(self, model_id: int, seq: int, back: int) -> Event | None:
+        """The state-changing event `back` places before the one at or before `seq`."""
+
+    def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
+        """Events with start <= seq < stop in order, unchecked rows raise CorruptLedger."""
+
+    def select(
+        self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True
+    ) -> list[Event]:
+        """Events that pass the filter, at most `limit`."""
+
+    def steps(self, model_id: int, start: int, stop: int) -> list[Step]:
+        """State-changing events with start <= seq < stop, in order."""
+
+    def update_counts(self, model_id: int) -> Mapping[str, int]:
+        """How many applied updates touched each full state name (those with at least one)."""
+
+    def payload(self, event: Event) -> bytes:
+        """The event's payload, checked against its digests; CorruptLedger names the seq."""
+
+    def snapshots(self, model_id: int) -> list[Snapshot]:
+        """The anchors of a model, by node."""
+
+    def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
+        """Remember an anchor whose blobs are already stored; adding it twice is fine."""

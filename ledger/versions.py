@@ -1,0 +1,81 @@
+"""Versions: names for states.
+
+Naming is one small event; nothing is copied. A version stays listed until a `version_retired`
+event takes its name off the list; the event and the digest it names stay for ever.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ledger.events import RETIRED, VERSIONS, Event
+from ledger.lineage import Lineage
+from ledger.store import EventStore
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One listed version.
+
+    `timestamp` is Unix seconds; `seq` is the state-changing event whose result it names, `digest`
+    the digest of that state; `performance_metrics` holds what was measured when it was named.
+    """
+
+    version_id: str
+    timestamp: float
+    description: str
+    is_active: bool
+    performance_metrics: dict[str, float]
+    seq: int
+    digest: bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The five fields of the specification."""
+        return {
+            "version_id": self.version_id,
+            "timestamp": self.timestamp,
+            "description": self.description,
+            "is_active": self.is_active,
+            "performance_metrics": self.performance_metrics,
+        }
+
+
+def listed_numbers(store: EventStore, model_id: int) -> list[tuple[int, int]]:
+    """(number, seq) of the versions that are not retired, by number."""
+    retired = {number for number, _ in store.numbers(model_id, RETIRED)}
+    return [item for item in store.numbers(model_id, VERSIONS) if item[0] not in retired]
+
+
+def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
+    """The versions that are not retired, newest first."""
+    active = store.head(model_id).active
+    events = (store.event(model_id, seq) for _, seq in reversed(listed_numbers(store, model_id)))
+    return [describe(event, active=event.number == active) for event in events if event]
+
+
+def describe(event: Event, *, active: bool) -> ModelVersion:
+    """The version that a `version_created` event names."""
+    named = event.body["names"]
+    return ModelVersion(
+        version_id=event.name,
+        timestamp=event.timestamp,
+        description=event.body["description"],
+        is_active=active,
+        performance_metrics=dict(event.body["performance_metrics"]),
+        seq=named["seq"],
+        digest=bytes.fromhex(named["state"]),
+    )
+
+
+def nearest(store: EventStore, model_id: int, lineage: Lineage, node: int) -> int | None:
+    """The number of the newest listed version that names `node` or its nearest named ancestor."""
+    named: dict[int, int] = {}
+    for number, seq in listed_numbers(store, model_id):
+        event = store.event(model_id, seq)
+        if event is not None:
+            named[event.body["names"]["node"]] = number
+    at: int | None = node
+    while at is not None and named:
+        if at in named:
+            return named[at]
+        at = lineage.parent(at) if at >= min(named) else None
+    return None
