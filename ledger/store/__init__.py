@@ -1,13 +1,13 @@
 """Where events live.
 
 `EventStore` is the port: an append-only log per model plus the payload bytes it refers to.
-`ledger.store.sql` implements it over SQLAlchemy Core for SQLite and PostgreSQL; the suite in
+`ledger.store.sql` implements it for SQLite and PostgreSQL; the suite in
 `tests/conformance/test_store.py` is what an implementation has to pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ledger.blobs import Buffer
 from ledger.errors import LedgerError
@@ -26,8 +26,9 @@ class KeyTaken(LedgerError):
 class Append:
     """One event and everything that becomes durable with it, in one transaction.
 
-    `parameters` are the full state names the event counts as an update of; `payload` is the
-    inline payload (at most INLINE_BYTES), else None; `blobs` are larger pieces by digest.
+    `parameters` are full state names: of a first event all of the model's, of an `updated` one
+    those it counts as an update of; other kinds are an update of none. `payload` is the inline
+    payload (at most INLINE_BYTES), else None; `blobs` are larger pieces by digest.
     """
 
     event: Event
@@ -50,8 +51,7 @@ class Snapshot:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A state-changing event as the path finder sees it; `size` is its payload in bytes."""
 
     seq: int
@@ -65,9 +65,8 @@ class Step:
 class EventFilter:
     """Which events to list; every field narrows, None does not.
 
-    `parameter` is a glob over bare parameter names; `since` and `until` are UTC microseconds,
-    both inclusive; `min_seq` and `max_seq` are inclusive; `before` and `after` are exclusive seqs
-    for paging.
+    `parameter` is a case-sensitive glob over bare parameter names and selects the updates that
+    touched one; `since` and `until` are UTC microseconds; all bounds are inclusive.
     """
 
     kinds: Sequence[str] = ()
@@ -95,11 +94,12 @@ class EventStore(Protocol):
         """Make an event durable, all of it or nothing.
 
         Raises SeqTaken when the seq exists (or the predecessor does not), KeyTaken when the
-        idempotency key exists; the first event (seq 0) registers the model by its name.
+        idempotency key exists, Conflict when its series has its number already. The first event
+        (seq 0) registers the model by its name; SeqTaken when another was first.
         """
 
     def head(self, model_id: int) -> Event:
-        """The last event of a model."""
+        """The last event of a model; NotFound for an id that is none."""
 
     def event(self, model_id: int, seq: int) -> Event | None:
         """One event; CorruptLedger when the row does not match its header."""
@@ -126,7 +126,7 @@ class EventStore(Protocol):
         """The state-changing event `back` places before the one at or before `seq`."""
 
     def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
-        """Events with start <= seq < stop in order, unchecked rows raise CorruptLedger."""
+        """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row."""
 
     def select(
         self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True

@@ -1,0 +1,40 @@
+# Everything is done in .venv, which any target makes when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS := --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: serve test lint types unit soak bench clean
+
+serve: $(STAMP)
+	$(BIN)/weightledger serve
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/pytest -m "not soak"
+
+# 50 kills instead of 5, and longer campaigns.
+soak: $(STAMP)
+	$(BIN)/pytest -m soak
+
+# Prints a table and writes JSON to benchmarks/results.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.workload
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

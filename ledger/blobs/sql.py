@@ -1,0 +1,141 @@
+"""Blobs in the ledger's own database, so that they can share an event's transaction.
+
+A blob is a row that says how long it is and when it was last put, and its bytes in rows of at most
+16 MiB. Digests are taken in order wherever several rows are locked, so two writers cannot wait for
+each other.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.blobs import Buffer
+from ledger.digest import content_digest
+from ledger.errors import CorruptLedger
+from ledger.store.backend import Execute
+from ledger.store.bulk import marks, pieces
+from ledger.store.database import Database
+
+PART_BYTES = 16 * 1024 * 1024
+
+_TOUCH = "UPDATE blobs SET touched_at = ? WHERE digest = ?"
+# Another writer may store the same blob between the two statements.
+_INSERT = (
+    "INSERT INTO blobs (digest, size, touched_at) VALUES (?, ?, ?)"
+    " ON CONFLICT (digest) DO UPDATE SET touched_at = excluded.touched_at"
+)
+_INSERT_PART = (
+    "INSERT INTO blob_parts (digest, part, data) VALUES (?, ?, ?)"
+    " ON CONFLICT (digest, part) DO NOTHING"
+)
+_FIRST = (
+    "SELECT b.size, p.data FROM blobs b"
+    " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0 WHERE b.digest = ?"
+)
+_NEXT = "SELECT data FROM blob_parts WHERE digest = ? AND part = ?"
+
+
+class SqlBlobs:
+    """`ledger.blobs.BlobStore` over the tables `blobs` and `blob_parts`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` under its digest; a blob that exists is touched, not written again."""
+        with self._database.write() as execute:
+            store_blobs(execute, {digest: data})
+
+    def get(self, digest: bytes) -> bytes:
+        """The bytes of a blob; CorruptLedger when it is missing or does not match."""
+        with self._database.read() as execute:
+            size, first = _first(execute, digest)
+            parts = [first, *(_next(execute, digest, at) for at in range(1, _parts(size)))]
+        data = first if len(parts) == 1 else b"".join(parts)
+        if len(data) != size or content_digest(data) != digest:
+            raise _mismatch(digest)
+        return data
+
+    def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
+        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`.
+
+        Holds one part in memory at a time.
+        """
+        at = 0
+        with self._database.read() as execute:
+            size, data = _first(execute, digest)
+            if size != len(out):
+                raise CorruptLedger(
+                    f"blob {digest.hex()} has {size} bytes, {len(out)} are expected"
+                )
+            for part in range(1, _parts(size) + 1):
+                if at + len(data) > size:
+                    raise _mismatch(digest)
+                out[at : at + len(data)] = np.frombuffer(data, np.uint8)
+                at += len(data)
+                if part < _parts(size):
+                    data = _next(execute, digest, part)
+        if at != size or content_digest(out) != digest:
+            raise _mismatch(digest)
+
+    def missing(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those of the digests that are not stored; those that are get touched."""
+        wanted = sorted(set(digests))
+        absent = set(wanted)
+        if not wanted:
+            return absent
+        now = time.time_ns() // 1000
+        with self._database.write() as execute:
+            for piece in pieces(wanted):
+                rows = execute(
+                    "UPDATE blobs SET touched_at = ? WHERE digest IN (SELECT digest FROM blobs"
+                    f" WHERE digest IN ({marks(len(piece))}) ORDER BY digest"
+                    f" {self._database.backend.FOR_UPDATE}) RETURNING digest",
+                    (now, *piece),
+                )
+                absent.difference_update(digest for (digest,) in rows.fetchall())
+        return absent
+
+
+def store_blobs(execute: Execute, blobs: Mapping[bytes, Buffer]) -> None:
+    """Put blobs inside a transaction that is under way."""
+    now = time.time_ns() // 1000
+    for digest in sorted(blobs):
+        if execute(_TOUCH, (now, digest)).rowcount:
+            continue
+        view = _view(blobs[digest])
+        execute(_INSERT, (digest, len(view), now))
+        for part in range(_parts(len(view))):
+            start = part * PART_BYTES
+            execute(_INSERT_PART, (digest, part, view[start : start + PART_BYTES]))
+
+
+def _view(data: Buffer) -> memoryview:
+    if isinstance(data, np.ndarray):
+        return data.reshape(-1).view(np.uint8).data
+    return memoryview(data).cast("B")
+
+
+def _parts(size: int) -> int:
+    return -(-size // PART_BYTES)
+
+
+def _first(execute: Execute, digest: bytes) -> tuple[int, bytes]:
+    row = execute(_FIRST, (digest,)).fetchone()
+    if row is None:
+        raise CorruptLedger(f"blob {digest.hex()} is missing")
+    return row[0], row[1] or b""
+
+
+def _next(execute: Execute, digest: bytes, part: int) -> bytes:
+    row = execute(_NEXT, (digest, part)).fetchone()
+    if row is None:
+        raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
+    data: bytes = row[0]
+    return data
+
+
+def _mismatch(digest: bytes) -> CorruptLedger:
+    return CorruptLedger(f"blob {digest.hex()} does not match its digest")

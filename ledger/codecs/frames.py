@@ -1,0 +1,155 @@
+"""One tensor's delta: frames of up to 2^20 lanes, so that memory stays bounded at any size.
+
+A frame is
+
+    u8   length of the codec id
+    …    codec id, ASCII
+    u32  lanes in the frame, 1 to 2^20             (little-endian)
+    u32  size of the encoded delta in bytes
+    …    the encoded delta
+
+and frames follow each other from the tensor's first lane to its last, without a gap. A tensor
+without lanes has no frames. Whether differences are ordered, and the lane dtype, follow from the
+tensor's dtype and are not repeated here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.codecs.delta import Delta, apply, compare, equal, window
+from ledger.codecs.registry import CODECS, Codec, get_codec
+from ledger.codecs.streams import Reader, u32
+from ledger.digest import CHUNK_BYTES, touched_chunks
+from ledger.errors import CorruptLedger
+from ledger.tensors import Lanes
+
+TILE_LANES = 1 << 20
+"""Most lanes in a frame."""
+
+# Between these shares of changed lanes either codec may be smaller; both are tried on samples.
+_SPARSE_BELOW, _DENSE_ABOVE = 0.3, 0.9
+# At equal size dense frames are read faster.
+_DENSE_BONUS = 0.98
+_SAMPLE_LANES, _SAMPLES = 1 << 14, 4
+
+
+def tiles(count: int) -> Iterator[tuple[int, int]]:
+    """The (start, stop) lanes of each frame of a tensor of `count` lanes."""
+    for start in range(0, count, TILE_LANES):
+        yield start, min(start + TILE_LANES, count)
+
+
+def encode_frame(delta: Delta, codec_id: str | None = None) -> bytes:
+    """The frame of `delta`, written by the codec that makes it smallest or by the one given.
+
+    What was written is decoded again and compared; raises CorruptLedger if it differs, so that
+    a faulty codec or machine is noticed before anything is recorded.
+    """
+    if not 0 < delta.count <= TILE_LANES:
+        raise ValueError(f"a frame has 1 to {TILE_LANES} lanes, not {delta.count}")
+    codec = get_codec(codec_id) if codec_id else _smallest(delta)
+    data = codec.encode(delta)
+    if not equal(codec.decode(data, delta.count, delta.difference.dtype), delta):
+        raise CorruptLedger(f"codec {codec.id!r} did not reproduce the difference it was given")
+    name = codec.id.encode("ascii")
+    return b"".join((bytes([len(name)]), name, u32(delta.count), u32(len(data)), data))
+
+
+def encode_tensor(before: Lanes, after: Lanes, ordered: bool) -> bytes:
+    """The frames of a whole tensor, found by comparing every lane."""
+    return b"".join(
+        [
+            encode_frame(compare(before[start:stop], after[start:stop], ordered))
+            for start, stop in tiles(len(before))
+        ]
+    )
+
+
+def iter_frames(
+    data: bytes | memoryview, dtype: np.dtype[np.unsignedinteger]
+) -> Iterator[tuple[int, Delta]]:
+    """The (start lane, delta) of each frame in `data`, decoded one at a time.
+
+    Raises CorruptLedger at the first frame that cannot be read.
+    """
+    start = 0
+    for codec, count, encoded in _split(data):
+        yield start, codec.decode(encoded, count, dtype)
+        start += count
+
+
+def apply_frames(
+    lanes: Lanes, data: bytes | memoryview, ordered: bool, *, undo: bool = False
+) -> NDArray[np.intp]:
+    """Apply all frames to a whole tensor's lanes in place, forward or with `undo` backward.
+
+    Returns the ascending numbers of the digest chunks that were written, for `digest.rehash`.
+    Raises CorruptLedger if a frame cannot be read or the frames do not cover the tensor exactly;
+    the lanes then are as they were.
+    """
+    covered = sum(count for _, count, _ in _split(data))
+    if covered != len(lanes):
+        raise CorruptLedger(f"the delta covers {covered} lanes of a tensor that has {len(lanes)}")
+    touched = [np.zeros(0, np.intp)]
+    done = 0
+    try:
+        for start, delta in iter_frames(data, lanes.dtype):
+            apply(lanes[start : start + delta.count], delta, ordered, undo=undo)
+            done += 1
+            touched.append(written_chunks(start, delta))
+    except CorruptLedger:
+        # Deltas are reversible, so what was written is taken back without a copy of the tensor.
+        for (start, delta), _ in zip(iter_frames(data, lanes.dtype), range(done), strict=False):
+            apply(lanes[start : start + delta.count], delta, ordered, undo=not undo)
+        raise
+    return touched[1] if len(touched) == 2 else np.unique(np.concatenate(touched))
+
+
+def written_chunks(start: int, delta: Delta) -> NDArray[np.intp]:
+    """Ascending numbers of the digest chunks that a frame beginning at lane `start` writes."""
+    itemsize = delta.difference.itemsize
+    first, lead = divmod(start, CHUNK_BYTES // itemsize)
+    if delta.indices is None:
+        last = (start + delta.count - 1) * itemsize // CHUNK_BYTES
+        return np.arange(first, last + 1)
+    return touched_chunks(delta.indices + lead, delta.count + lead, itemsize) + first
+
+
+def _split(data: bytes | memoryview) -> Iterator[tuple[Codec, int, memoryview]]:
+    reader = Reader(data)
+    while reader.left:
+        try:
+            codec = get_codec(bytes(reader.take(reader.u8())).decode("ascii"))
+        except UnicodeDecodeError as error:
+            raise CorruptLedger("a frame's codec id is not ASCII") from error
+        count = reader.u32()
+        if not 0 < count <= TILE_LANES:
+            raise CorruptLedger(f"a frame has 1 to {TILE_LANES} lanes, not {count}")
+        yield codec, count, reader.take(reader.u32())
+
+
+def _smallest(delta: Delta) -> Codec:
+    sparse, dense = CODECS["sparse.1"], CODECS["dense.1"]
+    if delta.indices is None:
+        return dense
+    if not delta.changed:
+        return CODECS["none.1"]
+    share = delta.changed / delta.count
+    if share < _SPARSE_BELOW:
+        return sparse
+    if share > _DENSE_ABOVE:
+        return dense
+    parts = _samples(delta)
+    sparse_size = sum(len(sparse.encode(part)) for part in parts)
+    dense_size = sum(len(dense.encode(part)) for part in parts)
+    return dense if _DENSE_BONUS * dense_size <= sparse_size else sparse
+
+
+def _samples(delta: Delta) -> list[Delta]:
+    if delta.count <= _SAMPLES * _SAMPLE_LANES:
+        return [delta]
+    starts: list[Any] = np.linspace(0, delta.count - _SAMPLE_LANES, _SAMPLES, dtype=int).tolist()
+    return [window(delta, start, start + _SAMPLE_LANES) for start in starts]

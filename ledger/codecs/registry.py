@@ -1,0 +1,67 @@
+"""Which codecs there are: one table of ours, and those that installed packages bring."""
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import numpy as np
+
+from ledger.codecs.delta import Delta
+from ledger.codecs.dense import Dense
+from ledger.codecs.sparse import Sparse
+from ledger.codecs.unchanged import Unchanged
+from ledger.errors import CorruptLedger
+
+ENTRY_POINTS = "weightledger.codecs"
+
+
+class Codec(Protocol):
+    """One way of writing a delta; see the contract in `ledger.codecs`."""
+
+    @property
+    def id(self) -> str:
+        """Permanent name: 1 to 255 printable ASCII characters, ending in a version."""
+
+    def encode(self, delta: Delta) -> bytes:
+        """The bytes of `delta`."""
+
+    def decode(
+        self, data: bytes | memoryview, count: int, dtype: np.dtype[np.unsignedinteger]
+    ) -> Delta:
+        """The delta of `count` lanes of `dtype` in `data`; raises CorruptLedger."""
+
+
+def table(codecs: Iterable[Codec]) -> dict[str, Codec]:
+    """Codecs by id; raises ValueError for an id that is malformed or taken twice."""
+    found: dict[str, Codec] = {}
+    for codec in codecs:
+        if not (codec.id.isascii() and codec.id.isprintable() and 0 < len(codec.id) < 256):
+            raise ValueError(f"codec id {codec.id!r} is not 1 to 255 printable ASCII characters")
+        if codec.id in found:
+            raise ValueError(f"two codecs have the id {codec.id!r}")
+        found[codec.id] = codec
+    return found
+
+
+CODECS: dict[str, Codec] = table((Unchanged(), Sparse(), Dense()))
+"""The codecs that come with the ledger."""
+
+
+def get_codec(codec_id: str) -> Codec:
+    """The codec with this id, ours or an installed package's.
+
+    Raises CorruptLedger if there is none: the bytes at hand cannot be read.
+    """
+    codec = CODECS.get(codec_id) or _installed().get(codec_id)
+    if codec is None:
+        raise CorruptLedger(
+            f"no codec {codec_id!r} is installed; known are {', '.join(_installed())}"
+        )
+    return codec
+
+
+@cache
+def _installed() -> dict[str, Codec]:
+    others = [point.load() for point in entry_points(group=ENTRY_POINTS)]
+    return table([*CODECS.values(), *others])

@@ -1,0 +1,79 @@
+"""Engines: what holds live weights.
+
+The contract
+------------
+- `prepare` builds the next version on the side. Everything that can fail fails there; nothing is
+  visible and the live version is untouched.
+- `publish` makes a prepared version the live one, at once and whole. It does not fail.
+- A lease holds one committed version: its module, the seq of its last state change and its digest.
+  In multi-version engines taking a lease is one reference, without a lock or a wait.
+- Only the ledger writes to live tensors; `check_untouched` notices when something else did.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+
+from ledger.tensors import TensorSpec
+
+
+class Prepared(Protocol):
+    """A next version that nobody sees yet."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The candidate, ready to be scored."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The tensors it replaces, by bare name."""
+
+
+class Live(Protocol):
+    """One committed version, as a lease holds it."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model to infer with."""
+
+    @property
+    def seq(self) -> int:
+        """Seq of the last state-changing event."""
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the state, 32 bytes."""
+
+
+class Engine(Protocol):
+    """Holds the live weights of one model."""
+
+    @property
+    def mode(self) -> str:
+        """`multi-version`, or `inplace` when the caller's own tensors are written."""
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Parameters and persistent buffers by bare name; a tied tensor once."""
+
+    def aliases(self) -> Mapping[str, str]:
+        """Further names of tied tensors, each with the first name."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The live tensor of that name; read only."""
+
+    def check_untouched(self) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
+        """The next version with these tensors (now the engine's), the rest as live.
+
+        Raises InvalidRequest for a name, dtype or shape that is not the model's.
+        """
+
+    def publish(self, prepared: Prepared, *, seq: int, digest: bytes) -> None:
+        """Make a prepared version live."""
+
+    def lease(self) -> AbstractContextManager[Live]:
+        """Hold the live version."""

@@ -1,0 +1,115 @@
+"""Appending: one event with all that belongs to it, in one transaction of few statements."""
+
+from collections.abc import Iterable, Sequence
+
+from ledger.blobs.sql import store_blobs
+from ledger.errors import InvalidRequest
+from ledger.events import UPDATED
+from ledger.store import INLINE_BYTES, Append, SeqTaken, Snapshot, rows
+from ledger.store.backend import Execute
+from ledger.store.bulk import insert_rows
+from ledger.store.database import Database
+from ledger.store.rows import key_of
+
+_ANNOTATE = (
+    "INSERT INTO annotations (event_key, actor, reason, metadata, salt) VALUES (?, ?, ?, ?, ?)"
+)
+_SNAPSHOT = (
+    "INSERT INTO snapshots (model_id, node, manifest, size) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (model_id, node) DO UPDATE SET manifest = excluded.manifest, size = excluded.size"
+)
+
+
+class Appender:
+    """The writing half of the store; remembers the ids of models and parameters, once durable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._models: dict[str, int] = {}
+        self._parameters: dict[int, dict[str, int]] = {}
+
+    def append(self, item: Append) -> None:
+        """See `EventStore.append`; the event's row comes first, so who lost writes nothing else."""
+        event = item.event
+        if item.payload is not None and (
+            len(item.payload) != event.payload_size or len(item.payload) > INLINE_BYTES
+        ):
+            raise InvalidRequest(
+                f"an inline payload has {event.payload_size} bytes by its header and at most"
+                f" {INLINE_BYTES}, got {len(item.payload)}"
+            )
+        fresh: dict[str, int] = {}
+        with self._database.write() as execute:
+            model_id = self._place(execute, item)
+            key = key_of(model_id, event.seq)
+            execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
+            if event.seq == 0:
+                _name_parameters(execute, model_id, item.parameters)
+            elif event.kind == UPDATED and item.parameters:
+                ids, fresh = self._parameter_ids(execute, model_id, item.parameters)
+                insert_rows(
+                    execute, "touches (parameter_id, event_key)", [(number, key) for number in ids]
+                )
+            if item.annotation:
+                note = item.annotation
+                execute(_ANNOTATE, (key, note.actor, note.reason, note.metadata, note.salt))
+            if item.blobs:
+                store_blobs(execute, item.blobs)
+            if item.snapshot is not None:
+                remember_snapshot(execute, model_id, item.snapshot)
+        self._models[event.model] = model_id
+        if fresh:
+            self._parameters[model_id] = self._parameters.get(model_id, {}) | fresh
+
+    def model_id(self, execute: Execute, name: str) -> int | None:
+        """The id of a registered model."""
+        if name not in self._models:
+            row = execute("SELECT model_id FROM models WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            self._models[name] = row[0]
+        return self._models[name]
+
+    def _place(self, execute: Execute, item: Append) -> int:
+        """The id of the event's model, which its first event registers."""
+        name = item.event.model
+        if item.event.seq == 0:
+            row = execute("INSERT INTO models (name) VALUES (?) RETURNING model_id", (name,))
+            (made,) = row.fetchone()
+            return int(made)
+        model_id = self.model_id(execute, name)
+        if model_id is None:
+            raise SeqTaken(f"model {name!r} has no first event yet")
+        return model_id
+
+    def _parameter_ids(
+        self, execute: Execute, model_id: int, names: Sequence[str]
+    ) -> tuple[list[int], dict[str, int]]:
+        """Ids of parameters, and those that are to be remembered when the event is durable."""
+        known = self._parameters.get(model_id, {})
+        fresh: dict[str, int] = {}
+        if any(name not in known for name in names):
+            known = fresh = _read_parameters(execute, model_id)
+            unnamed = [name for name in dict.fromkeys(names) if name not in fresh]
+            if unnamed:
+                _name_parameters(execute, model_id, unnamed)
+                known = fresh = _read_parameters(execute, model_id)
+        return [known[name] for name in dict.fromkeys(names)], fresh
+
+
+def remember_snapshot(execute: Execute, model_id: int, snapshot: Snapshot) -> None:
+    """Write a snapshot's row inside a transaction that is under way."""
+    execute(_SNAPSHOT, (model_id, snapshot.node, snapshot.manifest, snapshot.size))
+
+
+def _name_parameters(execute: Execute, model_id: int, names: Iterable[str]) -> None:
+    insert_rows(
+        execute,
+        "parameters (model_id, name)",
+        [(model_id, name) for name in dict.fromkeys(names)],
+    )
+
+
+def _read_parameters(execute: Execute, model_id: int) -> dict[str, int]:
+    found = execute("SELECT name, parameter_id FROM parameters WHERE model_id = ?", (model_id,))
+    return dict(found.fetchall())

@@ -1,0 +1,61 @@
+"""The port between the store and a database: what SQLite and PostgreSQL do differently.
+
+The modules `ledger.store.sqlite` and `ledger.store.postgres` are its implementations. Statements
+are written once, with `?` for a value; driver connections are in autocommit mode, so that
+transactions begin and end where we say.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+
+from ledger.errors import LedgerError
+
+
+class Cursor(Protocol):
+    """What is read of a driver's cursor."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Execute(Protocol):
+    """Runs a statement on one driver connection."""
+
+    def __call__(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
+
+
+class Backend(Protocol):
+    """One kind of database."""
+
+    BEGIN_READ: str  # several statements see one state of the database
+    BEGIN_WRITE: str
+    FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+
+    def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
+        """The pool of connections; InvalidRequest for a URL that cannot work."""
+
+    def executor(self, connection: Any) -> Execute:
+        """How to run a statement on a driver connection."""
+
+    def prepare(self, execute: Execute) -> None:
+        """Before the first migration, outside of a transaction."""
+
+    def lock_schema(self, execute: Execute) -> None:
+        """Keep other processes from migrating until the transaction ends."""
+
+    def table_names(self, execute: Execute) -> set[str]:
+        """Every table of the database."""
+
+    def wrong_triggers(self, execute: Execute) -> list[str]:
+        """Names of the triggers that are missing or not as they must be."""
+
+    def explain(self, error: BaseException, where: str) -> LedgerError:
+        """The ledger error for an error of the driver."""

@@ -1,0 +1,117 @@
+"""What is particular to PostgreSQL: connecting, locking, its catalogue and its errors.
+
+Values travel in binary form. Pipeline mode is never used, nor `executemany`, which uses it: it
+hung with payloads of a megabyte.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors
+
+from ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+)
+from ledger.store import triggers
+from ledger.store.backend import Cursor, Execute
+from ledger.store.failures import refusal
+
+BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+FOR_UPDATE = "FOR UPDATE"
+
+_POOL_SIZE = 8
+_MOST_CONNECTIONS = 64
+_WAIT_S = 10.0
+_SCHEMA_LOCK = 0x77656967  # "weig", in the database's own space of advisory locks
+
+_BUSY = (
+    errors.DeadlockDetected,
+    errors.LockNotAvailable,
+    errors.SerializationFailure,
+    errors.QueryCanceled,
+    errors.TooManyConnections,
+)
+_CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
+
+
+def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+    """An engine whose connections leave BEGIN to us and are tried before use."""
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=_POOL_SIZE,
+        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_timeout=_WAIT_S,
+        pool_pre_ping=True,
+        pool_reset_on_return=None,
+        connect_args={"autocommit": True},
+    )
+
+
+def executor(connection: Any) -> Execute:
+    """How to run a statement on a driver connection; results come in binary form."""
+    run = connection.execute
+
+    def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
+        cursor: Cursor = run(sql.replace("?", "%s"), params, binary=True)
+        return cursor
+
+    return execute
+
+
+def prepare(execute: Execute) -> None:
+    """Nothing to do."""
+
+
+def lock_schema(execute: Execute) -> None:
+    """Wait for the lock that whoever migrates this database holds until it commits."""
+    execute("SELECT pg_advisory_xact_lock(?)", (_SCHEMA_LOCK,))
+
+
+def table_names(execute: Execute) -> set[str]:
+    """Every table of the current schema."""
+    rows = execute("SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()")
+    return {name for (name,) in rows}
+
+
+def wrong_triggers(execute: Execute) -> list[str]:
+    """Names of the triggers that are missing, switched off or not as they must be."""
+    rows = execute(
+        "SELECT t.tgname::text, c.relname::text, t.tgtype::int, p.prosrc,"
+        " t.tgenabled = 'A' AND t.tgqual IS NULL AND array_length(t.tgattr, 1) IS NULL"
+        " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        " JOIN pg_proc p ON p.oid = t.tgfoid"
+        " WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace"
+    )
+    found = {name: tuple(rest) for name, *rest in rows}
+    return [
+        name
+        for name, trigger in triggers.postgres_triggers().items()
+        if found.get(name) != (trigger.table, trigger.shape, trigger.body, True)
+    ]
+
+
+def explain(error: BaseException, where: str) -> LedgerError:
+    """The ledger error for an error of the driver; `where` names the database."""
+    text = str(error).strip()
+    if isinstance(error, errors.UniqueViolation | errors.RaiseException):
+        known = refusal(error.diag.constraint_name or error.diag.message_primary or "")
+        return known or StorageError(f"{where} refused a row: {text}")
+    if isinstance(error, errors.DiskFull):
+        return StorageFull(f"no space is left for {where}; nothing was recorded")
+    if isinstance(error, _BUSY):
+        return StorageBusy(f"{where} is busy: {text}")
+    if isinstance(error, _CORRUPT):
+        return CorruptLedger(f"{where} is damaged: {text}")
+    if isinstance(error, psycopg.DataError):
+        return InvalidRequest(f"a value cannot be stored: {text}")
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return StorageError(f"{where} cannot be reached: {text}")
+    return StorageError(f"{where} failed: {text}")

@@ -1,0 +1,240 @@
+"""The event store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ledger.blobs.sql import SqlBlobs
+from ledger.digest import content_digest
+from ledger.errors import CorruptLedger, NotFound
+from ledger.events import Annotation, Event
+from ledger.store import Append, EventFilter, Snapshot, Step, rows, search
+from ledger.store.append import Appender, remember_snapshot
+from ledger.store.database import Database
+from ledger.store.rows import key_of
+from ledger.store.schema import open_schema
+from ledger.store.tables import SEQ_BITS, SEQ_MASK
+
+_PAGE = 1000  # events that `scan` holds at a time
+_MOST_NUMBER = (1 << 63) - 1
+
+_BY_KEY = f"{rows.SELECT} WHERE event_key = ?"
+_LAST = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key DESC LIMIT 1"
+_RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
+_STATE_CHANGE = (
+    f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1"
+    " ORDER BY event_key DESC LIMIT 1 OFFSET ?"
+)
+_BY_STATE = (
+    f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1 AND state_after = ?"
+    " ORDER BY event_key DESC LIMIT 1"
+)
+_BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
+_NUMBERS = (
+    f"SELECT number, event_key & {SEQ_MASK} FROM events"
+    " WHERE model_id = ? AND series = ? AND number IS NOT NULL ORDER BY number"
+)
+_BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
+_STEPS = (
+    f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size FROM events"
+    " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
+)
+_ANNOTATION = "SELECT actor, reason, metadata, salt FROM annotations WHERE event_key = ?"
+_UPDATE_COUNTS = (
+    "SELECT p.name, count(*) FROM parameters p JOIN touches t ON t.parameter_id = p.parameter_id"
+    " WHERE p.model_id = ? GROUP BY p.parameter_id, p.name ORDER BY p.name"
+)
+
+
+class SqlStore:
+    """Events, annotations and snapshots in a database; `blobs` are the blobs beside them.
+
+    Safe to share between threads; any number of processes may use the same database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.blobs = SqlBlobs(database)
+        self._database = database
+        self._names: dict[int, str] = {}
+        self._appender = Appender(database)
+
+    @classmethod
+    def open(cls, url: str, *, upgrade: bool = True) -> "SqlStore":
+        """Open a database by SQLAlchemy URL, making or upgrading its tables.
+
+        Raises SchemaMismatch for a newer or foreign database, one that is not append-only, or with
+        `upgrade=False` one without this release's tables; StorageError when it cannot be reached.
+        """
+        database = Database.connect(url, create=upgrade)
+        try:
+            open_schema(database, upgrade=upgrade)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    def close(self) -> None:
+        """Give back every connection; further use is a StorageError."""
+        self._database.close()
+
+    def models(self) -> Mapping[str, int]:
+        """Names of the registered models and their ids, in order of registration."""
+        with self._database.read() as execute:
+            found = execute("SELECT name, model_id FROM models ORDER BY model_id").fetchall()
+        return dict(found)
+
+    def append(self, item: Append) -> None:
+        """Make an event durable, all of it or nothing; see `EventStore.append`."""
+        self._appender.append(item)
+
+    def head(self, model_id: int) -> Event:
+        """The last event of a model; NotFound for an id that is none."""
+        event = self._one(model_id, _LAST, *_all(model_id))
+        if event is None:
+            raise NotFound(f"no model has the id {model_id}")
+        return event
+
+    def event(self, model_id: int, seq: int) -> Event | None:
+        """One event; CorruptLedger when the row does not match its header."""
+        return self._one(model_id, _BY_KEY, key_of(model_id, seq)) if _is_seq(seq) else None
+
+    def annotation(self, model_id: int, seq: int) -> Annotation | None:
+        """The free text beside an event."""
+        with self._database.read() as execute:
+            row = execute(_ANNOTATION, (key_of(model_id, seq),)).fetchone()
+        return None if row is None else Annotation(*row)
+
+    def by_number(self, model_id: int, series: str, number: int) -> Event | None:
+        """The event that is update n ("updates") or version n ("versions")."""
+        if not 0 <= number <= _MOST_NUMBER:
+            return None
+        return self._one(model_id, _BY_NUMBER, model_id, series, number)
+
+    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
+        """(number, seq) of every event of a series, by number; read from the index alone."""
+        with self._database.read() as execute:
+            return [(number, seq) for number, seq in execute(_NUMBERS, (model_id, series))]
+
+    def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
+        """The event that used this idempotency key."""
+        return self._one(model_id, _BY_IDEMPOTENCY, model_id, idempotency_key)
+
+    def by_state(self, model_id: int, digest: bytes) -> Event | None:
+        """The last state-changing event that led to this state digest; reads the log backwards."""
+        return self._one(model_id, _BY_STATE, *_all(model_id), digest)
+
+    def at_time(self, model_id: int, recorded_at: int) -> Event | None:
+        """The last event recorded at or before a time (UTC microseconds)."""
+        with self._database.read() as execute:
+            seq = search.seq_at(execute, model_id, recorded_at)
+        return self.event(model_id, seq)
+
+    def state_change_before(self, model_id: int, seq: int, back: int) -> Event | None:
+        """The state-changing event `back` places before the one at or before `seq`."""
+        if back < 0:
+            return None
+        first, last = key_of(model_id, 0), key_of(model_id, seq)
+        return self._one(model_id, _STATE_CHANGE, first, last, min(back, SEQ_MASK))
+
+    def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
+        """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row.
+
+        Reads in pages and holds no transaction between them.
+        """
+        model = self._name(model_id)
+        expected = max(start, 0)
+        last = key_of(model_id, SEQ_MASK if stop is None else stop - 1)
+        while True:
+            with self._database.read() as execute:
+                page = execute(_RANGE, (key_of(model_id, expected), last)).fetchall()
+            for row in page:
+                if row[0] != key_of(model_id, expected):
+                    raise CorruptLedger(f"event {expected} is missing", seq=expected)
+                yield rows.from_row(row, model)
+                expected += 1
+            if len(page) < _PAGE:
+                return
+
+    def select(
+        self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True
+    ) -> list[Event]:
+        """Events that pass the filter, at most `limit`."""
+        with self._database.read() as execute:
+            found = search.select(execute, model_id, where, limit, newest_first)
+        model = self._name(model_id) if found else ""
+        return [rows.from_row(row, model) for row in found]
+
+    def steps(self, model_id: int, start: int, stop: int) -> list[Step]:
+        """State-changing events with start <= seq < stop, in order."""
+        bounds = key_of(model_id, max(start, 0)), key_of(model_id, stop - 1)
+        with self._database.read() as execute:
+            return list(map(Step._make, execute(_STEPS, bounds)))
+
+    def update_counts(self, model_id: int) -> Mapping[str, int]:
+        """How many applied updates touched each full state name (those with at least one)."""
+        with self._database.read() as execute:
+            return dict(execute(_UPDATE_COUNTS, (model_id,)).fetchall())
+
+    def payload(self, event: Event) -> bytes:
+        """The event's payload, checked against its digests; CorruptLedger names the seq."""
+        row: Any = None
+        with self._database.read() as execute:
+            model_id = self._appender.model_id(execute, event.model)
+            if model_id is not None:
+                key = key_of(model_id, event.seq)
+                row = execute("SELECT payload FROM events WHERE event_key = ?", (key,)).fetchone()
+        if row is None:
+            raise CorruptLedger(f"event {event.seq} is missing", seq=event.seq)
+        if row[0] is not None:
+            return _checked(event, row[0])
+        try:
+            return b"".join([self.blobs.get(ref.digest) for ref in event.payload])
+        except CorruptLedger as error:
+            raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
+
+    def snapshots(self, model_id: int) -> list[Snapshot]:
+        """The anchors of a model, by node."""
+        with self._database.read() as execute:
+            found = execute(
+                "SELECT node, manifest, size FROM snapshots WHERE model_id = ? ORDER BY node",
+                (model_id,),
+            )
+            return [Snapshot(*row) for row in found]
+
+    def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
+        """Remember an anchor whose blobs are already stored; adding it twice is fine."""
+        with self._database.write() as execute:
+            remember_snapshot(execute, model_id, snapshot)
+
+    def _one(self, model_id: int, sql: str, *params: Any) -> Event | None:
+        with self._database.read() as execute:
+            row = execute(sql, params).fetchone()
+        return None if row is None else rows.from_row(row, self._name(model_id))
+
+    def _name(self, model_id: int) -> str:
+        if model_id not in self._names:
+            self._names |= {number: name for name, number in self.models().items()}
+        if model_id not in self._names:
+            raise NotFound(f"no model has the id {model_id}")
+        return self._names[model_id]
+
+
+def _is_seq(seq: int) -> bool:
+    return 0 <= seq <= SEQ_MASK
+
+
+def _all(model_id: int) -> tuple[int, int]:
+    """The first and the last key that a model's events can have."""
+    return model_id << SEQ_BITS, (model_id << SEQ_BITS) | SEQ_MASK
+
+
+def _checked(event: Event, payload: bytes) -> bytes:
+    """An inline payload, if it is the pieces that the header names."""
+    at = 0
+    for ref in event.payload:
+        if content_digest(payload[at : at + ref.size]) != ref.digest:
+            break
+        at += ref.size
+    else:
+        if at == len(payload):
+            return payload
+    raise CorruptLedger(f"payload of event {event.seq} does not match its digest", seq=event.seq)

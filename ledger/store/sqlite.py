@@ -1,0 +1,112 @@
+"""What is particular to SQLite: connecting, locking, its catalogue and its errors."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+)
+from ledger.store import triggers
+from ledger.store.backend import Execute
+from ledger.store.failures import refusal
+
+BEGIN_READ = "BEGIN"
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+FOR_UPDATE = ""  # a writer holds the whole database
+
+_BUSY_S = 10.0
+_POOL_SIZE = 8
+_MOST_CONNECTIONS = 64
+
+# page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
+_PRAGMAS = (
+    "PRAGMA page_size = 8192",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA recursive_triggers = ON",
+)
+
+
+def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+    """An engine whose connections leave BEGIN to us; InvalidRequest for a database in memory."""
+    name = url.database or ":memory:"
+    if ":memory:" in name or url.query.get("mode") == "memory":
+        raise InvalidRequest(
+            "a SQLite ledger needs a file, such as sqlite:///weights.db: "
+            "a database in memory is seen by one connection only",
+            param="database_url",
+        )
+    if not create and not name.startswith("file:") and not Path(name).exists():
+        raise StorageError(f"there is no database at {name}")
+    made = sa.create_engine(
+        url,
+        pool_size=_POOL_SIZE,
+        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_timeout=_BUSY_S,
+        pool_reset_on_return=None,
+        connect_args={"isolation_level": None, "timeout": _BUSY_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(made, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+
+    return made
+
+
+def executor(connection: Any) -> Execute:
+    """How to run a statement on a driver connection."""
+    run: Execute = connection.execute
+    return run
+
+
+def prepare(execute: Execute) -> None:
+    """Make a new file's journal a write-ahead log; must run outside of a transaction."""
+    execute("PRAGMA journal_mode = WAL").fetchone()
+
+
+def lock_schema(execute: Execute) -> None:
+    """Nothing to do: BEGIN IMMEDIATE has locked out other writers."""
+
+
+def table_names(execute: Execute) -> set[str]:
+    """Every table of the database."""
+    rows = execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not name.startswith("sqlite_")}
+
+
+def wrong_triggers(execute: Execute) -> list[str]:
+    """Names of the triggers that are missing or not as they must be."""
+    rows = execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    found = dict(rows)
+    return [name for name, sql in triggers.sqlite_triggers().items() if found.get(name) != sql]
+
+
+def explain(error: BaseException, where: str) -> LedgerError:
+    """The ledger error for an error of the driver; `where` names the database."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return refusal(str(error)) or StorageError(f"{where} refused a row: {error}")
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(f"no space is left for {where}; nothing was recorded")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return CorruptLedger(f"{where} is damaged: {error}")
+    if code == sqlite3.SQLITE_NOTADB:
+        return StorageError(f"{where} is not a SQLite database")
+    if code == sqlite3.SQLITE_READONLY:
+        return StorageError(f"{where} cannot be written to: {error}")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
+    return StorageError(f"{where} failed: {error}")

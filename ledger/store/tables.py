@@ -1,0 +1,132 @@
+"""The tables, as SQLAlchemy Core; nothing else, so that migrations can import them.
+
+An event's primary key is `(model_id << 40) | seq`: inserting it is the compare-and-set that orders
+a model's log, and a range of seqs is a range of keys. Every further index costs append
+throughput; each one below names the query that needs it. Foreign keys guard the tables that are
+written once per model; on the hot tables the predecessor trigger does that work.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text
+
+REVISION = "0001"  # the alembic revision that these tables are
+
+SEQ_BITS = 40
+SEQ_MASK = (1 << SEQ_BITS) - 1
+
+# Only a column declared INTEGER is the rowid itself on SQLite.
+Key = BigInteger().with_variant(Integer(), "sqlite")
+Bytes = sa.LargeBinary
+
+metadata = sa.MetaData()
+
+models = Table(
+    "models",
+    metadata,
+    Column("model_id", Integer, sa.Identity(), primary_key=True),
+    Column("name", Text, nullable=False),
+    sa.UniqueConstraint("name", name="models_name"),
+)
+
+# `payload` comes last: on SQLite a column behind a large one is read through all of its pages.
+events = Table(
+    "events",
+    metadata,
+    Column("event_key", Key, primary_key=True, autoincrement=False),
+    Column("model_id", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("node", BigInteger, nullable=False),
+    Column("parent", BigInteger),
+    Column("changes_state", sa.SmallInteger, nullable=False),
+    Column("series", Text),
+    Column("number", BigInteger),
+    Column("idempotency_key", Text),
+    Column("state_after", Bytes, nullable=False),
+    Column("payload_size", BigInteger, nullable=False),
+    Column("header", Bytes, nullable=False),
+    Column("event_hash", Bytes, nullable=False),
+    Column("payload", Bytes),
+    CheckConstraint(f"event_key >> {SEQ_BITS} = model_id", name="events_key"),
+)
+
+Index(  # by_key, and keys are unique
+    "events_idempotency",
+    events.c.model_id,
+    events.c.idempotency_key,
+    unique=True,
+    sqlite_where=events.c.idempotency_key.is_not(None),
+    postgresql_where=events.c.idempotency_key.is_not(None),
+)
+Index(  # by_number and numbers, which reads nothing else
+    "events_number",
+    events.c.model_id,
+    events.c.series,
+    events.c.number,
+    unique=True,
+    sqlite_where=events.c.number.is_not(None),
+    postgresql_where=events.c.number.is_not(None),
+    postgresql_include=["event_key"],
+)
+Index(  # select by kind; updates, nearly all events, are not in it
+    "events_kind",
+    events.c.kind,
+    events.c.event_key,
+    sqlite_where=sa.text("kind <> 'updated'"),
+    postgresql_where=sa.text("kind <> 'updated'"),
+)
+
+annotations = Table(
+    "annotations",
+    metadata,
+    Column("event_key", Key, primary_key=True, autoincrement=False),
+    Column("actor", Text),
+    Column("reason", Text),
+    Column("metadata", Text),
+    Column("salt", Bytes, nullable=False),
+)
+Index("annotations_actor", annotations.c.actor, annotations.c.event_key)  # select by actor
+
+parameters = Table(
+    "parameters",
+    metadata,
+    Column("parameter_id", Key, sa.Identity(), primary_key=True),
+    Column("model_id", Integer, ForeignKey("models.model_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    sa.UniqueConstraint("model_id", "name", name="parameters_name"),
+)
+
+touches = Table(
+    "touches",
+    metadata,
+    Column("parameter_id", Key, primary_key=True, autoincrement=False),
+    Column("event_key", Key, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("node", BigInteger, primary_key=True, autoincrement=False),
+    Column("manifest", Bytes, nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+
+# Apart from its parts, because touching a row on SQLite writes all of it again.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("digest", Bytes, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("touched_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+blob_parts = Table(
+    "blob_parts",
+    metadata,
+    Column("digest", Bytes, primary_key=True),
+    Column("part", Integer, primary_key=True, autoincrement=False),
+    Column("data", Bytes, nullable=False),
+)

@@ -1,0 +1,94 @@
+"""A real server process for tests: started, asked, killed."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+START_S = 60.0
+
+
+class Server:
+    """One `weightledger serve` process on a port of its own."""
+
+    def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._options = options
+        self._env = {**os.environ, **(env or {})}
+        self._log = folder.parent / f"{folder.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Server":
+        """Start, and wait until it is ready; raises with its output when it gives up."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "api.cli", "serve"),
+                    *("--data-dir", str(self.folder), "--port", str(self.port), *self._options),
+                ],
+                stdout=log,
+                stderr=log,
+                env=self._env,
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server gave up:\n{self.output()}")
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{self.url}/readyz").status_code == 200:
+                    return self
+            time.sleep(0.05)
+        raise RuntimeError(f"the server is not ready:\n{self.output()}")
+
+    def refuse_to_start(self) -> str:
+        """Start a server that must not come up; its output."""
+        try:
+            self.start()
+        except RuntimeError:
+            assert self.process is not None
+            assert self.process.returncode == 1
+            return self.output()
+        self.stop()
+        raise AssertionError("the server started")
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=20)
+
+    def client(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """A server that is up, and gone afterwards."""
+    server = Server(folder, *options, env=env)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

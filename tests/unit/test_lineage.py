@@ -1,0 +1,80 @@
+"""The path finder against brute force over random trees."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.events import ROLLED_BACK, UPDATED
+from ledger.lineage import Lineage, Path, cheapest
+from ledger.store import Step
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[list[Step], list[int]]:
+    """A log of updates and rollbacks: its steps, and the nodes there are."""
+    steps = [Step(0, "registered", 0, None, 0)]
+    nodes = [0]
+    at = 0
+    for seq in range(1, draw(st.integers(2, 40))):
+        if draw(st.booleans()) or seq == 1:
+            size = draw(st.integers(0, 50))
+            steps.append(Step(seq, UPDATED, seq, at, size))
+            nodes.append(seq)
+            at = seq
+        else:
+            at = draw(st.sampled_from(nodes))
+            steps.append(Step(seq, ROLLED_BACK, at, seq - 1, 0))
+    return steps, nodes
+
+
+def lineage_of(steps: list[Step]) -> Lineage:
+    return Lineage(lambda start, stop: [s for s in steps if start <= s.seq < stop])
+
+
+def brute_force(steps: list[Step], starts: dict[int, int], target: int) -> int:
+    """Fewest bytes to reach `target`, by relaxing every edge both ways until nothing moves."""
+    best = dict(starts)
+    edges = [(s.node, s.parent, s.size) for s in steps if s.node == s.seq and s.parent is not None]
+    moved = True
+    while moved:
+        moved = False
+        for child, parent, size in edges:
+            for a, b in ((child, parent), (parent, child)):
+                if a in best and best[a] + size < best.get(b, 1 << 60):
+                    best[b] = best[a] + size
+                    moved = True
+    return best[target]
+
+
+def walk(lineage: Lineage, path: Path, sizes: dict[int, int]) -> int:
+    """Follow a path, checking that each step applies where the last one ended; gives its end."""
+    at = path.start
+    for seq in path.undo:
+        assert seq == at
+        at = lineage.parent(seq)
+    for seq in path.redo:
+        assert lineage.parent(seq) == at
+        at = seq
+    return at
+
+
+@given(trees(), st.data())
+def test_the_cheapest_path_reads_the_fewest_bytes(tree, data) -> None:
+    steps, nodes = tree
+    target = data.draw(st.sampled_from(nodes))
+    anchors = data.draw(st.lists(st.sampled_from(nodes), max_size=3, unique=True))
+    starts = dict.fromkeys(anchors, 60)
+    starts[data.draw(st.sampled_from(nodes))] = 0
+    lineage = lineage_of(steps)
+    path = cheapest(lineage, starts, target)
+    sizes = {s.seq: s.size for s in steps}
+    assert walk(lineage, path, sizes) == target
+    spent = starts[path.start] + sum(sizes[seq] for seq in (*path.undo, *path.redo))
+    assert path.size == spent == brute_force(steps, starts, target)
+
+
+def test_a_node_appended_after_a_page_was_read_is_found() -> None:
+    steps = [Step(0, "registered", 0, None, 0)]
+    lineage = lineage_of(steps)
+    assert lineage.parent(0) is None
+    steps.append(Step(1, UPDATED, 1, 0, 7))
+    assert (lineage.parent(1), lineage.size(1)) == (0, 7)

@@ -1,0 +1,160 @@
+"""What an update computes, and what is refused before anything happens."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ledger.errors import InvalidRequest, NotFound
+from ledger.tensors import TensorSpec
+from ledger.updates import IncrementalUpdateRequest, NonFiniteResult, tiles, validate
+
+SPECS = {
+    "w": TensorSpec("w", "float32", (3, 4)),
+    "h": TensorSpec("h", "float16", (3,)),
+    "b": TensorSpec("b", "bfloat16", (4,)),
+    "d": TensorSpec("d", "float64", (2,)),
+    "i": TensorSpec("i", "int8", (2, 2)),
+    "flag": TensorSpec("flag", "bool", (3,)),
+    "s": TensorSpec("s", "float32", ()),
+    "none": TensorSpec("none", "float32", (0, 4)),
+}
+
+
+def result(name: str, before: torch.Tensor, data: object, **fields: object) -> torch.Tensor:
+    update = validate(IncrementalUpdateRequest(name, data, **fields), SPECS)
+    parts = [values for _, values in tiles(update, before)]
+    flat = torch.cat(parts) if parts else torch.empty(0, dtype=before.dtype)
+    return flat.reshape(before.shape)
+
+
+def test_the_three_update_types() -> None:
+    w, u = torch.randn(3, 4), torch.randn(3, 4)
+    rate = torch.tensor(0.1)
+    assert torch.equal(result("w", w, u, learning_rate=0.1), w + u * rate)
+    assert torch.equal(
+        result("w", w, u, learning_rate=0.1, update_type="multiplicative"), w * (1 + u * rate)
+    )
+    assert torch.equal(result("w", w, u, update_type="replace"), u)
+
+
+@pytest.mark.parametrize("name", ["h", "b"])
+def test_half_types_compute_in_single_precision_and_round_once(name: str) -> None:
+    dtype = SPECS[name].torch_dtype
+    before, u = torch.randn(SPECS[name].shape).to(dtype), torch.randn(SPECS[name].shape)
+    expected = (before.float() + u * torch.tensor(0.3)).to(dtype)
+    assert torch.equal(result(name, before, u, learning_rate=0.3), expected)
+
+
+def test_data_may_have_the_shape_or_be_flat_or_be_one_number() -> None:
+    w = torch.zeros(3, 4)
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12.5]]
+    flat = [value for row in rows for value in row]
+    expected = torch.tensor(rows)
+    for data in (rows, flat, np.array(rows), torch.tensor(rows, dtype=torch.float64)):
+        assert torch.equal(result("w", w, data, update_type="replace"), expected)
+    assert torch.equal(result("w", w, 2, update_type="replace"), torch.full((3, 4), 2.0))
+    assert torch.equal(result("s", torch.tensor(1.0), 2, learning_rate=1), torch.tensor(3.0))
+    assert result("none", torch.empty(0, 4), 1.0).shape == (0, 4)
+
+
+def test_a_transposed_tensor_is_updated_where_it_is() -> None:
+    w = torch.arange(12.0).reshape(4, 3).T
+    u = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(result("w", w, u, learning_rate=1), w + u)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([1.0, 2.0, 3.0], "has shape \\(3, 4\\), got 3 values"),
+        ([[1.0] * 3] * 4, "has shape \\(3, 4\\), got shape \\(4, 3\\)"),
+        ([[1.0], [1.0, 2.0]], "ragged"),
+        (float("nan"), "must be finite"),
+        ([math.inf] * 12, "must be finite"),
+        (1e39, "overflows float32"),
+        ("1.0", "must be numbers, got values of type str"),
+        (True, "must be numbers, got values of type bool"),
+        ([1.0] * 11 + [False], "must be numbers, got values of type bool"),
+        (None, "must be numbers, got values of type NoneType"),
+        ({"a": 1}, "must be numbers, got values of type dict"),
+        (torch.ones(3, 4, dtype=torch.bool), "booleans"),
+        (torch.ones(3, 4, dtype=torch.complex64), "complex"),
+        (np.array(["a"]), "must be numbers"),
+        (10**400, "overflows float32"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(data: object, expected: str) -> None:
+    with pytest.raises(InvalidRequest, match=expected) as refused:
+        result("w", torch.zeros(3, 4), data)
+    assert refused.value.param == "update_data"
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0001, float("nan"), True, "0.1", None])
+def test_learning_rate_is_a_number_from_0_to_1(rate: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"learning_rate must be") as refused:
+        validate(IncrementalUpdateRequest("w", 1.0, learning_rate=rate), SPECS)
+    assert refused.value.param == "learning_rate"
+
+
+def test_an_unknown_parameter_and_an_unknown_type_are_refused() -> None:
+    with pytest.raises(NotFound, match="'nope' not found"):
+        validate(IncrementalUpdateRequest("nope", 1.0), SPECS)
+    with pytest.raises(InvalidRequest, match="additive, multiplicative, replace"):
+        validate(IncrementalUpdateRequest("w", 1.0, update_type="subtract"), SPECS)
+
+
+def test_metadata_is_a_json_object() -> None:
+    with pytest.raises(InvalidRequest, match="metadata"):
+        validate(IncrementalUpdateRequest("w", 1.0, metadata=[1]), SPECS)
+    with pytest.raises(InvalidRequest, match="canonical JSON"):
+        validate(IncrementalUpdateRequest("w", 1.0, metadata={"x": float("nan")}), SPECS)
+
+
+def test_other_dtypes_are_replaced_only_and_exactly() -> None:
+    before = torch.zeros(2, 2, dtype=torch.int8)
+    with pytest.raises(InvalidRequest, match="replace only"):
+        result("i", before, 1)
+    new = result("i", before, [[1, -2], [127, -128]], update_type="replace")
+    assert new.tolist() == [[1, -2], [127, -128]]
+    assert new.dtype == torch.int8
+    for bad in (128, 1.5, [[0.0, 0.0], [0.0, 1e300]]):
+        with pytest.raises(InvalidRequest, match="whole numbers that fit int8"):
+            result("i", before, bad, update_type="replace")
+    flags = torch.zeros(3, dtype=torch.bool)
+    assert result("flag", flags, [True, False, True], update_type="replace").tolist() == [1, 0, 1]
+
+
+def test_a_replacement_that_overflows_the_dtype_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="overflows float16"):
+        result("h", torch.zeros(3, dtype=torch.float16), 70_000.0, update_type="replace")
+
+
+def test_a_result_that_overflows_is_not_the_callers_mistake() -> None:
+    before = torch.full((3,), 60_000.0, dtype=torch.float16)
+    with pytest.raises(NonFiniteResult, match="3 value"):
+        result("h", before, 60_000.0, learning_rate=1)
+
+
+def test_values_that_were_not_finite_before_may_stay() -> None:
+    before = torch.tensor([1.0, -math.inf], dtype=torch.float64)
+    assert result("d", before, 1.0, learning_rate=1).tolist() == [2.0, -math.inf]
+
+
+def test_the_request_digest_tells_requests_apart() -> None:
+    def digest(**fields: object) -> bytes:
+        given = {"parameter_name": "w", "update_data": 1.0, **fields}
+        return validate(IncrementalUpdateRequest(**given), SPECS).digest
+
+    base = digest()
+    assert base == digest(update_data=1)
+    others = [
+        digest(update_data=2.0),
+        digest(update_data=[1.0] * 12),
+        digest(learning_rate=0.02),
+        digest(update_type="replace"),
+        digest(metadata={"a": 1}),
+        digest(parameter_name="s"),
+    ]
+    assert len({base, *others}) == 7
