@@ -59,9 +59,13 @@ def _train(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Non
             parameter.uniform_(-bound, bound, generator=generator)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(_EPOCHS):
-        for batch in torch.randperm(len(labels), generator=generator).split(_BATCH):
+        shuffled = torch.randperm(len(labels), generator=generator)
+        for start in range(0, len(labels), _BATCH):
+            batch = shuffled[start : start + _BATCH]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(images[batch]), labels[batch]).backward()
+            torch.autograd.backward(
+                nn.functional.cross_entropy(module(images[batch]), labels[batch])
+            )
             optimizer.step()
     for parameter in module.parameters():
         parameter.grad = None

@@ -84,17 +84,18 @@ class Ledger:
         log. Raises NotFound for an unknown model without base, WeightsMismatch when the weights
         given equal no state of the log.
         """
-        if engine is None:
-            if base is None:
-                base = self.history(name).state("head")
-            engine = StateEngine(base)
-        projector = Projector(engine, self._pool)
+        projector = Projector(engine or self._state_engine(name, base), self._pool)
         if name not in self.store.models():
             self._register(name, projector)
         history = self.history(name)
         if not projector.attached:
             projector.attach(history, on_mismatch)
         return Log(history, projector, alpha=alpha)
+
+    def _state_engine(
+        self, name: str, base: torch.nn.Module | Mapping[str, torch.Tensor] | None
+    ) -> Engine:
+        return StateEngine(self.history(name).state("head") if base is None else base)
 
     def _register(self, name: str, projector: Projector) -> None:
         """Append the first event with its snapshot; leave the projector be if another was first."""

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 MAX_DESCRIPTION = 500
 
+# A tiny model would otherwise be snapshotted every few updates, to save reading next to nothing.
+MIN_SPACING_BYTES = 1 << 20
+
 # A loser of the compare-and-set waits a random moment that grows with each round.
 _ROUNDS = 20
 _BACKOFF_S = 0.002
@@ -78,7 +81,8 @@ class Log:
     def __init__(self, history: History, projector: Projector, *, alpha: float = 1.0) -> None:
         self.history = history
         self.projector = projector
-        self._spacing = alpha * sum(spec.nbytes for spec in projector.specs.values())
+        model_bytes = sum(spec.nbytes for spec in projector.specs.values())
+        self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._since_anchor = self._bytes_since_anchor()
@@ -336,7 +340,7 @@ class Log:
             self._since_anchor = self._bytes_since_anchor()
         else:
             self._since_anchor += event.payload_size
-        if self._since_anchor >= self._spacing and self._since_anchor:
+        if self._since_anchor >= self._spacing:
             self._anchor_after(event)
 
     def _anchor_after(self, event: Event) -> None:

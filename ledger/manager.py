@@ -63,11 +63,11 @@ class DynamicModelManager:
         self.config = config or DynamicUpdateConfig()
         self.lora_config = lora_config
         self.model_name = model_config if isinstance(model_config, str) else model_config.model
-        self.engine: Engine = (
-            InplaceEngine(engine_client)
-            if isinstance(engine_client, torch.nn.Module)
-            else engine_client
-        )
+        self.engine: Engine
+        if isinstance(engine_client, torch.nn.Module):
+            self.engine = InplaceEngine(engine_client)
+        else:
+            self.engine = engine_client
         self._owned = ledger is None
         if ledger is None:
             Path(self.config.backup_dir).mkdir(parents=True, exist_ok=True)
@@ -182,6 +182,12 @@ class DynamicModelManager:
     def _apply(self, request: IncrementalUpdateRequest) -> Event:
         before = self.log.live.head.counts.applied
         event = self.log.apply(request, self._guard)
+        if event.kind == events.UPDATE_REJECTED:
+            logger.warning(
+                "refused %s of %s: %s", event.name, self.model_name, event.body["reason"]
+            )
+        else:
+            logger.debug("applied %s to %s", event.name, request.parameter_name)
         applied = event.counts.applied
         due = applied > before and applied % self.config.checkpoint_interval == 0
         if due and event.kind == events.UPDATED and self.config.enable_versioning:
@@ -193,11 +199,13 @@ class DynamicModelManager:
         event = self.log.create_version(
             description, caller=caller, performance_metrics=self._guard.current()
         )
+        logger.info("created version %s of %s", event.name, self.model_name)
         self.log.retire_versions(keep=self.config.max_versions)
         return event
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
         target = self.log.history.resolve(event.body["to"]).event
+        logger.info("rolled %s back to %s", self.model_name, target.name)
         if target.kind == events.VERSION_CREATED:
             description = target.body["description"]
         else:

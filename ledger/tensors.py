@@ -175,8 +175,9 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     check_tensor(name, tensor)
     element = DTYPES[_name(tensor.dtype)]
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    flat = plain.view(-1).view(torch.uint8).numpy()
-    return flat.view(element.lane)
+    # Not view(-1): a contiguous tensor of one element may have any stride, and would keep it.
+    flat = plain.as_strided((plain.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().view(element.lane)
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:

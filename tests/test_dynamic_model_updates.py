@@ -362,7 +362,12 @@ def test_a_bare_module_is_updated_itself(tmp_path) -> None:
 
 
 def test_loggers_follow_the_module_path(caplog, manager) -> None:
-    assert logging.getLogger("ledger.manager").parent.name == "ledger"
+    with caplog.at_level(logging.DEBUG, logger="ledger"):
+        result = run(manager.apply_incremental_update(request()))
+        run(manager.apply_incremental_update(request(77.0, update_type="replace")))
+    said = [(r.name, r.levelname) for r in caplog.records if "update_" in r.getMessage()]
+    assert said == [("ledger.manager", "DEBUG"), ("ledger.manager", "WARNING")]
+    assert result["update_id"] in caplog.text
 
 
 # The routes

@@ -12,7 +12,7 @@ The contract
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -72,8 +72,8 @@ class Engine(Protocol):
         Raises InvalidRequest for a name, dtype or shape that is not the model's.
         """
 
-    def publish(self, prepared: Prepared, *, seq: int, digest: bytes) -> None:
-        """Make a prepared version live."""
+    def publish(self, prepared: Any, *, seq: int, digest: bytes) -> None:
+        """Make live what this engine's `prepare` gave."""
 
     def lease(self) -> AbstractContextManager[Live]:
         """Hold the live version."""

@@ -98,8 +98,8 @@ def _refuse_overlap(tensors: Mapping[str, torch.Tensor]) -> None:
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """First and last byte, within its storage, that a tensor may occupy."""
     itemsize = tensor.element_size()
-    start = tensor.storage_offset() * itemsize
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset()) * itemsize
+    reach = int(sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)))
     return start, start + (reach + 1) * itemsize
 
 

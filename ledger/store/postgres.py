@@ -85,7 +85,7 @@ def wrong_triggers(execute: Execute) -> list[str]:
     """Names of the triggers that are missing, switched off or not as they must be."""
     rows = execute(
         "SELECT t.tgname::text, c.relname::text, t.tgtype::int, p.prosrc,"
-        " t.tgenabled = 'A' AND t.tgqual IS NULL AND array_length(t.tgattr, 1) IS NULL"
+        " t.tgenabled = 'A' AND t.tgqual IS NULL AND t.tgattr::text = ''"
         " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
         " JOIN pg_proc p ON p.oid = t.tgfoid"
         " WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace"

@@ -88,8 +88,17 @@ def test_a_parameter_is_written_through_its_lanes() -> None:
         torch.arange(48.0).reshape(2, 2, 3, 4).contiguous(memory_format=torch.channels_last),
         torch.tensor([1 + 2j, 3 - 4j]).conj(),
         torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+        torch.tensor([1 + 2j]).conj().imag,
     ],
-    ids=["transposed", "strided", "expanded", "channels_last", "conjugated", "negated"],
+    ids=[
+        "transposed",
+        "strided",
+        "expanded",
+        "channels_last",
+        "conjugated",
+        "negated",
+        "negated_contiguous",
+    ],
 )
 def test_other_layouts_give_the_bits_of_their_values_as_a_copy(view: torch.Tensor) -> None:
     assert not shares_memory(view)
@@ -101,6 +110,15 @@ def test_other_layouts_give_the_bits_of_their_values_as_a_copy(view: torch.Tenso
     copy = clone(view)
     assert shares_memory(copy)
     assert lanes(copy).tobytes() == lanes(expected).tobytes()
+
+
+def test_a_single_element_of_a_strided_tensor_shares_its_memory() -> None:
+    whole = torch.arange(6.0).reshape(3, 2)
+    for part in (whole[1:2, 1:], whole[1:2, 1], whole[1, 1]):
+        assert shares_memory(part)
+        lanes(part)[:] = 0
+        assert whole.tolist() == [[0, 1], [2, 0], [4, 5]]
+        whole[1, 1] = 3
 
 
 def test_a_clone_keeps_nan_payloads_and_signed_zeros() -> None:
