@@ -1,12 +1,14 @@
-"""Recording one tensor's change: new values in, verified frames and new digests out.
+"""Recording one tensor's change: before and after in, verified frames and new digests out.
 
-Works a tile at a time, so beside the tensor itself only a few tiles are in memory. Every frame is
-decoded again and compared before it counts (`codecs.encode_frame` does that), so what is appended
-is known to replay.
+Works a tile at a time on a few threads, so beside the two tensors only a few tiles are in memory.
+Every frame is decoded again and compared before it counts (`codecs.frames.encode_frame`), so what
+is appended is known to replay.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +21,15 @@ from ledger.events import TensorChange
 from ledger.payload import PayloadWriter
 from ledger.tensors import Lanes, TensorSpec, lanes
 
+# Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
+_AHEAD = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A tensor's change with what it leads to.
+    """A tensor's change and what it leads to.
 
-    `after` is a new contiguous tensor; `chunks` its chunk digests; `delta_norm` the L2 norm of
+    `after` is the tensor's new value, `chunks` its chunk digests; `delta_norm` is the L2 norm of
     after − before for float dtypes, None where it is not a finite number.
     """
 
@@ -34,38 +39,40 @@ class Recorded:
     delta_norm: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    frame: bytes
+    changed: int
+    chunks: bytearray
+    square: float
+
+
 def record_tensor(
     spec: TensorSpec,
     before: torch.Tensor,
+    after: torch.Tensor,
     chunks: bytearray,
-    tiles: Iterable[tuple[int, torch.Tensor]],
     payload: PayloadWriter,
+    pool: Executor,
 ) -> Recorded:
-    """Encode the change from `before` to the values given as flat tiles, in order.
+    """Encode the change from `before` to `after` into the payload.
 
     `spec` has the full state name, `chunks` are the chunk digests of `before`. A tensor whose
     bits do not change writes no frames.
     """
-    after = torch.empty(spec.shape, dtype=before.dtype, device=before.device)
-    flat_before, flat_after = before.detach().reshape(-1), after.view(-1)
-    chunks_after = bytearray(chunks)
+    chunks_after = bytearray()
     size = changed = 0
     square = 0.0
     held = b""
-    for start, new in tiles:
-        old = flat_before[start : start + new.numel()]
-        flat_after[start : start + new.numel()] = new
-        new_lanes = lanes(new, spec.name)
-        delta = compare(lanes(old, spec.name), new_lanes, spec.element.ordered)
-        changed += _changed_elements(delta, spec)
+    for tile in _encoded(spec, before, after, chunks, pool):
+        chunks_after += tile.chunks
+        changed += tile.changed
+        square += tile.square
         # Frames are held back until one changes something: an unchanged tensor writes nothing.
-        held += encode_frame(delta)
+        held += tile.frame
         if changed:
             size += payload.write(held)
             held = b""
-        _rehash_tile(chunks_after, delta, new_lanes, start * spec.element.itemsize)
-        if spec.element.kind == "float":
-            square += _square_distance(new, old)
     norm = math.sqrt(square)
     return Recorded(
         change=TensorChange(spec.name, root(chunks), root(chunks_after), size, changed),
@@ -73,13 +80,6 @@ def record_tensor(
         chunks=chunks_after,
         delta_norm=norm if math.isfinite(norm) else None,
     )
-
-
-def whole(spec: TensorSpec, tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """An existing tensor as flat tiles, for changes that were computed elsewhere."""
-    flat = tensor.detach().reshape(-1)
-    for start in tile_starts(spec):
-        yield start, flat[start : start + tile_elements(spec)]
 
 
 def tile_elements(spec: TensorSpec) -> int:
@@ -92,16 +92,57 @@ def tile_starts(spec: TensorSpec) -> range:
     return range(0, spec.numel, tile_elements(spec))
 
 
-def _rehash_tile(chunks: bytearray, delta: Delta, new: Lanes, offset: int) -> None:
-    """Bring the digests of a tile's chunks up to date; tiles start where a chunk starts."""
-    first = offset // CHUNK_BYTES * DIGEST_BYTES
-    count = -(-new.nbytes // CHUNK_BYTES)
-    numbers: Iterable[int] = range(count)
-    if delta.indices is not None:
-        numbers = touched_chunks(delta.indices, delta.count, new.itemsize).tolist()
-    part = chunks[first : first + count * DIGEST_BYTES]
-    rehash(part, new, numbers)
-    chunks[first : first + len(part)] = part
+def _encoded(
+    spec: TensorSpec,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    chunks: bytearray,
+    pool: Executor,
+) -> Iterator[_Tile]:
+    """The tiles in order, encoded on the pool when there are several."""
+    old, new = before.detach().reshape(-1), after.detach().reshape(-1)
+    step = tile_elements(spec)
+    starts = tile_starts(spec)
+
+    def encode(start: int) -> _Tile:
+        part = slice(start, start + step)
+        return _encode(spec, old[part], new[part], _chunks_of(chunks, spec, part))
+
+    if len(starts) <= 1:
+        yield from map(encode, starts)
+        return
+    waiting: deque[Future[_Tile]] = deque()
+    for start in starts:
+        waiting.append(pool.submit(encode, start))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _encode(spec: TensorSpec, old: torch.Tensor, new: torch.Tensor, chunks: bytearray) -> _Tile:
+    after = lanes(new, spec.name)
+    delta = compare(lanes(old, spec.name), after, spec.element.ordered)
+    frame = encode_frame(delta)
+    changed = _changed_elements(delta, spec)
+    _rehash(chunks, delta, after)
+    square = _square_distance(new, old) if changed and spec.element.kind == "float" else 0.0
+    return _Tile(frame, changed, chunks, square)
+
+
+def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
+    """The digests of a tile's chunks; a tile starts where a chunk starts."""
+    first = part.start * spec.element.itemsize // CHUNK_BYTES
+    last = -(-min(part.stop, spec.numel) * spec.element.itemsize // CHUNK_BYTES)
+    return chunks[first * DIGEST_BYTES : last * DIGEST_BYTES]
+
+
+def _rehash(chunks: bytearray, delta: Delta, after: Lanes) -> None:
+    if delta.indices is None:
+        rehash(chunks, after, range(len(chunks) // DIGEST_BYTES))
+    else:
+        numbers = touched_chunks(delta.indices, delta.count, after.itemsize)
+        rehash(chunks, after, numbers.tolist())
 
 
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:

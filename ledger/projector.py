@@ -186,10 +186,6 @@ class Projector:
         chunks = dict(zip(changed, hashed, strict=True))
         return Changes(self._prepare(changed), chunks, state)
 
-    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
-        """The engine's next version with these tensors, by full state name; nothing visible."""
-        return self._prepare(tensors)
-
     def show(self, event: Event, changes: Changes | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""
         if changes is None:

@@ -4,21 +4,21 @@ Each function looks at the live state, computes and encodes, and returns a Propo
 commits it or, when another writer was faster, asks for it again on the newer state.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ledger import events, versions
-from ledger.deltas import Recorded, record_tensor, whole
+from ledger.deltas import Recorded, record_tensor
 from ledger.events import Draft, Event
 from ledger.history import History
 from ledger.payload import EMPTY, Payload, PayloadWriter
 from ledger.positions import Position
 from ledger.projector import Changes, Projector
-from ledger.tensors import WEIGHTS
-from ledger.updates import NonFiniteResult, Update, tiles
+from ledger.tensors import WEIGHTS, clone
+from ledger.updates import NonFiniteResult, Update, compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,11 @@ def update(
     projector.check_untouched([name])
     payload = PayloadWriter(history.blobs)
     try:
-        recorded = _record(projector, name, tiles(request, projector.tensor(name)), payload)
+        after = compute(request, projector.tensor(name))
     except NonFiniteResult as error:
         verdict = Verdict(reason=f"Automatic rollback: {error}", evidence={"cause": "non_finite"})
         return _rejection(projector, request, verdict)
+    recorded = _record(history, projector, name, after, payload)
     changes = _changes(projector, [recorded])
     verdict = guard(changes) if guard else Verdict()
     if verdict.reason is not None:
@@ -83,10 +84,10 @@ def record(history: History, projector: Projector, tensors: Mapping[str, torch.T
     payload = PayloadWriter(history.blobs)
     recorded: list[Recorded] = []
     for name in projector.specs:
-        values = whole(projector.specs[name], tensors[name])
-        one = _record(projector, WEIGHTS + name, values, payload)
+        one = _record(history, projector, WEIGHTS + name, tensors[name], payload)
         if one.change.changed:
-            recorded.append(one)
+            # The caller goes on changing its tensor; the ledger keeps what it recorded.
+            recorded.append(replace(one, after=clone(one.after)))
     changes = _changes(projector, recorded)
     touched = [one.change.name for one in recorded]
     return _updated({"operation": "record"}, recorded, payload.finish(), changes, touched)
@@ -145,19 +146,23 @@ def rollback(history: History, projector: Projector, target: Position, cause: st
 
 
 def _record(
+    history: History,
     projector: Projector,
     name: str,
-    values: Iterable[tuple[int, torch.Tensor]],
+    after: torch.Tensor,
     payload: PayloadWriter,
 ) -> Recorded:
     spec = projector.live.state.specs[name]
-    return record_tensor(spec, projector.tensor(name), projector.chunks(name), values, payload)
+    before, chunks = projector.tensor(name), projector.chunks(name)
+    return record_tensor(spec, before, after, chunks, payload, history.pool)
 
 
 def _changes(projector: Projector, recorded: Sequence[Recorded]) -> Changes:
     changed = [one for one in recorded if one.change.changed]
     return Changes(
-        prepared=projector.prepare({one.change.name: one.after for one in changed}),
+        prepared=projector.engine.prepare(
+            {one.change.name.removeprefix(WEIGHTS): one.after for one in changed}
+        ),
         chunks={one.change.name: one.chunks for one in changed},
         state=projector.live.state.with_digests(
             {one.change.name: one.change.after for one in changed}

@@ -6,7 +6,7 @@ the ledger keeps is the resulting bits, so this code is never run again on repla
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -117,15 +117,16 @@ def validate(request: IncrementalUpdateRequest, specs: Mapping[str, TensorSpec])
     )
 
 
-def tiles(update: Update, before: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """The parameter's new values, flat, as (first element, values) tiles in order.
+def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
+    """The parameter's new value: a contiguous tensor of its shape and dtype, on its device.
 
-    `before` is the parameter's current tensor, of any layout; it is only read. Raises
-    InvalidRequest if the operand is not finite or does not fit the dtype, NonFiniteResult if the
-    arithmetic overflows.
+    `before` is the parameter's current tensor, of any layout; it is only read. Works a tile at a
+    time, so the operand is never copied whole. Raises InvalidRequest if the operand is not finite
+    or does not fit the dtype, NonFiniteResult if the arithmetic overflows.
     """
     spec = update.spec
     flat = before.detach().reshape(-1)
+    after = torch.empty_like(flat)
     step = tile_elements(spec)
     for start in tile_starts(spec):
         old = flat[start : start + step]
@@ -134,7 +135,8 @@ def tiles(update: Update, before: torch.Tensor) -> Iterator[tuple[int, torch.Ten
             u = u[start : start + step]
         u = u.to(old.device)
         new = _replaced(u, old, spec) if update.update_type == "replace" else _moved(u, old, update)
-        yield start, new
+        after[start : start + step] = new
+    return after.reshape(spec.shape)
 
 
 def _replaced(u: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -146,7 +148,7 @@ def _replaced(u: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> torch.Ten
                 f"update_data holds a value that overflows {spec.dtype} of {spec.name!r}",
                 param="update_data",
             )
-    return new.contiguous()
+    return new
 
 
 def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:

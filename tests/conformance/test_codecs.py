@@ -229,6 +229,35 @@ def test_a_stream_that_lies_about_its_length_allocates_nothing() -> None:
         tracemalloc.stop()
 
 
+def test_bytes_after_a_compressed_stream_are_refused() -> None:
+    packed = zstandard.ZstdCompressor(level=1).compress(bytes(100))
+    assert Reader(u32(len(packed)) + packed).stream(100).tolist() == [0] * 100
+    with pytest.raises(CorruptLedger, match="does not decompress"):
+        Reader(u32(len(packed) + 1) + packed + b"\0").stream(100)
+
+
+def test_a_gap_without_an_end_is_refused() -> None:
+    head = u32(2) + b"\0" + u32(3) + u32(2) + u32(2)
+    sparse = CODECS["sparse.1"]
+    read = sparse.decode(head + b"\xff\x05" + b"\0", 500, np.dtype("u1"))
+    assert read.indices is not None
+    assert read.indices.tolist() == [3, 3 + 255 + 5 + 1]
+    for gap in (b"\x05\xff", b"\xff\xff", b"\x05\x05"):
+        with pytest.raises(CorruptLedger, match="positions were recorded"):
+            sparse.decode(head + gap + b"\0", 500, np.dtype("u1"))
+
+
+@pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 257, 509, 510, 511, 70_000])
+def test_gaps_of_every_length_come_back(gap: int) -> None:
+    for before in (1, 3, 3000):
+        positions = np.cumsum([5, *[2] * before, gap + 1, *[1] * before]).astype(np.int32)
+        delta = Delta(80_000, positions, np.ones(len(positions), np.uint8))
+        read = CODECS["sparse.1"].decode(
+            CODECS["sparse.1"].encode(delta), 80_000, np.dtype(np.uint8)
+        )
+        assert codecs.equal(read, delta)
+
+
 def test_none_1_does_not_drop_a_change() -> None:
     delta = codecs.compare(np.zeros(3, np.uint8), np.ones(3, np.uint8), False)
     with pytest.raises(ValueError, match=r"none\.1"):

@@ -8,7 +8,7 @@ import torch
 
 from ledger.errors import InvalidRequest, NotFound
 from ledger.tensors import TensorSpec
-from ledger.updates import IncrementalUpdateRequest, NonFiniteResult, tiles, validate
+from ledger.updates import IncrementalUpdateRequest, NonFiniteResult, compute, validate
 
 SPECS = {
     "w": TensorSpec("w", "float32", (3, 4)),
@@ -24,9 +24,7 @@ SPECS = {
 
 def result(name: str, before: torch.Tensor, data: object, **fields: object) -> torch.Tensor:
     update = validate(IncrementalUpdateRequest(name, data, **fields), SPECS)
-    parts = [values for _, values in tiles(update, before)]
-    flat = torch.cat(parts) if parts else torch.empty(0, dtype=before.dtype)
-    return flat.reshape(before.shape)
+    return compute(update, before)
 
 
 def test_the_three_update_types() -> None:
