@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from api import errors
 from api.door import Door
+from api.limits import TooLargeInOurForm
 from api.router import router
 from api.settings import Settings
 from ledger import DynamicModelManager
@@ -34,12 +35,12 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Weight Ledger",
         summary="An event-sourced ledger of live model weights.",
-        max_body_size=settings.max_body_bytes,
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.allow_runtime_updating
-    app.include_router(router(manager))
+    app.include_router(router(manager, max_body_bytes=settings.max_body_bytes))
     errors.install(app)
+    app.add_middleware(TooLargeInOurForm, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Door, api_key=settings.api_key)
     return app
 

@@ -89,8 +89,6 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
-    if error.status_code == 413:
-        message += "; send large updates to /v1/models/batch_update or through the Python API"
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
     return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)

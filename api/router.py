@@ -8,12 +8,13 @@ from fastapi import APIRouter
 
 from api.prometheus import Metrics
 from api.routes import audit, catalog, dynamic, inference, operations, verification
+from api.settings import JSON_BODY_BYTES
 from ledger import DynamicModelManager
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager, *, max_body_bytes: int = JSON_BODY_BYTES) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`."""
-    routes = APIRouter()
+    routes = APIRouter(max_body_size=max_body_bytes)
     routes.include_router(operations.router(manager, Metrics(manager)))
     routes.include_router(inference.router(manager))
     routes.include_router(dynamic.router(manager))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from api.cli import output
@@ -164,7 +165,7 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     try:
         save_file(tensors, partial, metadata=metadata)
         partial.replace(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {out}: {error}") from error
 
 

@@ -1,0 +1,35 @@
+"""Bodies over the limit: the framework refuses in plain text, this says it as our errors do."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import error_response
+
+_STATUS = 413
+
+
+class TooLargeInOurForm:
+    """ASGI middleware: a plain-text 413 becomes an error body that names the limit."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self._refusal = error_response(
+            _STATUS,
+            f"the body is larger than {max_body_bytes} bytes; apply large updates through the "
+            "Python API",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_ours(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == _STATUS:
+                content_type = Headers(raw=message["headers"]).get("content-type", "")
+                replaced = content_type.startswith("text/plain")
+                if replaced:
+                    await self._refusal(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self.app(scope, receive, send_ours)

@@ -1,0 +1,176 @@
+"""Bad input: the stated error, in the one form, and nothing changed."""
+
+import json
+
+import pytest
+
+UPDATE = "/v1/models/incremental_update"
+
+
+def head(http) -> tuple:
+    ready = http.get("/readyz").json()
+    newest = http.get("/v1/models/updates", params={"limit": 1}).json()["data"][0]
+    return ready["seq"], ready["digest"], newest["seq"]
+
+
+def check(http, reply, status: int, message: str, param: str | None = None) -> None:
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message in error["message"]
+    if param is not None:
+        assert error["param"] == param
+
+
+def update(**fields) -> dict:
+    return {"parameter_name": "2.bias", "update_data": [0.0] * 10, **fields}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message", "param"),
+    [
+        (update(parameter_name="nope"), 404, "Parameter 'nope' not found", "parameter_name"),
+        (update(update_data=[1, 2, 3]), 400, "has shape (10,), got 3 values", "update_data"),
+        (update(update_data=[[1]]), 400, "has shape (10,), got shape (1, 1)", "update_data"),
+        (update(update_data=1e39), 400, "overflows float32", "update_data"),
+        (update(update_data=True), 400, "must be numbers, got values of type bool", "update_data"),
+        (update(update_data="1"), 400, "must be numbers, got values of type str", "update_data"),
+        (update(update_data=[1, [2]]), 400, "ragged", "update_data"),
+        (update(update_data=None), 400, "must be numbers", "update_data"),
+        (update(learning_rate=1.5), 400, "less than or equal to 1", "learning_rate"),
+        (update(learning_rate=-0.1), 400, "greater than or equal to 0", "learning_rate"),
+        (update(learning_rate=False), 400, "valid number", "learning_rate"),
+        (update(learning_rate="0.1"), 400, "valid number", "learning_rate"),
+        (update(update_type="add"), 400, "additive, multiplicative, replace", "update_type"),
+        (update(metadata=[]), 400, "metadata", "metadata"),
+        (update(learning_rte=0.1), 400, "Extra inputs", "learning_rte"),
+        ({"parameter_name": "2.bias"}, 400, "Field required", "update_data"),
+        ([], 400, "should be an object", None),
+    ],
+)
+def test_updates(http, sent, status, message, param) -> None:
+    before = head(http)
+    check(http, http.post(UPDATE, json=sent), status, message, param)
+    assert head(http) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not the JSON expected"),
+        (b"{", "the body is not the JSON expected"),
+        (b"\xff\xfe", "the body is not the JSON expected"),
+        (b"[" * 100_000, "the body is not the JSON expected"),
+        (b'{"parameter_name":"2.bias","update_data":NaN}', "must be finite"),
+        (b'{"parameter_name":"2.bias","update_data":[Infinity,0,0,0,0,0,0,0,0,0]}', "finite"),
+        (b'{"parameter_name":"2.bias","update_data":1' + b"0" * 400 + b"}", "overflows"),
+        (b'{"parameter_name":"2.bias","update_data":1,"learning_rate":NaN}', "learning_rate"),
+        (b'{"parameter_name":"2.bias","update_data":1,"metadata":{"x":NaN}}', "canonical JSON"),
+    ],
+)
+def test_bodies(http, body, message) -> None:
+    before = head(http)
+    reply = http.post(UPDATE, content=body, headers={"content-type": "application/json"})
+    check(http, reply, 400, message)
+    assert head(http) == before
+
+
+def test_a_body_that_is_too_large_names_the_way_out(http) -> None:
+    before = head(http)
+    body = json.dumps(update(update_data=[0.125] * 1_000_000)).encode()
+    assert len(body) > 4 * 1024 * 1024
+    reply = http.post(UPDATE, content=body, headers={"content-type": "application/json"})
+    check(http, reply, 413, "larger than 4194304 bytes; apply large updates through the Python")
+    assert head(http) == before
+
+
+@pytest.mark.parametrize("description", ["", "x" * 501, None, 7])
+def test_descriptions(http, description) -> None:
+    before = head(http)
+    reply = http.post("/v1/models/create_version", json={"description": description})
+    check(http, reply, 400, "description", "description")
+    assert head(http) == before
+
+
+def test_the_longest_description_is_taken(http) -> None:
+    reply = http.post("/v1/models/create_version", json={"description": "é" * 500})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        ("nonsense", "Version nonsense not found"),
+        ("v12_1700000000", "Version v12_1700000000 not found"),
+        ("update_1_1", "Version update_1_1 not found"),
+        ("seq:99999", "Version seq:99999 not found"),
+        ("head~99999", "Version head~99999 not found"),
+        ("1999-01-01T00:00:00Z", "Version 1999-01-01T00:00:00Z not found"),
+        ("../../etc/passwd", "not found"),
+    ],
+)
+def test_rollback_to_nowhere(http, position, message) -> None:
+    before = head(http)
+    reply = http.post("/v1/models/rollback", json={"version_id": position})
+    check(http, reply, 404, message)
+    assert head(http) == before
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ({"inputs": [[0.0] * 63]}, "the model refused inputs of shape (1, 63)"),
+        ({"inputs": [[0.0], [0.0, 1.0]]}, "nested lists of equal length"),
+        ({"inputs": "x"}, "must be numbers"),
+        ({"inputs": [[0] * 64], "dtype": "float7"}, "dtype must be one of"),
+        ({}, "Field required"),
+    ],
+)
+def test_invocations(http, sent, message) -> None:
+    check(http, http.post("/invocations", json=sent), 400, message)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"limit": "0"}, "limit must be an integer from 1 to 100"),
+        ({"limit": "101"}, "limit must be an integer from 1 to 100"),
+        ({"limit": "x"}, "limit must be an integer"),
+        ({"kind": "deleted"}, "kind must be one of"),
+        ({"outcome": "maybe"}, "outcome must be one of"),
+        ({"since": "yesterday"}, "since must be an ISO 8601 time"),
+        ({"min_seq": "-1"}, "min_seq must be an integer"),
+        ({"parametre": "x"}, "unknown query parameter 'parametre'"),
+    ],
+)
+def test_audit_queries(http, query, message) -> None:
+    check(http, http.get("/v1/models/updates", params=query), 400, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/models/other-model", 404),
+        ("GET", "/v1/models/updates/update_999_1700000000", 404),
+        ("GET", "/v1/models/updates/nonsense", 404),
+        ("DELETE", "/v1/models/versions", 405),
+        ("GET", "/v1/models/incremental_update", 404),
+    ],
+)
+def test_routes_that_are_not_there(http, method, path, status) -> None:
+    check(http, http.request(method, path), status, "")
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 256])
+def test_idempotency_keys_have_1_to_255_characters(http, key) -> None:
+    before = head(http)
+    reply = http.post(UPDATE, json=update(), headers={"Idempotency-Key": key})
+    check(http, reply, 400, "1 to 255 characters", "Idempotency-Key")
+    assert head(http) == before
+
+
+@pytest.mark.parametrize("tag", ["abc", '"', "-1", '"1", "2"'])
+def test_if_match_is_an_etag_of_ours(http, tag) -> None:
+    reply = http.post(UPDATE, json=update(), headers={"If-Match": tag})
+    check(http, reply, 400, "If-Match", "If-Match")

@@ -1,0 +1,146 @@
+"""The command: reading without a server, writing with and without one, exit statuses."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests.serving import Server
+
+
+def command(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "api.cli", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1", **(env or {})},
+    )
+
+
+def ok(*args: str) -> str:
+    ran = command(*args)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def as_json(*args: str):
+    return json.loads(ok(*args, "--json"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> str:
+    """A data folder that a server has made and left."""
+    server = Server(tmp_path_factory.mktemp("command") / "data").start()
+    server.stop()
+    return str(server.folder)
+
+
+def test_a_session_without_a_server(stopped: str, tmp_path: Path) -> None:
+    at = ("--data-dir", stopped)
+    start = as_json("status", *at)
+    assert (start["model"], start["server"]) == ("digits", None)
+    done = as_json("update", "2.bias", "--data", "0.5", "--lr", "1", *at)
+    assert done["success"] is True
+    named = as_json("version", "create", "half a step", *at)["version_id"]
+    listed = as_json("version", "list", *at)
+    assert [(v["version_id"], v["is_active"]) for v in listed] == [
+        (named, True),
+        (listed[1]["version_id"], False),
+    ]
+    assert as_json("version", "show", named, *at)["description"] == "half a step"
+    assert ok("version", "list", "-q", *at).split() == [v["version_id"] for v in listed]
+    back = as_json("rollback", "--to", "head~1", *at)
+    assert back["digest"] == start["digest"] == as_json("status", *at)["digest"]
+    log = as_json("log", *at)
+    assert [e["kind"] for e in log[:3]] == ["rolled_back", "version_created", "updated"]
+    assert as_json("show", done["update_id"], *at)["facts"]["parameter"] == "2.bias"
+    assert len(as_json("log", "--parameter", "2.*", *at)) == 1
+    assert as_json("log", "-n", "1", *at) == log[:1]
+    rows = list(csv.reader(io.StringIO(ok("log", "--csv", *at))))
+    assert rows[0] == ["seq", "recorded_at", "id", "kind", "what", "actor"]
+    assert len(rows) == len(log) + 1
+    out = tmp_path / "w.safetensors"
+    ok("replay", "--to", named, "-o", str(out), *at)
+    before = tmp_path / "b.safetensors"
+    ok("replay", "--to", "seq:0", "-o", str(before), *at)
+    with safe_open(out, "pt") as new, safe_open(before, "pt") as old:
+        assert new.metadata()["model"] == "digits"
+        moved = new.get_tensor("2.bias") - old.get_tensor("2.bias")
+        assert moved.tolist() == pytest.approx([0.5] * 10, abs=1e-6)
+    report = as_json("verify", *at)
+    assert (report["result"], report["first_bad_event"]) == ("ok", None)
+    assert report["head_digest"] == start["digest"]
+
+
+def test_writing_goes_to_the_server_that_holds_the_folder(server: Server) -> None:
+    at = ("--data-dir", str(server.folder))
+    seq = as_json("status", *at)["state_seq"]
+    assert as_json("status", *at)["server"] == server.url
+    done = as_json("update", "2.bias", "--data", "[" + "0.001," * 9 + "0.001]", *at)
+    assert "accuracy" in done["post_metrics"]
+    version = as_json("version", "create", "from the command", *at)["version_id"]
+    assert as_json("rollback", "--to", "head~1", *at)["rolled_back_to"] == "head~1"
+    with server.client() as http:
+        assert http.get("/readyz").json()["seq"] > seq
+        assert http.get("/v1/models/versions").json()["versions"][0]["version_id"] == version
+    assert as_json("verify", "--live", *at)["live_digest"]
+
+
+def test_a_refused_update_exits_1(server: Server) -> None:
+    ran = command(
+        "update", "2.weight", "--data", "0", "--type", "replace", "--data-dir", str(server.folder)
+    )
+    assert ran.returncode == 1
+    assert "Automatic rollback" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (("status", "--data-dir", "/nonexistent"), 1, "no ledger in /nonexistent"),
+        (("log", "--since", "yesterday", "--data-dir", "{}"), 1, "--since takes a time"),
+        (("show", "update_99_1", "--data-dir", "{}"), 1, "Update update_99_1 not found"),
+        (("rollback", "--to", "nowhere", "--data-dir", "{}"), 1, "Position 'nowhere' not found"),
+        (("update", "nope", "--data", "1", "--data-dir", "{}"), 1, "Parameter 'nope' not found"),
+        (("update", "2.bias", "--data", "{", "--data-dir", "{}"), 1, "--data takes JSON"),
+        (("version", "create", "", "--data-dir", "{}"), 1, "1 to 500 characters"),
+        (("version", "show", "v77_1", "--data-dir", "{}"), 1, "Version v77_1 not found"),
+        (("status", "--model", "other", "--data-dir", "{}"), 1, "registered: digits"),
+        (("replay", "-o", "/nonexistent/x", "--data-dir", "{}"), 1, "cannot write"),
+        (("serve", "--model", "nonsense"), 1, "module:factory"),
+        (("serve", "--model", "nonsense:factory"), 1, "No module named 'nonsense'"),
+        (("serve", "--port", "99999"), 1, "port"),
+        (("log", "-n", "0"), 2, ""),
+        (("frobnicate",), 2, ""),
+        (("rollback",), 2, ""),
+    ],
+)
+def test_errors_are_one_line_and_a_status(stopped, tmp_path, args, status, message) -> None:
+    env = {"WEIGHTLEDGER_DATA_DIR": str(tmp_path / "data")}
+    ran = command(*(arg.replace("{}", stopped) if arg != "{" else arg for arg in args), env=env)
+    assert ran.returncode == status, ran.stderr
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_commands_and_options_are_described() -> None:
+    said = ok("--help")
+    for name in (
+        "serve",
+        "status",
+        "update",
+        "version",
+        "rollback",
+        "log",
+        "show",
+        "replay",
+        "verify",
+    ):
+        assert name in said
+        assert "Usage" in ok(name, "--help")
