@@ -204,7 +204,7 @@ class DynamicModelManager:
         return event
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
-        target = self.log.history.resolve(event.body["to"]).event
+        target = self.log.history.require(event.body["to_event"])
         logger.info("rolled %s back to %s", self.model_name, target.name)
         if target.kind == events.VERSION_CREATED:
             description = target.body["description"]

@@ -130,6 +130,7 @@ def rollback(history: History, projector: Projector, target: Position, cause: st
         changes = projector.move(history, target.node, target.state)
     body = {
         "to": target.text,
+        "to_event": target.event.seq,
         "to_seq": target.node,
         "from_seq": live.head.state_seq,
         "version_id": named.name if named else None,

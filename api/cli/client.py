@@ -17,8 +17,7 @@ class Client:
     """Calls one server; every error becomes a ServerError with the server's own words."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._url = url
 
     def update(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +38,9 @@ class Client:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            reply = self._http.post(path, json=body)
+            reply = httpx2.post(
+                self._url + path, json=body, headers=self._headers, timeout=_TIMEOUT_S
+            )
             answer: dict[str, Any] = reply.json()
         except (httpx2.HTTPError, ValueError) as error:
             raise ServerError(f"no answer from {self._url}: {error}") from error

@@ -61,6 +61,13 @@ def test_a_retry_gets_the_first_reply_and_happens_once(http) -> None:
         assert http.get("/v1/models/updates", params={"limit": 1}).json()["data"][0] == newest
 
 
+def test_a_rollback_describes_the_state_it_went_to(http) -> None:
+    first = http.post(UPDATE, json=update()).json()["data"]["update_id"]
+    http.post(UPDATE, json=update())
+    data = http.post("/v1/models/rollback", json={"version_id": "head~1"}).json()["data"]
+    assert data["description"] == f"State after {first}"
+
+
 def test_a_key_used_for_another_request_is_refused(http) -> None:
     key = {"Idempotency-Key": str(uuid.uuid4())}
     assert http.post(UPDATE, json=update(0.003), headers=key).status_code == 200
