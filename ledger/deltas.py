@@ -155,4 +155,5 @@ def _changed_elements(delta: Delta, spec: TensorSpec) -> int:
 def _square_distance(new: torch.Tensor, old: torch.Tensor) -> float:
     wide = torch.float64 if new.dtype == torch.float64 else torch.float32
     distance = torch.sub(new.to(wide), old.to(wide))
-    return float(torch.linalg.vector_norm(distance, dtype=torch.float64)) ** 2
+    norm = float(torch.linalg.vector_norm(distance, dtype=torch.float64))
+    return norm * norm  # infinity where ** would raise

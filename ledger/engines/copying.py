@@ -1,144 +1,162 @@
-"""Building the next version of a module: its structure copied, its untouched tensors shared.
+"""Building versions of a module: its structure copied, its tensors shared or replaced.
 
-`copy.deepcopy` with a memo that maps every untouched tensor to itself and every changed one to its
-replacement keeps hooks, plain lists of submodules, ties and parametrisations right, because it
-copies the object graph as it is. What it cannot see into is a closure: a function that captured the
-module goes on using the old version. Such modules are refused.
+`copy.deepcopy` with a memo that maps each tensor to the one to use keeps hooks, plain lists of
+submodules, ties and parametrisations right, because it copies the object graph as it is. Copies are
+taken from a private template that no reader ever runs, whose state is stand-ins without data.
 """
 
 import copy
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from types import FunctionType
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from ledger.engines import reach
+from ledger.engines.intake import as_live
+from ledger.engines.naming import Naming, of_module, span
 from ledger.errors import UnsupportedModel
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+_CONTAINERS = (OrderedDict, dict, list, set)
 
 
-def next_module(
-    module: nn.Module, replacements: Mapping[int, torch.Tensor], shared: Mapping[int, torch.Tensor]
-) -> nn.Module:
-    """A copy of `module` in which tensors with these ids are replaced, and the others shared.
+class Skeleton:
+    """The structure of a module, as it was when this was made, in eval mode.
 
-    Both mappings are by `id` of a tensor of `module`.
+    Tensors that are not part of the state (non-persistent buffers, plain attributes) are copied
+    once here and shared by all versions. Raises UnsupportedModel, naming the submodule, for a
+    module whose copies would not stand alone.
     """
-    return copy.deepcopy(module, {**shared, **replacements})
 
+    def __init__(self, module: nn.Module, naming: Naming) -> None:
+        _refuse_kinds(module)
+        with torch.inference_mode(False), torch.no_grad():
+            self._stand_ins = {name: _stand_in(t) for name, t in naming.tensors.items()}
+            memo: dict[int, object] = {
+                id(naming.tensors[name]): made for name, made in self._stand_ins.items()
+            }
+            memo |= _constants(module, naming)
+            self._template = _copy(module, memo).eval()
+        self._shared: dict[int, object] = {}
+        self._empty: list[nn.Module | object] = []
+        self._survey(module, naming)
+        self._try(naming)
 
-def replacement(live: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """`new` as what `live` is: a Parameter with the same requires_grad, or a plain tensor."""
-    if isinstance(live, nn.Parameter):
-        made = nn.Parameter(new, requires_grad=live.requires_grad)
-        made.__dict__.update(live.__dict__)
+    def build(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A module with these tensors, one for every name of the state."""
+        memo = self._shared.copy()
+        for name, stand_in in self._stand_ins.items():
+            memo[id(stand_in)] = tensors[name]
+        # Most of a module's attributes are empty tables of hooks, which deepcopy takes long over.
+        for container in self._empty:
+            memo[id(container)] = type(container)()
+        made: nn.Module = copy.deepcopy(self._template, memo)
         return made
-    return new
+
+    def _survey(self, module: nn.Module, naming: Naming) -> None:
+        """Find what versions may share, and refuse links from the template to the original."""
+        originals: dict[int, object] = {id(t): t for t in naming.tensors.values()}
+        originals |= {id(part): part for part in module.modules()}
+        stand_ins = {id(stand_in) for stand_in in self._stand_ins.values()}
+        for found in reach.walk(self._template, originals):
+            value = found.value
+            if id(value) in originals:
+                raise _refused(
+                    found.submodule,
+                    f"would go on using the old weights through {found.attribute!r}, which "
+                    "captures a module or tensor of the model",
+                )
+            if isinstance(value, torch.Tensor) and id(value) not in stand_ins:
+                self._shared[id(value)] = value
+            elif isinstance(value, nn.Module):
+                self._empty += [
+                    held
+                    for held in value.__dict__.values()
+                    if type(held) in _CONTAINERS and not held
+                ]
+
+    def _try(self, naming: Naming) -> None:
+        """Build once: each name must lead to its tensor, and nothing back to the template."""
+        made = self.build(naming.tensors)
+        inside: dict[int, object] = {id(s): s for s in self._stand_ins.values()}
+        inside |= {id(part): part for part in self._template.modules()}
+        for found in reach.walk(made, inside):
+            if id(found.value) in inside:
+                raise _refused(found.submodule, f"shares {found.attribute!r} between its copies")
+        got = of_module(made)
+        lost = [name for name, t in naming.tensors.items() if got.tensors.get(name) is not t]
+        if lost or got.aliases != naming.aliases:
+            where = (lost or list(got.aliases))[0].rpartition(".")[0]
+            raise _refused(where, f"makes tensors of its own when copied ({', '.join(lost[:4])})")
 
 
-def every_tensor(module: nn.Module) -> dict[int, torch.Tensor]:
-    """Parameters and buffers of a module by id, non-persistent buffers included."""
-    found: dict[int, torch.Tensor] = {id(p): p for p in module.parameters()}
-    found.update({id(b): b for b in module.buffers()})
-    return found
+def own(naming: Naming) -> dict[str, torch.Tensor]:
+    """Tensors on the same memory as the state's, that `module.to` or `.data =` leave alone."""
+    with torch.inference_mode(False):
+        return {
+            name: as_live(t, t.clone() if t.is_inference() else t.detach())
+            for name, t in naming.tensors.items()
+        }
 
 
-def require_copyable(module: nn.Module) -> None:
-    """Raise UnsupportedModel, naming the submodule, unless copies of `module` stand alone."""
-    for name, part in module.named_modules():
-        where = f"submodule {name!r}" if name else "the module"
-        if isinstance(part, torch.jit.ScriptModule):
-            raise _refused(where, "is a ScriptModule")
-        if isinstance(part, torch._dynamo.OptimizedModule):
-            raise _refused(where, "is wrapped by torch.compile; hand over the module itself")
-        for attribute, function in _functions(part):
-            if _captures_model(function, set()):
-                raise _refused(where, f"has a closure over the model in {attribute}")
-    _try_copy(module)
+def _stand_in(live: torch.Tensor) -> torch.Tensor:
+    one = torch.zeros((), dtype=live.dtype, device=live.device)
+    return as_live(live, one.expand(live.shape))
 
 
-def _try_copy(module: nn.Module) -> None:
-    """Copy once with every tensor replaced: no tensor of the original may be left in the copy."""
-    originals = every_tensor(module)
-    stand_ins = {
-        key: replacement(t, torch.empty_like(t, device="meta")) for key, t in originals.items()
-    }
+def _constants(module: nn.Module, naming: Naming) -> dict[int, object]:
+    """Copies of the tensors a module reaches that are not its state, by id of the original."""
+    state = {id(t) for t in naming.tensors.values()}
+    taken = sorted((*span(t), name) for name, t in naming.tensors.items() if t.numel())
+    copies: dict[int, object] = {}
+    for found in reach.walk(module, {}):
+        value = found.value
+        if type(value) not in (torch.Tensor, nn.Parameter) or id(value) in state:
+            continue
+        if value.layout is not torch.strided or value.is_meta:
+            continue
+        device, start, stop = span(value)
+        for other, first, last, name in taken:
+            if other == device and start < last and first < stop:
+                raise _refused(
+                    found.submodule, f"keeps a view of tensor {name!r} in {found.attribute!r}"
+                )
+        copies[id(value)] = as_live(value, value.detach().clone())
+    return copies
+
+
+def _copy(module: nn.Module, memo: Mapping[int, object]) -> nn.Module:
     try:
-        made = next_module(module, stand_ins, {})
+        made: nn.Module = copy.deepcopy(module, dict(memo))
     except Exception as error:
-        raise UnsupportedModel(
-            f"the module cannot be copied ({error}); use InplaceEngine"
-        ) from error
-    wanted = {id(t) for t in stand_ins.values()}
-    left = [name for name, t in made.named_parameters() if id(t) not in wanted]
-    left += [name for name, t in made.named_buffers() if id(t) not in wanted]
-    if left:
-        raise UnsupportedModel(
-            f"copies of the module keep their own {', '.join(left[:4])}; use InplaceEngine"
-        )
+        raise _refused(_culprit(module, memo), f"cannot be copied ({error})") from error
+    return made
 
 
-def _functions(part: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for key, value in part.__dict__.items():
-        if callable(value) and not isinstance(value, nn.Module | torch.Tensor | type):
-            yield key, value
-    for hooks in _HOOKS:
-        for hook in getattr(part, hooks, {}).values():
-            yield hooks.strip("_"), getattr(hook, "hook", hook)
+def _culprit(module: nn.Module, memo: Mapping[int, object]) -> str:
+    """Name of the innermost submodule that cannot be copied by itself."""
+    named: list[tuple[str, nn.Module]] = list(module.named_modules())
+    for name, part in reversed(named):
+        try:
+            copy.deepcopy(part, dict(memo))
+        except Exception:  # noqa: BLE001  (a model's own code runs here)
+            return name
+    return ""
 
 
-def _captures_model(function: Any, seen: set[int]) -> bool:
-    """Whether a function holds a module or a tensor that deepcopy will not look into."""
-    if id(function) in seen:
-        return False
-    seen.add(id(function))
-    if isinstance(function, functools.partial):
-        # partial objects are copied, their arguments too; only the function inside can hide one.
-        return _captures_model(function.func, seen)
-    if not isinstance(function, FunctionType):
-        return False
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    held = (
-        cells + list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
-    )
-    return any(
-        isinstance(value, nn.Module | torch.Tensor) or _captures_model(value, seen)
-        for value in _flat(held)
-    )
+def _refuse_kinds(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise _refused(name, "is a ScriptModule, whose copies keep tensors of their own")
+        if isinstance(part, torch._dynamo.OptimizedModule):
+            raise _refused(
+                name, "is wrapped by torch.compile, whose copies compile anew; give what it wraps"
+            )
 
 
-def _flat(values: list[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple | set):
-            yield from value
-        elif isinstance(value, dict):
-            yield from value.values()
-        elif hasattr(value, "__self__"):
-            yield value.__self__
-        else:
-            yield value
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _refused(where: str, why: str) -> UnsupportedModel:
+def _refused(submodule: str, why: str) -> UnsupportedModel:
+    where = f"submodule {submodule!r}" if submodule else "the module"
     return UnsupportedModel(
-        f"{where} {why}, so its versions cannot stand side by side; use InplaceEngine"
+        f"{where} {why}, so its versions cannot stand side by side; use InplaceEngine, which "
+        "writes into the module itself"
     )

@@ -5,7 +5,6 @@ publishing waits for those that are held and copies the new values in behind it.
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,8 +12,11 @@ import torch
 from torch import nn
 
 from ledger.engines import copying, naming
-from ledger.engines.counters import Counters
-from ledger.errors import LedgerError
+from ledger.engines.counters import Counters, refuse
+from ledger.engines.gate import Gate
+from ledger.engines.intake import as_live, checked, like, settle
+from ledger.engines.versions import unpublished
+from ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
 from ledger.tensors import TensorSpec
 
 
@@ -30,74 +32,31 @@ class Held:
 class InplaceCandidate:
     """New values for some tensors; a module with them is built only if it is asked for."""
 
-    def __init__(self, live: nn.Module, mapping: naming.Naming, new: Mapping[str, torch.Tensor]):
+    def __init__(self, engine: "InplaceEngine", new: Mapping[str, torch.Tensor], base: int) -> None:
         self.tensors = new
-        self._live = live
-        self._naming = mapping
+        self.base = base
+        self._engine = engine
         self._module: nn.Module | None = None
 
     @property
     def module(self) -> nn.Module:
         """A copy of the live module with the new values, sharing the rest; in eval mode.
 
-        Raises UnsupportedModel for a module whose copies do not stand alone.
+        Good until the next publish. Waits for leases to end, as publishing does. Raises
+        UnsupportedModel for a module whose copies do not stand alone.
         """
         if self._module is None:
-            copying.require_copyable(self._live)
-            replaced = {
-                id(self._naming.tensors[name]): copying.replacement(
-                    self._naming.tensors[name], tensor
-                )
-                for name, tensor in self.tensors.items()
-            }
-            shared = copying.every_tensor(self._live)
-            self._module = copying.next_module(self._live, replaced, shared).eval()
+            self._module = self._engine.build(self.tensors)
         return self._module
-
-
-class Gate:
-    """Many readers or one writer; a waiting writer goes before readers that come later."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._readers = 0
-        self._writing = False
-        self._waiting = 0
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[None]:
-        """Share the gate with other readers."""
-        with self._condition:
-            self._condition.wait_for(lambda: not self._writing and not self._waiting)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                self._condition.notify_all()
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[None]:
-        """Have the gate alone."""
-        with self._condition:
-            self._waiting += 1
-            self._condition.wait_for(lambda: not self._writing and not self._readers)
-            self._waiting -= 1
-            self._writing = True
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._writing = False
-                self._condition.notify_all()
 
 
 class InplaceEngine:
     """Writes committed values into the very tensors of a module.
 
     The module keeps its train or eval mode. Whoever infers with it takes a lease; calls without
-    one may see an update half-way.
+    one may see an update half-way. `check_untouched` notices counted writes, replaced parameters
+    and `p.data = other`, but not `p.data.add_()` or writes through numpy, which are not counted:
+    the write path hashes the tensors that it is about to change.
     """
 
     mode = "inplace"
@@ -105,9 +64,14 @@ class InplaceEngine:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._naming = naming.of_module(module)
+        self._homes = list(naming.homes(module))
+        for name, tensor in self._naming.tensors.items():
+            _require_writable(name, tensor)
         self._counters = Counters(self._naming.tensors)
         self._gate = Gate()
         self._state: tuple[int, bytes] | None = None
+        self._torn = False
+        self._published = 0
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Tensors of the state by bare name; a tied tensor once."""
@@ -122,27 +86,97 @@ class InplaceEngine:
         return self._naming.tensors[name]
 
     def check_untouched(self) -> None:
-        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._counters.check()
+        """Raise WeightsChangedOutside if a live tensor was written or replaced in its module."""
+        refuse(dict.fromkeys(self._replaced() + self._counters.changed()))
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> InplaceCandidate:
-        """New values, checked so that copying them in cannot fail."""
-        naming.check(self._naming.specs, tensors)
-        return InplaceCandidate(self._module, self._naming, tensors)
+        """New values, checked so that copying them in cannot fail.
+
+        Raises LedgerError in a thread that holds a lease, which publishing would wait for.
+        """
+        self._gate.refuse_reader()
+        return InplaceCandidate(self, checked(self._naming, tensors), self._published)
+
+    def build(self, new: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A copy of the live module with these values; the other tensors are the live ones."""
+        live = self._naming.tensors
+        with self._gate.write(), torch.inference_mode(False), torch.no_grad():
+            whole = copying.own(self._naming)
+            whole |= {name: as_live(live[name], like(live[name], t)) for name, t in new.items()}
+            return copying.Skeleton(self._module, self._naming).build(whole)
 
     def publish(self, prepared: InplaceCandidate, *, seq: int, digest: bytes) -> None:
-        """Copy the new values in while no lease is held."""
+        """Copy the new values in while no lease is held.
+
+        An interrupt half-way is raised after the copying is complete; if it cannot be completed,
+        leases are refused until a later publish is. Raises Conflict or WeightsChangedOutside,
+        changing nothing, if another version was published since or a tensor changed its shape.
+        """
         with self._gate.write():
-            with torch.no_grad():
-                for name, new in prepared.tensors.items():
-                    self._naming.tensors[name].copy_(new)
-            self._counters = Counters(self._naming.tensors)
-            self._state = (seq, digest)
+            if prepared.base != self._published:
+                raise Conflict("another version was published after this one was prepared")
+            refuse([n for n in prepared.tensors if self._respecified(n)])
+            outside = [name for name in self._counters.changed() if name not in prepared.tensors]
+            self._torn = True
+            try:
+                self._copy_in(prepared.tensors)
+            except BaseException:
+                # The values are committed and a mixture must not be seen: finish, then raise.
+                self._copy_in(prepared.tensors)
+                self._published_as(seq, digest, outside)
+                raise
+            self._published_as(seq, digest, outside)
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Held]:
         """Hold the module still; updates wait until the lease is given back."""
         with self._gate.read():
+            if self._torn:
+                raise WeightsMismatch("an update was written half-way; publish the state again")
             if self._state is None:
-                raise LedgerError("the engine follows no log yet: hand it to a Ledger first")
+                raise unpublished()
             yield Held(self._module, *self._state)
+
+    def held_versions(self) -> int:
+        """None: there is one version, and publishing waits for who holds it."""
+        return 0
+
+    def _copy_in(self, new: Mapping[str, torch.Tensor]) -> None:
+        live = self._naming.tensors
+        settle(live[name] for name in new)
+        with torch.inference_mode(False), torch.no_grad():
+            for name, tensor in new.items():
+                live[name].copy_(tensor)
+        settle(live[name] for name in new)
+
+    def _published_as(self, seq: int, digest: bytes, outside: list[str]) -> None:
+        self._counters = self._counters.rewritten(outside)
+        self._state = (seq, digest)
+        self._published += 1
+        self._torn = False
+
+    def _replaced(self) -> list[str]:
+        tensors, aliases = self._naming.tensors, self._naming.aliases
+        return [
+            name
+            for name, table, key in self._homes
+            if table.get(key) is not tensors[aliases.get(name, name)]
+        ]
+
+    def _respecified(self, name: str) -> bool:
+        tensor, spec = self._naming.tensors[name], self._naming.specs[name]
+        return tuple(tensor.shape) != spec.shape or tensor.dtype != spec.torch_dtype
+
+
+def _require_writable(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_inference():
+        raise UnsupportedModel(
+            f"tensor {name!r} was made in inference mode and cannot be written; use TorchEngine",
+            param=name,
+        )
+    if any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise UnsupportedModel(
+            f"tensor {name!r} repeats elements (it is expanded) and cannot be written; "
+            "give the module a contiguous copy",
+            param=name,
+        )

@@ -4,14 +4,16 @@ Names are those of `named_parameters` and `named_buffers`: parameters and persis
 order of the module tree. A tied tensor has one name, its first; the others are aliases.
 """
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
-from ledger.errors import InvalidRequest, UnsupportedModel
+from ledger.errors import UnsupportedModel
 from ledger.tensors import TensorSpec
 
 
@@ -25,87 +27,116 @@ class Naming:
 
 
 def of_module(module: nn.Module) -> Naming:
-    """The state of a module; UnsupportedModel names a tensor that cannot be held."""
+    """The state of a module: the same tensor object under two names is tied.
+
+    Raises UnsupportedModel, naming the tensor or submodule, for what the ledger cannot record:
+    extra state, packed or quantised weights, tensor subclasses, parameters that overlap in memory.
+    """
     named: list[tuple[str, torch.Tensor]] = []
     for prefix, part in module.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
-        transient = part._non_persistent_buffers_set
-        named += [(dot + name, p) for name, p in part._parameters.items() if p is not None]
-        named += [
-            (dot + name, b)
-            for name, b in part._buffers.items()
-            if b is not None and name not in transient
-        ]
-        _refuse_extra_state(prefix, part)
-    return of_tensors(named)
-
-
-def of_tensors(named: list[tuple[str, torch.Tensor]]) -> Naming:
-    """The state made of these tensors; one tensor under two names is tied."""
-    tensors: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[int, str] = {}
+        own = dict(_own_state(part))
+        _refuse_other_state(prefix, part, own)
+        named += [(dot + name, tensor) for name, tensor in own.items()]
     for name, tensor in named:
-        if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
-            tensors[name] = tensor
-    specs = {name: TensorSpec.of(name, tensor) for name, tensor in tensors.items()}
+        _refuse_subclass(name, tensor)
+    return _named((name, tensor, id(tensor)) for name, tensor in named)
+
+
+def of_tensors(state: Mapping[str, torch.Tensor]) -> Naming:
+    """The state made of these tensors; two names of the same memory, seen alike, are tied.
+
+    Raises UnsupportedModel for a tensor that the ledger cannot hold and for partial overlaps.
+    """
+    return _named((name, tensor, _view(tensor)) for name, tensor in state.items())
+
+
+def homes(module: nn.Module) -> Iterator[tuple[str, Mapping[str, torch.Tensor | None], str]]:
+    """Where each name of a module's state lives: name, owning table of a submodule, key in it."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for key, _ in _own_state(part):
+            yield dot + key, part._parameters if key in part._parameters else part._buffers, key
+
+
+def span(tensor: torch.Tensor) -> tuple[str, int, int]:
+    """The memory that a tensor may occupy: device, first byte, byte after the last."""
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    size = (int(reach) + 1) * tensor.element_size() if tensor.numel() else 0
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + size
+
+
+def _own_state(part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, p) for name, p in part._parameters.items() if p is not None)
+    # A scripted module has no such set: its own format keeps every buffer.
+    transient = getattr(part, "_non_persistent_buffers_set", ())
+    for name, buffer in part._buffers.items():
+        if buffer is not None and name not in transient:
+            yield name, buffer
+
+
+def _named(named: Iterator[tuple[str, torch.Tensor, Any]]) -> Naming:
+    tensors: dict[str, torch.Tensor] = {}
+    specs: dict[str, TensorSpec] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor, identity in named:
+        if identity in first:
+            aliases[name] = first[identity]
+            continue
+        specs[name] = TensorSpec.of(name, tensor)
+        tensors[name] = tensor
+        first[identity] = name
     _refuse_overlap(tensors)
     return Naming(tensors, specs, aliases)
 
 
-def check(specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise InvalidRequest unless each tensor is one of the state, of its dtype and shape."""
-    for name, tensor in tensors.items():
-        spec = specs.get(name)
-        if spec is None:
-            raise InvalidRequest(f"the model has no tensor {name!r}", param=name)
-        got = TensorSpec.of(name, tensor)
-        if got != spec:
-            raise InvalidRequest(
-                f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",
-                param=name,
-            )
-
-
-def like(live: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """`new` with the device and strides of `live`, so that kernels compute the same bits."""
-    if new.device == live.device and new.stride() == live.stride():
-        return new
-    return torch.empty_like(live, requires_grad=False).copy_(new)
+def _view(tensor: torch.Tensor) -> Any:
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return span(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj()
 
 
 def _refuse_overlap(tensors: Mapping[str, torch.Tensor]) -> None:
     """Tensors that share memory without being one would change together, unrecorded."""
-    spans = sorted(
-        (
-            (t.device, t.untyped_storage().data_ptr(), *_span(t), name)
-            for name, t in tensors.items()
-            if t.numel()
-        ),
-        key=lambda span: (str(span[0]), span[1], span[2]),
-    )
+    # One after another in the same buffer is fine: cuDNN lays out the weights of an LSTM so.
+    spans = sorted((*span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
     for one, other in pairwise(spans):
-        if one[:2] == other[:2] and other[2] < one[3]:
+        if one[0] == other[0] and other[1] < one[2]:
             raise UnsupportedModel(
-                f"tensors {one[4]!r} and {other[4]!r} share memory without being one parameter; "
-                "tie them by assigning the same Parameter"
+                f"tensors {one[3]!r} and {other[3]!r} share memory without being one parameter; "
+                "tie them by assigning the same Parameter",
+                param=other[3],
             )
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and last byte, within its storage, that a tensor may occupy."""
-    itemsize = tensor.element_size()
-    start = int(tensor.storage_offset()) * itemsize
-    reach = int(sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)))
-    return start, start + (reach + 1) * itemsize
-
-
-def _refuse_extra_state(prefix: str, part: nn.Module) -> None:
-    if type(part).get_extra_state is not nn.Module.get_extra_state:
+def _refuse_subclass(name: str, tensor: torch.Tensor) -> None:
+    TensorSpec.of(name, tensor)  # says better why a lazy or wrapping tensor cannot be held
+    if type(tensor) not in (nn.Parameter, torch.Tensor):
         raise UnsupportedModel(
-            f"submodule {prefix or '(top)'!r} keeps extra state outside its tensors "
-            "(get_extra_state), which the ledger cannot record"
+            f"tensor {name!r} is a {type(tensor).__name__}; the ledger holds plain tensors and "
+            "Parameters, whose bits are all there is to them",
+            param=name,
         )
+
+
+def _refuse_other_state(prefix: str, part: nn.Module, own: Mapping[str, torch.Tensor]) -> None:
+    """What a submodule would save beyond its own tensors is nothing the ledger can record."""
+    cls = type(part)
+    if isinstance(part, torch.jit.ScriptModule):
+        return
+    where = f"submodule {prefix!r}" if prefix else "the module"
+    if cls.get_extra_state is not nn.Module.get_extra_state and part.get_extra_state() is not None:
+        raise UnsupportedModel(
+            f"{where} ({cls.__name__}) keeps extra state outside its tensors (get_extra_state), "
+            "which the ledger cannot record"
+        )
+    if cls._save_to_state_dict is not nn.Module._save_to_state_dict:
+        saved: OrderedDict[str, Any] = OrderedDict()
+        part._save_to_state_dict(saved, "", keep_vars=True)
+        extra = [key for key, value in saved.items() if key not in own and value is not None]
+        if extra:
+            raise UnsupportedModel(
+                f"{where} ({cls.__name__}) keeps {', '.join(extra)} outside its parameters and "
+                "buffers, as packed quantised modules do; the ledger cannot record that"
+            )

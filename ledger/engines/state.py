@@ -1,78 +1,62 @@
 """StateEngine: tensors without a module, for writing a log where nothing is served."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ledger.engines import naming
-from ledger.engines.counters import Counters
-from ledger.errors import LedgerError, UnsupportedModel
+from ledger.engines.intake import checked
+from ledger.engines.versions import Candidate, Version, Versions
 from ledger.tensors import TensorSpec, clone
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """One committed state, or with seq −1 one that is not committed yet."""
-
-    tensors: Mapping[str, torch.Tensor]
-    seq: int = -1
-    digest: bytes = b""
-
-    @property
-    def module(self) -> nn.Module:
-        """There is none."""
-        raise UnsupportedModel("this log holds tensors without a module; serve it to infer")
-
-
 class StateEngine:
-    """Holds copies of a module's or state dict's tensors; ties are kept."""
+    """Holds copies of a module's or state dict's tensors, contiguous; ties are kept.
+
+    In a state dict, two names of the same memory are a tie: `module.state_dict()` gives a tied
+    parameter as two tensors. Raises UnsupportedModel for what the ledger cannot record.
+    """
 
     mode = "multi-version"
 
     def __init__(self, base: nn.Module | Mapping[str, torch.Tensor]) -> None:
-        given = (
-            naming.of_module(base)
-            if isinstance(base, nn.Module)
-            else naming.of_tensors(list(base.items()))
-        )
-        self._specs, self._aliases = given.specs, given.aliases
-        self._tensors = {name: clone(tensor) for name, tensor in given.tensors.items()}
-        self._counters = Counters(self._tensors)
-        self._current: State | None = None
+        given = naming.of_module(base) if isinstance(base, nn.Module) else naming.of_tensors(base)
+        with torch.inference_mode(False):
+            copies = {name: clone(tensor) for name, tensor in given.tensors.items()}
+        self._naming = naming.Naming(copies, given.specs, given.aliases)
+        self._versions = Versions(copies)
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Tensors of the state by bare name; a tied tensor once."""
-        return self._specs
+        return self._naming.specs
 
     def aliases(self) -> Mapping[str, str]:
         """Further names of tied tensors."""
-        return self._aliases
+        return self._naming.aliases
 
     def tensor(self, name: str) -> torch.Tensor:
         """The live tensor of that name; read only."""
-        return self._tensors[name]
+        return self._versions.tensors[name]
 
     def check_untouched(self) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._counters.check()
+        self._versions.check_untouched()
 
-    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> State:
+    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The tensors of the next state, checked."""
-        naming.check(self._specs, tensors)
-        return State(tensors)
+        live = self._versions.tensors
+        taken = checked(self._naming, tensors)
+        return Candidate(taken, None, {**live, **taken} if taken else live, live)
 
-    def publish(self, prepared: State, *, seq: int, digest: bytes) -> None:
+    def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
         """Make the next state the current one: one assignment."""
-        self._tensors = {**self._tensors, **prepared.tensors}
-        self._counters = Counters(self._tensors)
-        self._current = State(self._tensors, seq, digest)
+        self._versions.publish(prepared, seq, digest)
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[State]:
-        """Hold the current state."""
-        if self._current is None:
-            raise LedgerError("the engine follows no log yet: hand it to a Ledger first")
-        yield self._current
+    def lease(self) -> Version:
+        """Hold the current state: `.tensors`, `.seq` and `.digest`; there is no `.module`."""
+        return self._versions.current()
+
+    def held_versions(self) -> int:
+        """How many past states readers still hold."""
+        return self._versions.held()

@@ -1,58 +1,40 @@
 """TorchEngine: any nn.Module, several versions side by side, readers without a lock.
 
-The live version is one reference to an immutable object. Publishing assigns it; a reader that took
-the old one keeps it until done, and tensors that only it used go with it.
+Each version is a module of its own; the tensors that did not change are shared between them.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ledger.engines import copying, naming
-from ledger.engines.counters import Counters
-from ledger.errors import LedgerError
+from ledger.engines.intake import as_live, checked, like, settle
+from ledger.engines.versions import Candidate, Version, Versions
 from ledger.tensors import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One committed state: the module, its tensors by name, and what it is."""
-
-    module: nn.Module
-    tensors: Mapping[str, torch.Tensor]
-    seq: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A next version that nobody sees yet; `tensors` are the ones it replaces."""
-
-    module: nn.Module
-    tensors: Mapping[str, torch.Tensor]
-
-
 class TorchEngine:
-    """Holds a module's live weights in versions.
+    """Holds a module's live weights in versions, in eval mode.
 
-    The module handed over becomes the first version: it is put in eval mode, and from then on
-    only the ledger may write to its tensors (`check_untouched` notices writes that torch counts;
-    `tensor.data` writes are not counted, and `verify --live` finds those). Raises
-    UnsupportedModel for modules whose copies would not stand alone.
+    The module handed over is copied without its weights and left as it is: the first version
+    shares its memory, so from then on only the ledger may write there. `check_untouched` notices
+    writes that torch counts; `p.data.add_()` and numpy views are not counted, and only hashing
+    finds those. Changing the module in other ways (`train`, `half`, hooks) has no effect here.
+
+    Raises UnsupportedModel, naming the submodule, for modules whose copies would not stand alone:
+    InplaceEngine takes those.
     """
 
     mode = "multi-version"
 
     def __init__(self, module: nn.Module) -> None:
-        copying.require_copyable(module)
-        self._naming = naming.of_module(module)
-        self._module = module.eval()
-        self._tensors: Mapping[str, torch.Tensor] = self._naming.tensors
-        self._current: Version | None = None
-        self._counters = Counters(self._tensors)
+        given = naming.of_module(module)
+        self._skeleton = copying.Skeleton(module, given)
+        first = copying.own(given)
+        self._naming = naming.Naming(first, given.specs, given.aliases)
+        self._module = self._skeleton.build(first)
+        self._versions = Versions(first)
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Tensors of the state by bare name; a tied tensor once."""
@@ -64,41 +46,45 @@ class TorchEngine:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The live tensor of that name; read only."""
-        return self._tensors[name]
+        return self._versions.tensors[name]
 
     def check_untouched(self) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._counters.check()
+        self._versions.check_untouched()
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
-        """The next version; untouched tensors are shared, nothing is visible."""
-        naming.check(self._naming.specs, tensors)
-        if not tensors:
-            return Candidate(self._module, {})
-        fresh = {
-            name: copying.replacement(self._tensors[name], naming.like(self._tensors[name], new))
-            for name, new in tensors.items()
-        }
-        replaced = {id(self._tensors[name]): new for name, new in fresh.items()}
-        made = copying.next_module(self._module, replaced, copying.every_tensor(self._module))
-        return Candidate(made, fresh)
+        """The next version; untouched tensors are shared, nothing is visible.
+
+        A new tensor is laid out and placed as the live one (copied only if it is not yet), so
+        that it computes the same bits.
+        """
+        live = self._versions.tensors
+        taken = checked(self._naming, tensors)
+        if not taken:
+            return Candidate({}, self._module, live, live)
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = {name: as_live(live[name], like(live[name], t)) for name, t in taken.items()}
+            whole = {**live, **fresh}
+            built = self._skeleton.build(whole)
+        settle(fresh.values())
+        return Candidate(fresh, built, whole, live)
 
     def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
-        """Make a prepared version the one that the next lease gets: one assignment."""
-        tensors = {**self._tensors, **prepared.tensors} if prepared.tensors else self._tensors
-        version = Version(prepared.module, tensors, seq, digest)
-        self._module, self._tensors = prepared.module, tensors
-        self._counters = Counters(tensors)
-        self._current = version
+        """Make a prepared version the one that the next lease gets: one assignment.
+
+        Raises Conflict, changing nothing, if another was published since it was prepared.
+        """
+        self._versions.publish(prepared, seq, digest)
+        self._module = prepared.module
 
     def current(self) -> Version:
         """The live version; holding the object is the lease."""
-        version = self._current
-        if version is None:
-            raise LedgerError("the engine follows no log yet: hand it to a Ledger first")
-        return version
+        return self._versions.current()
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[Version]:
+    def lease(self) -> Version:
         """Hold the live version, without a lock and without a wait."""
-        yield self.current()
+        return self._versions.current()
+
+    def held_versions(self) -> int:
+        """How many past versions readers still hold."""
+        return self._versions.held()

@@ -38,7 +38,7 @@ _HEADER = COLUMNS.index("header")
 def key_of(model_id: int, seq: int) -> int:
     """The primary key of an event; `seq` is clamped to those that a model can have.
 
-    -1 gives a key that belongs to no event, so an empty range of seqs is an empty range of keys.
+    What is out of range gives a key that belongs to no event, so that it finds none.
     """
     return (model_id << SEQ_BITS) + max(-1, min(seq, SEQ_MASK))
 

@@ -1,8 +1,8 @@
 """Finding events: times as ranges of seqs, filters as ranges of indexes.
 
 Times never decrease along a log, so a time is found by bisection over the primary key. A filter is
-answered from the narrowest index there is (parameters, else actors, else kinds): of each value the
-first keys in order are read, then merged, and what else is asked for is checked on the way.
+answered from the narrowest index there is (parameters, else rare kinds, else actors): of each value
+the first keys in order are read, then merged, and what else is asked for is checked on the way.
 """
 
 from collections.abc import Sequence
@@ -101,29 +101,32 @@ def _source(execute: Execute, model_id: int, where: EventFilter) -> _Source | No
             return None
         source = _Source("touches", "s.parameter_id = ?", ids)
         if actors:
-            source.checks.append(
-                "EXISTS (SELECT 1 FROM annotations a WHERE a.event_key = s.event_key"
-                f" AND a.actor IN ({marks(len(actors))}))"
-            )
-            source.check_values += actors
+            _check_actors(source, actors)
         return source
-    if actors:
-        source = _Source("annotations", "s.actor = ?", actors)
-        if kinds:
-            source.checks.append(
-                "EXISTS (SELECT 1 FROM events e WHERE e.event_key = s.event_key"
-                f" AND e.kind IN ({marks(len(kinds))}))"
-            )
-            source.check_values += sorted(kinds)
+    if kinds and UPDATED not in kinds:
+        # The index leaves updates out, and is used only by a condition that says so.
+        source = _Source("events", "s.kind = ? AND s.kind <> 'updated'", sorted(kinds))
+        if actors:
+            _check_actors(source, actors)
         return source
-    if not kinds or UPDATED in kinds:
-        source = _Source("events", "", ())
-        if kinds:
-            source.checks.append(f"s.kind IN ({marks(len(kinds))})")
-            source.check_values += sorted(kinds)
-        return source
-    # The index leaves updates out, and is used only by a condition that says so.
-    return _Source("events", "s.kind = ? AND s.kind <> 'updated'", sorted(kinds))
+    source = _Source("annotations", "s.actor = ?", actors) if actors else _Source("events", "", ())
+    if kinds:
+        of_kind = f"kind IN ({marks(len(kinds))})"
+        source.checks.append(
+            f"EXISTS (SELECT 1 FROM events e WHERE e.event_key = s.event_key AND e.{of_kind})"
+            if actors
+            else f"s.{of_kind}"
+        )
+        source.check_values += sorted(kinds)
+    return source
+
+
+def _check_actors(source: _Source, actors: Sequence[str]) -> None:
+    source.checks.append(
+        "EXISTS (SELECT 1 FROM annotations a WHERE a.event_key = s.event_key"
+        f" AND a.actor IN ({marks(len(actors))}))"
+    )
+    source.check_values += actors
 
 
 def _first_keys(

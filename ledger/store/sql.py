@@ -95,7 +95,7 @@ class SqlStore:
 
     def event(self, model_id: int, seq: int) -> Event | None:
         """One event; CorruptLedger when the row does not match its header."""
-        return self._one(model_id, _BY_KEY, key_of(model_id, seq)) if _is_seq(seq) else None
+        return self._one(model_id, _BY_KEY, key_of(model_id, seq))
 
     def annotation(self, model_id: int, seq: int) -> Annotation | None:
         """The free text beside an event."""
@@ -216,10 +216,6 @@ class SqlStore:
         if model_id not in self._names:
             raise NotFound(f"no model has the id {model_id}")
         return self._names[model_id]
-
-
-def _is_seq(seq: int) -> bool:
-    return 0 <= seq <= SEQ_MASK
 
 
 def _all(model_id: int) -> tuple[int, int]:

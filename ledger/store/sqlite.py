@@ -1,6 +1,7 @@
 """What is particular to SQLite: connecting, locking, its catalogue and its errors."""
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,21 @@ def executor(connection: Any) -> Execute:
 
 
 def prepare(execute: Execute) -> None:
-    """Make a new file's journal a write-ahead log; must run outside of a transaction."""
-    execute("PRAGMA journal_mode = WAL").fetchone()
+    """Make a new file's journal a write-ahead log; must run outside of a transaction.
+
+    Unlike a transaction, the pragma fails at once while another process uses the file.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > until:
+                raise
+        else:
+            return
+        execute("BEGIN EXCLUSIVE")
+        execute("COMMIT")
 
 
 def lock_schema(execute: Execute) -> None:
@@ -94,12 +108,12 @@ def wrong_triggers(execute: Execute) -> list[str]:
 
 def explain(error: BaseException, where: str) -> LedgerError:
     """The ledger error for an error of the driver; `where` names the database."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _code(error)
     if code == sqlite3.SQLITE_CONSTRAINT:
         return refusal(str(error)) or StorageError(f"{where} refused a row: {error}")
     if code == sqlite3.SQLITE_FULL:
         return StorageFull(f"no space is left for {where}; nothing was recorded")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if _is_busy(error):
         return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
     if code == sqlite3.SQLITE_CORRUPT:
         return CorruptLedger(f"{where} is damaged: {error}")
@@ -110,3 +124,13 @@ def explain(error: BaseException, where: str) -> LedgerError:
     if code == sqlite3.SQLITE_CANTOPEN:
         return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
     return StorageError(f"{where} failed: {error}")
+
+
+def _code(error: BaseException) -> int:
+    """The primary result code, https://sqlite.org/rescode.html."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _is_busy(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

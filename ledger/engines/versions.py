@@ -1,0 +1,104 @@
+"""Versions side by side: the live one is a reference, holding it is the lease.
+
+Publishing assigns that reference. A reader that took the old version keeps it until done; tensors
+that only it used go with it.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+
+from ledger.engines.counters import Counters
+from ledger.errors import Conflict, LedgerError, UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Version:
+    """One committed state: `tensors` by bare name, `seq` and `digest` of its last change.
+
+    Entering it as a context manager does nothing: the reference is what holds it.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    seq: int
+    digest: bytes
+    built: nn.Module | None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model to infer with. Raises UnsupportedModel where only tensors are held."""
+        return _module(self.built)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A next version that nobody sees yet; `tensors` are the ones it replaces."""
+
+    tensors: Mapping[str, torch.Tensor]
+    built: nn.Module | None
+    whole: Mapping[str, torch.Tensor]
+    base: Mapping[str, torch.Tensor]
+
+    @property
+    def module(self) -> nn.Module:
+        """The candidate, ready to be scored. UnsupportedModel where only tensors are held."""
+        return _module(self.built)
+
+
+class Versions:
+    """The current version, what came before it and is still held, and the write counters."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self._counters = Counters(tensors)
+        self._current: Version | None = None
+        self._past: list[weakref.ref[Version | nn.Module]] = []
+
+    def current(self) -> Version:
+        """The live version; raises LedgerError before the first one is published."""
+        version = self._current
+        if version is None:
+            raise unpublished()
+        return version
+
+    def check_untouched(self) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
+        self._counters.check()
+
+    def publish(self, candidate: Candidate, seq: int, digest: bytes) -> None:
+        """Make `candidate` current. Raises Conflict if another one was published since."""
+        if candidate.base is not self.tensors:
+            raise Conflict("another version was published after this one was prepared")
+        version = Version(candidate.whole, seq, digest, candidate.built)
+        before = self._current
+        self._counters = self._counters.replaced(candidate.whole, candidate.tensors)
+        self.tensors = candidate.whole
+        self._current = version
+        if before is not None and before.tensors is not candidate.whole:
+            self._past.append(weakref.ref(before.built or before))
+
+    def held(self) -> int:
+        """How many past versions somebody still holds."""
+        self._past = [past for past in self._past if past() is not None]
+        return len(self._past)
+
+
+def unpublished() -> LedgerError:
+    """What a lease says before the engine follows a log."""
+    return LedgerError("the engine follows no log yet: hand it to a Ledger first")
+
+
+def _module(built: nn.Module | None) -> nn.Module:
+    if built is None:
+        raise UnsupportedModel("this log holds tensors without a module; serve it to infer")
+    return built

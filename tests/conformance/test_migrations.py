@@ -1,0 +1,261 @@
+"""Opening databases: fresh ones, other people's, newer ones, ones that were tampered with."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from ledger.errors import SchemaMismatch, StorageError
+from ledger.store import schema, tables, triggers
+from ledger.store.database import Database
+from ledger.store.sql import SqlStore
+
+Plain = Callable[[str], Any]
+
+
+def engine(url: str) -> sa.Engine:
+    return sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+
+
+def test_migrating_makes_the_tables_that_the_store_uses(store: SqlStore, database_url: str) -> None:
+    other = engine(database_url)
+    with other.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, tables.metadata) == []
+        found = sa.inspect(connection).get_indexes("events")
+    assert {index["name"] for index in found} == {
+        "events_idempotency",
+        "events_number",
+        "events_kind",
+    }
+    other.dispose()
+
+
+def test_the_newest_revision_is_the_one_the_store_asks_for() -> None:
+    script = ScriptDirectory.from_config(schema._config())
+    assert script.get_heads() == [tables.REVISION]
+
+
+def test_opening_again_keeps_everything(database_url: str, new_writer: Any) -> None:
+    store = SqlStore.open(database_url)
+    event = new_writer(store).append()
+    store.close()
+    again = SqlStore.open(database_url, upgrade=False)
+    assert again.head(1) == event
+    again.close()
+
+
+OPEN = """
+import sys
+from ledger.store.sql import SqlStore
+barrier.wait()
+store = SqlStore.open(url)
+store.models()
+store.close()
+sys.exit(10 if "alembic" in sys.modules else 0)
+"""
+
+# Loading alembic takes longer than migrating, so it must not come between the two.
+RACE_TO_MIGRATE = "import alembic.command, alembic.autogenerate\n" + OPEN
+
+
+def test_an_up_to_date_database_opens_without_alembic(
+    store: SqlStore, database_url: str, processes: Any
+) -> None:
+    assert processes.race(OPEN, {"url": database_url}, count=1) == [0]
+
+
+def test_two_processes_may_open_a_fresh_database_at_once(
+    database_url: str, processes: Any, new_writer: Any
+) -> None:
+    assert processes.race(RACE_TO_MIGRATE, {"url": database_url}, count=3) == [10, 10, 10]
+    store = SqlStore.open(database_url, upgrade=False)
+    new_writer(store).append()
+    store.close()
+
+
+def test_a_database_that_would_need_migrating_is_left_alone_when_asked(
+    database_url: str, tmp_path: Path, plain: Plain
+) -> None:
+    if database_url.startswith("sqlite"):
+        with pytest.raises(StorageError, match="no database"):
+            SqlStore.open(database_url, upgrade=False)
+        assert list(tmp_path.iterdir()) == []
+        plain(database_url).execute("VACUUM")
+    with pytest.raises(SchemaMismatch, match="weightledger db upgrade"):
+        SqlStore.open(database_url, upgrade=False)
+
+
+def test_a_newer_revision_is_refused_by_name(
+    store: SqlStore, database_url: str, plain: Plain
+) -> None:
+    plain(database_url).execute("UPDATE alembic_version SET version_num = '9999'")
+    for upgrade in (True, False):
+        with pytest.raises(SchemaMismatch, match=f"9999.*{tables.REVISION}.*newer release"):
+            SqlStore.open(database_url, upgrade=upgrade)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["CREATE TABLE customers (id INTEGER)"],
+        ["CREATE TABLE models (id INTEGER)"],
+        [
+            "CREATE TABLE customers (id INTEGER)",
+            "CREATE TABLE alembic_version (version_num TEXT)",
+            "INSERT INTO alembic_version VALUES ('ae10')",
+        ],
+    ],
+    ids=["tables", "a table called as ours", "alembic"],
+)
+def test_another_applications_database_is_refused_and_not_touched(
+    database_url: str, plain: Plain, made: list[str]
+) -> None:
+    connection = plain(database_url)
+    for statement in made:
+        connection.execute(statement)
+    before = fingerprint(database_url)
+    for upgrade in (True, False):
+        with pytest.raises(SchemaMismatch, match="belongs to another application"):
+            SqlStore.open(database_url, upgrade=upgrade)
+    assert fingerprint(database_url) == before
+
+
+def fingerprint(url: str) -> Any:
+    if url.startswith("sqlite"):
+        return Path(url.removeprefix("sqlite:///")).read_bytes()
+    other = engine(url)
+    names = sa.inspect(other).get_table_names()
+    other.dispose()
+    return names
+
+
+def trigger_names(url: str) -> list[tuple[str, str]]:
+    if url.startswith("sqlite"):
+        return [(name, "") for name in triggers.sqlite_triggers()]
+    return [(item.name, f" ON {item.table}") for item in triggers.postgres_triggers().values()]
+
+
+def test_a_missing_trigger_is_named_when_opening(
+    store: SqlStore, database_url: str, plain: Plain
+) -> None:
+    connection = plain(database_url)
+    name, table = trigger_names(database_url)[-1]
+    connection.execute(f"DROP TRIGGER {name}{table}")
+    with pytest.raises(SchemaMismatch, match=f"not append-only: trigger {name} is"):
+        SqlStore.open(database_url)
+
+
+def test_every_trigger_is_looked_for(store: SqlStore, database_url: str, plain: Plain) -> None:
+    connection = plain(database_url)
+    names = trigger_names(database_url)
+    for name, table in names:
+        connection.execute(f"DROP TRIGGER {name}{table}")
+    with pytest.raises(SchemaMismatch) as caught:
+        SqlStore.open(database_url)
+    assert all(name in str(caught.value) for name, _ in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("ALTER TABLE events DISABLE TRIGGER events_follow", "events_follow"),
+        ("ALTER TABLE events ENABLE TRIGGER events_append_only", "events_append_only"),
+        (
+            "CREATE OR REPLACE FUNCTION weightledger_refuse() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RETURN NULL; END'",
+            "touches_append_only",
+        ),
+        (
+            "CREATE OR REPLACE TRIGGER events_append_only BEFORE DELETE ON events"
+            " FOR EACH STATEMENT EXECUTE FUNCTION weightledger_refuse()",
+            "events_append_only",
+        ),
+        (
+            "CREATE OR REPLACE TRIGGER events_follow BEFORE INSERT ON events FOR EACH ROW"
+            " WHEN (NEW.event_key < 0) EXECUTE FUNCTION weightledger_follow()",
+            "events_follow",
+        ),
+    ],
+)
+def test_a_weakened_trigger_is_noticed_on_postgresql(
+    postgres_server: Any, plain: Plain, change: str, name: str
+) -> None:
+    plain(postgres_server.get_uri()).execute("DROP DATABASE IF EXISTS weak WITH (FORCE)")
+    plain(postgres_server.get_uri()).execute("CREATE DATABASE weak")
+    url = postgres_server.get_uri(database="weak")
+    SqlStore.open(url).close()
+    plain(url).execute(change)
+    with pytest.raises(SchemaMismatch, match=name):
+        SqlStore.open(url)
+
+
+def test_a_weakened_trigger_is_noticed_on_sqlite(sqlite_url: str, plain: Plain) -> None:
+    SqlStore.open(sqlite_url).close()
+    connection = plain(sqlite_url)
+    connection.execute("DROP TRIGGER events_no_delete")
+    connection.execute(
+        "CREATE TRIGGER events_no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(IGNORE); END"
+    )
+    with pytest.raises(SchemaMismatch, match="events_no_delete"):
+        SqlStore.open(sqlite_url)
+
+
+def test_there_is_no_way_back(store: SqlStore, database_url: str, new_writer: Any) -> None:
+    new_writer(store).append()
+    database = Database.connect(database_url)
+    config = schema._config()
+
+    def downgrade() -> None:
+        with database.change_schema() as (connection, _):
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+
+    with pytest.raises(CommandError, match="append-only"):
+        downgrade()
+    database.close()
+    assert store.head(1).seq == 0
+
+
+def test_a_failed_migration_leaves_the_database_as_it_was(database_url: str, plain: Plain) -> None:
+    database = Database.connect(database_url)
+
+    def migrate_and_fail() -> None:
+        with database.change_schema() as (connection, _):
+            schema._run_alembic(connection)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        migrate_and_fail()
+    with database.read() as execute:
+        assert database.backend.table_names(execute) == set()
+    database.close()
+    SqlStore.open(database_url).close()
+
+
+def test_every_connection_writes_durably_and_sees_deletes_by_replace(sqlite_url: str) -> None:
+    store = SqlStore.open(sqlite_url)
+    expected = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "recursive_triggers": 1,
+        "page_size": 8192,
+        "busy_timeout": 10_000,
+    }
+    with store._database.read() as one, store._database.write() as two:
+        for execute in (one, two):
+            found = {name: execute(f"PRAGMA {name}").fetchone()[0] for name in expected}
+            assert found == expected
+    store.close()
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
