@@ -126,7 +126,7 @@ def _encode(spec: TensorSpec, old: torch.Tensor, new: torch.Tensor, chunks: byte
     frame = encode_frame(delta)
     changed = _changed_elements(delta, spec)
     _rehash(chunks, delta, after)
-    square = _square_distance(new, old) if changed and spec.element.kind == "float" else 0.0
+    square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
     return _Tile(frame, changed, chunks, square)
 
 
@@ -152,7 +152,10 @@ def _changed_elements(delta: Delta, spec: TensorSpec) -> int:
     return len(np.unique(changed // spec.element.lanes))
 
 
-def _square_distance(new: torch.Tensor, old: torch.Tensor) -> float:
+def _square_distance(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> float:
+    if delta.indices is not None:
+        where = torch.from_numpy(delta.indices).to(new.device)
+        new, old = new.index_select(0, where), old.index_select(0, where)
     wide = torch.float64 if new.dtype == torch.float64 else torch.float32
     distance = torch.sub(new.to(wide), old.to(wide))
     norm = float(torch.linalg.vector_norm(distance, dtype=torch.float64))

@@ -56,13 +56,15 @@ class Skeleton:
     def _survey(self, module: nn.Module, naming: Naming) -> None:
         """Find what versions may share, and refuse links from the template to the original."""
         originals: dict[int, object] = {id(t): t for t in naming.tensors.values()}
+        names = {id(part): name for name, part in module.named_modules()}
         originals |= {id(part): part for part in module.modules()}
         stand_ins = {id(stand_in) for stand_in in self._stand_ins.values()}
         for found in reach.walk(self._template, originals):
             value = found.value
             if id(value) in originals:
+                child = found.attribute == "_modules"
                 raise _refused(
-                    found.submodule,
+                    names[id(value)] if child else found.submodule,
                     f"would go on using the old weights through {found.attribute!r}, which "
                     "captures a module or tensor of the model",
                 )

@@ -160,7 +160,7 @@ class InplaceEngine:
         return [
             name
             for name, table, key in self._homes
-            if table.get(key) is not tensors[aliases.get(name, name)]
+            if key not in table or table[key] is not tensors[aliases.get(name, name)]
         ]
 
     def _respecified(self, name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Measurements: ours beside peers, in one run, interleaved, with the machine they ran on."""

@@ -1,0 +1,110 @@
+"""How things are measured: interleaved rounds, medians, one table, JSON with the machine."""
+
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One line of the table: what was measured, and what it is held against.
+
+    `goal` is the figure to hold, in words; `ok` whether it was held, None where there is none.
+    """
+
+    what: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    of: str = ""
+    goal: str = ""
+    ok: bool | None = None
+
+
+@dataclass
+class Report:
+    """All rows of a run, and the machine."""
+
+    title: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, what: str, value: float, unit: str, **more: Any) -> None:
+        self.rows.append(Row(what, value, unit, **more))
+
+    def finish(self, name: str) -> None:
+        """Print the table and write the JSON."""
+        table = Table(title=self.title)
+        for column in ("what", "value", "ratio", "goal", "held"):
+            table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
+        for row in self.rows:
+            ratio = f"{row.ratio:.2f} × {row.of}" if row.ratio is not None else ""
+            held = {True: "yes", False: "no", None: ""}[row.ok]
+            table.add_row(row.what, f"{row.value:,.4g} {row.unit}", ratio, row.goal, held)
+        Console(width=150).print(table)
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{name}.json"
+        body = {"title": self.title, "machine": machine(), "rows": [asdict(r) for r in self.rows]}
+        path.write_text(json.dumps(body, indent=1) + "\n")
+        Console().print(f"written to {path}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def interleaved(rounds: int, **runs: Callable[[int], None]) -> dict[str, float]:
+    """Median seconds of each run; every round runs all of them once, so noise hits all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for n in range(rounds):
+        for name, run in runs.items():
+            with clock() as elapsed:
+                run(n)
+            taken[name].append(elapsed())
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+@contextmanager
+def clock() -> Iterator[Callable[[], float]]:
+    """Seconds from here to the end of the block, without a garbage collection inside."""
+    gc.collect()
+    gc.disable()
+    started = time.perf_counter()
+    ended = started
+    try:
+        yield lambda: ended - started
+    finally:
+        ended = time.perf_counter()
+        gc.enable()
