@@ -37,7 +37,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
         summary="An event-sourced ledger of live model weights.",
         lifespan=lifespan,
     )
-    app.state.writes_enabled = settings.allow_runtime_updating
+    app.state.writes_enabled = settings.writes_enabled
     app.include_router(router(manager, max_body_bytes=settings.max_body_bytes))
     errors.install(app)
     app.add_middleware(TooLargeInOurForm, max_body_bytes=settings.max_body_bytes)
@@ -52,3 +52,5 @@ async def _follow(manager: DynamicModelManager) -> None:
             await manager.catch_up()
         except LedgerError as error:
             logger.error("cannot follow the log: %s", error)
+        except Exception:
+            logger.exception("cannot follow the log")

@@ -6,13 +6,16 @@ remaining stranger, so Host, Origin and the JSON content type are checked.
 
 import hashlib
 import hmac
+import logging
 import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import error_response
+from api.errors import error_response, unexpected
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
@@ -39,8 +42,12 @@ class Door:
         state["request_id"] = request_id
         state["actor"] = None if self._key_digest is None else _STATIC_KEY_NAME
 
+        started = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -48,7 +55,13 @@ class Door:
         if refusal is not None:
             await refusal(scope, receive, send_with_id)
             return
-        await self.app(scope, receive, send_with_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if started:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await unexpected(error)(scope, receive, send_with_id)
 
     def _refusal(self, path: str, method: str, headers: Headers) -> ASGIApp | None:
         if self._key_digest is not None:

@@ -61,10 +61,9 @@ def error_response(
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of `app` in the one form."""
+    """Answer the ledger's and HTTP's errors in the one form; `Door` answers unexpected ones."""
     app.add_exception_handler(errors.LedgerError, _ledger_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _ledger_error(request: Request, error: Exception) -> JSONResponse:
@@ -89,11 +88,13 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
+    if error.status_code == 413:
+        message = "the body is too large; apply large updates through the Python API"
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
     return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)
 
 
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+def unexpected(error: Exception) -> JSONResponse:
+    """The reply to an error that nobody raised on purpose."""
     return error_response(500, f"internal error: {type(error).__name__}", code="internal")

@@ -26,10 +26,7 @@ def integer(request: Request, name: str, *, least: int = 0, most: int = 1 << 53)
     text = request.query_params.get(name)
     if text is None:
         return None
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 17 else least - 1
     if not least <= value <= most:
         raise InvalidRequest(f"{name} must be an integer from {least} to {most}", param=name)
     return value

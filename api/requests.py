@@ -8,8 +8,8 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from api.schemas import parse
+from ledger.caller import Caller
 from ledger.errors import InvalidRequest, OperationDisabled
-from ledger.log import Caller
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ MAX_KEY = 255
 # Above this a body is parsed on a thread, so that the event loop goes on answering.
 _INLINE_PARSE_BYTES = 64 * 1024
 
-_ETAG = re.compile(r'(?:W/)?"?(\d{1,15})"?')
+_ETAG = re.compile(r'"([0-9]{1,15})"|([0-9]{1,15})')
 
 
 async def body(request: Request, adapter: TypeAdapter[T]) -> T:
@@ -70,4 +70,4 @@ def _expected_seq(value: str | None) -> int | None:
         raise InvalidRequest(
             f'If-Match must be the ETag of a reply, such as "12"; got {value!r}', param="If-Match"
         )
-    return int(match[1])
+    return int(match[1] or match[2])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ledger import DynamicUpdateConfig
@@ -30,14 +30,20 @@ class Settings(BaseSettings):
     enable_incremental_learning: bool = True
     enable_versioning: bool = True
     max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
-    allow_runtime_updating: Annotated[
-        bool,
-        Field(
-            validation_alias=AliasChoices(
-                "WEIGHTLEDGER_ALLOW_RUNTIME_UPDATING", "APHRODITE_ALLOW_RUNTIME_LORA_UPDATING"
-            )
-        ),
+    allow_runtime_updating: bool = True
+    aphrodite_allows: Annotated[
+        bool, Field(validation_alias="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING")
     ] = True
+
+    @field_validator("api_key")
+    @classmethod
+    def _an_empty_key_is_none(cls, value: str | None) -> str | None:
+        return (value or "").strip() or None
+
+    @property
+    def writes_enabled(self) -> bool:
+        """Whether neither of the two switches is set to 0."""
+        return self.allow_runtime_updating and self.aphrodite_allows
 
     def update_config(self) -> DynamicUpdateConfig:
         """The manager's share of the settings."""

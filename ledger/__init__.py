@@ -1,5 +1,6 @@
 """Weight Ledger: an event-sourced ledger of live model weights."""
 
+from ledger.caller import Caller
 from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
 from ledger.engines import Engine
 from ledger.engines.inplace import InplaceEngine
@@ -7,7 +8,7 @@ from ledger.engines.state import StateEngine
 from ledger.engines.torch import TorchEngine
 from ledger.errors import LedgerError
 from ledger.ledger import Ledger
-from ledger.log import Caller, Log
+from ledger.log import Log
 from ledger.manager import DynamicModelManager
 from ledger.updates import IncrementalUpdateRequest
 from ledger.versions import ModelVersion

@@ -82,6 +82,15 @@ def record_tensor(
     )
 
 
+def same_bits(one: torch.Tensor, other: torch.Tensor, spec: TensorSpec) -> bool:
+    """Whether two tensors of one spec hold the same bits; stops at the first tile that differs."""
+    flat, others, step = one.detach().reshape(-1), other.detach().reshape(-1), tile_elements(spec)
+    return all(
+        np.array_equal(lanes(flat[at : at + step]), lanes(others[at : at + step]))
+        for at in tile_starts(spec)
+    )
+
+
 def tile_elements(spec: TensorSpec) -> int:
     """How many elements make a tile: as many as one frame takes."""
     return TILE_LANES // spec.element.lanes

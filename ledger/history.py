@@ -5,7 +5,7 @@ place and reads what the path needs, never the whole log.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +23,8 @@ from ledger.store import EventFilter, EventStore, Snapshot
 from ledger.tensors import WEIGHTS, TensorSpec
 
 EVERYTHING = EventFilter()
+
+_PAGE = 256  # events of a path that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ class History:
     ) -> Rebuilt:
         """Replay a path from `base`; see `ledger.replay.replay`."""
         moves = chain(
-            (Move(self.require(seq), undo=True) for seq in path.undo),
-            (Move(self.require(seq), undo=False) for seq in path.redo),
+            (Move(event, undo=True) for event in self.require_all(path.undo)),
+            (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
         return replay(base, tensor, moves, self.store.payload, expected, self.pool)
 
@@ -140,6 +142,17 @@ class History:
         if event is None:
             raise CorruptLedger(f"event {seq} is missing from the log", seq=seq)
         return event
+
+    def require_all(self, seqs: Sequence[int]) -> Iterator[Event]:
+        """The events at these seqs, in the order given; close ones are read together."""
+        for at in range(0, len(seqs), _PAGE):
+            page = seqs[at : at + _PAGE]
+            first, last = min(page), max(page)
+            if last - first < 2 * len(page):
+                read = {e.seq: e for e in self.store.scan(self.model_id, first, last + 1)}
+                yield from (read[seq] for seq in page)
+            else:
+                yield from map(self.require, page)
 
     # Parameters
 
@@ -162,10 +175,10 @@ class History:
         node = self.head().node
         base, path = self.plan(node)
         digests: dict[str, bytes] = {}
-        for seq in path.undo:
-            digests.update({c.name: c.before for c in self.require(seq).changes})
-        for seq in path.redo:
-            digests.update({c.name: c.after for c in self.require(seq).changes})
+        for event in self.require_all(path.undo):
+            digests.update({c.name: c.before for c in event.changes})
+        for event in self.require_all(path.redo):
+            digests.update({c.name: c.after for c in event.changes})
         return base.with_digests(digests)
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ledger.errors import CorruptLedger
 from ledger.store import Step
 
+EVENT_COST = 4096
+"""What reading one event costs beside its payload, in bytes: many tiny updates are not free."""
+
 _PAGE = 4096
 _NOT_A_NODE = -2
 _NO_PARENT = -1
@@ -44,8 +47,11 @@ class Lineage:
     so a page is read again only when it was incomplete and a newer node is asked for.
     """
 
-    def __init__(self, load: Callable[[int, int], Sequence[Step]]) -> None:
+    def __init__(
+        self, load: Callable[[int, int], Sequence[Step]], event_cost: int = EVENT_COST
+    ) -> None:
         self._load = load
+        self._event_cost = event_cost
         self._parents: dict[int, NDArray[np.int64]] = {}
         self._sizes: dict[int, NDArray[np.int64]] = {}
 
@@ -56,7 +62,7 @@ class Lineage:
         return None if parent == _NO_PARENT else parent
 
     def size(self, node: int) -> int:
-        """Bytes of the delta between `node` and its parent."""
+        """What it costs to move between `node` and its parent, in bytes."""
         page, offset = self._find(node)
         return int(self._sizes[page][offset])
 
@@ -75,8 +81,10 @@ class Lineage:
         for step in self._load(first, first + _PAGE):
             if step.node == step.seq:
                 parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
-                sizes[step.seq - first] = step.size
-        self._parents[page], self._sizes[page] = parents, sizes
+                sizes[step.seq - first] = step.size + self._event_cost
+        # Readers of other threads look for the parents first.
+        self._sizes[page] = sizes
+        self._parents[page] = parents
 
 
 def cheapest(lineage: Lineage, starts: Mapping[int, int], target: int) -> Path:
@@ -90,7 +98,8 @@ def cheapest(lineage: Lineage, starts: Mapping[int, int], target: int) -> Path:
     older = [node for node in order if starts[node] and node <= target][:_NEAREST_ANCHORS]
     newer = [node for node in order if starts[node] and node > target][:_NEAREST_ANCHORS]
     best: Path | None = None
-    for start in free + older + newer:
+    # Anchors first: they are near, and bound how far the others are followed.
+    for start in older + newer + free:
         path = _between(lineage, start, target, starts[start], best.size if best else None)
         if path is not None:
             best = path

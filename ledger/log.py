@@ -6,6 +6,7 @@ writers of this process; between processes the append's compare-and-set decides,
 catches up, proposes again and retries.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -17,21 +18,25 @@ from typing import Any
 import torch
 
 from ledger import events, proposals, snapshots, versions
+from ledger.audit.verify import Progress, Report, verify
+from ledger.caller import ANYONE, Caller
+from ledger.deltas import same_bits
 from ledger.digest import StateDigest, content_digest
 from ledger.errors import (
     Conflict,
     IdempotencyMismatch,
     InvalidRequest,
+    LedgerError,
     NotFound,
     PreconditionFailed,
-    StorageError,
 )
 from ledger.events import Annotation, Event, canonical, seal
 from ledger.history import History
+from ledger.lineage import EVENT_COST
 from ledger.projector import Live, Projector
 from ledger.proposals import Guard, Proposal
 from ledger.store import Append, EventFilter, KeyTaken, SeqTaken
-from ledger.tensors import TensorSpec
+from ledger.tensors import TensorSpec, lanes
 from ledger.updates import IncrementalUpdateRequest, validate
 
 logger = logging.getLogger(__name__)
@@ -44,23 +49,6 @@ MIN_SPACING_BYTES = 1 << 20
 # A loser of the compare-and-set waits a random moment that grows with each round.
 _ROUNDS = 20
 _BACKOFF_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks for a write, and on what condition.
-
-    `expected_seq` is the seq of the last state change that the caller has seen.
-    """
-
-    actor: str | None = None
-    reason: str | None = None
-    request_id: str | None = None
-    idempotency_key: str | None = None
-    expected_seq: int | None = None
-
-
-ANYONE = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +73,7 @@ class Log:
         self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
+        self._first_names = projector.engine.aliases()
         self._since_anchor = self._bytes_since_anchor()
 
     # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict or StorageError as
@@ -97,7 +86,8 @@ class Log:
         candidate or the result would not be finite. Raises InvalidRequest or NotFound for a
         request that does not fit the model.
         """
-        update = validate(request, self.projector.specs)
+        name = self._first_names.get(request.parameter_name, request.parameter_name)
+        update = validate(replace(request, parameter_name=name), self.projector.specs)
         caller = Caller(
             request.actor,
             request.reason,
@@ -130,9 +120,13 @@ class Log:
         if reason is not None:
             caller = replace(caller, reason=reason)
         text = None if metadata is None else canonical(dict(metadata), param="metadata").decode()
+        request_digest = None
+        if caller.idempotency_key is not None:  # hashing the whole model is for retries only
+            digests = {name: content_digest(lanes(tensors[name])).hex() for name in self.specs}
+            request_digest = _digest_of("record", {"tensors": digests, "metadata": text})
         return self._write(
             caller,
-            None,
+            request_digest,
             lambda: proposals.record(self.history, self.projector, tensors),
             metadata=text,
         )
@@ -150,15 +144,11 @@ class Log:
         """
         check_description(description)
         facts = {"description": description, "performance_metrics": dict(performance_metrics or {})}
-        with self._lock:
-            head = self.projector.live.head
-            if head.counts.versions == 0 and head.node != 0:
-                self.create_initial_version()
-            return self._write(
-                caller,
-                _digest_of("create_version", {"description": description}),
-                lambda: proposals.version(self.projector, self.projector.live.head, facts),
-            )
+        return self._write(
+            caller,
+            _digest_of("create_version", {"description": description}),
+            lambda: self._version(facts),
+        )
 
     def create_initial_version(
         self, description: str = "Initial version", *, caller: Caller = ANYONE
@@ -197,8 +187,10 @@ class Log:
         retired = []
         with self._lock:
             listed = versions.listed_numbers(self.history.store, self.history.model_id)
-            for number, seq in listed[: max(0, len(listed) - keep)]:
-                if number != self.projector.live.head.active:
+            active = self.projector.live.head.active
+            spare = [seq for number, seq in listed if number != active]
+            for seq in spare[: max(0, len(listed) - keep)]:
+                with contextlib.suppress(NotFound):  # another writer was faster
                     retired.append(self._retire(self.history.require(seq)))
         return retired
 
@@ -222,6 +214,10 @@ class Log:
             if head.node != before.node:
                 self._since_anchor = self._bytes_since_anchor()
             return head
+
+    def verify(self, progress: Progress | None = None) -> Report:
+        """Recompute every digest from the log; see `ledger.audit.verify`."""
+        return verify(self.history, progress)
 
     def verify_live(self) -> tuple[Live, StateDigest]:
         """What the live weights should be, and the digests of the tensors as they are now."""
@@ -285,9 +281,8 @@ class Log:
                     continue
                 appended = time.perf_counter()
                 self._show(event, proposal)
-                written = Written(event, time.perf_counter() - started, appended - append_started)
-                for listener in self._listeners:
-                    listener(written)
+                shown = time.perf_counter()
+                self._afterwards(Written(event, shown - started, appended - append_started))
                 return event
         raise Conflict(
             f"other writers won {_ROUNDS} times in a row on model {self.history.model!r}"
@@ -319,6 +314,8 @@ class Log:
             raise IdempotencyMismatch(
                 f"idempotency key {idempotency_key!r} was used for another request, {event.name}"
             )
+        if event is not None and event.seq > self.projector.live.head.seq:
+            self.catch_up()
         return event
 
     def _require_expected(self, expected: int | None) -> None:
@@ -336,29 +333,55 @@ class Log:
             self.projector.note(event)
             return
         self.projector.show(event, proposal.changes)
-        if event.kind == events.ROLLED_BACK:
-            self._since_anchor = self._bytes_since_anchor()
-        else:
-            self._since_anchor += event.payload_size
-        if self._since_anchor >= self._spacing:
-            self._anchor_after(event)
 
-    def _anchor_after(self, event: Event) -> None:
-        """Write the snapshot that spacing asks for; the event is durable with or without it."""
+    def _afterwards(self, written: Written) -> None:
+        """What follows a write. The event is durable and visible, so nothing here may fail it."""
+        event = written.event
         try:
-            self.snapshot()
-        except StorageError as error:
+            if event.kind == events.ROLLED_BACK:
+                self._since_anchor = self._bytes_since_anchor()
+            elif event.kind == events.UPDATED:
+                self._since_anchor += event.payload_size + EVENT_COST
+            if self._since_anchor >= self._spacing:
+                self.snapshot()
+        except LedgerError as error:
             logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
+        for listener in self._listeners:
+            try:
+                listener(written)
+            except Exception:
+                logger.exception("a listener failed on event %d", event.seq)
+
+    def _version(self, facts: Mapping[str, Any]) -> Proposal:
+        """A name for the live state; the initial state is named before any other."""
+        head = self.projector.live.head
+        if head.counts.versions == 0 and head.node != 0:
+            self.create_initial_version()
+        return proposals.version(self.projector, self.projector.live.head, facts)
 
     def _retire(self, version_created: Event) -> Event:
         return self._write(
-            ANYONE, None, lambda: proposals.retirement(self.projector, version_created)
+            ANYONE,
+            None,
+            lambda: proposals.retirement(self.history, self.projector, version_created),
         )
 
     def _require_same_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         missing = sorted(self.projector.specs.keys() - tensors.keys())
         if missing:
             raise NotFound(f"the recorded model lacks {', '.join(missing)}")
+        extra = sorted(tensors.keys() - self.projector.specs.keys() - self._first_names.keys())
+        if extra:
+            raise InvalidRequest(f"the ledger's model has no {', '.join(extra)}", param=extra[0])
+        for alias, first in self._first_names.items():
+            spec = self.projector.specs[first]
+            tied = tensors.get(alias)
+            if tied is not None and (
+                TensorSpec.of(first, tied) != spec or not same_bits(tied, tensors[first], spec)
+            ):
+                raise InvalidRequest(
+                    f"{alias!r} is tied to {first!r}, but holds other values", param=alias
+                )
         for name, spec in self.projector.specs.items():
             got = TensorSpec.of(name, tensors[name])
             if got != spec:

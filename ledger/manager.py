@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 
 from ledger import events
+from ledger.caller import ANYONE, Caller
 from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
 from ledger.engines import Engine, Live
 from ledger.engines.inplace import InplaceEngine
-from ledger.errors import NotFound, OperationDisabled
+from ledger.errors import LedgerError, NotFound, OperationDisabled
 from ledger.events import Event
 from ledger.ledger import Ledger
-from ledger.log import ANYONE, Caller, Log
+from ledger.log import Log
 from ledger.monitoring.evaluation import Evaluator
 from ledger.monitoring.guard import MetricsGuard
 from ledger.monitoring.traffic import Traffic
@@ -87,6 +88,8 @@ class DynamicModelManager:
             self.config.auto_rollback_metrics,
             self.config.auto_rollback_threshold,
         )
+        self.fault: str | None = None
+        self._checkpointed = self._last_named()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
 
     def close(self) -> None:
@@ -108,8 +111,12 @@ class DynamicModelManager:
     async def create_version(self, description: str, *, caller: Caller = ANYONE) -> str:
         """Name the current state; the new version's id. Old names beyond max_versions retire."""
         self._require(self.config.enable_versioning, "versioning")
-        event = await self._run(lambda: self._create_version(description, caller))
-        return event.name
+        return (await self.name_version(description, caller=caller)).name
+
+    async def name_version(self, description: str, *, caller: Caller = ANYONE) -> Event:
+        """`create_version`, giving its event."""
+        self._require(self.config.enable_versioning, "versioning")
+        return await self._run(lambda: self._create_version(description, caller))
 
     async def apply_incremental_update(self, request: IncrementalUpdateRequest) -> dict[str, Any]:
         """Apply an update; raises InvalidRequest or NotFound when it does not fit the model.
@@ -117,23 +124,38 @@ class DynamicModelManager:
         The result has success, update_id, pre_metrics and post_metrics, with update_count when
         it was applied and a reason ("Automatic rollback …") when it was refused.
         """
+        return update_result(await self.update(request))
+
+    async def update(self, request: IncrementalUpdateRequest) -> Event:
+        """`apply_incremental_update`, giving its event: `updated` or `update_rejected`."""
         self._require(self.config.enable_incremental_learning, "incremental learning")
-        return update_result(await self._run(lambda: self._apply(request)))
+        return await self._run(lambda: self._apply(request))
 
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:
         """Roll back to a version, or to any position that `ledger.positions` knows."""
-        self._require(self.config.enable_versioning, "versioning")
         try:
-            event = await self._run(lambda: self.log.rollback(version_id, caller=caller))
-        except NotFound:
-            return {"success": False, "reason": f"Version {version_id} not found"}
-        return await self._run(lambda: self._rollback_result(event))
+            _, result = await self.rollback(version_id, caller=caller)
+        except NotFound as error:
+            return {"success": False, "reason": str(error)}
+        return result
+
+    async def rollback(
+        self, version_id: str, *, caller: Caller = ANYONE
+    ) -> tuple[Event, dict[str, Any]]:
+        """`rollback_to_version`, giving its event too; NotFound for an unknown version."""
+        self._require(self.config.enable_versioning, "versioning")
+        return await self._run(lambda: self._rollback(version_id, caller))
 
     async def catch_up(self) -> None:
-        """Show what other processes appended to the log."""
-        await self._run(self.log.catch_up)
+        """Show what other processes appended; `fault` says why that failed, if it did."""
+        try:
+            await self._run(self.log.catch_up)
+        except LedgerError as error:
+            self.fault = str(error)
+            raise
+        self.fault = None
 
     # Reads
 
@@ -180,7 +202,6 @@ class DynamicModelManager:
     # On the writer thread
 
     def _apply(self, request: IncrementalUpdateRequest) -> Event:
-        before = self.log.live.head.counts.applied
         event = self.log.apply(request, self._guard)
         if event.kind == events.UPDATE_REJECTED:
             logger.warning(
@@ -188,20 +209,52 @@ class DynamicModelManager:
             )
         else:
             logger.debug("applied %s to %s", event.name, request.parameter_name)
-        applied = event.counts.applied
-        due = applied > before and applied % self.config.checkpoint_interval == 0
-        if due and event.kind == events.UPDATED and self.config.enable_versioning:
+        if self.config.enable_versioning:
+            self._checkpoint()
+        return event
+
+    def _checkpoint(self) -> None:
+        """Name and snapshot the state each `checkpoint_interval` updates.
+
+        The update itself is durable and visible, so what fails here is logged, and due again at
+        the next update.
+        """
+        applied, interval = self.log.live.head.counts.applied, self.config.checkpoint_interval
+        if applied // interval <= self._checkpointed // interval:
+            return
+        try:
             self._create_version(f"Checkpoint after {applied} updates", ANYONE)
             self.log.snapshot()
-        return event
+        except LedgerError as error:
+            logger.warning("no checkpoint after %d updates, will try again: %s", applied, error)
 
     def _create_version(self, description: str, caller: Caller) -> Event:
         event = self.log.create_version(
             description, caller=caller, performance_metrics=self._guard.current()
         )
         logger.info("created version %s of %s", event.name, self.model_name)
-        self.log.retire_versions(keep=self.config.max_versions)
+        self._checkpointed = max(self._checkpointed, event.counts.applied)
+        try:
+            self.log.retire_versions(keep=self.config.max_versions)
+        except LedgerError as error:
+            logger.warning("old versions stay listed, will try again: %s", error)
         return event
+
+    def _last_named(self) -> int:
+        """How many updates had been applied when the newest version was named."""
+        head = self.log.live.head
+        history = self.log.history
+        newest = history.store.by_number(
+            history.model_id, events.VERSIONS, head.counts.versions - 1
+        )
+        return newest.counts.applied if newest else 0
+
+    def _rollback(self, position: str, caller: Caller) -> tuple[Event, dict[str, Any]]:
+        try:
+            event = self.log.rollback(position, caller=caller)
+        except NotFound:
+            raise NotFound(f"Version {position} not found", param="version_id") from None
+        return event, self._rollback_result(event)
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
         target = self.log.history.require(event.body["to_event"])

@@ -13,9 +13,9 @@ from ledger.errors import NotFound
 from ledger.events import UPDATES, VERSIONS, Event
 from ledger.store import EventStore
 
-_NUMBERED = re.compile(r"(update_|v)(\d{1,15})_(\d{1,15})")
-_SEQ = re.compile(r"seq:(\d{1,15})")
-_HEAD = re.compile(r"head(?:~(\d{1,15}))?")
+_NUMBERED = re.compile(r"(update_|v)([0-9]{1,15})_([0-9]{1,15})")
+_SEQ = re.compile(r"seq:([0-9]{1,15})")
+_HEAD = re.compile(r"head(?:~([0-9]{1,15}))?")
 
 FORMS = "a version id, an update id, seq:N, head, head~N or a UTC time"
 
@@ -29,14 +29,20 @@ class Position:
     node: int
     state: bytes
 
+    @property
+    def is_version(self) -> bool:
+        """Whether a version was named; then the state is the one the version names."""
+        return self.text == self.event.name and self.event.series == VERSIONS
+
 
 def resolve(store: EventStore, model_id: int, text: str) -> Position:
     """The position that `text` names; NotFound when there is none."""
     event = _find(store, model_id, text)
-    if event.series == VERSIONS:
+    here = Position(text, event, event.node, event.state_after)
+    if here.is_version:
         named = event.body["names"]
         return Position(text, event, named["node"], bytes.fromhex(named["state"]))
-    return Position(text, event, event.node, event.state_after)
+    return here
 
 
 def find_event(store: EventStore, model_id: int, name: str) -> Event:
@@ -49,6 +55,8 @@ def find_event(store: EventStore, model_id: int, name: str) -> Event:
 
 
 def _find(store: EventStore, model_id: int, text: str) -> Event:
+    if not isinstance(text, str):
+        raise NotFound(f"Position {text!r} not found; expected {FORMS}")
     event: Event | None = None
     if match := _NUMBERED.fullmatch(text):
         series = UPDATES if match[1] == "update_" else VERSIONS

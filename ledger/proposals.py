@@ -5,13 +5,14 @@ commits it or, when another writer was faster, asks for it again on the newer st
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ledger import events, versions
-from ledger.deltas import Recorded, record_tensor
+from ledger.deltas import Recorded, record_tensor, same_bits
+from ledger.errors import NotFound
 from ledger.events import Draft, Event
 from ledger.history import History
 from ledger.payload import EMPTY, Payload, PayloadWriter
@@ -84,10 +85,12 @@ def record(history: History, projector: Projector, tensors: Mapping[str, torch.T
     payload = PayloadWriter(history.blobs)
     recorded: list[Recorded] = []
     for name in projector.specs:
-        one = _record(history, projector, WEIGHTS + name, tensors[name], payload)
+        if same_bits(projector.tensor(WEIGHTS + name), tensors[name], projector.specs[name]):
+            continue
+        # The caller may go on changing its tensor meanwhile, so what is recorded is a copy.
+        one = _record(history, projector, WEIGHTS + name, clone(tensors[name]), payload)
         if one.change.changed:
-            # The caller goes on changing its tensor; the ledger keeps what it recorded.
-            recorded.append(replace(one, after=clone(one.after)))
+            recorded.append(one)
     changes = _changes(projector, recorded)
     touched = [one.change.name for one in recorded]
     return _updated({"operation": "record"}, recorded, payload.finish(), changes, touched)
@@ -101,8 +104,10 @@ def version(projector: Projector, named: Event, facts: Mapping[str, Any]) -> Pro
     )
 
 
-def retirement(projector: Projector, version_created: Event) -> Proposal:
-    """Takes a version's name off the list."""
+def retirement(history: History, projector: Projector, version_created: Event) -> Proposal:
+    """Takes a version's name off the list; NotFound when another writer already has."""
+    if not versions.is_listed(history.store, history.model_id, version_created):
+        raise NotFound(f"Version {version_created.name} is retired already")
     body = {"version_id": version_created.name}
     return Proposal(
         Draft(
@@ -118,12 +123,12 @@ def retirement(projector: Projector, version_created: Event) -> Proposal:
 def rollback(history: History, projector: Projector, target: Position, cause: str) -> Proposal:
     """The move to another state, rebuilt and verified on the side."""
     live = projector.live
-    named = target.event if target.event.series == events.VERSIONS else None
-    active = (
-        named.number
-        if named
-        else versions.nearest(history.store, history.model_id, history.lineage, target.node)
-    )
+    named = target.event if target.is_version else None
+    store, model_id = history.store, history.model_id
+    if named and versions.is_listed(store, model_id, named):
+        active = named.number
+    else:
+        active = versions.nearest(store, model_id, history.lineage, target.node)
     projector.check_untouched([])
     changes = None
     if target.node != live.head.node:

@@ -5,7 +5,6 @@ precision otherwise, each operation rounded on its own, and rounds once to the s
 the ledger keeps is the resulting bits, so this code is never run again on replay.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +18,9 @@ from ledger.digest import content_digest
 from ledger.errors import InvalidRequest, NotFound
 from ledger.events import canonical
 from ledger.tensors import TensorSpec, lanes
+
+# Above this a float stands for several whole numbers.
+_WHOLE_FLOATS = 2.0**53
 
 UPDATE_TYPES = ("additive", "multiplicative", "replace")
 
@@ -140,15 +142,21 @@ def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
 
 
 def _replaced(u: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    new = u.to(spec.torch_dtype).expand_as(old)
-    if spec.element.kind in ("float", "complex", "float8"):
-        _require_finite(u, spec)
-        if not _finite(new):
-            raise InvalidRequest(
-                f"update_data holds a value that overflows {spec.dtype} of {spec.name!r}",
-                param="update_data",
-            )
-    return new
+    if spec.element.kind in ("integer", "boolean"):
+        return _integers(u, spec).expand_as(old)
+    _require_finite(u, spec)
+    new = u.to(spec.torch_dtype)
+    if not _finite(new) or (spec.element.kind == "float8" and _saturates(u, spec)):
+        raise _overflow(spec)
+    return new.expand_as(old)
+
+
+def _saturates(u: torch.Tensor, spec: TensorSpec) -> bool:
+    """Casting to an 8-bit float clips what is too large, and e8m0 has no zero and no sign."""
+    wide = u.to(torch.float64)
+    if spec.dtype == "float8_e8m0fnu" and bool((wide <= 0).any()):
+        return True
+    return bool((wide.abs() > torch.finfo(spec.torch_dtype).max).any())
 
 
 def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
@@ -157,18 +165,16 @@ def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
     _require_finite(u, spec)
     u = u.to(compute)
     if not _finite(u):
-        raise InvalidRequest(
-            f"update_data holds a value that overflows {spec.dtype} of {spec.name!r}",
-            param="update_data",
-        )
+        raise _overflow(spec)
     rate = torch.tensor(update.learning_rate, dtype=compute, device=old.device)
     step = torch.mul(u, rate)
     if update.update_type == "additive":
         new = torch.add(old.to(compute), step).to(spec.torch_dtype)
     else:
         new = torch.mul(old.to(compute), torch.add(step, 1.0)).to(spec.torch_dtype)
-    # Values that were not finite before, such as a mask of -inf, may stay as they were.
-    broken = ~torch.isfinite(new) & torch.isfinite(old)
+    # Values that were not finite before, such as a mask of -inf, may stay exactly as they were.
+    kept = (new == old) | (torch.isnan(new) & torch.isnan(old))
+    broken = ~torch.isfinite(new) & ~kept
     if bool(broken.any()):
         raise NonFiniteResult(spec.name, int(broken.sum()))
     return new
@@ -189,13 +195,9 @@ def _finite(values: torch.Tensor) -> bool:
 
 
 def _learning_rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InvalidRequest(
-            f"learning_rate must be a number in [0, 1], got {value!r}", param="learning_rate"
-        )
-    if not (math.isfinite(value) and 0 <= value <= 1):
-        raise InvalidRequest(
-            f"learning_rate must be in [0, 1], got {value!r}", param="learning_rate"
+            f"learning_rate must be a number in [0, 1], got {value!r:.50}", param="learning_rate"
         )
     return float(value)
 
@@ -210,6 +212,8 @@ def _metadata(value: Mapping[str, Any] | None) -> str | None:
 
 def _operand(data: Any, spec: TensorSpec) -> torch.Tensor:
     if isinstance(data, torch.Tensor):
+        if data.layout is not torch.strided or data.is_meta:
+            raise _not_numbers(spec, f"a {data.layout} tensor on {data.device}")
         tensor = data.detach()
     elif isinstance(data, np.ndarray | np.generic):
         tensor = _from_numpy(np.asarray(data), spec)
@@ -220,8 +224,6 @@ def _operand(data: Any, spec: TensorSpec) -> torch.Tensor:
         raise _not_numbers(spec, "booleans")
     if tensor.is_complex() and wanted != "complex":
         raise _not_numbers(spec, "complex numbers")
-    if wanted in ("integer", "boolean") and tensor.dtype != spec.torch_dtype:
-        tensor = _integers(tensor, spec)
     return tensor
 
 
@@ -229,36 +231,38 @@ def _from_numpy(array: np.ndarray[Any, Any], spec: TensorSpec) -> torch.Tensor:
     if array.dtype.kind not in "biufc":
         raise _not_numbers(spec, f"values of dtype {array.dtype}")
     try:
-        return torch.from_numpy(np.array(array, copy=True, order="C"))
+        shareable = array.flags.writeable and array.flags.c_contiguous
+        return torch.from_numpy(array if shareable else np.array(array, order="C"))
     except TypeError:
         raise _not_numbers(spec, f"values of dtype {array.dtype}") from None
 
 
 def _from_numbers(data: Any, spec: TensorSpec) -> torch.Tensor:
     """A number or nested lists of numbers, as float64, or as int64 for integer parameters."""
-    types = _leaf_types(data)
+    types = leaf_types(data)
     if not types <= {int, float}:
         if types == {bool} and spec.element.kind == "boolean":
             return torch.tensor(data)
         odd = sorted(t.__name__ for t in types - {int, float})
         raise _not_numbers(spec, f"values of type {', '.join(odd)}")
-    whole = types == {int} and spec.element.kind in ("integer", "boolean")
+    exact = spec.element.kind in ("integer", "boolean")
+    integers = np.uint64 if spec.dtype == "uint64" else np.int64
     try:
-        array = np.array(data, dtype=np.int64 if whole else np.float64)
+        array = np.array(data, dtype=integers if exact and types == {int} else np.float64)
     except OverflowError:
-        raise InvalidRequest(
-            f"update_data holds a value that overflows {spec.dtype} of {spec.name!r}",
-            param="update_data",
-        ) from None
+        raise _overflow(spec) from None
     except ValueError:
         raise InvalidRequest(
             f"update_data is ragged; parameter {spec.name!r} has shape {_shape(spec)}",
             param="update_data",
         ) from None
+    if exact and types != {int} and np.any(np.abs(array) > _WHOLE_FLOATS):
+        raise _overflow(spec)
     return torch.from_numpy(array)
 
 
-def _leaf_types(data: Any) -> set[type]:
+def leaf_types(data: Any) -> set[type]:
+    """The types of what nested lists hold."""
     level: list[Any] = [data]
     types: set[type] = set()
     while level:
@@ -272,15 +276,20 @@ def _leaf_types(data: Any) -> set[type]:
 
 def _integers(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     """The same whole numbers in the parameter's dtype; an error if that changes any of them."""
-    if tensor.is_floating_point() and not _finite(tensor):
+    if tensor.dtype == spec.torch_dtype:
+        return tensor
+    if tensor.is_floating_point():
         _require_finite(tensor, spec)
-    converted = tensor.to(spec.torch_dtype)
-    if not torch.equal(converted.to(tensor.dtype), tensor):
+        tensor = tensor.to(torch.float64)
+    given = tensor.cpu().numpy()
+    with np.errstate(invalid="ignore"):  # what does not fit is found by comparing
+        converted = given.astype(str(spec.dtype))
+    if not np.array_equal(converted, given):
         raise InvalidRequest(
             f"update_data must hold whole numbers that fit {spec.dtype} of {spec.name!r}",
             param="update_data",
         )
-    return converted
+    return torch.from_numpy(np.array(converted)).to(tensor.device)
 
 
 def _fit(operand: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -291,6 +300,13 @@ def _fit(operand: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     raise InvalidRequest(
         f"parameter {spec.name!r} has shape {_shape(spec)}, got {got}; "
         f"send that shape, {spec.numel} flat values, or one number",
+        param="update_data",
+    )
+
+
+def _overflow(spec: TensorSpec) -> InvalidRequest:
+    return InvalidRequest(
+        f"update_data holds a value that overflows {spec.dtype} of {spec.name!r}",
         param="update_data",
     )
 

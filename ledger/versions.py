@@ -45,6 +45,11 @@ def listed_numbers(store: EventStore, model_id: int) -> list[tuple[int, int]]:
     return [item for item in store.numbers(model_id, VERSIONS) if item[0] not in retired]
 
 
+def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
+    """Whether a version still has its name on the list."""
+    return any(number == version_created.number for number, _ in listed_numbers(store, model_id))
+
+
 def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
     active = store.head(model_id).active

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"ledger.errors"},
     {"ledger.tensors"},
-    {"ledger.digest", "ledger.events"},
+    {"ledger.caller", "ledger.digest", "ledger.events"},
     {"ledger.codecs"},
     {"ledger.blobs", "ledger.store"},
     {"ledger.lineage", "ledger.snapshots", "ledger.payload", "ledger.positions"},

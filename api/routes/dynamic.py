@@ -7,7 +7,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from api import schemas
 from api.requests import body, caller, require_writes
 from ledger import DynamicModelManager, IncrementalUpdateRequest
-from ledger.errors import NotFound
+from ledger.events import Event
+from ledger.manager import update_result
 
 Reply = dict[str, Any]
 
@@ -26,7 +27,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         """Apply one update to one parameter."""
         sent = await body(request, schemas.UPDATE)
         who = caller(request)
-        result = await manager.apply_incremental_update(
+        event = await manager.update(
             IncrementalUpdateRequest(
                 parameter_name=sent.parameter_name,
                 update_data=sent.update_data,
@@ -39,7 +40,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
                 request_id=who.request_id,
             )
         )
-        _tag(response, manager)
+        _tag(response, event)
+        result = update_result(event)
         if not result["success"]:
             message = f"Failed to apply update: {result['reason']}"
             return {"success": False, "message": message, "data": result}
@@ -53,19 +55,17 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def create_version(request: Request, response: Response) -> Reply:
         """Name the current state."""
         sent = await body(request, schemas.VERSION)
-        version_id = await manager.create_version(sent.description, caller=caller(request))
-        _tag(response, manager)
-        message = f"Successfully created model version: {version_id}"
-        return {"success": True, "message": message, "data": {"version_id": version_id}}
+        event = await manager.name_version(sent.description, caller=caller(request))
+        _tag(response, event)
+        message = f"Successfully created model version: {event.name}"
+        return {"success": True, "message": message, "data": {"version_id": event.name}}
 
     @routes.post("/rollback", dependencies=writes, openapi_extra=_json_body(schemas.RollbackBody))
     async def rollback(request: Request, response: Response) -> Reply:
         """Move the model to a version, or to any other position."""
         sent = await body(request, schemas.ROLLBACK)
-        result = await manager.rollback_to_version(sent.version_id, caller=caller(request))
-        if not result["success"]:
-            raise NotFound(result["reason"], param="version_id")
-        _tag(response, manager)
+        event, result = await manager.rollback(sent.version_id, caller=caller(request))
+        _tag(response, event)
         message = f"Successfully rolled back to version: {sent.version_id}"
         data = {key: value for key, value in result.items() if key != "success"}
         return {"success": True, "message": message, "data": data}
@@ -79,15 +79,15 @@ def router(manager: DynamicModelManager) -> APIRouter:
     @routes.get("/status")
     def status(response: Response) -> Reply:
         """Where the model stands."""
-        _tag(response, manager)
+        _tag(response, manager.log.live.head)
         return manager.get_status()
 
     return routes
 
 
-def _tag(response: Response, manager: DynamicModelManager) -> None:
-    """The ETag of a reply is the seq of the last state change."""
-    response.headers["etag"] = f'"{manager.log.live.head.state_seq}"'
+def _tag(response: Response, event: Event) -> None:
+    """The ETag of a reply is the seq of the last state change, at the reply's own event."""
+    response.headers["etag"] = f'"{event.state_seq}"'
 
 
 def _json_body(model: type[Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from api.requests import body
 from ledger import DynamicModelManager
 from ledger.errors import InvalidRequest
 from ledger.tensors import DTYPES
+from ledger.updates import leaf_types
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
@@ -60,6 +61,8 @@ def _infer(manager: DynamicModelManager, sent: schemas.InvocationBody) -> Respon
 def _tensor(sent: schemas.InvocationBody) -> torch.Tensor:
     if sent.dtype not in DTYPES:
         raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}", param="dtype")
+    if bool in leaf_types(sent.inputs) and sent.dtype != "bool":
+        raise InvalidRequest("inputs must be numbers, got values of type bool", param="inputs")
     try:
         return torch.tensor(sent.inputs, dtype=DTYPES[sent.dtype].torch)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:

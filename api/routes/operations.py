@@ -23,6 +23,8 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
     @routes.get("/health")
     def readyz() -> Response:
         """The database answers, and live weights show the head of the log."""
+        if manager.fault is not None:
+            return JSONResponse({"status": "unavailable", "reason": manager.fault}, 503)
         live = manager.log.live
         try:
             head = manager.log.history.head()

@@ -4,10 +4,14 @@ The contract
 ------------
 - `prepare` builds the next version on the side. Everything that can fail fails there; nothing is
   visible and the live version is untouched.
-- `publish` makes a prepared version the live one, at once and whole. It does not fail.
+- `publish` makes a prepared version the live one, at once and whole. It fails only where it changes
+  nothing: for a version prepared before another was published (Conflict), and in place for live
+  tensors that no longer have their shape (WeightsChangedOutside).
 - A lease holds one committed version: its module, the seq of its last state change and its digest.
   In multi-version engines taking a lease is one reference, without a lock or a wait.
-- Only the ledger writes to live tensors; `check_untouched` notices when something else did.
+- Only the ledger writes to live tensors; `check_untouched` notices when something else did, and
+  publishing does not make it forget.
+- One writer at a time calls `prepare` and `publish`; any number of threads take leases.
 """
 
 from collections.abc import Mapping
@@ -69,11 +73,18 @@ class Engine(Protocol):
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
         """The next version with these tensors (now the engine's), the rest as live.
 
-        Raises InvalidRequest for a name, dtype or shape that is not the model's.
+        Raises InvalidRequest for a name, dtype or shape that is not the model's; a tied tensor
+        goes by its first name.
         """
 
     def publish(self, prepared: Any, *, seq: int, digest: bytes) -> None:
-        """Make live what this engine's `prepare` gave."""
+        """Make live what this engine's `prepare` gave.
+
+        `prepare({})` gives the live version again: publishing that says which state it is.
+        """
 
     def lease(self) -> AbstractContextManager[Live]:
-        """Hold the live version."""
+        """Hold the live version. Raises LedgerError before the first one is published."""
+
+    def held_versions(self) -> int:
+        """How many past versions readers still hold; 0 where there is only one version."""

@@ -17,6 +17,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
+        self._writers = threading.Lock()
         self._inside: Counter[int] = Counter()
         self._shut = False
         self._round = 0
@@ -44,20 +45,20 @@ class Gate:
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
         """Have the gate alone. Raises LedgerError in a thread that is inside as a reader."""
-        with self._condition:
-            self.refuse_reader()
-            self._condition.wait_for(lambda: not self._shut and not self._owed)
-            self._shut = True
+        self.refuse_reader()
+        with self._writers:
             try:
-                self._condition.wait_for(lambda: not self._inside)
-            except BaseException:
-                self._open()
-                raise
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._open()
+                # Before asking for the lock, which readers that keep coming hardly leave to others.
+                self._shut = True
+                with self._condition:
+                    self._condition.wait_for(lambda: not self._inside and not self._owed)
+                yield
+            finally:
+                with self._condition:
+                    self._shut = False
+                    self._round += 1
+                    self._owed += self._queued
+                    self._condition.notify_all()
 
     def refuse_reader(self) -> None:
         """Raise LedgerError if this thread holds a lease: it would wait for itself for ever."""
@@ -73,9 +74,3 @@ class Gate:
             self._queued -= 1
             if self._round != came:
                 self._owed -= 1
-
-    def _open(self) -> None:
-        self._shut = False
-        self._round += 1
-        self._owed += self._queued
-        self._condition.notify_all()

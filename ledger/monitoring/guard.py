@@ -69,13 +69,19 @@ class MetricsGuard:
         return Verdict(before, after)
 
     def _live_score(self) -> Mapping[str, float]:
+        """The evaluator's score of the live state; empty when it fails, for then none is known."""
         if self._evaluator is None:
             return {}
-        digest = self._projector.live.state.value
-        if self._scored is None or self._scored[0] != digest:
-            with self._projector.engine.lease() as live:
-                self._scored = (digest, self._score(lambda: live.module))
-        return _finite(self._scored[1])
+        scored = self._scored
+        with self._projector.engine.lease() as live:
+            if scored is None or scored[0] != live.digest:
+                try:
+                    scored = (live.digest, self._score(lambda: live.module))
+                except Exception:
+                    logger.exception("the evaluator failed on the live state")
+                    return {}
+                self._scored = scored
+        return _finite(scored[1])
 
     def _score(self, module: Callable[[], torch.nn.Module]) -> dict[str, float]:
         assert self._evaluator is not None

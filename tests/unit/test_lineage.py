@@ -27,7 +27,7 @@ def trees(draw: st.DrawFn) -> tuple[list[Step], list[int]]:
 
 
 def lineage_of(steps: list[Step]) -> Lineage:
-    return Lineage(lambda start, stop: [s for s in steps if start <= s.seq < stop])
+    return Lineage(lambda start, stop: [s for s in steps if start <= s.seq < stop], event_cost=0)
 
 
 def brute_force(steps: list[Step], starts: dict[int, int], target: int) -> int:

@@ -89,7 +89,7 @@ def test_data_that_does_not_fit_is_refused(data: object, expected: str) -> None:
     assert refused.value.param == "update_data"
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0001, float("nan"), True, "0.1", None])
+@pytest.mark.parametrize("rate", [-0.1, 1.0001, 10**400, float("nan"), True, "0.1", None])
 def test_learning_rate_is_a_number_from_0_to_1(rate: object) -> None:
     with pytest.raises(InvalidRequest, match=r"learning_rate must be") as refused:
         validate(IncrementalUpdateRequest("w", 1.0, learning_rate=rate), SPECS)
@@ -118,10 +118,49 @@ def test_other_dtypes_are_replaced_only_and_exactly() -> None:
     assert new.tolist() == [[1, -2], [127, -128]]
     assert new.dtype == torch.int8
     for bad in (128, 1.5, [[0.0, 0.0], [0.0, 1e300]]):
-        with pytest.raises(InvalidRequest, match="whole numbers that fit int8"):
+        with pytest.raises(InvalidRequest, match=r"(fit|overflows) int8"):
             result("i", before, bad, update_type="replace")
     flags = torch.zeros(3, dtype=torch.bool)
     assert result("flag", flags, [True, False, True], update_type="replace").tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [
+        ("float8_e4m3fn", 1e6),
+        ("float8_e5m2", torch.tensor([1e6])),
+        ("float8_e8m0fnu", -1.0),
+        ("float8_e8m0fnu", 0.0),
+        ("uint64", -1),
+        ("uint64", torch.tensor([-1])),
+        ("uint8", 256),
+        ("int64", [2**53 + 2, 1.0]),
+        ("int64", 2**63),
+        ("int64", torch.tensor([2**63], dtype=torch.uint64)),
+        ("int32", torch.tensor([2**31])),
+    ],
+)
+def test_no_value_is_replaced_by_another(dtype: str, data: object) -> None:
+    numel = len(data) if isinstance(data, list) else 1
+    specs = {"x": TensorSpec("x", dtype, (numel,))}
+    update = IncrementalUpdateRequest("x", data, update_type="replace")
+    with pytest.raises(InvalidRequest, match=f"(fit|overflows) {dtype}"):
+        compute(validate(update, specs), torch.zeros(numel).to(specs["x"].torch_dtype))
+
+
+def test_large_whole_numbers_are_kept() -> None:
+    specs = {"x": TensorSpec("x", "uint64", (2,)), "y": TensorSpec("y", "int64", (1,))}
+    update = IncrementalUpdateRequest("x", [2**63, 2**64 - 1], update_type="replace")
+    new = compute(validate(update, specs), torch.zeros(2, dtype=torch.uint64))
+    assert new.tolist() == [2**63, 2**64 - 1]
+    update = IncrementalUpdateRequest("y", [2**53 + 1], update_type="replace")
+    assert compute(validate(update, specs), torch.zeros(1, dtype=torch.int64)).item() == 2**53 + 1
+
+
+def test_infinity_does_not_become_nan() -> None:
+    before = torch.tensor([1.0, -math.inf], dtype=torch.float64)
+    with pytest.raises(NonFiniteResult, match="1 value"):
+        result("d", before, -1.0, learning_rate=1, update_type="multiplicative")
 
 
 def test_a_replacement_that_overflows_the_dtype_is_refused() -> None:
