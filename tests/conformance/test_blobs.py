@@ -121,7 +121,7 @@ def test_many_writers_may_store_the_same_blobs(blobs: SqlBlobs) -> None:
             for data in contents[::order]:
                 stored(blobs, data)
                 blobs.missing(content_digest(item) for item in contents[::order])
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=put, args=(order,)) for order in (1, -1, 1, -1)]
