@@ -43,9 +43,11 @@ def hold(folder: Path, url: str) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(asdict(Holder(os.getpid(), url))))
         file.flush()
-        yield
-        file.seek(0)
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate(0)
 
 
 def holder(folder: Path) -> Holder | None:

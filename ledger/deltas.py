@@ -7,7 +7,7 @@ is appended is known to replay.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -17,9 +17,10 @@ import torch
 from ledger.codecs.delta import Delta, compare
 from ledger.codecs.frames import TILE_LANES, encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
+from ledger.errors import WeightsChangedOutside
 from ledger.events import TensorChange
 from ledger.payload import PayloadWriter
-from ledger.tensors import Lanes, TensorSpec, lanes
+from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes
 
 # Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
 _AHEAD = 4
@@ -57,8 +58,8 @@ def record_tensor(
 ) -> Recorded:
     """Encode the change from `before` to `after` into the payload.
 
-    `spec` has the full state name, `chunks` are the chunk digests of `before`. A tensor whose
-    bits do not change writes no frames.
+    `spec` has the full state name, `chunks` are the chunk digests that `before` must have, else
+    WeightsChangedOutside. A tensor whose bits do not change writes no frames.
     """
     chunks_after = bytearray()
     size = changed = 0
@@ -134,7 +135,7 @@ def _encode(spec: TensorSpec, old: torch.Tensor, new: torch.Tensor, chunks: byte
     delta = compare(lanes(old, spec.name), after, spec.element.ordered)
     frame = encode_frame(delta)
     changed = _changed_elements(delta, spec)
-    _rehash(chunks, delta, after)
+    _rehash(chunks, delta, lanes(old, spec.name), after, spec)
     square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
     return _Tile(frame, changed, chunks, square)
 
@@ -146,12 +147,22 @@ def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
     return chunks[first * DIGEST_BYTES : last * DIGEST_BYTES]
 
 
-def _rehash(chunks: bytearray, delta: Delta, after: Lanes) -> None:
-    if delta.indices is None:
-        rehash(chunks, after, range(len(chunks) // DIGEST_BYTES))
-    else:
-        numbers = touched_chunks(delta.indices, delta.count, after.itemsize)
-        rehash(chunks, after, numbers.tolist())
+def _rehash(chunks: bytearray, delta: Delta, before: Lanes, after: Lanes, spec: TensorSpec) -> None:
+    """Bring a tile's chunk digests up to date; what they were must be what `before` has.
+
+    A change computed from bits that the log does not have could never be rebuilt, so it is
+    refused. Version counters miss writes through `tensor.data` and numpy; this does not.
+    """
+    numbers: Iterable[int] = range(len(chunks) // DIGEST_BYTES)
+    if delta.indices is not None:
+        numbers = touched_chunks(delta.indices, delta.count, after.itemsize).tolist()
+    known = bytes(chunks)
+    rehash(chunks, before, numbers)
+    if chunks != known:
+        raise WeightsChangedOutside(
+            f"live weights were changed without the ledger: {spec.name.removeprefix(WEIGHTS)}"
+        )
+    rehash(chunks, after, numbers)
 
 
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:

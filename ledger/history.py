@@ -4,6 +4,7 @@ Works on the store alone: no engine and no server are needed. Rebuilding starts 
 place and reads what the path needs, never the whole log.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -95,7 +96,7 @@ class History:
         loaded: dict[str, torch.Tensor] = {}
 
         def fetch(name: str) -> torch.Tensor:
-            return snapshots.load_tensor(self.blobs, base.specs[name], base.digests[name])
+            return self.anchored(path.start, base, name)
 
         rebuilt = self.follow(base, fetch, path, expected)
         for name in base.specs:
@@ -112,7 +113,12 @@ class History:
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:
         """The state a snapshot holds, checked against the event it is a snapshot of."""
-        state = snapshots.read_manifest(self.blobs.get(snapshot.manifest))
+        try:
+            state = snapshots.read_manifest(self.blobs.get(snapshot.manifest))
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"snapshot at event {snapshot.node}: {error}", seq=snapshot.node
+            ) from error
         event = self.require(snapshot.node)
         if state.value != event.state_after:
             raise CorruptLedger(
@@ -121,6 +127,15 @@ class History:
                 seq=snapshot.node,
             )
         return state
+
+    def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
+        """A tensor of the snapshot at a node, verified; CorruptLedger names the node."""
+        try:
+            return snapshots.load_tensor(self.blobs, state.specs[name], state.digests[name])
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
+            ) from error
 
     def follow(
         self,
@@ -148,11 +163,13 @@ class History:
         for at in range(0, len(seqs), _PAGE):
             page = seqs[at : at + _PAGE]
             first, last = min(page), max(page)
+            read: dict[int, Event] = {}
             if last - first < 2 * len(page):
-                read = {e.seq: e for e in self.store.scan(self.model_id, first, last + 1)}
-                yield from (read[seq] for seq in page)
-            else:
-                yield from map(self.require, page)
+                # An event between them that is damaged is not theirs: those are read singly.
+                with contextlib.suppress(CorruptLedger):
+                    for event in self.store.scan(self.model_id, first, last + 1):
+                        read[event.seq] = event
+            yield from (read.get(seq) or self.require(seq) for seq in page)
 
     # Parameters
 

@@ -46,9 +46,10 @@ MAX_DESCRIPTION = 500
 # A tiny model would otherwise be snapshotted every few updates, to save reading next to nothing.
 MIN_SPACING_BYTES = 1 << 20
 
-# A loser of the compare-and-set waits a random moment that grows with each round.
-_ROUNDS = 20
-_BACKOFF_S = 0.002
+# A loser of the compare-and-set waits a random moment that doubles with each round.
+_PATIENCE_S = 10.0
+_BACKOFF_S = 0.001
+_MOST_BACKOFF_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,9 @@ class Log:
         annotation = Annotation(caller.actor, caller.reason, metadata)
         started = time.perf_counter()
         with self._lock:
-            for attempt in range(_ROUNDS):
+            deadline = time.perf_counter() + _PATIENCE_S
+            attempts = 0
+            while True:
                 known = self._known(caller.idempotency_key, request_digest)
                 if known is not None:
                     return known
@@ -276,7 +279,14 @@ class Log:
                 try:
                     self.history.store.append(_append(event, annotation, proposal))
                 except (SeqTaken, KeyTaken):
-                    time.sleep(random.random() * _BACKOFF_S * attempt)
+                    attempts += 1
+                    if time.perf_counter() > deadline:
+                        raise Conflict(
+                            f"other writers won {attempts} times in a row on model "
+                            f"{self.history.model!r}"
+                        ) from None
+                    most = min(_BACKOFF_S * 2**attempts, _MOST_BACKOFF_S)
+                    time.sleep(random.random() * most)
                     self.catch_up()
                     continue
                 appended = time.perf_counter()
@@ -284,9 +294,6 @@ class Log:
                 shown = time.perf_counter()
                 self._afterwards(Written(event, shown - started, appended - append_started))
                 return event
-        raise Conflict(
-            f"other writers won {_ROUNDS} times in a row on model {self.history.model!r}"
-        )
 
     def _seal(
         self,

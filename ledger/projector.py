@@ -6,7 +6,7 @@ that publishes weights.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ledger import lineage, snapshots
+from ledger import lineage
 from ledger.digest import StateDigest, chunk_digests, hash_many, root
 from ledger.engines import Engine, Prepared
 from ledger.errors import CorruptLedger, WeightsChangedOutside, WeightsMismatch
@@ -107,7 +107,7 @@ class Projector:
             self._require_known(history, own)
         rebuilt = history.follow(
             base,
-            lambda name: snapshots.load_tensor(history.blobs, base.specs[name], base.digests[name]),
+            lambda name: history.anchored(path.start, base, name),
             path,
             head.state_after,
         )
@@ -115,7 +115,7 @@ class Projector:
         for name, digest in rebuilt.state.digests.items():
             tensor = rebuilt.tensors.get(name)
             if tensor is None:  # untouched since the anchor: read it all the same, to verify it
-                tensor = snapshots.load_tensor(history.blobs, base.specs[name], digest)
+                tensor = history.anchored(path.start, base, name)
             if own.digests[name] != digest:
                 replaced[name] = tensor
                 self._chunks[name] = chunk_digests(lanes(tensor, name))
@@ -175,14 +175,12 @@ class Projector:
         costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
         path = lineage.cheapest(history.lineage, {**costs, live.head.node: 0}, node)
         if path.start == live.head.node:
-            rebuilt = history.follow(
-                live.state, lambda name: clone(self.tensor(name)).cpu(), path, expected
-            )
+            rebuilt = history.follow(live.state, self.copy, path, expected)
             return Changes(self._prepare(rebuilt.tensors), rebuilt.chunks, rebuilt.state)
         base = history.anchor_state(starts[path.start])
 
         def fetch(name: str) -> torch.Tensor:
-            return snapshots.load_tensor(history.blobs, base.specs[name], base.digests[name])
+            return history.anchored(path.start, base, name)
 
         rebuilt = history.follow(base, fetch, path, expected)
         changed = {
@@ -204,24 +202,14 @@ class Projector:
         """Remember a committed event that changes no state."""
         self._live = Live(event, self.live.state)
 
-    def check_untouched(self, names: Sequence[str]) -> None:
-        """Raise WeightsChangedOutside if live tensors were written behind the ledger.
-
-        Version counters cover every tensor. Where the caller holds the live tensors (`inplace`),
-        those about to be changed are hashed as well, since `tensor.data` writes do not count.
-        """
-        self.engine.check_untouched()
-        if self.engine.mode != "inplace":
-            return
-        changed = [
-            name
-            for name in names
-            if root(chunk_digests(lanes(self.tensor(name), name))) != root(self._chunks[name])
-        ]
-        if changed:
+    def copy(self, name: str) -> torch.Tensor:
+        """A CPU copy of a live tensor, checked to be what the log says it is."""
+        made = clone(self.tensor(name)).cpu()
+        if root(chunk_digests(lanes(made, name))) != self.live.state.digests[name]:
             raise WeightsChangedOutside(
-                f"live weights were changed without the ledger: {_some(changed)}"
+                f"live weights were changed without the ledger: {name.removeprefix(WEIGHTS)}"
             )
+        return made
 
     def hash_live(self) -> StateDigest:
         """The state of the tensors that are served right now, hashed afresh."""

@@ -58,7 +58,7 @@ def update(
 ) -> Proposal:
     """One parameter's update, or its refusal by the guard or for a result that is not finite."""
     name = WEIGHTS + request.spec.name
-    projector.check_untouched([name])
+    projector.engine.check_untouched()
     payload = PayloadWriter(history.blobs)
     try:
         after = compute(request, projector.tensor(name))
@@ -81,7 +81,7 @@ def update(
 
 def record(history: History, projector: Projector, tensors: Mapping[str, torch.Tensor]) -> Proposal:
     """The difference between the live state and `tensors` (by bare name), as one event."""
-    projector.check_untouched([])
+    projector.engine.check_untouched()
     payload = PayloadWriter(history.blobs)
     recorded: list[Recorded] = []
     for name in projector.specs:
@@ -129,7 +129,7 @@ def rollback(history: History, projector: Projector, target: Position, cause: st
         active = named.number
     else:
         active = versions.nearest(store, model_id, history.lineage, target.node)
-    projector.check_untouched([])
+    projector.engine.check_untouched()
     changes = None
     if target.node != live.head.node:
         changes = projector.move(history, target.node, target.state)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ledger import events, snapshots
+from ledger import events
 from ledger.codecs.frames import apply_frames
 from ledger.digest import StateDigest, chunk_digests, rehash, root
 from ledger.errors import CorruptLedger
@@ -130,14 +130,8 @@ def _check_annotation(history: History, event: Event) -> None:
 def _check_snapshots(history: History, report: Report) -> None:
     for snapshot in history.store.snapshots(history.model_id):
         state = history.anchor_state(snapshot)
-        for name, digest in state.digests.items():
-            try:
-                snapshots.load_tensor(history.blobs, state.specs[name], digest)
-            except CorruptLedger as error:
-                raise CorruptLedger(
-                    f"snapshot at event {snapshot.node}, tensor {name!r}: {error}",
-                    seq=snapshot.node,
-                ) from error
+        for name in state.specs:
+            history.anchored(snapshot.node, state, name)
         report.snapshots += 1
 
 
@@ -159,8 +153,7 @@ class _Fold:
             raise CorruptLedger("the snapshot of the first state is missing", seq=0)
         self.state = self.history.anchor_state(anchors[0])
         self.tensors = {
-            name: snapshots.load_tensor(self.history.blobs, spec, self.state.digests[name])
-            for name, spec in self.state.specs.items()
+            name: self.history.anchored(0, self.state, name) for name in self.state.specs
         }
         self.chunks = {
             name: chunk_digests(lanes(tensor, name)) for name, tensor in self.tensors.items()

@@ -683,16 +683,22 @@ def test_extra_state_of_none_is_no_state() -> None:
     assert list(TorchEngine(NoExtra(2, 2)).specs()) == ["weight", "bias"]
 
 
-def test_an_unrelated_global_of_the_same_name_is_no_capture() -> None:
-    class Uses(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.KINDS = nn.Linear(2, 2)
+class NamedAlike(nn.Module):
+    """Has an attribute of the name under which a script keeps the model itself."""
 
-        def forward(self, x: Tensor) -> Any:
-            return self.KINDS(x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.the_model = nn.Linear(2, 2)
 
-    TorchEngine(Uses())
+    def forward(self, x: Tensor) -> Any:
+        return self.the_model(x)
+
+
+the_model = NamedAlike()
+
+
+def test_an_attribute_named_like_a_global_is_no_capture_of_it() -> None:
+    assert TorchEngine(the_model).specs()
 
 
 # Any sequence of updates
