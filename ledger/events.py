@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import rfc8785
-
-from ledger.errors import CorruptLedger, InvalidRequest
+from ledger.canonical import canonical
+from ledger.errors import CorruptLedger
 
 FORMAT = 1
 LEAF_PREFIX = b"\x00"  # RFC 6962: keeps leaves and inner nodes of the hash tree apart
@@ -197,14 +196,6 @@ class Event:
     def changes(self) -> tuple[TensorChange, ...]:
         """The tensors this event changed, in payload order."""
         return tuple(TensorChange.from_json(item) for item in self.body.get("tensors", ()))
-
-
-def canonical(value: Any, *, param: str | None = None) -> bytes:
-    """RFC 8785 bytes of a JSON value; InvalidRequest for what has none (NaN, huge ints, …)."""
-    try:
-        return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
-        raise InvalidRequest(f"not representable as canonical JSON: {error}", param=param) from None
 
 
 def leaf_hash(header: bytes) -> bytes:

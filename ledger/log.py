@@ -20,6 +20,7 @@ import torch
 from ledger import events, proposals, snapshots, versions
 from ledger.audit.verify import Progress, Report, verify
 from ledger.caller import ANYONE, Caller
+from ledger.canonical import canonical
 from ledger.deltas import same_bits
 from ledger.digest import StateDigest, content_digest
 from ledger.errors import (
@@ -30,7 +31,7 @@ from ledger.errors import (
     NotFound,
     PreconditionFailed,
 )
-from ledger.events import Annotation, Event, canonical, seal
+from ledger.events import Annotation, Event, seal
 from ledger.history import History
 from ledger.lineage import EVENT_COST
 from ledger.projector import Live, Projector

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ledger.blobs import BlobStore, Buffer
+from ledger.canonical import canonical
 from ledger.digest import StateDigest, content_digest
 from ledger.errors import CorruptLedger
-from ledger.events import canonical
 from ledger.store import Snapshot
 from ledger.tensors import TensorSpec, empty, lanes
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ledger.canonical import canonical
 from ledger.deltas import tile_elements, tile_starts
 from ledger.digest import content_digest
 from ledger.errors import InvalidRequest, NotFound
-from ledger.events import canonical
 from ledger.tensors import TensorSpec, lanes
 
 # Above this a float stands for several whole numbers.

@@ -273,3 +273,23 @@ def test_many_updates_that_weigh_nothing_are_anchored_too(log) -> None:
     for node in (150, 450, 600):
         path = log.history.plan(node)[1]
         assert len(path.undo) + len(path.redo) <= 256
+
+
+def test_a_small_update_is_one_transaction_and_no_copy_of_the_model(ledger, monkeypatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(64, 10))
+    log = ledger.model("small", engine=TorchEngine(module))
+    log.apply(IncrementalUpdateRequest("1.weight", 0.1))
+    engine = log.projector.engine
+    before = {name: engine.tensor(name).data_ptr() for name in log.specs}
+    database = log.history.store._database
+    write, transactions = database.write, []
+
+    def counted():
+        transactions.append(1)
+        return write()
+
+    monkeypatch.setattr(database, "write", counted)
+    log.apply(IncrementalUpdateRequest("1.weight", torch.randn(10, 64)))
+    assert len(transactions) == 1
+    moved = {name for name in log.specs if engine.tensor(name).data_ptr() != before[name]}
+    assert moved == {"1.weight"}

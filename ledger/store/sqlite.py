@@ -29,11 +29,13 @@ _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 
 # page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
+# journal_size_limit gives back the journal that a whole model, written at once, has stretched.
 _PRAGMAS = (
     "PRAGMA page_size = 8192",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA recursive_triggers = ON",
+    "PRAGMA journal_size_limit = 16777216",
 )
 
 

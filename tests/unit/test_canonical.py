@@ -1,0 +1,45 @@
+"""Canonical JSON is the library's, byte for byte, whichever way it is written."""
+
+import math
+import struct
+
+import pytest
+import rfc8785
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ledger.canonical import canonical
+from ledger.errors import InvalidRequest
+
+FLOATS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(0, 2**64 - 1)
+    .map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
+    .filter(math.isfinite),
+)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), FLOATS, st.text())
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+@example({"\ue000": 1, "\U0001f600": 2})
+@example([1.0, -0.0, 1e16, 1e-4, 9.999e-5, 1e21, 0.1, 5e-324, 1e22, 123456789012345680.0])
+@example({'\u007f\u2028/"\\\b\f\n\r\t\u0001': '\u007f\u2028/"\\\b\f\n\r\t\u0001'})
+def test_it_is_what_the_library_writes(value: object) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError:
+        with pytest.raises(InvalidRequest):
+            canonical(value)
+        return
+    assert canonical(value) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**60, "\ud800", {"a": object()}])
+def test_what_has_no_canonical_form_is_refused(value: object) -> None:
+    with pytest.raises(InvalidRequest, match="canonical JSON"):
+        canonical({"x": value})
