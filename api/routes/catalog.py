@@ -14,19 +14,10 @@ def router(manager: DynamicModelManager) -> APIRouter:
     routes = APIRouter(prefix="/v1/models", tags=["models"])
     paged = frozenset({"after", "before", "limit"})
 
-    def described() -> dict[str, Any]:
-        registered = manager.log.history.require(0)
-        return {
-            "id": manager.model_name,
-            "object": "model",
-            "created": registered.recorded_at // 1_000_000,
-            "owned_by": "weightledger",
-        }
-
     @routes.get("")
     def models() -> dict[str, Any]:
         """The served model, as a list."""
-        return {"object": "list", "data": [described()]}
+        return {"object": "list", "data": [_described(manager)]}
 
     @routes.get("/parameters")
     def parameters(request: Request) -> dict[str, Any]:
@@ -67,12 +58,16 @@ def by_name(manager: DynamicModelManager) -> APIRouter:
         """One model of the list."""
         if model != manager.model_name:
             raise NotFound(f"Model {model!r} not found; served: {manager.model_name}")
-        registered = manager.log.history.require(0)
-        return {
-            "id": manager.model_name,
-            "object": "model",
-            "created": registered.recorded_at // 1_000_000,
-            "owned_by": "weightledger",
-        }
+        return _described(manager)
 
     return routes
+
+
+def _described(manager: DynamicModelManager) -> dict[str, Any]:
+    registered = manager.log.history.require(0)
+    return {
+        "id": manager.model_name,
+        "object": "model",
+        "created": registered.recorded_at // 1_000_000,
+        "owned_by": "weightledger",
+    }
