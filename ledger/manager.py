@@ -110,7 +110,6 @@ class DynamicModelManager:
 
     async def create_version(self, description: str, *, caller: Caller = ANYONE) -> str:
         """Name the current state; the new version's id. Old names beyond max_versions retire."""
-        self._require(self.config.enable_versioning, "versioning")
         return (await self.name_version(description, caller=caller)).name
 
     async def name_version(self, description: str, *, caller: Caller = ANYONE) -> Event:
@@ -259,7 +258,7 @@ class DynamicModelManager:
     def _rollback_result(self, event: Event) -> dict[str, Any]:
         target = self.log.history.require(event.body["to_event"])
         logger.info("rolled %s back to %s", self.model_name, target.name)
-        if target.kind == events.VERSION_CREATED:
+        if event.body["version_id"] is not None:
             description = target.body["description"]
         else:
             description = f"State after {target.name}"

@@ -225,10 +225,12 @@ class Projector:
         )
 
     def _show(self, event: Event, changes: Changes) -> None:
+        if changes.state.value != event.state_after:
+            raise CorruptLedger(
+                f"event {event.seq} leads to another state than was prepared", seq=event.seq
+            )
         self.engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
         self._chunks.update(changes.chunks)
-        if changes.state.value != event.state_after:
-            raise CorruptLedger(f"published another state than event {event.seq}", seq=event.seq)
         self._live = Live(event, changes.state)
 
     def _hash_engine(self) -> StateDigest:

@@ -256,6 +256,16 @@ def test_rollback_between_versions_of_one_state_moves_the_active_one(manager) ->
     assert manager.get_status()["current_version"] == first
 
 
+def test_a_position_is_described_as_the_state_it_is(manager) -> None:
+    run(manager.apply_incremental_update(request(0.5)))
+    named = run(manager.create_initial_version("As it came"))
+    event = manager.log.events(limit=1)[0]
+    assert run(manager.rollback_to_version(named))["description"] == "As it came"
+    here = run(manager.rollback_to_version(f"seq:{event.seq}"))
+    assert here["description"] == f"State after {named}"
+    assert manager.log.live.head.node == 1
+
+
 def test_rollback_to_an_unknown_version(manager) -> None:
     run(manager.create_initial_version("Initial"))
     for unknown in ("nonexistent_version", "v9_1700000000", "v0_1", ""):
