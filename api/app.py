@@ -38,9 +38,15 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.writes_enabled
-    app.include_router(router(manager, max_body_bytes=settings.max_body_bytes))
+    app.include_router(
+        router(
+            manager,
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+        )
+    )
     errors.install(app)
-    app.add_middleware(TooLargeInOurForm, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(TooLargeInOurForm)
     app.add_middleware(Door, api_key=settings.api_key)
     return app
 

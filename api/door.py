@@ -21,6 +21,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Neither JSON nor this can be sent by a form of a web page without asking first.
+_CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
 _STATIC_KEY_NAME = "api-key"
 
 
@@ -83,10 +85,9 @@ class Door:
                 403, f"Origin {origin!r} may not use this server; set an API key to allow it"
             )
         content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method == "POST" and content_type != "application/json":
-            return error_response(
-                400, f"expected Content-Type application/json, got {content_type!r}"
-            )
+        expected = _CONTENT_TYPES.get(path, "application/json")
+        if method == "POST" and content_type != expected:
+            return error_response(400, f"expected Content-Type {expected}, got {content_type!r}")
         return None
 
     def _authorized(self, headers: Headers) -> bool:

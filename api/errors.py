@@ -19,6 +19,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.PayloadTooLarge, 413, "invalid_request_error", "payload_too_large"),
     (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
     (errors.NotFound, 404, "not_found_error", "not_found"),
+    (errors.Pruned, 410, "not_found_error", "pruned"),
     (errors.OperationDisabled, 403, "permission_error", "disabled"),
     (errors.Conflict, 409, "conflict_error", "conflict"),
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
@@ -38,6 +39,12 @@ _HTTP_TYPES = {
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "payload_too_large"),
 }
+
+
+TOO_LARGE = (
+    "the body is larger than this route takes; send large updates to /v1/models/batch_update as a "
+    "safetensors file"
+)
 
 
 def error_response(
@@ -89,7 +96,7 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
     if error.status_code == 413:
-        message = "the body is too large; apply large updates through the Python API"
+        message = TOO_LARGE
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
     return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)

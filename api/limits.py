@@ -3,21 +3,17 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import error_response
+from api.errors import TOO_LARGE, error_response
 
 _STATUS = 413
 
 
 class TooLargeInOurForm:
-    """ASGI middleware: a plain-text 413 becomes an error body that names the limit."""
+    """ASGI middleware: a plain-text 413 becomes an error body that says what to do."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._refusal = error_response(
-            _STATUS,
-            f"the body is larger than {max_body_bytes} bytes; apply large updates through the "
-            "Python API",
-        )
+        self._refusal = error_response(_STATUS, TOO_LARGE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         replaced = False

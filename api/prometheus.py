@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from ledger import DynamicModelManager
 from ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
-from ledger.log import Written
+from ledger.writer import Written
 
 _OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -7,14 +7,36 @@ api.install_errors(app)
 from fastapi import APIRouter
 
 from api.prometheus import Metrics
-from api.routes import audit, catalog, dynamic, inference, operations, verification
-from api.settings import JSON_BODY_BYTES
+from api.routes import audit, batch, catalog, dynamic, inference, operations, verification
+from api.settings import JSON_BODY_BYTES, UPLOAD_BYTES
 from ledger import DynamicModelManager
 
 
-def router(manager: DynamicModelManager, *, max_body_bytes: int = JSON_BODY_BYTES) -> APIRouter:
-    """The REST API of a manager. Static names below `/v1/models` come before `{model}`."""
-    routes = APIRouter(max_body_size=max_body_bytes)
+def router(
+    manager: DynamicModelManager,
+    *,
+    max_body_bytes: int = JSON_BODY_BYTES,
+    max_upload_bytes: int = UPLOAD_BYTES,
+) -> APIRouter:
+    """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
+
+    JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
+    `max_upload_bytes`.
+    """
+    routes = APIRouter()
+    routes.include_router(_uploads(manager, max_upload_bytes))
+    routes.include_router(_json(manager, max_body_bytes))
+    return routes
+
+
+def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+    routes = APIRouter(max_body_size=max_bytes)
+    routes.include_router(batch.router(manager))
+    return routes
+
+
+def _json(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+    routes = APIRouter(max_body_size=max_bytes)
     routes.include_router(operations.router(manager, Metrics(manager)))
     routes.include_router(inference.router(manager))
     routes.include_router(dynamic.router(manager))

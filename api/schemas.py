@@ -17,12 +17,25 @@ class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+class FactorsBody(_Body):
+    """`a` [rows, rank] and `b` [rank, columns]."""
+
+    a: list[list[float]]
+    b: list[list[float]]
+
+
 class IncrementalUpdateBody(_Body):
     """POST /v1/models/incremental_update"""
 
     parameter_name: str
     update_data: Any = Field(
-        description="A number, or (nested) lists of numbers of the parameter's shape or flat."
+        None, description="A number, or (nested) lists of numbers of the parameter's shape or flat."
+    )
+    indices: list[int] | None = Field(
+        None, description="Flat positions, in C order; update_data then has one value for each."
+    )
+    factors: FactorsBody | None = Field(
+        None, description="Low-rank factors, in the place of update_data."
     )
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     update_type: str = "additive"

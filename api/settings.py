@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ledger import DynamicUpdateConfig
 
 JSON_BODY_BYTES = 4 * 1024 * 1024
+UPLOAD_BYTES = 64 * 1024**3
 
 
 class Settings(BaseSettings):
@@ -30,6 +31,7 @@ class Settings(BaseSettings):
     enable_incremental_learning: bool = True
     enable_versioning: bool = True
     max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = UPLOAD_BYTES
     allow_runtime_updating: bool = True
     aphrodite_allows: Annotated[
         bool, Field(validation_alias="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING")

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ledger.codecs.delta import Delta, compare
+from ledger import factors
+from ledger.codecs.delta import Delta, at, compare
 from ledger.codecs.frames import TILE_LANES, encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
 from ledger.errors import WeightsChangedOutside
-from ledger.events import TensorChange
+from ledger.events import FACTORS, FRAMES, TensorChange
+from ledger.factors import Factors
 from ledger.payload import PayloadWriter
 from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes
 
@@ -48,24 +51,38 @@ class _Tile:
     square: float
 
 
+@dataclass(frozen=True, slots=True)
+class TensorWrite:
+    """A tensor before and after a write, and the chunk digests that `before` must have.
+
+    `spec` has the full state name. `positions` are ascending flat positions outside of which
+    nothing was written; None has every element compared.
+    """
+
+    spec: TensorSpec
+    before: torch.Tensor
+    after: torch.Tensor
+    chunks: bytearray
+    positions: torch.Tensor | None = None
+
+
 def record_tensor(
-    spec: TensorSpec,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    chunks: bytearray,
+    written: TensorWrite,
     payload: PayloadWriter,
     pool: Executor,
+    low_rank: Factors | None = None,
 ) -> Recorded:
-    """Encode the change from `before` to `after` into the payload.
+    """Encode a tensor's change into the payload: as bit differences, or as the factors given.
 
-    `spec` has the full state name, `chunks` are the chunk digests that `before` must have, else
-    WeightsChangedOutside. A tensor whose bits do not change writes no frames.
+    A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when `before`
+    does not have the digests it must have.
     """
+    spec, after, chunks = written.spec, written.after, written.chunks
     chunks_after = bytearray()
     size = changed = 0
     square = 0.0
     held = b""
-    for tile in _encoded(spec, before, after, chunks, pool):
+    for tile in _encoded(written, pool, frames=low_rank is None):
         chunks_after += tile.chunks
         changed += tile.changed
         square += tile.square
@@ -74,9 +91,12 @@ def record_tensor(
         if changed:
             size += payload.write(held)
             held = b""
+    if low_rank is not None and changed:
+        size = payload.write(factors.encode(low_rank))
     norm = math.sqrt(square)
+    form = FRAMES if low_rank is None else FACTORS
     return Recorded(
-        change=TensorChange(spec.name, root(chunks), root(chunks_after), size, changed),
+        change=TensorChange(spec.name, root(chunks), root(chunks_after), size, changed, form),
         after=after,
         chunks=chunks_after,
         delta_norm=norm if math.isfinite(norm) else None,
@@ -102,21 +122,23 @@ def tile_starts(spec: TensorSpec) -> range:
     return range(0, spec.numel, tile_elements(spec))
 
 
-def _encoded(
-    spec: TensorSpec,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    chunks: bytearray,
-    pool: Executor,
-) -> Iterator[_Tile]:
+def _encoded(written: TensorWrite, pool: Executor, *, frames: bool) -> Iterator[_Tile]:
     """The tiles in order, encoded on the pool when there are several."""
-    old, new = before.detach().reshape(-1), after.detach().reshape(-1)
+    spec, chunks = written.spec, written.chunks
+    old, new = written.before.detach().reshape(-1), written.after.detach().reshape(-1)
     step = tile_elements(spec)
     starts = tile_starts(spec)
+    positions = None if written.positions is None else written.positions.numpy()
+    if spec.element.lanes > 1:
+        positions = None
 
     def encode(start: int) -> _Tile:
         part = slice(start, start + step)
-        return _encode(spec, old[part], new[part], _chunks_of(chunks, spec, part))
+        within = None
+        if positions is not None:
+            low, high = np.searchsorted(positions, (start, start + step))
+            within = positions[low:high] - start
+        return _encode(spec, old[part], new[part], _chunks_of(chunks, spec, part), within, frames)
 
     if len(starts) <= 1:
         yield from map(encode, starts)
@@ -130,12 +152,23 @@ def _encoded(
         yield waiting.popleft().result()
 
 
-def _encode(spec: TensorSpec, old: torch.Tensor, new: torch.Tensor, chunks: bytearray) -> _Tile:
-    after = lanes(new, spec.name)
-    delta = compare(lanes(old, spec.name), after, spec.element.ordered)
-    frame = encode_frame(delta)
+def _encode(
+    spec: TensorSpec,
+    old: torch.Tensor,
+    new: torch.Tensor,
+    chunks: bytearray,
+    positions: NDArray[np.int64] | None,
+    frames: bool,
+) -> _Tile:
+    before, after = lanes(old, spec.name), lanes(new, spec.name)
+    ordered = spec.element.ordered
+    if positions is None:
+        delta = compare(before, after, ordered)
+    else:
+        delta = at(positions, before.take(positions), after.take(positions), len(after), ordered)
+    frame = encode_frame(delta) if frames else b""
     changed = _changed_elements(delta, spec)
-    _rehash(chunks, delta, lanes(old, spec.name), after, spec)
+    _rehash(chunks, delta, before, after, spec)
     square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
     return _Tile(frame, changed, chunks, square)
 

@@ -158,6 +158,19 @@ class StateDigest:
             other._set(name, digest)
         return other
 
+    def moved(self, changes: Mapping[str, tuple[TensorSpec | None, bytes | None]]) -> "StateDigest":
+        """This state with tensors changed, added, or (spec and digest None) removed."""
+        if all(self.specs.get(name) == spec for name, (spec, _) in changes.items()):
+            return self.with_digests({name: d for name, (_, d) in changes.items() if d is not None})
+        specs, digests = dict(self.specs), dict(self._digests)
+        for name, (spec, digest) in changes.items():
+            if spec is None or digest is None:
+                specs.pop(name, None)
+                digests.pop(name, None)
+            else:
+                specs[name], digests[name] = spec, digest
+        return StateDigest(specs.values(), digests, self.aliases)
+
     def _set(self, name: str, digest: bytes) -> None:
         head = self._heads.get(name)
         if head is None:

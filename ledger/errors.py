@@ -5,6 +5,7 @@
     │   ├── UnsupportedModel         a tensor, dtype or module the ledger cannot hold
     │   └── PayloadTooLarge     413
     ├── NotFound                404  no such parameter, version, update, model or position
+    ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
     ├── Conflict                409  gave up racing other writers
     ├── PreconditionFailed      412  the expected seq is not the last state change
@@ -52,6 +53,17 @@ class NotFound(LedgerError, LookupError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class Pruned(LedgerError):
+    """The state is known by its digest, but what it was made of was dropped by `gc`.
+
+    `seq` is the state-changing event that led to it.
+    """
+
+    def __init__(self, message: str, *, seq: int) -> None:
+        super().__init__(message)
+        self.seq = seq
 
 
 class OperationDisabled(LedgerError):

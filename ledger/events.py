@@ -15,8 +15,13 @@ from typing import Any
 
 from ledger.canonical import canonical
 from ledger.errors import CorruptLedger
+from ledger.tensors import TensorSpec
 
 FORMAT = 1
+
+INLINE_BYTES = 256 * 1024
+"""A payload up to this size, in one piece, is stored in the event's own row."""
+
 LEAF_PREFIX = b"\x00"  # RFC 6962: keeps leaves and inner nodes of the hash tree apart
 
 # Permanent names: they are in stored headers, so they are never renamed or reused.
@@ -26,9 +31,26 @@ UPDATE_REJECTED = "update_rejected"
 ROLLED_BACK = "rolled_back"
 VERSION_CREATED = "version_created"
 VERSION_RETIRED = "version_retired"
+VERSION_PINNED = "version_pinned"
+VERSION_UNPINNED = "version_unpinned"
+ADAPTER_LOADED = "adapter_loaded"
+ADAPTER_UNLOADED = "adapter_unloaded"
+PRUNED = "pruned"
 
-KINDS = (REGISTERED, UPDATED, UPDATE_REJECTED, ROLLED_BACK, VERSION_CREATED, VERSION_RETIRED)
-STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK})
+KINDS = (
+    REGISTERED,
+    UPDATED,
+    UPDATE_REJECTED,
+    ROLLED_BACK,
+    VERSION_CREATED,
+    VERSION_RETIRED,
+    VERSION_PINNED,
+    VERSION_UNPINNED,
+    ADAPTER_LOADED,
+    ADAPTER_UNLOADED,
+    PRUNED,
+)
+STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,45 +61,80 @@ class BlobRef:
     size: int
 
 
+# Forms in which a change is stored; permanent names, like the kinds.
+FRAMES = "frames"  # the bit difference, in the payload; reversible
+FACTORS = "factors.1"  # low-rank factors, in the payload; applied forwards only
+WHOLE = "whole"  # the tensors before and after are blobs of their own; also adds and removes
+
+
 @dataclass(frozen=True, slots=True)
 class TensorChange:
     """What one event did to one tensor.
 
     `name` is the full state name ("weights/fc.weight"); `before` and `after` are tensor digests;
-    `size` is the length in bytes of the tensor's frames inside the event's payload, which holds
-    the frames of all changed tensors in the order of this list; `changed` counts elements.
+    `size` is the length in bytes of the tensor's part of the event's payload, which holds the
+    parts of all changed tensors in the order of this list; `changed` counts elements. In the
+    form WHOLE `before` is None for a tensor that was added and `after` for one that was removed,
+    and the specs say what it was and is; in the other forms a tensor keeps its spec.
     """
 
     name: str
-    before: bytes
-    after: bytes
+    before: bytes | None
+    after: bytes | None
     size: int
     changed: int
+    form: str = FRAMES
+    spec_before: TensorSpec | None = None
+    spec_after: TensorSpec | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "before": self.before.hex(),
-            "after": self.after.hex(),
-            "size": self.size,
-            "changed": self.changed,
-        }
+        fields: dict[str, Any] = {"name": self.name, "size": self.size, "changed": self.changed}
+        if self.before is not None:
+            fields["before"] = self.before.hex()
+        if self.after is not None:
+            fields["after"] = self.after.hex()
+        if self.form != FRAMES:
+            fields["form"] = self.form
+        for key, spec in (("was", self.spec_before), ("is", self.spec_after)):
+            if spec is not None:
+                fields[key] = {"dtype": spec.dtype, "shape": list(spec.shape)}
+        return fields
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "TensorChange":
+        name, form = value["name"], value.get("form", FRAMES)
+        if form not in (FRAMES, FACTORS, WHOLE):
+            raise CorruptLedger(f"tensor {name!r} changed in a form that is not known: {form!r}")
         return cls(
-            name=value["name"],
-            before=bytes.fromhex(value["before"]),
-            after=bytes.fromhex(value["after"]),
+            name=name,
+            before=_digest(value.get("before")),
+            after=_digest(value.get("after")),
             size=value["size"],
             changed=value["changed"],
+            form=form,
+            spec_before=_spec(name, value.get("was")),
+            spec_after=_spec(name, value.get("is")),
         )
+
+    def specs(
+        self, at: TensorSpec | None, *, undo: bool
+    ) -> tuple[TensorSpec | None, TensorSpec | None]:
+        """The specs it leads from and to, in the direction of travel, for a tensor that is `at`."""
+        if self.form != WHOLE:
+            return at, at
+        return (self.spec_after, self.spec_before) if undo else (self.spec_before, self.spec_after)
+
+    def ends(self, *, undo: bool) -> tuple[bytes | None, bytes | None]:
+        """The digests it leads from and to, in the direction of travel."""
+        return (self.after, self.before) if undo else (self.before, self.after)
 
 
 # Series that number events, each from the index (model, series, number) in the store.
 UPDATES = "updates"  # updates tried, from 1: the n of update_{n}
 VERSIONS = "versions"  # versions named, from 0: the n of v{n}
 RETIRED = "retired"  # the n of the version that a version_retired event retires
+PINS = "pins"  # versions pinned or unpinned, from 0
+PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +254,16 @@ class Event:
         """The tensors this event changed, in payload order."""
         return tuple(TensorChange.from_json(item) for item in self.body.get("tensors", ()))
 
+    @property
+    def forward_only(self) -> bool:
+        """Whether its changes cannot be undone from what it stores, only redone."""
+        return any(item.get("form") == FACTORS for item in self.body.get("tensors", ()))
+
+    @property
+    def inline(self) -> bool:
+        """Whether its payload stands in its own row rather than in blobs."""
+        return len(self.payload) == 1 and self.payload[0].size <= INLINE_BYTES
+
 
 def leaf_hash(header: bytes) -> bytes:
     """SHA-256 leaf of an RFC 6962 tree over the header's exact bytes."""
@@ -302,6 +369,10 @@ def decode(header: bytes) -> Event:
 
 def _digest(value: str | None) -> bytes | None:
     return None if value is None else bytes.fromhex(value)
+
+
+def _spec(name: str, value: Mapping[str, Any] | None) -> TensorSpec | None:
+    return None if value is None else TensorSpec(name, value["dtype"], tuple(value["shape"]))
 
 
 def _payload(items: Sequence[Mapping[str, Any]]) -> tuple[BlobRef, ...]:

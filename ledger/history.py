@@ -17,9 +17,10 @@ from ledger import lineage, snapshots, versions
 from ledger.blobs import BlobStore
 from ledger.digest import StateDigest
 from ledger.errors import CorruptLedger, NotFound
-from ledger.events import Event
+from ledger.events import PRUNINGS, Event
 from ledger.positions import Position, find_event, resolve
-from ledger.replay import Move, Rebuilt, replay
+from ledger.pruning import Prunings, fold
+from ledger.replay import Move, Rebuilt, Sources, replay
 from ledger.store import EventFilter, EventStore, Snapshot
 from ledger.tensors import WEIGHTS, TensorSpec
 
@@ -82,7 +83,10 @@ class History:
     # States
 
     def state(self, position: str = "head") -> dict[str, torch.Tensor]:
-        """Every tensor at a position, by bare name, aliases included (as the same tensor)."""
+        """Every tensor at a position, by bare name, aliases included (as the same tensor).
+
+        What is not a weight of the model keeps its full name: `adapter/…`, `rule/…`.
+        """
         target = self.resolve(position)
         digest, tensors = self.rebuild(target.node, target.state)
         named = {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
@@ -99,16 +103,24 @@ class History:
             return self.anchored(path.start, base, name)
 
         rebuilt = self.follow(base, fetch, path, expected)
-        for name in base.specs:
+        for name in rebuilt.state.specs:
             loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
         return rebuilt.state, loaded
 
+    @property
+    def pruned(self) -> Prunings:
+        """What gc has dropped so far."""
+        runs = self.store.numbers(self.model_id, PRUNINGS)
+        return fold(self.require(seq) for _, seq in runs)
+
     def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
-        """The snapshot to start from for a node, and the path from there."""
+        """The snapshot to start from for a node, and the path from there.
+
+        Raises Pruned when gc dropped what the way there needs.
+        """
         anchors = {snapshot.node: snapshot for snapshot in self.store.snapshots(self.model_id)}
-        path = lineage.cheapest(
-            self.lineage, {at: max(anchor.size, 1) for at, anchor in anchors.items()}, node
-        )
+        costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
+        path = lineage.cheapest(self.lineage, costs, node, self.pruned)
         return self.anchor_state(anchors[path.start]), path
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:
@@ -149,7 +161,12 @@ class History:
             (Move(event, undo=True) for event in self.require_all(path.undo)),
             (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
-        return replay(base, tensor, moves, self.store.payload, expected, self.pool)
+        sources = Sources(tensor, self.store.payload, self.whole)
+        return replay(base, moves, sources, expected, self.pool)
+
+    def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
+        """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""
+        return snapshots.load_tensor(self.blobs, spec, digest)
 
     def require(self, seq: int) -> Event:
         """The event at a seq that the log refers to; CorruptLedger when it is not there."""
@@ -177,6 +194,7 @@ class History:
         """The tensors of a state (the head's by default), by name, with their update counts."""
         state = state or self.head_state()
         counts: Mapping[str, int] = self.store.update_counts(self.model_id)
+        weights = sorted(name for name in state.specs if name.startswith(WEIGHTS))
         return [
             Parameter(
                 name=name.removeprefix(WEIGHTS),
@@ -184,19 +202,24 @@ class History:
                 digest=state.digests[name],
                 update_count=counts.get(name, 0),
             )
-            for name in sorted(state.specs)
+            for name in weights
         ]
 
     def head_state(self) -> StateDigest:
         """Names, specs and digests at the head, from recorded digests alone (no tensor is read)."""
         node = self.head().node
         base, path = self.plan(node)
-        digests: dict[str, bytes] = {}
-        for event in self.require_all(path.undo):
-            digests.update({c.name: c.before for c in event.changes})
-        for event in self.require_all(path.redo):
-            digests.update({c.name: c.after for c in event.changes})
-        return base.with_digests(digests)
+        state = base
+        for undo, seqs in ((True, path.undo), (False, path.redo)):
+            moved: dict[str, tuple[TensorSpec | None, bytes | None]] = {}
+            for event in self.require_all(seqs):
+                for change in event.changes:
+                    name = change.name
+                    at = moved[name][0] if name in moved else state.specs.get(name)
+                    spec, digest = change.specs(at, undo=undo)[1], change.ends(undo=undo)[1]
+                    moved[name] = (spec, digest)
+            state = state.moved(moved)
+        return state
 
 
 def open_history(store: EventStore, blobs: BlobStore, model: str, pool: Executor) -> History:

@@ -3,7 +3,8 @@
 A state-changing event is a node; its parent is the node it was applied to, which always has a
 smaller seq. Moving from one node to another is undoing up to the common ancestor and redoing down;
 `cheapest` picks, among places to start from, the one that reads the fewest bytes. Everything that
-moves between states asks this function.
+moves between states asks this function. A forward-only event cannot be undone, and an event whose
+payload was pruned leads nowhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.errors import CorruptLedger
+from ledger.errors import CorruptLedger, Pruned
 from ledger.store import Step
 
 EVENT_COST = 4096
@@ -40,6 +41,11 @@ class Path:
     size: int
 
 
+def nothing_pruned(seq: int) -> bool:
+    """For a log that kept everything."""
+    return False
+
+
 class Lineage:
     """Parents and payload sizes of nodes, read from the log in pages and kept.
 
@@ -54,6 +60,7 @@ class Lineage:
         self._event_cost = event_cost
         self._parents: dict[int, NDArray[np.int64]] = {}
         self._sizes: dict[int, NDArray[np.int64]] = {}
+        self._one_way: dict[int, NDArray[np.bool_]] = {}
 
     def parent(self, node: int) -> int | None:
         """The node that `node` was applied to; None for the first."""
@@ -66,6 +73,11 @@ class Lineage:
         page, offset = self._find(node)
         return int(self._sizes[page][offset])
 
+    def forward_only(self, node: int) -> bool:
+        """Whether one can move from its parent to `node`, but not back."""
+        page, offset = self._find(node)
+        return bool(self._one_way[page][offset])
+
     def _find(self, node: int) -> tuple[int, int]:
         page, offset = divmod(node, _PAGE)
         if page not in self._parents or self._parents[page][offset] == _NOT_A_NODE:
@@ -77,21 +89,29 @@ class Lineage:
     def _read(self, page: int) -> None:
         parents = np.full(_PAGE, _NOT_A_NODE, np.int64)
         sizes = np.zeros(_PAGE, np.int64)
+        one_way = np.zeros(_PAGE, np.bool_)
         first = page * _PAGE
         for step in self._load(first, first + _PAGE):
             if step.node == step.seq:
                 parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
                 sizes[step.seq - first] = step.size + self._event_cost
+                one_way[step.seq - first] = step.forward_only
         # Readers of other threads look for the parents first.
-        self._sizes[page] = sizes
+        self._sizes[page], self._one_way[page] = sizes, one_way
         self._parents[page] = parents
 
 
-def cheapest(lineage: Lineage, starts: Mapping[int, int], target: int) -> Path:
+def cheapest(
+    lineage: Lineage,
+    starts: Mapping[int, int],
+    target: int,
+    pruned: Callable[[int], bool] = nothing_pruned,
+) -> Path:
     """The path to `target` that reads the fewest bytes.
 
     `starts` maps nodes where one can begin to the bytes that beginning there costs: 0 for live
-    weights, the size of the state for a snapshot. At least one start must be given.
+    weights, the size of the state for a snapshot. `pruned` says which events have no payload any
+    more. Raises Pruned when those were needed, CorruptLedger when no start leads to the target.
     """
     order = sorted(starts, key=lambda node: (abs(node - target), node))
     free = [node for node in order if starts[node] == 0]
@@ -100,18 +120,48 @@ def cheapest(lineage: Lineage, starts: Mapping[int, int], target: int) -> Path:
     best: Path | None = None
     # Anchors first: they are near, and bound how far the others are followed.
     for start in older + newer + free:
-        path = _between(lineage, start, target, starts[start], best.size if best else None)
+        limit = best.size if best else None
+        path = _between(lineage, start, target, starts[start], limit, pruned)
         if path is not None:
             best = path
-    if best is None:
+    # The near ones may all lie behind a forward-only event; an ancestor never does.
+    return best or _from_ancestor(lineage, starts, target, pruned)
+
+
+def _from_ancestor(
+    lineage: Lineage,
+    starts: Mapping[int, int],
+    target: int,
+    pruned: Callable[[int], bool],
+) -> Path:
+    """The path down from the nearest ancestor where one can begin."""
+    start: int | None = target
+    redo: list[int] = []
+    while start is not None and start not in starts:
+        if pruned(start):
+            raise Pruned(
+                f"the state after event {target} was pruned: gc dropped what no retained version "
+                "needed",
+                seq=target,
+            )
+        redo.append(start)
+        start = lineage.parent(start)
+    if start is None:
         raise CorruptLedger(f"no snapshot leads to the state after event {target}", seq=target)
-    return best
+    return Path(
+        start, (), tuple(reversed(redo)), starts[start] + sum(lineage.size(seq) for seq in redo)
+    )
 
 
 def _between(
-    lineage: Lineage, start: int, target: int, cost: int, limit: int | None
+    lineage: Lineage,
+    start: int,
+    target: int,
+    cost: int,
+    limit: int | None,
+    pruned: Callable[[int], bool],
 ) -> Path | None:
-    """The path through the common ancestor; None as soon as it costs `limit` or more."""
+    """The path through the common ancestor; None where it is barred or costs `limit` or more."""
     undo: list[int] = []
     redo: list[int] = []
     up: int | None = start
@@ -122,10 +172,14 @@ def _between(
         # The larger seq cannot be an ancestor of the smaller one, so it is the one to leave.
         if down is None or (up is not None and up > down):
             assert up is not None
+            if lineage.forward_only(up) or pruned(up):
+                return None
             undo.append(up)
             cost += lineage.size(up)
             up = lineage.parent(up)
         else:
+            if pruned(down):
+                return None
             redo.append(down)
             cost += lineage.size(down)
             down = lineage.parent(down)

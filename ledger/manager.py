@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from ledger.monitoring.traffic import Traffic
 from ledger.projector import OnMismatch
 from ledger.store import EventFilter
 from ledger.updates import IncrementalUpdateRequest
+from ledger.writer import Written
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class DynamicModelManager:
         )
         self.fault: str | None = None
         self._checkpointed = self._last_named()
+        self.log.subscribe(self._written)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
 
     def close(self) -> None:
@@ -128,7 +130,22 @@ class DynamicModelManager:
     async def update(self, request: IncrementalUpdateRequest) -> Event:
         """`apply_incremental_update`, giving its event: `updated` or `update_rejected`."""
         self._require(self.config.enable_incremental_learning, "incremental learning")
-        return await self._run(lambda: self._apply(request))
+        written = self.log.submit(request, self._guard)
+        await self._run(self.log.drain)
+        return written.result()
+
+    async def update_batch(
+        self,
+        requests: Sequence[IncrementalUpdateRequest],
+        *,
+        caller: Caller = ANYONE,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """Several updates as one atomic event, all or none; see `Log.apply_batch`."""
+        self._require(self.config.enable_incremental_learning, "incremental learning")
+        return await self._run(
+            lambda: self.log.apply_batch(requests, self._guard, caller=caller, metadata=metadata)
+        )
 
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
@@ -200,17 +217,17 @@ class DynamicModelManager:
 
     # On the writer thread
 
-    def _apply(self, request: IncrementalUpdateRequest) -> Event:
-        event = self.log.apply(request, self._guard)
+    def _written(self, written: Written) -> None:
+        """After each event of this process: say what happened to updates, name a checkpoint."""
+        event = written.event
         if event.kind == events.UPDATE_REJECTED:
             logger.warning(
                 "refused %s of %s: %s", event.name, self.model_name, event.body["reason"]
             )
-        else:
-            logger.debug("applied %s to %s", event.name, request.parameter_name)
-        if self.config.enable_versioning:
-            self._checkpoint()
-        return event
+        elif event.kind == events.UPDATED:
+            logger.debug("applied %s to %s", event.name, self.model_name)
+            if self.config.enable_versioning:
+                self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Name and snapshot the state each `checkpoint_interval` updates.

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from ledger.blobs import BlobStore, Buffer
 from ledger.digest import content_digest
-from ledger.events import BlobRef
-from ledger.store import INLINE_BYTES
+from ledger.events import INLINE_BYTES, BlobRef
 
 SPILL_BYTES = 32 * 1024 * 1024
 

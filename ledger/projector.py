@@ -8,7 +8,7 @@ that publishes weights.
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -31,22 +31,35 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What the live weights are: the last event they show, and their state."""
+    """What is live: the last event shown, its state, and the tensors beside the weights.
+
+    `side` maps full names (`rule/…`, `adapter/…`) to tensors, which nobody writes to.
+    """
 
     head: Event
     state: StateDigest
+    side: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Tensors that a write replaces, by full state name, with their chunk digests.
+    """What becomes live with an event: nothing of it is visible yet.
 
-    `prepared` is the engine's next version, not visible yet.
+    `weights` are the new tensors of those that it replaces, by full state name, `chunks` their
+    chunk digests; `side` is as in `Live`. `candidate` is the engine's next version, once built.
     """
 
-    prepared: Prepared
+    weights: Mapping[str, torch.Tensor]
     chunks: Mapping[str, bytearray]
     state: StateDigest
+    side: Mapping[str, torch.Tensor]
+    candidate: Prepared | None = None
+
+    @property
+    def prepared(self) -> Prepared:
+        """The engine's next version."""
+        assert self.candidate is not None, "the candidate has not been built"
+        return self.candidate
 
 
 class Projector:
@@ -71,7 +84,9 @@ class Projector:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The live tensor with a full state name."""
-        return self.engine.tensor(name.removeprefix(WEIGHTS))
+        if name.startswith(WEIGHTS):
+            return self.engine.tensor(name.removeprefix(WEIGHTS))
+        return self.live.side[name]
 
     def chunks(self, name: str) -> bytearray:
         """The chunk digests of a live tensor."""
@@ -90,7 +105,7 @@ class Projector:
 
     def adopt(self, event: Event, state: StateDigest) -> None:
         """Take the engine's weights, already hashed, as the state after `event`."""
-        self._show(event, Changes(self.engine.prepare({}), {}, state))
+        self._show(event, Changes({}, {}, state, {}))
 
     def attach(self, history: History, on_mismatch: OnMismatch) -> None:
         """Bring the engine to the head of an existing log.
@@ -103,8 +118,8 @@ class Projector:
         base, path = history.plan(head.node)
         own = self._hash_engine()
         self._require_same_tensors(own, base)
-        if on_mismatch == "refuse" and own.value != head.state_after:
-            self._require_known(history, own)
+        if on_mismatch == "refuse":
+            self._require_known(history, own, head)
         rebuilt = history.follow(
             base,
             lambda name: history.anchored(path.start, base, name),
@@ -112,20 +127,22 @@ class Projector:
             head.state_after,
         )
         replaced: dict[str, torch.Tensor] = {}
+        chunks: dict[str, bytearray] = {}
         for name, digest in rebuilt.state.digests.items():
             tensor = rebuilt.tensors.get(name)
             if tensor is None:  # untouched since the anchor: read it all the same, to verify it
                 tensor = history.anchored(path.start, base, name)
-            if own.digests[name] != digest:
+            if own.digests.get(name) != digest:
                 replaced[name] = tensor
-                self._chunks[name] = chunk_digests(lanes(tensor, name))
-        self._show(head, Changes(self._prepare(replaced), {}, rebuilt.state))
+                chunks[name] = chunk_digests(lanes(tensor, name))
+        self._show(head, self._changes(replaced, chunks, rebuilt.state, {}))
 
     def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
+        weights = {name: spec for name, spec in ledger.specs.items() if name.startswith(WEIGHTS)}
         differing = sorted(
             name
-            for name in own.specs.keys() | ledger.specs.keys()
-            if own.specs.get(name) != ledger.specs.get(name)
+            for name in own.specs.keys() | weights.keys()
+            if own.specs.get(name) != weights.get(name)
         )
         differing += sorted(
             alias
@@ -138,14 +155,16 @@ class Projector:
                 + _some(differing)
             )
 
-    def _require_known(self, history: History, own: StateDigest) -> None:
-        # The usual restart hands over the weights the model was registered with.
-        if own.value == history.require(0).state_after:
+    def _require_known(self, history: History, own: StateDigest, head: Event) -> None:
+        # The usual restart hands over the weights the model was registered with, or the head's.
+        if own.value in (head.state_after, history.require(0).state_after):
             return
         if history.store.by_state(history.model_id, own.value) is not None:
             return
         expected = history.head_state().digests
-        differing = sorted(name for name in expected if own.digests[name] != expected[name])
+        differing = sorted(name for name in own.digests if own.digests[name] != expected[name])
+        if not differing:  # the head's weights, beside which it has other tensors
+            return
         raise WeightsMismatch(
             f"the model's weights equal no state of the ledger; different from its head: "
             f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights"
@@ -160,7 +179,7 @@ class Projector:
         if head.seq == live.head.seq:
             return head
         if head.node == live.head.node:
-            self._show(head, Changes(self.engine.prepare({}), {}, live.state))
+            self._show(head, self._unchanged())
             return head
         changes = self.move(history, head.node, head.state_after)
         self._show(head, changes)
@@ -173,10 +192,11 @@ class Projector:
         live = self.live
         starts = {anchor.node: anchor for anchor in history.store.snapshots(history.model_id)}
         costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
-        path = lineage.cheapest(history.lineage, {**costs, live.head.node: 0}, node)
+        costs[live.head.node] = 0
+        path = lineage.cheapest(history.lineage, costs, node, history.pruned)
         if path.start == live.head.node:
             rebuilt = history.follow(live.state, self.copy, path, expected)
-            return Changes(self._prepare(rebuilt.tensors), rebuilt.chunks, rebuilt.state)
+            return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.side)
         base = history.anchor_state(starts[path.start])
 
         def fetch(name: str) -> torch.Tensor:
@@ -186,21 +206,26 @@ class Projector:
         changed = {
             name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
             for name, digest in rebuilt.state.digests.items()
-            if digest != live.state.digests[name]
+            if digest != live.state.digests.get(name)
         }
         hashed = hash_many([lanes(tensor, name) for name, tensor in changed.items()], self._pool)
         chunks = dict(zip(changed, hashed, strict=True))
-        return Changes(self._prepare(changed), chunks, rebuilt.state)
+        return self._changes(changed, chunks, rebuilt.state, live.side)
+
+    def prepare(self, changes: Changes) -> Changes:
+        """The same changes with the engine's next version; everything that can fail fails here."""
+        if changes.candidate is not None:
+            return changes
+        weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
+        return replace(changes, candidate=self.engine.prepare(weights))
 
     def show(self, event: Event, changes: Changes | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""
-        if changes is None:
-            changes = Changes(self.engine.prepare({}), {}, self.live.state)
-        self._show(event, changes)
+        self._show(event, changes or self._unchanged())
 
     def note(self, event: Event) -> None:
         """Remember a committed event that changes no state."""
-        self._live = Live(event, self.live.state)
+        self._live = Live(event, self.live.state, self.live.side)
 
     def copy(self, name: str) -> torch.Tensor:
         """A CPU copy of a live tensor, checked to be what the log says it is."""
@@ -219,19 +244,36 @@ class Projector:
             {name: root(chunks) for name, chunks in zip(names, hashed, strict=True)}
         )
 
-    def _prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
-        return self.engine.prepare(
-            {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
-        )
+    def _changes(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        chunks: Mapping[str, bytearray],
+        state: StateDigest,
+        before: Mapping[str, torch.Tensor],
+    ) -> Changes:
+        """The way to `state`, whose new tensors are given; of those beside the weights, the
+        others are as `before`."""
+        weights = {name: made for name, made in tensors.items() if name.startswith(WEIGHTS)}
+        side = {
+            name: tensors[name] if name in tensors else before[name]
+            for name in state.specs
+            if not name.startswith(WEIGHTS)
+        }
+        kept = {name: made for name, made in chunks.items() if name.startswith(WEIGHTS)}
+        return self.prepare(Changes(weights, kept, state, side))
+
+    def _unchanged(self) -> Changes:
+        return Changes({}, {}, self.live.state, self.live.side)
 
     def _show(self, event: Event, changes: Changes) -> None:
         if changes.state.value != event.state_after:
             raise CorruptLedger(
                 f"event {event.seq} leads to another state than was prepared", seq=event.seq
             )
-        self.engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
+        candidate = self.prepare(changes).prepared
+        self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
         self._chunks.update(changes.chunks)
-        self._live = Live(event, changes.state)
+        self._live = Live(event, changes.state, changes.side)
 
     def _hash_engine(self) -> StateDigest:
         specs = [

@@ -4,22 +4,31 @@ Each function looks at the live state, computes and encodes, and returns a Propo
 commits it or, when another writer was faster, asks for it again on the newer state.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ledger import events, versions
-from ledger.deltas import Recorded, record_tensor, same_bits
+from ledger.blobs import Buffer
+from ledger.deltas import Recorded, TensorWrite, record_tensor, same_bits
+from ledger.digest import content_digest
 from ledger.errors import NotFound
-from ledger.events import Draft, Event
+from ledger.events import WHOLE, Draft, Event, TensorChange
+from ledger.factors import Factors
 from ledger.history import History
 from ledger.payload import EMPTY, Payload, PayloadWriter
 from ledger.positions import Position
-from ledger.projector import Changes, Projector
-from ledger.tensors import WEIGHTS, clone
+from ledger.projector import Changes
+from ledger.tensors import WEIGHTS, TensorSpec, clone, lanes
+from ledger.tip import Tip
 from ledger.updates import NonFiniteResult, Update, compute
+
+# Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
+_WORTHWHILE_FACTORS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,46 @@ class Verdict:
 
 
 Guard = Callable[[Changes], Verdict]
-"""Judges a candidate, which is prepared but not visible, before its event is appended."""
+"""Judges a change, which is not visible, before its event is appended.
+
+A guard with an attribute `alone` that is False looks neither at the candidate module nor at the
+live state, so that several changes can be judged before the first of them is appended.
+"""
+
+
+def runs_alone(guard: Guard | None) -> bool:
+    """Whether an event judged by this guard has to be appended before the next is worked out."""
+    return guard is not None and bool(getattr(guard, "alone", True))
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A weight's new value; `positions` as for `deltas.TensorWrite`, `factors` where they led
+    to it."""
+
+    after: torch.Tensor
+    positions: torch.Tensor | None = None
+    factors: Factors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one state-changing event is to do, worked out on the live state.
+
+    `facts` go into the event's body. `weights` maps bare names to new values; `side` maps full
+    names outside of the weights (`rule/…`, `adapter/…`) to tensors, None to remove one.
+    `verdict` is what was found before the guard is asked; one with a reason refuses the plan.
+    """
+
+    facts: Mapping[str, Any]
+    weights: Mapping[str, Write] = field(default_factory=dict)
+    side: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    kind: str = events.UPDATED
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+Planner = Callable[[Tip], Plan]
+"""Works a plan out on the live state; asked again when another writer was faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,67 +92,102 @@ class Proposal:
     """One round of a write: the draft, its payload, and what to show once it is durable.
 
     `parameters` are the full state names that the event counts as an update of; `changes` is
-    None when no tensor changes.
+    None when no tensor changes. `dropped_snapshots` are nodes whose anchors go with it.
     """
 
     draft: Draft
     payload: Payload = EMPTY
     parameters: Sequence[str] = ()
     changes: Changes | None = None
+    dropped_snapshots: Sequence[int] = ()
 
 
-def update(
-    history: History, projector: Projector, request: Update, guard: Guard | None
-) -> Proposal:
-    """One parameter's update, or its refusal by the guard or for a result that is not finite."""
-    name = WEIGHTS + request.spec.name
-    projector.engine.check_untouched()
+def updates(requests: Sequence[Update], facts: Mapping[str, Any]) -> Planner:
+    """Updates of parameters, each computed on what those before it made."""
+
+    def plan(tip: Tip) -> Plan:
+        writes: dict[str, Write] = {}
+        try:
+            for request in requests:
+                name = request.spec.name
+                known = writes.get(name)
+                before = known.after if known else tip.tensor(WEIGHTS + name)
+                after = compute(request, before)
+                if known is None:
+                    writes[name] = Write(after, request.indices, request.factors)
+                else:
+                    writes[name] = Write(after, _both(known.positions, request.indices))
+        except NonFiniteResult as error:
+            reason = f"Automatic rollback: {error}"
+            return Plan(facts, verdict=Verdict(reason=reason, evidence={"cause": "non_finite"}))
+        return Plan(facts, writes)
+
+    return plan
+
+
+def planned(history: History, tip: Tip, planner: Planner, guard: Guard | None) -> Proposal:
+    """The event of a plan, or its refusal by the plan itself or by the guard."""
+    tip.check_untouched()
+    plan = planner(tip)
+    if plan.verdict.reason is not None:
+        return _rejection(tip, plan.facts, plan.verdict)
     payload = PayloadWriter(history.blobs)
-    try:
-        after = compute(request, projector.tensor(name))
-    except NonFiniteResult as error:
-        verdict = Verdict(reason=f"Automatic rollback: {error}", evidence={"cause": "non_finite"})
-        return _rejection(projector, request, verdict)
-    recorded = _record(history, projector, name, after, payload)
-    changes = _changes(projector, [recorded])
-    verdict = guard(changes) if guard else Verdict()
+    recorded = [_record(history, tip, name, write, payload) for name, write in plan.weights.items()]
+    whole = [_whole(history, tip, name, tensor) for name, tensor in plan.side.items()]
+    moved = [change for change, _ in whole if change.before != change.after]
+    changes = tip.changed(recorded, moved, plan.side)
+    verdict = plan.verdict
+    if guard is not None:
+        if runs_alone(guard):
+            changes = tip.prepare(changes)
+        verdict = _joined(verdict, guard(changes))
     if verdict.reason is not None:
-        return _rejection(projector, request, verdict)
-    body = {
-        **request.facts,
-        "delta_norm": recorded.delta_norm,
-        "pre_metrics": dict(verdict.pre_metrics),
-        "post_metrics": dict(verdict.post_metrics),
-    }
-    return _updated(body, [recorded], payload.finish(), changes, [name])
+        return _rejection(tip, plan.facts, verdict)
+    finished = payload.finish()
+    for _, blobs in whole:
+        finished.blobs.update(blobs)
+    body = dict(plan.facts)
+    if plan.kind == events.UPDATED:
+        body["delta_norm"] = _norm(recorded)
+        body["pre_metrics"] = dict(verdict.pre_metrics)
+        body["post_metrics"] = dict(verdict.post_metrics)
+        if verdict.evidence:
+            body["evidence"] = dict(verdict.evidence)
+    changed = [one.change for one in recorded if one.change.changed] + moved
+    draft = Draft(
+        kind=plan.kind,
+        body={**body, "tensors": [change.to_json() for change in changed]},
+        state_after=changes.state.value,
+        series=events.UPDATES if plan.kind == events.UPDATED else None,
+    )
+    parameters = [WEIGHTS + name for name in plan.weights]
+    return Proposal(draft, finished, parameters, changes)
 
 
-def record(history: History, projector: Projector, tensors: Mapping[str, torch.Tensor]) -> Proposal:
-    """The difference between the live state and `tensors` (by bare name), as one event."""
-    projector.engine.check_untouched()
-    payload = PayloadWriter(history.blobs)
-    recorded: list[Recorded] = []
-    for name in projector.specs:
-        if same_bits(projector.tensor(WEIGHTS + name), tensors[name], projector.specs[name]):
-            continue
+def recording(tensors: Mapping[str, torch.Tensor]) -> Planner:
+    """The difference between the live weights and `tensors`, by bare name."""
+
+    def plan(tip: Tip) -> Plan:
         # The caller may go on changing its tensor meanwhile, so what is recorded is a copy.
-        one = _record(history, projector, WEIGHTS + name, clone(tensors[name]), payload)
-        if one.change.changed:
-            recorded.append(one)
-    changes = _changes(projector, recorded)
-    touched = [one.change.name for one in recorded]
-    return _updated({"operation": "record"}, recorded, payload.finish(), changes, touched)
+        writes = {
+            name: Write(clone(tensors[name]))
+            for name, spec in tip.specs.items()
+            if not same_bits(tip.tensor(WEIGHTS + name), tensors[name], spec)
+        }
+        return Plan({"operation": "record"}, writes)
+
+    return plan
 
 
-def version(projector: Projector, named: Event, facts: Mapping[str, Any]) -> Proposal:
+def version(tip: Tip, named: Event, facts: Mapping[str, Any]) -> Proposal:
     """A name for the state after the event `named`."""
     names = {"seq": named.state_seq, "node": named.node, "state": named.state_after.hex()}
     return _without_state_change(
-        projector, events.VERSION_CREATED, {**facts, "names": names}, events.VERSIONS
+        tip, events.VERSION_CREATED, {**facts, "names": names}, events.VERSIONS
     )
 
 
-def retirement(history: History, projector: Projector, version_created: Event) -> Proposal:
+def retirement(history: History, tip: Tip, version_created: Event) -> Proposal:
     """Takes a version's name off the list; NotFound when another writer already has."""
     if not versions.is_listed(history.store, history.model_id, version_created):
         raise NotFound(f"Version {version_created.name} is retired already")
@@ -113,26 +196,26 @@ def retirement(history: History, projector: Projector, version_created: Event) -
         Draft(
             kind=events.VERSION_RETIRED,
             body=body,
-            state_after=projector.live.state.value,
+            state_after=tip.live.state.value,
             series=events.RETIRED,
             number=version_created.number,
         )
     )
 
 
-def rollback(history: History, projector: Projector, target: Position, cause: str) -> Proposal:
+def rollback(history: History, tip: Tip, target: Position, cause: str) -> Proposal:
     """The move to another state, rebuilt and verified on the side."""
-    live = projector.live
+    live = tip.live
     named = target.event if target.is_version else None
     store, model_id = history.store, history.model_id
     if named and versions.is_listed(store, model_id, named):
         active = named.number
     else:
         active = versions.nearest(store, model_id, history.lineage, target.node)
-    projector.engine.check_untouched()
+    tip.check_untouched()
     changes = None
     if target.node != live.head.node:
-        changes = projector.move(history, target.node, target.state)
+        changes = tip.move(history, target.node, target.state)
     body = {
         "to": target.text,
         "to_event": target.event.seq,
@@ -152,61 +235,74 @@ def rollback(history: History, projector: Projector, target: Position, cause: st
 
 
 def _record(
-    history: History,
-    projector: Projector,
-    name: str,
-    after: torch.Tensor,
-    payload: PayloadWriter,
+    history: History, tip: Tip, bare: str, write: Write, payload: PayloadWriter
 ) -> Recorded:
-    spec = projector.live.state.specs[name]
-    before, chunks = projector.tensor(name), projector.chunks(name)
-    return record_tensor(spec, before, after, chunks, payload, history.pool)
+    name = WEIGHTS + bare
+    spec, before = tip.live.state.specs[name], tip.tensor(name)
+    written = TensorWrite(spec, before, write.after, tip.chunks(name), write.positions)
+    factors = write.factors
+    if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
+        factors = None  # reversible differences are worth more than the few bytes saved
+    return record_tensor(written, payload, history.pool, factors)
 
 
-def _changes(projector: Projector, recorded: Sequence[Recorded]) -> Changes:
-    changed = [one for one in recorded if one.change.changed]
-    return Changes(
-        prepared=projector.engine.prepare(
-            {one.change.name.removeprefix(WEIGHTS): one.after for one in changed}
-        ),
-        chunks={one.change.name: one.chunks for one in changed},
-        state=projector.live.state.with_digests(
-            {one.change.name: one.change.after for one in changed}
-        ),
+def _whole(
+    history: History, tip: Tip, name: str, after: torch.Tensor | None
+) -> tuple[TensorChange, Mapping[bytes, Buffer]]:
+    """The change of a tensor outside of the weights, and the blobs it needs."""
+    state = tip.live.state
+    blobs: dict[bytes, Buffer] = {}
+    spec_before, before = state.specs.get(name), state.digests.get(name)
+    if before is not None and history.blobs.missing([before]):
+        blobs[before] = lanes(tip.tensor(name), name).view(np.uint8)
+    spec_after, digest = None, None
+    if after is not None:
+        spec_after = TensorSpec.of(name, after)
+        data = lanes(after, name).view(np.uint8)
+        digest = content_digest(data)
+        blobs[digest] = data
+    changed = max((spec.numel for spec in (spec_before, spec_after) if spec), default=0)
+    change = TensorChange(name, before, digest, 0, changed, WHOLE, spec_before, spec_after)
+    return change, blobs
+
+
+def _both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """The positions of either; None when one of them is everywhere."""
+    if one is None or other is None:
+        return None
+    both: torch.Tensor = torch.unique(torch.cat((one, other)))
+    return both
+
+
+def _joined(one: Verdict, other: Verdict) -> Verdict:
+    return Verdict(
+        {**one.pre_metrics, **other.pre_metrics},
+        {**one.post_metrics, **other.post_metrics},
+        one.reason or other.reason,
+        {**one.evidence, **other.evidence},
     )
 
 
-def _updated(
-    body: Mapping[str, Any],
-    recorded: Sequence[Recorded],
-    payload: Payload,
-    changes: Changes,
-    parameters: Sequence[str],
-) -> Proposal:
-    tensors = [one.change.to_json() for one in recorded if one.change.changed]
-    draft = Draft(
-        kind=events.UPDATED,
-        body={**body, "tensors": tensors},
-        state_after=changes.state.value,
-        series=events.UPDATES,
-    )
-    return Proposal(draft, payload, parameters, changes)
+def _norm(recorded: Sequence[Recorded]) -> float | None:
+    """The L2 norm of all differences together; None where it is not a finite number."""
+    norms = [one.delta_norm for one in recorded]
+    finite = [norm for norm in norms if norm is not None]
+    total = math.hypot(*finite)
+    return total if len(finite) == len(norms) and math.isfinite(total) else None
 
 
-def _rejection(projector: Projector, request: Update, verdict: Verdict) -> Proposal:
+def _rejection(tip: Tip, facts: Mapping[str, Any], verdict: Verdict) -> Proposal:
     body = {
-        **request.facts,
+        **facts,
         "reason": verdict.reason,
         "evidence": dict(verdict.evidence),
         "pre_metrics": dict(verdict.pre_metrics),
         "post_metrics": dict(verdict.post_metrics),
     }
-    return _without_state_change(projector, events.UPDATE_REJECTED, body, events.UPDATES)
+    return _without_state_change(tip, events.UPDATE_REJECTED, body, events.UPDATES)
 
 
-def _without_state_change(
-    projector: Projector, kind: str, body: Mapping[str, Any], series: str
-) -> Proposal:
+def _without_state_change(tip: Tip, kind: str, body: Mapping[str, Any], series: str) -> Proposal:
     active = events.THIS_VERSION if series == events.VERSIONS else events.KEEP_ACTIVE
-    state = projector.live.state.value
+    state = tip.live.state.value
     return Proposal(Draft(kind=kind, body=body, state_after=state, series=series, active=active))

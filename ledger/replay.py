@@ -1,21 +1,25 @@
 """The pure fold: a state, a path of events, and the state they lead to.
 
-Replay is integer arithmetic on stored bits. The digests along the path must join up, and the
-rebuilt tensors and the whole state must have the digests the log recorded; a difference is an
-error, never a warning. Live weights, time travel and verification all rebuild through here.
+Replay moves stored bits: integer arithmetic on differences, whole tensors as they are, and low-rank
+factors by operations that IEEE 754 fixes to the last bit. The digests along the path must join up,
+and the rebuilt tensors and the whole state must have the digests the log recorded; a difference is
+an error, never a warning. Live weights, time travel and verification all rebuild through here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ledger import factors
 from ledger.codecs.frames import apply_frames
 from ledger.digest import StateDigest, hash_many, root
 from ledger.errors import CorruptLedger
-from ledger.events import Event
-from ledger.tensors import lanes
+from ledger.events import FACTORS, WHOLE, Event, TensorChange
+from ledger.tensors import TensorSpec, lanes
 
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
 # how many bytes of payload are held for that.
@@ -32,69 +36,160 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """Tensors that a path changed (owned by the caller), their chunk digests, and the state."""
+    """Tensors that a path changed (owned by the caller), their chunk digests, and the state.
+
+    What the path removed is in neither of the mappings.
+    """
 
     tensors: dict[str, torch.Tensor]
     chunks: dict[str, bytearray]
     state: StateDigest
 
 
-@dataclass(slots=True)
-class _Step:
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where replay reads from.
+
+    `tensor(name)` gives a contiguous CPU copy of a tensor of the first state, which replay may
+    write to; it is asked only for tensors that the path touches. `payload(event)` gives a
+    verified payload, `whole(spec, digest)` a new tensor with the bytes of a blob.
+    """
+
+    tensor: Callable[[str], torch.Tensor]
+    payload: Callable[[Event], bytes]
+    whole: Callable[[TensorSpec, bytes], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tensor's part of one event; `spec` is what the tensor is afterwards, None for gone."""
+
     seq: int
+    change: TensorChange
     undo: bool
     data: memoryview
+    spec: TensorSpec | None
+
+    @property
+    def digest(self) -> bytes | None:
+        return self.change.ends(undo=self.undo)[1]
 
 
 def replay(
     base: StateDigest,
-    tensor: Callable[[str], torch.Tensor],
     moves: Iterable[Move],
-    load: Callable[[Event], bytes],
+    sources: Sources,
     expected: bytes,
     pool: Executor,
 ) -> Rebuilt:
     """Apply `moves` to the state `base` and check that it becomes the state `expected`.
 
-    `tensor(name)` gives a contiguous CPU copy of a tensor of `base` that replay may write to;
-    it is asked only for tensors that the path touches. `load(event)` gives a verified payload.
     Raises CorruptLedger, with the seq where it is known, when anything does not match.
     """
     owned: dict[str, torch.Tensor] = {}
-    digests: dict[str, bytes] = {}
-    last_seq: dict[str, int] = {}
+    last: dict[str, Step] = {}
     for batch in _batches(moves):
-        work: dict[str, list[_Step]] = {}
+        work: dict[str, list[Step]] = {}
         for move in batch:
-            for name, step in _split(move, load(move.event), base, digests):
-                work.setdefault(name, []).append(step)
-                last_seq[name] = step.seq
+            for step in split(move.event, move.undo, sources.payload(move.event), base, last):
+                work.setdefault(step.change.name, []).append(step)
+                last[step.change.name] = step
         for name, steps in work.items():
-            if name not in owned:
-                owned[name] = tensor(name)
-            spec = base.specs[name]
-            bits = lanes(owned[name], name)
-            for step in steps:
-                try:
-                    apply_frames(bits, step.data, spec.element.ordered, undo=step.undo)
-                except CorruptLedger as error:
-                    raise CorruptLedger(
-                        f"event {step.seq}: delta of {name!r}: {error}", seq=step.seq
-                    ) from error
+            _advance(owned, name, steps, sources)
     hashed = hash_many([lanes(owned[name], name) for name in owned], pool)
     chunks = dict(zip(owned, hashed, strict=True))
-    for name, digest in digests.items():
-        if root(chunks[name]) != digest:
+    for name, step in last.items():
+        if step.spec is not None and root(chunks[name]) != step.digest:
             raise CorruptLedger(
-                f"tensor {name!r} rebuilds to other bits than event {last_seq[name]} recorded",
-                seq=last_seq[name],
+                f"tensor {name!r} rebuilds to other bits than event {step.seq} recorded",
+                seq=step.seq,
             )
-    state = base.with_digests(digests)
+    state = base.moved({name: (step.spec, step.digest) for name, step in last.items()})
     if state.value != expected:
         raise CorruptLedger(
             f"the state rebuilds to digest {state.value.hex()}, the log says {expected.hex()}"
         )
     return Rebuilt(owned, chunks, state)
+
+
+def split(
+    event: Event,
+    undo: bool,
+    payload: bytes,
+    base: StateDigest,
+    last: Mapping[str, Step],
+) -> Iterator[Step]:
+    """One step per changed tensor, checked to start where the path has come to.
+
+    The path began at `base`; `last` has the last step so far of each tensor it touched.
+    """
+    view = memoryview(payload)
+    for change in event.changes:
+        name = change.name
+        start, end = change.ends(undo=undo)
+        if name in last:
+            spec, at = last[name].spec, last[name].digest
+        else:
+            spec, at = base.specs.get(name), base.digests.get(name)
+        leaves, enters = change.specs(spec, undo=undo)
+        if at != start or spec != leaves or (enters is None) != (end is None):
+            raise CorruptLedger(
+                f"event {event.seq} does not join up with the state it applies to: tensor {name!r}",
+                seq=event.seq,
+            )
+        if len(view) < change.size:
+            raise CorruptLedger(
+                f"event {event.seq}: payload ends inside tensor {name!r}", seq=event.seq
+            )
+        data, view = view[: change.size], view[change.size :]
+        yield Step(event.seq, change, undo, data, enters)
+    if len(view):
+        raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
+
+
+def apply_step(tensor: torch.Tensor, step: Step) -> NDArray[np.intp] | None:
+    """Take a contiguous CPU tensor through a step in place; of WHOLE it already is the result.
+
+    Returns the numbers of the digest chunks that were written, None for all of them.
+    """
+    change, spec = step.change, step.spec
+    assert spec is not None
+    if change.form == WHOLE:
+        return None
+    try:
+        if change.form == FACTORS:
+            if step.undo:
+                raise CorruptLedger("it cannot be undone")
+            factors.apply_factors(tensor, factors.decode(step.data, spec), spec)
+            return None
+        bits = lanes(tensor, change.name)
+        return apply_frames(bits, step.data, spec.element.ordered, undo=step.undo)
+    except CorruptLedger as error:
+        raise CorruptLedger(
+            f"event {step.seq}: delta of {change.name!r}: {error}", seq=step.seq
+        ) from error
+
+
+def _advance(
+    owned: dict[str, torch.Tensor], name: str, steps: list[Step], sources: Sources
+) -> None:
+    """Take one tensor through its steps; what a whole tensor replaces is not computed."""
+    whole = max((at for at, step in enumerate(steps) if step.change.form == WHOLE), default=None)
+    if whole is not None:
+        step, steps = steps[whole], steps[whole + 1 :]
+        owned.pop(name, None)
+        if step.spec is None or step.digest is None:
+            return
+        try:
+            owned[name] = sources.whole(step.spec, step.digest)
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"event {step.seq}: tensor {name!r}: {error}", seq=step.seq
+            ) from error
+    elif name not in owned:
+        owned[name] = sources.tensor(name)
+    for step in steps:
+        apply_step(owned[name], step)
 
 
 def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
@@ -108,29 +203,3 @@ def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _split(
-    move: Move, payload: bytes, base: StateDigest, digests: dict[str, bytes]
-) -> Iterator[tuple[str, _Step]]:
-    """One step per changed tensor, checked to start where the path has come to."""
-    seq = move.event.seq
-    view = memoryview(payload)
-    for change in move.event.changes:
-        name = change.name
-        start, end = change.before, change.after
-        if move.undo:
-            start, end = end, start
-        at = digests.get(name) or base.digests.get(name)
-        if at != start:
-            raise CorruptLedger(
-                f"event {seq} does not join up with the state it applies to: tensor {name!r}",
-                seq=seq,
-            )
-        if len(view) < change.size:
-            raise CorruptLedger(f"event {seq}: payload ends inside tensor {name!r}", seq=seq)
-        data, view = view[: change.size], view[change.size :]
-        digests[name] = end
-        yield name, _Step(seq, move.undo, data)
-    if len(view):
-        raise CorruptLedger(f"event {seq}: payload is longer than its tensors", seq=seq)

@@ -214,10 +214,10 @@ def test_an_update_stands_when_its_checkpoint_fails(tmp_path, monkeypatch, caplo
     store = manager.log.history.store
     append = store.append
 
-    def full(item: Append) -> None:
-        if item.event.kind == "version_created":
+    def full(*items: Append) -> None:
+        if any(item.event.kind == "version_created" for item in items):
             raise StorageFull("no space is left")
-        append(item)
+        append(*items)
 
     def update() -> dict:
         request = IncrementalUpdateRequest("bias", 1.0, 1.0)

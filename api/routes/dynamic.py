@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from api import schemas
 from api.requests import body, caller, require_writes
 from ledger import DynamicModelManager, IncrementalUpdateRequest
+from ledger.errors import InvalidRequest
 from ledger.events import Event
 from ledger.manager import update_result
 
@@ -27,10 +28,14 @@ def router(manager: DynamicModelManager) -> APIRouter:
         """Apply one update to one parameter."""
         sent = await body(request, schemas.UPDATE)
         who = caller(request)
+        if sent.factors is None and "update_data" not in sent.model_fields_set:
+            raise InvalidRequest("update_data: Field required", param="update_data")
         event = await manager.update(
             IncrementalUpdateRequest(
                 parameter_name=sent.parameter_name,
                 update_data=sent.update_data,
+                indices=sent.indices,
+                factors=None if sent.factors is None else sent.factors.model_dump(),
                 learning_rate=sent.learning_rate,
                 update_type=sent.update_type,
                 metadata=sent.metadata,

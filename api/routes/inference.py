@@ -11,8 +11,8 @@ from api import schemas
 from api.requests import body
 from ledger import DynamicModelManager
 from ledger.errors import InvalidRequest
+from ledger.operands import leaf_types
 from ledger.tensors import DTYPES
-from ledger.updates import leaf_types
 
 
 def router(manager: DynamicModelManager) -> APIRouter:

@@ -5,19 +5,20 @@ are checked, their payloads are applied to a rebuilt state, and each resulting t
 have the digest the event recorded. The first event that does not hold ends the run.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from ledger import events
-from ledger.codecs.frames import apply_frames
 from ledger.digest import StateDigest, chunk_digests, rehash, root
-from ledger.errors import CorruptLedger
+from ledger.errors import CorruptLedger, Pruned
 from ledger.events import Counts, Event
 from ledger.history import History
 from ledger.lineage import cheapest
-from ledger.tensors import lanes
+from ledger.replay import Step, apply_step, split
+from ledger.tensors import TensorSpec, lanes
 
 Progress = Callable[[int, int], None]
 
@@ -26,7 +27,9 @@ Progress = Callable[[int, int], None]
 class Report:
     """What a verification covered, and the first thing that did not hold.
 
-    `bad_seq` is the first bad event, None when the trouble has no seq or there is none.
+    `pruned` counts state changes whose states gc made unreachable: of these the chain and the
+    digests were checked, but no bits rebuilt. `bad_seq` is the first bad event, None when the
+    trouble has no seq or there is none.
     """
 
     model: str
@@ -35,6 +38,7 @@ class Report:
     tensors: int = 0
     payload_bytes: int = 0
     snapshots: int = 0
+    pruned: int = 0
     head_seq: int | None = None
     head_digest: bytes | None = None
     head_hash: bytes | None = None
@@ -65,6 +69,7 @@ def _verify(history: History, report: Report, progress: Progress) -> None:
         _check_annotation(history, event)
         if fold is None:
             fold = _Fold(history, report)
+            fold.begin(event)
         else:
             assert last is not None
             fold.advance(event, last)
@@ -137,41 +142,42 @@ def _check_snapshots(history: History, report: Report) -> None:
 
 @dataclass(slots=True)
 class _Fold:
-    """The state after each event, rebuilt from the first snapshot and every delta."""
+    """The state after each event, rebuilt from the first snapshot and every delta.
+
+    Where gc dropped payloads the fold is adrift (`node` None) until it comes to an event whose
+    state a snapshot leads to.
+    """
 
     history: History
     report: Report
-    tensors: dict[str, torch.Tensor] = field(init=False)
-    chunks: dict[str, bytearray] = field(init=False)
-    state: StateDigest = field(init=False)
+    node: int | None = None
+    state: StateDigest | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    chunks: dict[str, bytearray] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        anchors = {
-            anchor.node: anchor for anchor in self.history.store.snapshots(self.history.model_id)
-        }
-        if 0 not in anchors:
+    def begin(self, first: Event) -> None:
+        anchors = {a.node for a in self.history.store.snapshots(self.history.model_id)}
+        if 0 not in anchors and not self.history.pruned.snapshot(0):
             raise CorruptLedger("the snapshot of the first state is missing", seq=0)
-        self.state = self.history.anchor_state(anchors[0])
-        self.tensors = {
-            name: self.history.anchored(0, self.state, name) for name in self.state.specs
-        }
-        self.chunks = {
-            name: chunk_digests(lanes(tensor, name)) for name, tensor in self.tensors.items()
-        }
-        self.report.states += 1
-        self.report.tensors += len(self.tensors)
+        self._jump(first.node, first)
 
     def advance(self, event: Event, last: Event) -> None:
         if event.kind not in events.STATE_CHANGING:
             return
         if event.kind == events.ROLLED_BACK:
-            path = cheapest(self.history.lineage, {last.node: 0}, event.node)
-            for seq in path.undo:
-                self._apply(self.history.require(seq), undo=True)
-            for seq in path.redo:
-                self._apply(self.history.require(seq), undo=False)
+            self._travel(last.node, event)
+        elif self.history.pruned(event.seq):
+            self.node = None
         else:
-            self._apply(event, undo=False)
+            if self.node is None:
+                self._jump(last.node, last)
+            if self.node is not None:
+                self._apply(event, undo=False)
+                self.node = event.node
+        if self.node is None:
+            self.report.pruned += 1
+            return
+        assert self.state is not None
         if self.state.value != event.state_after:
             raise CorruptLedger(
                 f"event {event.seq}: the state has digest {self.state.value.hex()}, "
@@ -180,33 +186,65 @@ class _Fold:
             )
         self.report.states += 1
 
+    def _travel(self, node: int, event: Event) -> None:
+        """To the state a rollback leads to: by undo and redo, else from a snapshot."""
+        path = None
+        if self.node is not None:
+            with contextlib.suppress(CorruptLedger, Pruned):
+                path = cheapest(self.history.lineage, {node: 0}, event.node, self.history.pruned)
+        if path is None:
+            self._jump(event.node, event)
+            return
+        for seq in path.undo:
+            self._apply(self.history.require(seq), undo=True)
+        for seq in path.redo:
+            self._apply(self.history.require(seq), undo=False)
+        self.node = event.node
+
+    def _jump(self, node: int, event: Event) -> None:
+        """To a state by the way that restores it; adrift when that was pruned."""
+        try:
+            self.state, self.tensors = self.history.rebuild(node, event.state_after)
+        except Pruned:
+            self.node = None
+            return
+        self.node = node
+        self.chunks = {
+            name: chunk_digests(lanes(tensor, name)) for name, tensor in self.tensors.items()
+        }
+        self.report.tensors += len(self.tensors)
+
     def _apply(self, event: Event, *, undo: bool) -> None:
-        payload = memoryview(self.history.store.payload(event))
+        assert self.state is not None
+        payload = self.history.store.payload(event)
         self.report.payload_bytes += len(payload)
-        if len(payload) != sum(change.size for change in event.changes):
-            raise CorruptLedger(f"event {event.seq}: payload has another length", seq=event.seq)
-        digests: dict[str, bytes] = {}
-        for change in event.changes:
-            data, payload = payload[: change.size], payload[change.size :]
-            if change.name not in self.tensors:
+        moved: dict[str, tuple[TensorSpec | None, bytes | None]] = {}
+        for step in split(event, undo, payload, self.state, {}):
+            name = step.change.name
+            if step.spec is None:
+                del self.tensors[name], self.chunks[name]
+            else:
+                self._rebuild(step, step.spec)
+            digest = root(self.chunks[name]) if step.spec is not None else None
+            if digest != step.digest:
                 raise CorruptLedger(
-                    f"event {event.seq} changes unknown tensor {change.name!r}", seq=event.seq
+                    f"event {event.seq}: tensor {name!r} rebuilds to other bits", seq=event.seq
                 )
-            bits = lanes(self.tensors[change.name], change.name)
-            ordered = self.state.specs[change.name].element.ordered
-            try:
-                touched = apply_frames(bits, data, ordered, undo=undo)
-            except CorruptLedger as error:
-                raise CorruptLedger(f"event {event.seq}: {error}", seq=event.seq) from error
-            rehash(self.chunks[change.name], bits, touched.tolist())
-            digests[change.name] = root(self.chunks[change.name])
-            if digests[change.name] != (change.before if undo else change.after):
-                raise CorruptLedger(
-                    f"event {event.seq}: tensor {change.name!r} rebuilds to other bits",
-                    seq=event.seq,
-                )
+            moved[name] = (step.spec, digest)
             self.report.tensors += 1
-        self.state = self.state.with_digests(digests)
+        self.state = self.state.moved(moved)
+
+    def _rebuild(self, step: Step, spec: TensorSpec) -> None:
+        name = step.change.name
+        if step.change.form == events.WHOLE:
+            assert step.digest is not None
+            self.tensors[name] = self.history.whole(spec, step.digest)
+        touched = apply_step(self.tensors[name], step)
+        bits = lanes(self.tensors[name], name)
+        if touched is None:
+            self.chunks[name] = chunk_digests(bits)
+        else:
+            rehash(self.chunks[name], bits, touched.tolist())
 
 
 def _shown(value: object) -> str:

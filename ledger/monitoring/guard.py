@@ -42,6 +42,11 @@ class MetricsGuard:
         self._threshold = threshold
         self._scored: tuple[bytes, dict[str, float]] | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether it looks at candidates and the live state: only an evaluator does."""
+        return self._evaluator is not None
+
     def current(self) -> dict[str, float]:
         """What is known of the live state: traffic, memory, score, and the time in Unix seconds."""
         return {**self._traffic.metrics(), **_now(), **self._live_score()}

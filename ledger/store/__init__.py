@@ -28,7 +28,8 @@ class Append:
 
     `parameters` are full state names: of a first event all of the model's, of an `updated` one
     those it counts as an update of; other kinds are an update of none. `payload` is the inline
-    payload (at most INLINE_BYTES), else None; `blobs` are larger pieces by digest.
+    payload (at most `events.INLINE_BYTES`), else None; `blobs` are larger pieces by digest.
+    `dropped_snapshots` are nodes whose anchors are forgotten with this event.
     """
 
     event: Event
@@ -37,6 +38,7 @@ class Append:
     payload: bytes | None = None
     blobs: Mapping[bytes, Buffer] = field(default_factory=dict)
     snapshot: "Snapshot | None" = None
+    dropped_snapshots: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,17 @@ class Snapshot:
 
 
 class Step(NamedTuple):
-    """A state-changing event as the path finder sees it; `size` is its payload in bytes."""
+    """A state-changing event as the path finder sees it; `size` is its payload in bytes.
+
+    `forward_only` is 1 for an event that can be redone but not undone, else 0.
+    """
 
     seq: int
     kind: str
     node: int
     parent: int | None
     size: int
+    forward_only: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +84,6 @@ class EventFilter:
     max_seq: int | None = None
 
 
-INLINE_BYTES = 256 * 1024
-
-
 class EventStore(Protocol):
     """An append-only log per model; every method may raise StorageError."""
 
@@ -90,8 +93,8 @@ class EventStore(Protocol):
     def models(self) -> Mapping[str, int]:
         """Names of the registered models and their ids, in order of registration."""
 
-    def append(self, item: Append) -> None:
-        """Make an event durable, all of it or nothing.
+    def append(self, *items: Append) -> None:
+        """Make events durable in one transaction, all of them or nothing.
 
         Raises SeqTaken when the seq exists (or the predecessor does not), KeyTaken when the
         idempotency key exists, Conflict when its series has its number already. The first event

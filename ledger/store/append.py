@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from ledger.blobs.sql import store_blobs
 from ledger.errors import InvalidRequest
-from ledger.events import UPDATED
-from ledger.store import INLINE_BYTES, Append, SeqTaken, Snapshot, rows
+from ledger.events import INLINE_BYTES, UPDATED
+from ledger.store import Append, SeqTaken, Snapshot, rows
 from ledger.store.backend import Execute
 from ledger.store.bulk import insert_rows
 from ledger.store.database import Database
@@ -19,6 +19,8 @@ _SNAPSHOT = (
     " ON CONFLICT (model_id, node) DO UPDATE SET manifest = excluded.manifest, size = excluded.size"
 )
 
+_FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
+
 
 class Appender:
     """The writing half of the store; remembers the ids of models and parameters, once durable."""
@@ -28,38 +30,44 @@ class Appender:
         self._models: dict[str, int] = {}
         self._parameters: dict[int, dict[str, int]] = {}
 
-    def append(self, item: Append) -> None:
-        """See `EventStore.append`; the event's row comes first, so who lost writes nothing else."""
-        event = item.event
-        if item.payload is not None and (
-            len(item.payload) != event.payload_size or len(item.payload) > INLINE_BYTES
-        ):
-            raise InvalidRequest(
-                f"an inline payload has {event.payload_size} bytes by its header and at most"
-                f" {INLINE_BYTES}, got {len(item.payload)}"
-            )
-        fresh: dict[str, int] = {}
+    def append(self, items: Sequence[Append]) -> None:
+        """See `EventStore.append`."""
+        for item in items:
+            _check_inline(item)
         with self._database.write() as execute:
-            model_id = self._place(execute, item)
-            key = key_of(model_id, event.seq)
-            execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
-            if event.seq == 0:
-                _name_parameters(execute, model_id, item.parameters)
-            elif event.kind == UPDATED and item.parameters:
-                ids, fresh = self._parameter_ids(execute, model_id, item.parameters)
-                insert_rows(
-                    execute, "touches (parameter_id, event_key)", [(number, key) for number in ids]
-                )
-            if item.annotation:
-                note = item.annotation
-                execute(_ANNOTATE, (key, note.actor, note.reason, note.metadata, note.salt))
-            if item.blobs:
-                store_blobs(execute, item.blobs)
-            if item.snapshot is not None:
-                remember_snapshot(execute, model_id, item.snapshot)
-        self._models[event.model] = model_id
-        if fresh:
-            self._parameters[model_id] = self._parameters.get(model_id, {}) | fresh
+            known = [self._append(execute, item) for item in items]
+        for name, model_id, fresh in known:
+            self._models[name] = model_id
+            if fresh:
+                self._parameters[model_id] = self._parameters.get(model_id, {}) | fresh
+
+    def _append(self, execute: Execute, item: Append) -> tuple[str, int, dict[str, int]]:
+        """Write one event; gives its model's name and id and what is now known of parameters.
+
+        The event's row comes first, so who lost the race writes nothing else.
+        """
+        event = item.event
+        fresh: dict[str, int] = {}
+        model_id = self._place(execute, item)
+        key = key_of(model_id, event.seq)
+        execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
+        if event.seq == 0:
+            _name_parameters(execute, model_id, item.parameters)
+        elif event.kind == UPDATED and item.parameters:
+            ids, fresh = self._parameter_ids(execute, model_id, item.parameters)
+            insert_rows(
+                execute, "touches (parameter_id, event_key)", [(number, key) for number in ids]
+            )
+        if item.annotation:
+            note = item.annotation
+            execute(_ANNOTATE, (key, note.actor, note.reason, note.metadata, note.salt))
+        if item.blobs:
+            store_blobs(execute, item.blobs)
+        if item.snapshot is not None:
+            remember_snapshot(execute, model_id, item.snapshot)
+        for node in item.dropped_snapshots:
+            execute(_FORGET, (model_id, node))
+        return event.model, model_id, fresh
 
     def model_id(self, execute: Execute, name: str) -> int | None:
         """The id of a registered model."""
@@ -95,6 +103,15 @@ class Appender:
                 _name_parameters(execute, model_id, unnamed)
                 known = fresh = _read_parameters(execute, model_id)
         return [known[name] for name in dict.fromkeys(names)], fresh
+
+
+def _check_inline(item: Append) -> None:
+    size = item.event.payload_size
+    if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
+        raise InvalidRequest(
+            f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
+            f"got {len(item.payload)}"
+        )
 
 
 def remember_snapshot(execute: Execute, model_id: int, snapshot: Snapshot) -> None:

@@ -35,7 +35,7 @@ _NUMBERS = (
 )
 _BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
 _STEPS = (
-    f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size FROM events"
+    f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
 )
 _ANNOTATION = "SELECT actor, reason, metadata, salt FROM annotations WHERE event_key = ?"
@@ -82,9 +82,9 @@ class SqlStore:
             found = execute("SELECT name, model_id FROM models ORDER BY model_id").fetchall()
         return dict(found)
 
-    def append(self, item: Append) -> None:
-        """Make an event durable, all of it or nothing; see `EventStore.append`."""
-        self._appender.append(item)
+    def append(self, *items: Append) -> None:
+        """Make events durable, all of them or nothing; see `EventStore.append`."""
+        self._appender.append(items)
 
     def head(self, model_id: int) -> Event:
         """The last event of a model; NotFound for an id that is none."""

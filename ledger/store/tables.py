@@ -39,6 +39,7 @@ events = Table(
     Column("node", BigInteger, nullable=False),
     Column("parent", BigInteger),
     Column("changes_state", sa.SmallInteger, nullable=False),
+    Column("forward_only", sa.SmallInteger, nullable=False),
     Column("series", Text),
     Column("number", BigInteger),
     Column("idempotency_key", Text),

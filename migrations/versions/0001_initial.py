@@ -50,6 +50,7 @@ def _models_and_events() -> None:
         sa.Column("node", sa.BigInteger, nullable=False),
         sa.Column("parent", sa.BigInteger),
         sa.Column("changes_state", sa.SmallInteger, nullable=False),
+        sa.Column("forward_only", sa.SmallInteger, nullable=False),
         sa.Column("series", sa.Text),
         sa.Column("number", sa.BigInteger),
         sa.Column("idempotency_key", sa.Text),

@@ -80,7 +80,12 @@ def test_a_body_that_is_too_large_names_the_way_out(http) -> None:
     body = json.dumps(update(update_data=[0.125] * 1_000_000)).encode()
     assert len(body) > 4 * 1024 * 1024
     reply = http.post(UPDATE, content=body, headers={"content-type": "application/json"})
-    check(http, reply, 413, "larger than 4194304 bytes; apply large updates through the Python")
+    check(
+        http,
+        reply,
+        413,
+        "larger than this route takes; send large updates to /v1/models/batch_update",
+    )
     assert head(http) == before
 
 

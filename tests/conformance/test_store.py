@@ -23,6 +23,7 @@ from ledger.errors import (
     StorageFull,
 )
 from ledger.events import (
+    INLINE_BYTES,
     RETIRED,
     ROLLED_BACK,
     UPDATE_REJECTED,
@@ -34,7 +35,7 @@ from ledger.events import (
     Annotation,
     Event,
 )
-from ledger.store import INLINE_BYTES, EventFilter, KeyTaken, SeqTaken, Snapshot, postgres, sqlite
+from ledger.store import EventFilter, KeyTaken, SeqTaken, Snapshot, postgres, sqlite
 from ledger.store.sql import SqlStore
 
 Plain = Callable[[str], Any]
@@ -118,7 +119,7 @@ def test_state_changes_are_found_going_back(writer: Any) -> None:
             expected = before[back] if back < len(before) else None
             assert store.state_change_before(model_id, seq, back) == expected
     assert [tuple(step) for step in store.steps(model_id, 1, 6)] == [
-        (event.seq, event.kind, event.node, event.parent, event.payload_size)
+        (event.seq, event.kind, event.node, event.parent, event.payload_size, 0)
         for event in changes
         if 1 <= event.seq < 6
     ]
@@ -372,7 +373,7 @@ def test_a_gap_is_refused_by_the_database_itself(
     with pytest.raises(Exception, match="does not follow"):
         plain(database_url).execute(
             "INSERT INTO events SELECT event_key + 2, model_id, kind, recorded_at, node, parent,"
-            " changes_state, series, number, idempotency_key, state_after, payload_size, header,"
+            " changes_state, forward_only, series, number, idempotency_key, state_after, payload_size, header,"
             " event_hash, payload FROM events"
         )
     assert writer.store.head(writer.model_id).seq == 0

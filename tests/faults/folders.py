@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ledger import IncrementalUpdateRequest, Ledger, TorchEngine
-from ledger.log import Caller
+from ledger.caller import Caller
 from tests.faults import models
 
 MODEL = "tests.faults.models:factory"

@@ -16,8 +16,9 @@ import torch
 
 from ledger import TorchEngine
 from ledger.audit.verify import verify
+from ledger.caller import Caller
 from ledger.errors import Conflict, IdempotencyMismatch, LedgerError, PreconditionFailed
-from ledger.log import Caller, Log
+from ledger.log import Log
 from tests.faults import folders, models
 from tests.faults.folders import MODEL
 from tests.serving import Server, serving
