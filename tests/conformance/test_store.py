@@ -373,8 +373,8 @@ def test_a_gap_is_refused_by_the_database_itself(
     with pytest.raises(Exception, match="does not follow"):
         plain(database_url).execute(
             "INSERT INTO events SELECT event_key + 2, model_id, kind, recorded_at, node, parent,"
-            " changes_state, forward_only, series, number, idempotency_key, state_after, payload_size, header,"
-            " event_hash, payload FROM events"
+            " changes_state, forward_only, series, number, idempotency_key, state_after,"
+            " payload_size, header, event_hash, payload FROM events"
         )
     assert writer.store.head(writer.model_id).seq == 0
 
