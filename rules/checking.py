@@ -27,7 +27,8 @@ def init(rule: Rule, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     Raises RuleError if the rule does not learn parameters of this shape or dtype.
     """
     _check_weight(rule, weight)
-    return {VERSION: torch.tensor(rule.version, dtype=torch.int64), **rule.init(weight.detach())}
+    version = torch.tensor(rule.version, dtype=torch.int64, device="cpu")
+    return {VERSION: version, **rule.init(weight.detach())}
 
 
 def propose(

@@ -281,13 +281,12 @@ def judge(guards: Guards, weight: torch.Tensor, proposal: Proposal) -> Judgement
 def sign_test(successes: int, failures: int) -> float:
     """P(at least `successes` of as many fair coin tosses as both together), exact."""
     tosses = successes + failures
-    return sum(math.comb(tosses, k) for k in range(successes, tosses + 1)) / 2**tosses
+    return sum(math.comb(tosses, k) for k in range(successes, tosses + 1)) / (1 << tosses)
 
 
 def _norm(tensor: torch.Tensor) -> float:
     """The Frobenius norm, summed in float64: no finite float32 tensor overflows it."""
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
-    return float(norm)
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
 
 
 def _json(value: float) -> float | None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from rules.errors import RuleError
 from rules.protocol import MATRIX, Activity, Proposal, Shape
 from rules.ranges import check_ranges
 
@@ -77,6 +78,8 @@ class IntrinsicPlasticity:
 
     def __post_init__(self) -> None:
         check_ranges(self, not_negative=["learning_rate"], positive=["sigma"])
+        if not -1 < self.mean < 1:
+            raise RuleError(f"mean is within (-1, 1), got {self.mean}", param="mean")
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
