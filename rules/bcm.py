@@ -16,7 +16,7 @@ from rules.traces import decay, filtered
 class Bcm:
     """ΔW = η ⟨y (y − θ) xᵀ⟩ with τ_θ θ̇ = y² − θ, both in samples.
 
-    State: `theta` [out], starting at 1. Each row of the batch is weighed against the θ of the
+    State: `theta` [out], starting at 0. Each row of the batch is weighed against the θ of the
     rows before it; then θ ← θ + (1 − e^(−1/τ_θ)) (y² − θ), the exact step for y held constant.
 
     θ must be fast: with η = .005 and two equiprobable inputs τ_θ ≤ 100 gives a selective cell
@@ -38,8 +38,8 @@ class Bcm:
         check_ranges(self, not_negative=["learning_rate"], positive=["tau_theta"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`theta` [out] = 1."""
-        return {"theta": weight.new_ones(weight.shape[0])}
+        """`theta` [out] = 0."""
+        return {"theta": weight.new_zeros(weight.shape[0])}
 
     def propose(
         self,
