@@ -202,5 +202,6 @@ def rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def magnitude(tensor: torch.Tensor) -> torch.Tensor:
     """The largest absolute value, or 1 for zeros: dividing by it keeps squares from overflowing."""
-    largest: torch.Tensor = torch.linalg.vector_norm(tensor, ord=float("inf"))
+    low, high = torch.aminmax(tensor)
+    largest = torch.maximum(-low, high)
     return largest.masked_fill(largest == 0, 1)
