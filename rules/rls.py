@@ -13,6 +13,7 @@ from rules.protocol import MATRIX, Activity, Proposal, Shape
 from rules.ranges import check_ranges
 
 _LARGEST_BLOCK = 256
+_TILE = 256
 _LARGEST_GROWTH = math.log(100)
 
 
@@ -101,5 +102,18 @@ def _absorb(
         )
     root = torch.linalg.solve_triangular(lower.mT, spread, upper=True, left=False)
     gain = torch.linalg.solve_triangular(lower, root, upper=False, left=False)
-    half = torch.addmm(inverse, root, root.mT, beta=growth / 2, alpha=-0.5)
-    return gain, half + half.mT
+    after = torch.addmm(inverse, root, root.mT, beta=growth, alpha=-1)
+    _symmetrise(after)
+    return gain, after
+
+
+def _symmetrise(matrix: torch.Tensor) -> None:
+    """(M + Mᵀ)/2 in place, tile by tile: a whole second matrix would cost more than the update."""
+    size = len(matrix)
+    for top in range(0, size, _TILE):
+        rows = slice(top, top + _TILE)
+        for left in range(0, top + 1, _TILE):
+            columns = slice(left, left + _TILE)
+            mean = (matrix[rows, columns] + matrix[columns, rows].mT).mul_(0.5)
+            matrix[rows, columns] = mean
+            matrix[columns, rows] = mean.mT

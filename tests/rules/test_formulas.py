@@ -355,3 +355,16 @@ def test_what_the_delta_only_rules_do() -> None:
     for reward, gain in ((0.25, 0.25), (-0.5, -0.5), (9.0, 1.0)):
         got = step(reinforcement, weight, delta=u, reward=torch.tensor(reward).double())
         torch.testing.assert_close(got, gain * u)
+
+
+def test_p_of_rls_is_the_inverse_correlation_of_a_wide_layer_too() -> None:
+    """Wide enough that P is made symmetric in several tiles, the last of them cut."""
+    rule = rules.make_rule("rls", {"alpha": 2.0})
+    weight, x, target = torch.zeros(2, 600).double(), normal(40, 600), normal(40, 2, seed=6)
+    batch = {"x": x, "y": torch.zeros_like(target), "target": target}
+    proposal = rules.propose(rule, weight, batch, rules.init(rule, weight))
+    p = proposal.state["P"]
+    assert torch.equal(p, p.mT)
+    expected = torch.linalg.inv(x.mT @ x + 2.0 * torch.eye(600).double())
+    torch.testing.assert_close(p, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(proposal.delta, (expected @ x.mT @ target).mT, rtol=0, atol=1e-12)
