@@ -246,6 +246,20 @@ def test_each_unfit_activity_is_refused_by_name(rule_type: type[Rule]) -> None:
 
 
 @EACH_RULE
+def test_activities_must_agree_in_every_dimension(rule_type: type[Rule]) -> None:
+    rule = rule_type()
+    weight = weight_for(rule)
+    activities, state = activities_for(rule, weight), rules.init(rule, weight)
+    for name, activity in rule.activities.items():
+        for axis, dimension in enumerate(activity.shape):
+            shared = [a for a in rule.activities.values() if dimension in a.shape]
+            if dimension in rule.parameter or len(shared) > 1:
+                shorter = activities[name].narrow(axis, 0, activities[name].shape[axis] - 1)
+                with pytest.raises(RuleError, match="has shape"):
+                    rules.propose(rule, weight, {**activities, name: shorter}, state)
+
+
+@EACH_RULE
 def test_a_state_from_elsewhere_is_refused(rule_type: type[Rule]) -> None:
     rule = rule_type()
     weight = weight_for(rule)
