@@ -104,8 +104,10 @@ def test_a_trust_region_measures_divergence_on_anchors() -> None:
     expected = torch.distributions.kl_divergence(before, after).mean()
     assert large.refused_by == "trust_region"
     assert large.evidence["trust_region"]["kl"] == pytest.approx(float(expected), rel=1e-9)
-    overflowing = judged(only("trust_region", guard), tensor(1e300, 0, 0, -1e308))
-    assert overflowing.refused_by == "trust_region"
+    overflowing = TrustRegion(lambda weight: 1e10 * weight)
+    unknown = judged(only("trust_region", overflowing), tensor(1e305, 0, 0, 0))
+    assert unknown.refused_by == "trust_region"
+    assert unknown.evidence["trust_region"]["kl"] is None
 
 
 def score_of(before: list[float], after: list[float]) -> ShadowScore:
