@@ -2,8 +2,57 @@
 
 A rule turns activities and its own state into a proposal; whether the proposal is applied is the
 ledger's business. Rules know only the public names of `ledger`.
+
+    rule = rules.make_rule("oja", {"learning_rate": 0.1})
+    state = rules.init(rule, weight)
+    proposal = rules.propose(rule, weight, {"x": x, "y": y}, state)
+    judgement = rules.judge(rules.Guards(), weight, proposal)
+
+A package adds a rule by an entry point in the group `weightledger.rules`, each entry naming a
+class that keeps the contract of `rules.protocol` and has a default for each of its fields.
 """
 
-from rules.protocol import Proposal, Rule
+from rules.checking import init, propose
+from rules.errors import ForeignState, RuleError, UnknownRule
+from rules.ewc import fisher_diagonal
+from rules.guards import Guards, Judgement, judge
+from rules.protocol import Activity, Proposal, Rule
+from rules.registry import (
+    RULES,
+    Description,
+    config_of,
+    describe,
+    get_rule,
+    make_rule,
+    rule_ids,
+)
+from rules.reinforcement import perturbation
+from rules.selectors import DiscountedUcb, Feedback, FeedbackThresholds, Fixed, Selector
 
-__all__ = ["Proposal", "Rule"]
+__all__ = [
+    "RULES",
+    "Activity",
+    "Description",
+    "DiscountedUcb",
+    "Feedback",
+    "FeedbackThresholds",
+    "Fixed",
+    "ForeignState",
+    "Guards",
+    "Judgement",
+    "Proposal",
+    "Rule",
+    "RuleError",
+    "Selector",
+    "UnknownRule",
+    "config_of",
+    "describe",
+    "fisher_diagonal",
+    "get_rule",
+    "init",
+    "judge",
+    "make_rule",
+    "perturbation",
+    "propose",
+    "rule_ids",
+]

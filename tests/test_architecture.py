@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import ledger
+import rules
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,3 +122,34 @@ def test_the_public_surface_is_what_it_was() -> None:
         "TorchEngine",
     ]
     assert all(hasattr(ledger, name) for name in ledger.__all__)
+
+
+def test_the_public_surface_of_the_rules_is_what_it_was() -> None:
+    assert sorted(rules.__all__) == [
+        "Activity",
+        "Description",
+        "DiscountedUcb",
+        "Feedback",
+        "FeedbackThresholds",
+        "Fixed",
+        "ForeignState",
+        "Guards",
+        "Judgement",
+        "Proposal",
+        "RULES",
+        "Rule",
+        "RuleError",
+        "Selector",
+        "UnknownRule",
+        "config_of",
+        "describe",
+        "fisher_diagonal",
+        "get_rule",
+        "init",
+        "judge",
+        "make_rule",
+        "perturbation",
+        "propose",
+        "rule_ids",
+    ]
+    assert all(hasattr(rules, name) for name in rules.__all__)

@@ -1,0 +1,127 @@
+"""Finding, describing and adding rules."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import rules
+from rules import RULES, RuleError, UnknownRule, registry
+from rules.protocol import Rule
+
+IDS = [
+    *("hebb", "oja", "sanger", "pair-stdp", "triplet-stdp", "bcm", "r-stdp", "mstdpet"),
+    *("reinforce", "node-perturbation", "synaptic-scaling", "intrinsic-plasticity"),
+    *("lms", "nlms", "rls", "ewc"),
+    *("hebbian-delta", "stdp-delta", "bcm-delta", "reinforcement-delta"),
+]
+
+
+def test_ids_and_versions_are_what_events_of_this_release_name() -> None:
+    assert {rule_id: RULES[rule_id].version for rule_id in RULES} == dict.fromkeys(IDS, 1)
+    assert rules.rule_ids() == IDS
+
+
+def test_an_id_taken_twice_or_malformed_is_refused() -> None:
+    oja = RULES["oja"]
+    with pytest.raises(ValueError, match="two rules have the id 'oja'"):
+        registry.table((oja, RULES["hebb"], oja))
+    for malformed in ("", "zweite-Ähnliche", "a\n", "x" * 256):
+        with pytest.raises(ValueError, match="printable ASCII"):
+            registry.table((type("Odd", (), {"id": malformed}),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule_id", IDS)
+def test_a_description_says_all_there_is_to_know(rule_id: str) -> None:
+    described = json.loads(json.dumps(asdict(rules.describe(rule_id))))
+    rule = RULES[rule_id]()
+    assert described["id"] == rule_id
+    assert described["config"] == rules.config_of(rule)
+    assert list(described["activities"]) == list(rule.activities)
+    weight = torch.zeros(3) if rule.parameter == ("out",) else torch.zeros(3, 3)
+    assert set(described["state"]) == set(rule.init(weight))
+    assert len(described["summary"]) <= 90
+    assert len(described["documentation"]) > 100
+
+
+def test_shapes_are_described_by_name() -> None:
+    described = rules.describe("r-stdp")
+    assert described.parameter == "[out, in]"
+    assert described.activities["pre_spikes"].startswith("[time, in] ")
+    assert described.state == {
+        "pre_trace": "[in]",
+        "post_trace": "[out]",
+        "eligibility": "[out, in]",
+        "dopamine": "[]",
+    }
+
+
+def test_a_rule_is_made_from_its_id_and_config() -> None:
+    rule = rules.make_rule("nlms", {"learning_rate": 1})
+    assert rules.config_of(rule) == {"learning_rate": 1, "epsilon": 1e-6}
+    for rule_id, config, error, message in (
+        ("backprop", {}, UnknownRule, "known are hebb, oja"),
+        ("oja", {"rate": 0.1}, UnknownRule, "it has learning_rate"),
+        ("oja", {"learning_rate": "fast"}, RuleError, "is a float such as 0.01, got 'fast'"),
+        ("oja", {"learning_rate": True}, RuleError, "got True"),
+        ("oja", {"learning_rate": -0.1}, RuleError, "not be negative"),
+        ("bcm", {"tau_theta": 0.0}, RuleError, "greater than 0"),
+        ("rls", {"forgetting": 1.1}, RuleError, "at most 1"),
+        ("pair-stdp", {"w_min": 2.0}, RuleError, "less than w_max"),
+    ):
+        with pytest.raises(error, match=message):
+            rules.make_rule(rule_id, config)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of installed packages, seen by the registry."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._installed.cache_clear()
+    yield tmp_path
+    registry._installed.cache_clear()
+
+
+def install(site: Path, package: str, rule_id: str) -> None:
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    entry = f"[{registry.ENTRY_POINTS}]\n{package} = {package}:Decay\n"
+    (info / "entry_points.txt").write_text(entry)
+    (site / f"{package}.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from rules import Activity, Proposal\n"
+        "@dataclass(frozen=True)\n"
+        "class Decay:\n"
+        "    '''Weights decay.'''\n"
+        f"    id, version, summary = {rule_id!r}, 3, 'weights decay'\n"
+        "    parameter, activities = ('out', 'in'), {'x': Activity(('batch', 'in'), 'input')}\n"
+        "    learning_rate: float = 0.5\n"
+        "    def init(self, weight):\n"
+        "        return {}\n"
+        "    def propose(self, weight, activities, state):\n"
+        "        return Proposal(-self.learning_rate * weight, {})\n"
+    )
+
+
+def test_a_package_brings_a_rule_through_its_entry_point(installed: Path) -> None:
+    install(installed, "decaying_rule", "decay")
+    assert rules.rule_ids() == [*IDS, "decay"]
+    rule: Rule = rules.make_rule("decay", {"learning_rate": 0.25})
+    weight = torch.ones(2, 3)
+    state = rules.init(rule, weight)
+    assert int(state["version"]) == 3
+    proposal = rules.propose(rule, weight, {"x": torch.ones(1, 3)}, state)
+    assert torch.equal(proposal.delta, -0.25 * weight)
+    with pytest.raises(RuleError, match="in=3"):
+        rules.propose(rule, weight, {"x": torch.ones(1, 4)}, state)
+
+
+def test_an_installed_rule_cannot_take_the_id_of_another(installed: Path) -> None:
+    install(installed, "usurping_rule", "oja")
+    with pytest.raises(ValueError, match="two rules have the id 'oja'"):
+        rules.rule_ids()
+    assert rules.get_rule("oja") is RULES["oja"]
