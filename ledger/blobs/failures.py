@@ -14,6 +14,7 @@ from ledger.errors import LedgerError, StorageError, StorageFull, StorageUnavail
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE_END = "\n\nDebug source:"
+_REQUEST = re.compile(r"Error performing (\w+ \w+://[^/\s]+)")
 _BODY = re.compile(r"<\?xml.*", re.DOTALL)
 
 _FULL_STATUS = "507"
@@ -69,7 +70,10 @@ def explain(error: BaseException, where: str) -> LedgerError:
             f"{where} refuses these credentials ({why}): they come from the environment,"
             " such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    short = _BODY.sub("", text) + " ".join(sorted(codes))
+    short = _BODY.sub("", text.rpartition(" - ")[2]) + " ".join(sorted(codes))
+    request = _REQUEST.search(text)
+    if request:
+        short = f"{request[1]}: {short}"
     if status is None or status >= "500" or status in _PASSING_STATUS:
         return StorageUnavailable(f"{where} does not answer: {short}")
     return StorageError(f"{where} failed: {short}")
