@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from io import BytesIO
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -52,8 +51,6 @@ _PARTS_AT_ONCE = 4
 _REQUESTS_AT_ONCE = 8
 _MOST_COPIED_BYTES = 5 * 1024**3  # by one request to S3
 _TRIES = 3
-
-Piece = obstore.Bytes
 
 
 class Copy(NamedTuple):
@@ -100,39 +97,20 @@ class ObjectBlobs:
             )
 
     def get(self, digest: bytes) -> bytes:
-        """The bytes of a blob; CorruptLedger when it is missing or does not match."""
-        out = BytesIO()
+        """The bytes of a blob; CorruptLedger when it is missing or does not match.
 
-        def begin(size: int) -> None:
-            out.seek(0)
-            out.truncate()
-
-        self._receive(digest, begin, out.write)
-        data = out.getvalue()
-        if content_digest(data) != digest:
-            raise damaged(digest)
-        return data
+        Holds them twice for a moment; what is large, a tensor, is read with `read_into`.
+        """
+        return self._receive(digest, lambda size: np.empty(size, np.uint8)).tobytes()
 
     def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
-        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`.
+        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`."""
 
-        Holds one part in memory at a time.
-        """
-        at = 0
-
-        def begin(size: int) -> None:
-            nonlocal at
+        def room(size: int) -> NDArray[np.uint8]:
             require_size(digest, size, len(out))
-            at = 0
+            return out
 
-        def take(piece: Piece) -> None:
-            nonlocal at
-            out[at : at + len(piece)] = np.frombuffer(memoryview(piece), np.uint8)
-            at += len(piece)
-
-        self._receive(digest, begin, take)
-        if content_digest(out) != digest:
-            raise damaged(digest)
+        self._receive(digest, room)
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""
@@ -209,25 +187,36 @@ class ObjectBlobs:
         return True
 
     def _receive(
-        self, digest: bytes, begin: Callable[[int], None], take: Callable[[Piece], object]
-    ) -> None:
-        """Tell `begin` the size, then hand over the bytes in pieces; again if they are swept away
-        by a collector after the newest copy was looked up.
+        self, digest: bytes, room: Callable[[int], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """Fill what `room` gives for the blob's size, a few parts at once, and check it.
+
+        Starts again if the newest copy is swept away by a collector after it was looked up.
         """
         for _ in range(_TRIES):
             newest = self._newest(digest)
             if newest is None:
                 break
-            begin(newest.size)
+            out = room(newest.size)
             try:
-                for start in range(0, newest.size, PART_BYTES):
-                    take(self._range(newest, start, min(start + PART_BYTES, newest.size)))
+                self._fill(out, newest)
             except FileNotFoundError:
                 continue
-            return
+            if content_digest(out) != digest:
+                raise damaged(digest)
+            return out
         raise absent(digest)
 
-    def _range(self, copy: Copy, start: int, end: int) -> Piece:
+    def _fill(self, out: NDArray[np.uint8], copy: Copy) -> None:
+        def one(start: int) -> None:
+            piece = self._range(copy, start, min(start + PART_BYTES, copy.size))
+            out[start : start + len(piece)] = np.frombuffer(memoryview(piece), np.uint8)
+
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            for _ in pool.map(one, range(0, copy.size, PART_BYTES)):
+                pass  # what fails is raised here, and parts not yet asked for are given up
+
+    def _range(self, copy: Copy, start: int, end: int) -> obstore.Bytes:
         with explained(self.url, may_be_gone=True):
             piece = obstore.get_range(self._store, copy.path, start=start, end=end)
         if len(piece) != end - start:

@@ -1,6 +1,7 @@
 """What every blob store promises: in each database, in a folder, in a bucket over HTTP."""
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -204,6 +205,33 @@ def test_putting_again_writes_nothing_to_a_folder(tmp_path: Path) -> None:
     assert home.path(digest).stat().st_ino == before
 
 
+def test_a_file_and_its_name_are_on_disk_before_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = FolderHome(f"file://{tmp_path}/blobs")
+    steps: list[str] = []
+
+    def watched(name: str, of: Callable[..., str]) -> None:
+        done = getattr(os, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            steps.append(f"{name} {of(args[0])}")
+            return done(*args, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    def opened(descriptor: int) -> str:
+        found = os.fstat(descriptor)
+        return "folder" if stat.S_ISDIR(found.st_mode) else f"{found.st_size} bytes"
+
+    watched("fsync", opened)
+    watched("replace", lambda path: "temporary")
+    put_new(home.blobs, b"data")
+    assert steps == ["fsync 4 bytes", "replace temporary", "fsync folder"]
+    put_new(home.blobs, b"data")  # another process may not have come to the last step
+    assert steps[3:] == ["fsync folder"]
+
+
 def test_putting_what_a_bucket_has_had_for_a_moment_sends_nothing(bucket_url: str) -> None:
     home = BucketHome(bucket_url)
     fresh = ObjectBlobs(home.objects, bucket_url)
@@ -343,7 +371,7 @@ def test_a_copy_that_is_swept_away_while_it_is_read_is_read_elsewhere(
 
     monkeypatch.setattr(ObjectBlobs, "_range", sweep_first)
     assert home.blobs.get(digest) == data
-    assert reads == [0, REQUEST_BYTES, 0, REQUEST_BYTES]
+    assert sorted(reads) == [0, 0, REQUEST_BYTES, REQUEST_BYTES]
 
 
 def test_sweeping_leaves_every_blob(home: Home) -> None:

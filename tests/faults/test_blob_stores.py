@@ -231,6 +231,9 @@ def test_a_server_outlives_its_bucket_and_recovers(tmp_path: Path, gate: Gate) -
     gate.fault = None
     with serving(tmp_path / "data", "--model", MODEL) as server, server.client() as http:
         assert http.post("/v1/models/verify", json={}).status_code == 200
+    with Ledger.open(f"sqlite:///{tmp_path}/data/ledger.db", upgrade=False) as ledger:
+        assert isinstance(ledger.blobs, ObjectBlobs)
+        assert verify(ledger.history(MODEL)).problem is None
 
 
 # Folders
