@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     model: str = "digits"
     data_dir: Path = Path("weightledger-data")
     database: str | None = None
+    blob_url: str | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 2242
     api_key: str | None = None
@@ -37,9 +38,9 @@ class Settings(BaseSettings):
         bool, Field(validation_alias="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING")
     ] = True
 
-    @field_validator("api_key")
+    @field_validator("api_key", "blob_url")
     @classmethod
-    def _an_empty_key_is_none(cls, value: str | None) -> str | None:
+    def _empty_is_none(cls, value: str | None) -> str | None:
         return (value or "").strip() or None
 
     @property
@@ -57,5 +58,6 @@ class Settings(BaseSettings):
             enable_versioning=self.enable_versioning,
             backup_dir=self.data_dir,
             database_url=self.database,
+            blob_url=self.blob_url,
             auto_rollback_metrics=self.auto_rollback_metrics,
         )

@@ -37,6 +37,8 @@ class DynamicUpdateConfig:
     enable_incremental_learning, enable_versioning: False refuses those operations.
     backup_dir: the data folder, created at first use.
     database_url: where events go; None is SQLite in the data folder.
+    blob_url: where a new ledger keeps large payloads and snapshots, a folder or bucket as for
+        `Ledger.open`; None is the database.
     auto_rollback_metrics: which metrics the threshold applies to.
     snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
         of the model's bytes.
@@ -49,6 +51,7 @@ class DynamicUpdateConfig:
     enable_versioning: bool = True
     backup_dir: str | Path = DEFAULT_DATA_DIR
     database_url: str | None = None
+    blob_url: str | None = None
     auto_rollback_metrics: Sequence[str] = ("accuracy",)
     snapshot_alpha: float = 1.0
 

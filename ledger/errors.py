@@ -16,6 +16,7 @@
     └── StorageError            503  the database or blob store failed
         ├── StorageFull              no space left
         ├── StorageBusy              locked beyond the busy timeout
+        ├── StorageUnavailable       cannot be reached right now
         ├── SchemaMismatch           the database belongs to another version or application
         └── LedgerInUse              another server holds this data folder
 
@@ -118,6 +119,10 @@ class StorageFull(StorageError):
 
 class StorageBusy(StorageError):
     """The database stayed locked beyond the busy timeout; retry."""
+
+
+class StorageUnavailable(StorageError):
+    """The database or blob store cannot be reached or does not answer; retry."""
 
 
 class SchemaMismatch(StorageError):

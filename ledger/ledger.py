@@ -22,7 +22,7 @@ _HASHING_THREADS = 2
 
 
 class Ledger:
-    """Every model's log in one database.
+    """Every model's log in one database, with its blobs there or in a store of their own.
 
     ledger = Ledger.open("sqlite:///weights.db")
     log = ledger.model("name", base=module)
@@ -35,13 +35,16 @@ class Ledger:
         self._pool = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="ledger-hash")
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True) -> "Ledger":
+    def open(cls, url: str, *, upgrade: bool = True, blob_url: str | None = None) -> "Ledger":
         """Open a database by SQLAlchemy URL, creating or upgrading its tables.
 
-        Raises SchemaMismatch for a newer or foreign database (or an older one with
-        `upgrade=False`), StorageError when it cannot be reached.
+        `blob_url` says where a new ledger keeps large payloads and snapshots: a folder (a path or
+        `file:///path`) or a bucket (`s3://bucket/prefix`, `gs://…`, `az://…`); None is the database
+        itself. The ledger remembers it, so it need not be given again. Raises SchemaMismatch for a
+        newer or foreign database (or an older one with `upgrade=False`), InvalidRequest when the
+        ledger keeps its blobs elsewhere, StorageError when a store cannot be reached.
         """
-        store = SqlStore.open(url, upgrade=upgrade)
+        store = SqlStore.open(url, upgrade=upgrade, blob_url=blob_url)
         return cls(store, store.blobs)
 
     def close(self) -> None:

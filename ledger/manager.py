@@ -73,7 +73,7 @@ class DynamicModelManager:
         self._owned = ledger is None
         if ledger is None:
             Path(self.config.backup_dir).mkdir(parents=True, exist_ok=True)
-            ledger = Ledger.open(self.config.url)
+            ledger = Ledger.open(self.config.url, blob_url=self.config.blob_url)
         self.ledger = ledger
         self.log: Log = ledger.model(
             self.model_name,

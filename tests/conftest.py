@@ -1,5 +1,6 @@
-"""Databases for every suite: a SQLite file, and a PostgreSQL server of our own."""
+"""Storage for every suite: a SQLite file, a PostgreSQL server and an S3 server of our own."""
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from ledger.store.sql import SqlStore
+from tests.buckets import S3Server, s3_serving
 
 _numbers = itertools.count()
 
@@ -47,11 +49,20 @@ def postgres_admin(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database; one with tables where the test also asks for a store."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/ledger.db"
+    template = "migrated" if "store" in request.fixturenames else "template1"
+    with new_database(request, request.param, tmp_path, template=template) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def new_database(
+    request: pytest.FixtureRequest, kind: str, folder: Path, *, template: str = "template1"
+) -> Iterator[str]:
+    """The URL of a database of its own: "sqlite", a file in `folder`, or "postgresql"."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/ledger.db"
         return
     admin = request.getfixturevalue("postgres_admin")
-    template = "migrated" if "store" in request.fixturenames else "template1"
     name = f"ledger_{next(_numbers)}"
     admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield request.getfixturevalue("postgres_server").get_uri(database=name)
@@ -62,3 +73,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server."""
+    with s3_serving(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place in a bucket; the environment leads this test to its server."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{next(_numbers)}"
+    s3_server.make_bucket(bucket)
+    return f"s3://{bucket}/some/prefix"

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+
+from tests.buckets import free_port
 
 START_S = 60.0
 
@@ -20,7 +21,7 @@ class Server:
 
     def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._options = options
         self._env = {**os.environ, **(env or {})}
@@ -86,9 +87,3 @@ def serving(folder: Path, *options: str, env: dict[str, str] | None = None) -> I
         yield server.start()
     finally:
         server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -22,6 +22,13 @@ def serve(
     database: Annotated[
         str | None, typer.Option(help="A database URL, instead of SQLite in the data folder.")
     ] = None,
+    blob_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a new ledger keeps large payloads and snapshots: a folder or"
+            " s3://bucket/prefix. It is remembered. Default: the database."
+        ),
+    ] = None,
     api_key: ApiKey = None,
     on_mismatch: Annotated[
         str | None,
@@ -44,6 +51,7 @@ def serve(
         "host": host,
         "port": port,
         "database": database,
+        "blob_url": blob_url,
         "api_key": api_key,
         "on_mismatch": on_mismatch,
         "max_versions": max_versions,

@@ -1,17 +1,39 @@
 """Where bytes live: content-addressed pieces of payload and of snapshots.
 
-A blob's address is `ledger.digest.content_digest` of its bytes, so a tensor's blob is addressed by
-the tensor's digest and an unchanged tensor is stored once for all snapshots. Putting is idempotent;
-a blob is durable when `put` returns; what is read is checked against its address.
+The contract
+------------
+- A blob's address is `ledger.digest.content_digest` of its bytes, so a tensor's blob is addressed
+  by the tensor's digest and an unchanged tensor is stored once for all snapshots.
+- Putting is idempotent; a blob is durable when `put` returns, and visible whole or not at all. What
+  is read is checked against its address.
+- Blobs outside of the database are put before the event that refers to them is appended. One whose
+  event never came is an orphan. Another writer may find it and refer to it: it then has touched it,
+  so `delete_unreferenced` leaves it alone, at whatever moment the two meet. What a collector has to
+  respect in turn is the time from touching to appending: it deletes nothing that was touched less
+  than `MIN_GRACE_S` ago.
+- Failures are StorageUnavailable (passes by itself), StorageFull, or StorageError (credentials,
+  a missing bucket, a read-only folder); after each of them nothing was stored that is visible.
 """
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger.errors import CorruptLedger
+
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+MIN_GRACE_S = 3600.0
+
+
+class Stored(NamedTuple):
+    """A blob as a listing shows it: `size` in bytes, `touched_at` in UTC microseconds."""
+
+    digest: bytes
+    size: int
+    touched_at: int
 
 
 class BlobStore(Protocol):
@@ -28,3 +50,43 @@ class BlobStore(Protocol):
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""
+
+    def stored(self) -> Iterator[Stored]:
+        """Every blob, read in pages; those put or deleted meanwhile may be listed or not."""
+
+    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
+        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds).
+
+        Whether it did. The time is looked at within the deletion itself, so that a writer who
+        touches the blob meanwhile either saves it or is told that it is missing. The caller vouches
+        that nothing refers to it and that `older_than` is at least MIN_GRACE_S ago.
+        """
+
+    def sweep(self, older_than: int) -> int:
+        """Delete what is not a blob and was left before `older_than`; how many there were.
+
+        Such are the files of writers that were killed, and copies that a later one replaces.
+        """
+
+
+def as_view(data: Buffer) -> memoryview:
+    """The bytes of a buffer, one-dimensional, without a copy."""
+    if isinstance(data, np.ndarray):
+        return data.reshape(-1).view(np.uint8).data
+    return memoryview(data).cast("B")
+
+
+def absent(digest: bytes) -> CorruptLedger:
+    """The error for a blob that is not there."""
+    return CorruptLedger(f"blob {digest.hex()} is missing")
+
+
+def damaged(digest: bytes) -> CorruptLedger:
+    """The error for a blob with other bytes than its digest says."""
+    return CorruptLedger(f"blob {digest.hex()} does not match its digest")
+
+
+def require_size(digest: bytes, size: int, expected: int) -> None:
+    """Raise CorruptLedger when a blob does not have the length of the buffer it is read into."""
+    if size != expected:
+        raise CorruptLedger(f"blob {digest.hex()} has {size} bytes, {expected} are expected")

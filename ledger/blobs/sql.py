@@ -6,12 +6,12 @@ each other.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.blobs import Buffer
+from ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger
 from ledger.store.backend import Execute
@@ -35,6 +35,12 @@ _FIRST = (
     " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0 WHERE b.digest = ?"
 )
 _NEXT = "SELECT data FROM blob_parts WHERE digest = ? AND part = ?"
+_PAGE = 1000
+_LIST = f"SELECT digest, size, touched_at FROM blobs WHERE digest > ? ORDER BY digest LIMIT {_PAGE}"
+# Whoever touches the row at the same time goes first or finds it gone: the condition is looked at
+# again once the row's lock is held.
+_DELETE = "DELETE FROM blobs WHERE digest = ? AND touched_at < ?"
+_DELETE_PARTS = "DELETE FROM blob_parts WHERE digest = ?"
 
 
 class SqlBlobs:
@@ -55,7 +61,7 @@ class SqlBlobs:
             parts = [first, *(_next(execute, digest, at) for at in range(1, _parts(size)))]
         data = first if len(parts) == 1 else b"".join(parts)
         if len(data) != size or content_digest(data) != digest:
-            raise _mismatch(digest)
+            raise damaged(digest)
         return data
 
     def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
@@ -66,26 +72,23 @@ class SqlBlobs:
         at = 0
         with self._database.read() as execute:
             size, data = _first(execute, digest)
-            if size != len(out):
-                raise CorruptLedger(
-                    f"blob {digest.hex()} has {size} bytes, {len(out)} are expected"
-                )
+            require_size(digest, size, len(out))
             for part in range(1, _parts(size) + 1):
                 if at + len(data) > size:
-                    raise _mismatch(digest)
+                    raise damaged(digest)
                 out[at : at + len(data)] = np.frombuffer(data, np.uint8)
                 at += len(data)
                 if part < _parts(size):
                     data = _next(execute, digest, part)
         if at != size or content_digest(out) != digest:
-            raise _mismatch(digest)
+            raise damaged(digest)
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""
         wanted = sorted(set(digests))
-        absent = set(wanted)
+        unseen = set(wanted)
         if not wanted:
-            return absent
+            return unseen
         now = time.time_ns() // 1000
         with self._database.write() as execute:
             for piece in pieces(wanted):
@@ -95,8 +98,31 @@ class SqlBlobs:
                     f" {self._database.backend.FOR_UPDATE}) RETURNING digest",
                     (now, *piece),
                 )
-                absent.difference_update(digest for (digest,) in rows.fetchall())
-        return absent
+                unseen.difference_update(digest for (digest,) in rows.fetchall())
+        return unseen
+
+    def stored(self) -> Iterator[Stored]:
+        """Every blob by digest; no transaction is held between two pages."""
+        last = b""
+        while True:
+            with self._database.read() as execute:
+                page = [Stored(*row) for row in execute(_LIST, (last,))]
+            yield from page
+            if len(page) < _PAGE:
+                return
+            last = page[-1].digest
+
+    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
+        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds)."""
+        with self._database.write() as execute:
+            if not execute(_DELETE, (digest, older_than)).rowcount:
+                return False
+            execute(_DELETE_PARTS, (digest,))
+        return True
+
+    def sweep(self, older_than: int) -> int:
+        """Nothing: a transaction leaves a blob or no trace."""
+        return 0
 
 
 def store_blobs(execute: Execute, blobs: Mapping[bytes, Buffer]) -> None:
@@ -105,17 +131,11 @@ def store_blobs(execute: Execute, blobs: Mapping[bytes, Buffer]) -> None:
     for digest in sorted(blobs):
         if execute(_TOUCH, (now, digest)).rowcount:
             continue
-        view = _view(blobs[digest])
+        view = as_view(blobs[digest])
         execute(_INSERT, (digest, len(view), now))
         for part in range(_parts(len(view))):
             start = part * PART_BYTES
             execute(_INSERT_PART, (digest, part, view[start : start + PART_BYTES]))
-
-
-def _view(data: Buffer) -> memoryview:
-    if isinstance(data, np.ndarray):
-        return data.reshape(-1).view(np.uint8).data
-    return memoryview(data).cast("B")
 
 
 def _parts(size: int) -> int:
@@ -125,7 +145,7 @@ def _parts(size: int) -> int:
 def _first(execute: Execute, digest: bytes) -> tuple[int, bytes]:
     row = execute(_FIRST, (digest,)).fetchone()
     if row is None:
-        raise CorruptLedger(f"blob {digest.hex()} is missing")
+        raise absent(digest)
     return row[0], row[1] or b""
 
 
@@ -135,7 +155,3 @@ def _next(execute: Execute, digest: bytes, part: int) -> bytes:
         raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
     data: bytes = row[0]
     return data
-
-
-def _mismatch(digest: bytes) -> CorruptLedger:
-    return CorruptLedger(f"blob {digest.hex()} does not match its digest")

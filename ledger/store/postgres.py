@@ -18,6 +18,7 @@ from ledger.errors import (
     StorageBusy,
     StorageError,
     StorageFull,
+    StorageUnavailable,
 )
 from ledger.store import triggers
 from ledger.store.backend import Cursor, Execute
@@ -113,5 +114,5 @@ def explain(error: BaseException, where: str) -> LedgerError:
     if isinstance(error, psycopg.DataError):
         return InvalidRequest(f"a value cannot be stored: {text}")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-        return StorageError(f"{where} cannot be reached: {text}")
+        return StorageUnavailable(f"{where} cannot be reached: {text}")
     return StorageError(f"{where} failed: {text}")

@@ -1,8 +1,11 @@
 """The event store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from ledger.blobs import BlobStore
+from ledger.blobs.location import open_blobs
 from ledger.blobs.sql import SqlBlobs
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger, NotFound
@@ -48,29 +51,34 @@ _UPDATE_COUNTS = (
 class SqlStore:
     """Events, annotations and snapshots in a database; `blobs` are the blobs beside them.
 
+    Blobs in the same database are stored in an event's transaction; others before it, so that an
+    event never refers to what is not durable.
+
     Safe to share between threads; any number of processes may use the same database.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.blobs = SqlBlobs(database)
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self.blobs = blobs
         self._database = database
         self._names: dict[int, str] = {}
         self._appender = Appender(database)
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True) -> "SqlStore":
+    def open(cls, url: str, *, upgrade: bool = True, blob_url: str | None = None) -> "SqlStore":
         """Open a database by SQLAlchemy URL, making or upgrading its tables.
 
-        Raises SchemaMismatch for a newer or foreign database, one that is not append-only, or with
-        `upgrade=False` one without this release's tables; StorageError when it cannot be reached.
+        `blob_url` is as for `ledger.blobs.location.open_blobs`. Raises SchemaMismatch for a newer
+        or foreign database, one that is not append-only, or with `upgrade=False` one without this
+        release's tables; InvalidRequest when the ledger has another blob store; StorageError when
+        the database or a new blob store cannot be reached.
         """
         database = Database.connect(url, create=upgrade)
         try:
             open_schema(database, upgrade=upgrade)
+            return cls(database, open_blobs(blob_url, database, create=upgrade))
         except BaseException:
             database.close()
             raise
-        return cls(database)
 
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
@@ -84,6 +92,11 @@ class SqlStore:
 
     def append(self, *items: Append) -> None:
         """Make events durable, all of them or nothing; see `EventStore.append`."""
+        if not isinstance(self.blobs, SqlBlobs):
+            for item in items:
+                for digest, data in item.blobs.items():
+                    self.blobs.put(digest, data)
+            items = tuple(replace(item, blobs={}) for item in items)
         self._appender.append(items)
 
     def head(self, model_id: int) -> Event:

@@ -131,3 +131,12 @@ blob_parts = Table(
     Column("part", Integer, primary_key=True, autoincrement=False),
     Column("data", Bytes, nullable=False),
 )
+
+# One row, or none before the first use; `url` is null when blobs are in the tables above.
+blob_location = Table(
+    "blob_location",
+    metadata,
+    Column("only_row", Integer, primary_key=True, autoincrement=False),
+    Column("url", Text),
+    CheckConstraint("only_row = 1", name="blob_location_only_row"),
+)

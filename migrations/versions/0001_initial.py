@@ -142,3 +142,9 @@ def _blobs_and_snapshots() -> None:
         sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("data", _BYTES, nullable=False),
     )
+    op.create_table(
+        "blob_location",
+        sa.Column("only_row", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("url", sa.Text),
+        sa.CheckConstraint("only_row = 1", name="blob_location_only_row"),
+    )

@@ -6,6 +6,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -24,6 +25,8 @@ from ledger.events import (
 )
 from ledger.store import Append
 from ledger.store.sql import SqlStore
+from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
+from tests.conftest import new_database
 
 START = 1_700_000_000_000_000
 
@@ -34,6 +37,20 @@ def store(database_url: str) -> Iterator[SqlStore]:
     opened = SqlStore.open(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "folder", "s3"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+    """Every kind of blob store, empty."""
+    if request.param == "folder":
+        yield FolderHome(f"file://{tmp_path}/blobs")
+    elif request.param == "s3":
+        yield BucketHome(request.getfixturevalue("bucket_url"))
+    else:
+        with new_database(request, request.param, tmp_path, template="migrated") as url:
+            store = SqlStore.open(url)
+            yield DatabaseHome(url, store)
+            store.close()
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_updates_are_counted_by_parameter(writer: Any) -> None:
     writer.append(parameters=("weights/a.weight",))
     writer.append(parameters=("weights/a.weight", "adapter/x/new"))
     writer.append(UPDATE_REJECTED, series=UPDATES, parameters=("weights/b.weight",))
-    reopened = SqlStore(writer.store._database)
+    reopened = SqlStore(writer.store._database, writer.store.blobs)
     assert reopened.update_counts(writer.model_id) == {"adapter/x/new": 1, "weights/a.weight": 2}
 
 

@@ -1,0 +1,269 @@
+"""Blobs as files of a local folder.
+
+    FOLDER/weightledger-blobs     says that this is a blob store, and its format
+    FOLDER/lock                   held shared to touch or publish a blob, alone to delete one
+    FOLDER/tmp/DIGEST.RANDOM      being written; when its writer was killed, `sweep` removes it
+    FOLDER/00 … FOLDER/ff         made beforehand
+    FOLDER/ab/abcd…               a blob, by its digest in hex; its mtime says when it was touched
+
+A file is written under its temporary name, synced, renamed, and its folder synced: after a crash
+at any instruction a blob is there whole or not at all. Reading takes no lock. The lock is the
+operating system's, so it goes with a process that dies.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
+from ledger.digest import DIGEST_BYTES, content_digest
+from ledger.errors import StorageError, StorageFull, StorageUnavailable
+
+MARKER = "weightledger-blobs"
+TEMPORARY = "tmp"
+
+_FORMAT = "1\n"
+_LOCK = "lock"
+_FANS = tuple(f"{number:02x}" for number in range(256))
+_WRITE_BYTES = 16 * 1024 * 1024  # of one write call
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_GONE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
+
+
+class FolderBlobs:
+    """`ledger.blobs.BlobStore` over a folder; any number of threads and processes may share it.
+
+    The folder has to be on one file system with working `flock` and `rename`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path) -> "FolderBlobs":
+        """A store in a folder that is empty, new, or one already; StorageError for any other."""
+        made = cls(folder)
+        with made._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / MARKER).exists():
+                made._lay_out()
+            made._require_marker()
+        return made
+
+    def put(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` under its digest; a blob that exists is touched, not written again.
+
+        A file of another length is replaced.
+        """
+        view = as_view(data)
+        path = self._path(digest)
+        with self._explained():
+            if self._touch(path, len(view)):
+                _sync(path.parent)  # its writer may not have come to that yet
+                return
+            self._require_marker()
+            temporary = self._temporary(digest.hex())
+            try:
+                _write(temporary, view)
+                with self._locked(fcntl.LOCK_SH):
+                    os.utime(temporary)  # writing may have taken long
+                    os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):  # `sweep` finds it
+                    temporary.unlink(missing_ok=True)
+                raise
+            _sync(path.parent)
+
+    def get(self, digest: bytes) -> bytes:
+        """The bytes of a blob; CorruptLedger when it is missing or does not match."""
+        with self._explained():
+            try:
+                data = self._path(digest).read_bytes()
+            except FileNotFoundError:
+                self._require_marker()
+                raise absent(digest) from None
+        if content_digest(data) != digest:
+            raise damaged(digest)
+        return data
+
+    def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
+        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`."""
+        with self._explained():
+            try:
+                file = self._path(digest).open("rb", buffering=0)
+            except FileNotFoundError:
+                self._require_marker()
+                raise absent(digest) from None
+            with file:
+                require_size(digest, os.fstat(file.fileno()).st_size, len(out))
+                at, view = 0, as_view(out)
+                while at < len(view) and (read := file.readinto(view[at:])):
+                    at += read
+        if at != len(out) or content_digest(out) != digest:
+            raise damaged(digest)
+
+    def missing(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those of the digests that are not stored; those that are get touched."""
+        unseen: set[bytes] = set()
+        folders: set[Path] = set()
+        with self._explained():
+            for digest in sorted(set(digests)):
+                path = self._path(digest)
+                if self._touch(path):
+                    folders.add(path.parent)
+                else:
+                    unseen.add(digest)
+            for folder in folders:
+                _sync(folder)
+            if unseen:
+                self._require_marker()
+        return unseen
+
+    def stored(self) -> Iterator[Stored]:
+        """Every blob by digest, one sub-folder at a time; files with other names are left out."""
+        with self._explained():
+            self._require_marker()
+        for name in _FANS:
+            with self._explained():
+                page = sorted(_blobs_in(self.folder / name))
+            yield from page
+
+    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
+        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds).
+
+        While the lock is held, nobody touches or publishes a blob.
+        """
+        path = self._path(digest)
+        with self._explained(), self._locked(fcntl.LOCK_EX):
+            try:
+                if _touched_at(path.stat()) >= older_than:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def sweep(self, older_than: int) -> int:
+        """Delete the temporary files that nobody has written to since `older_than`."""
+        swept = 0
+        with self._explained():
+            for path in sorted((self.folder / TEMPORARY).iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                    if _touched_at(path.stat()) < older_than:
+                        path.unlink()
+                        swept += 1
+        return swept
+
+    def _lay_out(self) -> None:
+        """Make everything but blobs, the marker last: whoever sees it needs to make nothing."""
+        names = {path.name for path in self.folder.iterdir()}
+        if not names <= {TEMPORARY, _LOCK, *_FANS}:
+            raise StorageError(
+                f"folder {self.folder} holds other files: blobs need a folder of their own"
+            )
+        for name in (TEMPORARY, *_FANS):
+            (self.folder / name).mkdir(exist_ok=True)
+        temporary = self._temporary(MARKER)
+        _write(temporary, memoryview(_FORMAT.encode()))
+        _sync(self.folder)
+        os.replace(temporary, self.folder / MARKER)
+        _sync(self.folder)
+        _sync(self.folder.parent)
+
+    def _touch(self, path: Path, size: int | None = None) -> bool:
+        """Whether the blob is there (and has this size); if so, it now counts as touched."""
+        try:
+            found = path.stat()
+            if size is not None and found.st_size != size:
+                return False
+            with self._locked(fcntl.LOCK_SH):
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _path(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self.folder / name[:2] / name
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / TEMPORARY / f"{name}.{secrets.token_hex(8)}"
+
+    def _require_marker(self) -> None:
+        """Tell a folder without some blob from one that is not there, unmounted say."""
+        try:
+            found = (self.folder / MARKER).read_text()
+        except FileNotFoundError:
+            raise StorageUnavailable(
+                f"folder {self.folder} is not a blob store: it has no file {MARKER}."
+                " Was it moved, or is a file system not mounted?"
+            ) from None
+        if found != _FORMAT:
+            raise StorageError(f"folder {self.folder} has blob format {found.strip()!r}, not 1")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The ledger's errors for those of the file system."""
+        try:
+            yield
+        except OSError as error:
+            where = f"blob folder {self.folder}"
+            if error.errno in _FULL:
+                raise StorageFull(f"no space is left in {where}; nothing was recorded") from error
+            if error.errno in _READ_ONLY:
+                raise StorageError(f"{where} does not allow this: {error}") from error
+            if error.errno in _GONE:
+                raise StorageUnavailable(f"{where} does not answer: {error}") from error
+            raise StorageError(f"{where} failed: {error}") from error
+
+
+def _write(path: Path, view: memoryview) -> None:
+    """A new file with these bytes, on disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        at = 0
+        while at < len(view):
+            at += os.write(descriptor, view[at : at + _WRITE_BYTES])
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _blobs_in(folder: Path) -> Iterator[Stored]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if len(entry.name) != 2 * DIGEST_BYTES or not entry.name.startswith(folder.name):
+                continue
+            with contextlib.suppress(FileNotFoundError, ValueError):  # deleted; not a digest
+                found = entry.stat()
+                yield Stored(bytes.fromhex(entry.name), found.st_size, _touched_at(found))
+
+
+def _touched_at(found: os.stat_result) -> int:
+    return found.st_mtime_ns // 1000

@@ -1,0 +1,56 @@
+"""Where a ledger's blobs are: chosen when it is made, and remembered in its database."""
+
+from ledger.blobs import BlobStore
+from ledger.blobs.registry import get_opener
+from ledger.blobs.sql import SqlBlobs
+from ledger.errors import InvalidRequest
+from ledger.store.backend import Execute
+from ledger.store.database import Database
+
+_FIND = "SELECT url FROM blob_location"
+_USED = "SELECT 1 FROM models LIMIT 1"
+_REMEMBER = "INSERT INTO blob_location (only_row, url) VALUES (1, ?) ON CONFLICT DO NOTHING"
+
+
+def open_blobs(url: str | None, database: Database, *, create: bool = True) -> BlobStore:
+    """The blob store of the ledger in `database`.
+
+    A ledger without one yet gets the one at `url`, or rows of its own database for None; with
+    `create=False` it is not remembered. Afterwards None is whatever it has. Raises InvalidRequest
+    for a URL that names no store or another one than the ledger has, StorageError when a store that
+    is to be remembered cannot be used.
+    """
+    asked = None if url is None else get_opener(url).permanent(url)
+    with database.read() as execute:
+        known, found = _find(execute)
+    if not known and create:
+        blobs = _open(asked, database, create=True)
+        with database.write() as execute:
+            if asked is not None and execute(_USED).fetchone() is not None:
+                raise _another(asked, None, database)
+            execute(_REMEMBER, (asked,))
+            _, found = _find(execute)  # another process may have been first
+        if found == asked:
+            return blobs
+    if asked is not None and asked != found:
+        raise _another(asked, found, database)
+    return _open(found, database, create=False)
+
+
+def _find(execute: Execute) -> tuple[bool, str | None]:
+    """Whether a location is remembered, and which."""
+    row = execute(_FIND).fetchone()
+    return (False, None) if row is None else (True, row[0])
+
+
+def _open(url: str | None, database: Database, *, create: bool) -> BlobStore:
+    return SqlBlobs(database) if url is None else get_opener(url).open(url, create=create)
+
+
+def _another(asked: str, found: str | None, database: Database) -> InvalidRequest:
+    return InvalidRequest(
+        f"the ledger in {database.name} keeps its blobs in {found or 'the database'},"
+        f" not in {asked}: leave the blob URL away, or move the blobs and their row in the table"
+        " blob_location",
+        param="blob_url",
+    )

@@ -1,0 +1,74 @@
+"""A real process that speaks S3 over HTTP, for tests; it holds its buckets in memory."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+START_S = 60.0
+
+# What a user would have in the environment; this server takes any key.
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "tests",
+    "AWS_SECRET_ACCESS_KEY": "tests-secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_ALLOW_HTTP": "true",
+}
+
+
+class S3Server:
+    """One server on a port of its own; `environment` is what its clients need."""
+
+    def __init__(self, log: Path, **env: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": self.url}
+        self._log, self._env = log, env
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "S3Server":
+        """Start, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._env},
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx2.HTTPError):
+                httpx2.get(f"{self.url}/moto-api/data.json")
+                return self
+            time.sleep(0.05)
+        raise RuntimeError(f"the S3 server is not ready:\n{self._log.read_text()}")
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def make_bucket(self, name: str) -> None:
+        httpx2.put(f"{self.url}/{name}").raise_for_status()
+
+
+@contextlib.contextmanager
+def s3_serving(log: Path, **env: str) -> Iterator[S3Server]:
+    """A server that is up, and gone afterwards."""
+    server = S3Server(log, **env).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
