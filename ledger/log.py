@@ -188,7 +188,7 @@ class Log:
         """Take the oldest names off the list until `keep` are left, never the active one's."""
         retired = []
         with self._lock:
-            listed = versions.listed_numbers(self.history.store, self.history.model_id)
+            listed = self.history.store.listed_versions(self.history.model_id)
             active = self.projector.live.head.active
             spare = [seq for number, seq in listed if number != active]
             for seq in spare[: max(0, len(listed) - keep)]:

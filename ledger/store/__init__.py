@@ -5,7 +5,7 @@
 `tests/conformance/test_store.py` is what an implementation has to pass.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -107,11 +107,14 @@ class EventStore(Protocol):
     def annotation(self, model_id: int, seq: int) -> Annotation | None:
         """The free text beside an event."""
 
+    def annotations(self, model_id: int, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+
     def by_number(self, model_id: int, series: str, number: int) -> Event | None:
         """The event that is update n ("updates") or version n ("versions")."""
 
-    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
-        """(number, seq) of every event of a series, by number; read from the index alone."""
+    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
+        """(number, seq) of the versions that are not retired, by number."""
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""

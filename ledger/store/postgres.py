@@ -20,7 +20,7 @@ from ledger.errors import (
     StorageFull,
 )
 from ledger.store import triggers
-from ledger.store.backend import Cursor, Execute
+from ledger.store.backend import Cursor, Execute, KeyLists, Kind
 from ledger.store.failures import refusal
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -64,6 +64,28 @@ def executor(connection: Any) -> Execute:
         return cursor
 
     return execute
+
+
+def each(kind: Kind) -> str:
+    """A row source: every value of one parameter made by `many`, as v.value."""
+    return f"unnest(CAST(? AS {kind}[])) AS v(value)"
+
+
+def many(values: Sequence[Any]) -> list[Any]:
+    """Values as the one parameter of `each`."""
+    return list(values)
+
+
+def first_of_each(
+    execute: Execute, lists: KeyLists, bounds: tuple[int, int], limit: int, order: str
+) -> list[int]:
+    """One statement: planning a union of hundreds takes longer than reading it."""
+    rows = execute(
+        f"SELECT k.event_key FROM {each(lists.kind)}"
+        f" CROSS JOIN LATERAL ({lists.one('v.value', order)}) AS k",
+        (many(lists.values), *lists.given, *bounds, limit),
+    )
+    return [key for (key,) in rows]
 
 
 def prepare(execute: Execute) -> None:

@@ -1,37 +1,24 @@
 """Finding events: times as ranges of seqs, filters as ranges of indexes.
 
-Times never decrease along a log, so a time is found by bisection over the primary key. A filter is
-answered from the narrowest index there is (parameters, else rare kinds, else actors): of each value
-the first keys in order are read, then merged, and what else is asked for is checked on the way.
+Times never decrease along a log, so a time is found by bisection over the primary key. A filter
+becomes lists of keys that lie in order in some index (of a parameter, of a parameter and an actor,
+of an actor and a kind, of a rare kind); of each list the first keys are read, then merged. So the
+cost depends on the page and on the number of lists, not on the length of the log.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ledger.events import UPDATED
+from ledger.events import KINDS, UPDATED
 from ledger.store import EventFilter, rows
-from ledger.store.backend import Execute
+from ledger.store.backend import Backend, Execute, KeyLists
 from ledger.store.bulk import marks, pieces
 from ledger.store.rows import key_of
 from ledger.store.tables import SEQ_MASK
 
 _WEIGHTS = "weights/"
-
-# Values merged by one statement; SQLite refuses more than 500 terms.
-_MERGED = 100
-
-
-@dataclass(slots=True)
-class _Source:
-    """An index to read: a condition on the table `s` that each of `values` fills in."""
-
-    table: str
-    condition: str
-    values: Sequence[Any]
-    checks: list[str] = field(default_factory=list)
-    check_values: list[Any] = field(default_factory=list)
 
 
 def last_seq(execute: Execute, model_id: int) -> int | None:
@@ -61,7 +48,12 @@ def seq_at(execute: Execute, model_id: int, moment: int) -> int:
 
 
 def select(
-    execute: Execute, model_id: int, where: EventFilter, limit: int, newest_first: bool
+    execute: Execute,
+    backend: Backend,
+    model_id: int,
+    where: EventFilter,
+    limit: int,
+    newest_first: bool,
 ) -> list[Any]:
     """Rows of events that pass a filter, at most `limit`, by seq."""
     low = max(where.min_seq or 0, 0)
@@ -70,19 +62,20 @@ def select(
         low = max(low, seq_at(execute, model_id, where.since - 1) + 1)
     if where.until is not None:
         high = min(high, seq_at(execute, model_id, where.until))
-    source = _source(execute, model_id, where)
-    if source is None or low > high or limit < 1:
+    if low > high or limit < 1:
         return []
-    bounds = [key_of(model_id, low), key_of(model_id, high)]
+    bounds = key_of(model_id, low), key_of(model_id, high)
     order = "DESC" if newest_first else "ASC"
-    if source.table == "events" and not source.values:
-        checks = "".join(f" AND {check}" for check in source.checks)
+    lists = _lists(execute, model_id, where)
+    if lists is None:
+        kinds = sorted(set(where.kinds))
+        of_kind = f" AND kind IN ({marks(len(kinds))})" if kinds else ""
         return execute(
-            f"{rows.SELECT} s WHERE event_key BETWEEN ? AND ?{checks}"
+            f"{rows.SELECT} WHERE event_key BETWEEN ? AND ?{of_kind}"
             f" ORDER BY event_key {order} LIMIT ?",
-            (*bounds, *source.check_values, limit),
+            (*bounds, *kinds, limit),
         ).fetchall()
-    keys = _first_keys(execute, source, bounds, limit, newest_first)
+    keys = _first_keys(execute, backend, lists, bounds, limit, order)
     found: list[Any] = []
     for piece in pieces(keys):
         found += execute(
@@ -92,66 +85,82 @@ def select(
     return found
 
 
-def _source(execute: Execute, model_id: int, where: EventFilter) -> _Source | None:
-    """The index to read and what to check beside it; None when nothing can pass."""
-    kinds, actors = set(where.kinds), sorted(set(where.actors))
+def _lists(execute: Execute, model_id: int, where: EventFilter) -> list[KeyLists] | None:
+    """The lists whose union is what passes, times aside; None when that is nearly everything."""
+    kinds, actors = sorted(set(where.kinds)), sorted(set(where.actors))
     if where.parameter is not None:
+        if kinds and UPDATED not in kinds:
+            return []
         ids = _parameter_ids(execute, model_id, where.parameter)
-        if not ids or (kinds and UPDATED not in kinds):
-            return None
-        source = _Source("touches", "s.parameter_id = ?", ids)
-        if actors:
-            _check_actors(source, actors)
-        return source
+        if not actors:
+            return [KeyLists("touches", "parameter_id", ids)]
+        return [
+            KeyLists("touches", "parameter_id", ids, condition=" AND s.actor = ?", given=(actor,))
+            for actor in actors
+        ]
+    if actors:
+        return [
+            KeyLists("annotations", "kind", kinds or KINDS, "text", " AND s.actor = ?", (actor,))
+            for actor in actors
+        ]
     if kinds and UPDATED not in kinds:
         # The index leaves updates out, and is used only by a condition that says so.
-        source = _Source("events", "s.kind = ? AND s.kind <> 'updated'", sorted(kinds))
-        if actors:
-            _check_actors(source, actors)
-        return source
-    source = _Source("annotations", "s.actor = ?", actors) if actors else _Source("events", "", ())
-    if kinds:
-        of_kind = f"kind IN ({marks(len(kinds))})"
-        source.checks.append(
-            f"EXISTS (SELECT 1 FROM events e WHERE e.event_key = s.event_key AND e.{of_kind})"
-            if actors
-            else f"s.{of_kind}"
-        )
-        source.check_values += sorted(kinds)
-    return source
-
-
-def _check_actors(source: _Source, actors: Sequence[str]) -> None:
-    source.checks.append(
-        "EXISTS (SELECT 1 FROM annotations a WHERE a.event_key = s.event_key"
-        f" AND a.actor IN ({marks(len(actors))}))"
-    )
-    source.check_values += actors
+        return [KeyLists("events", "kind", kinds, "text", " AND s.kind <> 'updated'")]
+    return None
 
 
 def _first_keys(
-    execute: Execute, source: _Source, bounds: list[int], limit: int, newest_first: bool
+    execute: Execute,
+    backend: Backend,
+    lists: Sequence[KeyLists],
+    bounds: tuple[int, int],
+    limit: int,
+    order: str,
 ) -> list[int]:
-    """The first `limit` keys in order, over all values of the source."""
-    low, high = bounds
-    order = "DESC" if newest_first else "ASC"
-    one = (
-        f"SELECT event_key FROM (SELECT s.event_key FROM {source.table} s"
-        f" WHERE {source.condition} AND s.event_key BETWEEN ? AND ?"
-        f"{''.join(f' AND {check}' for check in source.checks)}"
-        f" ORDER BY s.event_key {order} LIMIT ?) AS first"
-    )
+    """The first `limit` keys in order of the union of all lists."""
+    newest_first = order == "DESC"
     keys: list[int] = []
-    for piece in pieces(source.values, _MERGED):
-        params: list[Any] = []
-        for value in piece:
-            params += [value, low, high, *source.check_values, limit]
-        fresh = execute(" UNION ALL ".join([one] * len(piece)), params)
-        keys = sorted({*keys, *(key for (key,) in fresh)}, reverse=newest_first)[:limit]
+    for some in lists:
+        if len(some.values) > limit:
+            some, bounds = _promising(execute, backend, some, bounds, limit, newest_first)
+        fresh = backend.first_of_each(execute, some, bounds, limit, order)
+        keys = sorted({*keys, *fresh}, reverse=newest_first)[:limit]
         if len(keys) == limit:
-            # What comes after these in order is not wanted from the other values either.
-            low, high = (keys[-1], high) if newest_first else (low, keys[-1])
+            bounds = _up_to(keys[-1], bounds, newest_first)
     return keys
+
+
+def _promising(
+    execute: Execute,
+    backend: Backend,
+    lists: KeyLists,
+    bounds: tuple[int, int],
+    limit: int,
+    newest_first: bool,
+) -> tuple[KeyLists, tuple[int, int]]:
+    """The lists that can have any of the first `limit` keys, and the bounds these keys are in.
+
+    When so many lists begin before some key, no key behind it is among the first.
+    """
+    best = "max" if newest_first else "min"
+    begins = execute(
+        f"SELECT v.value, (SELECT {best}(s.event_key) FROM {lists.table} s WHERE"
+        f" s.{lists.column} = v.value{lists.condition} AND s.event_key BETWEEN ? AND ?)"
+        f" FROM {backend.each(lists.kind)}",
+        (*lists.given, *bounds, backend.many(lists.values)),
+    ).fetchall()
+    first = {value: key for value, key in begins if key is not None}
+    distinct = sorted(set(first.values()), reverse=newest_first)
+    if len(distinct) >= limit:
+        bounds = _up_to(distinct[limit - 1], bounds, newest_first)
+    low, high = bounds
+    values = [value for value, key in first.items() if low <= key <= high]
+    return replace(lists, values=values), bounds
+
+
+def _up_to(key: int, bounds: tuple[int, int], newest_first: bool) -> tuple[int, int]:
+    low, high = bounds
+    return (key, high) if newest_first else (low, key)
 
 
 def _parameter_ids(execute: Execute, model_id: int, pattern: str) -> list[int]:

@@ -1,6 +1,6 @@
 """The event store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ledger.blobs.sql import SqlBlobs
@@ -9,6 +9,7 @@ from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
 from ledger.store import Append, EventFilter, Snapshot, Step, rows, search
 from ledger.store.append import Appender, remember_snapshot
+from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
 from ledger.store.rows import key_of
 from ledger.store.schema import open_schema
@@ -29,19 +30,18 @@ _BY_STATE = (
     " ORDER BY event_key DESC LIMIT 1"
 )
 _BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
-_NUMBERS = (
-    f"SELECT number, event_key & {SEQ_MASK} FROM events"
-    " WHERE model_id = ? AND series = ? AND number IS NOT NULL ORDER BY number"
+_LISTED = (
+    f"SELECT number, event_key & {SEQ_MASK} FROM listed_versions WHERE model_id = ? ORDER BY number"
 )
 _BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
 _STEPS = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
 )
-_ANNOTATION = "SELECT actor, reason, metadata, salt FROM annotations WHERE event_key = ?"
+_ANNOTATIONS = "SELECT event_key, actor, reason, metadata, salt FROM annotations"
 _UPDATE_COUNTS = (
-    "SELECT p.name, count(*) FROM parameters p JOIN touches t ON t.parameter_id = p.parameter_id"
-    " WHERE p.model_id = ? GROUP BY p.parameter_id, p.name ORDER BY p.name"
+    "SELECT p.name, (SELECT t.number FROM touches t WHERE t.parameter_id = p.parameter_id"
+    " ORDER BY t.event_key DESC LIMIT 1) FROM parameters p WHERE p.model_id = ? ORDER BY p.name"
 )
 
 
@@ -99,9 +99,16 @@ class SqlStore:
 
     def annotation(self, model_id: int, seq: int) -> Annotation | None:
         """The free text beside an event."""
+        return self.annotations(model_id, [seq]).get(seq)
+
+    def annotations(self, model_id: int, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+        found: dict[int, Annotation] = {}
         with self._database.read() as execute:
-            row = execute(_ANNOTATION, (key_of(model_id, seq),)).fetchone()
-        return None if row is None else Annotation(*row)
+            for piece in pieces(key_of(model_id, seq) for seq in seqs):
+                read = execute(f"{_ANNOTATIONS} WHERE event_key IN ({marks(len(piece))})", piece)
+                found |= {key & SEQ_MASK: Annotation(*texts) for key, *texts in read.fetchall()}
+        return found
 
     def by_number(self, model_id: int, series: str, number: int) -> Event | None:
         """The event that is update n ("updates") or version n ("versions")."""
@@ -109,17 +116,17 @@ class SqlStore:
             return None
         return self._one(model_id, _BY_NUMBER, model_id, series, number)
 
-    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
-        """(number, seq) of every event of a series, by number; read from the index alone."""
+    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
+        """(number, seq) of the versions that are not retired, by number."""
         with self._database.read() as execute:
-            return [(number, seq) for number, seq in execute(_NUMBERS, (model_id, series))]
+            return [(number, seq) for number, seq in execute(_LISTED, (model_id,))]
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
         return self._one(model_id, _BY_IDEMPOTENCY, model_id, idempotency_key)
 
     def by_state(self, model_id: int, digest: bytes) -> Event | None:
-        """The last state-changing event that led to this state digest; reads the log backwards."""
+        """The last state-changing event that led to this state digest."""
         return self._one(model_id, _BY_STATE, *_all(model_id), digest)
 
     def at_time(self, model_id: int, recorded_at: int) -> Event | None:
@@ -159,7 +166,9 @@ class SqlStore:
     ) -> list[Event]:
         """Events that pass the filter, at most `limit`."""
         with self._database.read() as execute:
-            found = search.select(execute, model_id, where, limit, newest_first)
+            found = search.select(
+                execute, self._database.backend, model_id, where, limit, newest_first
+            )
         model = self._name(model_id) if found else ""
         return [rows.from_row(row, model) for row in found]
 
@@ -172,7 +181,8 @@ class SqlStore:
     def update_counts(self, model_id: int) -> Mapping[str, int]:
         """How many applied updates touched each full state name (those with at least one)."""
         with self._database.read() as execute:
-            return dict(execute(_UPDATE_COUNTS, (model_id,)).fetchall())
+            found = execute(_UPDATE_COUNTS, (model_id,)).fetchall()
+        return {name: count for name, count in found if count is not None}
 
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""

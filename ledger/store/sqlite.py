@@ -1,7 +1,9 @@
 """What is particular to SQLite: connecting, locking, its catalogue and its errors."""
 
+import json
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ledger.errors import (
     StorageFull,
 )
 from ledger.store import triggers
-from ledger.store.backend import Execute
+from ledger.store.backend import Execute, KeyLists, Kind
 from ledger.store.failures import refusal
 
 BEGIN_READ = "BEGIN"
@@ -71,6 +73,28 @@ def executor(connection: Any) -> Execute:
     """How to run a statement on a driver connection."""
     run: Execute = connection.execute
     return run
+
+
+def each(_kind: Kind) -> str:
+    """A row source: every value of one parameter made by `many`, as v.value."""
+    return "json_each(?) AS v"
+
+
+def many(values: Sequence[Any]) -> str:
+    """Values as the one parameter of `each`."""
+    return json.dumps(list(values))
+
+
+def first_of_each(
+    execute: Execute, lists: KeyLists, bounds: tuple[int, int], limit: int, order: str
+) -> list[int]:
+    """A statement for each list: they cost microseconds here, and there is no LATERAL."""
+    one = lists.one("?", order)
+    found: list[int] = []
+    for value in lists.values:
+        rows = execute(one, (value, *lists.given, *bounds, limit))
+        found += [key for (key,) in rows.fetchall()]
+    return found
 
 
 def prepare(execute: Execute) -> None:
