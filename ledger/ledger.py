@@ -35,13 +35,14 @@ class Ledger:
         self._pool = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="ledger-hash")
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True) -> "Ledger":
+    def open(cls, url: str, *, upgrade: bool = True, guarded: bool = True) -> "Ledger":
         """Open a database by SQLAlchemy URL, creating or upgrading its tables.
 
         Raises SchemaMismatch for a newer or foreign database (or an older one with
-        `upgrade=False`), StorageError when it cannot be reached.
+        `upgrade=False`) and one that is not append-only (unless `guarded=False`), StorageError
+        when it cannot be reached.
         """
-        store = SqlStore.open(url, upgrade=upgrade)
+        store = SqlStore.open(url, upgrade=upgrade, guarded=guarded)
         return cls(store, store.blobs)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def verify(
     """Recompute every digest from the log; exit 1 and name the first bad event."""
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
-        open_history(data_dir, database, model) as history,
+        open_history(data_dir, database, model, guarded=False) as history,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task("events")

@@ -87,6 +87,9 @@ class EventStore(Protocol):
     def close(self) -> None:
         """Give back every connection; further use is an error."""
 
+    def weaknesses(self) -> list[str]:
+        """What no longer keeps the log append-only, in words; empty when all is well."""
+
     def models(self) -> Mapping[str, int]:
         """Names of the registered models and their ids, in order of registration."""
 

@@ -99,8 +99,8 @@ class Backend(Protocol):
     def table_names(self, execute: Execute) -> set[str]:
         """Every table of the database."""
 
-    def wrong_triggers(self, execute: Execute) -> list[str]:
-        """Names of the triggers that are missing or not as they must be."""
+    def weaknesses(self, execute: Execute) -> list[str]:
+        """What no longer keeps the log append-only, in words; see `ledger.store.triggers`."""
 
     def explain(self, error: BaseException, where: str) -> LedgerError:
         """The ledger error for an error of the driver."""

@@ -58,15 +58,16 @@ class SqlStore:
         self._appender = Appender(database)
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True) -> "SqlStore":
+    def open(cls, url: str, *, upgrade: bool = True, guarded: bool = True) -> "SqlStore":
         """Open a database by SQLAlchemy URL, making or upgrading its tables.
 
-        Raises SchemaMismatch for a newer or foreign database, one that is not append-only, or with
-        `upgrade=False` one without this release's tables; StorageError when it cannot be reached.
+        Raises SchemaMismatch for a newer or foreign database, one that is not append-only (with
+        `guarded=False` it is opened all the same, to be looked into), or with `upgrade=False` one
+        without this release's tables; StorageError when it cannot be reached.
         """
         database = Database.connect(url, create=upgrade)
         try:
-            open_schema(database, upgrade=upgrade)
+            open_schema(database, upgrade=upgrade, guarded=guarded)
         except BaseException:
             database.close()
             raise
@@ -75,6 +76,11 @@ class SqlStore:
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._database.close()
+
+    def weaknesses(self) -> list[str]:
+        """What no longer keeps the log append-only, in words; empty when all is well."""
+        with self._database.read() as execute:
+            return self._database.backend.weaknesses(execute)
 
     def models(self) -> Mapping[str, int]:
         """Names of the registered models and their ids, in order of registration."""

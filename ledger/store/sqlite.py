@@ -125,11 +125,20 @@ def table_names(execute: Execute) -> set[str]:
     return {name for (name,) in rows if not name.startswith("sqlite_")}
 
 
-def wrong_triggers(execute: Execute) -> list[str]:
-    """Names of the triggers that are missing or not as they must be."""
-    rows = execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-    found = dict(rows)
-    return [name for name, sql in triggers.sqlite_triggers().items() if found.get(name) != sql]
+def weaknesses(execute: Execute) -> list[str]:
+    """Triggers that are missing, changed, or someone else's on the tables they protect."""
+    rows = execute("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
+    found = {name: (table, sql) for name, table, sql in rows}
+    ours = triggers.sqlite_triggers()
+    return [
+        f"trigger {name} is missing or was changed"
+        for name, sql in ours.items()
+        if found.get(name, ("", ""))[1] != sql
+    ] + [
+        f"trigger {name} on {table} is not the ledger's"
+        for name, (table, _) in found.items()
+        if name not in ours and table in triggers.PROTECTED
+    ]
 
 
 def explain(error: BaseException, where: str) -> LedgerError:
