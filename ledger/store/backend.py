@@ -68,6 +68,9 @@ class Backend(Protocol):
     BEGIN_WRITE: str
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
 
+    def among(self, kind: Kind) -> str:
+        """A comparison: is one of the values of one parameter made by `many`."""
+
     def each(self, kind: Kind) -> str:
         """A row source: every value of one parameter made by `many`, as v.value."""
 

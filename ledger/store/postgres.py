@@ -78,6 +78,11 @@ def executor(connection: Any) -> Execute:
     return execute
 
 
+def among(kind: Kind) -> str:
+    """A comparison: is one of the values of one parameter made by `many`."""
+    return f"= ANY(CAST(? AS {kind}[]))"
+
+
 def each(kind: Kind) -> str:
     """A row source: every value of one parameter made by `many`, as v.value."""
     return f"unnest(CAST(? AS {kind}[])) AS v(value)"

@@ -6,8 +6,7 @@ of an actor and a kind, of a rare kind); of each list the first keys are read, t
 cost depends on the page and on the number of lists, not on the length of the log.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,32 +18,41 @@ from ledger.store.rows import key_of
 from ledger.store.tables import SEQ_MASK
 
 _WEIGHTS = "weights/"
+_MOST_MOMENT = (1 << 63) - 1
+
+_FEW = 16  # lists that are read one by one
+_PAGE = 1000  # a longer one reads most of every list anyway
+_STRETCH, _LONGER, _CROWDED = 4, 32, 64  # multiples of the page; how much longer each time
 
 
-def last_seq(execute: Execute, model_id: int) -> int | None:
-    """The seq of a model's last event."""
-    row = execute(
-        "SELECT event_key FROM events WHERE event_key BETWEEN ? AND ?"
-        " ORDER BY event_key DESC LIMIT 1",
-        (key_of(model_id, 0), key_of(model_id, SEQ_MASK)),
+def last_seq(execute: Execute, model_id: int) -> int:
+    """The seq of a model's last event; -1 when it has none."""
+    first = key_of(model_id, 0)
+    (key,) = execute(
+        "SELECT max(event_key) FROM events WHERE event_key BETWEEN ? AND ?",
+        (first, key_of(model_id, SEQ_MASK)),
     ).fetchone()
-    return None if row is None else row[0] & SEQ_MASK
+    return -1 if key is None else key - first
+
+
+# Bisection over the primary key in one statement, since each costs a round trip.
+_MIDDLE = "(low + high + 1) / 2"
+_LATER = f"(SELECT recorded_at FROM events WHERE event_key = {_MIDDLE}) > ?"
+_SEQ_AT = (
+    "WITH RECURSIVE span(low, high) AS (SELECT CAST(? AS bigint),"
+    " (SELECT max(event_key) FROM events WHERE event_key BETWEEN ? AND ?)"
+    f" UNION ALL SELECT CASE WHEN {_LATER} THEN low ELSE {_MIDDLE} END,"
+    f" CASE WHEN {_LATER} THEN {_MIDDLE} - 1 ELSE high END"
+    " FROM span WHERE low < high) SELECT low FROM span WHERE low >= high"
+)
 
 
 def seq_at(execute: Execute, model_id: int, moment: int) -> int:
     """The seq of the last event recorded at or before a time (UTC microseconds); -1 for none."""
-    last = last_seq(execute, model_id)
-    low, high = -1, -1 if last is None else last
-    while low < high:
-        middle = (low + high + 1) // 2
-        (recorded_at,) = execute(
-            "SELECT recorded_at FROM events WHERE event_key = ?", (key_of(model_id, middle),)
-        ).fetchone()
-        if recorded_at <= moment:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    first, last = key_of(model_id, 0), key_of(model_id, SEQ_MASK)
+    moment = max(-_MOST_MOMENT, min(moment, _MOST_MOMENT))
+    row = execute(_SEQ_AT, (first - 1, first, last, moment, moment)).fetchone()
+    return -1 if row is None else row[0] - first
 
 
 def select(
@@ -75,7 +83,7 @@ def select(
             f" ORDER BY event_key {order} LIMIT ?",
             (*bounds, *kinds, limit),
         ).fetchall()
-    keys = _first_keys(execute, backend, lists, bounds, limit, order)
+    keys = _first_keys(execute, backend, model_id, lists, bounds, limit, order)
     found: list[Any] = []
     for piece in pieces(keys):
         found += execute(
@@ -112,6 +120,7 @@ def _lists(execute: Execute, model_id: int, where: EventFilter) -> list[KeyLists
 def _first_keys(
     execute: Execute,
     backend: Backend,
+    model_id: int,
     lists: Sequence[KeyLists],
     bounds: tuple[int, int],
     limit: int,
@@ -121,46 +130,54 @@ def _first_keys(
     newest_first = order == "DESC"
     keys: list[int] = []
     for some in lists:
-        if len(some.values) > limit:
-            some, bounds = _promising(execute, backend, some, bounds, limit, newest_first)
-        fresh = backend.first_of_each(execute, some, bounds, limit, order)
+        fresh: Iterable[int] | None = None
+        if len(some.values) > _FEW and limit <= _PAGE:
+            fresh = _of_many(execute, backend, model_id, some, bounds, limit, newest_first)
+        if fresh is None:
+            fresh = backend.first_of_each(execute, some, bounds, limit, order)
         keys = sorted({*keys, *fresh}, reverse=newest_first)[:limit]
         if len(keys) == limit:
-            bounds = _up_to(keys[-1], bounds, newest_first)
+            # What comes after these in order is not wanted from the other lists either.
+            bounds = (keys[-1], bounds[1]) if newest_first else (bounds[0], keys[-1])
     return keys
 
 
-def _promising(
+def _of_many(
     execute: Execute,
     backend: Backend,
+    model_id: int,
     lists: KeyLists,
     bounds: tuple[int, int],
     limit: int,
     newest_first: bool,
-) -> tuple[KeyLists, tuple[int, int]]:
-    """The lists that can have any of the first `limit` keys, and the bounds these keys are in.
+) -> set[int] | None:
+    """The keys of lists that are many, where the first `limit` of their union are.
 
-    When so many lists begin before some key, no key behind it is among the first.
+    Looks into a stretch of the log at the end that is wanted, then into ever longer ones: one scan
+    that visits a hundred lists costs a tenth of a hundred scans. None when a stretch is so crowded
+    that the lists are better read one by one.
     """
-    best = "max" if newest_first else "min"
-    begins = execute(
-        f"SELECT v.value, (SELECT {best}(s.event_key) FROM {lists.table} s WHERE"
-        f" s.{lists.column} = v.value{lists.condition} AND s.event_key BETWEEN ? AND ?)"
-        f" FROM {backend.each(lists.kind)}",
-        (*lists.given, *bounds, backend.many(lists.values)),
-    ).fetchall()
-    first = {value: key for value, key in begins if key is not None}
-    distinct = sorted(set(first.values()), reverse=newest_first)
-    if len(distinct) >= limit:
-        bounds = _up_to(distinct[limit - 1], bounds, newest_first)
     low, high = bounds
-    values = [value for value, key in first.items() if low <= key <= high]
-    return replace(lists, values=values), bounds
-
-
-def _up_to(key: int, bounds: tuple[int, int], newest_first: bool) -> tuple[int, int]:
-    low, high = bounds
-    return (key, high) if newest_first else (low, key)
+    high = min(high, key_of(model_id, last_seq(execute, model_id)))
+    most = _CROWDED * limit
+    found = (
+        f"SELECT s.event_key FROM {lists.table} s"
+        f" WHERE s.{lists.column} {backend.among(lists.kind)}{lists.condition}"
+        " AND s.event_key BETWEEN ? AND ? LIMIT ?"
+    )
+    length = _STRETCH * limit
+    while True:
+        stretch = (
+            (max(low, high - length), high) if newest_first else (low, min(high, low + length))
+        )
+        given = (backend.many(lists.values), *lists.given, *stretch, most)
+        keys = execute(found, given).fetchall()
+        if len(keys) >= most:
+            return None
+        distinct = {key for (key,) in keys}
+        if len(distinct) >= limit or stretch == (low, high):
+            return distinct
+        length *= _LONGER
 
 
 def _parameter_ids(execute: Execute, model_id: int, pattern: str) -> list[int]:

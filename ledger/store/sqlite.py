@@ -75,6 +75,11 @@ def executor(connection: Any) -> Execute:
     return run
 
 
+def among(_kind: Kind) -> str:
+    """A comparison: is one of the values of one parameter made by `many`."""
+    return "IN (SELECT value FROM json_each(?))"
+
+
 def each(_kind: Kind) -> str:
     """A row source: every value of one parameter made by `many`, as v.value."""
     return "json_each(?) AS v"
