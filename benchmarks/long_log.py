@@ -27,6 +27,7 @@ from ledger.events import (
     VERSION_CREATED,
     VERSIONS,
     Annotation,
+    BlobRef,
     Counts,
     Draft,
     Event,
@@ -166,6 +167,9 @@ def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         recorded_at = START + 250 * seq
         note = Annotation(actor=actor, salt=salt)
         actor_digest = note.digest("actor")
+        size = 90 * len(touched)
+        request = hashlib.sha256(before).digest()
+        piece = f'{{"digest":"{request.hex()}","size":{size}}}' if size else ""
         header = _header(
             ("active", active),
             ("actor", actor_digest and f'"{actor_digest}"'),
@@ -181,9 +185,10 @@ def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
             ("node", node),
             ("number", number),
             ("parent", parent if changes and seq else None),
-            ("payload", "[]"),
+            ("payload", f"[{piece}]"),
             ("prev", prev and f'"{prev.hex()}"'),
             ("recorded_at", recorded_at),
+            ("request_digest", f'"{request.hex()}"'),
             ("seq", seq),
             ("series", series and f'"{series}"'),
             ("state_after", f'"{state.hex()}"'),
@@ -199,13 +204,15 @@ def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
                 series=series,
                 active=active,
                 annotation=note,
+                payload=(BlobRef(request, size),) if size else (),
+                request_digest=request,
             )
             checked = seal(draft, MODEL, checked, recorded_at)
             assert checked.header == header, (checked.header, header)
         prev = leaf_hash(header)
         row = (key, 1, kind, recorded_at, node, parent if changes and seq else None, int(changes))
         parts: list[tuple[str, tuple[Any, ...]]] = [
-            (EVENTS, (*row, series, number, None, state, 0, header, prev))
+            (EVENTS, (*row, series, number, None, state, size, header, prev))
         ]
         for one in touched:
             times[one] += 1

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from ledger import events, proposals, snapshots, versions
-from ledger.audit.verify import Progress, Report, verify
+from ledger.audit.chain import Progress
+from ledger.audit.verify import Report, verify
 from ledger.caller import ANYONE, Caller
 from ledger.canonical import canonical
 from ledger.deltas import same_bits

@@ -7,7 +7,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ledger.blobs import Buffer
 from ledger.errors import LedgerError
@@ -84,6 +84,10 @@ INLINE_BYTES = 256 * 1024
 class EventStore(Protocol):
     """An append-only log per model; every method may raise StorageError."""
 
+    @property
+    def url(self) -> str:
+        """Where another process opens the same store; may hold a password."""
+
     def close(self) -> None:
         """Give back every connection; further use is an error."""
 
@@ -133,6 +137,14 @@ class EventStore(Protocol):
 
     def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row."""
+
+    def raw(
+        self, model_id: int, start: int, stop: int
+    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+        """Rows of `ledger.store.rows.COLUMNS` with start <= seq < stop in order, unchecked.
+
+        They come in pages, each with its annotations by seq.
+        """
 
     def select(
         self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True

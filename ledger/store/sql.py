@@ -73,6 +73,11 @@ class SqlStore:
             raise
         return cls(database)
 
+    @property
+    def url(self) -> str:
+        """Where another process opens the same database; may hold a password."""
+        return self._database.url
+
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._database.close()
@@ -166,6 +171,21 @@ class SqlStore:
                 expected += 1
             if len(page) < _PAGE:
                 return
+
+    def raw(
+        self, model_id: int, start: int, stop: int
+    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+        """Rows of `rows.COLUMNS` with start <= seq < stop in order, unchecked.
+
+        They come in pages, each with its annotations by seq.
+        """
+        for first in range(start, stop, _PAGE):
+            bounds = key_of(model_id, first), key_of(model_id, min(first + _PAGE, stop) - 1)
+            with self._database.read() as execute:
+                page = execute(_RANGE, bounds).fetchall()
+                notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
+                beside = {key & SEQ_MASK: Annotation(*texts) for key, *texts in notes.fetchall()}
+            yield page, beside
 
     def select(
         self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True
