@@ -160,7 +160,8 @@ def weaknesses(execute: Execute) -> list[str]:
 
 def explain(error: BaseException, where: str) -> LedgerError:
     """The ledger error for an error of the driver; `where` names the database."""
-    text = str(error).strip()
+    text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    text = text or str(error).strip()
     if isinstance(error, errors.UniqueViolation | errors.RaiseException):
         known = refusal(error.diag.constraint_name or error.diag.message_primary or "")
         return known or StorageError(f"{where} refused a row: {text}")
