@@ -260,9 +260,14 @@ class Event:
         return any(item.get("form") == FACTORS for item in self.body.get("tensors", ()))
 
     @property
-    def inline(self) -> bool:
-        """Whether its payload stands in its own row rather than in blobs."""
-        return len(self.payload) == 1 and self.payload[0].size <= INLINE_BYTES
+    def blobs(self) -> tuple[bytes, ...]:
+        """Digests of the blobs that redoing or undoing it reads; none for a small payload."""
+        inline = len(self.payload) == 1 and self.payload[0].size <= INLINE_BYTES
+        found = [] if inline else [ref.digest for ref in self.payload]
+        for change in self.changes:
+            if change.form == WHOLE:
+                found += [end for end in (change.before, change.after) if end is not None]
+        return tuple(found)
 
 
 def leaf_hash(header: bytes) -> bytes:

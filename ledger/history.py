@@ -50,6 +50,8 @@ class History:
         self.model = model
         self.model_id = model_id
         self.pool = pool
+        self._prunings: tuple[Event, ...] = ()
+        self._pruned = Prunings()
         self.lineage = lineage.Lineage(lambda start, stop: store.steps(model_id, start, stop))
 
     # Events
@@ -110,8 +112,12 @@ class History:
     @property
     def pruned(self) -> Prunings:
         """What gc has dropped so far."""
-        runs = self.store.numbers(self.model_id, PRUNINGS)
-        return fold(self.require(seq) for _, seq in runs)
+        runs = self._prunings
+        while (run := self.store.by_number(self.model_id, PRUNINGS, len(runs))) is not None:
+            runs = (*runs, run)
+        if runs is not self._prunings:
+            self._prunings, self._pruned = runs, fold(runs)
+        return self._pruned
 
     def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
         """The snapshot to start from for a node, and the path from there.

@@ -35,16 +35,24 @@ class Ledger:
         self._pool = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="ledger-hash")
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True, blob_url: str | None = None) -> "Ledger":
+    def open(
+        cls,
+        url: str,
+        *,
+        upgrade: bool = True,
+        guarded: bool = True,
+        blob_url: str | None = None,
+    ) -> "Ledger":
         """Open a database by SQLAlchemy URL, creating or upgrading its tables.
 
         `blob_url` says where a new ledger keeps large payloads and snapshots: a folder (a path or
         `file:///path`) or a bucket (`s3://bucket/prefix`, `gs://…`, `az://…`); None is the database
         itself. The ledger remembers it, so it need not be given again. Raises SchemaMismatch for a
-        newer or foreign database (or an older one with `upgrade=False`), InvalidRequest when the
-        ledger keeps its blobs elsewhere, StorageError when a store cannot be reached.
+        newer or foreign database (or an older one with `upgrade=False`) and one that is not
+        append-only (unless `guarded=False`), InvalidRequest when the ledger keeps its blobs
+        elsewhere, StorageError when a store cannot be reached.
         """
-        store = SqlStore.open(url, upgrade=upgrade, blob_url=blob_url)
+        store = SqlStore.open(url, upgrade=upgrade, guarded=guarded, blob_url=blob_url)
         return cls(store, store.blobs)
 
     def close(self) -> None:

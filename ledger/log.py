@@ -16,7 +16,8 @@ import torch
 
 from ledger import events, proposals, versions
 from ledger.anchoring import Anchoring
-from ledger.audit.verify import Progress, Report, verify
+from ledger.audit.chain import Progress
+from ledger.audit.verify import Report, verify
 from ledger.caller import ANYONE, Caller
 from ledger.canonical import canonical
 from ledger.digest import StateDigest, content_digest
@@ -224,7 +225,7 @@ class Log:
         """Take the oldest names off the list until `keep` are left, never the active one's."""
         retired = []
         with self._writer.lock:
-            listed = versions.listed_numbers(self.history.store, self.history.model_id)
+            listed = self.history.store.listed_versions(self.history.model_id)
             active = self.projector.live.head.active
             spare = [seq for number, seq in listed if number != active]
             for seq in spare[: max(0, len(listed) - keep)]:

@@ -7,7 +7,7 @@ event takes its name off the list; the event and the digest it names stay for ev
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.events import RETIRED, VERSIONS, Event
+from ledger.events import Event
 from ledger.lineage import Lineage
 from ledger.store import EventStore
 
@@ -39,21 +39,15 @@ class ModelVersion:
         }
 
 
-def listed_numbers(store: EventStore, model_id: int) -> list[tuple[int, int]]:
-    """(number, seq) of the versions that are not retired, by number."""
-    retired = {number for number, _ in store.numbers(model_id, RETIRED)}
-    return [item for item in store.numbers(model_id, VERSIONS) if item[0] not in retired]
-
-
 def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
     """Whether a version still has its name on the list."""
-    return any(number == version_created.number for number, _ in listed_numbers(store, model_id))
+    return any(number == version_created.number for number, _ in store.listed_versions(model_id))
 
 
 def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
     active = store.head(model_id).active
-    events = (store.event(model_id, seq) for _, seq in reversed(listed_numbers(store, model_id)))
+    events = (store.event(model_id, seq) for _, seq in reversed(store.listed_versions(model_id)))
     return [describe(event, active=event.number == active) for event in events if event]
 
 
@@ -74,7 +68,7 @@ def describe(event: Event, *, active: bool) -> ModelVersion:
 def nearest(store: EventStore, model_id: int, lineage: Lineage, node: int) -> int | None:
     """The number of the newest listed version that names `node` or its nearest named ancestor."""
     named: dict[int, int] = {}
-    for number, seq in listed_numbers(store, model_id):
+    for number, seq in store.listed_versions(model_id):
         event = store.event(model_id, seq)
         if event is not None:
             named[event.body["names"]["node"]] = number

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from api.cli import reading, serving, verification, versions, writing
+from api.cli import database, reading, serving, verification, versions, writing
 from ledger.errors import LedgerError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(verification.verify)
 app.command()(writing.update)
 app.command()(writing.rollback)
 app.add_typer(versions.app, name="version")
+app.add_typer(database.app, name="db")
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from ledger.history import History
 
 
 @contextlib.contextmanager
-def open_ledger(data_dir: Path, database: str | None) -> Iterator[Ledger]:
+def open_ledger(data_dir: Path, database: str | None, *, guarded: bool = True) -> Iterator[Ledger]:
     """The ledger of a data folder or database URL, as it is: nothing is created or upgraded."""
     config = DynamicUpdateConfig(backup_dir=data_dir, database_url=database)
     if database is None and not Path(config.url.removeprefix("sqlite:///")).exists():
         raise NotFound(f"no ledger in {data_dir}; start one with: weightledger serve")
-    with Ledger.open(config.url, upgrade=False) as ledger:
+    with Ledger.open(config.url, upgrade=False, guarded=guarded) as ledger:
         yield ledger
 
 
@@ -33,9 +33,11 @@ def choose_model(ledger: Ledger, name: str | None) -> str:
 
 
 @contextlib.contextmanager
-def open_history(data_dir: Path, database: str | None, model: str | None) -> Iterator[History]:
-    """One model's log, to read."""
-    with open_ledger(data_dir, database) as ledger:
+def open_history(
+    data_dir: Path, database: str | None, model: str | None, *, guarded: bool = True
+) -> Iterator[History]:
+    """One model's log, to read; unguarded also from a database that is not append-only."""
+    with open_ledger(data_dir, database, guarded=guarded) as ledger:
         yield ledger.history(choose_model(ledger, model))
 
 

@@ -21,6 +21,10 @@ def verify(
     live: Annotated[
         bool, typer.Option("--live", help="Also hash the tensors that the server serves.")
     ] = False,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Hashes, order and rows only: rebuild no state.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that check the chain.")] = 1,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: Json = False,
@@ -28,11 +32,16 @@ def verify(
     """Recompute every digest from the log; exit 1 and name the first bad event."""
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
-        open_history(data_dir, database, model) as history,
+        open_history(data_dir, database, model, guarded=False) as history,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task("events")
-        report = check(history, lambda done, total: bar.update(task, completed=done, total=total))
+        report = check(
+            history,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            states=not chain,
+            processes=processes,
+        )
     facts = {
         "model": report.model,
         "events": report.events,

@@ -35,8 +35,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
     routes = APIRouter(prefix="/v1/models/updates", tags=["audit"])
     history = manager.log.history
 
-    def shown(event: Event) -> dict[str, Any]:
-        return event_item(event, history.store.annotation(history.model_id, event.seq))
+    def shown(events: list[Event]) -> list[dict[str, Any]]:
+        notes = history.store.annotations(history.model_id, [event.seq for event in events])
+        return [event_item(event, notes.get(event.seq)) for event in events]
 
     @routes.get("")
     def updates(request: Request) -> dict[str, Any]:
@@ -65,12 +66,12 @@ def router(manager: DynamicModelManager) -> APIRouter:
         found = found[:limit]
         if backwards:
             found.reverse()
-        return paging.page([shown(event) for event in found], "id", has_more=has_more)
+        return paging.page(shown(found), "id", has_more=has_more)
 
     @routes.get("/{event_id}")
     def update(event_id: str) -> dict[str, Any]:
         """One event by update id, version id or `event_{seq}`."""
-        return shown(history.event(event_id))
+        return shown([history.event(event_id)])[0]
 
     return routes
 

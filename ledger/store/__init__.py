@@ -5,9 +5,9 @@
 `tests/conformance/test_store.py` is what an implementation has to pass.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ledger.blobs import Buffer
 from ledger.errors import LedgerError
@@ -87,8 +87,15 @@ class EventFilter:
 class EventStore(Protocol):
     """An append-only log per model; every method may raise StorageError."""
 
+    @property
+    def url(self) -> str:
+        """Where another process opens the same store; may hold a password."""
+
     def close(self) -> None:
         """Give back every connection; further use is an error."""
+
+    def weaknesses(self) -> list[str]:
+        """What no longer keeps the log append-only, in words; empty when all is well."""
 
     def models(self) -> Mapping[str, int]:
         """Names of the registered models and their ids, in order of registration."""
@@ -110,11 +117,14 @@ class EventStore(Protocol):
     def annotation(self, model_id: int, seq: int) -> Annotation | None:
         """The free text beside an event."""
 
+    def annotations(self, model_id: int, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+
     def by_number(self, model_id: int, series: str, number: int) -> Event | None:
         """The event that is update n ("updates") or version n ("versions")."""
 
-    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
-        """(number, seq) of every event of a series, by number; read from the index alone."""
+    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
+        """(number, seq) of the versions that are not retired, by number."""
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
@@ -130,6 +140,14 @@ class EventStore(Protocol):
 
     def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row."""
+
+    def raw(
+        self, model_id: int, start: int, stop: int
+    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+        """Rows of `ledger.store.rows.COLUMNS` with start <= seq < stop in order, unchecked.
+
+        They come in pages, each with its annotations by seq.
+        """
 
     def select(
         self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from ledger.blobs.sql import store_blobs
-from ledger.errors import InvalidRequest
-from ledger.events import INLINE_BYTES, UPDATED
+from ledger.errors import InvalidRequest, StorageError
+from ledger.events import INLINE_BYTES, RETIRED, UPDATED, VERSIONS
 from ledger.store import Append, SeqTaken, Snapshot, rows
 from ledger.store.backend import Execute
 from ledger.store.bulk import insert_rows
@@ -12,11 +12,14 @@ from ledger.store.database import Database
 from ledger.store.rows import key_of
 
 _ANNOTATE = (
-    "INSERT INTO annotations (event_key, actor, reason, metadata, salt) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
+    " VALUES (?, ?, ?, ?, ?, ?)"
 )
+_LIST = "INSERT INTO listed_versions (model_id, number, event_key) VALUES (?, ?, ?)"
+_UNLIST = "DELETE FROM listed_versions WHERE model_id = ? AND number = ?"
 _SNAPSHOT = (
     "INSERT INTO snapshots (model_id, node, manifest, size) VALUES (?, ?, ?, ?)"
-    " ON CONFLICT (model_id, node) DO UPDATE SET manifest = excluded.manifest, size = excluded.size"
+    " ON CONFLICT (model_id, node) DO NOTHING"
 )
 
 _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
@@ -50,17 +53,25 @@ class Appender:
         fresh: dict[str, int] = {}
         model_id = self._place(execute, item)
         key = key_of(model_id, event.seq)
-        execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
+        inserted = execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
+        if inserted.rowcount != 1:  # a rule or a trigger of someone else's
+            raise StorageError(
+                f"{self._database.name} took event {event.seq} without storing it;"
+                " nothing was recorded"
+            )
         if event.seq == 0:
             _name_parameters(execute, model_id, item.parameters)
         elif event.kind == UPDATED and item.parameters:
             ids, fresh = self._parameter_ids(execute, model_id, item.parameters)
-            insert_rows(
-                execute, "touches (parameter_id, event_key)", [(number, key) for number in ids]
-            )
+            self._touch(execute, ids, key, item.annotation.actor)
         if item.annotation:
             note = item.annotation
-            execute(_ANNOTATE, (key, note.actor, note.reason, note.metadata, note.salt))
+            texts = (note.actor, note.reason, note.metadata)
+            execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
+        if event.series == VERSIONS:
+            execute(_LIST, (model_id, event.number, key))
+        elif event.series == RETIRED:
+            execute(_UNLIST, (model_id, event.number))
         if item.blobs:
             store_blobs(execute, item.blobs)
         if item.snapshot is not None:
@@ -89,6 +100,17 @@ class Appender:
         if model_id is None:
             raise SeqTaken(f"model {name!r} has no first event yet")
         return model_id
+
+    def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
+        """Count an update of each parameter; whoever appended the event before has committed."""
+        backend = self._database.backend
+        execute(
+            "INSERT INTO touches (parameter_id, event_key, number, actor)"
+            " SELECT v.value, ?, 1 + coalesce((SELECT t.number FROM touches t"
+            " WHERE t.parameter_id = v.value ORDER BY t.event_key DESC LIMIT 1), 0), ?"
+            f" FROM {backend.each('bigint')}",
+            (key, actor, backend.many(ids)),
+        )
 
     def _parameter_ids(
         self, execute: Execute, model_id: int, names: Sequence[str]

@@ -6,7 +6,8 @@ transactions begin and end where we say.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import sqlalchemy as sa
 
@@ -32,12 +33,59 @@ class Execute(Protocol):
     def __call__(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
 
 
+Kind = Literal["bigint", "text"]  # of values that are listed
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLists:
+    """Lists of event keys in one index: for each value those of the rows with that value.
+
+    `condition` narrows them all; it begins with AND, names the table `s`, and `given` fills it in.
+    """
+
+    table: str
+    column: str
+    values: Sequence[Any]
+    kind: Kind = "bigint"
+    condition: str = ""
+    given: tuple[Any, ...] = ()
+
+    def one(self, value: str, order: str) -> str:
+        """A query for the first keys of the list of `value`, an SQL expression.
+
+        It takes `given`, two bounds and a limit.
+        """
+        return (
+            f"SELECT s.event_key FROM {self.table} s WHERE s.{self.column} = {value}"
+            f"{self.condition} AND s.event_key BETWEEN ? AND ? ORDER BY s.event_key {order} LIMIT ?"
+        )
+
+
 class Backend(Protocol):
     """One kind of database."""
 
     BEGIN_READ: str  # several statements see one state of the database
     BEGIN_WRITE: str
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+
+    def among(self, kind: Kind) -> str:
+        """A comparison: is one of the values of one parameter made by `many`."""
+
+    def each(self, kind: Kind) -> str:
+        """A row source: every value of one parameter made by `many`, as v.value."""
+
+    def many(self, values: Sequence[Any]) -> Any:
+        """Values as the one parameter of `each`."""
+
+    def first_of_each(
+        self,
+        execute: Execute,
+        lists: "KeyLists",
+        bounds: tuple[int, int],
+        limit: int,
+        order: str,
+    ) -> list[int]:
+        """Of every list the first `limit` keys within bounds; `order` is ASC or DESC."""
 
     def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
         """The pool of connections; InvalidRequest for a URL that cannot work."""
@@ -54,8 +102,8 @@ class Backend(Protocol):
     def table_names(self, execute: Execute) -> set[str]:
         """Every table of the database."""
 
-    def wrong_triggers(self, execute: Execute) -> list[str]:
-        """Names of the triggers that are missing or not as they must be."""
+    def weaknesses(self, execute: Execute) -> list[str]:
+        """What no longer keeps the log append-only, in words; see `ledger.store.triggers`."""
 
     def explain(self, error: BaseException, where: str) -> LedgerError:
         """The ledger error for an error of the driver."""

@@ -28,6 +28,7 @@ class Database:
     def __init__(self, engine: sa.Engine, backend: Backend) -> None:
         self.backend = backend
         self.name = engine.url.render_as_string(hide_password=True)
+        self.url = engine.url.render_as_string(hide_password=False)
         self._engine = engine
         self._closed = False
 

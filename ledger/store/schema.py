@@ -22,11 +22,12 @@ _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _VERSION_TABLE = "alembic_version"
 
 
-def open_schema(database: Database, *, upgrade: bool = True) -> None:
+def open_schema(database: Database, *, upgrade: bool = True, guarded: bool = True) -> None:
     """Bring the tables to this release's revision and check that they are append-only.
 
     Raises SchemaMismatch for another application's database, one of a newer release, one that
-    lacks a trigger, and with `upgrade=False` one that would have to be migrated.
+    is not append-only unless `guarded=False`, and with `upgrade=False` one that would have to be
+    migrated.
     """
     with database.read() as execute:
         found = revision(database, execute)
@@ -39,8 +40,9 @@ def open_schema(database: Database, *, upgrade: bool = True) -> None:
                 "run `weightledger db upgrade`"
             )
         _upgrade(database)
-    with database.read() as execute:
-        _require_append_only(database, execute)
+    if guarded:
+        with database.read() as execute:
+            _require_append_only(database, execute)
 
 
 def revision(database: Database, execute: Execute) -> str | None:
@@ -72,11 +74,11 @@ def _upgrade(database: Database) -> None:
 
 
 def _require_append_only(database: Database, execute: Execute) -> None:
-    wrong = database.backend.wrong_triggers(execute)
-    if wrong:
+    weak = database.backend.weaknesses(execute)
+    if weak:
         raise SchemaMismatch(
-            f"{database.name} is not append-only: trigger {', '.join(wrong)} is missing or was"
-            " changed. Restore it, then run `weightledger verify`"
+            f"{database.name} is not append-only: {'; '.join(weak)}. Run `weightledger verify` to"
+            " see whether the log is whole, and put it right before you go on"
         )
 
 

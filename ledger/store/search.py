@@ -1,67 +1,67 @@
 """Finding events: times as ranges of seqs, filters as ranges of indexes.
 
-Times never decrease along a log, so a time is found by bisection over the primary key. A filter is
-answered from the narrowest index there is (parameters, else rare kinds, else actors): of each value
-the first keys in order are read, then merged, and what else is asked for is checked on the way.
+Times never decrease along a log, so a time is found by bisection over the primary key. A filter
+becomes lists of keys that lie in order in some index (of a parameter, of a parameter and an actor,
+of an actor and a kind, of a rare kind); of each list the first keys are read, then merged. So the
+cost depends on the page and on the number of lists, not on the length of the log.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ledger.events import UPDATED
+from ledger.events import KINDS, UPDATED
 from ledger.store import EventFilter, rows
-from ledger.store.backend import Execute
+from ledger.store.backend import Backend, Execute, KeyLists
 from ledger.store.bulk import marks, pieces
 from ledger.store.rows import key_of
 from ledger.store.tables import SEQ_MASK
 
 _WEIGHTS = "weights/"
+_MOST_MOMENT = (1 << 63) - 1
 
-# Values merged by one statement; SQLite refuses more than 500 terms.
-_MERGED = 100
-
-
-@dataclass(slots=True)
-class _Source:
-    """An index to read: a condition on the table `s` that each of `values` fills in."""
-
-    table: str
-    condition: str
-    values: Sequence[Any]
-    checks: list[str] = field(default_factory=list)
-    check_values: list[Any] = field(default_factory=list)
+_FEW = 16  # lists that are read one by one
+_PAGE = 1000  # a longer one reads most of every list anyway
+_STRETCH, _LONGER, _CROWDED = 4, 32, 64  # multiples of the page; how much longer each time
 
 
-def last_seq(execute: Execute, model_id: int) -> int | None:
-    """The seq of a model's last event."""
-    row = execute(
-        "SELECT event_key FROM events WHERE event_key BETWEEN ? AND ?"
-        " ORDER BY event_key DESC LIMIT 1",
-        (key_of(model_id, 0), key_of(model_id, SEQ_MASK)),
+def last_seq(execute: Execute, model_id: int) -> int:
+    """The seq of a model's last event; -1 when it has none."""
+    first = key_of(model_id, 0)
+    (key,) = execute(
+        "SELECT max(event_key) FROM events WHERE event_key BETWEEN ? AND ?",
+        (first, key_of(model_id, SEQ_MASK)),
     ).fetchone()
-    return None if row is None else row[0] & SEQ_MASK
+    return -1 if key is None else key - first
+
+
+# Bisection over the primary key in one statement, since each costs a round trip.
+_MIDDLE = "(low + high + 1) / 2"
+_LATER = f"(SELECT recorded_at FROM events WHERE event_key = {_MIDDLE}) > ?"
+_SEQ_AT = (
+    "WITH RECURSIVE span(low, high) AS (SELECT CAST(? AS bigint),"
+    " (SELECT max(event_key) FROM events WHERE event_key BETWEEN ? AND ?)"
+    f" UNION ALL SELECT CASE WHEN {_LATER} THEN low ELSE {_MIDDLE} END,"
+    f" CASE WHEN {_LATER} THEN {_MIDDLE} - 1 ELSE high END"
+    " FROM span WHERE low < high) SELECT low FROM span WHERE low >= high"
+)
 
 
 def seq_at(execute: Execute, model_id: int, moment: int) -> int:
     """The seq of the last event recorded at or before a time (UTC microseconds); -1 for none."""
-    last = last_seq(execute, model_id)
-    low, high = -1, -1 if last is None else last
-    while low < high:
-        middle = (low + high + 1) // 2
-        (recorded_at,) = execute(
-            "SELECT recorded_at FROM events WHERE event_key = ?", (key_of(model_id, middle),)
-        ).fetchone()
-        if recorded_at <= moment:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    first, last = key_of(model_id, 0), key_of(model_id, SEQ_MASK)
+    moment = max(-_MOST_MOMENT, min(moment, _MOST_MOMENT))
+    row = execute(_SEQ_AT, (first - 1, first, last, moment, moment)).fetchone()
+    return -1 if row is None else row[0] - first
 
 
 def select(
-    execute: Execute, model_id: int, where: EventFilter, limit: int, newest_first: bool
+    execute: Execute,
+    backend: Backend,
+    model_id: int,
+    where: EventFilter,
+    limit: int,
+    newest_first: bool,
 ) -> list[Any]:
     """Rows of events that pass a filter, at most `limit`, by seq."""
     low = max(where.min_seq or 0, 0)
@@ -70,19 +70,20 @@ def select(
         low = max(low, seq_at(execute, model_id, where.since - 1) + 1)
     if where.until is not None:
         high = min(high, seq_at(execute, model_id, where.until))
-    source = _source(execute, model_id, where)
-    if source is None or low > high or limit < 1:
+    if low > high or limit < 1:
         return []
-    bounds = [key_of(model_id, low), key_of(model_id, high)]
+    bounds = key_of(model_id, low), key_of(model_id, high)
     order = "DESC" if newest_first else "ASC"
-    if source.table == "events" and not source.values:
-        checks = "".join(f" AND {check}" for check in source.checks)
+    lists = _lists(execute, model_id, where)
+    if lists is None:
+        kinds = sorted(set(where.kinds))
+        of_kind = f" AND kind IN ({marks(len(kinds))})" if kinds else ""
         return execute(
-            f"{rows.SELECT} s WHERE event_key BETWEEN ? AND ?{checks}"
+            f"{rows.SELECT} WHERE event_key BETWEEN ? AND ?{of_kind}"
             f" ORDER BY event_key {order} LIMIT ?",
-            (*bounds, *source.check_values, limit),
+            (*bounds, *kinds, limit),
         ).fetchall()
-    keys = _first_keys(execute, source, bounds, limit, newest_first)
+    keys = _first_keys(execute, backend, model_id, lists, bounds, limit, order)
     found: list[Any] = []
     for piece in pieces(keys):
         found += execute(
@@ -92,66 +93,91 @@ def select(
     return found
 
 
-def _source(execute: Execute, model_id: int, where: EventFilter) -> _Source | None:
-    """The index to read and what to check beside it; None when nothing can pass."""
-    kinds, actors = set(where.kinds), sorted(set(where.actors))
+def _lists(execute: Execute, model_id: int, where: EventFilter) -> list[KeyLists] | None:
+    """The lists whose union is what passes, times aside; None when that is nearly everything."""
+    kinds, actors = sorted(set(where.kinds)), sorted(set(where.actors))
     if where.parameter is not None:
+        if kinds and UPDATED not in kinds:
+            return []
         ids = _parameter_ids(execute, model_id, where.parameter)
-        if not ids or (kinds and UPDATED not in kinds):
-            return None
-        source = _Source("touches", "s.parameter_id = ?", ids)
-        if actors:
-            _check_actors(source, actors)
-        return source
+        if not actors:
+            return [KeyLists("touches", "parameter_id", ids)]
+        return [
+            KeyLists("touches", "parameter_id", ids, condition=" AND s.actor = ?", given=(actor,))
+            for actor in actors
+        ]
+    if actors:
+        return [
+            KeyLists("annotations", "kind", kinds or KINDS, "text", " AND s.actor = ?", (actor,))
+            for actor in actors
+        ]
     if kinds and UPDATED not in kinds:
         # The index leaves updates out, and is used only by a condition that says so.
-        source = _Source("events", "s.kind = ? AND s.kind <> 'updated'", sorted(kinds))
-        if actors:
-            _check_actors(source, actors)
-        return source
-    source = _Source("annotations", "s.actor = ?", actors) if actors else _Source("events", "", ())
-    if kinds:
-        of_kind = f"kind IN ({marks(len(kinds))})"
-        source.checks.append(
-            f"EXISTS (SELECT 1 FROM events e WHERE e.event_key = s.event_key AND e.{of_kind})"
-            if actors
-            else f"s.{of_kind}"
-        )
-        source.check_values += sorted(kinds)
-    return source
-
-
-def _check_actors(source: _Source, actors: Sequence[str]) -> None:
-    source.checks.append(
-        "EXISTS (SELECT 1 FROM annotations a WHERE a.event_key = s.event_key"
-        f" AND a.actor IN ({marks(len(actors))}))"
-    )
-    source.check_values += actors
+        return [KeyLists("events", "kind", kinds, "text", " AND s.kind <> 'updated'")]
+    return None
 
 
 def _first_keys(
-    execute: Execute, source: _Source, bounds: list[int], limit: int, newest_first: bool
+    execute: Execute,
+    backend: Backend,
+    model_id: int,
+    lists: Sequence[KeyLists],
+    bounds: tuple[int, int],
+    limit: int,
+    order: str,
 ) -> list[int]:
-    """The first `limit` keys in order, over all values of the source."""
-    low, high = bounds
-    order = "DESC" if newest_first else "ASC"
-    one = (
-        f"SELECT event_key FROM (SELECT s.event_key FROM {source.table} s"
-        f" WHERE {source.condition} AND s.event_key BETWEEN ? AND ?"
-        f"{''.join(f' AND {check}' for check in source.checks)}"
-        f" ORDER BY s.event_key {order} LIMIT ?) AS first"
-    )
+    """The first `limit` keys in order of the union of all lists."""
+    newest_first = order == "DESC"
     keys: list[int] = []
-    for piece in pieces(source.values, _MERGED):
-        params: list[Any] = []
-        for value in piece:
-            params += [value, low, high, *source.check_values, limit]
-        fresh = execute(" UNION ALL ".join([one] * len(piece)), params)
-        keys = sorted({*keys, *(key for (key,) in fresh)}, reverse=newest_first)[:limit]
+    for some in lists:
+        fresh: Iterable[int] | None = None
+        if len(some.values) > _FEW and limit <= _PAGE:
+            fresh = _of_many(execute, backend, model_id, some, bounds, limit, newest_first)
+        if fresh is None:
+            fresh = backend.first_of_each(execute, some, bounds, limit, order)
+        keys = sorted({*keys, *fresh}, reverse=newest_first)[:limit]
         if len(keys) == limit:
-            # What comes after these in order is not wanted from the other values either.
-            low, high = (keys[-1], high) if newest_first else (low, keys[-1])
+            # What comes after these in order is not wanted from the other lists either.
+            bounds = (keys[-1], bounds[1]) if newest_first else (bounds[0], keys[-1])
     return keys
+
+
+def _of_many(
+    execute: Execute,
+    backend: Backend,
+    model_id: int,
+    lists: KeyLists,
+    bounds: tuple[int, int],
+    limit: int,
+    newest_first: bool,
+) -> set[int] | None:
+    """The keys of lists that are many, where the first `limit` of their union are.
+
+    Looks into a stretch of the log at the end that is wanted, then into ever longer ones: one scan
+    that visits a hundred lists costs a tenth of a hundred scans. None when a stretch is so crowded
+    that the lists are better read one by one.
+    """
+    low, high = bounds
+    high = min(high, key_of(model_id, last_seq(execute, model_id)))
+    most = _CROWDED * limit
+    found = (
+        f"SELECT s.event_key FROM {lists.table} s"
+        f" WHERE s.{lists.column} {backend.among(lists.kind)}{lists.condition}"
+        " AND s.event_key BETWEEN ? AND ? LIMIT ?"
+    )
+    length = _STRETCH * limit
+    while True:
+        stretch = (
+            (max(low, high - length), high) if newest_first else (low, min(high, low + length))
+        )
+        given = (backend.many(lists.values), *lists.given, *stretch, most)
+        keys = execute(found, given).fetchall()
+        if len(keys) >= most:
+            return None
+        distinct = {key for (key,) in keys}
+        if len(distinct) >= limit or stretch == (low, high):
+            return distinct
+        length *= _LONGER
 
 
 def _parameter_ids(execute: Execute, model_id: int, pattern: str) -> list[int]:

@@ -1,6 +1,6 @@
 """The event store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
 from ledger.store import Append, EventFilter, Snapshot, Step, rows, search
 from ledger.store.append import Appender, remember_snapshot
+from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
 from ledger.store.rows import key_of
 from ledger.store.schema import open_schema
@@ -32,19 +33,18 @@ _BY_STATE = (
     " ORDER BY event_key DESC LIMIT 1"
 )
 _BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
-_NUMBERS = (
-    f"SELECT number, event_key & {SEQ_MASK} FROM events"
-    " WHERE model_id = ? AND series = ? AND number IS NOT NULL ORDER BY number"
+_LISTED = (
+    f"SELECT number, event_key & {SEQ_MASK} FROM listed_versions WHERE model_id = ? ORDER BY number"
 )
 _BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
 _STEPS = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
 )
-_ANNOTATION = "SELECT actor, reason, metadata, salt FROM annotations WHERE event_key = ?"
+_ANNOTATIONS = "SELECT event_key, actor, reason, metadata, salt FROM annotations"
 _UPDATE_COUNTS = (
-    "SELECT p.name, count(*) FROM parameters p JOIN touches t ON t.parameter_id = p.parameter_id"
-    " WHERE p.model_id = ? GROUP BY p.parameter_id, p.name ORDER BY p.name"
+    "SELECT p.name, (SELECT t.number FROM touches t WHERE t.parameter_id = p.parameter_id"
+    " ORDER BY t.event_key DESC LIMIT 1) FROM parameters p WHERE p.model_id = ? ORDER BY p.name"
 )
 
 
@@ -64,25 +64,43 @@ class SqlStore:
         self._appender = Appender(database)
 
     @classmethod
-    def open(cls, url: str, *, upgrade: bool = True, blob_url: str | None = None) -> "SqlStore":
+    def open(
+        cls,
+        url: str,
+        *,
+        upgrade: bool = True,
+        guarded: bool = True,
+        blob_url: str | None = None,
+    ) -> "SqlStore":
         """Open a database by SQLAlchemy URL, making or upgrading its tables.
 
         `blob_url` is as for `ledger.blobs.location.open_blobs`. Raises SchemaMismatch for a newer
-        or foreign database, one that is not append-only, or with `upgrade=False` one without this
-        release's tables; InvalidRequest when the ledger has another blob store; StorageError when
-        the database or a new blob store cannot be reached.
+        or foreign database, one that is not append-only (with `guarded=False` it is opened all the
+        same, to be looked into), or with `upgrade=False` one without this release's tables;
+        InvalidRequest when the ledger has another blob store; StorageError when the database or a
+        new blob store cannot be reached.
         """
         database = Database.connect(url, create=upgrade)
         try:
-            open_schema(database, upgrade=upgrade)
+            open_schema(database, upgrade=upgrade, guarded=guarded)
             return cls(database, open_blobs(blob_url, database, create=upgrade))
         except BaseException:
             database.close()
             raise
 
+    @property
+    def url(self) -> str:
+        """Where another process opens the same database; may hold a password."""
+        return self._database.url
+
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._database.close()
+
+    def weaknesses(self) -> list[str]:
+        """What no longer keeps the log append-only, in words; empty when all is well."""
+        with self._database.read() as execute:
+            return self._database.backend.weaknesses(execute)
 
     def models(self) -> Mapping[str, int]:
         """Names of the registered models and their ids, in order of registration."""
@@ -112,9 +130,16 @@ class SqlStore:
 
     def annotation(self, model_id: int, seq: int) -> Annotation | None:
         """The free text beside an event."""
+        return self.annotations(model_id, [seq]).get(seq)
+
+    def annotations(self, model_id: int, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+        found: dict[int, Annotation] = {}
         with self._database.read() as execute:
-            row = execute(_ANNOTATION, (key_of(model_id, seq),)).fetchone()
-        return None if row is None else Annotation(*row)
+            for piece in pieces(key_of(model_id, seq) for seq in seqs):
+                read = execute(f"{_ANNOTATIONS} WHERE event_key IN ({marks(len(piece))})", piece)
+                found |= {key & SEQ_MASK: Annotation(*texts) for key, *texts in read.fetchall()}
+        return found
 
     def by_number(self, model_id: int, series: str, number: int) -> Event | None:
         """The event that is update n ("updates") or version n ("versions")."""
@@ -122,17 +147,17 @@ class SqlStore:
             return None
         return self._one(model_id, _BY_NUMBER, model_id, series, number)
 
-    def numbers(self, model_id: int, series: str) -> list[tuple[int, int]]:
-        """(number, seq) of every event of a series, by number; read from the index alone."""
+    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
+        """(number, seq) of the versions that are not retired, by number."""
         with self._database.read() as execute:
-            return [(number, seq) for number, seq in execute(_NUMBERS, (model_id, series))]
+            return [(number, seq) for number, seq in execute(_LISTED, (model_id,))]
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
         return self._one(model_id, _BY_IDEMPOTENCY, model_id, idempotency_key)
 
     def by_state(self, model_id: int, digest: bytes) -> Event | None:
-        """The last state-changing event that led to this state digest; reads the log backwards."""
+        """The last state-changing event that led to this state digest."""
         return self._one(model_id, _BY_STATE, *_all(model_id), digest)
 
     def at_time(self, model_id: int, recorded_at: int) -> Event | None:
@@ -167,12 +192,29 @@ class SqlStore:
             if len(page) < _PAGE:
                 return
 
+    def raw(
+        self, model_id: int, start: int, stop: int
+    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+        """Rows of `rows.COLUMNS` with start <= seq < stop in order, unchecked.
+
+        They come in pages, each with its annotations by seq.
+        """
+        for first in range(start, stop, _PAGE):
+            bounds = key_of(model_id, first), key_of(model_id, min(first + _PAGE, stop) - 1)
+            with self._database.read() as execute:
+                page = execute(_RANGE, bounds).fetchall()
+                notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
+                beside = {key & SEQ_MASK: Annotation(*texts) for key, *texts in notes.fetchall()}
+            yield page, beside
+
     def select(
         self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True
     ) -> list[Event]:
         """Events that pass the filter, at most `limit`."""
         with self._database.read() as execute:
-            found = search.select(execute, model_id, where, limit, newest_first)
+            found = search.select(
+                execute, self._database.backend, model_id, where, limit, newest_first
+            )
         model = self._name(model_id) if found else ""
         return [rows.from_row(row, model) for row in found]
 
@@ -185,7 +227,8 @@ class SqlStore:
     def update_counts(self, model_id: int) -> Mapping[str, int]:
         """How many applied updates touched each full state name (those with at least one)."""
         with self._database.read() as execute:
-            return dict(execute(_UPDATE_COUNTS, (model_id,)).fetchall())
+            found = execute(_UPDATE_COUNTS, (model_id,)).fetchall()
+        return {name: count for name, count in found if count is not None}
 
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""

@@ -59,7 +59,7 @@ Index(  # by_key, and keys are unique
     sqlite_where=events.c.idempotency_key.is_not(None),
     postgresql_where=events.c.idempotency_key.is_not(None),
 )
-Index(  # by_number and numbers, which reads nothing else
+Index(  # by_number
     "events_number",
     events.c.model_id,
     events.c.series,
@@ -67,7 +67,6 @@ Index(  # by_number and numbers, which reads nothing else
     unique=True,
     sqlite_where=events.c.number.is_not(None),
     postgresql_where=events.c.number.is_not(None),
-    postgresql_include=["event_key"],
 )
 Index(  # select by kind; updates, nearly all events, are not in it
     "events_kind",
@@ -77,16 +76,27 @@ Index(  # select by kind; updates, nearly all events, are not in it
     postgresql_where=sa.text("kind <> 'updated'"),
 )
 
+Index(  # by_state; a model that starts with weights of its own looks itself up
+    "events_state",
+    events.c.state_after,
+    events.c.event_key,
+    sqlite_where=events.c.changes_state == 1,
+    postgresql_where=events.c.changes_state == 1,
+)
+
 annotations = Table(
     "annotations",
     metadata,
     Column("event_key", Key, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),  # the event's, for the index
     Column("actor", Text),
     Column("reason", Text),
     Column("metadata", Text),
     Column("salt", Bytes, nullable=False),
 )
-Index("annotations_actor", annotations.c.actor, annotations.c.event_key)  # select by actor
+Index(  # select by actor, also together with kinds
+    "annotations_actor", annotations.c.actor, annotations.c.kind, annotations.c.event_key
+)
 
 parameters = Table(
     "parameters",
@@ -97,11 +107,33 @@ parameters = Table(
     sa.UniqueConstraint("model_id", "name", name="parameters_name"),
 )
 
+# `number` counts a parameter's updates, so that the last row says how many there are.
 touches = Table(
     "touches",
     metadata,
     Column("parameter_id", Key, primary_key=True, autoincrement=False),
     Column("event_key", Key, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("actor", Text),  # the annotation's, for the index
+    sqlite_with_rowid=False,
+)
+Index(  # select by parameter and actor
+    "touches_actor",
+    touches.c.parameter_id,
+    touches.c.actor,
+    touches.c.event_key,
+    sqlite_where=touches.c.actor.is_not(None),
+    postgresql_where=touches.c.actor.is_not(None),
+)
+
+# The versions that are not retired: what `verify` finds by reading the whole log. The only rows
+# beside blobs that are ever deleted, in the transaction of the event that retires the version.
+listed_versions = Table(
+    "listed_versions",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_key", Key, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -37,6 +37,8 @@ _SAME_ROW = {
     "touches": ((ROW_TAKEN, "parameter_id = NEW.parameter_id AND event_key = NEW.event_key"),),
 }
 
+PROTECTED = tuple(_SAME_ROW)  # the tables whose rows stay as they are
+
 _NO_PREDECESSOR = (
     f"(NEW.event_key & {SEQ_MASK}) <> 0"
     " AND NOT EXISTS (SELECT 1 FROM events WHERE event_key = NEW.event_key - 1)"
@@ -79,6 +81,15 @@ class PostgresTrigger:
 # Bits of pg_trigger.tgtype: row 1, before 2, insert 4, delete 8, update 16, truncate 32.
 _BEFORE_CHANGE = 2 | 8 | 16 | 32
 _BEFORE_INSERT_ROW = 1 | 2 | 4
+
+# What makes a seq, a key, a number and a name unique; on SQLite triggers do so as well.
+POSTGRES_UNIQUE = (
+    *(f"{table}_pkey" for table in PROTECTED),
+    "events_idempotency",
+    "events_number",
+    "models_name",
+    "parameters_name",
+)
 
 _REFUSE_BODY = f" BEGIN RAISE EXCEPTION '{APPEND_ONLY}'; END "
 _FOLLOW_BODY = f" BEGIN IF {_NO_PREDECESSOR} THEN RAISE EXCEPTION '{GAP}'; END IF; RETURN NEW; END "

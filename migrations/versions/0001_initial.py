@@ -72,9 +72,9 @@ def _models_and_events() -> None:
         ["model_id", "series", "number"],
         "number IS NOT NULL",
         unique=True,
-        include=["event_key"],
     )
     _partial_index("events_kind", ["kind", "event_key"], "kind <> 'updated'")
+    _partial_index("events_state", ["state_after", "event_key"], "changes_state = 1")
 
 
 def _partial_index(
@@ -83,16 +83,15 @@ def _partial_index(
     where: str,
     *,
     unique: bool = False,
-    include: list[str] | None = None,
+    table: str = "events",
 ) -> None:
     op.create_index(
         name,
-        "events",
+        table,
         columns,
         unique=unique,
         sqlite_where=sa.text(where),
         postgresql_where=sa.text(where),
-        postgresql_include=include or [],
     )
 
 
@@ -100,12 +99,13 @@ def _beside_events() -> None:
     op.create_table(
         "annotations",
         sa.Column("event_key", _KEY, primary_key=True, autoincrement=False),
+        sa.Column("kind", sa.Text, nullable=False),
         sa.Column("actor", sa.Text),
         sa.Column("reason", sa.Text),
         sa.Column("metadata", sa.Text),
         sa.Column("salt", _BYTES, nullable=False),
     )
-    op.create_index("annotations_actor", "annotations", ["actor", "event_key"])
+    op.create_index("annotations_actor", "annotations", ["actor", "kind", "event_key"])
     op.create_table(
         "parameters",
         sa.Column("parameter_id", _KEY, sa.Identity(), primary_key=True),
@@ -117,6 +117,21 @@ def _beside_events() -> None:
         "touches",
         sa.Column("parameter_id", _KEY, primary_key=True, autoincrement=False),
         sa.Column("event_key", _KEY, primary_key=True, autoincrement=False),
+        sa.Column("number", sa.BigInteger, nullable=False),
+        sa.Column("actor", sa.Text),
+        sqlite_with_rowid=False,
+    )
+    _partial_index(
+        "touches_actor",
+        ["parameter_id", "actor", "event_key"],
+        "actor IS NOT NULL",
+        table="touches",
+    )
+    op.create_table(
+        "listed_versions",
+        sa.Column("model_id", sa.Integer, sa.ForeignKey("models.model_id"), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("event_key", _KEY, nullable=False),
         sqlite_with_rowid=False,
     )
 

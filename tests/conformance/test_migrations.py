@@ -35,6 +35,7 @@ def test_migrating_makes_the_tables_that_the_store_uses(store: SqlStore, databas
         "events_idempotency",
         "events_number",
         "events_kind",
+        "events_state",
     }
     other.dispose()
 

@@ -83,8 +83,7 @@ def test_every_field_of_every_kind_reads_back(writer: Any) -> None:
     assert store.by_number(model_id, UPDATES, 2) == written[2]
     assert store.by_number(model_id, VERSIONS, 0) == written[3]
     assert store.by_number(model_id, UPDATES, 10**30) is None
-    assert store.numbers(model_id, UPDATES) == [(1, 1), (2, 2), (3, 4)]
-    assert store.numbers(model_id, RETIRED) == [(0, 6)]
+    assert store.listed_versions(model_id) == []
     assert store.by_state(model_id, written[4].state_after) == written[4]
     assert store.by_state(model_id, bytes(32)) is None
 
@@ -141,6 +140,43 @@ def test_updates_are_counted_by_parameter(writer: Any) -> None:
     writer.append(UPDATE_REJECTED, series=UPDATES, parameters=("weights/b.weight",))
     reopened = SqlStore(writer.store._database, writer.store.blobs)
     assert reopened.update_counts(writer.model_id) == {"adapter/x/new": 1, "weights/a.weight": 2}
+
+
+def test_updates_are_counted_across_stores_and_models(
+    writer: Any, new_writer: Any, database_url: str
+) -> None:
+    other = SqlStore.open(database_url)
+    mine, theirs = new_writer(writer.store, "n"), new_writer(other)
+    theirs.last = writer.last
+    mine.append()
+    for count in range(1, 4):
+        mine.append(parameters=mine.parameters[:1])
+        theirs.append(parameters=theirs.parameters[:1])
+        writer.last = theirs.last
+        writer.append(parameters=writer.parameters[:2])
+        theirs.last = writer.last
+        first, second, _ = writer.parameters
+        assert other.update_counts(writer.model_id) == {first: 2 * count, second: count}
+        assert other.update_counts(mine.model_id) == {first: count}
+    other.close()
+
+
+def test_versions_are_listed_until_they_are_retired(writer: Any, new_writer: Any) -> None:
+    seqs = [writer.append(VERSION_CREATED, series=VERSIONS).seq for _ in range(4)]
+    other = new_writer(writer.store, "other")
+    other.append()
+    other.append(VERSION_CREATED, series=VERSIONS)
+    for number in (2, 0):
+        writer.append(VERSION_RETIRED, series=RETIRED, number=number)
+    assert writer.store.listed_versions(writer.model_id) == [(1, seqs[1]), (3, seqs[3])]
+    assert writer.store.listed_versions(other.model_id) == [(0, 1)]
+
+
+def test_annotations_are_read_together(writer: Any) -> None:
+    notes = {writer.append(annotation=Annotation(actor=f"{n}")).seq: f"{n}" for n in range(3)}
+    writer.append()
+    found = writer.store.annotations(writer.model_id, range(600))
+    assert {seq: note.actor for seq, note in found.items()} == notes
 
 
 def test_snapshots_are_listed_by_node_and_may_be_added_again(writer: Any) -> None:
@@ -740,6 +776,42 @@ def test_filters_find_what_reading_everything_would(writer: Any, new_writer: Any
             assert found == expected[:limit], where
             found_some += bool(found)
     assert found_some > 100
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_filters_over_many_parameters_find_what_reading_everything_would(
+    store: SqlStore, new_writer: Any, crowded: bool
+) -> None:
+    """Some parameters are in every event, most are in one; crowded, events touch all of them."""
+    chance = random.Random(11)
+    names = tuple(f"weights/layer.{number}" for number in range(60))
+    writer = new_writer(store, parameters=names)
+    writer.append()
+    expected: dict[str | None, list[int]] = {None: [], "ana": [], "bo": [], "nobody": []}
+    for _ in range(150):
+        touched = names if crowded and chance.random() < 0.5 else chance.sample(names, 2)
+        actor = chance.choices(["ana", "bo", None], [0.6, 0.05, 0.35])[0]
+        event = writer.append(parameters=tuple(touched), annotation=Annotation(actor=actor))
+        if any(len(name) == len(names[-1]) for name in touched):
+            expected[None].append(event.seq)
+            if actor:
+                expected[actor].append(event.seq)
+    for actor, seqs in expected.items():
+        for limit in (1, 3, 20, 2**63 - 1):
+            for low, high in ((None, None), (40, 90)):
+                where = EventFilter(
+                    parameter="layer.??",
+                    actors=(actor,) if actor else (),
+                    min_seq=low,
+                    max_seq=high,
+                )
+                within = [seq for seq in seqs if (low or 0) <= seq <= (high or 200)]
+                for newest_first in (True, False):
+                    found = store.select(
+                        writer.model_id, where, limit=limit, newest_first=newest_first
+                    )
+                    wanted = within[::-1] if newest_first else within
+                    assert [event.seq for event in found] == wanted[:limit]
 
 
 def test_a_glob_over_many_parameters_merges_them_in_order(store: SqlStore, new_writer: Any) -> None:

@@ -1,14 +1,12 @@
 """Writers that race, in one process and in several: one order, one event a request, one winner."""
 
 import contextlib
-import multiprocessing
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -17,9 +15,10 @@ import torch
 from ledger import TorchEngine
 from ledger.audit.verify import verify
 from ledger.caller import Caller
-from ledger.errors import Conflict, IdempotencyMismatch, LedgerError, PreconditionFailed
+from ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
 from ledger.log import Log
 from tests.faults import folders, models
+from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import Server, serving
 
@@ -79,54 +78,9 @@ def post(server: Server, key: str | None, value: float, **headers: str) -> httpx
 PROCESSES = 4
 
 
-class Children:
-    """Processes that run functions of this module, all at the same moment."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ledger"])  # imports torch once
-        self._barrier = context.Barrier(PROCESSES)
-        self._pipes: list[Any] = []
-        self._processes: list[Any] = []
-        for _ in range(PROCESSES):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=child, args=(theirs, self._barrier), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def run(self, work: Callable[..., object], *given: tuple[object, ...]) -> list[Any]:
-        """work(*given[n]) in process n; results, and for an exception its class's name."""
-        assert len(given) == PROCESSES
-        for pipe, args in zip(self._pipes, given, strict=True):
-            pipe.send((work, args))
-        return [pipe.recv() for pipe in self._pipes]
-
-    def end(self) -> None:
-        for process, pipe in zip(self._processes, self._pipes, strict=True):
-            pipe.close()
-            process.join(10)
-
-
-def child(pipe: Any, barrier: Any) -> None:
-    torch.set_num_threads(1)
-    while True:
-        try:
-            work, args = pipe.recv()
-        except EOFError:
-            return
-        barrier.wait()
-        try:
-            result = work(*args)
-        except LedgerError as error:
-            result = type(error).__name__
-        pipe.send(result)
-
-
 @pytest.fixture(scope="module")
 def children() -> Iterator[Children]:
-    made = Children()
+    made = Children(PROCESSES)
     yield made
     made.end()
 

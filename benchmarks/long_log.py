@@ -1,0 +1,229 @@
+"""A log of a million events, written in bulk: the same rows as appending one by one would give.
+
+Headers are made from a template, since sealing a million events takes minutes; the first thousand
+are compared byte for byte with `ledger.events.seal`, and `benchmarks.audit` verifies the chain.
+"""
+
+import hashlib
+import json
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import psycopg
+
+from ledger.events import (
+    REGISTERED,
+    ROLLED_BACK,
+    STATE_CHANGING,
+    UPDATE_REJECTED,
+    UPDATED,
+    UPDATES,
+    VERSION_CREATED,
+    VERSIONS,
+    Annotation,
+    BlobRef,
+    Counts,
+    Draft,
+    Event,
+    TensorChange,
+    leaf_hash,
+    seal,
+)
+from ledger.store import rows
+from ledger.store.sql import SqlStore
+from ledger.store.tables import SEQ_BITS
+
+MODEL = "long"
+START = 1_700_000_000_000_000
+PARAMETERS = 300
+CHECKED = 1000
+_PAGE = 20_000
+
+# Four layers of actors: a few busy ones, and ones that did next to nothing.
+ACTORS = [("trainer", 0.6), ("tuner", 0.2), ("ana", 0.04), ("bo", 0.01), ("cy", 0.0001)]
+KINDS = [(UPDATED, 0.96), (UPDATE_REJECTED, 0.025), (VERSION_CREATED, 0.01), (ROLLED_BACK, 0.005)]
+
+TOUCHES = "touches (parameter_id, event_key, number, actor)"
+ANNOTATIONS = "annotations (event_key, kind, actor, reason, metadata, salt)"
+LISTED = "listed_versions (model_id, number, event_key)"
+EVENTS = f"events ({', '.join(rows.COLUMNS)})"
+
+
+def parameter(number: int) -> str:
+    return f"layers.{number // 6}.{('q', 'k', 'v', 'out', 'up', 'down')[number % 6]}.weight"
+
+
+@dataclass
+class Made:
+    """Rows of some events, by the table and columns they go to."""
+
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+
+    def add(self, into: str, row: tuple[Any, ...]) -> None:
+        self.rows.setdefault(into, []).append(row)
+
+
+def load(url: str, count: int) -> None:
+    """Fill an empty database with a log of `count` events of one model."""
+    store = SqlStore.open(url)
+    names = [f"weights/{parameter(number)}" for number in range(PARAMETERS)]
+    store.close()
+    made = _made(count)
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("INSERT INTO models (name) VALUES (?)", (MODEL,))
+            connection.executemany(
+                "INSERT INTO parameters (model_id, name) VALUES (1, ?)", [(n,) for n in names]
+            )
+            for page in made:
+                for into, values in page.rows.items():
+                    marks = ", ".join("?" * len(values[0]))
+                    connection.executemany(f"INSERT INTO {into} VALUES ({marks})", values)
+                connection.commit()
+            connection.execute("ANALYZE")
+            connection.commit()
+        return
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("INSERT INTO models (name) VALUES (%s)", (MODEL,))
+        for name in names:
+            connection.execute("INSERT INTO parameters (model_id, name) VALUES (1, %s)", (name,))
+        for page in made:
+            for into, values in page.rows.items():
+                with connection.cursor().copy(f"COPY {into} FROM STDIN") as copy:
+                    for value in values:
+                        copy.write_row(value)
+        connection.execute("VACUUM ANALYZE")
+
+
+def _made(count: int) -> Iterator[Made]:
+    events = _events(count)
+    while page := list(islice(events, _PAGE)):
+        made = Made()
+        for parts in page:
+            for into, row in parts:
+                made.add(into, row)
+        yield made
+
+
+def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Every event's rows: (table and columns, values)."""
+    chance = random.Random(1)
+    kinds, kind_weights = zip(*KINDS, strict=True)
+    actors, actor_weights = zip(*ACTORS, strict=True)
+    kinds_of = chance.choices(kinds, kind_weights, k=count)
+    actors_of = chance.choices([*actors, None], [*actor_weights, 1 - sum(actor_weights)], k=count)
+    # Some parameters are updated a thousand times as often as others.
+    weights = [1 / (1 + number) for number in range(PARAMETERS)]
+    touched_of = chance.choices(range(PARAMETERS), weights, k=count)
+    times: Counter[int] = Counter()
+    salt = bytes(16)
+    counts, node, state_seq = Counts(), 0, 0
+    state, prev, number = bytes(32), None, None
+    model = json.dumps(MODEL)
+    checked: Event | None = None
+    for seq in range(count):
+        kind = kinds_of[seq] if seq else REGISTERED
+        actor = actors_of[seq] if seq else None
+        key = (1 << SEQ_BITS) | seq
+        changes = kind in STATE_CHANGING
+        before, parent = state, node
+        series = {UPDATED: UPDATES, UPDATE_REJECTED: UPDATES, VERSION_CREATED: VERSIONS}.get(kind)
+        number = {UPDATES: counts.updates + 1, VERSIONS: counts.versions}.get(series or "")
+        body: dict[str, Any] = {}
+        touched: list[int] = []
+        if kind in (REGISTERED, UPDATED):
+            state, node = hashlib.sha256(b"%d" % seq).digest(), seq
+        elif kind == ROLLED_BACK:
+            body = {"to": f"seq:{node}", "cause": "manual"}
+        if kind == UPDATED:
+            touched = [touched_of[seq]]
+            if seq % 10 == 0:
+                touched = sorted({touched[0], (touched[0] + 1) % PARAMETERS, seq % PARAMETERS})
+            change = TensorChange("", before, state, 90, 12).to_json()
+            body = {
+                "delta_norm": 0.5,
+                "learning_rate": 0.01,
+                "operation": "additive",
+                "parameter": parameter(touched[0]),
+                "post_metrics": {},
+                "pre_metrics": {},
+                "tensors": [{**change, "name": f"weights/{parameter(n)}"} for n in touched],
+            }
+        counts = Counts(
+            counts.updates + (series == UPDATES),
+            counts.applied + (kind == UPDATED),
+            counts.versions + (series == VERSIONS),
+        )
+        if changes:
+            state_seq = seq
+        active = max(counts.versions - 1, 0) if counts.versions else None
+        recorded_at = START + 250 * seq
+        note = Annotation(actor=actor, salt=salt)
+        actor_digest = note.digest("actor")
+        size = 90 * len(touched)
+        request = hashlib.sha256(before).digest()
+        piece = f'{{"digest":"{request.hex()}","size":{size}}}' if size else ""
+        header = _header(
+            ("active", active),
+            ("actor", actor_digest and f'"{actor_digest}"'),
+            ("body", json.dumps(body, sort_keys=True, separators=(",", ":"))),
+            (
+                "counts",
+                f'{{"applied":{counts.applied},"updates":{counts.updates},'
+                f'"versions":{counts.versions}}}',
+            ),
+            ("format", 1),
+            ("kind", f'"{kind}"'),
+            ("model", model),
+            ("node", node),
+            ("number", number),
+            ("parent", parent if changes and seq else None),
+            ("payload", f"[{piece}]"),
+            ("prev", prev and f'"{prev.hex()}"'),
+            ("recorded_at", recorded_at),
+            ("request_digest", f'"{request.hex()}"'),
+            ("seq", seq),
+            ("series", series and f'"{series}"'),
+            ("state_after", f'"{state.hex()}"'),
+            ("state_before", f'"{before.hex()}"' if seq else None),
+            ("state_seq", state_seq),
+        )
+        if seq < CHECKED:
+            draft = Draft(
+                kind=kind,
+                body=body,
+                state_after=state,
+                target_node=node if kind == ROLLED_BACK else None,
+                series=series,
+                active=active,
+                annotation=note,
+                payload=(BlobRef(request, size),) if size else (),
+                request_digest=request,
+            )
+            checked = seal(draft, MODEL, checked, recorded_at)
+            assert checked.header == header, (checked.header, header)
+        prev = leaf_hash(header)
+        row = (key, 1, kind, recorded_at, node, parent if changes and seq else None, int(changes))
+        parts: list[tuple[str, tuple[Any, ...]]] = [
+            (EVENTS, (*row, series, number, None, state, size, header, prev))
+        ]
+        for one in touched:
+            times[one] += 1
+            parts.append((TOUCHES, (one + 1, key, times[one], actor)))
+        if actor is not None:
+            parts.append((ANNOTATIONS, (key, kind, actor, None, None, salt)))
+        if series == VERSIONS:
+            parts.append((LISTED, (1, number, key)))
+        yield parts
+
+
+def _header(*fields: tuple[str, object]) -> bytes:
+    inside = ",".join(f'"{name}":{value}' for name, value in fields if value is not None)
+    return f"{{{inside}}}".encode()

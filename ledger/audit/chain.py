@@ -1,0 +1,261 @@
+"""The chain: of every event its row, hash, place, running totals and annotation, not its payload.
+
+Updates, nearly all events, are checked by comparing bytes: a header is canonical, so apart from its
+body it can be written down from the event before it and the columns beside it. Other events, and
+headers that differ from that, are decoded and checked field by field, which also finds the words
+for what is wrong. What an update's body says is checked where its state is rebuilt.
+"""
+
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from ledger import events
+from ledger.errors import CorruptLedger
+from ledger.events import LEAF_PREFIX, STATE_CHANGING, Annotation, Counts, Event
+from ledger.store import EventStore, rows
+from ledger.store.sql import SqlStore
+from ledger.store.tables import SEQ_BITS, SEQ_MASK
+
+Progress = Callable[[int, int], None]
+
+_STRETCH = 1 << 16  # events that one process checks at a time
+
+_FACTORS = f'"form":"{events.FACTORS}"'.encode()
+_REQUEST = re.compile(rb'(?:,"request_digest":"[0-9a-f]{64}")?(?:,"request_id":"[^"\\]*")?')
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the log stands after an event: what the next one has to continue. Digests are hex."""
+
+    seq: int = -1
+    hash: str | None = None
+    state: str | None = None
+    recorded_at: int = 0
+    node: int | None = None
+    state_seq: int | None = None
+    applied: int = 0
+    updates: int = 0
+    versions: int = 0
+
+    def move(self, event: Event) -> None:
+        """Stand after an event."""
+        self.seq, self.hash, self.state = event.seq, event.hash.hex(), event.state_after.hex()
+        self.recorded_at, self.node, self.state_seq = event.recorded_at, event.node, event.state_seq
+        counts = event.counts
+        self.applied, self.updates, self.versions = counts.applied, counts.updates, counts.versions
+
+
+def check(
+    store: EventStore, model: str, start: int, stop: int, progress: Progress | None = None
+) -> None:
+    """Check the events start <= seq < stop; CorruptLedger names the first that does not hold.
+
+    The event before `start` is taken as it is: whoever checks the events before vouches for it.
+    """
+    model_id = store.models()[model]
+    place = Place()
+    if start > 0:
+        before = store.event(model_id, start - 1)
+        if before is None:
+            raise CorruptLedger(f"event {start - 1} is missing", seq=start - 1)
+        place.move(before)
+    for page, annotations in store.raw(model_id, start, stop):
+        place = _check_page(page, annotations, model, place)
+        if progress is not None:
+            progress(place.seq + 1, stop)
+    if place.seq + 1 != stop:
+        raise CorruptLedger(f"event {place.seq + 1} is missing", seq=place.seq + 1)
+
+
+def check_in_processes(
+    store: EventStore, model: str, stop: int, processes: int, progress: Progress | None = None
+) -> None:
+    """`check` of the whole log by several processes, this one included."""
+    ranges = [(start, min(start + _STRETCH, stop)) for start in range(0, stop, _STRETCH)]
+    if processes < 2 or len(ranges) < 2:
+        check(store, model, 0, stop, progress)
+        return
+    found: list[tuple[int, str]] = []
+    done = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes - 1, mp_context=context) as pool:
+        others = [pool.submit(_problem, store.url, model, *some) for some in ranges]
+        # This process takes from the end what the others have not begun.
+        for some, other in reversed(list(zip(ranges, others, strict=True))):
+            problem = _checked(store, model, *some) if other.cancel() else other.result()
+            found += [problem] if problem else []
+            done += some[1] - some[0]
+            if progress is not None:
+                progress(done, stop)
+    if found:
+        seq, text = min(found)
+        raise CorruptLedger(text, seq=seq)
+
+
+def _problem(url: str, model: str, start: int, stop: int) -> tuple[int, str] | None:
+    store = SqlStore.open(url, upgrade=False, guarded=False)
+    try:
+        return _checked(store, model, start, stop)
+    finally:
+        store.close()
+
+
+def _checked(store: EventStore, model: str, start: int, stop: int) -> tuple[int, str] | None:
+    try:
+        check(store, model, start, stop)
+    except CorruptLedger as error:
+        return (start if error.seq is None else error.seq), str(error)
+    return None
+
+
+def _check_page(
+    page: list[Any], notes: Mapping[int, Annotation], model: str, place: Place
+) -> Place:
+    """Where the log stands after these rows."""
+    named = f'"kind":"updated",{{}}"model":{json.dumps(model, ensure_ascii=False)},"node":'
+    for row in page:
+        if _continues(row, notes, named, place):
+            continue
+        seq = row[0] & SEQ_MASK
+        if seq != place.seq + 1:
+            raise CorruptLedger(
+                f"event {place.seq + 1} is missing, event {seq} follows", seq=place.seq + 1
+            )
+        event = rows.from_row(row, model)
+        _check_place(event, model, place)
+        _check_annotation(event, notes.get(seq))
+        place.move(event)
+    return place
+
+
+def _continues(row: Any, notes: Mapping[int, Annotation], named: str, place: Place) -> bool:
+    """Whether an update is, byte for byte, what its row and the event before it say.
+
+    Then `place` moves on. False sends the event to the checks of every field, so whatever is
+    unusual may be false.
+    """
+    (key, model_id, kind, recorded_at, node, parent, changes, forward_only) = row[:8]
+    (series, number, idempotency_key, state, size, header, event_hash) = row[8:]
+    seq, updates = place.seq + 1, place.updates + 1
+    if (
+        kind != events.UPDATED
+        or key != model_id << SEQ_BITS | seq
+        or node != seq
+        or parent != place.node
+        or changes != 1
+        or forward_only != 0
+        or series != events.UPDATES
+        or number != updates
+        or idempotency_key is not None
+        or recorded_at < place.recorded_at
+        or type(header) is not bytes
+        or sha256(LEAF_PREFIX + header).digest() != event_hash
+        or _FACTORS in header
+    ):
+        return False
+    actor = metadata = reason = ""
+    note = notes.get(seq)
+    if note is not None:
+        if note.actor is not None:
+            actor = f'"actor":"{note.digest("actor")}",'
+        if note.metadata is not None:
+            metadata = f'"metadata":"{note.digest("metadata")}",'
+        if note.reason is not None:
+            reason = f',"reason":"{note.digest("reason")}"'
+    applied, after = place.applied + 1, state.hex()
+    middle = (
+        f',"counts":{{"applied":{applied},"updates":{updates},"versions":{place.versions}}},'
+        f'"format":1,{named.format(metadata)}{seq},"number":{updates},"parent":{parent},'
+        '"payload":['
+    ).encode()
+    link = f'],"prev":"{place.hash}"{reason},"recorded_at":{recorded_at}'.encode()
+    tail = (
+        f',"seq":{seq},"series":"updates","state_after":"{after}","state_before":"{place.state}",'
+        f'"state_seq":{seq}}}'
+    ).encode()
+    # Strings escape their quotes, and no list or object stands behind the counts and the payload,
+    # so what is found last is the header's own.
+    at = header.rfind(b',"counts":')
+    pieces = at + len(middle)
+    closing = header.find(b"]", pieces)
+    payload = header[pieces:closing]
+    request = header[closing + len(link) : -len(tail)]
+    if not (
+        header.startswith(middle, at)
+        and header.startswith(link, closing)
+        and header.endswith(tail)
+        and (not request or _REQUEST.fullmatch(request))
+        and header.startswith(f'{actor}"body":{{'.encode(), _behind_active(header))
+        and (payload.endswith(b'","size":%d}' % size) if payload else not size)
+        and payload.count(b"{") < 2
+    ):
+        return False
+    place.seq = place.state_seq = place.node = seq
+    place.hash, place.state, place.recorded_at = event_hash.hex(), after, recorded_at
+    place.applied, place.updates = applied, updates
+    return True
+
+
+def _behind_active(header: bytes) -> int:
+    """Where the field behind "active" begins, which is first where it is there at all."""
+    return header.find(b",") + 1 if header.startswith(b'{"active":') else 1
+
+
+def _check_place(event: Event, model: str, place: Place) -> None:
+    """The event follows `place`, and its running values are what they must be."""
+    expected: dict[str, object] = {
+        "model": model,
+        "prev": _bytes(place.hash),
+        "state_before": _bytes(place.state),
+        "counts": Counts(
+            place.updates + (event.series == events.UPDATES),
+            place.applied + (event.kind == events.UPDATED),
+            place.versions + (event.series == events.VERSIONS),
+        ),
+    }
+    if event.kind not in STATE_CHANGING:
+        expected |= {"node": place.node, "parent": None, "state_seq": place.state_seq}
+        expected |= {"state_after": _bytes(place.state)}
+    else:
+        expected |= {"parent": place.node, "state_seq": event.seq}
+        if event.kind != events.ROLLED_BACK:
+            expected["node"] = event.seq
+    if event.series == events.UPDATES:
+        expected["number"] = place.updates + 1
+    if event.series == events.VERSIONS:
+        expected["number"] = place.versions
+    for field, value in expected.items():
+        if getattr(event, field) != value:
+            raise CorruptLedger(
+                f"event {event.seq}: {field} is {_shown(getattr(event, field))},"
+                f" expected {_shown(value)}",
+                seq=event.seq,
+            )
+    if event.recorded_at < place.recorded_at:
+        raise CorruptLedger(
+            f"event {event.seq} was recorded before event {place.seq}", seq=event.seq
+        )
+
+
+def _check_annotation(event: Event, note: Annotation | None) -> None:
+    for field in ("actor", "reason", "metadata"):
+        recorded = getattr(event, f"{field}_digest")
+        if recorded != (note.digest(field) if note else None):
+            raise CorruptLedger(
+                f"event {event.seq}: its {field} is not the one recorded", seq=event.seq
+            )
+
+
+def _bytes(hexadecimal: str | None) -> bytes | None:
+    return None if hexadecimal is None else bytes.fromhex(hexadecimal)
+
+
+def _shown(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else repr(value)
