@@ -38,7 +38,14 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.writes_enabled
-    app.include_router(router(manager, max_body_bytes=settings.max_body_bytes))
+    app.include_router(
+        router(
+            manager,
+            max_body_bytes=settings.max_body_bytes,
+            inference_threads=settings.inference_threads,
+            inference_queue=settings.inference_queue,
+        )
+    )
     errors.install(app)
     app.add_middleware(TooLargeInOurForm, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Door, api_key=settings.api_key)

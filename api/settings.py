@@ -10,6 +10,10 @@ from ledger import DynamicUpdateConfig
 
 JSON_BODY_BYTES = 4 * 1024 * 1024
 
+# Texts that are embedded or generated at a time, and those that wait for their turn.
+INFERENCE_THREADS = 4
+INFERENCE_QUEUE = 64
+
 
 class Settings(BaseSettings):
     """Everything `weightledger serve` can be told; each field is WEIGHTLEDGER_<NAME>."""
@@ -17,6 +21,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WEIGHTLEDGER_", env_nested_delimiter="__")
 
     model: str = "digits"
+    served_model_name: str | None = None
     data_dir: Path = Path("weightledger-data")
     database: str | None = None
     host: str = "127.0.0.1"
@@ -29,6 +34,10 @@ class Settings(BaseSettings):
     auto_rollback_metrics: Annotated[tuple[str, ...], NoDecode] = ("accuracy",)
     enable_incremental_learning: bool = True
     enable_versioning: bool = True
+    max_held_versions: Annotated[int, Field(ge=1)] = 16
+    held_versions_wait_s: Annotated[float, Field(ge=0)] = 5.0
+    inference_threads: Annotated[int, Field(ge=1)] = INFERENCE_THREADS
+    inference_queue: Annotated[int, Field(ge=0)] = INFERENCE_QUEUE
     max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
     allow_runtime_updating: bool = True
     aphrodite_allows: Annotated[
@@ -56,4 +65,6 @@ class Settings(BaseSettings):
             backup_dir=self.data_dir,
             database_url=self.database,
             auto_rollback_metrics=self.auto_rollback_metrics,
+            max_held_versions=self.max_held_versions,
+            held_versions_wait_s=self.held_versions_wait_s,
         )

@@ -58,6 +58,7 @@ def update(
 ) -> Proposal:
     """One parameter's update, or its refusal by the guard or for a result that is not finite."""
     name = WEIGHTS + request.spec.name
+    projector.make_room()
     projector.engine.check_untouched()
     payload = PayloadWriter(history.blobs)
     try:
@@ -81,6 +82,7 @@ def update(
 
 def record(history: History, projector: Projector, tensors: Mapping[str, torch.Tensor]) -> Proposal:
     """The difference between the live state and `tensors` (by bare name), as one event."""
+    projector.make_room()
     projector.engine.check_untouched()
     payload = PayloadWriter(history.blobs)
     recorded: list[Recorded] = []
