@@ -1,4 +1,4 @@
-"""Models that serve text: the real encoder, and a small random Llama with a tokenizer of its own."""
+"""Models that serve text: the real encoder, and a small random Llama with its own tokenizer."""
 
 from pathlib import Path
 from typing import Any

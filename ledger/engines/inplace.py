@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ledger.engines import copying, naming
+from ledger.engines import copying, naming, parametrised
 from ledger.engines.counters import Counters, refuse
 from ledger.engines.gate import Gate
 from ledger.engines.intake import as_live, checked, like, settle
@@ -151,6 +151,7 @@ class InplaceEngine:
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor in new.items():
                 live[name].copy_(tensor)
+            parametrised.forget()
         settle(live[name] for name in new)
 
     def _published_as(self, seq: int, digest: bytes, outside: list[str]) -> None:
