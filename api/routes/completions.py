@@ -40,7 +40,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         """Continue each prompt."""
         sent = await body(request, text_schemas.COMPLETION)
         ask = Ask(
-            lambda: [generates.tokens(prompt) for prompt in sent.prompt],
+            lambda: [generates.tokens(prompt, "prompt") for prompt in sent.prompt],
             _sampling(sent),
             sent.max_tokens,
             _COMPLETION_TOKENS,

@@ -1,8 +1,6 @@
 """The OpenAI routes that the engine can serve, and clear words for those that it cannot."""
 
-from typing import NoReturn
-
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from api.routes import completions, embeddings
 from api.workers import Workers
@@ -29,7 +27,7 @@ def router(manager: DynamicModelManager, workers: Workers) -> APIRouter:
 
 def _absent(routes: APIRouter, manager: DynamicModelManager, path: str, needed: str) -> None:
     @routes.post(path, include_in_schema=False)
-    async def refuse() -> NoReturn:
+    async def refuse() -> Response:
         raise NotFound(
             f"no {path} here: the served model {manager.model_name!r} is not {needed}; start the "
             "server with --model and a Hugging Face folder that holds one",

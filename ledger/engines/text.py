@@ -56,8 +56,11 @@ class Embeds(Protocol):
     def dimensions(self) -> int:
         """Length of a vector."""
 
-    def tokens(self, prompt: Prompt) -> list[int]:
-        """The ids of a text's tokens, checked. Raises InvalidRequest, or ContextTooLong."""
+    def tokens(self, prompt: Prompt, param: str | None = None) -> list[int]:
+        """The ids of a text's tokens, checked.
+
+        Raises InvalidRequest, or ContextTooLong; `param` is the field they name.
+        """
 
     def embed(self, module: torch.nn.Module, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """One vector for each tokenised text: float32, [texts, dimensions], on the CPU."""
@@ -70,8 +73,8 @@ class Generates(Protocol):
     def max_tokens(self) -> int:
         """Tokens of a prompt and its continuation together."""
 
-    def tokens(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt's tokens, checked. Raises InvalidRequest, or ContextTooLong."""
+    def tokens(self, prompt: Prompt, param: str | None = None) -> list[int]:
+        """The ids of a prompt's tokens, checked, as those of `Embeds.tokens`."""
 
     def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation (`role` and `content`) up to where the reply starts."""

@@ -32,9 +32,9 @@ class CausalLM:
         self._tokens = tokens
         self.max_tokens = tokens.max_tokens
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt, param: str | None = None) -> list[int]:
         """The ids of a prompt's tokens."""
-        return self._tokens.of(prompt)
+        return self._tokens.of(prompt, param)
 
     def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation up to where the reply starts."""

@@ -38,9 +38,9 @@ class Encoder:
         self.max_tokens = tokens.max_tokens
         self.dimensions = int(model.config.get_text_config().hidden_size)
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt, param: str | None = None) -> list[int]:
         """The ids of a text's tokens, special ones included."""
-        return self._tokens.of(prompt)
+        return self._tokens.of(prompt, param)
 
     def embed(self, module: torch.nn.Module, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """One vector for each text: float32, [texts, dimensions], on the CPU."""

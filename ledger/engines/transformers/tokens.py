@@ -38,16 +38,16 @@ class Tokens:
         self.max_tokens = min(known)
         self.pad = tokenizer.pad_token_id or 0
 
-    def of(self, prompt: Prompt) -> list[int]:
+    def of(self, prompt: Prompt, param: str | None) -> list[int]:
         """The ids of a text with the special tokens that belong around it, or the ids as given."""
         if isinstance(prompt, str):
-            return self._checked(self._ids(prompt, special=True))
+            return self._checked(self._ids(prompt, special=True), param)
         wrong = [t for t in prompt if not 0 <= t < self.vocabulary]
         if wrong:
             raise InvalidRequest(
-                f"token ids must be from 0 to {self.vocabulary - 1}, got {wrong[0]}"
+                f"token ids must be from 0 to {self.vocabulary - 1}, got {wrong[0]}", param=param
             )
-        return self._checked(list(prompt))
+        return self._checked(list(prompt), param)
 
     def of_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation, by the tokenizer's chat template."""
@@ -63,7 +63,7 @@ class Tokens:
             raise InvalidRequest(
                 f"the chat template refused the messages: {error}", param="messages"
             ) from None
-        return self._checked(self._ids(text, special=False))
+        return self._checked(self._ids(text, special=False), "messages")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these tokens, without the special ones."""
@@ -78,13 +78,14 @@ class Tokens:
         )
         return list(made["input_ids"])
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _checked(self, ids: list[int], param: str | None) -> list[int]:
         if not ids:
-            raise InvalidRequest("the text is empty; expected at least one token")
+            raise InvalidRequest("the text is empty; expected at least one token", param=param)
         if len(ids) > self.max_tokens:
             raise ContextTooLong(
                 f"This model's maximum context length is {self.max_tokens} tokens, but the text "
-                f"has {len(ids)}. Please shorten it."
+                f"has {len(ids)}. Please shorten it.",
+                param=param,
             )
         return ids
 
