@@ -49,8 +49,8 @@ def test_embeddings_are_the_models_own(client: openai.OpenAI, manager: DynamicMo
     got = torch.tensor([item.embedding for item in made.data])
     assert torch.allclose(got, expected(TEXTS), atol=1e-6)
     assert [item.index for item in made.data] == [0, 1]
-    # Two special tokens each: [CLS] a quick fox [SEP].
-    assert made.usage.prompt_tokens == made.usage.total_tokens == 5 + 16
+    # [CLS] a quick fox [SEP] are five.
+    assert made.usage.prompt_tokens == made.usage.total_tokens == 5 + 15
     with manager.lease() as live:
         assert raw.headers["x-weights-seq"] == str(live.seq)
         assert raw.headers["x-weights-digest"] == live.digest.hex()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -42,7 +43,7 @@ def read(path: Path) -> Folder:
         model = _model(path, config)
     except InvalidRequest:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _refused(path, f"cannot be loaded: {error}") from error
     if model.can_generate():
         return Folder(model, tokenizer)
@@ -64,10 +65,17 @@ def _model(path: Path, config: Any) -> Any:
         )
     auto = AutoModelForCausalLM if causal else AutoModel
     model, report = auto.from_pretrained(
-        path, config=config, use_safetensors=True, output_loading_info=True, **_LOCAL
+        path,
+        config=config,
+        use_safetensors=True,
+        output_loading_info=True,
+        # Reported below, by name.
+        ignore_mismatched_sizes=True,
+        **_LOCAL,
     )
     # transformers fills these with random numbers, other ones at each start.
-    absent = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    absent = sorted(report["missing_keys"])
+    absent += [f"{name} of the right shape" for name, *_ in sorted(report["mismatched_keys"])]
     if absent:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         raise _refused(
