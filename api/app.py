@@ -43,6 +43,8 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             manager,
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,
+            inference_threads=settings.inference_threads,
+            inference_queue=settings.inference_queue,
         )
     )
     errors.install(app)

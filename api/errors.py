@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 # The first class that matches decides, so subclasses stand before their bases.
 _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.PayloadTooLarge, 413, "invalid_request_error", "payload_too_large"),
+    (errors.ContextTooLong, 400, "invalid_request_error", "context_length_exceeded"),
     (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
+    (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
     (errors.NotFound, 404, "not_found_error", "not_found"),
     (errors.Pruned, 410, "not_found_error", "pruned"),
     (errors.OperationDisabled, 403, "permission_error", "disabled"),
@@ -27,6 +29,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.StorageFull, 503, "server_error", "storage_full"),
     (errors.StorageError, 503, "server_error", "storage_unavailable"),
     (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
+    (errors.Unavailable, 503, "server_error", "unavailable"),
     (errors.CorruptLedger, 500, "server_error", "corrupt_ledger"),
     (errors.LedgerError, 500, "server_error", "ledger_error"),
 )
@@ -73,10 +76,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def _ledger_error(request: Request, error: Exception) -> JSONResponse:
+def openai_error(error: errors.LedgerError) -> tuple[int, dict[str, Any]]:
+    """The status of an error of the ledger, and its `{"error": …}` body."""
     status, type_, code = next(
         (status, type_, code) for cls, status, type_, code in _STATUS if isinstance(error, cls)
     )
+    param = getattr(error, "param", None)
+    return status, {"error": {"message": str(error), "type": type_, "param": param, "code": code}}
+
+
+def _ledger_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.LedgerError)
+    status, body = openai_error(error)
     if status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
     headers: dict[str, str] = {}
@@ -86,10 +97,7 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
         headers["etag"] = f'"{error.head_seq}"'
     if status == 503:
         headers["retry-after"] = "1"
-    param = getattr(error, "param", None)
-    return error_response(
-        status, str(error), type_=type_, param=param, code=code, headers=headers or None
-    )
+    return JSONResponse(body, status_code=status, headers=headers or None)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -7,8 +7,9 @@ api.install_errors(app)
 from fastapi import APIRouter
 
 from api.prometheus import Metrics
-from api.routes import audit, batch, catalog, dynamic, inference, operations, verification
-from api.settings import JSON_BODY_BYTES, UPLOAD_BYTES
+from api.routes import audit, batch, catalog, dynamic, inference, operations, text, verification
+from api.settings import INFERENCE_QUEUE, INFERENCE_THREADS, JSON_BODY_BYTES, UPLOAD_BYTES
+from api.workers import Workers
 from ledger import DynamicModelManager
 
 
@@ -17,6 +18,8 @@ def router(
     *,
     max_body_bytes: int = JSON_BODY_BYTES,
     max_upload_bytes: int = UPLOAD_BYTES,
+    inference_threads: int = INFERENCE_THREADS,
+    inference_queue: int = INFERENCE_QUEUE,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
@@ -25,7 +28,8 @@ def router(
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
-    routes.include_router(_json(manager, max_body_bytes))
+    workers = Workers(inference_threads, inference_queue)
+    routes.include_router(_json(manager, max_body_bytes, workers))
     return routes
 
 
@@ -35,10 +39,11 @@ def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
     return routes
 
 
-def _json(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+def _json(manager: DynamicModelManager, max_bytes: int, workers: Workers) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes)
     routes.include_router(operations.router(manager, Metrics(manager)))
     routes.include_router(inference.router(manager))
+    routes.include_router(text.router(manager, workers))
     routes.include_router(dynamic.router(manager))
     routes.include_router(audit.router(manager))
     routes.include_router(verification.router(manager))

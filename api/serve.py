@@ -11,7 +11,7 @@ from api.door import LOOPBACK
 from api.folder import hold
 from api.loading import load
 from api.settings import Settings
-from ledger import DynamicModelManager, TorchEngine
+from ledger import DynamicModelManager
 from ledger.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # Python threads hand over every 5 ms by default, which a waiting inference feels while an update
 # computes. Measured by the prototype of this project: p99 1.4 × idle by default, 1.0–1.1 × at this.
 _SWITCH_INTERVAL_S = 0.0005
+
+# Told to stop, the server lets replies finish for so long; a generation may take minutes.
+_GRACE_S = 5
 
 
 def serve(settings: Settings) -> None:
@@ -32,9 +35,9 @@ def serve(settings: Settings) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     url = f"http://{_bracketed(settings.host)}:{settings.port}"
     with hold(settings.data_dir, url):
-        loaded = load(settings.model, settings.data_dir)
+        loaded = load(settings.model, settings.data_dir, settings.served_model_name)
         manager = DynamicModelManager(
-            TorchEngine(loaded.module),
+            loaded.engine,
             loaded.name,
             config=settings.update_config(),
             evaluator=loaded.evaluator,
@@ -51,6 +54,7 @@ def serve(settings: Settings) -> None:
                 host=settings.host,
                 port=settings.port,
                 log_level="warning",
+                timeout_graceful_shutdown=_GRACE_S,
             )
             uvicorn.Server(config).run()
         finally:

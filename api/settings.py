@@ -11,6 +11,10 @@ from ledger import DynamicUpdateConfig
 JSON_BODY_BYTES = 4 * 1024 * 1024
 UPLOAD_BYTES = 64 * 1024**3
 
+# Texts that are embedded or generated at a time, and those that wait for their turn.
+INFERENCE_THREADS = 4
+INFERENCE_QUEUE = 64
+
 
 class Settings(BaseSettings):
     """Everything `weightledger serve` can be told; each field is WEIGHTLEDGER_<NAME>."""
@@ -18,6 +22,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WEIGHTLEDGER_", env_nested_delimiter="__")
 
     model: str = "digits"
+    served_model_name: str | None = None
     data_dir: Path = Path("weightledger-data")
     database: str | None = None
     blob_url: str | None = None
@@ -31,6 +36,10 @@ class Settings(BaseSettings):
     auto_rollback_metrics: Annotated[tuple[str, ...], NoDecode] = ("accuracy",)
     enable_incremental_learning: bool = True
     enable_versioning: bool = True
+    max_held_versions: Annotated[int, Field(ge=1)] = 16
+    held_versions_wait_s: Annotated[float, Field(ge=0)] = 5.0
+    inference_threads: Annotated[int, Field(ge=1)] = INFERENCE_THREADS
+    inference_queue: Annotated[int, Field(ge=0)] = INFERENCE_QUEUE
     max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
     max_upload_bytes: Annotated[int, Field(ge=1024)] = UPLOAD_BYTES
     allow_runtime_updating: bool = True
@@ -60,4 +69,6 @@ class Settings(BaseSettings):
             database_url=self.database,
             blob_url=self.blob_url,
             auto_rollback_metrics=self.auto_rollback_metrics,
+            max_held_versions=self.max_held_versions,
+            held_versions_wait_s=self.held_versions_wait_s,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger.errors import InvalidRequest
+from ledger.projector import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 
 DEFAULT_DATA_DIR = "weightledger-data"
 DATABASE_FILE = "ledger.db"
@@ -42,6 +43,9 @@ class DynamicUpdateConfig:
     auto_rollback_metrics: which metrics the threshold applies to.
     snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
         of the model's bytes.
+    max_held_versions: past versions that readers may hold in memory. At this many, updates wait
+        for `held_versions_wait_s` seconds and then raise Unavailable; readers never wait, and
+        neither does a rollback. In-place engines have one version and know no such limit.
     """
 
     max_versions: int = 10
@@ -54,9 +58,11 @@ class DynamicUpdateConfig:
     blob_url: str | None = None
     auto_rollback_metrics: Sequence[str] = ("accuracy",)
     snapshot_alpha: float = 1.0
+    max_held_versions: int = MAX_HELD_VERSIONS
+    held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
 
     def __post_init__(self) -> None:
-        for name in ("max_versions", "checkpoint_interval"):
+        for name in ("max_versions", "checkpoint_interval", "max_held_versions"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1", param=name)
         if not self.auto_rollback_threshold >= 0:
@@ -65,6 +71,10 @@ class DynamicUpdateConfig:
             )
         if not self.snapshot_alpha > 0:
             raise InvalidRequest("snapshot_alpha must be above 0", param="snapshot_alpha")
+        if not self.held_versions_wait_s >= 0:
+            raise InvalidRequest(
+                "held_versions_wait_s must be 0 or more", param="held_versions_wait_s"
+            )
         unknown = set(self.auto_rollback_metrics) - set(METRICS)
         if unknown:
             raise InvalidRequest(

@@ -3,8 +3,10 @@
     LedgerError
     ├── InvalidRequest          400  the caller sent something that cannot be applied
     │   ├── UnsupportedModel         a tensor, dtype or module the ledger cannot hold
+    │   ├── ContextTooLong           more tokens than the model takes
     │   └── PayloadTooLarge     413
     ├── NotFound                404  no such parameter, version, update, model or position
+    │   └── ModelNotFound            a request names a model that is not served here
     ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
     ├── Conflict                409  gave up racing other writers
@@ -12,6 +14,7 @@
     ├── IdempotencyMismatch     422  the key was used for another request
     ├── WeightsMismatch         503  live weights are not the ledger's
     │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
+    ├── Unavailable             503  not now, though nothing is wrong; retry
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     └── StorageError            503  the database or blob store failed
         ├── StorageFull              no space left
@@ -44,6 +47,10 @@ class UnsupportedModel(InvalidRequest):
     """A tensor, dtype or module that the ledger cannot record faithfully."""
 
 
+class ContextTooLong(InvalidRequest):
+    """The text has more tokens than the model takes; the message names the limit."""
+
+
 class PayloadTooLarge(InvalidRequest):
     """The request is larger than this entrance takes."""
 
@@ -54,6 +61,10 @@ class NotFound(LedgerError, LookupError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class ModelNotFound(NotFound):
+    """The request names a model that is not served here."""
 
 
 class Pruned(LedgerError):
@@ -96,6 +107,10 @@ class WeightsMismatch(LedgerError):
 
 class WeightsChangedOutside(WeightsMismatch):
     """Live tensors were written without the ledger."""
+
+
+class Unavailable(LedgerError):
+    """As much as the configuration allows is going on already; retry. Nothing was recorded."""
 
 
 class CorruptLedger(LedgerError):

@@ -14,7 +14,7 @@ from ledger.engines.state import StateEngine
 from ledger.events import Annotation, seal
 from ledger.history import History, open_history
 from ledger.log import Log
-from ledger.projector import OnMismatch, Projector
+from ledger.projector import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS, OnMismatch, Projector
 from ledger.store import Append, EventStore, SeqTaken
 from ledger.store.sql import SqlStore
 
@@ -87,15 +87,23 @@ class Ledger:
         engine: Engine | None = None,
         on_mismatch: OnMismatch = "refuse",
         alpha: float = 1.0,
+        max_held_versions: int = MAX_HELD_VERSIONS,
+        held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
     ) -> Log:
         """The log of a model, to read and write; `base` registers it at first use.
 
         `base` is copied: record what becomes of it with `Log.record`. An `engine` holds live
         weights that follow the log instead. With neither, a registered model is loaded from the
         log. Raises NotFound for an unknown model without base, WeightsMismatch when the weights
-        given equal no state of the log.
+        given equal no state of the log. `max_held_versions` and `held_versions_wait_s` are
+        explained at `DynamicUpdateConfig`.
         """
-        projector = Projector(engine or self._state_engine(name, base), self._pool)
+        projector = Projector(
+            engine or self._state_engine(name, base),
+            self._pool,
+            max_held_versions=max_held_versions,
+            held_versions_wait_s=held_versions_wait_s,
+        )
         if name not in self.store.models():
             self._register(name, projector)
         history = self.history(name)

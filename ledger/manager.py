@@ -80,6 +80,8 @@ class DynamicModelManager:
             engine=self.engine,
             on_mismatch=on_mismatch,
             alpha=self.config.snapshot_alpha,
+            max_held_versions=self.config.max_held_versions,
+            held_versions_wait_s=self.config.held_versions_wait_s,
         )
         self.traffic = Traffic()
         self._guard = MetricsGuard(

@@ -17,7 +17,7 @@ import torch
 from ledger import lineage
 from ledger.digest import StateDigest, chunk_digests, hash_many, root
 from ledger.engines import Engine, Prepared
-from ledger.errors import CorruptLedger, WeightsChangedOutside, WeightsMismatch
+from ledger.errors import CorruptLedger, Unavailable, WeightsChangedOutside, WeightsMismatch
 from ledger.events import REGISTERED, Draft, Event
 from ledger.history import History
 from ledger.tensors import WEIGHTS, TensorSpec, clone, lanes
@@ -25,6 +25,9 @@ from ledger.tensors import WEIGHTS, TensorSpec, clone, lanes
 OnMismatch = Literal["refuse", "ledger"]
 
 logger = logging.getLogger(__name__)
+
+MAX_HELD_VERSIONS = 16
+HELD_VERSIONS_WAIT_S = 5.0
 
 _NAMES_SHOWN = 8
 
@@ -65,10 +68,19 @@ class Changes:
 class Projector:
     """Live weights of one engine, kept at a position of one log."""
 
-    def __init__(self, engine: Engine, pool: Executor) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pool: Executor,
+        *,
+        max_held_versions: int = MAX_HELD_VERSIONS,
+        held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
+    ) -> None:
         self.engine = engine
         self.specs: Mapping[str, TensorSpec] = engine.specs()
         self._pool = pool
+        self._max_held = max_held_versions
+        self._held_wait_s = held_versions_wait_s
         self._live: Live | None = None
         self._chunks: dict[str, bytearray] = {}
 
@@ -181,6 +193,7 @@ class Projector:
         if head.node == live.head.node:
             self._show(head, self._unchanged())
             return head
+        self.make_room()
         changes = self.move(history, head.node, head.state_after)
         self._show(head, changes)
         logger.info("caught up with event %d of %s", head.seq, history.model)
@@ -218,6 +231,18 @@ class Projector:
             return changes
         weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
         return replace(changes, candidate=self.engine.prepare(weights))
+
+    def make_room(self) -> None:
+        """Wait until one more version may be held; Unavailable if readers do not let go in time.
+
+        For updates and for following other processes. A rollback takes no notice: being back at
+        good weights is worth the memory of one more version.
+        """
+        if not self.engine.wait_for_readers(self._max_held - 1, self._held_wait_s):
+            raise Unavailable(
+                f"readers still hold {self.engine.held_versions()} past versions of the weights "
+                f"and max_held_versions is {self._max_held}; retry when they are done"
+            )
 
     def show(self, event: Event, changes: Changes | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""

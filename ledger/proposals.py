@@ -127,6 +127,7 @@ def updates(requests: Sequence[Update], facts: Mapping[str, Any]) -> Planner:
 
 def planned(history: History, tip: Tip, planner: Planner, guard: Guard | None) -> Proposal:
     """The event of a plan, or its refusal by the plan itself or by the guard."""
+    tip.make_room()
     tip.check_untouched()
     plan = planner(tip)
     if plan.verdict.reason is not None:

@@ -52,6 +52,11 @@ class Tip:
         """The chunk digests of a weight."""
         return self._chunks.get(name) or self._projector.chunks(name)
 
+    def make_room(self) -> None:
+        """Wait until one more version may be held; what is staged already needs no other."""
+        if not self.staged:
+            self._projector.make_room()
+
     def check_untouched(self) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
         self._projector.engine.check_untouched()

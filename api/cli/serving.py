@@ -14,7 +14,11 @@ from ledger.errors import InvalidRequest
 
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="'digits' (built in) or module:factory.")
+        str | None,
+        typer.Option(help="'digits' (built in), a Hugging Face folder, or module:factory."),
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name; by default from --model.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The data folder.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -41,12 +45,16 @@ def serve(
     auto_rollback_threshold: Annotated[
         float | None, typer.Option(help="Relative degradation that refuses an update; 0: off.")
     ] = None,
+    max_held_versions: Annotated[
+        int | None, typer.Option(help="Past versions that readers may hold before updates wait.")
+    ] = None,
 ) -> None:
     """Serve a model whose every weight change is an event. Flags win over WEIGHTLEDGER_*."""
     from api.serve import serve as run
 
     given: dict[str, Any] = {
         "model": model,
+        "served_model_name": served_model_name,
         "data_dir": data_dir,
         "host": host,
         "port": port,
@@ -57,6 +65,7 @@ def serve(
         "max_versions": max_versions,
         "checkpoint_interval": checkpoint_interval,
         "auto_rollback_threshold": auto_rollback_threshold,
+        "max_held_versions": max_held_versions,
     }
     try:
         settings = Settings(**{key: value for key, value in given.items() if value is not None})

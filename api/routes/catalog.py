@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from api import paging
+from api.served import resolve
 from ledger import DynamicModelManager
-from ledger.errors import NotFound
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
@@ -56,8 +56,7 @@ def by_name(manager: DynamicModelManager) -> APIRouter:
     @routes.get("/{model:path}")
     def model(model: str) -> dict[str, Any]:
         """One model of the list."""
-        if model != manager.model_name:
-            raise NotFound(f"Model {model!r} not found; served: {manager.model_name}")
+        resolve(manager, model)
         return _described(manager)
 
     return routes

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import schemas
 from api.requests import body
+from api.served import Origin
 from ledger import DynamicModelManager
 from ledger.errors import InvalidRequest
 from ledger.operands import leaf_types
@@ -50,11 +51,11 @@ def _infer(manager: DynamicModelManager, sent: schemas.InvocationBody) -> Respon
                 f"{error}",
                 param="inputs",
             ) from None
-        seq, digest = live.seq, live.digest
+        origin = Origin(live.seq, live.digest)
     return Response(
         to_json({"predictions": predictions}, inf_nan_mode="null"),
         media_type="application/json",
-        headers={"x-weights-seq": str(seq), "x-weights-digest": digest.hex()},
+        headers=origin.headers,
     )
 
 

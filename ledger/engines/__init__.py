@@ -88,3 +88,6 @@ class Engine(Protocol):
 
     def held_versions(self) -> int:
         """How many past versions readers still hold; 0 where there is only one version."""
+
+    def wait_for_readers(self, most: int, timeout_s: float) -> bool:
+        """Wait until readers hold at most that many past versions; False if they still do not."""

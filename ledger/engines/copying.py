@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ledger.engines import reach
+from ledger.engines import parametrised, reach
 from ledger.engines.intake import as_live
 from ledger.engines.naming import Naming, of_module, span
 from ledger.errors import UnsupportedModel
@@ -37,6 +37,7 @@ class Skeleton:
             }
             memo |= _constants(module, naming)
             self._template = _copy(module, memo).eval()
+            parametrised.uncached(self._template)
         self._shared: dict[int, object] = {}
         self._empty: list[nn.Module | object] = []
         self._survey(module, naming)

@@ -88,3 +88,7 @@ class TorchEngine:
     def held_versions(self) -> int:
         """How many past versions readers still hold."""
         return self._versions.held()
+
+    def wait_for_readers(self, most: int, timeout_s: float) -> bool:
+        """Wait until readers hold at most that many past versions; False if they still do not."""
+        return self._versions.wait_for_readers(most, timeout_s)

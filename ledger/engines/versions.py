@@ -4,6 +4,10 @@ Publishing assigns that reference. A reader that took the old version keeps it u
 that only it used go with it.
 """
 
+import contextlib
+import gc
+import queue
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +67,8 @@ class Versions:
         self._counters = Counters(tensors)
         self._current: Version | None = None
         self._past: list[weakref.ref[Version | nn.Module]] = []
+        # The one queue that may be put to while objects are being destroyed.
+        self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def current(self) -> Version:
         """The live version; raises LedgerError before the first one is published."""
@@ -85,12 +91,36 @@ class Versions:
         self.tensors = candidate.whole
         self._current = version
         if before is not None and before.tensors is not candidate.whole:
-            self._past.append(weakref.ref(before.built or before))
+            released = self._released
+            self._past.append(weakref.ref(before.built or before, lambda _: released.put(None)))
+            self._forget_released()
 
     def held(self) -> int:
         """How many past versions somebody still holds."""
         self._past = [past for past in self._past if past() is not None]
         return len(self._past)
+
+    def wait_for_readers(self, most: int, timeout_s: float) -> bool:
+        """Wait until at most `most` past versions are held; False if they are not by then."""
+        if self.held() <= most:
+            return True
+        # A module that refers to itself goes only when garbage is collected.
+        gc.collect()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._forget_released()
+            if self.held() <= most:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            with contextlib.suppress(queue.Empty):
+                self._released.get(timeout=left)
+
+    def _forget_released(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._released.get_nowait()
 
 
 def unpublished() -> LedgerError:

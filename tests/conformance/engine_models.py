@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from transformers import BertConfig, BertModel
+
+from tests.text_models import llama
 
 Make = Callable[[], nn.Module]
 
@@ -149,6 +152,16 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
 
 
+def text_encoder() -> nn.Module:
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=384, num_hidden_layers=1, **shape))
+
+
+TEXT_KINDS = {
+    "llama_tied": Kind(lambda: llama(tie_word_embeddings=True), torch.tensor([[0, 30, 94, 87]])),
+    "bert": Kind(text_encoder, torch.tensor([[5, 6, 7], [8, 9, 10]])),
+}
+
 KINDS = {
     "mlp": Kind(mlp, ramp(5, 4)),
     "bfloat16": Kind(lambda: mlp(torch.bfloat16), ramp(5, 4, dtype=torch.bfloat16)),
@@ -164,6 +177,7 @@ KINDS = {
     "old_weight_norm": Kind(old_weight_norm, ramp(5, 4)),
     "buffers_0d_empty": Kind(Buffers, ramp(4)),
     "strided": Kind(Strided, ramp(8, 48)),
+    **TEXT_KINDS,
 }
 
 

@@ -4,7 +4,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import AutoModel
 
 from ledger.engines import Engine
@@ -21,6 +22,7 @@ from ledger.engines.gate import Gate
 from ledger.engines.inplace import InplaceEngine
 from ledger.engines.state import StateEngine
 from ledger.engines.torch import TorchEngine
+from ledger.engines.transformers import TransformersEngine
 from ledger.errors import (
     Conflict,
     InvalidRequest,
@@ -28,7 +30,15 @@ from ledger.errors import (
     UnsupportedModel,
     WeightsChangedOutside,
 )
-from tests.conformance.engine_models import INPLACE_ONLY, KINDS, UNRECORDABLE, Kind, mlp
+from tests.conformance.engine_models import (
+    INPLACE_ONLY,
+    KINDS,
+    TEXT_KINDS,
+    UNRECORDABLE,
+    Kind,
+    mlp,
+)
+from tests.text_models import tokenizer
 
 ENGINES: dict[str, Callable[[nn.Module], Engine]] = {
     "torch": TorchEngine,
@@ -37,9 +47,28 @@ ENGINES: dict[str, Callable[[nn.Module], Engine]] = {
 }
 SERVING = ("torch", "inplace")
 
+
+def transformers_engine(module: nn.Module) -> Engine:
+    return TransformersEngine(module, tokenizer())
+
+
 any_engine = pytest.mark.parametrize("make_engine", ENGINES.values(), ids=ENGINES)
 serving = pytest.mark.parametrize("make_engine", [ENGINES[n] for n in SERVING], ids=SERVING)
-any_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def pairs(engines: Iterable[str]) -> Any:
+    """Every engine with every kind of module that it is for."""
+    all_pairs = [(engine, kind) for engine in engines for kind in KINDS]
+    all_pairs += [("transformers", kind) for kind in TEXT_KINDS]
+    values = [({**ENGINES, "transformers": transformers_engine}[e], KINDS[k]) for e, k in all_pairs]
+    return pytest.mark.parametrize(
+        ("make_engine", "kind"), values, ids=[f"{kind}-{engine}" for engine, kind in all_pairs]
+    )
+
+
+any_engine_and_kind = pairs(ENGINES)
+serving_any_kind = pairs(SERVING)
+versioned_any_kind = pairs(["torch"])
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -47,7 +76,8 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def infer(module: nn.Module, given: Tensor) -> bytes:
-    return bits(module(given))
+    output = module(given)
+    return bits(output if isinstance(output, Tensor) else output[0])
 
 
 def values(engine: Engine, number: int, names: list[str] | None = None) -> dict[str, Tensor]:
@@ -112,8 +142,7 @@ def state_of(engine: Engine) -> dict[str, Tensor]:
 # Names
 
 
-@any_engine
-@any_kind
+@any_engine_and_kind
 def test_names_are_those_of_the_module_and_ties_have_one(
     make_engine: Callable[[nn.Module], Engine], kind: Kind
 ) -> None:
@@ -140,8 +169,7 @@ def test_a_state_dict_keeps_the_ties_of_its_module() -> None:
 # Prepare and publish
 
 
-@serving
-@any_kind
+@serving_any_kind
 def test_publish_gives_the_outputs_of_a_module_built_with_those_weights(
     make_engine: Callable[[nn.Module], Engine], kind: Kind
 ) -> None:
@@ -162,8 +190,7 @@ def test_publish_gives_the_outputs_of_a_module_built_with_those_weights(
     engine.check_untouched()
 
 
-@serving
-@any_kind
+@serving_any_kind
 def test_a_prepared_version_can_be_scored_and_is_not_seen_before_publish(
     make_engine: Callable[[nn.Module], Engine], kind: Kind
 ) -> None:
@@ -268,9 +295,11 @@ def test_tensors_made_in_inference_mode_or_with_autograd_history_are_taken(
 # Readers
 
 
-@any_kind
-def test_a_lease_keeps_its_outputs_while_updates_are_published(kind: Kind) -> None:
-    engine = started(TorchEngine, kind.make().eval())
+@versioned_any_kind
+def test_a_lease_keeps_its_outputs_while_updates_are_published(
+    make_engine: Callable[[nn.Module], Engine], kind: Kind
+) -> None:
+    engine = started(make_engine, kind.make().eval())
     leases, outputs = [], []
     for seq in range(1, 6):
         with engine.lease() as live:
@@ -363,16 +392,22 @@ def test_old_versions_go_with_their_last_reader() -> None:
         gc.enable()
 
 
-@any_kind
-def test_versions_have_the_parameters_and_attributes_of_the_module(kind: Kind) -> None:
+@versioned_any_kind
+def test_versions_have_the_parameters_and_attributes_of_the_module(
+    make_engine: Callable[[nn.Module], Engine], kind: Kind
+) -> None:
     module = kind.make()
-    engine = started(TorchEngine, module)
+    engine = started(make_engine, module)
     put(engine, values(engine, 1), 1)
     live = engine.lease().module
 
     def shape_of(module: nn.Module) -> Any:
         parameters = [(n, type(p), p.requires_grad, p.stride()) for n, p in named(module)]
-        parts = [(n, type(p), sorted(p.__dict__)) for n, p in module.named_modules()]
+        # Parametrised parts have a class of their own, with the bases of the module's.
+        parts = [
+            (n, type(p).__name__, type(p).__mro__[1:], sorted(p.__dict__))
+            for n, p in module.named_modules()
+        ]
         return parameters, [n for n, _ in module.named_buffers()], parts
 
     def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -401,6 +436,23 @@ def test_constants_are_shared_by_all_versions() -> None:
     second = engine.lease().module
     for name in ("shift", "table"):
         assert getattr(first, name).data_ptr() == getattr(second, name).data_ptr()
+
+
+@serving
+def test_a_block_that_caches_parametrised_weights_never_mixes_versions(
+    make_engine: Callable[[nn.Module], Engine],
+) -> None:
+    kind = KINDS["parametrised"]
+    engine = started(make_engine, kind.make().eval())
+    with parametrize.cached():
+        before = live_output(engine, kind)
+        prepared = engine.prepare(values(engine, 1))
+        candidate = infer(prepared.module, kind.given)
+        assert live_output(engine, kind) == before
+        engine.publish(prepared, seq=1, digest=b"")
+        assert live_output(engine, kind) == candidate
+    assert live_output(engine, kind) == candidate
+    assert candidate == infer(fresh(kind, values(engine, 1)), kind.given)
 
 
 # The caller's module
@@ -442,8 +494,7 @@ def test_restructuring_the_callers_module_does_not_reach_the_live_version() -> N
     engine.check_untouched()
 
 
-@any_engine
-@any_kind
+@any_engine_and_kind
 def test_writes_behind_the_ledger_are_noticed_by_name(
     make_engine: Callable[[nn.Module], Engine], kind: Kind
 ) -> None:

@@ -1,0 +1,47 @@
+"""Which weights a request means, and how a reply names them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from ledger import DynamicModelManager
+from ledger.engines import Live
+from ledger.errors import ModelNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a `model` field leads to: the name to answer with, and how to hold its weights."""
+
+    name: str
+    lease: Callable[[], AbstractContextManager[Live]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The state a reply was computed from."""
+
+    seq: int
+    digest: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`X-Weights-Seq` and `X-Weights-Digest`."""
+        return {"x-weights-seq": str(self.seq), "x-weights-digest": self.digest.hex()}
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: the same for two replies from the same state."""
+        return f"seq-{self.seq}-{self.digest.hex()[:16]}"
+
+
+def resolve(manager: DynamicModelManager, model: str | None) -> Served:
+    """What the `model` field of a request names; without one, the served model.
+
+    Raises ModelNotFound with the names that are served.
+    """
+    if model is not None and model != manager.model_name:
+        raise ModelNotFound(
+            f"The model {model!r} does not exist; served here: {manager.model_name}", param="model"
+        )
+    return Served(manager.model_name, manager.lease)

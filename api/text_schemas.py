@@ -1,0 +1,152 @@
+"""Request bodies of the OpenAI routes.
+
+What this server cannot do is refused, never ignored: fields it does not have, and other values than
+the neutral one of fields that it has for that one only. `user` and `metadata` do nothing at OpenAI
+either, except label.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+
+_SEED = 1 << 63
+
+
+def _texts(value: Any) -> list[str | list[int]]:
+    """One or many texts, each as text or token ids, as a list of them."""
+    many = value if isinstance(value, list) and not _is_tokens(value) else [value]
+    if not many or not all(text and (isinstance(text, str) or _is_tokens(text)) for text in many):
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids or a list of such lists, and "
+            "none of them empty"
+        )
+    return many
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+Texts = Annotated[
+    Any, AfterValidator(_texts), Field(description="Text, a list of texts, or either as token ids.")
+]
+
+# Values that ask for nothing beyond what is done anyway.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "store": (False,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    user: str | None = None
+
+
+class EmbeddingsBody(_Body):
+    """POST /v1/embeddings"""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`"""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class _GenerationBody(_Body):
+    metadata: dict[str, Any] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-_SEED, lt=_SEED)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Any = None
+    logprobs: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
+
+    @field_validator(*_NEUTRAL, check_fields=False, mode="before")
+    @classmethod
+    def _only_neutral(cls, value: Any, info: Any) -> Any:
+        allowed = _NEUTRAL[info.field_name]
+        if value is None or any(value == one and type(value) is type(one) for one in allowed):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool) and value in allowed:
+            return value
+        shown = " or ".join(repr(one) for one in allowed)
+        raise ValueError(f"only {shown} is supported here")
+
+
+class CompletionBody(_GenerationBody):
+    """POST /v1/completions"""
+
+    prompt: Texts
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+
+
+class TextPart(BaseModel):
+    """One part of a message's content."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: str
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatBody(_GenerationBody):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    top_logprobs: Any = None
+    store: Any = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+
+
+EMBEDDINGS: TypeAdapter[EmbeddingsBody] = TypeAdapter(EmbeddingsBody)
+COMPLETION: TypeAdapter[CompletionBody] = TypeAdapter(CompletionBody)
+CHAT: TypeAdapter[ChatBody] = TypeAdapter(ChatBody)

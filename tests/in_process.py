@@ -1,0 +1,48 @@
+"""A real server in a thread of the test's process, so that a test can look behind it."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import uvicorn
+
+from api.app import create_app
+from api.settings import Settings
+from ledger import DynamicModelManager
+
+
+@contextlib.contextmanager
+def listening(manager: DynamicModelManager, **settings: Any) -> Iterator[str]:
+    """The URL of a server around `manager`."""
+    app = create_app(manager, Settings(**settings))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def openai_client(url: str) -> openai.OpenAI:
+    """The client that users have, as it comes, except that it does not try again."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
+
+
+def until(reached: Callable[[], Any], seconds: float = 10) -> None:
+    """Wait for another thread or process to get that far."""
+    for _ in range(int(seconds * 500)):
+        if reached():
+            return
+        threading.Event().wait(0.002)
+    raise TimeoutError
