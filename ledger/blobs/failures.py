@@ -41,12 +41,13 @@ _PASSING_STATUS = {"408", "409", "429"}
 def explained(where: str, *, may_be_gone: bool = False) -> Iterator[None]:
     """Raise the ledger error for an error of obstore's; `where` is the store's URL.
 
-    With `may_be_gone`, FileNotFoundError goes through when the object is gone and not the bucket.
+    With `may_be_gone`, FileNotFoundError goes through: the object is gone, or the bucket is, which
+    the listing or upload that follows then tells.
     """
     try:
         yield
     except FileNotFoundError as error:
-        if may_be_gone and not _names_no_bucket(str(error)):
+        if may_be_gone:
             raise
         raise explain(error, where) from error
     except (exceptions.BaseError, OSError) as error:
@@ -61,7 +62,7 @@ def explain(error: BaseException, where: str) -> LedgerError:
     codes = set(_CODE.findall(text))
     if status == _FULL_STATUS or codes & _FULL_CODES:
         return StorageFull(f"no space is left in {where}; nothing was recorded")
-    if _names_no_bucket(text):
+    if any(name in text for name in _NO_BUCKET):
         return StorageError(f"{where} does not exist: create the bucket, or correct the URL")
     refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if refused or status in _REFUSED_STATUS or codes & _REFUSED_CODES:
@@ -77,7 +78,3 @@ def explain(error: BaseException, where: str) -> LedgerError:
     if status is None or status >= "500" or status in _PASSING_STATUS:
         return StorageUnavailable(f"{where} does not answer: {short}")
     return StorageError(f"{where} failed: {short}")
-
-
-def _names_no_bucket(text: str) -> bool:
-    return any(name in text for name in _NO_BUCKET)
