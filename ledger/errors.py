@@ -11,6 +11,8 @@
     ├── IdempotencyMismatch     422  the key was used for another request
     ├── WeightsMismatch         503  live weights are not the ledger's
     │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
+    ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
+    │   └── PublishFailed            it refused the new state and still shows the one before
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     └── StorageError            503  the database or blob store failed
         ├── StorageFull              no space left
@@ -83,6 +85,14 @@ class WeightsMismatch(LedgerError):
 
 class WeightsChangedOutside(WeightsMismatch):
     """Live tensors were written without the ledger."""
+
+
+class EngineUnavailable(LedgerError):
+    """A remote engine does not answer, or is not known to show the ledger's state."""
+
+
+class PublishFailed(EngineUnavailable):
+    """A remote engine could not be brought to a state, and shows the one before it."""
 
 
 class CorruptLedger(LedgerError):

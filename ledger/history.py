@@ -6,7 +6,7 @@ place and reads what the path needs, never the whole log.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -103,6 +103,29 @@ class History:
             loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
         return rebuilt.state, loaded
 
+    def tensors(
+        self, node: int, expected: bytes, names: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Some tensors at a node (all by default), by full name, each verified.
+
+        Reads their part of the cheapest snapshot and the events that changed them since. Raises
+        NotFound for a name that is not in the state.
+        """
+        base, path = self.plan(node)
+        wanted = list(base.specs) if names is None else list(names)
+        for name in wanted:
+            if name not in base.specs:
+                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        rebuilt = self.follow(base, fetch, path, expected, only=frozenset(wanted))
+        return {
+            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+            for name in wanted
+        }
+
     def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
         """The snapshot to start from for a node, and the path from there."""
         anchors = {snapshot.node: snapshot for snapshot in self.store.snapshots(self.model_id)}
@@ -143,13 +166,14 @@ class History:
         tensor: Callable[[str], torch.Tensor],
         path: lineage.Path,
         expected: bytes,
+        only: Collection[str] | None = None,
     ) -> Rebuilt:
         """Replay a path from `base`; see `ledger.replay.replay`."""
         moves = chain(
             (Move(event, undo=True) for event in self.require_all(path.undo)),
             (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
-        return replay(base, tensor, moves, self.store.payload, expected, self.pool)
+        return replay(base, tensor, moves, self.store.payload, expected, self.pool, only)
 
     def require(self, seq: int) -> Event:
         """The event at a seq that the log refers to; CorruptLedger when it is not there."""

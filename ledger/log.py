@@ -25,11 +25,13 @@ from ledger.deltas import same_bits
 from ledger.digest import StateDigest, content_digest
 from ledger.errors import (
     Conflict,
+    EngineUnavailable,
     IdempotencyMismatch,
     InvalidRequest,
     LedgerError,
     NotFound,
     PreconditionFailed,
+    PublishFailed,
 )
 from ledger.events import Annotation, Event, seal
 from ledger.history import History
@@ -272,7 +274,7 @@ class Log:
             while True:
                 known = self._known(caller.idempotency_key, request_digest)
                 if known is not None:
-                    return known
+                    return self._visible(known)
                 self._require_expected(caller.expected_seq)
                 proposal = propose()
                 event = self._seal(proposal, annotation, caller, request_digest)
@@ -294,7 +296,7 @@ class Log:
                 self._show(event, proposal)
                 shown = time.perf_counter()
                 self._afterwards(Written(event, shown - started, appended - append_started))
-                return event
+                return self._visible(event)
 
     def _seal(
         self,
@@ -340,7 +342,46 @@ class Log:
         if event.kind not in events.STATE_CHANGING:
             self.projector.note(event)
             return
-        self.projector.show(event, proposal.changes)
+        try:
+            self.projector.show(event, proposal.changes)
+        except PublishFailed as error:
+            self._answer(event, error)
+
+    def _answer(self, refused: Event, error: PublishFailed) -> None:
+        """Append the rollback of an event that the engine could not be brought to.
+
+        Another process may have written on top of it: then its state is the one to show.
+        """
+        logger.error("%s of %s: %s", refused.name, refused.model, error)
+        started = time.perf_counter()
+        draft = proposals.answer(self.projector, refused, str(error))
+        event = seal(draft, self.history.model, refused, time.time_ns() // 1000)
+        try:
+            self.history.store.append(Append(event, Annotation()))
+        except SeqTaken:
+            self.catch_up()
+            return
+        appended = time.perf_counter()
+        self.projector.show(event)
+        shown = time.perf_counter()
+        self._afterwards(Written(event, shown - started, appended - started))
+
+    def answer_to(self, event: Event) -> Event | None:
+        """The rollback that answered an event which could not be shown, if one did."""
+        after = self.history.store.event(self.history.model_id, event.seq + 1)
+        if after is None or after.kind != events.ROLLED_BACK:
+            return None
+        return after if after.body["cause"] == proposals.PUBLISH_FAILED else None
+
+    def _visible(self, event: Event) -> Event:
+        """`event`, or EngineUnavailable while a remote engine is not known to show it."""
+        remote = self.projector.remote
+        if remote is not None and remote.fault and event.kind in events.STATE_CHANGING:
+            raise EngineUnavailable(
+                f"{event.name} is recorded and will be shown as soon as possible, but the engine "
+                f"is fenced: {remote.fault}"
+            )
+        return event
 
     def _afterwards(self, written: Written) -> None:
         """What follows a write. The event is durable and visible, so nothing here may fail it."""

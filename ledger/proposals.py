@@ -22,6 +22,10 @@ from ledger.tensors import WEIGHTS, clone
 from ledger.updates import NonFiniteResult, Update, compute
 
 
+PUBLISH_FAILED = "publish_failed"
+"""Cause of a `rolled_back` event that answers the event before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a guard found: measurements before and after, and why the candidate is refused.
@@ -149,6 +153,30 @@ def rollback(history: History, projector: Projector, target: Position, cause: st
         active=active,
     )
     return Proposal(draft, changes=changes)
+
+
+def answer(projector: Projector, refused: Event, reason: str) -> Draft:
+    """The rollback of an event that a remote engine could not be brought to.
+
+    The live state is still the one before it.
+    """
+    live = projector.live
+    body = {
+        "to": f"seq:{live.head.state_seq}",
+        "to_event": live.head.state_seq,
+        "to_seq": live.head.node,
+        "from_seq": refused.state_seq,
+        "version_id": None,
+        "cause": PUBLISH_FAILED,
+        "reason": reason,
+    }
+    return Draft(
+        kind=events.ROLLED_BACK,
+        body=body,
+        state_after=live.state.value,
+        target_node=live.head.node,
+        active=live.head.active,
+    )
 
 
 def _record(

@@ -14,7 +14,15 @@ from ledger.errors import InvalidRequest
 
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="'digits' (built in) or module:factory.")
+        str | None,
+        typer.Option(help="'digits' (built in), module:factory, or with --engine-url a folder."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL)."),
+    ] = None,
+    engine_url: Annotated[
+        str | None, typer.Option(help="Base URL of the server that --engine drives.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The data folder.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -40,6 +48,8 @@ def serve(
 
     given: dict[str, Any] = {
         "model": model,
+        "engine": engine,
+        "engine_url": engine_url,
         "data_dir": data_dir,
         "host": host,
         "port": port,
