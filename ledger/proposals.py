@@ -21,7 +21,6 @@ from ledger.projector import Changes, Projector
 from ledger.tensors import WEIGHTS, clone
 from ledger.updates import NonFiniteResult, Update, compute
 
-
 PUBLISH_FAILED = "publish_failed"
 """Cause of a `rolled_back` event that answers the event before it."""
 

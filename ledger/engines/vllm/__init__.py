@@ -32,4 +32,13 @@ class Target:
     @property
     def version(self) -> str:
         """What the server calls its weights then: `ledger:{seq}:{first 8 bytes of the digest}`."""
-        return f"ledger:{self.seq}:{self.digest.hex()[:16]}"
+        return f"ledger:{self.seq}:{self._state}"
+
+    def named_by(self, version: str | None) -> bool:
+        """Whether a weight version names this state, whichever event last led to it."""
+        prefix, _, state = (version or "").rpartition(":")
+        return prefix.startswith("ledger:") and state == self._state
+
+    @property
+    def _state(self) -> str:
+        return self.digest.hex()[:16]

@@ -186,7 +186,7 @@ class VllmEngine:
                 self._drive(target, before, changed)
                 return
             except EngineUnavailable as error:
-                logger.warning("%s was not brought to %s: %s", self._server.url, target, error)
+                logger.warning("not brought to %s yet: %s", target.version, error)
                 failed = error
         assert failed is not None
         if before is None or self._fault is not None:
@@ -204,6 +204,7 @@ class VllmEngine:
         replica = self._replica
         if replica.shows(target):
             # An attempt whose answer was lost may have ended here, or before the caches.
+            replica.rename(target)
             if self._server.paused():
                 self._server.reset_caches()
                 self._server.resume()

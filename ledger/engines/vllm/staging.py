@@ -29,8 +29,8 @@ Load = Callable[[list[tuple[str, torch.Tensor]]], None]
 class Instruction:
     """What the driver asks of a worker, as the route carries it.
 
-    `names` are bare tensor names that changed since the state `since`, None for all of them. With
-    `since`, a worker that does not hold that state refuses to stage a part.
+    `digest` is the state's, in hex. `names` are bare tensor names that changed since the state with
+    digest `since`, None for all of them: a worker that does not hold that state refuses a part.
     """
 
     action: Literal["stage", "confirm"]
@@ -52,18 +52,15 @@ class Staging:
     def __init__(self, packed: Mapping[str, Sequence[str]] | None = None) -> None:
         self._packed = {**PACKED, **(packed or {})}
         self._staged: tuple[Target, list[tuple[str, torch.Tensor]]] | None = None
-        self._held: str | None = None
+        self._held: Target | None = None
 
     def follow(self, asked: Instruction) -> None:
         """Do what `asked` says. Raises, changing nothing that is loaded, when it cannot be done."""
         if asked.action == "stage":
             self._stage(asked)
         elif asked.action == "confirm":
-            if self._held != asked.target.version:
-                raise WeightsMismatch(
-                    f"this worker holds {self._held or 'its own weights'}, "
-                    f"not {asked.target.version}"
-                )
+            if not self._holds(asked.digest):
+                raise WeightsMismatch(f"this worker holds {self._what()}, not {asked.digest}")
         else:
             raise InvalidRequest(f"action must be stage or confirm, got {asked.action!r}")
 
@@ -79,14 +76,19 @@ class Staging:
         self._held = None
         if staged[1]:
             load(staged[1])
-        self._held = target.version
+        self._held = target
+
+    def _holds(self, digest: str | None) -> bool:
+        return self._held is not None and self._held.digest.hex() == digest
+
+    def _what(self) -> str:
+        return self._held.version if self._held else "its own weights"
 
     def _stage(self, asked: Instruction) -> None:
         self._staged = None
-        if asked.names is not None and self._held != asked.since:
+        if asked.names is not None and not self._holds(asked.since):
             raise WeightsMismatch(
-                f"this worker holds {self._held or 'its own weights'}, not {asked.since}: "
-                "it needs every tensor"
+                f"this worker holds {self._what()}, not state {asked.since}: it needs every tensor"
             )
         self._staged = (asked.target, read(asked, self._packed))
 

@@ -5,11 +5,14 @@ runs; it is resumed only when every worker confirms the state and the caches are
 between leaves it paused, or serving what it served before: the caller decides what comes next.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 
 from ledger.engines.vllm import UNSETTLED, Target
 from ledger.engines.vllm.server import Refused, Server
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,26 @@ class Replica:
     database: str | None
 
     def shows(self, target: Target) -> bool:
-        """Whether it serves exactly that state, as far as it can tell."""
+        """Whether it serves exactly that state: by its name, or by the workers' own word."""
         version = self.server.version()
-        if version is None:
+        if version is None or version == UNSETTLED:
             return self.server.confirm(self.model, target)
-        return version == target.version
+        return target.named_by(version)
+
+    def rename(self, target: Target) -> None:
+        """Call a state that it shows by its newest seq, where weights have names.
+
+        An older name of the same state is as true, so that may fail; having no name may not.
+        """
+        version = self.server.version()
+        if version in (None, target.version):
+            return
+        try:
+            self.server.name_weights(target.version)
+        except Refused as error:
+            if version == UNSETTLED:
+                raise
+            logger.warning("%s keeps the name %s: %s", self.server.url, version, error)
 
     def update(self, target: Target, names: list[str] | None, since: Target | None) -> Timing:
         """Bring it to `target`. `names` changed since the state `since`, which it shows; None: all.
@@ -45,19 +63,25 @@ class Replica:
         started = time.perf_counter()
         server.stage(self.model, target, database=self.database, names=names, since=since)
         staged = time.perf_counter()
+        if versioned:
+            server.start()  # for this backend only a word: nothing is touched before `load`
+        paused = time.perf_counter()
         server.pause()
         if versioned:
-            # Should any of the workers fail, the weights have no name any more that says otherwise.
+            # Should one of the workers fail, the weights are not called what they were any more.
             server.name_weights(UNSETTLED)
-            server.start()
         server.load(target)
         if versioned:
             server.finish(target.version)
         server.reset_caches()
         self._require(target)
         server.resume()
-        return Timing(staged - started, time.perf_counter() - staged)
+        resumed = time.perf_counter()
+        if server.paused():
+            raise Refused(f"{server.url} stays paused", 200)
+        return Timing(staged - started, resumed - paused)
 
     def _require(self, target: Target) -> None:
-        if not self.server.confirm(self.model, target) or not self.shows(target):
+        named = self.server.version() in (None, target.version)
+        if not named or not self.server.confirm(self.model, target):
             raise Refused(f"{self.server.url} does not hold {target.version} after the update", 200)
