@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from api.driving import load_checkpoint
 from benchmarks import vllm_servers
-from benchmarks.vllm_servers import Process, Wire, post
+from benchmarks.vllm_servers import Wire, post
+from ledger import Ledger
 from ledger.engines.vllm.adapters import write_adapter
 from ledger.engines.vllm.engine import VllmEngine
 from ledger.engines.vllm.server import Server
@@ -32,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "vllm.json"
 PROMPTS = ["w1 w2 w3", "w17 w300 w4 w4 w90", "w200 w201 w202 w203 w204 w205 w206 w207"]
 TENSOR = "model.layers.{}.self_attn.q_proj.weight"
 GROUP = ("q_proj", "k_proj", "v_proj")
-ROUNDS = 20
+ROUNDS = 30
 
 
 class Live:
@@ -43,9 +44,16 @@ class Live:
         vllm_servers.make_model(self.model)
         self.vllm = vllm_servers.vllm(venv, self.model, folder / "vllm.log")
         self.wire = Wire(int(self.vllm.url.rpartition(":")[2]))
-        data = folder / "data"
-        self.ledger = vllm_servers.ledger(self.wire.url, self.model, data, folder / "ledger.log")
+        self.data = folder / "data"
+        log = folder / "ledger.log"
+        self.ledger = vllm_servers.ledger(self.wire.url, self.model, self.data, log)
         self.answers: dict[str, Any] = {}
+
+    def without_wire(self, log: Path) -> None:
+        """Go on with a server of ours that talks to vLLM directly."""
+        self.ledger.kill()
+        self.ledger = vllm_servers.ledger(self.vllm.url, self.model, self.data, log)
+        self.ledger.start("/readyz")
 
     def completions(self, model: str = "m") -> list[Any]:
         """Greedy tokens and their log probabilities, for each prompt."""
@@ -200,6 +208,7 @@ def kills(live: Live) -> dict[str, Any]:
 
 def pauses(live: Live, folder: Path) -> dict[str, Any]:
     """Our update of one fused group beside vLLM's own reload of the same three tensors."""
+    live.without_wire(folder / "direct.log")
     ours, staging, theirs = [], [], []
     for round_ in range(ROUNDS):
         require(live.update(0, 0.001).status_code == 200, "the update failed")
@@ -218,18 +227,10 @@ def pauses(live: Live, folder: Path) -> dict[str, Any]:
 
 def _their_update(live: Live, folder: Path) -> float:
     """Milliseconds of pause, reload_weights, reset_prefix_cache, resume, for the same tensors."""
-    state = f"{live.model.name}: seq {live.head()}"
     names = [TENSOR.format(0).replace("q_proj", part) for part in GROUP]
+    with Ledger.open(f"sqlite:///{live.data / 'ledger.db'}") as ledger:
+        whole = ledger.history(live.model.name).state()
     folder.mkdir()
-    replay = ["replay", "--to", "head", "-o", str(folder / "all"), "--data-dir"]
-    data = live.model.parent / "data"
-    command = [*_command(), *replay, str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    require(done.returncode == 0, f"replay of {state}: {done.stderr}")
-    from safetensors.torch import load_file
-
-    whole = load_file(folder / "all")
-    (folder / "all").unlink()
     save_file({name: whole[name] for name in names}, folder / "model.safetensors")
     body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
     with httpx2.Client(base_url=live.vllm.url, timeout=60) as client:
@@ -243,12 +244,6 @@ def _their_update(live: Live, folder: Path) -> float:
         ):
             client.post(path, json=sent).raise_for_status()
         return (time.perf_counter() - started) * 1e3
-
-
-def _command() -> list[str]:
-    import sys
-
-    return [sys.executable, "-m", "api.cli"]
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -274,7 +269,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         live = Live(options.venv, folder)
-        started: list[Process] = [live.vllm, live.ledger]
         results: dict[str, Any] = {"vllm": version, "machine": platform.platform()}
         try:
             results["vllm_starts_s"] = live.vllm.start("/health")
@@ -288,8 +282,8 @@ def main() -> None:
                 results[title] = work()
                 print(title, json.dumps(results[title], indent=2), flush=True)
         finally:
-            for process in started:
-                process.kill()
+            live.ledger.kill()
+            live.vllm.kill()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(f"all held; written to {RESULTS}")

@@ -133,6 +133,8 @@ class Wire:
             except OSError:
                 near.close()
                 continue
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for one, other, outward in ((near, far, True), (far, near, False)):
                 threading.Thread(target=self._pump, args=(one, other, outward), daemon=True).start()
 

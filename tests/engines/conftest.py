@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import pytest
 
+from ledger import Ledger
 from tests.engines.replica import Replica
 
 
@@ -30,6 +33,21 @@ def shared_replica(
     made = Replica(request.param, tmp_path_factory.mktemp(request.param), ready_made).start()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger with tables and nothing in them, to copy: migrating takes long."""
+    file = tmp_path_factory.mktemp("empty") / "ledger.db"
+    Ledger.open(f"sqlite:///{file}").close()
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_ledger: Path) -> Path:
+    """A data folder with a ledger of its own."""
+    shutil.copy(empty_ledger, tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Bringing a server to a state: one update, in the order in which a failure can be survived.
 
 Reading and verifying come first, while the server goes on serving. From the pause on no request
-runs; it is resumed only when every worker confirms the state and the caches are empty. A failure in
-between leaves it paused, or serving what it served before: the caller decides what comes next.
+runs; it is resumed only when every worker has loaded the state and the caches are empty. A failure
+in between leaves it paused, or serving what it served before: the caller decides what comes next.
+Afterwards every worker confirms what it holds.
 """
 
 import logging
@@ -74,14 +75,14 @@ class Replica:
         if versioned:
             server.finish(target.version)
         server.reset_caches()
-        self._require(target)
         server.resume()
         resumed = time.perf_counter()
-        if server.paused():
-            raise Refused(f"{server.url} stays paused", 200)
+        self._require(target)
         return Timing(staged - started, resumed - paused)
 
     def _require(self, target: Target) -> None:
         named = self.server.version() in (None, target.version)
         if not named or not self.server.confirm(self.model, target):
             raise Refused(f"{self.server.url} does not hold {target.version} after the update", 200)
+        if self.server.paused():
+            raise Refused(f"{self.server.url} stays paused", 200)
