@@ -116,7 +116,7 @@ class RemoteEngine(Engine, Protocol):
         """
 
     def confirm(self) -> None:
-        """Ask the server; EngineUnavailable unless it shows the published state."""
+        """Ask the server's workers; EngineUnavailable unless all hold the published state."""
 
     def report(self) -> Mapping[str, Any]:
         """What an operator wants to know of the server, as JSON."""

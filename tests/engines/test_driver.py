@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ledger import Ledger
+from ledger.engines.vllm import Target
 from ledger.engines.vllm.adapters import write_adapter
 from ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
 from ledger.manager import DynamicModelManager
@@ -252,6 +253,24 @@ def test_only_whole_fused_groups_of_what_changed_are_sent(replica: Replica, fold
         assert [sorted(names or []) for names in sent] == [
             sorted(QUERY.replace("q_proj", part) for part in parts)
         ]
+
+
+def test_verification_asks_the_workers_and_not_the_name(replica: Replica, folder: Path) -> None:
+    with driving(replica, folder) as manager:
+        run(manager.apply_incremental_update(update()))
+        shown = manager.engine.report()["weight_version"]
+        server, first = manager.engine._server, manager.log.history.require(0)
+        target = Target(0, first.state_after)
+        server.stage(MODEL, target, database=manager.config.url, names=None, since=None)
+        if replica.surface == "vllm":
+            server.start()
+        server.load(target)
+        if replica.surface == "vllm":
+            server.finish(shown)
+        with pytest.raises(EngineUnavailable, match="does not show"):
+            manager.log.verify_live()
+        run(manager.catch_up())
+        manager.log.verify_live()
 
 
 def test_an_adapter_gets_a_new_folder_for_each_version(replica: Replica, folder: Path) -> None:

@@ -7,7 +7,7 @@ too the replica is fenced until it converges.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class VllmEngine:
     def check_untouched(self) -> None:
         """Raise EngineUnavailable unless the server shows the published state."""
         self._host.check_untouched()
-        self.confirm()
+        self._require_shown(self._replica.shows)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The tensors of the next state, checked; the server hears nothing yet."""
@@ -124,16 +124,8 @@ class VllmEngine:
         self._fault = None
 
     def confirm(self) -> None:
-        """Ask the server; EngineUnavailable unless it shows the published state."""
-        if self._shown is None:
-            return
-        if self._fault is None:
-            try:
-                self._fault = None if self._replica.shows(self._shown) else self._lost()
-            except EngineUnavailable as error:
-                self._fault = str(error)
-        if self._fault is not None:
-            raise EngineUnavailable(self._fault)
+        """Ask every worker; EngineUnavailable unless all hold the published state."""
+        self._require_shown(self._replica.held)
 
     def report(self) -> Mapping[str, Any]:
         """Where the server is, what its weights are called, and the times of the last update."""
@@ -176,6 +168,17 @@ class VllmEngine:
         self._server.close()
 
     # Ways there and back
+
+    def _require_shown(self, asked: Callable[[Target], bool]) -> None:
+        if self._shown is None:
+            return
+        if self._fault is None:
+            try:
+                self._fault = None if asked(self._shown) else self._lost()
+            except EngineUnavailable as error:
+                self._fault = str(error)
+        if self._fault is not None:
+            raise EngineUnavailable(self._fault)
 
     def _bring(self, target: Target, changed: list[str]) -> None:
         before = self._shown

@@ -36,8 +36,12 @@ class Replica:
         """Whether it serves exactly that state: by its name, or by the workers' own word."""
         version = self.server.version()
         if version is None or version == UNSETTLED:
-            return self.server.confirm(self.model, target)
+            return self.held(target)
         return target.named_by(version)
+
+    def held(self, target: Target) -> bool:
+        """Whether every worker holds that state, by its own word."""
+        return self.server.confirm(self.model, target)
 
     def rename(self, target: Target) -> None:
         """Call a state that it shows by its newest seq, where weights have names.
@@ -82,7 +86,7 @@ class Replica:
 
     def _require(self, target: Target) -> None:
         named = self.server.version() in (None, target.version)
-        if not named or not self.server.confirm(self.model, target):
+        if not named or not self.held(target):
             raise Refused(f"{self.server.url} does not hold {target.version} after the update", 200)
         if self.server.paused():
             raise Refused(f"{self.server.url} stays paused", 200)
