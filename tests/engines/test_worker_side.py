@@ -1,15 +1,23 @@
 """What a worker reads and holds, without a server: staged whole, loaded once, never by mistake."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ledger import Ledger
+from ledger import Ledger, replay
 from ledger.engines.vllm import Target
 from ledger.engines.vllm.fused import whole_groups
 from ledger.engines.vllm.staging import DATABASE, Instruction, Staging
-from ledger.errors import InvalidRequest, LedgerError, NotFound, StorageError, WeightsMismatch
+from ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    NotFound,
+    StorageError,
+    WeightsMismatch,
+)
 from ledger.events import Event
 from tests.engines.replica import MODEL, QUERY, update
 from tests.engines.tiny_model import checkpoint
@@ -120,6 +128,21 @@ def test_a_load_that_fails_leaves_no_known_state(ledgered: Ledgered) -> None:
     for seq in (0, 1):
         with pytest.raises(WeightsMismatch, match="its own weights"):
             staging.follow(Instruction("confirm", MODEL, seq, ledgered.target(seq).digest.hex()))
+
+
+def test_bits_that_the_ledger_did_not_record_are_not_staged(
+    ledgered: Ledgered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_frames = replay.apply_frames
+
+    def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> Any:
+        touched = apply_frames(bits, *arguments, **options)
+        bits[0] ^= 1
+        return touched
+
+    monkeypatch.setattr(replay, "apply_frames", apply_and_spoil)
+    with pytest.raises(CorruptLedger, match="rebuilds to other bits"):
+        Staging().follow(ledgered.stage(1))
 
 
 def test_what_cannot_be_read_is_not_staged(

@@ -205,7 +205,7 @@ class VllmEngine:
     def _drive(self, target: Target, before: Target | None, changed: list[str]) -> None:
         """One attempt. Only what changed is sent if the server shows `before`, else everything."""
         replica = self._replica
-        if replica.shows(target):
+        if replica.shows(target) and replica.held(target):
             # An attempt whose answer was lost may have ended here, or before the caches.
             replica.rename(target)
             if self._server.paused():
