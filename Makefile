@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: serve test lint types unit soak bench clean
+.PHONY: serve test lint types unit soak bench vllm clean
 
 serve: $(STAMP)
 	$(BIN)/weightledger serve
@@ -30,6 +30,15 @@ soak: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.workload
 
+# Against a real vLLM (its CPU build, in an environment of its own): 3.4 GB, a few minutes.
+VLLM_VENV ?= .venv-vllm
+vllm: $(STAMP) $(VLLM_VENV)/.installed
+	$(BIN)/python -m benchmarks.vllm_live --venv $(VLLM_VENV)
+
+$(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh
+	PYTHON=$(PYTHON) benchmarks/vllm_environment.sh $(VLLM_VENV)
+	touch $@
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) torch
@@ -37,4 +46,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

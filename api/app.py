@@ -54,11 +54,15 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
 
 
 async def _follow(manager: DynamicModelManager) -> None:
+    said: str | None = None
     while True:
         await asyncio.sleep(_POLL_S)
         try:
             await manager.catch_up()
+            said = None
         except LedgerError as error:
-            logger.error("cannot follow the log: %s", error)
+            if said != str(error):  # an outage is one line, not two a second
+                said = str(error)
+                logger.error("cannot follow the log: %s", error)
         except Exception:
             logger.exception("cannot follow the log")

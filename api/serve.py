@@ -8,11 +8,13 @@ import uvicorn
 
 from api.app import create_app
 from api.door import LOOPBACK
+from api.driving import drive
 from api.folder import hold
 from api.loading import load
 from api.settings import Settings
-from ledger import DynamicModelManager
+from ledger import DynamicModelManager, Engine
 from ledger.errors import InvalidRequest
+from ledger.monitoring.evaluation import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +37,18 @@ def serve(settings: Settings) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     url = f"http://{_bracketed(settings.host)}:{settings.port}"
     with hold(settings.data_dir, url):
-        loaded = load(settings.model, settings.data_dir, settings.served_model_name)
+        name, engine, evaluator = _engine(settings)
         manager = DynamicModelManager(
-            loaded.engine,
-            loaded.name,
+            engine,
+            name,
             config=settings.update_config(),
-            evaluator=loaded.evaluator,
+            evaluator=evaluator,
             on_mismatch=settings.on_mismatch,
         )
         try:
             if settings.enable_versioning:
                 asyncio.run(manager.create_initial_version("Initial model state"))
-            logger.info(
-                "serving %s at seq %d on %s", loaded.name, manager.log.live.head.state_seq, url
-            )
+            logger.info("serving %s at seq %d on %s", name, manager.log.live.head.state_seq, url)
             config = uvicorn.Config(
                 create_app(manager, settings),
                 host=settings.host,
@@ -59,6 +59,14 @@ def serve(settings: Settings) -> None:
             uvicorn.Server(config).run()
         finally:
             manager.close()
+
+
+def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
+    """The model's name in the ledger, what holds its weights, and what scores it, if anything."""
+    if settings.engine == "embedded":
+        loaded = load(settings.model, settings.data_dir, settings.served_model_name)
+        return loaded.name, loaded.engine, loaded.evaluator
+    return *drive(settings), None
 
 
 def _bracketed(host: str) -> str:

@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 2242
     api_key: str | None = None
+    engine: Literal["embedded", "vllm", "aphrodite"] = "embedded"
+    engine_url: str | None = None
+    engine_api_key: str | None = None
+    engine_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     on_mismatch: Literal["refuse", "ledger"] = "refuse"
     max_versions: Annotated[int, Field(ge=1)] = 10
     checkpoint_interval: Annotated[int, Field(ge=1)] = 100

@@ -15,6 +15,8 @@
     ├── WeightsMismatch         503  live weights are not the ledger's
     │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
     ├── Unavailable             503  not now, though nothing is wrong; retry
+    ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
+    │   └── PublishFailed            it refused the new state and still shows the one before
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     └── StorageError            503  the database or blob store failed
         ├── StorageFull              no space left
@@ -111,6 +113,14 @@ class WeightsChangedOutside(WeightsMismatch):
 
 class Unavailable(LedgerError):
     """As much as the configuration allows is going on already; retry. Nothing was recorded."""
+
+
+class EngineUnavailable(LedgerError):
+    """A remote engine does not answer, or is not known to show the ledger's state."""
+
+
+class PublishFailed(EngineUnavailable):
+    """A remote engine could not be brought to a state, and shows the one before it."""
 
 
 class CorruptLedger(LedgerError):

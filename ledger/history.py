@@ -6,7 +6,7 @@ place and reads what the path needs, never the whole log.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -119,6 +119,30 @@ class History:
             self._prunings, self._pruned = runs, fold(runs)
         return self._pruned
 
+    def tensors(
+        self, node: int, expected: bytes, names: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Some tensors at a node (all by default), by full name, each verified.
+
+        Reads their part of the cheapest snapshot and the events that changed them since. Raises
+        NotFound for a name that is not in the state.
+        """
+        base, path = self.plan(node)
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        only = None if names is None else frozenset(names)
+        rebuilt = self.follow(base, fetch, path, expected, only=only)
+        wanted = rebuilt.state.specs if names is None else names
+        for name in wanted:
+            if name not in rebuilt.state.specs:
+                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
+        return {
+            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+            for name in wanted
+        }
+
     def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
         """The snapshot to start from for a node, and the path from there.
 
@@ -161,6 +185,7 @@ class History:
         tensor: Callable[[str], torch.Tensor],
         path: lineage.Path,
         expected: bytes,
+        only: Collection[str] | None = None,
     ) -> Rebuilt:
         """Replay a path from `base`; see `ledger.replay.replay`."""
         moves = chain(
@@ -168,7 +193,7 @@ class History:
             (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
         sources = Sources(tensor, self.store.payload, self.whole)
-        return replay(base, moves, sources, expected, self.pool)
+        return replay(base, moves, sources, expected, self.pool, only)
 
     def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
         """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""

@@ -299,6 +299,13 @@ class Log:
             alone=proposals.runs_alone(guard),
         )
 
+    def answer_to(self, event: Event) -> Event | None:
+        """The rollback that answered an event which could not be shown, if one did."""
+        after = self.history.store.event(self.history.model_id, event.seq + 1)
+        if after is None or after.kind != events.ROLLED_BACK:
+            return None
+        return after if after.body["cause"] == proposals.PUBLISH_FAILED else None
+
     def _validated(self, request: IncrementalUpdateRequest) -> Update:
         name = self._first_names.get(request.parameter_name, request.parameter_name)
         return validate(replace(request, parameter_name=name), self.projector.specs)

@@ -20,7 +20,7 @@ from ledger.caller import ANYONE, Caller
 from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
 from ledger.engines import Engine, Live
 from ledger.engines.inplace import InplaceEngine
-from ledger.errors import LedgerError, NotFound, OperationDisabled
+from ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
 from ledger.events import Event
 from ledger.ledger import Ledger
 from ledger.log import Log
@@ -91,7 +91,7 @@ class DynamicModelManager:
             self.config.auto_rollback_metrics,
             self.config.auto_rollback_threshold,
         )
-        self.fault: str | None = None
+        self._fault: str | None = None
         self._checkpointed = self._last_named()
         self.log.subscribe(self._written)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
@@ -127,7 +127,7 @@ class DynamicModelManager:
         The result has success, update_id, pre_metrics and post_metrics, with update_count when
         it was applied and a reason ("Automatic rollback …") when it was refused.
         """
-        return update_result(await self.update(request))
+        return self.update_result(await self.update(request))
 
     async def update(self, request: IncrementalUpdateRequest) -> Event:
         """`apply_incremental_update`, giving its event: `updated` or `update_rejected`."""
@@ -171,11 +171,26 @@ class DynamicModelManager:
         try:
             await self._run(self.log.catch_up)
         except LedgerError as error:
-            self.fault = str(error)
+            self._fault = str(error)
             raise
-        self.fault = None
+        self._fault = None
 
     # Reads
+
+    @property
+    def fault(self) -> str | None:
+        """Why the live weights are not known to be the head of the log; None when they are."""
+        remote = self.log.projector.remote
+        return (remote.fault if remote is not None else None) or self._fault
+
+    def update_result(self, event: Event) -> dict[str, Any]:
+        """The specification's reply for an update's event, the same whenever it is asked for.
+
+        An update that a remote engine could not be brought to has been rolled back.
+        """
+        remote = self.log.projector.remote
+        answer = self.log.answer_to(event) if remote is not None else None
+        return update_result(event, answer)
 
     def list_versions(self) -> list[dict[str, Any]]:
         """Listed versions, newest first, in the specification's five fields."""
@@ -275,6 +290,10 @@ class DynamicModelManager:
         return event, self._rollback_result(event)
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
+        if self.log.projector.remote is not None:
+            answer = self.log.answer_to(event)
+            if answer is not None:
+                raise PublishFailed(f"not rolled back: {answer.body['reason']}")
         target = self.log.history.require(event.body["to_event"])
         logger.info("rolled %s back to %s", self.model_name, target.name)
         if event.body["version_id"] is not None:
@@ -296,12 +315,19 @@ class DynamicModelManager:
             raise OperationDisabled(f"{what} is switched off by the configuration")
 
 
-def update_result(event: Event) -> dict[str, Any]:
-    """The specification's reply for an update's event, the same whenever it is asked for."""
+def update_result(event: Event, answer: Event | None = None) -> dict[str, Any]:
+    """The specification's reply for an update's event and the rollback that answered it, if any."""
     metrics = {
         "pre_metrics": event.body["pre_metrics"],
         "post_metrics": event.body["post_metrics"],
     }
+    if answer is not None:
+        return {
+            "success": False,
+            "reason": f"Automatic rollback: {answer.body['reason']}",
+            "update_id": event.name,
+            **metrics,
+        }
     if event.kind == events.UPDATED:
         return {
             "success": True,

@@ -16,7 +16,7 @@ import torch
 
 from ledger import lineage
 from ledger.digest import StateDigest, chunk_digests, hash_many, root
-from ledger.engines import Engine, Prepared
+from ledger.engines import Engine, Prepared, RemoteEngine
 from ledger.errors import CorruptLedger, Unavailable, WeightsChangedOutside, WeightsMismatch
 from ledger.events import REGISTERED, Draft, Event
 from ledger.history import History
@@ -77,6 +77,7 @@ class Projector:
         held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
     ) -> None:
         self.engine = engine
+        self.remote = engine if isinstance(engine, RemoteEngine) else None
         self.specs: Mapping[str, TensorSpec] = engine.specs()
         self._pool = pool
         self._max_held = max_held_versions
@@ -186,6 +187,8 @@ class Projector:
 
     def catch_up(self, history: History) -> Event:
         """Bring live weights to the head of the log, if another process moved it."""
+        if self.remote is not None:
+            self.remote.converge()
         live = self.live
         head = history.head()
         if head.seq == live.head.seq:
@@ -262,7 +265,12 @@ class Projector:
         return made
 
     def hash_live(self) -> StateDigest:
-        """The state of the tensors that are served right now, hashed afresh."""
+        """The state of the tensors that are served right now, hashed afresh.
+
+        Those of a remote engine are the ledger's copy; the server is asked which it shows.
+        """
+        if self.remote is not None:
+            self.remote.confirm()
         names = list(self.live.state.specs)
         hashed = hash_many([lanes(self.tensor(name), name) for name in names], self._pool)
         return self.live.state.with_digests(

@@ -22,13 +22,16 @@ from ledger.factors import Factors
 from ledger.history import History
 from ledger.payload import EMPTY, Payload, PayloadWriter
 from ledger.positions import Position
-from ledger.projector import Changes
+from ledger.projector import Changes, Live
 from ledger.tensors import WEIGHTS, TensorSpec, clone, lanes
 from ledger.tip import Tip
 from ledger.updates import NonFiniteResult, Update, compute
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
 _WORTHWHILE_FACTORS = 0.25
+
+PUBLISH_FAILED = "publish_failed"
+"""Cause of a `rolled_back` event that answers the event before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +236,29 @@ def rollback(history: History, tip: Tip, target: Position, cause: str) -> Propos
         active=active,
     )
     return Proposal(draft, changes=changes)
+
+
+def answer(live: Live, refused: Event, reason: str) -> Draft:
+    """The rollback of an event that a remote engine could not be brought to.
+
+    The live state is still the one before it.
+    """
+    body = {
+        "to": f"seq:{live.head.state_seq}",
+        "to_event": live.head.state_seq,
+        "to_seq": live.head.node,
+        "from_seq": refused.state_seq,
+        "version_id": None,
+        "cause": PUBLISH_FAILED,
+        "reason": reason,
+    }
+    return Draft(
+        kind=events.ROLLED_BACK,
+        body=body,
+        state_after=live.state.value,
+        target_node=live.head.node,
+        active=live.head.active,
+    )
 
 
 def _record(

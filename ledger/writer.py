@@ -6,6 +6,7 @@ Between processes the append's compare-and-set decides, and the loser catches up
 writes out again.
 """
 
+import logging
 import random
 import threading
 import time
@@ -14,15 +15,23 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from ledger import events
+from ledger import events, proposals
 from ledger.caller import Caller
-from ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
+from ledger.errors import (
+    Conflict,
+    EngineUnavailable,
+    IdempotencyMismatch,
+    PreconditionFailed,
+    PublishFailed,
+)
 from ledger.events import Annotation, Event, seal
 from ledger.history import History
 from ledger.projector import Changes, Projector
 from ledger.proposals import Proposal
 from ledger.store import Append, KeyTaken, SeqTaken
 from ledger.tip import Tip
+
+logger = logging.getLogger(__name__)
 
 # A loser of the compare-and-set waits a random moment that doubles with each round.
 _PATIENCE_S = 10.0
@@ -161,7 +170,7 @@ class Writer:
             changes = waiting.proposal.changes
             self._tip.stage(waiting.append.event, changes)
             size += sum(tensor.nbytes for tensor in changes.weights.values()) if changes else 0
-            if job.request.alone:
+            if job.request.alone or self._projector.remote is not None:
                 break
         return group
 
@@ -179,7 +188,7 @@ class Writer:
         job.started = job.started or time.perf_counter()
         known = self._known(request)
         if known is not None:
-            job.result.set_result(known)
+            self._finish(job, known)
             return None
         self._require_expected(request.caller.expected_seq)
         proposal = request.propose(self._tip)
@@ -198,7 +207,7 @@ class Writer:
             appended = time.perf_counter()
             last = group[-1].append.event
             if any(one.append.event.kind in events.STATE_CHANGING for one in group):
-                self._projector.show(last, changes)
+                self._show(last, changes)
             else:
                 self._projector.note(last)
         except (SeqTaken, KeyTaken):
@@ -220,7 +229,45 @@ class Writer:
             )
             self._afterwards(took)
         for waiting in group:
-            waiting.job.result.set_result(waiting.append.event)
+            self._finish(waiting.job, waiting.append.event)
+
+    def _show(self, event: Event, changes: Changes | None) -> None:
+        try:
+            self._projector.show(event, changes)
+        except PublishFailed as error:
+            self._answer(event, error)
+
+    def _answer(self, refused: Event, error: PublishFailed) -> None:
+        """Append the rollback of an event that the engine could not be brought to.
+
+        Another process may have written on top of it: then its state is the one to show.
+        """
+        logger.error("%s of %s: %s", refused.name, refused.model, error)
+        started = time.perf_counter()
+        draft = proposals.answer(self._projector.live, refused, str(error))
+        event = seal(draft, self._history.model, refused, time.time_ns() // 1000)
+        try:
+            self._history.store.append(Append(event, Annotation()))
+        except SeqTaken:
+            self.catch_up()
+            return
+        appended = time.perf_counter()
+        self._projector.show(event)
+        shown = time.perf_counter()
+        self._afterwards(Written(event, shown - started, appended - started))
+
+    def _finish(self, job: _Job, event: Event) -> None:
+        """Give the event, or EngineUnavailable while a remote engine is not known to show it."""
+        remote = self._projector.remote
+        if remote is not None and remote.fault and event.kind in events.STATE_CHANGING:
+            job.result.set_exception(
+                EngineUnavailable(
+                    f"{event.name} is recorded and will be shown as soon as possible, but the "
+                    f"engine is fenced: {remote.fault}"
+                )
+            )
+        else:
+            job.result.set_result(event)
 
     def _prepared(self, group: list[_Waiting]) -> Changes | None:
         """What the whole group changes, ready to be shown; None when that is no tensor."""

@@ -20,6 +20,13 @@ def serve(
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name; by default from --model.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL)."),
+    ] = None,
+    engine_url: Annotated[
+        str | None, typer.Option(help="Base URL of the server that --engine drives.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The data folder.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -55,6 +62,8 @@ def serve(
     given: dict[str, Any] = {
         "model": model,
         "served_model_name": served_model_name,
+        "engine": engine,
+        "engine_url": engine_url,
         "data_dir": data_dir,
         "host": host,
         "port": port,

@@ -11,7 +11,6 @@ from api.requests import caller, require_writes
 from api.uploads import OCTET_STREAM, body_file, json_object, mapped_tensors
 from ledger import DynamicModelManager, IncrementalUpdateRequest
 from ledger.errors import InvalidRequest
-from ledger.manager import update_result
 from ledger.tensors import TensorSpec
 
 # NAME@indices beside NAME makes it sparse; NAME@a and NAME@b stand in its place, as factors.
@@ -52,7 +51,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
                 requests = _requests(tensors, manager.log.specs, update_type, learning_rate)
                 event = await manager.update_batch(requests, caller=caller(request), metadata=facts)
         response.headers["etag"] = f'"{event.state_seq}"'
-        result = update_result(event)
+        result = manager.update_result(event)
         if not result["success"]:
             message = f"Failed to apply update: {result['reason']}"
             return {"success": False, "message": message, "data": result}

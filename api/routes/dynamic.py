@@ -9,7 +9,6 @@ from api.requests import body, caller, require_writes
 from ledger import DynamicModelManager, IncrementalUpdateRequest
 from ledger.errors import InvalidRequest
 from ledger.events import Event
-from ledger.manager import update_result
 
 Reply = dict[str, Any]
 
@@ -46,7 +45,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
             )
         )
         _tag(response, event)
-        result = update_result(event)
+        result = manager.update_result(event)
         if not result["success"]:
             message = f"Failed to apply update: {result['reason']}"
             return {"success": False, "message": message, "data": result}

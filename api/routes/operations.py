@@ -26,6 +26,7 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
         if manager.fault is not None:
             return JSONResponse({"status": "unavailable", "reason": manager.fault}, 503)
         live = manager.log.live
+        remote = manager.log.projector.remote
         try:
             head = manager.log.history.head()
         except LedgerError as error:
@@ -37,6 +38,8 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
             "digest": live.state.value.hex(),
             "lag_events": head.seq - live.head.seq,
         }
+        if remote is not None:
+            body["engine"] = dict(remote.report())
         return JSONResponse(body)
 
     @routes.get("/metrics")

@@ -12,11 +12,13 @@ The contract
 - Only the ledger writes to live tensors; `check_untouched` notices when something else did, and
   publishing does not make it forget.
 - One writer at a time calls `prepare` and `publish`; any number of threads take leases.
+- A remote engine drives a server of its own process, which can be gone, slow or refuse: see
+  RemoteEngine for what that changes.
 """
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -91,3 +93,33 @@ class Engine(Protocol):
 
     def wait_for_readers(self, most: int, timeout_s: float) -> bool:
         """Wait until readers hold at most that many past versions; False if they still do not."""
+
+
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """An engine that drives an inference server in another process.
+
+    `specs`, `tensor`, `prepare` and `lease` are about the ledger's own state, held here. `publish`
+    brings the server to it and then either
+
+    - returns, and `fault` is None: the server shows the new state;
+    - raises PublishFailed: the server shows the state before, and so does this engine;
+    - returns, and `fault` says why the server is not known to show the new state. The replica is
+      fenced: `check_untouched` raises EngineUnavailable until `converge` has succeeded.
+    """
+
+    @property
+    def fault(self) -> str | None:
+        """Why the server is not known to show the published state; None when it does."""
+
+    def converge(self) -> None:
+        """Bring the server to the published state if it does not show it.
+
+        Raises EngineUnavailable, and leaves it as `fault`, when that cannot be done now.
+        """
+
+    def confirm(self) -> None:
+        """Ask the server's workers; EngineUnavailable unless all hold the published state."""
+
+    def report(self) -> Mapping[str, Any]:
+        """What an operator wants to know of the server, as JSON."""

@@ -1,0 +1,49 @@
+"""LoRA adapters as the folders that servers load, a new one for each version of the weights."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ledger.digest import content_digest
+from ledger.tensors import lanes
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+
+
+def write_adapter(
+    root: Path, name: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> Path:
+    """Write an adapter in PEFT's form below `root`; the folder is named by its content.
+
+    Other weights or another config give another folder, and the same give the same one, so what a
+    server has cached for a folder is never stale. `config` is PEFT's adapter_config.json.
+    """
+    text = json.dumps(dict(config), sort_keys=True, indent=2)
+    parts = [
+        f"{key} {tensor.dtype} {list(tensor.shape)} {content_digest(lanes(tensor, key)).hex()}"
+        for key, tensor in sorted(tensors.items())
+    ]
+    digest = content_digest("\n".join([text, *parts]).encode()).hex()
+    folder = root / name / digest[:32]
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: the name appears when everything is in it.
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    try:
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(plain, fresh / _WEIGHTS)
+        (fresh / _CONFIG).write_text(text)
+        fresh.chmod(0o755)
+        fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,92 @@
+"""Bringing a server to a state: one update, in the order in which a failure can be survived.
+
+Reading and verifying come first, while the server goes on serving. From the pause on no request
+runs; it is resumed only when every worker has loaded the state and the caches are empty. A failure
+in between leaves it paused, or serving what it served before: the caller decides what comes next.
+Afterwards every worker confirms what it holds.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from ledger.engines.vllm import UNSETTLED, Target
+from ledger.engines.vllm.server import Refused, Server
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds the workers took to read the tensors, and for which no request ran."""
+
+    stage_s: float
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A server, the model's name in the ledger, and where its workers find the database."""
+
+    server: Server
+    model: str
+    database: str | None
+
+    def shows(self, target: Target) -> bool:
+        """Whether it serves exactly that state: by its name, or by the workers' own word."""
+        version = self.server.version()
+        if version is None or version == UNSETTLED:
+            return self.held(target)
+        return target.named_by(version)
+
+    def held(self, target: Target) -> bool:
+        """Whether every worker holds that state, by its own word."""
+        return self.server.confirm(self.model, target)
+
+    def rename(self, target: Target) -> None:
+        """Call a state that it shows by its newest seq, where weights have names.
+
+        An older name of the same state is as true, so that may fail; having no name may not.
+        """
+        version = self.server.version()
+        if version in (None, target.version):
+            return
+        try:
+            self.server.name_weights(target.version)
+        except Refused as error:
+            if version == UNSETTLED:
+                raise
+            logger.warning("%s keeps the name %s: %s", self.server.url, version, error)
+
+    def update(self, target: Target, names: list[str] | None, since: Target | None) -> Timing:
+        """Bring it to `target`. `names` changed since the state `since`, which it shows; None: all.
+
+        Raises EngineUnavailable; then `shows` tells whether anything was touched.
+        """
+        server = self.server
+        versioned = server.version() is not None
+        started = time.perf_counter()
+        server.stage(self.model, target, database=self.database, names=names, since=since)
+        staged = time.perf_counter()
+        if versioned:
+            server.start()  # for this backend only a word: nothing is touched before `load`
+        paused = time.perf_counter()
+        server.pause()
+        if versioned:
+            # Should one of the workers fail, the weights are not called what they were any more.
+            server.name_weights(UNSETTLED)
+        server.load(target)
+        if versioned:
+            server.finish(target.version)
+        server.reset_caches()
+        server.resume()
+        resumed = time.perf_counter()
+        self._require(target)
+        return Timing(staged - started, resumed - paused)
+
+    def _require(self, target: Target) -> None:
+        named = self.server.version() in (None, target.version)
+        if not named or not self.held(target):
+            raise Refused(f"{self.server.url} does not hold {target.version} after the update", 200)
+        if self.server.paused():
+            raise Refused(f"{self.server.url} stays paused", 200)

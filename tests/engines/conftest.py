@@ -1,0 +1,57 @@
+"""One inference server of each surface, healed before each test."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+from ledger import Ledger
+from tests.engines.replica import Replica
+
+
+@pytest.fixture(scope="session")
+def ready_made() -> Iterator[ForkServerContext]:
+    """Starts processes that have imported what an inference server needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ledger.store.sql", "tests.engines.inference_server"])
+        yield context
+
+
+@pytest.fixture(scope="session", params=["vllm", "aphrodite"])
+def shared_replica(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    ready_made: ForkServerContext,
+) -> Iterator[Replica]:
+    made = Replica(request.param, tmp_path_factory.mktemp(request.param), ready_made).start()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger with tables and nothing in them, to copy: migrating takes long."""
+    file = tmp_path_factory.mktemp("empty") / "ledger.db"
+    Ledger.open(f"sqlite:///{file}").close()
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_ledger: Path) -> Path:
+    """A data folder with a ledger of its own."""
+    shutil.copy(empty_ledger, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def replica(shared_replica: Replica) -> Replica:
+    """A server of either surface that is up; a test that kills it starts it again."""
+    shared_replica.heal()
+    return shared_replica

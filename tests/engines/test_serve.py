@@ -1,0 +1,52 @@
+"""`weightledger serve --engine …` from outside: what an operator and a client see."""
+
+import time
+from pathlib import Path
+
+import httpx2
+
+from tests.engines.replica import QUERY, Replica, update
+from tests.engines.tiny_model import answers, checkpoint
+from tests.serving import START_S, Server, serving
+
+
+def until_ready(http: httpx2.Client, status: int) -> dict[str, str]:
+    """Ask until the server's own polling has noticed."""
+    deadline = time.monotonic() + START_S
+    while (reply := http.get("/readyz")).status_code != status:
+        assert time.monotonic() < deadline, reply.text
+        time.sleep(0.05)
+    body: dict[str, str] = reply.json()
+    return body
+
+
+def test_a_driven_server_over_rest(replica: Replica, folder: Path) -> None:
+    options = ("--engine", replica.surface, "--engine-url", replica.url)
+    with (
+        serving(folder, *options, "--model", str(replica.model)) as server,
+        server.client() as http,
+    ):
+        assert replica.answers() == answers(checkpoint())
+        body = {"parameter_name": QUERY, "update_data": update().update_data, "learning_rate": 1}
+        reply = http.post("/v1/models/incremental_update", json=body)
+        assert reply.json()["success"], reply.text
+        after = replica.answers()
+        assert after != answers(checkpoint())
+        health = http.get("/health").json()
+        assert health["engine"]["weight_version"] == f"ledger:2:{health['digest'][:16]}"
+        assert http.post("/v1/models/verify", json={}).status_code == 200
+        replica.kill()
+        assert replica.url in until_ready(http, 503)["reason"]
+        refused = http.post("/v1/models/incremental_update", json=body)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_unavailable"
+        replica.start()
+        until_ready(http, 200)
+        assert replica.answers() == after
+        assert http.get("/v1/models/updates?limit=1").json()["data"][0]["seq"] == 2
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    assert "--engine-url" in Server(tmp_path / "a", "--engine", "vllm").refuse_to_start()
+    options = ("--engine", "vllm", "--engine-url", "http://127.0.0.1:9", "--model", str(tmp_path))
+    assert "safetensors files" in Server(tmp_path / "b", *options).refuse_to_start()

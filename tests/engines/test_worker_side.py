@@ -1,0 +1,167 @@
+"""What a worker reads and holds, without a server: staged whole, loaded once, never by mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ledger import Ledger, replay
+from ledger.engines.vllm import Target
+from ledger.engines.vllm.fused import whole_groups
+from ledger.engines.vllm.staging import DATABASE, Instruction, Staging
+from ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    NotFound,
+    StorageError,
+    WeightsMismatch,
+)
+from ledger.events import Event
+from tests.engines.replica import MODEL, QUERY, update
+from tests.engines.tiny_model import checkpoint
+
+NAMES = [
+    "model.embed.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.self_attn.k_proj.weight",
+    "model.layers.0.self_attn.v_proj.weight",
+    "model.layers.0.self_attn.o_proj.weight",
+    "model.layers.0.mlp.gate_proj.weight",
+    "model.layers.0.mlp.up_proj.weight",
+    "model.layers.1.self_attn.q_proj.weight",
+    "model.layers.1.mlp.experts.0.w1.weight",
+    "model.layers.1.mlp.experts.7.w2.weight",
+    "model.layers.1.mlp.gate.weight",
+    "norm",
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sent"),
+    [([4], [1, 2, 3, 4]), ([7], [6, 7]), ([5], [5]), ([10], [9, 10]), ([11], [11]), ([12], [12])],
+)
+def test_whole_modules_are_sent(changed: list[int], sent: list[int]) -> None:
+    assert whole_groups([NAMES[i] for i in changed], NAMES) == [NAMES[i] for i in sent]
+
+
+def test_a_model_of_its_own_kind_says_what_it_fuses() -> None:
+    packed = {"embed_norm": ["embed", "norm"]}
+    assert whole_groups(["a.norm.x"], ["a.embed.x", "a.norm.x", "b.embed.x"], packed) == [
+        "a.embed.x",
+        "a.norm.x",
+    ]
+
+
+class Ledgered:
+    """A ledger with two updates, and what the driver would ask a worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'ledger.db'}"
+        with Ledger.open(self.url) as ledger:
+            log = ledger.model(MODEL, base=checkpoint())
+            log.apply(update(1))
+            log.apply(update(2))
+            self.events: list[Event] = log.history.events(newest_first=False)
+            self.state = [log.state(f"seq:{seq}") for seq in range(3)]
+
+    def target(self, seq: int) -> Target:
+        return Target(seq, self.events[seq].state_after)
+
+    def stage(self, seq: int, names: list[str] | None = None, since: int = 0) -> Instruction:
+        digest = self.events[seq].state_after.hex()
+        before = self.events[since].state_after.hex()
+        return Instruction("stage", MODEL, seq, digest, self.url, names, before)
+
+
+@pytest.fixture
+def ledgered(folder: Path) -> Ledgered:
+    return Ledgered(folder)
+
+
+def test_every_state_is_read_as_the_ledger_has_it(ledgered: Ledgered) -> None:
+    for seq in (2, 0, 1):
+        staging, got = Staging(), {}
+        staging.follow(ledgered.stage(seq))
+        staging.load(ledgered.target(seq), got.update)
+        assert got.keys() == ledgered.state[seq].keys()
+        assert all(torch.equal(got[name], ledgered.state[seq][name]) for name in got)
+
+
+def test_a_part_is_staged_only_on_top_of_the_state_it_changes(ledgered: Ledgered) -> None:
+    staging, got = Staging(), {}
+    with pytest.raises(WeightsMismatch, match="its own weights"):
+        staging.follow(ledgered.stage(1, [QUERY]))
+    staging.follow(ledgered.stage(0))
+    staging.load(ledgered.target(0), lambda tensors: None)
+    with pytest.raises(WeightsMismatch, match="it needs every tensor"):
+        staging.follow(ledgered.stage(2, [QUERY], since=1))
+    staging.follow(ledgered.stage(2, [QUERY], since=0))
+    staging.load(ledgered.target(2), got.update)
+    assert got.keys() == {QUERY.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")}
+    assert all(torch.equal(got[name], ledgered.state[2][name]) for name in got)
+    staging.follow(Instruction("confirm", MODEL, 2, ledgered.target(2).digest.hex()))
+
+
+def test_only_what_was_staged_is_loaded_and_once(ledgered: Ledgered) -> None:
+    staging = Staging()
+    staging.follow(ledgered.stage(1))
+    with pytest.raises(WeightsMismatch, match="is staged"):
+        staging.load(ledgered.target(2), pytest.fail)
+    with pytest.raises(WeightsMismatch, match="nothing is staged"):
+        staging.load(ledgered.target(1), pytest.fail)
+
+
+def test_a_load_that_fails_leaves_no_known_state(ledgered: Ledgered) -> None:
+    staging = Staging()
+    staging.follow(ledgered.stage(0))
+    staging.load(ledgered.target(0), lambda tensors: None)
+    staging.follow(ledgered.stage(1))
+
+    def fails(tensors: object) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        staging.load(ledgered.target(1), fails)
+    for seq in (0, 1):
+        with pytest.raises(WeightsMismatch, match="its own weights"):
+            staging.follow(Instruction("confirm", MODEL, seq, ledgered.target(seq).digest.hex()))
+
+
+def test_bits_that_the_ledger_did_not_record_are_not_staged(
+    ledgered: Ledgered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_frames = replay.apply_frames
+
+    def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> Any:
+        touched = apply_frames(bits, *arguments, **options)
+        bits[0] ^= 1
+        return touched
+
+    monkeypatch.setattr(replay, "apply_frames", apply_and_spoil)
+    with pytest.raises(CorruptLedger, match="rebuilds to other bits"):
+        Staging().follow(ledgered.stage(1))
+
+
+def test_what_cannot_be_read_is_not_staged(
+    ledgered: Ledgered, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = ledgered.stage(1)
+    digest = good.digest
+    for bad, error in (
+        (Instruction("stage", MODEL, 2, digest, ledgered.url), WeightsMismatch),
+        (Instruction("stage", "other", 1, digest, ledgered.url), NotFound),
+        (Instruction("stage", MODEL, 1, digest), InvalidRequest),
+        (Instruction("stage", MODEL, 9, digest, ledgered.url), LedgerError),
+        (Instruction("load", MODEL, 1, digest, ledgered.url), InvalidRequest),  # type: ignore[arg-type]
+    ):
+        staging = Staging()
+        with pytest.raises(error):
+            staging.follow(bad)
+        with pytest.raises(WeightsMismatch, match="nothing is staged"):
+            staging.load(ledgered.target(1), pytest.fail)
+    monkeypatch.setenv(DATABASE, f"sqlite:///{folder / 'absent' / 'ledger.db'}")
+    with pytest.raises(StorageError):
+        Staging().follow(good)
