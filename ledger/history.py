@@ -16,7 +16,7 @@ import torch
 from ledger import lineage, snapshots, versions
 from ledger.blobs import BlobStore
 from ledger.digest import StateDigest
-from ledger.errors import CorruptLedger, NotFound
+from ledger.errors import CorruptLedger, NotFound, Pruned
 from ledger.events import PRUNINGS, Event
 from ledger.positions import Position, find_event, resolve
 from ledger.pruning import Prunings, fold
@@ -193,7 +193,14 @@ class History:
             (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
         sources = Sources(tensor, self.store.payload, self.whole)
-        return replay(base, moves, sources, expected, self.pool, only)
+        try:
+            return replay(base, moves, sources, expected, self.pool, only)
+        except CorruptLedger as error:
+            if error.seq is not None and self.pruned(error.seq):  # while it was on the way there
+                raise Pruned(
+                    f"what event {error.seq} stored was pruned by gc", seq=error.seq
+                ) from error
+            raise
 
     def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
         """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""

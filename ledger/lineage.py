@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.errors import CorruptLedger, Pruned
+from ledger.pruning import NOTHING_PRUNED, Prunings
 from ledger.store import Step
 
 EVENT_COST = 4096
@@ -39,11 +40,6 @@ class Path:
     undo: tuple[int, ...]
     redo: tuple[int, ...]
     size: int
-
-
-def nothing_pruned(seq: int) -> bool:
-    """For a log that kept everything."""
-    return False
 
 
 class Lineage:
@@ -105,7 +101,7 @@ def cheapest(
     lineage: Lineage,
     starts: Mapping[int, int],
     target: int,
-    pruned: Callable[[int], bool] = nothing_pruned,
+    pruned: Prunings = NOTHING_PRUNED,
 ) -> Path:
     """The path to `target` that reads the fewest bytes.
 
@@ -132,13 +128,13 @@ def _from_ancestor(
     lineage: Lineage,
     starts: Mapping[int, int],
     target: int,
-    pruned: Callable[[int], bool],
+    pruned: Prunings,
 ) -> Path:
     """The path down from the nearest ancestor where one can begin."""
     start: int | None = target
     redo: list[int] = []
     while start is not None and start not in starts:
-        if pruned(start):
+        if pruned(start) or pruned.snapshot(start):
             raise Pruned(
                 f"the state after event {target} was pruned: gc dropped what no retained version "
                 "needed",
@@ -159,7 +155,7 @@ def _between(
     target: int,
     cost: int,
     limit: int | None,
-    pruned: Callable[[int], bool],
+    pruned: Prunings,
 ) -> Path | None:
     """The path through the common ancestor; None where it is barred or costs `limit` or more."""
     undo: list[int] = []

@@ -18,11 +18,14 @@ from ledger import events, proposals, versions
 from ledger.anchoring import Anchoring
 from ledger.audit.chain import Progress
 from ledger.audit.verify import Report, verify
+from ledger.blobs import MIN_GRACE_S
 from ledger.caller import ANYONE, Caller
 from ledger.canonical import canonical
 from ledger.digest import StateDigest, content_digest
 from ledger.errors import InvalidRequest, LedgerError, NotFound
 from ledger.events import Event
+from ledger.gc import GcReport, collect
+from ledger.gc import Progress as GcProgress
 from ledger.history import History
 from ledger.projector import Live, Projector
 from ledger.proposals import Guard, Planner
@@ -222,16 +225,28 @@ class Log:
         return self._writer.write(Request(caller, digest, propose))
 
     def retire_versions(self, keep: int) -> list[Event]:
-        """Take the oldest names off the list until `keep` are left, never the active one's."""
+        """Take the oldest names off the list until `keep` are left.
+
+        The active version's name stays, and those that are pinned.
+        """
         retired = []
         with self._writer.lock:
             listed = self.history.store.listed_versions(self.history.model_id)
-            active = self.projector.live.head.active
-            spare = [seq for number, seq in listed if number != active]
+            pinned = versions.pins(self.history.store, self.history.model_id).pinned
+            stays = pinned | {self.projector.live.head.active}
+            spare = [seq for number, seq in listed if number not in stays]
             for seq in spare[: max(0, len(listed) - keep)]:
                 with contextlib.suppress(NotFound):  # another writer was faster
                     retired.append(self._retire(self.history.require(seq)))
         return retired
+
+    def pin(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
+        """Keep a version's name on the list, so that its state stays; NotFound unless listed."""
+        return self._pin(version_id, events.VERSION_PINNED, caller)
+
+    def unpin(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
+        """Let a version be retired again; NotFound unless it is listed."""
+        return self._pin(version_id, events.VERSION_UNPINNED, caller)
 
     def snapshot(self) -> None:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
@@ -250,6 +265,32 @@ class Log:
         """What the live weights should be, and the digests of the tensors as they are now."""
         with self._writer.lock:
             return self.projector.live, self.projector.hash_live()
+
+    def gc(
+        self,
+        *,
+        dry_run: bool = True,
+        grace_s: float = MIN_GRACE_S,
+        caller: Caller = ANYONE,
+        progress: GcProgress | None = None,
+    ) -> GcReport:
+        """Drop what no retained state needs; see `ledger.gc`. With `dry_run` only say what."""
+        store = self.history.store
+        others = [
+            History(store, self.history.blobs, name, model_id, self.history.pool)
+            for name, model_id in store.models().items()
+            if model_id != self.history.model_id
+        ]
+        report = collect(
+            self.history,
+            others,
+            dry_run=dry_run,
+            grace_s=grace_s,
+            caller=caller,
+            progress=progress,
+        )
+        self.catch_up()
+        return report
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each event of this process is durable and visible."""
@@ -280,6 +321,13 @@ class Log:
         return self.history.versions()
 
     # One write
+
+    def _pin(self, version_id: str, kind: str, caller: Caller) -> Event:
+        def propose(tip: Tip) -> proposals.Proposal:
+            return proposals.pin(self.history, tip, version_id, kind)
+
+        digest = _digest_of(kind, {"version_id": version_id})
+        return self._writer.write(Request(caller, digest, propose))
 
     def _update(self, request: IncrementalUpdateRequest, guard: Guard | None) -> Request:
         update = self._validated(request)

@@ -149,6 +149,14 @@ class DynamicModelManager:
             lambda: self.log.apply_batch(requests, self._guard, caller=caller, metadata=metadata)
         )
 
+    async def pin_version(
+        self, version_id: str, *, pinned: bool = True, caller: Caller = ANYONE
+    ) -> Event:
+        """Keep a version for ever, or let it be retired again; NotFound unless it is listed."""
+        self._require(self.config.enable_versioning, "versioning")
+        pin = self.log.pin if pinned else self.log.unpin
+        return await self._run(lambda: pin(version_id, caller=caller))
+
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:

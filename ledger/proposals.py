@@ -16,7 +16,7 @@ from ledger import events, versions
 from ledger.blobs import Buffer
 from ledger.deltas import Recorded, TensorWrite, record_tensor, same_bits
 from ledger.digest import content_digest
-from ledger.errors import NotFound
+from ledger.errors import InvalidRequest, NotFound
 from ledger.events import WHOLE, Draft, Event, TensorChange
 from ledger.factors import Factors
 from ledger.history import History
@@ -195,6 +195,9 @@ def retirement(history: History, tip: Tip, version_created: Event) -> Proposal:
     """Takes a version's name off the list; NotFound when another writer already has."""
     if not versions.is_listed(history.store, history.model_id, version_created):
         raise NotFound(f"Version {version_created.name} is retired already")
+    pinned = versions.pins(history.store, history.model_id).pinned
+    if version_created.number in pinned:
+        raise InvalidRequest(f"Version {version_created.name} is pinned")
     body = {"version_id": version_created.name}
     return Proposal(
         Draft(
@@ -203,6 +206,23 @@ def retirement(history: History, tip: Tip, version_created: Event) -> Proposal:
             state_after=tip.live.state.value,
             series=events.RETIRED,
             number=version_created.number,
+        )
+    )
+
+
+def pin(history: History, tip: Tip, version_id: str, kind: str) -> Proposal:
+    """Pins a listed version, or with VERSION_UNPINNED lets go of it."""
+    store, model_id = history.store, history.model_id
+    named = history.event(version_id)
+    if named.kind != events.VERSION_CREATED or not versions.is_listed(store, model_id, named):
+        raise NotFound(f"Version {version_id} not found", param="version_id")
+    return Proposal(
+        Draft(
+            kind=kind,
+            body={"version_id": version_id, "number": named.number},
+            state_after=tip.live.state.value,
+            series=events.PINS,
+            number=versions.pins(store, model_id).events,
         )
     )
 

@@ -12,12 +12,14 @@ from ledger.events import PRUNED, Event
 class Prunings:
     """The state-changing events that lead nowhere any more, and the snapshots that are gone.
 
-    `firsts` and `lasts` are the ends of ascending, disjoint ranges of seqs.
+    `firsts` and `lasts` are the ends of ascending, disjoint ranges of seqs; `runs` counts the
+    events that say so.
     """
 
     firsts: tuple[int, ...] = ()
     lasts: tuple[int, ...] = ()
     snapshots: frozenset[int] = frozenset()
+    runs: int = 0
 
     def __call__(self, seq: int) -> bool:
         """Whether what this event stored was dropped."""
@@ -29,11 +31,16 @@ class Prunings:
         return node in self.snapshots
 
 
+NOTHING_PRUNED = Prunings()
+
+
 def fold(events: Iterable[Event]) -> Prunings:
     """All that the `pruned` events of a log dropped."""
     ranges: list[tuple[int, int]] = []
     snapshots: set[int] = set()
+    runs = 0
     for event in events:
+        runs += 1
         assert event.kind == PRUNED
         ranges += [(first, last) for first, last in event.body["ranges"]]
         snapshots |= set(event.body["snapshots"])
@@ -47,6 +54,7 @@ def fold(events: Iterable[Event]) -> Prunings:
         tuple(first for first, _ in merged),
         tuple(last for _, last in merged),
         frozenset(snapshots),
+        runs,
     )
 
 

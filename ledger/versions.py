@@ -7,7 +7,7 @@ event takes its name off the list; the event and the digest it names stay for ev
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.events import Event
+from ledger.events import PINS, VERSION_PINNED, Event
 from ledger.lineage import Lineage
 from ledger.store import EventStore
 
@@ -17,7 +17,8 @@ class ModelVersion:
     """One listed version.
 
     `timestamp` is Unix seconds; `seq` is the state-changing event whose result it names, `digest`
-    the digest of that state; `performance_metrics` holds what was measured when it was named.
+    the digest of that state; `performance_metrics` holds what was measured when it was named. A
+    `pinned` version is never retired.
     """
 
     version_id: str
@@ -27,6 +28,7 @@ class ModelVersion:
     performance_metrics: dict[str, float]
     seq: int
     digest: bytes
+    pinned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The five fields of the specification."""
@@ -47,11 +49,38 @@ def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
 def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
     active = store.head(model_id).active
+    pinned = pins(store, model_id).pinned
     events = (store.event(model_id, seq) for _, seq in reversed(store.listed_versions(model_id)))
-    return [describe(event, active=event.number == active) for event in events if event]
+    return [
+        describe(event, active=event.number == active, pinned=event.number in pinned)
+        for event in events
+        if event
+    ]
 
 
-def describe(event: Event, *, active: bool) -> ModelVersion:
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The numbers of the pinned versions, and how many events say so."""
+
+    pinned: frozenset[int]
+    events: int
+
+
+def pins(store: EventStore, model_id: int) -> Pins:
+    """What is pinned: the fold of the events that pin and unpin."""
+    pinned: set[int] = set()
+    count = 0
+    while (event := store.by_number(model_id, PINS, count)) is not None:
+        number: int = event.body["number"]
+        if event.kind == VERSION_PINNED:
+            pinned.add(number)
+        else:
+            pinned.discard(number)
+        count += 1
+    return Pins(frozenset(pinned), count)
+
+
+def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersion:
     """The version that a `version_created` event names."""
     named = event.body["names"]
     return ModelVersion(
@@ -62,6 +91,7 @@ def describe(event: Event, *, active: bool) -> ModelVersion:
         performance_metrics=dict(event.body["performance_metrics"]),
         seq=named["seq"],
         digest=bytes.fromhex(named["state"]),
+        pinned=pinned,
     )
 
 

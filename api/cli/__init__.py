@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from api.cli import database, reading, serving, verification, versions, writing
+from api.cli import database, reading, retention, serving, verification, versions, writing
 from ledger.errors import LedgerError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(reading.replay)
 app.command()(verification.verify)
 app.command()(writing.update)
 app.command()(writing.rollback)
+app.command()(retention.gc)
 app.add_typer(versions.app, name="version")
 app.add_typer(database.app, name="db")
 

@@ -1,6 +1,7 @@
 """The REST client that writing commands use."""
 
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -27,6 +28,11 @@ class Client:
     def create_version(self, description: str) -> dict[str, Any]:
         """POST /v1/models/create_version"""
         return self._post("/v1/models/create_version", {"description": description})
+
+    def pin(self, version_id: str, pinned: bool) -> dict[str, Any]:
+        """POST /v1/models/versions/{id}/pin or /unpin"""
+        verb = "pin" if pinned else "unpin"
+        return self._post(f"/v1/models/versions/{quote(version_id, safe='')}/{verb}", {})
 
     def rollback(self, position: str) -> dict[str, Any]:
         """POST /v1/models/rollback"""

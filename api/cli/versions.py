@@ -1,5 +1,6 @@
-"""`weightledger version create | list | show`."""
+"""`weightledger version create | list | show | pin | unpin`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from ledger.versions import ModelVersion
 
 app = typer.Typer(help="Name states, and list the names.", no_args_is_help=True)
 
-_COLUMNS = ("version_id", "recorded_at", "is_active", "seq", "description")
+_COLUMNS = ("version_id", "recorded_at", "is_active", "pinned", "seq", "description")
 
 
 @app.command()
@@ -81,10 +82,58 @@ def show(
     output.facts(_item(found[0]), as_json=as_json)
 
 
+@app.command()
+def pin(
+    version_id: Annotated[str, typer.Argument(help="The version's id.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    database: Database = None,
+    model: Model = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a version for ever: it is never retired, and gc keeps its state."""
+    _set_pin(version_id, True, data_dir, database, model, url, api_key, as_json)
+
+
+@app.command()
+def unpin(
+    version_id: Annotated[str, typer.Argument(help="The version's id.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    database: Database = None,
+    model: Model = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Let a version be retired again."""
+    _set_pin(version_id, False, data_dir, database, model, url, api_key, as_json)
+
+
+def _set_pin(
+    version_id: str,
+    pinned: bool,
+    data_dir: Path,
+    database: str | None,
+    model: str | None,
+    url: str | None,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    server = server_url(url, data_dir)
+    if server is not None:
+        Client(server, api_key).pin(version_id, pinned)
+    else:
+        with local_log(data_dir, database, model) as log:
+            log.pin(version_id) if pinned else log.unpin(version_id)
+    output.facts({"version_id": version_id, "pinned": pinned}, as_json=as_json)
+
+
 def _item(version: ModelVersion) -> dict[str, object]:
     return {
         **version.to_dict(),
         "recorded_at": iso_time(int(version.timestamp * 1_000_000)),
+        "pinned": version.pinned,
         "seq": version.seq,
         "digest": version.digest.hex(),
     }

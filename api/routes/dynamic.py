@@ -74,6 +74,24 @@ def router(manager: DynamicModelManager) -> APIRouter:
         data = {key: value for key, value in result.items() if key != "success"}
         return {"success": True, "message": message, "data": data}
 
+    @routes.post("/versions/{version_id}/pin", dependencies=writes)
+    async def pin(request: Request, response: Response, version_id: str) -> Reply:
+        """Keep a version for ever: it is never retired."""
+        return await set_pin(request, response, version_id, True)
+
+    @routes.post("/versions/{version_id}/unpin", dependencies=writes)
+    async def unpin(request: Request, response: Response, version_id: str) -> Reply:
+        """Let a version be retired again."""
+        return await set_pin(request, response, version_id, False)
+
+    async def set_pin(request: Request, response: Response, version_id: str, pinned: bool) -> Reply:
+        who = caller(request)
+        event = await manager.pin_version(version_id, pinned=pinned, caller=who)
+        _tag(response, event)
+        done = "pinned" if pinned else "unpinned"
+        data = {"version_id": version_id, "pinned": pinned}
+        return {"success": True, "message": f"Version {version_id} {done}", "data": data}
+
     @routes.get("/versions")
     def versions() -> Reply:
         """Listed versions, newest first."""

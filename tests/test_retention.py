@@ -1,0 +1,240 @@
+"""Retention: retired, pinned and pruned; what is kept stays exact."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ledger import Ledger, Log
+from ledger.audit.verify import verify
+from ledger.errors import InvalidRequest, NotFound, Pruned
+from ledger.gc import GcReport, collect
+from ledger.history import History
+from ledger.tensors import lanes
+
+MODEL = "m"
+HOUR_US = 3_600_000_000
+
+# A payload of this tensor's dense update is far above what stays in the event's row.
+LARGE = 300_000
+
+
+def later() -> int:
+    """A clock two hours ahead: everything written so far is older than the grace period."""
+    return time.time_ns() // 1000 + 2 * HOUR_US
+
+
+def gc(history: History, *, dry_run: bool = False) -> GcReport:
+    return collect(history, [], dry_run=dry_run, now_us=later)
+
+
+def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {name: lanes(tensor).tobytes() for name, tensor in state.items()}
+
+
+@pytest.fixture
+def log(database_url: str) -> Iterator[Log]:
+    with Ledger.open(database_url) as ledger:
+        yield ledger.model(MODEL, base={"w": torch.zeros(LARGE), "b": torch.zeros(8)}, alpha=1.5)
+
+
+@pytest.fixture
+def step(log: Log) -> Callable[[], int]:
+    generator = torch.Generator().manual_seed(7)
+
+    def move() -> int:
+        state = log.state()
+        state["w"] = torch.randn(LARGE, generator=generator)
+        state["b"] = state["b"] + 1
+        return log.record(state).seq
+
+    return move
+
+
+def test_what_no_version_needs_is_dropped_and_the_rest_stays_exact(
+    log: Log, step: Callable[[], int]
+) -> None:
+    kept, gone = {}, []
+    log.create_version("start")
+    for number in range(12):
+        gone.append(f"seq:{step()}")
+        if number in (3, 7):
+            version = log.create_version(str(number)).name
+            kept[version] = bits(log.state(version))
+            gone.pop()
+    gone.pop()  # the head
+    kept["head"] = bits(log.state())
+    promised = gc(log.history, dry_run=True)
+    assert bits(log.state(gone[0]))
+    done = gc(log.history)
+    assert (done.pruned, done.snapshots, done.blobs) == (
+        promised.pruned,
+        promised.snapshots,
+        promised.blobs,
+    )
+    assert done.pruned > 0 and done.blobs > 0
+    stored = {blob.digest for blob in log.history.blobs.stored()}
+    for position, expected in kept.items():
+        assert bits(log.state(position)) == expected
+    for position in gone:
+        with pytest.raises(Pruned, match="gc dropped"):
+            log.state(position)
+    report = verify(log.history)
+    assert report.ok, report.problem
+    assert report.pruned >= len(gone)
+    assert gc(log.history).blobs == 0
+    assert {blob.digest for blob in log.history.blobs.stored()} == stored
+    step()
+    assert verify(log.history).ok
+
+
+def test_rolling_back_to_a_pruned_state_changes_nothing(log: Log, step: Callable[[], int]) -> None:
+    log.create_version("start")
+    position = f"seq:{step()}"
+    for _ in range(6):
+        step()
+    gc(log.history)
+    before = log.catch_up().seq, bits(log.state())
+    with pytest.raises(Pruned, match="gc dropped"):
+        log.rollback(position)
+    assert (log.catch_up().seq, bits(log.state())) == before
+
+
+def test_nothing_young_is_dropped(log: Log, step: Callable[[], int]) -> None:
+    positions = {f"seq:{step()}": bits(log.state()) for _ in range(6)}
+    report = collect(log.history, [], dry_run=False)
+    assert (report.pruned, report.blobs) == (0, 0)
+    for position, expected in positions.items():
+        assert bits(log.state(position)) == expected
+    with pytest.raises(InvalidRequest, match="at least 3600"):
+        log.gc(grace_s=10)
+
+
+def test_a_pinned_version_is_never_retired(log: Log, step: Callable[[], int]) -> None:
+    step()
+    pinned = log.create_version("golden").name
+    golden = bits(log.state(pinned))
+    log.pin(pinned)
+    for _ in range(4):
+        step()
+        log.create_version("next")
+    log.retire_versions(keep=1)
+    assert [v.version_id for v in log.versions() if v.pinned] == [pinned]
+    gc(log.history)
+    assert bits(log.state(pinned)) == golden
+    log.unpin(pinned)
+    log.retire_versions(keep=1)
+    assert pinned not in [version.version_id for version in log.versions()]
+    gc(log.history)
+    with pytest.raises(Pruned):
+        log.state(pinned)
+    with pytest.raises(NotFound, match="not found"):
+        log.pin(pinned)
+    assert verify(log.history).ok
+
+
+def test_a_rollback_that_comes_between_saves_its_state(
+    database_url: str, log: Log, step: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.create_version("start")
+    target = f"seq:{step()}"
+    expected = bits(log.state(target))
+    for _ in range(6):
+        step()
+    with Ledger.open(database_url) as other:
+        store = other.store
+        append = store.append
+
+        def rolled_back_first(*items: Any) -> None:
+            monkeypatch.undo()
+            log.rollback(target)
+            append(*items)
+
+        monkeypatch.setattr(store, "append", rolled_back_first)
+        gc(other.history(MODEL))
+        assert bits(other.history(MODEL).state("head")) == expected
+    log.catch_up()
+    assert bits(log.state()) == expected
+    assert verify(log.history).ok
+
+
+def test_a_run_that_was_cut_off_is_taken_up_again(
+    log: Log, step: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.create_version("start")
+    for _ in range(8):
+        step()
+    blobs = log.history.blobs
+    promised = gc(log.history, dry_run=True)
+    delete, deleted = type(blobs).delete_unreferenced, 0
+
+    def cut_off(self: Any, digest: bytes, older_than: int) -> bool:
+        nonlocal deleted
+        deleted += 1
+        if deleted == 3:
+            raise KeyboardInterrupt
+        return delete(self, digest, older_than)
+
+    monkeypatch.setattr(type(blobs), "delete_unreferenced", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gc(log.history)
+    monkeypatch.undo()
+    log.catch_up()
+    assert verify(log.history).ok
+    assert gc(log.history).blobs == promised.blobs - 2
+
+
+MOVES = st.lists(
+    st.sampled_from(["step", "small", "version", "pin", "unpin", "retire", "rollback", "gc"]),
+    min_size=4,
+    max_size=24,
+)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(moves=MOVES, data=st.data())
+def test_whatever_happens_listed_versions_stay_exact(
+    sqlite_url: str, moves: list[str], data: st.DataObject
+) -> None:
+    name = f"m{time.time_ns()}"
+    generator = torch.Generator().manual_seed(1)
+    size = 90_000  # a dense step is above what stays in the row, and cheap
+    with Ledger.open(sqlite_url) as ledger:
+        log = ledger.model(name, base={"w": torch.zeros(size)}, alpha=1.5)
+        known: dict[str, dict[str, bytes]] = {log.create_version("v0").name: bits(log.state())}
+        for move in moves:
+            listed = [version.version_id for version in log.versions()]
+            if move == "step":
+                log.record({"w": torch.randn(size, generator=generator)})
+            elif move == "small":
+                state = log.state()
+                state["w"][:3] += 1
+                log.record(state)
+            elif move == "version":
+                known[log.create_version("x").name] = bits(log.state())
+            elif move in ("pin", "unpin"):
+                getattr(log, move)(data.draw(st.sampled_from(listed)))
+            elif move == "retire":
+                log.retire_versions(keep=2)
+            elif move == "rollback":
+                log.rollback(data.draw(st.sampled_from(listed)))
+            else:
+                collect(
+                    log.history,
+                    [ledger.history(m) for m in ledger.models() if m != name],
+                    dry_run=False,
+                    now_us=later,
+                )
+                log.catch_up()
+            for version in log.versions():
+                assert bits(log.state(version.version_id)) == known[version.version_id]
+        report = verify(log.history)
+        assert report.ok, report.problem
