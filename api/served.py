@@ -42,6 +42,6 @@ def resolve(manager: DynamicModelManager, model: str | None) -> Served:
     """
     if model is not None and model != manager.model_name:
         raise ModelNotFound(
-            f"The model {model!r} does not exist; served here: {manager.model_name}", param="model"
+            f"model {model!r} not found; served here: {manager.model_name}", param="model"
         )
     return Served(manager.model_name, manager.lease)

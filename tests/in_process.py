@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,8 +42,8 @@ def openai_client(url: str) -> openai.OpenAI:
 
 def until(reached: Callable[[], Any], seconds: float = 10) -> None:
     """Wait for another thread or process to get that far."""
-    for _ in range(int(seconds * 500)):
-        if reached():
-            return
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise TimeoutError
         threading.Event().wait(0.002)
-    raise TimeoutError

@@ -93,6 +93,15 @@ def test_rules_use_only_the_public_names_of_the_ledger(path: Path) -> None:
     assert inner <= {f"ledger.{name}" for name in ledger.__all__}
 
 
+@pytest.mark.parametrize("path", modules("ledger", "rules", "api", "migrations"), ids=name_of)
+def test_extras_are_imported_where_they_are_used_only(path: Path) -> None:
+    if name_of(path).startswith("ledger.engines.transformers") or name_of(path) == "api.loading":
+        return
+    outer = {name.split(".")[0] for name in imports(path)}
+    assert not outer & {"transformers", "tokenizers", "peft"}
+    assert not {n for n in imports(path) if n.startswith("ledger.engines.transformers")}
+
+
 @pytest.mark.parametrize("path", modules("migrations"), ids=name_of)
 def test_migrations_import_the_tables_only(path: Path) -> None:
     ours = {n for n in imports(path) if n.split(".")[0] in {"ledger", "rules", "api"}}

@@ -5,6 +5,7 @@ The readers are real generations that have long to go.
 
 import asyncio
 import gc
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,15 +114,27 @@ def test_at_the_limit_updates_are_refused_without_an_event_and_readers_are_not(
     assert update(manager, idempotency_key="once")["success"]
 
 
+class WatchedQueue(queue.SimpleQueue[None]):
+    """Says when somebody starts to wait for it."""
+
+    def __init__(self) -> None:
+        self.awaited = threading.Event()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> None:
+        self.awaited.set()
+        return super().get(block, timeout)
+
+
 def test_an_update_waits_for_a_reader_to_finish(tmp_path: Path) -> None:
     manager = managing(tmp_path, held_versions_wait_s=60)
+    manager.engine._versions._released = watched = WatchedQueue()
     readers = Readers(manager)
     try:
         hold_three(manager, readers)
         applied: list[dict[str, Any]] = []
         writer = threading.Thread(target=lambda: applied.append(update(manager)))
         writer.start()
-        until(lambda: waits(manager))
+        until(watched.awaited.is_set)
         assert not applied
         readers.stop()
         writer.join(20)
@@ -129,14 +142,6 @@ def test_an_update_waits_for_a_reader_to_finish(tmp_path: Path) -> None:
     finally:
         readers.stop_all()
         manager.close()
-
-
-def waits(manager: DynamicModelManager) -> bool:
-    """Whether a writer is inside its write right now."""
-    if manager.log._lock.acquire(blocking=False):
-        manager.log._lock.release()
-        return False
-    return True
 
 
 def test_a_rollback_does_not_wait(manager: DynamicModelManager, readers: Readers) -> None:

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import openai
 import pytest
 import torch
 
+from api.workers import Workers
 from ledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
+from ledger.engines.text import Sampling
 from ledger.engines.transformers import TransformersEngine
-from ledger.engines.transformers.causal import CausalLM
+from ledger.engines.transformers.causal import CausalLM, _processors
 from tests.in_process import listening, openai_client, until
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
 
@@ -221,8 +222,6 @@ def test_a_seed_gives_the_same_text_beside_other_generations(client: openai.Open
 
 def test_sampling_follows_the_probabilities_of_the_model(manager: DynamicModelManager) -> None:
     """2000 first tokens at temperature 0.7: their shares against the softmax, and inside top_p."""
-    from ledger.engines.text import Sampling
-
     generates = manager.engine.generates
     prompt = generates.tokens("the quick")
     with manager.lease() as live, torch.no_grad():
@@ -233,8 +232,6 @@ def test_sampling_follows_the_probabilities_of_the_model(manager: DynamicModelMa
         ordered = shares.sort(descending=True)
         kept = ordered.indices[: int((ordered.values.cumsum(-1) < 0.5).sum()) + 1]
         for seed in range(2000):
-            from ledger.engines.transformers.causal import _processors
-
             scores = (logits * 0.7).float()[None]
             for process in _processors(Sampling(1, 0.7, seed=seed)):
                 scores = process(None, scores)
@@ -452,43 +449,38 @@ def test_hanging_up_stops_the_generation_and_drops_its_lease(
 
 
 def test_beyond_threads_and_queue_requests_are_503_and_those_who_leave_make_room(
-    endless: DynamicModelManager, counted: list[int]
+    endless: DynamicModelManager, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        listening(endless, inference_threads=1, inference_queue=1) as url,
-        openai_client(url) as client,
-    ):
+    accepted: list[Future[Any]] = []
+    submit = Workers.submit
+
+    def counting(self: Workers, work: Callable[[], Any]) -> Future[Any]:
+        accepted.append(submit(self, work))
+        return accepted[-1]
+
+    monkeypatch.setattr(Workers, "submit", counting)
+    limits = {"inference_threads": 1, "inference_queue": 1}
+    short = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    with listening(endless, **limits) as url, openai_client(url) as client:
         running = streaming(client)
-        waiting: list[Any] = []
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/v1/completions", json=short, timeout=0.5)
+        until(lambda: len(accepted) == 2 and accepted[1].cancelled())
 
-        def wait() -> None:
-            with openai_client(url) as second:
-                waiting.append(second.completions.create(model="tiny", prompt="x", max_tokens=2))
-
-        thread = threading.Thread(target=wait)
-        thread.start()
-
-        # Others leave the line as soon as they lose patience, so it is the second's in the end.
-        short = {"model": "tiny", "prompt": "x", "max_tokens": 2}
-        replies: list[httpx2.Response] = []
-
-        def refused() -> bool:
-            with contextlib.suppress(httpx2.ReadTimeout):
-                replies.append(httpx2.post(f"{url}/v1/completions", json=short, timeout=0.2))
-            return bool(replies)
-
-        until(refused)
-        assert replies[0].status_code == 503
-        assert replies[0].headers["retry-after"] == "1"
-        error = replies[0].json()["error"]
-        assert error["code"] == "unavailable"
-        assert "1 inferences are running and 1 are waiting" in error["message"]
-        # The event loop is free all the while.
-        assert httpx2.get(f"{url}/readyz").status_code == 200
-        assert len(counted) == 1
-        running.close()
-        thread.join(20)
-        assert waiting[0].usage.completion_tokens == 2
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.completions.create, **short)
+            until(lambda: len(accepted) == 3)
+            refused = httpx2.post(f"{url}/v1/completions", json=short)
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "1"
+            error = refused.json()["error"]
+            assert error["code"] == "unavailable"
+            assert "1 inferences are running and 1 are waiting" in error["message"]
+            # The event loop is free all the while.
+            assert httpx2.get(f"{url}/readyz").status_code == 200
+            assert len(counted) == 1
+            running.close()
+            assert waiting.result(20).usage.completion_tokens == 2
 
 
 def test_a_fault_inside_a_stream_is_told_in_the_stream(
