@@ -1,8 +1,9 @@
 """Databases for every suite: a SQLite file, and a PostgreSQL server of our own."""
 
 import itertools
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+def plain() -> Iterator[Callable[[str], Any]]:
+    """Opens a connection that knows nothing of the ledger, in autocommit mode."""
+    made: list[Any] = []
+
+    def connect(url: str) -> Any:
+        if url.startswith("sqlite"):
+            made.append(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None))
+        else:
+            made.append(psycopg.connect(url, autocommit=True))
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.close()

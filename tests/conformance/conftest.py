@@ -2,13 +2,11 @@
 
 import multiprocessing
 import os
-import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 import pytest
 
 from ledger.digest import content_digest
@@ -34,23 +32,6 @@ def store(database_url: str) -> Iterator[SqlStore]:
     opened = SqlStore.open(database_url)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def plain() -> Iterator[Callable[[str], Any]]:
-    """Opens a connection that knows nothing of the ledger, in autocommit mode."""
-    made: list[Any] = []
-
-    def connect(url: str) -> Any:
-        if url.startswith("sqlite"):
-            made.append(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None))
-        else:
-            made.append(psycopg.connect(url, autocommit=True))
-        return made[-1]
-
-    yield connect
-    for connection in made:
-        connection.close()
 
 
 @dataclass
