@@ -29,6 +29,7 @@ soak: $(STAMP)
 # Prints a table and writes JSON to benchmarks/results.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.workload
+	$(BIN)/python -m benchmarks.audit
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
