@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import long_log
 from benchmarks.measure import Report
+from ledger.audit import chain
 from ledger.events import KINDS
 from ledger.store import EventFilter
 from ledger.store.sql import SqlStore
@@ -83,6 +84,16 @@ def measure(report: Report, backend: str, store: SqlStore, count: int, rounds: i
         _add(report, f"{backend}: {what}", [_ms(work) for _ in range(rounds)])
 
 
+def verification(report: Report, backend: str, store: SqlStore, count: int) -> None:
+    """Add how fast the chain is checked, in one process and in two."""
+    for processes, goal in ((1, 160_000), (2, 300_000)):
+        started = time.perf_counter()
+        chain.check_in_processes(store, long_log.MODEL, count, processes)
+        rate = count / (time.perf_counter() - started)
+        what = f"{backend}: chain checked by {processes}, their start included"
+        report.add(what, rate, "events/s", goal=f"≥ {goal:,}", ok=rate >= goal)
+
+
 def _ms(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -123,6 +134,7 @@ def main() -> None:
             if not store.models():
                 long_log.load(url, options.events)
             measure(report, backend, store, options.events, options.rounds)
+            verification(report, backend, store, options.events)
     report.finish("audit")
 
 

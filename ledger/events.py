@@ -161,9 +161,12 @@ class Annotation:
     def digest(self, name: str) -> str | None:
         """Hex SHA-256 of salt, field name, NUL and the value's UTF-8; None without a value."""
         value: str | None = getattr(self, name)
-        if value is None:
-            return None
-        return hashlib.sha256(self.salt + name.encode() + b"\x00" + value.encode()).hexdigest()
+        return None if value is None else annotation_digest(self.salt, name, value)
+
+
+def annotation_digest(salt: bytes, name: str, value: str) -> str:
+    """What a header holds of an annotation's field: hex SHA-256 of salt, name, NUL and value."""
+    return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()
 
 
 KEEP_ACTIVE = -1

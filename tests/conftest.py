@@ -2,8 +2,9 @@
 
 import contextlib
 import itertools
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,20 @@ def bucket_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{next(_numbers)}"
     s3_server.make_bucket(bucket)
     return f"s3://{bucket}/some/prefix"
+
+
+@pytest.fixture
+def plain() -> Iterator[Callable[[str], Any]]:
+    """Opens a connection that knows nothing of the ledger, in autocommit mode."""
+    made: list[Any] = []
+
+    def connect(url: str) -> Any:
+        if url.startswith("sqlite"):
+            made.append(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None))
+        else:
+            made.append(psycopg.connect(url, autocommit=True))
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.close()

@@ -17,8 +17,15 @@ from typing import Any
 
 from ledger import events
 from ledger.errors import CorruptLedger
-from ledger.events import LEAF_PREFIX, STATE_CHANGING, Annotation, Counts, Event
-from ledger.store import EventStore, rows
+from ledger.events import (
+    LEAF_PREFIX,
+    STATE_CHANGING,
+    Annotation,
+    Counts,
+    Event,
+    annotation_digest,
+)
+from ledger.store import EventStore, Texts, rows
 from ledger.store.sql import SqlStore
 from ledger.store.tables import SEQ_BITS, SEQ_MASK
 
@@ -115,11 +122,9 @@ def _checked(store: EventStore, model: str, start: int, stop: int) -> tuple[int,
     return None
 
 
-def _check_page(
-    page: list[Any], notes: Mapping[int, Annotation], model: str, place: Place
-) -> Place:
+def _check_page(page: list[Any], notes: Mapping[int, Texts], model: str, place: Place) -> Place:
     """Where the log stands after these rows."""
-    named = f'"kind":"updated",{{}}"model":{json.dumps(model, ensure_ascii=False)},"node":'
+    named = f'"model":{json.dumps(model, ensure_ascii=False)},"node":'
     for row in page:
         if _continues(row, notes, named, place):
             continue
@@ -130,12 +135,12 @@ def _check_page(
             )
         event = rows.from_row(row, model)
         _check_place(event, model, place)
-        _check_annotation(event, notes.get(seq))
+        _check_annotation(event, Annotation(*notes[seq]) if seq in notes else None)
         place.move(event)
     return place
 
 
-def _continues(row: Any, notes: Mapping[int, Annotation], named: str, place: Place) -> bool:
+def _continues(row: Any, notes: Mapping[int, Texts], named: str, place: Place) -> bool:
     """Whether an update is, byte for byte, what its row and the event before it say.
 
     Then `place` moves on. False sends the event to the checks of every field, so whatever is
@@ -161,18 +166,18 @@ def _continues(row: Any, notes: Mapping[int, Annotation], named: str, place: Pla
     ):
         return False
     actor = metadata = reason = ""
-    note = notes.get(seq)
-    if note is not None:
-        if note.actor is not None:
-            actor = f'"actor":"{note.digest("actor")}",'
-        if note.metadata is not None:
-            metadata = f'"metadata":"{note.digest("metadata")}",'
-        if note.reason is not None:
-            reason = f',"reason":"{note.digest("reason")}"'
+    if seq in notes:
+        said_by, why, beside, salt = notes[seq]
+        if said_by is not None:
+            actor = f'"actor":"{annotation_digest(salt, "actor", said_by)}",'
+        if why is not None:
+            reason = f',"reason":"{annotation_digest(salt, "reason", why)}"'
+        if beside is not None:
+            metadata = f'"metadata":"{annotation_digest(salt, "metadata", beside)}",'
     applied, after = place.applied + 1, state.hex()
     middle = (
         f',"counts":{{"applied":{applied},"updates":{updates},"versions":{place.versions}}},'
-        f'"format":1,{named.format(metadata)}{seq},"number":{updates},"parent":{parent},'
+        f'"format":1,"kind":"updated",{metadata}{named}{seq},"number":{updates},"parent":{parent},'
         '"payload":['
     ).encode()
     link = f'],"prev":"{place.hash}"{reason},"recorded_at":{recorded_at}'.encode()

@@ -84,6 +84,10 @@ class EventFilter:
     max_seq: int | None = None
 
 
+Texts = tuple[str | None, str | None, str | None, bytes]
+"""The fields of an Annotation, which is made from them where it is needed."""
+
+
 class EventStore(Protocol):
     """An append-only log per model; every method may raise StorageError."""
 
@@ -143,10 +147,10 @@ class EventStore(Protocol):
 
     def raw(
         self, model_id: int, start: int, stop: int
-    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+    ) -> Iterator[tuple[list[Any], Mapping[int, Texts]]]:
         """Rows of `ledger.store.rows.COLUMNS` with start <= seq < stop in order, unchecked.
 
-        They come in pages, each with its annotations by seq.
+        They come in pages, each with the fields of its annotations by seq.
         """
 
     def select(

@@ -6,7 +6,7 @@ of an actor and a kind, of a rare kind); of each list the first keys are read, t
 cost depends on the page and on the number of lists, not on the length of the log.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -128,13 +128,13 @@ def _first_keys(
 ) -> list[int]:
     """The first `limit` keys in order of the union of all lists."""
     newest_first = order == "DESC"
+    if sum(len(some.values) for some in lists) > _FEW and limit <= _PAGE:
+        found = _of_many(execute, backend, model_id, lists, bounds, limit, newest_first)
+        if found is not None:
+            return sorted(found, reverse=newest_first)[:limit]
     keys: list[int] = []
     for some in lists:
-        fresh: Iterable[int] | None = None
-        if len(some.values) > _FEW and limit <= _PAGE:
-            fresh = _of_many(execute, backend, model_id, some, bounds, limit, newest_first)
-        if fresh is None:
-            fresh = backend.first_of_each(execute, some, bounds, limit, order)
+        fresh = backend.first_of_each(execute, some, bounds, limit, order)
         keys = sorted({*keys, *fresh}, reverse=newest_first)[:limit]
         if len(keys) == limit:
             # What comes after these in order is not wanted from the other lists either.
@@ -146,7 +146,7 @@ def _of_many(
     execute: Execute,
     backend: Backend,
     model_id: int,
-    lists: KeyLists,
+    lists: Sequence[KeyLists],
     bounds: tuple[int, int],
     limit: int,
     newest_first: bool,
@@ -160,9 +160,13 @@ def _of_many(
     low, high = bounds
     high = min(high, key_of(model_id, last_seq(execute, model_id)))
     most = _CROWDED * limit
+    # They differ in the actor alone.
+    one = lists[0]
+    given = [value for some in lists for value in some.given]
+    by = f" AND s.actor IN ({marks(len(given))})" if given else one.condition
     found = (
-        f"SELECT s.event_key FROM {lists.table} s"
-        f" WHERE s.{lists.column} {backend.among(lists.kind)}{lists.condition}"
+        f"SELECT s.event_key FROM {one.table} s"
+        f" WHERE s.{one.column} {backend.among(one.kind)}{by}"
         " AND s.event_key BETWEEN ? AND ? LIMIT ?"
     )
     length = _STRETCH * limit
@@ -170,8 +174,8 @@ def _of_many(
         stretch = (
             (max(low, high - length), high) if newest_first else (low, min(high, low + length))
         )
-        given = (backend.many(lists.values), *lists.given, *stretch, most)
-        keys = execute(found, given).fetchall()
+        params = (backend.many(one.values), *given, *stretch, most)
+        keys = execute(found, params).fetchall()
         if len(keys) >= most:
             return None
         distinct = {key for (key,) in keys}

@@ -10,7 +10,7 @@ from ledger.blobs.sql import SqlBlobs
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
-from ledger.store import Append, EventFilter, Snapshot, Step, rows, search
+from ledger.store import Append, EventFilter, Snapshot, Step, Texts, rows, search
 from ledger.store.append import Appender, remember_snapshot
 from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
@@ -194,17 +194,17 @@ class SqlStore:
 
     def raw(
         self, model_id: int, start: int, stop: int
-    ) -> Iterator[tuple[list[Any], Mapping[int, Annotation]]]:
+    ) -> Iterator[tuple[list[Any], Mapping[int, Texts]]]:
         """Rows of `rows.COLUMNS` with start <= seq < stop in order, unchecked.
 
-        They come in pages, each with its annotations by seq.
+        They come in pages, each with the fields of its annotations by seq.
         """
         for first in range(start, stop, _PAGE):
             bounds = key_of(model_id, first), key_of(model_id, min(first + _PAGE, stop) - 1)
             with self._database.read() as execute:
                 page = execute(_RANGE, bounds).fetchall()
                 notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
-                beside = {key & SEQ_MASK: Annotation(*texts) for key, *texts in notes.fetchall()}
+                beside = {note[0] & SEQ_MASK: note[1:] for note in notes.fetchall()}
             yield page, beside
 
     def select(

@@ -27,6 +27,7 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 FOR_UPDATE = ""  # a writer holds the whole database
 
 _BUSY_S = 10.0
+_NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
 _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 
@@ -155,7 +156,7 @@ def explain(error: BaseException, where: str) -> LedgerError:
         return StorageFull(f"no space is left for {where}; nothing was recorded")
     if _is_busy(error):
         return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
-    if code == sqlite3.SQLITE_CORRUPT:
+    if code == sqlite3.SQLITE_CORRUPT or str(error).startswith(_NOT_TEXT):
         return CorruptLedger(f"{where} is damaged: {error}")
     if code == sqlite3.SQLITE_NOTADB:
         return StorageError(f"{where} is not a SQLite database")

@@ -2,14 +2,12 @@
 
 import multiprocessing
 import os
-import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from ledger.digest import content_digest
@@ -51,23 +49,6 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
             store = SqlStore.open(url)
             yield DatabaseHome(url, store)
             store.close()
-
-
-@pytest.fixture
-def plain() -> Iterator[Callable[[str], Any]]:
-    """Opens a connection that knows nothing of the ledger, in autocommit mode."""
-    made: list[Any] = []
-
-    def connect(url: str) -> Any:
-        if url.startswith("sqlite"):
-            made.append(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None))
-        else:
-            made.append(psycopg.connect(url, autocommit=True))
-        return made[-1]
-
-    yield connect
-    for connection in made:
-        connection.close()
 
 
 @dataclass

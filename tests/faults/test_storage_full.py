@@ -238,6 +238,24 @@ def test_a_database_that_becomes_read_only_for_a_while(folder: Path, pragmas: Pr
         assert large(log).seq == 2
 
 
+def test_a_folder_that_is_read_only_says_so_and_recovers(tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "small", "8m") as small:
+
+        def remount(mode: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,{mode}", str(small)], check=True)
+
+        (small / "data").mkdir()
+        with serving_log(small / "data"):
+            pass
+        remount("ro")
+        with pytest.raises(StorageError, match=r"cannot be (opened|written)") as caught:
+            Ledger.open(folders.url_of(small / "data"))
+        assert "writ" in str(caught.value)
+        remount("rw")
+        with Ledger.open(folders.url_of(small / "data")) as ledger:
+            assert verify(ledger.history(MODEL)).problem is None
+
+
 # Locked
 
 LOCKING = """
@@ -291,3 +309,18 @@ def test_a_lock_shorter_than_the_timeout_is_waited_for(folder: Path) -> None:
         assert time.monotonic() - started >= 0.4
         release.join()
         assert not torch.equal(infer(log), outputs)
+
+
+@pytest.mark.soak
+def test_a_server_whose_database_stays_locked_answers_503(tmp_path: Path) -> None:
+    """Takes the whole busy timeout, ten seconds."""
+    with serving(tmp_path / "data", "--model", MODEL) as server, server.client() as http:
+        locker = Locker(tmp_path / "data")
+        sent = {"parameter_name": "2.bias", "update_data": 1.0}
+        reply = http.post("/v1/models/incremental_update", json=sent)
+        locker.release()
+        assert reply.status_code == 503, reply.text
+        assert reply.json()["error"]["code"] == "storage_unavailable"
+        assert "locked by another writer for 10 s" in reply.json()["error"]["message"]
+        assert reply.headers["retry-after"] and reply.headers["x-request-id"]
+        assert http.post("/v1/models/incremental_update", json=sent).status_code == 200

@@ -1,0 +1,144 @@
+"""The chain's quick check: it covers every update, and passes nothing that the slow one refuses."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ledger import IncrementalUpdateRequest, Ledger
+from ledger.audit import chain
+from ledger.audit.verify import verify
+from ledger.caller import Caller
+from ledger.canonical import canonical
+from ledger.errors import CorruptLedger
+from ledger.events import UPDATED, leaf_hash
+from ledger.log import Log
+from ledger.store import rows
+
+MODEL = 'a "model"/模型'
+DAMAGED = 4  # an update with an annotation and a payload
+
+
+@pytest.fixture
+def log(database_url: str) -> Any:
+    """An event of each kind that a log has, and updates of every make."""
+    with Ledger.open(database_url) as ledger:
+        made = ledger.model(MODEL, base={"w": torch.zeros(8), "v": torch.zeros(300, 300)})
+        made.apply(add("w", 1.0))
+        made.create_version("one")
+        made.apply(add("v", 1.0, actor="ana", reason='a "reason" 🙂', metadata={"k": [1, {}]}))
+        made.apply(add("w", 0.0))
+        made.rollback("seq:1", caller=Caller(actor="bo"))
+        made.record({"w": torch.ones(8), "v": torch.ones(300, 300)}, metadata={"counts": {"a": 1}})
+        made.apply(add("w", 2.0, idempotency_key='k "1"', request_id='r "1"'))
+        made.apply(add("w", 2.0, actor="ana", request_id="req-1"))
+        yield made
+
+
+def add(name: str, value: float, **fields: Any) -> IncrementalUpdateRequest:
+    return IncrementalUpdateRequest(name, value, learning_rate=1.0, **fields)
+
+
+def test_the_quick_check_covers_updates(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Any] = []
+    slow = chain._check_place
+
+    def counted(event: Any, *rest: Any) -> None:
+        decoded.append(event)
+        slow(event, *rest)
+
+    monkeypatch.setattr(chain, "_check_place", counted)
+    stop = log.history.head().seq + 1
+    chain.check(log.history.store, MODEL, 0, stop)
+    updates = [event for event in decoded if event.kind == UPDATED]
+    assert [event.idempotency_key for event in updates] == ['k "1"']
+    assert len(decoded) == 1 + sum(event.kind != UPDATED for event in log.events())
+
+
+def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | None:
+    """What the check says when the row of an event is changed as it is read."""
+    store, model_id = log.history.store, log.history.model_id
+    stop = log.history.head().seq + 1
+    ((page, notes),) = store.raw(model_id, 0, stop)
+    row = list(page[DAMAGED])
+    assert row[2] == UPDATED
+    change(row)
+    changed = [*page[:DAMAGED], tuple(row), *page[DAMAGED + 1 :]]
+    try:
+        chain._check_page(changed, notes, MODEL, chain.Place())
+    except CorruptLedger as error:
+        return error.seq, str(error)
+    return None
+
+
+def test_every_column_is_compared(log: Log) -> None:
+    assert damaged(log, lambda row: None) is None
+    for at, name in enumerate(rows.COLUMNS):
+
+        def change(row: list[Any], at: int = at) -> None:
+            value = row[at]
+            if isinstance(value, bytes):
+                row[at] = value[:-1] + bytes([value[-1] ^ 1])
+            elif isinstance(value, int):
+                row[at] = value + 1
+            else:
+                row[at] = "other"
+
+        found = damaged(log, change)
+        assert found is not None, name
+        assert found[0] == DAMAGED, name
+
+
+FIELDS = (
+    *("actor", "counts", "format", "kind", "model", "node", "number", "parent", "payload", "prev"),
+    *("reason", "metadata", "recorded_at", "seq", "series", "state_after", "state_before"),
+    *("state_seq", "idempotency_key"),
+)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
+    log: Log, left_out: bool
+) -> None:
+    """Also where the truth stands in the body, under the same name."""
+    for field in FIELDS:
+        lie: Any = {"counts": {"applied": 9, "updates": 9, "versions": 9}, "payload": []}.get(field)
+        if lie is None:
+            lie = "other" if field in ("kind", "series", "model") else 7
+
+        def change(row: list[Any], field: str = field, lie: Any = lie) -> None:
+            fields = json.loads(row[12])
+            truth = fields.pop(field, None)
+            if truth is None or not left_out:
+                fields[field] = lie
+            fields["body"] = {**fields["body"], field: truth}
+            row[12] = canonical(fields)
+            row[13] = leaf_hash(row[12])
+
+        found = damaged(log, change)
+        assert found is not None, field
+        assert found[0] == DAMAGED, field
+
+
+def test_processes_find_the_first_bad_event_too(
+    log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "_STRETCH", 3)
+    assert verify(log.history, states=False, processes=2).events == log.history.head().seq + 1
+    connection = plain(database_url)
+    if database_url.startswith("sqlite"):
+        connection.execute("DROP TRIGGER events_no_update")
+    else:
+        connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    for number in (5, 3):
+        connection.execute(f"UPDATE events SET recorded_at = 7 WHERE number = {number}")
+    report = verify(log.history, states=False, processes=2)
+    (first,) = connection.execute(
+        "SELECT min(event_key) FROM events WHERE recorded_at = 7"
+    ).fetchone()
+    assert report.bad_seq == first & 0xFFFF
+    assert report.events == report.bad_seq
+    for one in (1, 2):
+        assert verify(log.history, processes=one).bad_seq == report.bad_seq
