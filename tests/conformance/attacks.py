@@ -27,7 +27,7 @@ class Attack:
 
 
 _COPY = (
-    "SELECT {key}, model_id, kind, recorded_at, node, parent, changes_state, NULL, NULL, NULL,"
+    "SELECT {key}, model_id, kind, recorded_at, node, parent, changes_state, forward_only, NULL, NULL, NULL,"
     " state_after, payload_size, header, event_hash, payload FROM events"
     " WHERE event_key = (SELECT max(event_key) FROM events)"
 )

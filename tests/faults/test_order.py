@@ -96,7 +96,7 @@ def abort(ledger: Ledger, log: Log) -> None:
 
 def next_row(head: Event) -> tuple[str, tuple[Any, ...]]:
     key, *row = rows.to_row(1, head)
-    without = (*row[:6], None, None, None, *row[9:])  # a series, number and key of its own
+    without = (*row[:7], None, None, None, *row[10:])  # a series, number and key of its own
     return rows.INSERT, (key + 1, *without, None)
 
 
