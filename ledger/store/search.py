@@ -169,19 +169,26 @@ def _of_many(
         f" WHERE s.{one.column} {backend.among(one.kind)}{by}"
         " AND s.event_key BETWEEN ? AND ? LIMIT ?"
     )
-    length = _STRETCH * limit
-    while True:
+
+    def within(length: int) -> list[int]:
         stretch = (
             (max(low, high - length), high) if newest_first else (low, min(high, low + length))
         )
-        params = (backend.many(one.values), *given, *stretch, most)
-        keys = execute(found, params).fetchall()
-        if len(keys) >= most:
-            return None
-        distinct = {key for (key,) in keys}
-        if len(distinct) >= limit or stretch == (low, high):
-            return distinct
+        rows = execute(found, (backend.many(one.values), *given, *stretch, most))
+        return [key for (key,) in rows.fetchall()]
+
+    length, whole = _STRETCH * limit, high - low
+    keys = within(length)
+    if len(set(keys)) * _LONGER < limit:  # so rare that all there are may be few enough
+        everything = within(whole)
+        if len(everything) < most:
+            return set(everything)
+    while len(keys) < most:
+        if len(set(keys)) >= limit or length >= whole:
+            return set(keys)
         length *= _LONGER
+        keys = within(length)
+    return None
 
 
 def _parameter_ids(execute: Execute, model_id: int, pattern: str) -> list[int]:

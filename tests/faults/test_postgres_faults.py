@@ -205,6 +205,13 @@ def wait_until_ready(http: httpx2.Client) -> bool:
     return any(http.get("/readyz").status_code == 200 for _ in range(2000))
 
 
+def test_a_server_that_was_restarted_in_between_is_not_noticed(own: Own, url: str) -> None:
+    with opened(url) as log:
+        own.server.stop()
+        own.server.start()
+        assert log.apply(add(1.0)).seq == 2
+
+
 # Cut off, deadlocked, overtaken
 
 

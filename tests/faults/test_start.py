@@ -20,6 +20,7 @@ from api.cli import main
 from api.folder import holder
 from ledger.digest import chunk_digests, root
 from ledger.events import leaf_hash
+from ledger.store.roles import grants
 from ledger.tensors import lanes
 from tests.faults import folders, models
 from tests.faults.folders import ABANDONED, BACK, BLOB, HEAD, INLINE, MODEL
@@ -76,9 +77,9 @@ def command(*args: str) -> tuple[int, str, str]:
     return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
-def verified(folder: Path) -> tuple[int, str, str]:
+def verified(folder: Path, *options: str) -> tuple[int, str, str]:
     """`weightledger verify`: its status, the first bad event and the result it prints."""
-    status, out, err = command("verify", "--data-dir", str(folder))
+    status, out, err = command("verify", "--data-dir", str(folder), *options)
     facts = dict(line.split(None, 1) for line in out.splitlines() if len(line.split(None, 1)) == 2)
     return status, facts.get("first_bad_event", ""), facts.get("result", out + err)
 
@@ -253,6 +254,20 @@ def test_a_missing_trigger_stops_the_start(folder: Path) -> None:
     with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as connection:
         connection.execute("DROP TRIGGER events_no_delete")
     assert "events_no_delete" in refused(folder)
+    for options in ((), ("--chain", "--processes", "2")):
+        status, first_bad, result = verified(folder, *options)
+        assert (status, first_bad) == (1, "-")
+        assert result.startswith("BAD: the database is not append-only: trigger events_no_delete")
+
+
+def test_tables_are_made_by_their_owner_and_rights_are_printed(tmp_path: Path) -> None:
+    assert command("db", "upgrade", "--data-dir", str(tmp_path / "new"))[0] == 0
+    with folders.opened(tmp_path / "new") as ledger:
+        assert ledger.models() == []
+    status, out, _ = command("db", "role", 'the "server"')
+    assert status == 0
+    assert out.splitlines() == [f"{statement};" for statement in grants('the "server"')]
+    assert 'TO "the ""server""";' in out
 
 
 def test_a_database_of_a_newer_release_stops_the_start(folder: Path) -> None:
