@@ -27,8 +27,8 @@ class Attack:
 
 
 _COPY = (
-    "SELECT {key}, model_id, kind, recorded_at, node, parent, changes_state, forward_only, NULL, NULL, NULL,"
-    " state_after, payload_size, header, event_hash, payload FROM events"
+    "SELECT {key}, model_id, kind, recorded_at, node, parent, changes_state, forward_only,"
+    " NULL, NULL, NULL, state_after, payload_size, header, event_hash, payload FROM events"
     " WHERE event_key = (SELECT max(event_key) FROM events)"
 )
 _COPIED = _COPY.format(key="event_key")
