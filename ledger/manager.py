@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import torch
 
 from ledger import events
+from ledger.adapters import LoRAConfig
 from ledger.caller import ANYONE, Caller
-from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
+from ledger.config import DynamicUpdateConfig, ModelConfig
 from ledger.engines import Engine, Live
+from ledger.engines.adapted import through
 from ledger.engines.inplace import InplaceEngine
 from ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
 from ledger.events import Event
@@ -149,6 +151,29 @@ class DynamicModelManager:
             lambda: self.log.apply_batch(requests, self._guard, caller=caller, metadata=metadata)
         )
 
+    async def load_adapter(
+        self, name: str, path: str | Path, inplace: bool = False, *, caller: Caller = ANYONE
+    ) -> Event:
+        """Serve a LoRA adapter beside the base, within `lora_config`; see `Log.load_adapter`."""
+        return await self._run(
+            lambda: self.log.load_adapter(
+                name, path, inplace=inplace, limits=self.lora_config, caller=caller
+            )
+        )
+
+    async def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
+        """Stop serving an adapter; NotFound when it is not loaded."""
+        return await self._run(lambda: self.log.unload_adapter(name, caller=caller))
+
+    async def merge_adapter(
+        self, name: str, *, unload: bool = True, caller: Caller = ANYONE
+    ) -> Event:
+        """Add an adapter to the base weights, as one update; see `Log.merge_adapter`."""
+        self._require(self.config.enable_incremental_learning, "incremental learning")
+        return await self._run(
+            lambda: self.log.merge_adapter(name, self._guard, unload=unload, caller=caller)
+        )
+
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:
@@ -222,14 +247,16 @@ class DynamicModelManager:
         return self._guard.current()
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[Live]:
+    def lease(self, adapter: str | None = None) -> Iterator[Live]:
         """One committed state to infer with: `live.module`, `live.seq`, `live.digest`.
 
+        With `adapter` the module is the base through that adapter, both of the same state;
+        ModelNotFound when the state has none of that name.
         The time it is held counts as one inference in the latency and throughput metrics.
         """
         started = time.perf_counter()
         with self.engine.lease() as live:
-            yield live
+            yield live if adapter is None else through(live, adapter)
         self.traffic.record(time.perf_counter() - started)
 
     # On the writer thread
