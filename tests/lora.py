@@ -29,7 +29,7 @@ def save_adapter(
         if ".lora_" in name:
             matrix.data = torch.randn(matrix.shape, generator=random).mul_(0.2).to(dtype)
     with _unwarned():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
