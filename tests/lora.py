@@ -16,7 +16,12 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
 def save_adapter(
-    folder: Path, seed: int, *, dtype: torch.dtype | None = None, **fields: Any
+    folder: Path,
+    seed: int,
+    *,
+    base: Any = None,
+    dtype: torch.dtype | None = None,
+    **fields: Any,
 ) -> Path:
     """An adapter whose matrices are random and large enough to change every text."""
     config = LoraConfig(
@@ -24,7 +29,7 @@ def save_adapter(
     )
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(), _unwarned():
-        model = get_peft_model(llama(), config)
+        model = get_peft_model(llama() if base is None else base, config)
     for name, matrix in model.named_parameters():
         if ".lora_" in name:
             matrix.data = torch.randn(matrix.shape, generator=random).mul_(0.2).to(dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 from ledger import (
     Caller,
@@ -174,6 +175,58 @@ def test_the_base_goes_on_being_shared_and_updated(
         assert torch.equal(
             logits(manager, name), of(peft_model(folders[name], copy.deepcopy(moved)))
         )
+
+
+def test_a_candidate_keeps_the_adapters_that_are_live(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    load(manager, "a", folders["a"])
+    engine = manager.engine
+    assert isinstance(engine, TransformersEngine)
+    name = "model.norm.weight"
+    for new in ({}, {name: torch.full((48,), 2.0)}):
+        candidate = engine.prepare(new)
+        moved = llama()
+        moved.model.norm.weight.data.copy_(candidate.whole[name])
+        with torch.inference_mode():
+            shown = candidate.adapted["a"].module(GIVEN).logits
+        assert torch.equal(shown, of(peft_model(folders["a"], moved)))
+    assert engine.prepare_with({}, {}).adapted == {}
+
+
+def test_an_encoder_embeds_through_an_adapter(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    encoder = BertModel(BertConfig(vocab_size=384, num_hidden_layers=1, **shape)).eval()
+    folder = save_adapter(
+        tmp_path / "adapter", 5, base=copy.deepcopy(encoder), target_modules=["query", "dense"]
+    )
+    expected = peft_model(folder, copy.deepcopy(encoder))
+    manager = managed(tmp_path / "data", model=encoder)
+    load(manager, "style", folder)
+    with manager.lease("style") as live, torch.inference_mode():
+        got = live.module(GIVEN).last_hidden_state
+        assert torch.equal(got, expected(GIVEN).last_hidden_state)
+        assert not torch.equal(got, encoder(GIVEN).last_hidden_state)
+    manager.close()
+
+
+def test_a_merge_that_degrades_the_model_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    original = llama().model.layers[0].self_attn.q_proj.weight
+
+    def evaluator(module: Any) -> dict[str, float]:
+        query = module.model.layers[0].self_attn.q_proj.weight
+        return {"accuracy": 1.0 if torch.equal(query, original) else 0.5}
+
+    manager = managed(tmp_path / "data", evaluator=evaluator)
+    load(manager, "style", folders["a"])
+    before = digest(manager)
+    event = asyncio.run(manager.merge_adapter("style"))
+    assert event.kind == "update_rejected"
+    assert "degradation" in manager.update_result(event)["reason"]
+    assert (digest(manager), list(manager.log.adapters)) == (before, ["style"])
+    manager.close()
 
 
 def test_loading_leaves_random_numbers_alone(
