@@ -155,15 +155,17 @@ class DynamicModelManager:
         self, name: str, path: str | Path, inplace: bool = False, *, caller: Caller = ANYONE
     ) -> Event:
         """Serve a LoRA adapter beside the base, within `lora_config`; see `Log.load_adapter`."""
-        return await self._run(
+        event = await self._run(
             lambda: self.log.load_adapter(
                 name, path, inplace=inplace, limits=self.lora_config, caller=caller
             )
         )
+        return self._require_shown(event, "loaded")
 
     async def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
         """Stop serving an adapter; NotFound when it is not loaded."""
-        return await self._run(lambda: self.log.unload_adapter(name, caller=caller))
+        event = await self._run(lambda: self.log.unload_adapter(name, caller=caller))
+        return self._require_shown(event, "unloaded")
 
     async def merge_adapter(
         self, name: str, *, unload: bool = True, caller: Caller = ANYONE
@@ -317,10 +319,7 @@ class DynamicModelManager:
         return event, self._rollback_result(event)
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
-        if self.log.projector.remote is not None:
-            answer = self.log.answer_to(event)
-            if answer is not None:
-                raise PublishFailed(f"not rolled back: {answer.body['reason']}")
+        self._require_shown(event, "rolled back")
         target = self.log.history.require(event.body["to_event"])
         logger.info("rolled %s back to %s", self.model_name, target.name)
         if event.body["version_id"] is not None:
@@ -333,6 +332,13 @@ class DynamicModelManager:
             "timestamp": target.timestamp,
             "description": description,
         }
+
+    def _require_shown(self, event: Event, done: str) -> Event:
+        """The event; PublishFailed when a remote engine could not be brought to it."""
+        answer = self.log.answer_to(event) if self.log.projector.remote is not None else None
+        if answer is not None:
+            raise PublishFailed(f"not {done}: {answer.body['reason']}")
+        return event
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
