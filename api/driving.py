@@ -25,7 +25,13 @@ def drive(settings: Settings) -> tuple[str, VllmEngine]:
         settings.engine_url, api_key=settings.engine_api_key, timeout_s=settings.engine_timeout_s
     )
     database = _from_elsewhere(settings.update_config().url)
-    return name, VllmEngine(load_checkpoint(folder), server, model=name, database=database)
+    return name, VllmEngine(
+        load_checkpoint(folder),
+        server,
+        model=name,
+        database=database,
+        adapter_root=settings.data_dir / "adapters",
+    )
 
 
 def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,17 @@ api.install_errors(app)
 from fastapi import APIRouter
 
 from api.prometheus import Metrics
-from api.routes import audit, batch, catalog, dynamic, inference, operations, text, verification
+from api.routes import (
+    adapters,
+    audit,
+    batch,
+    catalog,
+    dynamic,
+    inference,
+    operations,
+    text,
+    verification,
+)
 from api.settings import INFERENCE_QUEUE, INFERENCE_THREADS, JSON_BODY_BYTES, UPLOAD_BYTES
 from api.workers import Workers
 from ledger import DynamicModelManager
@@ -45,6 +55,7 @@ def _json(manager: DynamicModelManager, max_bytes: int, workers: Workers) -> API
     routes.include_router(inference.router(manager))
     routes.include_router(text.router(manager, workers))
     routes.include_router(dynamic.router(manager))
+    routes.include_router(adapters.router(manager))
     routes.include_router(audit.router(manager))
     routes.include_router(verification.router(manager))
     routes.include_router(catalog.router(manager))

@@ -42,6 +42,7 @@ def serve(settings: Settings) -> None:
         manager = DynamicModelManager(
             engine,
             name,
+            settings.lora_config(),
             config=settings.update_config(),
             evaluator=evaluator,
             on_mismatch=settings.on_mismatch,

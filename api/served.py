@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ledger import DynamicModelManager
+from ledger import DynamicModelManager, adapters
 from ledger.engines import Live
 from ledger.errors import ModelNotFound
 
@@ -36,12 +36,16 @@ class Origin:
 
 
 def resolve(manager: DynamicModelManager, model: str | None) -> Served:
-    """What the `model` field of a request names; without one, the served model.
+    """What the `model` field of a request names, the served model or one of its adapters.
 
+    Without one it is the served model. An adapter is looked up again in the version that is
+    leased, so a request that waited while it was unloaded gets ModelNotFound then.
     Raises ModelNotFound with the names that are served.
     """
-    if model is not None and model != manager.model_name:
-        raise ModelNotFound(
-            f"model {model!r} not found; served here: {manager.model_name}", param="model"
-        )
-    return Served(manager.model_name, manager.lease)
+    if model is None or model == manager.model_name:
+        return Served(manager.model_name, manager.lease)
+    loaded = adapters.names(manager.log.live.side)
+    if model not in loaded:
+        served = ", ".join([manager.model_name, *loaded])
+        raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")
+    return Served(model, lambda: manager.lease(model))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ledger import DynamicUpdateConfig
+from ledger import DynamicUpdateConfig, LoRAConfig
 
 JSON_BODY_BYTES = 4 * 1024 * 1024
 UPLOAD_BYTES = 64 * 1024**3
@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     inference_queue: Annotated[int, Field(ge=0)] = INFERENCE_QUEUE
     max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
     max_upload_bytes: Annotated[int, Field(ge=1024)] = UPLOAD_BYTES
+    max_loras: Annotated[int, Field(ge=1)] = 8
+    max_lora_rank: Annotated[int, Field(ge=1)] = 64
     allow_runtime_updating: bool = True
     aphrodite_allows: Annotated[
         bool, Field(validation_alias="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING")
@@ -60,6 +62,10 @@ class Settings(BaseSettings):
     def writes_enabled(self) -> bool:
         """Whether neither of the two switches is set to 0."""
         return self.allow_runtime_updating and self.aphrodite_allows
+
+    def lora_config(self) -> LoRAConfig:
+        """The limits for adapters."""
+        return LoRAConfig(max_loras=self.max_loras, max_lora_rank=self.max_lora_rank)
 
     def update_config(self) -> DynamicUpdateConfig:
         """The manager's share of the settings."""

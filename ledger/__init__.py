@@ -1,7 +1,8 @@
 """Weight Ledger: an event-sourced ledger of live model weights."""
 
+from ledger.adapters import LoRAConfig
 from ledger.caller import Caller
-from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
+from ledger.config import DynamicUpdateConfig, ModelConfig
 from ledger.engines import Engine
 from ledger.engines.inplace import InplaceEngine
 from ledger.engines.state import StateEngine

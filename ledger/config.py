@@ -21,14 +21,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LoRAConfig:
-    """Limits for adapters; a manager keeps it for the engine and records no adapters itself."""
-
-    max_loras: int = 1
-    max_lora_rank: int = 16
-
-
-@dataclass(frozen=True, slots=True)
 class DynamicUpdateConfig:
     """How a DynamicModelManager behaves.
 

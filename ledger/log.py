@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ledger import events, proposals, versions
+from ledger import adapters, events, proposals, versions
+from ledger.adapters import Adapter, LoRAConfig, plans
 from ledger.anchoring import Anchoring
 from ledger.audit.chain import Progress
 from ledger.audit.verify import Report, verify
@@ -165,6 +167,49 @@ class Log:
             proposals.recording(tensors), caller=caller, request_digest=digest, metadata=metadata
         )
 
+    def load_adapter(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        inplace: bool = False,
+        limits: LoRAConfig | None = None,
+        caller: Caller = ANYONE,
+    ) -> Event:
+        """Serve the LoRA adapter in a folder under a name, beside the base, as one event.
+
+        The folder is as PEFT saves it, in safetensors form. With `inplace` it takes the place of
+        an adapter of that name. Raises NotFound when there is no such folder, and InvalidRequest
+        for a name that is taken or not allowed, an adapter that does not fit the model or exceeds
+        `limits`, and an engine that shows no adapters.
+        """
+        adapters.check_name(name, self.history.model)
+        planner = plans.loading(self.projector.engine, name, path, inplace=inplace, limits=limits)
+        asked = {"adapter": name, "path": str(path), "inplace": inplace}
+        return self.write(planner, caller=caller, request_digest=_digest_of("load_adapter", asked))
+
+    def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
+        """Stop serving an adapter; NotFound when it is not loaded."""
+        digest = _digest_of("unload_adapter", {"adapter": name})
+        return self.write(plans.unloading(name), caller=caller, request_digest=digest)
+
+    def merge_adapter(
+        self,
+        name: str,
+        guard: Guard | None = None,
+        *,
+        unload: bool = True,
+        caller: Caller = ANYONE,
+    ) -> Event:
+        """Add an adapter to the base weights as one event, and with `unload` take it off.
+
+        Raises NotFound when it is not loaded, InvalidRequest when it changes a tied weight; else
+        returns as `apply` does.
+        """
+        planner = plans.merging(self.projector.engine, name, unload=unload)
+        digest = _digest_of("merge_adapter", {"adapter": name, "unload": unload})
+        return self.write(planner, guard, caller=caller, request_digest=digest)
+
     def create_version(
         self,
         description: str,
@@ -302,6 +347,11 @@ class Log:
     def live(self) -> Live:
         """What the live weights show right now."""
         return self.projector.live
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapters of the live state, by name."""
+        return adapters.all_of(self.live.side)
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import torch
 
 from ledger import events
+from ledger.adapters import LoRAConfig
 from ledger.caller import ANYONE, Caller
-from ledger.config import DynamicUpdateConfig, LoRAConfig, ModelConfig
+from ledger.config import DynamicUpdateConfig, ModelConfig
 from ledger.engines import Engine, Live
+from ledger.engines.adapted import through
 from ledger.engines.inplace import InplaceEngine
 from ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
 from ledger.events import Event
@@ -157,6 +159,31 @@ class DynamicModelManager:
         pin = self.log.pin if pinned else self.log.unpin
         return await self._run(lambda: pin(version_id, caller=caller))
 
+    async def load_adapter(
+        self, name: str, path: str | Path, inplace: bool = False, *, caller: Caller = ANYONE
+    ) -> Event:
+        """Serve a LoRA adapter beside the base, within `lora_config`; see `Log.load_adapter`."""
+        event = await self._run(
+            lambda: self.log.load_adapter(
+                name, path, inplace=inplace, limits=self.lora_config, caller=caller
+            )
+        )
+        return self._require_shown(event, "loaded")
+
+    async def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
+        """Stop serving an adapter; NotFound when it is not loaded."""
+        event = await self._run(lambda: self.log.unload_adapter(name, caller=caller))
+        return self._require_shown(event, "unloaded")
+
+    async def merge_adapter(
+        self, name: str, *, unload: bool = True, caller: Caller = ANYONE
+    ) -> Event:
+        """Add an adapter to the base weights, as one update; see `Log.merge_adapter`."""
+        self._require(self.config.enable_incremental_learning, "incremental learning")
+        return await self._run(
+            lambda: self.log.merge_adapter(name, self._guard, unload=unload, caller=caller)
+        )
+
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:
@@ -230,14 +257,16 @@ class DynamicModelManager:
         return self._guard.current()
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[Live]:
+    def lease(self, adapter: str | None = None) -> Iterator[Live]:
         """One committed state to infer with: `live.module`, `live.seq`, `live.digest`.
 
+        With `adapter` the module is the base through that adapter, both of the same state;
+        ModelNotFound when the state has none of that name.
         The time it is held counts as one inference in the latency and throughput metrics.
         """
         started = time.perf_counter()
         with self.engine.lease() as live:
-            yield live
+            yield live if adapter is None else through(live, adapter)
         self.traffic.record(time.perf_counter() - started)
 
     # On the writer thread
@@ -298,10 +327,7 @@ class DynamicModelManager:
         return event, self._rollback_result(event)
 
     def _rollback_result(self, event: Event) -> dict[str, Any]:
-        if self.log.projector.remote is not None:
-            answer = self.log.answer_to(event)
-            if answer is not None:
-                raise PublishFailed(f"not rolled back: {answer.body['reason']}")
+        self._require_shown(event, "rolled back")
         target = self.log.history.require(event.body["to_event"])
         logger.info("rolled %s back to %s", self.model_name, target.name)
         if event.body["version_id"] is not None:
@@ -314,6 +340,13 @@ class DynamicModelManager:
             "timestamp": target.timestamp,
             "description": description,
         }
+
+    def _require_shown(self, event: Event, done: str) -> Event:
+        """The event; PublishFailed when a remote engine could not be brought to it."""
+        answer = self.log.answer_to(event) if self.log.projector.remote is not None else None
+        if answer is not None:
+            raise PublishFailed(f"not {done}: {answer.body['reason']}")
+        return event
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

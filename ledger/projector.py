@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from ledger import lineage
+from ledger.adapters import all_of
 from ledger.digest import StateDigest, chunk_digests, hash_many, root
 from ledger.engines import Engine, Prepared, RemoteEngine
+from ledger.engines.adapted import AdapterEngine
 from ledger.errors import CorruptLedger, Unavailable, WeightsChangedOutside, WeightsMismatch
 from ledger.events import REGISTERED, Draft, Event
 from ledger.history import History
@@ -233,6 +235,9 @@ class Projector:
         if changes.candidate is not None:
             return changes
         weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
+        if isinstance(self.engine, AdapterEngine):
+            adapters = all_of(changes.side)
+            return replace(changes, candidate=self.engine.prepare_with(weights, adapters))
         return replace(changes, candidate=self.engine.prepare(weights))
 
     def make_room(self) -> None:

@@ -135,7 +135,7 @@ def summary(event: Event) -> str:
     """What an event did, in a few words."""
     body = event.body
     if "operation" in body:
-        parts = [body["operation"], body.get("parameter", "")]
+        parts = [body["operation"], body.get("parameter", body.get("adapter", ""))]
         if "learning_rate" in body:
             parts.append(f"lr {body['learning_rate']}")
         parts.append(f"{sum(change.changed for change in event.changes)} changed")

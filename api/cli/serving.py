@@ -52,6 +52,8 @@ def serve(
     auto_rollback_threshold: Annotated[
         float | None, typer.Option(help="Relative degradation that refuses an update; 0: off.")
     ] = None,
+    max_loras: Annotated[int | None, typer.Option(help="Adapters loaded at a time.")] = None,
+    max_lora_rank: Annotated[int | None, typer.Option(help="Largest rank of an adapter.")] = None,
     max_held_versions: Annotated[
         int | None, typer.Option(help="Past versions that readers may hold before updates wait.")
     ] = None,

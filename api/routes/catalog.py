@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from api import paging
+from api.adapter_list import describe_adapters
 from api.served import resolve
 from ledger import DynamicModelManager
 
@@ -16,8 +17,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.get("")
     def models() -> dict[str, Any]:
-        """The served model, as a list."""
-        return {"object": "list", "data": [_described(manager)]}
+        """The served model and its adapters, as a list."""
+        loaded = describe_adapters(manager)
+        return {"object": "list", "data": [_described(manager), *loaded.values()]}
 
     @routes.get("/parameters")
     def parameters(request: Request) -> dict[str, Any]:
@@ -56,8 +58,8 @@ def by_name(manager: DynamicModelManager) -> APIRouter:
     @routes.get("/{model:path}")
     def model(model: str) -> dict[str, Any]:
         """One model of the list."""
-        resolve(manager, model)
-        return _described(manager)
+        name = resolve(manager, model).name
+        return describe_adapters(manager).get(name) or _described(manager)
 
     return routes
 

@@ -155,6 +155,10 @@ class _Fold:
         if 0 not in anchors and not self.history.pruned.snapshot(0):
             raise CorruptLedger("the snapshot of the first state is missing", seq=0)
         self._jump(first.node, first)
+        if self.node is None:
+            self.report.pruned += 1
+        else:
+            self.report.states += 1
 
     def advance(self, event: Event, last: Event) -> None:
         if event.kind not in events.STATE_CHANGING:

@@ -31,7 +31,7 @@ class Skeleton:
     def __init__(self, module: nn.Module, naming: Naming) -> None:
         _refuse_kinds(module)
         with torch.inference_mode(False), torch.no_grad():
-            self._stand_ins = {name: _stand_in(t) for name, t in naming.tensors.items()}
+            self._stand_ins = {name: stand_in(t) for name, t in naming.tensors.items()}
             memo: dict[int, object] = {
                 id(naming.tensors[name]): made for name, made in self._stand_ins.items()
             }
@@ -46,8 +46,8 @@ class Skeleton:
     def build(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """A module with these tensors, one for every name of the state."""
         memo = self._shared.copy()
-        for name, stand_in in self._stand_ins.items():
-            memo[id(stand_in)] = tensors[name]
+        for name, empty in self._stand_ins.items():
+            memo[id(empty)] = tensors[name]
         # Most of a module's attributes are empty tables of hooks, which deepcopy takes long over.
         for container in self._empty:
             memo[id(container)] = type(container)()
@@ -59,7 +59,7 @@ class Skeleton:
         originals: dict[int, object] = {id(t): t for t in naming.tensors.values()}
         names = {id(part): name for name, part in module.named_modules()}
         originals |= {id(part): part for part in module.modules()}
-        stand_ins = {id(stand_in) for stand_in in self._stand_ins.values()}
+        stand_ins = {id(empty) for empty in self._stand_ins.values()}
         for found in reach.walk(self._template, originals):
             value = found.value
             if id(value) in originals:
@@ -102,7 +102,8 @@ def own(naming: Naming) -> dict[str, torch.Tensor]:
         }
 
 
-def _stand_in(live: torch.Tensor) -> torch.Tensor:
+def stand_in(live: torch.Tensor) -> torch.Tensor:
+    """A tensor of that shape, dtype, device and kind that takes no memory."""
     one = torch.zeros((), dtype=live.dtype, device=live.device)
     return as_live(live, one.expand(live.shape))
 

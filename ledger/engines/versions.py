@@ -10,8 +10,8 @@ import queue
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import torch
 from torch import nn
@@ -20,10 +20,19 @@ from ledger.engines.counters import Counters
 from ledger.errors import Conflict, LedgerError, UnsupportedModel
 
 
+class Adapted(Protocol):
+    """A version through one adapter."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model to infer with."""
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
     """One committed state: `tensors` by bare name, `seq` and `digest` of its last change.
 
+    `adapted` has the version through each adapter of the state, by the adapter's name.
     Entering it as a context manager does nothing: the reference is what holds it.
     """
 
@@ -31,6 +40,7 @@ class Version:
     seq: int
     digest: bytes
     built: nn.Module | None
+    adapted: Mapping[str, Adapted] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:
@@ -52,6 +62,7 @@ class Candidate:
     built: nn.Module | None
     whole: Mapping[str, torch.Tensor]
     base: Mapping[str, torch.Tensor]
+    adapted: Mapping[str, Adapted] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:
@@ -64,6 +75,7 @@ class Versions:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
+        self.adapted: Mapping[str, Adapted] = {}
         self._counters = Counters(tensors)
         self._current: Version | None = None
         self._past: list[weakref.ref[Version | nn.Module]] = []
@@ -85,10 +97,11 @@ class Versions:
         """Make `candidate` current. Raises Conflict if another one was published since."""
         if candidate.base is not self.tensors:
             raise Conflict("another version was published after this one was prepared")
-        version = Version(candidate.whole, seq, digest, candidate.built)
+        version = Version(candidate.whole, seq, digest, candidate.built, candidate.adapted)
         before = self._current
         self._counters = self._counters.replaced(candidate.whole, candidate.tensors)
         self.tensors = candidate.whole
+        self.adapted = candidate.adapted
         self._current = version
         if before is not None and before.tensors is not candidate.whole:
             released = self._released

@@ -110,7 +110,7 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
     for field in FIELDS:
 
         def change(row: list[Any], field: str = field) -> None:
-            fields = json.loads(row[12])
+            fields = json.loads(row[13])
             truth = fields.pop(field, None)
             if truth is None or told != "by leaving out":
                 fields[field] = otherwise(truth)
@@ -119,7 +119,7 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
             if told == "by the row too" and field not in ("format", "seq", "model"):
                 with contextlib.suppress(CorruptLedger):  # no event at all
                     row[:] = rows.to_row(row[1], decode(header))
-            row[12], row[13] = header, leaf_hash(header)
+            row[13], row[14] = header, leaf_hash(header)
 
         found = damaged(log, change)
         assert found is not None, field

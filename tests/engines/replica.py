@@ -125,7 +125,14 @@ def driving(replica: Replica, folder: Path, timeout_s: float = 30) -> Iterator[D
     """A manager whose engine drives the replica; it retries without waiting."""
     database = f"sqlite:///{folder / 'ledger.db'}"
     server = Server(replica.url, timeout_s=timeout_s)
-    engine = VllmEngine(checkpoint(), server, model=MODEL, database=database, pauses_s=(0, 0))
+    engine = VllmEngine(
+        checkpoint(),
+        server,
+        model=MODEL,
+        database=database,
+        adapter_root=folder / "adapters",
+        pauses_s=(0, 0),
+    )
     config = DynamicUpdateConfig(backup_dir=folder, database_url=database)
     manager = DynamicModelManager(engine, MODEL, config=config)
     try:

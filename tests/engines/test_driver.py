@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ledger import Ledger
 from ledger.engines.vllm import Target
@@ -18,7 +19,7 @@ from ledger.engines.vllm.adapters import write_adapter
 from ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
 from ledger.manager import DynamicModelManager
 from tests.engines.replica import MODEL, QUERY, Replica, Watcher, driving, update
-from tests.engines.tiny_model import answers
+from tests.engines.tiny_model import WIDTH, answers
 
 ALWAYS = 1000
 ROUTES = (
@@ -292,3 +293,84 @@ def test_an_adapter_gets_a_new_folder_for_each_version(replica: Replica, folder:
 
 def state_of_an_adapter(number: int) -> dict[str, torch.Tensor]:
     return {"lora_A.weight": torch.full((1, 4), float(number))}
+
+
+def saved_adapter(folder: Path, number: int) -> Path:
+    """A LoRA adapter of one module of the tiny model, in PEFT's form."""
+    key = f"base_model.model.{QUERY.removesuffix('.weight')}"
+    matrices = {
+        f"{key}.lora_A.weight": torch.full((1, WIDTH), float(number)),
+        f"{key}.lora_B.weight": torch.ones(WIDTH, 1),
+    }
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    return write_adapter(folder / "made", f"adapter-{number}", matrices, config)
+
+
+def test_the_server_follows_adapters_as_events(replica: Replica, folder: Path) -> None:
+    first, second = saved_adapter(folder, 1), saved_adapter(folder, 2)
+    with driving(replica, folder) as manager:
+        run(manager.load_adapter("style", first))
+        (one,) = replica.adapters().values()
+        assert Path(one).is_relative_to(folder / "adapters" / "style")
+        assert torch.equal(matrices(Path(one)), matrices(first))
+        run(manager.load_adapter("style", second, inplace=True))
+        (other,) = replica.adapters().values()
+        assert other != one, "weights changed under the same path meet stale keys and values"
+        run(manager.apply_incremental_update(update()))
+        assert replica.adapters() == {"style": other}
+        run(manager.rollback_to_version("seq:1"))
+        assert replica.adapters() == {"style": one}
+        assert replica.answers() == state(manager, "seq:0")
+        run(manager.load_adapter("more", first))
+    with driving(replica, folder) as manager:  # and another driver goes on
+        assert set(replica.adapters()) == {"style", "more"}
+        run(manager.merge_adapter("style"))
+        assert list(replica.adapters()) == ["more"]
+        assert replica.answers() == state(manager) != state(manager, "seq:0")
+        run(manager.rollback_to_version("seq:0"))
+        assert replica.adapters() == {}
+        manager.log.verify_live()
+
+
+def test_an_adapter_changes_while_no_request_runs(replica: Replica, folder: Path) -> None:
+    with driving(replica, folder) as manager:
+        server = manager.engine._server
+        held_back: list[bool] = []
+        change = server.load_adapter
+
+        def watched(*given: Any, **options: Any) -> None:
+            held_back.append(replica.answers() is None)
+            change(*given, **options)
+
+        server.load_adapter = watched
+        run(manager.load_adapter("style", saved_adapter(folder, 1)))
+        assert held_back == [True]
+        assert replica.answers() is not None
+        run(manager.rollback_to_version("seq:0"))
+
+
+def test_an_adapter_that_the_server_refuses_is_answered_by_a_rollback(
+    replica: Replica, folder: Path
+) -> None:
+    with driving(replica, folder) as manager:
+        replica.fail("/v1/load_lora_adapter", "refuse", ALWAYS)
+        with pytest.raises(PublishFailed, match=r"not loaded: .*load_lora_adapter"):
+            run(manager.load_adapter("style", saved_adapter(folder, 1)))
+        assert manager.log.adapters == {}
+        assert manager.log.history.head().body["cause"] == "publish_failed"
+        assert replica.answers() == state(manager)
+        replica.heal()
+        run(manager.load_adapter("style", saved_adapter(folder, 1)))
+        replica.kill()
+        replica.start()
+        with pytest.raises(EngineUnavailable):
+            run(manager.unload_adapter("style"))
+        run(manager.catch_up())
+        assert list(replica.adapters()) == ["style"]
+        run(manager.unload_adapter("style"))
+        assert replica.adapters() == {}
+
+
+def matrices(folder: Path) -> torch.Tensor:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return torch.cat([tensors[key].flatten() for key in sorted(tensors)])

@@ -3,16 +3,24 @@
 Needs the extra `transformers`; nothing else of the ledger imports it.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ledger.adapters import Adapter
 from ledger.engines.torch import TorchEngine
 from ledger.engines.transformers import folder
 from ledger.engines.transformers.causal import CausalLM
 from ledger.engines.transformers.encoder import MEAN, Encoder, Pooling
 from ledger.engines.transformers.tokens import Tokens
+from ledger.engines.versions import Candidate
+from ledger.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from ledger.engines.transformers.adapters import AdaptedSkeleton
 
 
 class TransformersEngine(TorchEngine):
@@ -42,6 +50,48 @@ class TransformersEngine(TorchEngine):
         parts.config.use_cache = False
         super().__init__(model)
         parts.config.use_cache = kept
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
+        """The next version, with the adapters that are live; otherwise as TorchEngine's."""
+        return self._with(super().prepare(tensors), self._live_skeletons())
+
+    def prepare_with(
+        self, tensors: Mapping[str, torch.Tensor], adapters: Mapping[str, Adapter]
+    ) -> Candidate:
+        """The next version with these adapters and no others; see AdapterEngine."""
+        live = self._live_skeletons()
+        skeletons = {}
+        for name, adapter in adapters.items():
+            known = live.get(name)
+            if known is None or not known.adapter.same_tensors(adapter):
+                known = self._skeleton_of(adapter)
+            skeletons[name] = known
+        return self._with(super().prepare(tensors), skeletons)
+
+    def _with(self, base: Candidate, skeletons: "Mapping[str, AdaptedSkeleton]") -> Candidate:
+        """The candidate with a module for each adapter; those that stay as they are are shared."""
+        same = self._live_skeletons() if base.whole is base.base else {}
+        live = self._versions.adapted
+        adapted = {
+            name: live[name] if same.get(name) is skeleton else skeleton.build(base.whole)
+            for name, skeleton in skeletons.items()
+        }
+        return replace(base, adapted=adapted)
+
+    def _live_skeletons(self) -> "dict[str, AdaptedSkeleton]":
+        live: Any = self._versions.adapted
+        return {name: adapted.skeleton for name, adapted in live.items()}
+
+    def _skeleton_of(self, adapter: Adapter) -> "AdaptedSkeleton":
+        # peft takes seconds to import, and most servers never need it.
+        try:
+            from ledger.engines.transformers.adapters import AdaptedSkeleton
+        except ImportError as error:
+            raise InvalidRequest(
+                f"adapters need peft, which is not here ({error}); install it with: "
+                "pip install 'weightledger[transformers]'"
+            ) from error
+        return AdaptedSkeleton(adapter, self._skeleton, self._naming)
 
     @classmethod
     def load(cls, path: Path) -> "TransformersEngine":

@@ -4,17 +4,41 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from ledger.adapters import Adapter
 from ledger.digest import content_digest
+from ledger.errors import StorageError, UnsupportedModel
 from ledger.tensors import lanes
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An adapter of a state, and the folder that a server loads it from."""
+
+    adapter: Adapter
+    folder: Path
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """There is none here: raises UnsupportedModel."""
+        raise UnsupportedModel("the server holds the model; ask it to infer through an adapter")
+
+
+def written(root: Path, adapter: Adapter) -> Written:
+    """An adapter of a state as a folder below `root`; StorageError when it cannot be written."""
+    try:
+        return Written(adapter, write_adapter(root, adapter.name, adapter.tensors, adapter.config))
+    except OSError as error:
+        raise StorageError(f"adapter {adapter.name!r} cannot be written: {error}") from error
 
 
 def write_adapter(

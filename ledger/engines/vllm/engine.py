@@ -8,14 +8,17 @@ too the replica is fenced until it converges.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ledger.adapters import Adapter
 from ledger.engines.state import StateEngine
 from ledger.engines.versions import Candidate, Version
 from ledger.engines.vllm import Target
+from ledger.engines.vllm.adapters import Written, written
 from ledger.engines.vllm.fused import whole_groups
 from ledger.engines.vllm.server import Server
 from ledger.engines.vllm.update import Replica, Timing
@@ -31,7 +34,9 @@ class VllmEngine:
     """Drives a vLLM or Aphrodite server that runs with the backend "ledger".
 
     `tensors` are the checkpoint's, by its names. `model` is the name in the ledger; `database` is
-    where the server's workers find it, unless WEIGHTLEDGER_DATABASE tells them.
+    where the server's workers find it, unless WEIGHTLEDGER_DATABASE tells them. `adapter_root` is
+    a folder that the server reads too: the state's adapters are written there, and what it has
+    loaded from there is the ledger's to unload. Without one, adapters are refused.
     """
 
     mode = "remote"
@@ -43,6 +48,7 @@ class VllmEngine:
         *,
         model: str,
         database: str | None,
+        adapter_root: Path | None = None,
         pauses_s: Sequence[float] = _PAUSES_S,
     ) -> None:
         self._host = StateEngine(tensors)
@@ -53,6 +59,8 @@ class VllmEngine:
         self._fault: str | None = None
         self._timing: Timing | None = None
         self._adapters: dict[str, Path] = {}
+        self._adapter_root = adapter_root.resolve() if adapter_root else None
+        self._recorded: Mapping[str, Written] = {}
 
     # The ledger's side
 
@@ -75,7 +83,14 @@ class VllmEngine:
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The tensors of the next state, checked; the server hears nothing yet."""
-        return self._host.prepare(tensors)
+        return replace(self._host.prepare(tensors), adapted=self._recorded)
+
+    def prepare_with(
+        self, tensors: Mapping[str, torch.Tensor], adapters: Mapping[str, Adapter]
+    ) -> Candidate:
+        """The same with these adapters and no others, written to folders that it can load."""
+        made = {name: self._written(adapter) for name, adapter in adapters.items()}
+        return replace(self._host.prepare(tensors), adapted=made)
 
     def lease(self) -> Version:
         """The ledger's copy: `.tensors`, `.seq`, `.digest`; infer by asking the server itself."""
@@ -103,7 +118,7 @@ class VllmEngine:
         target = Target(seq, digest)
         fault = None
         try:
-            self._bring(target, list(prepared.tensors))
+            self._bring(target, list(prepared.tensors), _folders(prepared))
         except PublishFailed:
             raise
         except EngineUnavailable as error:
@@ -111,6 +126,7 @@ class VllmEngine:
             fault = str(error)
         self._host.publish(prepared, seq=seq, digest=digest)
         self._shown, self._fault = target, fault
+        self._recorded = _folders(prepared)
 
     def converge(self) -> None:
         """Bring the server to the published state if it does not show it."""
@@ -120,7 +136,7 @@ class VllmEngine:
             if self._fault is None and self._replica.shows(self._shown):
                 return
             self._fault = self._fault or self._lost()
-            self._drive(self._shown, self._shown, [])
+            self._drive(self._shown, self._shown, [], self._recorded)
         except EngineUnavailable as error:
             self._fault = str(error)
             raise
@@ -139,14 +155,17 @@ class VllmEngine:
             "weight_version": self._shown.version if self._shown else None,
             "stage_ms": round(timing.stage_s * 1e3, 3) if timing else None,
             "pause_ms": round(timing.pause_s * 1e3, 3) if timing else None,
-            "adapters": {name: str(folder) for name, folder in self._adapters.items()},
+            "adapters": {
+                name: str(folder) for name, folder in self._wanted(self._recorded).items()
+            },
         }
 
     # Adapters
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
-        """Serve the adapter in a folder under a name, in place of any of that name.
+        """Serve the adapter in a folder under a name, in place of any of that name, unrecorded.
 
+        `DynamicModelManager.load_adapter` records one as an event and is the better way.
         Raises InvalidRequest for the folder that the name is served from already: the server would
         go on using keys and values it computed with the old weights. Changed weights need a new
         folder, as `adapters.write_adapter` gives one.
@@ -184,13 +203,13 @@ class VllmEngine:
         if self._fault is not None:
             raise EngineUnavailable(self._fault)
 
-    def _bring(self, target: Target, changed: list[str]) -> None:
+    def _bring(self, target: Target, changed: list[str], adapters: Mapping[str, Written]) -> None:
         before = self._shown
         failed: EngineUnavailable | None = None
         for pause_s in (0.0, *self._pauses_s):
             time.sleep(pause_s)
             try:
-                self._drive(target, before, changed)
+                self._drive(target, before, changed, adapters)
                 return
             except EngineUnavailable as error:
                 logger.warning("not brought to %s yet: %s", target.version, error)
@@ -199,37 +218,65 @@ class VllmEngine:
         if before is None or self._fault is not None:
             raise failed
         try:
-            self._drive(before, before, [])
+            self._drive(before, before, [], self._recorded)
         except EngineUnavailable as error:
             raise EngineUnavailable(
                 f"{failed}; and it could not be brought back to {before.version}: {error}"
             ) from failed
         raise PublishFailed(f"{failed}; it shows {before.version}, the state before") from failed
 
-    def _drive(self, target: Target, before: Target | None, changed: list[str]) -> None:
+    def _drive(
+        self,
+        target: Target,
+        before: Target | None,
+        changed: list[str],
+        adapters: Mapping[str, Written],
+    ) -> None:
         """One attempt. Only what changed is sent if the server shows `before`, else everything."""
         replica = self._replica
+        wanted = self._wanted(adapters)
+
+        def settle() -> None:
+            self._settle(wanted)
+
         if replica.shows(target) and replica.held(target):
             # An attempt whose answer was lost may have ended here, or before the caches.
+            settle()
             replica.rename(target)
             if self._server.paused():
                 self._server.reset_caches()
                 self._server.resume()
         elif before is not None and before != target and replica.shows(before):
             names = whole_groups(changed, list(self._host.specs()))
-            self._timing = replica.update(target, names, before)
+            self._timing = replica.update(target, names, before, settle)
         else:
-            self._timing = replica.update(target, None, None)
+            self._timing = replica.update(target, None, None, settle)
             logger.info("%s was given every tensor of %s", self._server.url, target.version)
-        self._restore_adapters()
+        settle()
 
-    def _restore_adapters(self) -> None:
-        if not self._adapters:
+    def _settle(self, wanted: Mapping[str, Path]) -> None:
+        """Have the server serve these adapters, and none but these from the ledger's folder."""
+        root = self._adapter_root
+        if not wanted and root is None:
             return
         loaded = self._server.adapters()
-        for name, folder in self._adapters.items():
+        for name, path in loaded.items():
+            if name not in wanted and root is not None and Path(path).is_relative_to(root):
+                self._server.unload_adapter(name)
+        for name, folder in wanted.items():
             if loaded.get(name) != str(folder):
                 self._server.load_adapter(name, str(folder), replace=name in loaded)
+
+    def _wanted(self, recorded: Mapping[str, Written]) -> dict[str, Path]:
+        return self._adapters | {name: made.folder for name, made in recorded.items()}
+
+    def _written(self, adapter: Adapter) -> Written:
+        known = self._recorded.get(adapter.name)
+        if known is not None and known.adapter.same_tensors(adapter):
+            return known
+        if self._adapter_root is None:
+            raise InvalidRequest("this engine was given no folder to write adapters to")
+        return written(self._adapter_root, adapter)
 
     def _lost(self) -> str:
         assert self._shown is not None
@@ -237,3 +284,7 @@ class VllmEngine:
             f"{self._server.url} does not show {self._shown.version}: it was restarted, or its "
             "weights were changed without the ledger"
         )
+
+
+def _folders(prepared: Candidate) -> dict[str, Written]:
+    return {name: made for name, made in prepared.adapted.items() if isinstance(made, Written)}

@@ -112,7 +112,8 @@ def read(
             event = history.require(target.seq)
             if event.state_after != target.digest:
                 raise WeightsMismatch(f"this ledger's event {target.seq} leads to another state")
-            every = [name.removeprefix(WEIGHTS) for name in history.head_state().specs]
+            weights = [name for name in history.head_state().specs if name.startswith(WEIGHTS)]
+            every = [name.removeprefix(WEIGHTS) for name in weights]
             names = every if asked.names is None else whole_groups(asked.names, every, packed)
             full = history.tensors(event.node, target.digest, [WEIGHTS + name for name in names])
     finally:

@@ -8,6 +8,7 @@ Afterwards every worker confirms what it holds.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ledger.engines.vllm import UNSETTLED, Target
@@ -58,9 +59,16 @@ class Replica:
                 raise
             logger.warning("%s keeps the name %s: %s", self.server.url, version, error)
 
-    def update(self, target: Target, names: list[str] | None, since: Target | None) -> Timing:
+    def update(
+        self,
+        target: Target,
+        names: list[str] | None,
+        since: Target | None,
+        while_paused: Callable[[], None],
+    ) -> Timing:
         """Bring it to `target`. `names` changed since the state `since`, which it shows; None: all.
 
+        `while_paused` changes what else belongs to the state, while no request runs.
         Raises EngineUnavailable; then `shows` tells whether anything was touched.
         """
         server = self.server
@@ -76,6 +84,7 @@ class Replica:
             # Should one of the workers fail, the weights are not called what they were any more.
             server.name_weights(UNSETTLED)
         server.load(target)
+        while_paused()
         if versioned:
             server.finish(target.version)
         server.reset_caches()

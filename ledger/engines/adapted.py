@@ -1,0 +1,55 @@
+"""Engines that show adapters: what they offer beyond holding weights, and a lease through one.
+
+An adapter and the base it stands on are one version, so a lease never mixes two states of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ledger.adapters import Adapter
+from ledger.engines import Engine, Live, Prepared
+from ledger.engines.versions import Version
+from ledger.errors import ModelNotFound
+
+
+@runtime_checkable
+class AdapterEngine(Engine, Protocol):
+    """An engine whose versions show adapters too: its leases give a `Version` with `adapted`."""
+
+    def prepare_with(
+        self, tensors: Mapping[str, torch.Tensor], adapters: Mapping[str, Adapter]
+    ) -> Prepared:
+        """The next version as of `prepare`, with these adapters and no others.
+
+        Raises InvalidRequest for an adapter that does not fit the model. `prepare` itself keeps
+        the adapters that are live.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedLive:
+    """A leased version as one of its adapters shows it; `version` is what is held."""
+
+    version: Live
+    module: torch.nn.Module
+
+    @property
+    def seq(self) -> int:
+        """Seq of the last state-changing event."""
+        return self.version.seq
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the state, base and adapters, 32 bytes."""
+        return self.version.digest
+
+
+def through(live: Live, adapter: str) -> AdaptedLive:
+    """A leased version through one of its adapters; ModelNotFound when it has none of that name."""
+    adapted = live.adapted.get(adapter) if isinstance(live, Version) else None
+    if adapted is None:
+        raise ModelNotFound(f"The model {adapter!r} does not exist", param="model")
+    return AdaptedLive(live, adapted.module)

@@ -1,0 +1,574 @@
+"""Adapters as events: shown, versioned, rolled back, merged and rebuilt with the base."""
+
+import asyncio
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from ledger import (
+    Caller,
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    Ledger,
+    LoRAConfig,
+    TorchEngine,
+)
+from ledger.adapters.folder import WEIGHTS
+from ledger.audit.verify import verify
+from ledger.engines.transformers import TransformersEngine
+from ledger.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    LedgerError,
+    ModelNotFound,
+    NotFound,
+    PreconditionFailed,
+)
+from tests.lora import change_config, peft_model, save_adapter
+from tests.text_models import llama, tokenizer
+
+GIVEN = torch.tensor([[0, 30, 94, 87, 12, 200]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One intra-op thread, as bits are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        "a": save_adapter(root / "a", 1),
+        "b": save_adapter(root / "b", 2),
+        "wide": save_adapter(root / "wide", 3, r=8, target_modules=["o_proj"]),
+    }
+
+
+def managed(folder: Path, **options: Any) -> DynamicModelManager:
+    engine = options.pop("engine", None) or TransformersEngine(
+        options.pop("model", None) or llama(), tokenizer()
+    )
+    config = DynamicUpdateConfig(backup_dir=folder)
+    return DynamicModelManager(engine, "tiny", config=config, **options)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[DynamicModelManager]:
+    made = managed(tmp_path / "data")
+    yield made
+    made.close()
+
+
+def load(manager: DynamicModelManager, name: str, path: Path, **options: Any) -> Any:
+    return asyncio.run(manager.load_adapter(name, path, **options))
+
+
+def logits(manager: DynamicModelManager, adapter: str | None = None) -> torch.Tensor:
+    with manager.lease(adapter) as live, torch.inference_mode():
+        out: torch.Tensor = live.module(GIVEN).logits
+        return out
+
+
+def of(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        out: torch.Tensor = model(GIVEN).logits
+        return out
+
+
+def digest(manager: DynamicModelManager) -> bytes:
+    with manager.lease() as live:
+        return live.digest
+
+
+def shift_base(manager: DynamicModelManager, by: float = 0.5) -> Any:
+    request = IncrementalUpdateRequest("model.layers.0.self_attn.q_proj.weight", by, 1.0)
+    return asyncio.run(manager.update(request))
+
+
+# What an adapter computes
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": "all-linear"},
+        {"target_modules": r"model\.layers\.1\..*\.(k|o)_proj"},
+        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}},
+        {"layers_to_transform": [1]},
+        {"target_modules": ["lm_head", "gate_proj"]},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=lambda fields: "-".join(fields) or "plain",
+)
+def test_an_adapter_computes_what_peft_computes(
+    manager: DynamicModelManager, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    folder = save_adapter(tmp_path / "adapter", 5, **fields)
+    before = logits(manager)
+    load(manager, "style", folder)
+    assert torch.equal(logits(manager, "style"), of(peft_model(folder)))
+    assert not torch.equal(logits(manager, "style"), before)
+    assert torch.equal(logits(manager), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_on_a_half_precision_base(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = save_adapter(tmp_path / "adapter", 5, dtype=dtype)
+    manager = managed(tmp_path / "data", model=llama().to(torch.bfloat16))
+    load(manager, "style", folder)
+    expected = of(peft_model(folder, llama().to(torch.bfloat16)))
+    assert torch.equal(logits(manager, "style"), expected)
+    manager.close()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_tied_head_may_have_an_adapter_but_not_be_merged(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter", 5, target_modules=["lm_head", "q_proj"])
+    manager = managed(tmp_path / "data", model=llama(tie_word_embeddings=True))
+    load(manager, "style", folder)
+    expected = of(peft_model(folder, llama(tie_word_embeddings=True)))
+    assert torch.equal(logits(manager, "style"), expected)
+    before = digest(manager)
+    with pytest.raises(InvalidRequest, match=r"'lm_head.weight', which is tied"):
+        asyncio.run(manager.merge_adapter("style"))
+    assert digest(manager) == before
+    manager.close()
+
+
+def test_the_base_goes_on_being_shared_and_updated(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    load(manager, "a", folders["a"])
+    load(manager, "b", folders["b"])
+    with manager.lease() as live, manager.lease("a") as through:
+        base = dict(live.module.named_parameters())
+        adapted = {n.replace(".base_layer", ""): t for n, t in through.module.named_parameters()}
+        assert all(adapted[name] is tensor for name, tensor in base.items())
+        assert not through.module.training
+        assert (live.seq, live.digest) == (through.seq, through.digest)
+    flags = {name: t.requires_grad for name, t in base.items()}
+    assert flags == {name: t.requires_grad for name, t in llama().named_parameters()}
+    shift_base(manager)
+    moved = llama()
+    with torch.no_grad():
+        moved.model.layers[0].self_attn.q_proj.weight.add_(0.5)
+    assert torch.equal(logits(manager), of(moved))
+    for name in ("a", "b"):
+        assert torch.equal(
+            logits(manager, name), of(peft_model(folders[name], copy.deepcopy(moved)))
+        )
+
+
+def test_a_candidate_keeps_the_adapters_that_are_live(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    load(manager, "a", folders["a"])
+    engine = manager.engine
+    assert isinstance(engine, TransformersEngine)
+    name = "model.norm.weight"
+    for new in ({}, {name: torch.full((48,), 2.0)}):
+        candidate = engine.prepare(new)
+        moved = llama()
+        moved.model.norm.weight.data.copy_(candidate.whole[name])
+        with torch.inference_mode():
+            shown = candidate.adapted["a"].module(GIVEN).logits
+        assert torch.equal(shown, of(peft_model(folders["a"], moved)))
+    assert engine.prepare_with({}, {}).adapted == {}
+
+
+def test_an_encoder_embeds_through_an_adapter(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    encoder = BertModel(BertConfig(vocab_size=384, num_hidden_layers=1, **shape)).eval()
+    folder = save_adapter(
+        tmp_path / "adapter", 5, base=copy.deepcopy(encoder), target_modules=["query", "dense"]
+    )
+    expected = peft_model(folder, copy.deepcopy(encoder))
+    manager = managed(tmp_path / "data", model=encoder)
+    load(manager, "style", folder)
+    with manager.lease("style") as live, torch.inference_mode():
+        got = live.module(GIVEN).last_hidden_state
+        assert torch.equal(got, expected(GIVEN).last_hidden_state)
+        assert not torch.equal(got, encoder(GIVEN).last_hidden_state)
+    manager.close()
+
+
+def test_a_merge_that_degrades_the_model_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    original = llama().model.layers[0].self_attn.q_proj.weight
+
+    def evaluator(module: Any) -> dict[str, float]:
+        query = module.model.layers[0].self_attn.q_proj.weight
+        return {"accuracy": 1.0 if torch.equal(query, original) else 0.5}
+
+    manager = managed(tmp_path / "data", evaluator=evaluator)
+    load(manager, "style", folders["a"])
+    before = digest(manager)
+    event = asyncio.run(manager.merge_adapter("style"))
+    assert event.kind == "update_rejected"
+    assert "degradation" in manager.update_result(event)["reason"]
+    assert (digest(manager), list(manager.log.adapters)) == (before, ["style"])
+    manager.close()
+
+
+def test_loading_leaves_random_numbers_alone(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    state = torch.random.get_rng_state()
+    load(manager, "a", folders["a"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# Versions
+
+
+def test_load_version_reload_rollback_gives_the_same_bits(
+    manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    bare = digest(manager)
+    first = load(manager, "style", folders["a"])
+    assert (first.kind, first.body["adapter"], first.body["replaced"]) == (
+        "adapter_loaded",
+        "style",
+        False,
+    )
+    expected, state = logits(manager, "style"), digest(manager)
+    version = asyncio.run(manager.create_version("with style a"))
+    again = load(manager, "style", folders["wide"], inplace=True)
+    assert (again.seq, again.body["replaced"], again.body["rank"]) == (first.seq + 3, True, 8)
+    assert torch.equal(logits(manager, "style"), of(peft_model(folders["wide"])))
+    shift_base(manager)
+    asyncio.run(manager.unload_adapter("style"))
+    assert manager.log.adapters == {}
+
+    assert asyncio.run(manager.rollback_to_version(version))["success"]
+    assert (digest(manager), list(manager.log.adapters)) == (state, ["style"])
+    assert torch.equal(logits(manager, "style"), expected)
+
+    asyncio.run(manager.rollback_to_version("seq:0"))
+    assert digest(manager) == bare
+    with pytest.raises(ModelNotFound), manager.lease("style"):
+        pass
+    asyncio.run(manager.rollback_to_version("head~1"))
+    assert torch.equal(logits(manager, "style"), expected)
+    assert verify(manager.log.history).problem is None
+    _, hashed = manager.log.verify_live()
+    assert hashed.value == state
+
+
+def test_a_reader_keeps_base_and_adapter_of_its_version(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    load(manager, "style", folders["a"])
+    expected = logits(manager, "style")
+    with manager.lease("style") as live, torch.inference_mode():
+        load(manager, "style", folders["b"], inplace=True)
+        shift_base(manager)
+        asyncio.run(manager.unload_adapter("style"))
+        assert torch.equal(live.module(GIVEN).logits, expected)
+
+
+def test_a_restart_brings_adapters_back(tmp_path: Path, folders: dict[str, Path]) -> None:
+    manager = managed(tmp_path / "data")
+    kept = Path(shutil.copytree(folders["a"], tmp_path / "kept"))
+    load(manager, "style", kept)
+    shift_base(manager)
+    expected, state = logits(manager, "style"), digest(manager)
+    manager.close()
+    shutil.rmtree(kept)  # the state alone restores it
+    manager = managed(tmp_path / "data")
+    assert digest(manager) == state
+    assert torch.equal(logits(manager, "style"), expected)
+    manager.close()
+
+
+REBUILD = """
+import sys
+from ledger import Ledger
+from ledger.digest import StateDigest, content_digest
+from ledger.tensors import TensorSpec, lanes
+with Ledger.open(sys.argv[1], upgrade=False) as ledger:
+    history = ledger.history("tiny")
+    for position in ("seq:0", "seq:1", "seq:2", "head"):
+        target = history.resolve(position)
+        _, tensors = history.rebuild(target.node, target.state)
+        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+        digests = {name: content_digest(lanes(tensor)) for name, tensor in tensors.items()}
+        print(StateDigest(specs, digests).value.hex())
+"""
+
+
+def test_another_process_rebuilds_the_states(tmp_path: Path, folders: dict[str, Path]) -> None:
+    manager = managed(tmp_path / "data")
+    states = [digest(manager)]
+    load(manager, "a", folders["a"])
+    states.append(digest(manager))
+    shift_base(manager)
+    states.append(digest(manager))
+    load(manager, "a", folders["b"], inplace=True)
+    states.append(digest(manager))
+    manager.close()
+    url = f"sqlite:///{tmp_path / 'data' / 'ledger.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", REBUILD, url], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [state.hex() for state in states]
+
+
+def test_another_process_is_followed(tmp_path: Path, folders: dict[str, Path]) -> None:
+    one, other = managed(tmp_path / "data"), managed(tmp_path / "data")
+    load(one, "style", folders["a"])
+    asyncio.run(other.catch_up())
+    assert torch.equal(logits(other, "style"), logits(one, "style"))
+    asyncio.run(other.unload_adapter("style"))
+    with pytest.raises(InvalidRequest, match="already been loaded"):
+        load(other, "a", folders["a"])
+        load(one, "a", folders["a"])
+    one.close()
+    other.close()
+
+
+# Merging
+
+
+@pytest.mark.parametrize(
+    "fields", [{"r": 16}, {"use_rslora": True, "r": 1}], ids=["bits", "factors"]
+)
+def test_a_merge_is_one_event_and_rolls_back_exactly(
+    manager: DynamicModelManager, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    folder = save_adapter(tmp_path / "adapter", 5, **fields)
+    load(manager, "style", folder)
+    shown, base, state = logits(manager, "style"), logits(manager), digest(manager)
+    event = asyncio.run(manager.merge_adapter("style"))
+    assert (event.kind, event.body["operation"]) == ("updated", "merge_adapter")
+    assert len(event.body["updates"]) == 6
+    forms = {change.form for change in event.changes if change.name.startswith("weights/")}
+    assert forms == ({"factors.1"} if fields["r"] == 1 else {"frames"})
+    assert manager.log.adapters == {}
+    assert torch.allclose(logits(manager), shown, atol=1e-4)
+    assert not torch.allclose(logits(manager), base, atol=1e-2)
+    asyncio.run(manager.rollback_to_version("head~1"))
+    assert digest(manager) == state
+    assert torch.equal(logits(manager), base)
+    assert torch.equal(logits(manager, "style"), shown)
+
+
+def test_a_merge_may_leave_the_adapter_loaded(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    load(manager, "style", folders["a"])
+    asyncio.run(manager.merge_adapter("style", unload=False))
+    assert list(manager.log.adapters) == ["style"]
+    with pytest.raises(NotFound, match="'other' cannot be found"):
+        asyncio.run(manager.merge_adapter("other"))
+
+
+# What is refused, and changes nothing
+
+
+def other_format(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+
+
+def without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def broken_weights(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"not safetensors")
+
+
+def without_config(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[")
+
+
+def listed_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[]")
+
+
+def config(**fields: Any) -> Callable[[Path], None]:
+    return lambda folder: change_config(folder, **fields)
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        state = load_file(folder / WEIGHTS)
+        change(state)
+        save_file(state, folder / WEIGHTS)
+
+    return apply
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pickled": (other_format, r"adapter_model.bin is not read: pickled files run code"),
+    "no_weights": (without_weights, "has no adapter_model.safetensors"),
+    "broken_weights": (broken_weights, "cannot be read"),
+    "no_config": (without_config, "has no adapter_config.json"),
+    "broken_config": (broken_config, "cannot be read"),
+    "config_is_a_list": (listed_config, "not a JSON object"),
+    "other_kind": (config(peft_type="IA3"), "peft_type 'IA3'; expected LORA"),
+    "wrong_rank": (config(r=5), "the config says rank 5"),
+    "no_rank": (config(r=None), "rank None"),
+    "rank_is_true": (config(r=True), "rank True"),
+    "odd_alpha": (config(lora_alpha="8"), "alpha '8'"),
+    "odd_pattern": (config(rank_pattern={"(": 4}), "rank_pattern that cannot be read"),
+    "dora": (config(use_dora=True), "use_dora=True"),
+    "bias": (config(bias="all"), "bias='all'"),
+    "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save"),
+    "pissa": (config(init_lora_weights="pissa"), "another base"),
+    "unknown_field": (config(brand_new="x"), "brand_new='x'"),
+    "fewer_targets": (config(target_modules=["q_proj"]), "name other modules"),
+    "no_such_target": (config(target_modules=["nothing"]), "does not fit the model"),
+    "no_such_module": (
+        tensors(lambda t: t.update({k.replace("layers.0", "layers.9"): t.pop(k) for k in [*t]})),
+        "module 'model.layers.9",
+    ),
+    "half": (tensors(lambda t: t.pop(FIRST)), "without its other half"),
+    "other_shape": (tensors(lambda t: t.update({FIRST: torch.ones(4, 7)})), r"\[4, 7\]"),
+    "not_finite": (tensors(lambda t: t[FIRST].fill_(float("nan"))), "not finite"),
+    "integers": (tensors(lambda t: t.update({FIRST: t[FIRST].int()})), "not finite floats"),
+    "embedding": (
+        tensors(lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.ones(1)})),
+        "linear layers",
+    ),
+    "base_weight": (
+        tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(384, 48)})),
+        "linear layers",
+    ),
+    "empty": (tensors(dict.clear), "has no tensors"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "says"), REFUSED.values(), ids=REFUSED)
+def test_an_adapter_that_does_not_fit_is_refused_by_what_is_wrong(
+    manager: DynamicModelManager,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    break_it: Callable[[Path], None],
+    says: str,
+) -> None:
+    load(manager, "kept", folders["a"])
+    before, expected = manager.log.live.head, logits(manager, "kept")
+    folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
+    break_it(folder)
+    for name, inplace in (("new", False), ("kept", True)):
+        with pytest.raises(InvalidRequest, match=says):
+            load(manager, name, folder, inplace=inplace)
+    assert manager.log.history.head().hash == before.hash
+    assert torch.equal(logits(manager, "kept"), expected)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "a\x7f", "..", "tiny", "x" * 201, 5])
+def test_names_that_no_adapter_may_have(
+    manager: DynamicModelManager, folders: dict[str, Path], name: Any
+) -> None:
+    with pytest.raises(InvalidRequest, match="lora_name"):
+        load(manager, name, folders["a"])
+    assert manager.log.live.head.seq == 0
+
+
+def test_names_that_an_adapter_may_have(
+    manager: DynamicModelManager, folders: dict[str, Path]
+) -> None:
+    for name in ("v1.2", "Größe 東京", "config"):
+        load(manager, name, folders["a"])
+        assert torch.equal(logits(manager, name), of(peft_model(folders["a"])))
+    assert list(manager.log.adapters) == ["Größe 東京", "config", "v1.2"]
+
+
+def test_limits(tmp_path: Path, folders: dict[str, Path]) -> None:
+    manager = managed(tmp_path / "data", lora_config=LoRAConfig(max_loras=1, max_lora_rank=4))
+    with pytest.raises(InvalidRequest, match="LoRA rank 8 is greater than max_lora_rank 4"):
+        load(manager, "wide", folders["wide"])
+    load(manager, "a", folders["a"])
+    with pytest.raises(InvalidRequest, match="max_loras is 1: unload one of a"):
+        load(manager, "b", folders["b"])
+    load(manager, "a", folders["b"], inplace=True)
+    manager.close()
+
+
+def test_engines_without_adapters_refuse_before_anything_is_recorded(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    for number, engine in enumerate([llama(), TorchEngine(llama())]):
+        manager = managed(tmp_path / str(number), engine=engine)
+        with pytest.raises(InvalidRequest, match="shows no adapters"):
+            load(manager, "a", folders["a"])
+        assert manager.log.live.head.seq == 0
+        manager.close()
+
+
+def test_an_engine_without_adapters_serves_the_base_of_a_state_with_some(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    manager = managed(tmp_path / "data")
+    load(manager, "style", folders["a"])
+    state = digest(manager)
+    manager.close()
+    plain = managed(tmp_path / "data", engine=TorchEngine(llama()))
+    assert digest(plain) == state
+    with pytest.raises(ModelNotFound, match="'style' does not exist"), plain.lease("style"):
+        pass
+    shift_base(plain)
+    assert list(plain.log.adapters) == ["style"]
+    plain.close()
+
+
+def test_retries_and_conditions(manager: DynamicModelManager, folders: dict[str, Path]) -> None:
+    key = Caller(idempotency_key="once", expected_seq=0)
+    first = load(manager, "style", folders["a"], caller=key)
+    assert load(manager, "style", folders["a"], caller=key).seq == first.seq
+    with pytest.raises(IdempotencyMismatch):
+        load(manager, "style", folders["b"], caller=key)
+    with pytest.raises(PreconditionFailed):
+        asyncio.run(manager.unload_adapter("style", caller=Caller(expected_seq=0)))
+    with pytest.raises(NotFound, match="No adapter found for"):
+        load(manager, "other", Path("no/such/folder"))
+    with pytest.raises(LedgerError, match="'other' cannot be found"):
+        asyncio.run(manager.unload_adapter("other"))
+
+
+def test_a_log_shows_what_happened(
+    manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    load(manager, "style", folders["a"])
+    asyncio.run(manager.unload_adapter("style"))
+    url = f"sqlite:///{tmp_path / 'data' / 'ledger.db'}"
+    with Ledger.open(url, upgrade=False) as ledger:
+        state = ledger.history("tiny").state("seq:1")
+    config = json.loads(state["adapter/style/config"].numpy().tobytes())
+    assert config["r"] == 4
+    assert torch.equal(state[f"adapter/style/{FIRST}"], load_file(folders["a"] / WEIGHTS)[FIRST])
+    done = subprocess.run(
+        [sys.executable, "-m", "api.cli", "log", "--data-dir", str(tmp_path / "data"), "--csv"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "adapter_unloaded,unload_adapter style" in done.stdout
+    assert "adapter_loaded,load_adapter style" in done.stdout
