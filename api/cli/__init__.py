@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from api.cli import database, reading, serving, verification, versions, writing
+from api.cli import database, learning, reading, rules, serving, verification, versions, writing
 from ledger.errors import LedgerError
 
 app = typer.Typer(
@@ -26,7 +26,9 @@ app.command()(reading.replay)
 app.command()(verification.verify)
 app.command()(writing.update)
 app.command()(writing.rollback)
+app.command()(learning.learn)
 app.add_typer(versions.app, name="version")
+app.add_typer(rules.app, name="rules")
 app.add_typer(database.app, name="db")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ledger import DynamicModelManager, NotFound, Plan, Planner, Tip
+from ledger import DynamicModelManager, Plan, Planner, Tip
 from rules.checking import init, is_finite, propose
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
@@ -110,8 +110,6 @@ def held_for(manager: DynamicModelManager, name: str) -> dict[str, torch.Tensor]
 
 
 def _held(tip: Tip, parameter: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    if parameter not in tip.specs:
-        raise NotFound(f"Parameter {parameter!r} not found", param="parameter_name")
     live = tip.weight(parameter).detach()
     weight = live.to(computing_dtype(parameter, live.dtype))
     held = places.under(tip.live.side, places.place(parameter, places.CONSOLIDATION))

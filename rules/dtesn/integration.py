@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ledger import Caller, DynamicModelManager, Event
+from ledger import Caller, DynamicModelManager, Event, NotFound
 from rules.dtesn import consolidation, history
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
@@ -116,7 +116,7 @@ class DTESNDynamicIntegration:
         """Learn from activities that the caller measured.
 
         `rule` names the rule, else the integration's selector chooses. A readout's y may be left
-        out: then it is x Wᵀ on the live weight. Options: `stream`, whose traces and state it
+        out: then it is x Wᵀ + b on the live weights. Options: `stream`, whose traces and state it
         uses; `rule_config`, fields of the rule; `gate`, a PairedGate; `batch_size`; `selector`;
         `caller`; `metadata`.
         """
@@ -255,7 +255,8 @@ class DTESNDynamicIntegration:
         **options: Any,
     ) -> Event:
         """`reward`, giving its event. UnknownRequest when nothing waits for it."""
-        waiting = self._rewards.find(request_id)
+        key = (options.get("caller") or _ANYONE).idempotency_key
+        waiting = self._rewards.find(request_id, key)
         rows = len(next(iter(waiting.activities.values())))
         given = {**waiting.activities, "reward": torch.full((rows,), float(reward))}
         event = await self.learning(
@@ -267,7 +268,7 @@ class DTESNDynamicIntegration:
             performance_context,
             {**options, "stream": waiting.stream, "facts": {"request_id": request_id}},
         )
-        self._rewards.forget(request_id)
+        self._rewards.answer(request_id, key)
         return event
 
     async def forget(
@@ -440,7 +441,10 @@ class DTESNDynamicIntegration:
         )
 
     def _first_name(self, parameter: str) -> str:
-        return self.dynamic_manager.engine.aliases().get(parameter, parameter)
+        first = self.dynamic_manager.engine.aliases().get(parameter, parameter)
+        if first not in self.dynamic_manager.log.specs:
+            raise NotFound(f"Parameter {parameter!r} not found", param="parameter_name")
+        return first
 
 
 def _feedback(context: Mapping[str, float] | None) -> Feedback | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ledger import NotFound, OperationDisabled, Plan, Planner, Tip, Verdict, Write
+from ledger import OperationDisabled, Plan, Planner, Tip, Verdict, Write
 from rules.checking import DTYPES, init, is_finite
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
@@ -36,16 +36,20 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """What a lesson meets: the weight in the dtype rules compute in, and the stream's tensors."""
+    """What a lesson meets: the weight in the dtype rules compute in, and the stream's tensors.
+
+    `before` are the digests of those; `bias` is the layer's, if it has one.
+    """
 
     weight: torch.Tensor
     stored: torch.dtype
     held: Tensors
     before: Mapping[str, str]
+    bias: torch.Tensor | None
 
 
 def planner(lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Planner:
-    """Works the lesson out on the newest state; RuleError and NotFound for what does not fit it."""
+    """Works the lesson out on the newest state; RuleError for what does not fit it."""
 
     def plan(tip: Tip) -> Plan:
         return _plan(tip, lesson, config, guards)
@@ -84,7 +88,7 @@ def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards 
     if passes.homeostasis is not None:
         next_state |= {f"{_SCALING}.{name}": t for name, t in taught.scaling.items()}
     if choice.state:
-        keep[places.SELECTOR] = places.as_tensor(choice.state)
+        keep[places.selector_name(lesson.selector)] = places.as_tensor(choice.state)
     if rate_factor is not None:
         keep[places.RATE_FACTOR] = torch.tensor(rate_factor, dtype=torch.float64)
     if guards is None:
@@ -130,26 +134,28 @@ def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards 
 
 
 def _ground(tip: Tip, lesson: Lesson, prefix: str) -> _Ground:
-    if lesson.parameter not in tip.specs:
-        raise NotFound(f"Parameter {lesson.parameter!r} not found", param="parameter_name")
     live = tip.weight(lesson.parameter).detach()
     weight = live.to(computing_dtype(lesson.parameter, live.dtype))
     state = tip.live.state.digests
     before = {n[len(prefix) :]: d.hex() for n, d in state.items() if n.startswith(prefix)}
-    return _Ground(weight, live.dtype, places.under(tip.live.side, prefix), before)
+    held = places.under(tip.live.side, prefix)
+    return _Ground(weight, live.dtype, held, before, _bias(tip, lesson.parameter, weight))
+
+
+def _bias(tip: Tip, parameter: str, weight: torch.Tensor) -> torch.Tensor | None:
+    """The bias beside a weight, as `torch.nn.Linear` names it."""
+    layer, _, name = parameter.rpartition(".")
+    bias = f"{layer}.bias" if layer else "bias"
+    if name != "weight" or bias not in tip.specs or tip.specs[bias].shape != weight.shape[:1]:
+        return None
+    return tip.weight(bias).detach().to(weight.dtype)
 
 
 def _choose(lesson: Lesson, held: Tensors) -> Choice:
-    known = held.get(places.SELECTOR)
     selector = lesson.selector
-    if known is None or isinstance(selector, Fixed):
-        before = selector.init()
-    else:
-        before = places.from_tensor(known)
-    try:
-        return selector.choose(lesson.feedback or NO_FEEDBACK, before)
-    except KeyError:  # the stream was used with a selector of another kind before
-        return selector.choose(lesson.feedback or NO_FEEDBACK, selector.init())
+    known = held.get(places.selector_name(selector))
+    before = selector.init() if known is None else places.from_tensor(known)
+    return selector.choose(lesson.feedback or NO_FEEDBACK, before)
 
 
 def _rate_factor(lesson: Lesson, config: DTESNLearningConfig, held: Tensors) -> float | None:
@@ -209,7 +215,7 @@ def _activities(
         given = {name: tensor for name, tensor in given.items() if name in wanted}
     made = {name: t.to(ground.weight.device, ground.weight.dtype) for name, t in given.items()}
     if "y" in wanted and "y" not in made and "x" in made and "target" in wanted:
-        made["y"] = _outputs(made["x"], ground.weight)
+        made["y"] = _outputs(made["x"], ground)
     if missing := [name for name in rule.activities if name not in made]:
         raise RuleError(
             f"{rule.id} needs the activities {', '.join(rule.activities)}; "
@@ -225,15 +231,17 @@ def _activities(
     return made
 
 
-def _outputs(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ, what a layer without a bias answers."""
+def _outputs(x: torch.Tensor, ground: _Ground) -> torch.Tensor:
+    """x Wᵀ + b, what a linear layer answers."""
+    weight = ground.weight
     if weight.ndim != 2 or x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise RuleError(
             f"y cannot be worked out: x is [batch, in] for a parameter [out, in] of shape "
             f"{tuple(weight.shape)}, got {tuple(x.shape)}",
             param="x",
         )
-    return x @ weight.mT
+    answer = x @ weight.mT
+    return answer if ground.bias is None else answer + ground.bias
 
 
 def _like(data: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

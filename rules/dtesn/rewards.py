@@ -6,7 +6,7 @@ reward that comes then is told so.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,13 +16,17 @@ from rules.errors import RuleError, UnknownRequest
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An action: the parameter and rule it is for, its stream, and its activities."""
+    """An action: the parameter and rule it is for, its stream, and its activities.
+
+    `answered` is the idempotency key of the reward it has got: a retry finds it, nobody else.
+    """
 
     parameter: str
     rule: str
     stream: str
     activities: Mapping[str, torch.Tensor]
     until: float
+    answered: str | None = None
 
 
 class Rewards:
@@ -61,11 +65,14 @@ class Rewards:
         until = self._clock() + self._ttl_s
         self._waiting[request_id] = Waiting(parameter, rule, stream, kept, until)
 
-    def find(self, request_id: str) -> Waiting:
-        """The action of a request; UnknownRequest when none waits."""
+    def find(self, request_id: str, key: str | None = None) -> Waiting:
+        """The action of a request; UnknownRequest when none waits.
+
+        `key` is the idempotency key of the reward.
+        """
         self._expire()
         waiting = self._waiting.get(request_id)
-        if waiting is None:
+        if waiting is None or (waiting.answered is not None and waiting.answered != key):
             raise UnknownRequest(
                 f"nothing waits for the reward of request {request_id!r}: it is unknown, was "
                 f"rewarded already, or is older than {self._ttl_s:g} s",
@@ -73,9 +80,11 @@ class Rewards:
             )
         return waiting
 
-    def forget(self, request_id: str) -> None:
-        """It has its reward."""
-        self._waiting.pop(request_id, None)
+    def answer(self, request_id: str, key: str | None) -> None:
+        """It has its reward, sent with this idempotency key."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None and key is not None:
+            self._waiting[request_id] = replace(waiting, answered=key)
 
     def _expire(self) -> None:
         now = self._clock()

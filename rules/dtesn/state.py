@@ -2,7 +2,7 @@
 
 They are part of the model's state: an event moves them together with the weight, a rollback
 restores them, a restart finds them. What a stream leaves behind is its own; no other stream reads
-it. Names after the stream: `{rule id}.{tensor}`, `selector` (canonical JSON as bytes),
+it. Names after the stream: `{rule id}.{tensor}`, `selector.{kind}` (JSON as bytes),
 `rate_factor`, `reservoir`, and `activity.{name}` for activities that are kept.
 """
 
@@ -18,7 +18,6 @@ DEFAULT_STREAM = "default"
 CONSOLIDATION = "@ewc"
 """The stream of a parameter's elastic weight consolidation, which all its streams share."""
 
-SELECTOR = "selector"
 RATE_FACTOR = "rate_factor"
 RESERVOIR = "reservoir"
 ACTIVITY = "activity."
@@ -39,6 +38,11 @@ def check_stream(stream: Any) -> str:
             param="stream",
         )
     return str(stream)
+
+
+def selector_name(selector: object) -> str:
+    """Where a selector's state is kept; selectors of different kinds do not share one."""
+    return f"selector.{type(selector).__name__}"
 
 
 def under(side: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -213,7 +213,8 @@ def test_batches_of_a_readout_are_one_event_and_the_exact_solution(integrate: In
     assert torch.allclose(whole[0], split[0], atol=1e-6)
     data = samples()
     start = network()[2].weight.detach()
-    x, missing = data["x"].double(), (data["target"] - data["x"] @ start.mT).double()
+    answers = data["x"] @ start.mT + network()[2].bias.detach()
+    x, missing = data["x"].double(), (data["target"] - answers).double()
     ridge = torch.linalg.solve(x.mT @ x + torch.eye(IN).double(), x.mT @ missing).mT
     assert torch.allclose(whole[0], (start + ridge).float(), atol=1e-5)
 
