@@ -1,10 +1,11 @@
 """Learning over HTTP and on the command line, with a real server, killed and started again."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from api import cli
 from tests.serving import Server
 
 ENHANCED = "/v1/models/enhanced_update"
@@ -34,13 +36,29 @@ def samples(count: int = 20, seed: int = 1) -> dict[str, list[list[float]]]:
     }
 
 
-def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WEIGHTLEDGER_DATA_DIR": str(server.folder), "NO_COLOR": "1"},
-    )
+@dataclass
+class Ran:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(server: Server, *arguments: str) -> Ran:
+    """The command, in this process: starting another for each would take most of the time."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("WEIGHTLEDGER_DATA_DIR", str(server.folder))
+        patch.setattr(sys, "argv", ["weightledger", *arguments])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = exit_.code
+    return Ran(int(code or 0), out.getvalue(), err.getvalue())
 
 
 def test_the_reply_has_the_form_of_every_update(http: httpx2.Client) -> None:
