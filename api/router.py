@@ -13,6 +13,7 @@ from api.routes import (
     batch,
     catalog,
     dynamic,
+    enhanced,
     inference,
     operations,
     text,
@@ -21,6 +22,7 @@ from api.routes import (
 from api.settings import INFERENCE_QUEUE, INFERENCE_THREADS, JSON_BODY_BYTES, UPLOAD_BYTES
 from api.workers import Workers
 from ledger import DynamicModelManager
+from rules import DTESNDynamicIntegration
 
 
 def router(
@@ -30,16 +32,19 @@ def router(
     max_upload_bytes: int = UPLOAD_BYTES,
     inference_threads: int = INFERENCE_THREADS,
     inference_queue: int = INFERENCE_QUEUE,
+    integration: DTESNDynamicIntegration | None = None,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
     JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
-    `max_upload_bytes`.
+    `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
+    given.
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
     workers = Workers(inference_threads, inference_queue)
-    routes.include_router(_json(manager, max_body_bytes, workers))
+    learning = integration or DTESNDynamicIntegration(manager)
+    routes.include_router(_json(manager, max_body_bytes, workers, learning))
     return routes
 
 
@@ -49,13 +54,19 @@ def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
     return routes
 
 
-def _json(manager: DynamicModelManager, max_bytes: int, workers: Workers) -> APIRouter:
+def _json(
+    manager: DynamicModelManager,
+    max_bytes: int,
+    workers: Workers,
+    learning: DTESNDynamicIntegration,
+) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes)
     routes.include_router(operations.router(manager, Metrics(manager)))
     routes.include_router(inference.router(manager))
     routes.include_router(text.router(manager, workers))
     routes.include_router(dynamic.router(manager))
     routes.include_router(adapters.router(manager))
+    routes.include_router(enhanced.router(learning))
     routes.include_router(audit.router(manager))
     routes.include_router(verification.router(manager))
     routes.include_router(catalog.router(manager))

@@ -2,7 +2,7 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -42,6 +42,31 @@ class IncrementalUpdateBody(_Body):
     metadata: dict[str, Any] | None = None
 
 
+class EnhancedUpdateBody(_Body):
+    """POST /v1/models/enhanced_update: update_data or activities, or a reward."""
+
+    parameter_name: str | None = Field(None, description="Not needed with a reward.")
+    update_data: Any = Field(
+        None, description="A change asked for, in the forms of incremental_update."
+    )
+    activities: dict[str, Any] | None = Field(
+        None, description="By the rule's names: x, y, target, reward …; nested lists, [batch, …]."
+    )
+    rule: str | None = Field(None, description="A rule's id; else the selector chooses one.")
+    rule_config: dict[str, Any] | None = None
+    selector: Literal["feedback", "bandit"] | None = None
+    learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    performance_context: dict[str, float] | None = Field(
+        None, description="accuracy_change, a difference of fractions; latency_change in ms."
+    )
+    stream: str = "default"
+    request_id: str | None = Field(None, description="With activities: their reward comes later.")
+    reward: float | None = Field(None, description="The reward of the action sent before.")
+    gated: bool = Field(False, description="Score, then learn; adopt only what is better.")
+    batch_size: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
 class VersionBody(_Body):
     """POST /v1/models/create_version"""
 
@@ -62,6 +87,7 @@ class InvocationBody(_Body):
 
 
 UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
+ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
@@ -76,6 +102,12 @@ def parse(adapter: TypeAdapter[T], body: bytes) -> T:
         field = ".".join(str(part) for part in first["loc"]) or None
         where = f"{field}: " if field else "the body is not the JSON expected: "
         raise InvalidRequest(where + first["msg"], param=field) from None
+
+
+def json_body(model: type[Any]) -> dict[str, Any]:
+    """Show a body's schema in /docs; the route parses the raw body itself."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:

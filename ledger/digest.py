@@ -25,11 +25,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from ledger.errors import NotFound, UnsupportedModel
-from ledger.tensors import Lanes, TensorSpec, check_name
+from ledger.tensors import Lanes, TensorSpec, check_name, lanes
 
 CHUNK_BYTES = 256 * 1024
 DIGEST_BYTES = 32
@@ -56,6 +57,11 @@ def content_digest(data: bytes | bytearray | memoryview | NDArray[Any]) -> bytes
     """The digest of a tensor with these bytes, 32 bytes."""
     view = _bytes_of(data) if isinstance(data, np.ndarray) else memoryview(data).cast("B")
     return root(_hash_range(view, 0, len(view)))
+
+
+def tensor_digest(tensor: torch.Tensor) -> bytes:
+    """The digest of a tensor's bytes; its dtype and shape are not in it."""
+    return content_digest(lanes(tensor))
 
 
 def hash_many(tensors: Sequence[NDArray[Any]], pool: Executor) -> list[bytearray]:

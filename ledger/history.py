@@ -89,12 +89,17 @@ class History:
 
         What is not a weight of the model keeps its full name: `adapter/…`, `rule/…`.
         """
+        return {name.removeprefix(WEIGHTS): t for name, t in self._full_names(position).items()}
+
+    def weights(self, position: str = "head") -> dict[str, torch.Tensor]:
+        """`state`, without the tensors beside the weights."""
+        found = self._full_names(position).items()
+        return {name.removeprefix(WEIGHTS): t for name, t in found if name.startswith(WEIGHTS)}
+
+    def _full_names(self, position: str) -> dict[str, torch.Tensor]:
         target = self.resolve(position)
         digest, tensors = self.rebuild(target.node, target.state)
-        named = {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
-        for alias, first in digest.aliases.items():
-            named[alias.removeprefix(WEIGHTS)] = tensors[first]
-        return named
+        return {**tensors, **{alias: tensors[first] for alias, first in digest.aliases.items()}}
 
     def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
         """The whole state at a node from its cheapest snapshot, every tensor verified."""

@@ -114,7 +114,7 @@ class Ledger:
     def _state_engine(
         self, name: str, base: torch.nn.Module | Mapping[str, torch.Tensor] | None
     ) -> Engine:
-        return StateEngine(self.history(name).state("head") if base is None else base)
+        return StateEngine(self.history(name).weights("head") if base is None else base)
 
     def _register(self, name: str, projector: Projector) -> None:
         """Append the first event with its snapshot; leave the projector be if another was first."""

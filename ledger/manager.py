@@ -30,6 +30,7 @@ from ledger.monitoring.evaluation import Evaluator
 from ledger.monitoring.guard import MetricsGuard
 from ledger.monitoring.traffic import Traffic
 from ledger.projector import OnMismatch
+from ledger.proposals import Planner
 from ledger.store import EventFilter
 from ledger.updates import IncrementalUpdateRequest
 from ledger.writer import Written
@@ -182,6 +183,29 @@ class DynamicModelManager:
         self._require(self.config.enable_incremental_learning, "incremental learning")
         return await self._run(
             lambda: self.log.merge_adapter(name, self._guard, unload=unload, caller=caller)
+        )
+
+    async def write(
+        self,
+        planner: Planner,
+        *,
+        caller: Caller = ANYONE,
+        request_digest: bytes | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """What `planner` works out on the newest state, as one atomic event; see `Log.write`.
+
+        The candidate is scored as every other update is.
+        """
+        self._require(self.config.enable_incremental_learning, "incremental learning")
+        return await self._run(
+            lambda: self.log.write(
+                planner,
+                self._guard,
+                caller=caller,
+                request_digest=request_digest,
+                metadata=metadata,
+            )
         )
 
     async def rollback_to_version(

@@ -48,6 +48,10 @@ class Tip:
             return self._projector.tensor(name) if staged is None else staged
         return self.live.side[name]
 
+    def weight(self, bare: str) -> torch.Tensor:
+        """The weight with a bare name; read only."""
+        return self.tensor(WEIGHTS + bare)
+
     def chunks(self, name: str) -> bytearray:
         """The chunk digests of a weight."""
         return self._chunks.get(name) or self._projector.chunks(name)

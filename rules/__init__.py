@@ -13,7 +13,8 @@ class that keeps the contract of `rules.protocol` and has a default for each of 
 """
 
 from rules.checking import init, propose
-from rules.errors import ForeignState, RuleError, UnknownRule
+from rules.dtesn import DTESNDynamicIntegration, DTESNLearningConfig, PairedGate
+from rules.errors import ForeignState, RuleError, UnknownRequest, UnknownRule, UnknownStream
 from rules.ewc import fisher_diagonal
 from rules.guards import Guards, Judgement, judge
 from rules.protocol import Activity, Proposal, Rule
@@ -32,6 +33,8 @@ from rules.selectors import DiscountedUcb, Feedback, FeedbackThresholds, Fixed, 
 __all__ = [
     "RULES",
     "Activity",
+    "DTESNDynamicIntegration",
+    "DTESNLearningConfig",
     "Description",
     "DiscountedUcb",
     "Feedback",
@@ -40,11 +43,14 @@ __all__ = [
     "ForeignState",
     "Guards",
     "Judgement",
+    "PairedGate",
     "Proposal",
     "Rule",
     "RuleError",
     "Selector",
+    "UnknownRequest",
     "UnknownRule",
+    "UnknownStream",
     "config_of",
     "describe",
     "fisher_diagonal",

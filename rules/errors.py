@@ -1,30 +1,38 @@
 """What rules raise on purpose.
 
     LedgerError
-    └── RuleError           the rule cannot be run on what was given; nothing was changed
-        ├── UnknownRule         no rule has this id, or no field of its config this name
-        └── ForeignState        the state belongs to another shape, rule or version of the rule
+    ├── InvalidRequest
+    │   └── RuleError           the rule cannot be run on what was given; nothing was changed
+    │       └── ForeignState        the state belongs to another shape, rule or version of the rule
+    └── NotFound
+        ├── UnknownRule         no rule has this id
+        ├── UnknownStream       no such stream is open, or it expired
+        └── UnknownRequest      nothing waits for this request's reward, or it expired
 
 Messages name what was expected, so that the caller can act on them.
 """
 
-from ledger import LedgerError
+from ledger import InvalidRequest, NotFound
 
 
-class RuleError(LedgerError, ValueError):
+class RuleError(InvalidRequest):
     """The rule cannot be run on what was given.
 
     `param` names the offending activity or field, where there is one.
     """
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-class UnknownRule(RuleError, LookupError):
-    """No rule has this id, or no field of its config this name."""
-
 
 class ForeignState(RuleError):
     """The state was made for another shape, rule or version of the rule."""
+
+
+class UnknownRule(NotFound):
+    """No rule has this id."""
+
+
+class UnknownStream(NotFound):
+    """No such stream is open, or it expired."""
+
+
+class UnknownRequest(NotFound):
+    """Nothing waits for the reward of this request, or it expired."""

@@ -90,21 +90,23 @@ def get_rule(rule_id: str) -> type[Rule]:
     """The rule with this id, ours or an installed package's; raises UnknownRule."""
     rule = RULES.get(rule_id) or _installed().get(rule_id)
     if rule is None:
-        raise UnknownRule(f"there is no rule {rule_id!r}; known are {', '.join(_installed())}")
+        raise UnknownRule(
+            f"there is no rule {rule_id!r}; known are {', '.join(_installed())}", param="rule"
+        )
     return rule
 
 
 def make_rule(rule_id: str, config: Mapping[str, Any] | None = None) -> Rule:
     """A rule with the given fields of its config, the others at their defaults.
 
-    Raises UnknownRule for an id or a field there is none of, RuleError for a value that is not of
-    the field's type or range.
+    Raises UnknownRule for an id there is none of, RuleError for a field there is none of and for a
+    value that is not of the field's type or range.
     """
     rule = get_rule(rule_id)
     defaults = config_of(rule())
     for name, value in (config or {}).items():
         if name not in defaults:
-            raise UnknownRule(
+            raise RuleError(
                 f"{rule_id} has no field {name!r}; it has {', '.join(defaults)}", param=name
             )
         default = defaults[name]

@@ -8,7 +8,17 @@ import sys
 
 import typer
 
-from api.cli import database, reading, retention, serving, verification, versions, writing
+from api.cli import (
+    database,
+    learning,
+    reading,
+    retention,
+    rules,
+    serving,
+    verification,
+    versions,
+    writing,
+)
 from ledger.errors import LedgerError
 
 app = typer.Typer(
@@ -27,7 +37,9 @@ app.command()(verification.verify)
 app.command()(writing.update)
 app.command()(writing.rollback)
 app.command()(retention.gc)
+app.command()(learning.learn)
 app.add_typer(versions.app, name="version")
+app.add_typer(rules.app, name="rules")
 app.add_typer(database.app, name="db")
 
 

@@ -25,6 +25,10 @@ class Client:
         """POST /v1/models/incremental_update; the reply's `data`, with success and message."""
         return self._post("/v1/models/incremental_update", body)
 
+    def enhanced_update(self, body: dict[str, Any]) -> dict[str, Any]:
+        """POST /v1/models/enhanced_update"""
+        return self._post("/v1/models/enhanced_update", body)
+
     def create_version(self, description: str) -> dict[str, Any]:
         """POST /v1/models/create_version"""
         return self._post("/v1/models/create_version", {"description": description})

@@ -10,8 +10,10 @@ from api.cli import output
 from api.cli.client import Client
 from api.cli.options import DEFAULT_DATA_DIR, ApiKey, Database, DataDir, Json, Model, Url
 from api.cli.source import open_history, server_url
+from api.cli.writing import local_log
 from ledger.audit.verify import verify as check
 from ledger.errors import NotFound
+from rules.dtesn import recompute
 
 
 def verify(
@@ -23,6 +25,9 @@ def verify(
     ] = False,
     chain: Annotated[
         bool, typer.Option("--chain", help="Hashes, order and rows only: rebuild no state.")
+    ] = False,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Also run learning rules again, where inputs were kept.")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes that check the chain.")] = 1,
     url: Url = None,
@@ -59,8 +64,16 @@ def verify(
             raise NotFound(f"no server holds {data_dir}; start one, or give --url")
         served = Client(server, api_key).verify()
         facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]
+    problem = report.problem
+    if report.ok and rules:
+        with local_log(data_dir, database, model) as log:
+            again = recompute(log)
+        facts["rules_exact"], facts["rules_close"] = again.exact, again.close
+        facts["rules_without_activities"] = again.without_activities
+        if not again.ok:
+            problem = "; ".join(f"{name}: {why}" for name, why in again.problems.items())
     facts["first_bad_event"] = report.bad_seq
-    facts["result"] = "ok" if report.ok else f"BAD: {report.problem}"
+    facts["result"] = "ok" if problem is None else f"BAD: {problem}"
     output.facts(facts, as_json=as_json)
-    if not report.ok:
+    if problem is not None:
         raise typer.Exit(1)

@@ -21,7 +21,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     @routes.post(
         "/incremental_update",
         dependencies=writes,
-        openapi_extra=_json_body(schemas.IncrementalUpdateBody),
+        openapi_extra=schemas.json_body(schemas.IncrementalUpdateBody),
     )
     async def incremental_update(request: Request, response: Response) -> Reply:
         """Apply one update to one parameter."""
@@ -54,7 +54,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return {"success": True, "message": message, "data": data}
 
     @routes.post(
-        "/create_version", dependencies=writes, openapi_extra=_json_body(schemas.VersionBody)
+        "/create_version", dependencies=writes, openapi_extra=schemas.json_body(schemas.VersionBody)
     )
     async def create_version(request: Request, response: Response) -> Reply:
         """Name the current state."""
@@ -64,7 +64,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
         message = f"Successfully created model version: {event.name}"
         return {"success": True, "message": message, "data": {"version_id": event.name}}
 
-    @routes.post("/rollback", dependencies=writes, openapi_extra=_json_body(schemas.RollbackBody))
+    @routes.post(
+        "/rollback", dependencies=writes, openapi_extra=schemas.json_body(schemas.RollbackBody)
+    )
     async def rollback(request: Request, response: Response) -> Reply:
         """Move the model to a version, or to any other position."""
         sent = await body(request, schemas.ROLLBACK)
@@ -110,9 +112,3 @@ def router(manager: DynamicModelManager) -> APIRouter:
 def _tag(response: Response, event: Event) -> None:
     """The ETag of a reply is the seq of the last state change, at the reply's own event."""
     response.headers["etag"] = f'"{event.state_seq}"'
-
-
-def _json_body(model: type[Any]) -> dict[str, Any]:
-    """Show a body's schema in /docs; the route parses the raw body itself."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

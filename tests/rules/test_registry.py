@@ -64,7 +64,7 @@ def test_a_rule_is_made_from_its_id_and_config() -> None:
     assert rules.config_of(rule) == {"learning_rate": 1, "epsilon": 1e-6}
     for rule_id, config, error, message in (
         ("backprop", {}, UnknownRule, "known are hebb, oja"),
-        ("oja", {"rate": 0.1}, UnknownRule, "it has learning_rate"),
+        ("oja", {"rate": 0.1}, RuleError, "it has learning_rate"),
         ("oja", {"learning_rate": "fast"}, RuleError, "is a float such as 0.01, got 'fast'"),
         ("oja", {"learning_rate": True}, RuleError, "got True"),
         ("oja", {"learning_rate": -0.1}, RuleError, "not be negative"),

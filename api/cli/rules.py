@@ -1,0 +1,29 @@
+"""`weightledger rules list | show`."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from api.cli import output
+from api.cli.options import Csv, Json, Quiet
+from rules import describe, rule_ids
+
+app = typer.Typer(help="The learning rules there are.", no_args_is_help=True)
+
+_COLUMNS = ("id", "version", "parameter", "summary")
+
+
+@app.command("list")
+def list_(as_json: Json = False, as_csv: Csv = False, quiet: Quiet = False) -> None:
+    """All rules, those of installed packages last."""
+    items: list[dict[str, Any]] = [asdict(describe(rule_id)) for rule_id in rule_ids()]
+    output.listing(items, _COLUMNS, id_key="id", as_json=as_json, as_csv=as_csv, quiet=quiet)
+
+
+@app.command()
+def show(
+    rule_id: Annotated[str, typer.Argument(help="The rule's id.")], as_json: Json = False
+) -> None:
+    """One rule: its config, activities, state, and where it comes from."""
+    output.facts(asdict(describe(rule_id)), as_json=as_json)

@@ -1,0 +1,24 @@
+"""Learning rules on a live model: what a rule proposes becomes an event of the model's ledger.
+
+    integration = DTESNDynamicIntegration(dynamic_manager=manager)
+    await integration.enhanced_incremental_update("fc.weight", delta)
+    await integration.learn("fc.weight", {"x": x, "y": y, "target": d}, rule="rls")
+
+A call is one event: the weight's change and the rule's next state, or a refusal that changes
+neither. `teaching` is the pure part; `planning` runs it on the newest state of the model.
+"""
+
+from rules.dtesn.config import DTESNLearningConfig
+from rules.dtesn.gate import PairedGate
+from rules.dtesn.integration import DTESNDynamicIntegration
+from rules.dtesn.recomputing import Recomputed, recompute
+from rules.dtesn.streams import Stream
+
+__all__ = [
+    "DTESNDynamicIntegration",
+    "DTESNLearningConfig",
+    "PairedGate",
+    "Recomputed",
+    "Stream",
+    "recompute",
+]

@@ -1,0 +1,145 @@
+"""Elastic weight consolidation on a live model: Fisher information and anchors in the ledger.
+
+The functions the specification names, on `rules.ewc`: once a parameter has been consolidated,
+every step a rule proposes for it passes the proximal step of `rules.guards.Consolidation`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ledger import DynamicModelManager, Plan, Planner, Tip
+from rules.checking import init, is_finite, propose
+from rules.dtesn import state as places
+from rules.dtesn.config import DTESNLearningConfig
+from rules.dtesn.planning import computing_dtype
+from rules.errors import RuleError
+from rules.ewc import Ewc
+
+FISHER_UPDATED = "fisher"
+CONSOLIDATED = "consolidate"
+
+
+def constrained(
+    current: torch.Tensor,
+    proposed: torch.Tensor,
+    fisher: torch.Tensor,
+    consolidated: torch.Tensor,
+    rule: Ewc,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Parameters `proposed` pulled to `consolidated` where `fisher` is large, and measurements."""
+    for name, tensor in (("proposed_update", proposed), ("consolidated_params", consolidated)):
+        _check(name, tensor, current)
+    _check_fisher(fisher, current)
+    state = {**init(rule, current), "fisher": fisher, "anchor": consolidated}
+    step = propose(rule, current, {"delta": proposed - current}, state)
+    after = current + step.delta
+    moved = float(torch.linalg.vector_norm(after - proposed))
+    away = float(torch.linalg.vector_norm(proposed - consolidated))
+    kept = float(torch.linalg.vector_norm(after - consolidated))
+    return after, {
+        "ewc_loss": float((fisher * (proposed - consolidated).square()).sum()),
+        "ewc_lambda": rule.strength,
+        "modification_magnitude": moved,
+        "preservation_score": kept / away if away else 0.0,
+        "parameter_importance_mean": float(fisher.mean()),
+        "forgetting_prevention_active": moved > 0,
+    }
+
+
+def fisher_planner(
+    parameter: str, gradient: torch.Tensor, strength: float, config: DTESNLearningConfig
+) -> Planner:
+    """F ← γ F + `strength`·⟨g²⟩, as an event; a leading dimension of g counts samples."""
+    if not 0 <= strength <= 1:
+        raise RuleError(
+            f"learning_signal_strength is in [0, 1], got {strength}",
+            param="learning_signal_strength",
+        )
+
+    def plan(tip: Tip) -> Plan:
+        weight, held = _held(tip, parameter)
+        sent = gradient.to(weight.device, weight.dtype)
+        squares = sent.square()
+        if sent.shape != weight.shape:
+            if sent.shape[1:] != weight.shape or not len(sent):
+                raise RuleError(
+                    f"gradient is {tuple(weight.shape)} or [samples, *{tuple(weight.shape)}], got "
+                    f"{tuple(sent.shape)}",
+                    param="gradient",
+                )
+            squares = squares.mean(0)
+        if not is_finite(squares):
+            raise RuleError("gradient has values that are not finite", param="gradient")
+        before = held or init(Ewc(), weight)
+        fisher = before["fisher"] * config.fisher_decay + squares * strength
+        return _plan(parameter, FISHER_UPDATED, {**before, "fisher": fisher}, fisher)
+
+    return plan
+
+
+def anchor_planner(
+    parameter: str, current: torch.Tensor | None, fisher: torch.Tensor | None
+) -> Planner:
+    """W* ← the weights given (the live ones by default), and F where it is given, as an event."""
+
+    def plan(tip: Tip) -> Plan:
+        weight, held = _held(tip, parameter)
+        before = held or init(Ewc(), weight)
+        anchor = weight if current is None else current.to(weight.device, weight.dtype)
+        _check("current_params", anchor, weight)
+        information = before["fisher"]
+        if fisher is not None:
+            information = fisher.to(weight.device, weight.dtype)
+            _check_fisher(information, weight)
+        after = {**before, "anchor": anchor, "fisher": information}
+        return _plan(parameter, CONSOLIDATED, after, information)
+
+    return plan
+
+
+def held_for(manager: DynamicModelManager, name: str) -> dict[str, torch.Tensor]:
+    """One of "fisher", "anchor" of each parameter that has it, by parameter."""
+    end = f"/{places.CONSOLIDATION}/{name}"
+    return {
+        key[len("rule/") : -len(end)]: tensor.clone()
+        for key, tensor in manager.log.live.side.items()
+        if key.startswith("rule/") and key.endswith(end)
+    }
+
+
+def _held(tip: Tip, parameter: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    live = tip.weight(parameter).detach()
+    weight = live.to(computing_dtype(parameter, live.dtype))
+    held = places.under(tip.live.side, places.place(parameter, places.CONSOLIDATION))
+    return weight, {name: tensor.to(weight.device) for name, tensor in held.items()}
+
+
+def _plan(
+    parameter: str, operation: str, state: Mapping[str, torch.Tensor], fisher: torch.Tensor
+) -> Plan:
+    facts = {
+        "operation": operation,
+        "parameter": parameter,
+        "rule": {"id": Ewc.id, "version": Ewc.version},
+        "mean_importance": float(fisher.mean()),
+        "max_importance": float(fisher.max()),
+    }
+    return Plan(facts, {}, places.named(places.place(parameter, places.CONSOLIDATION), state))
+
+
+def _check(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    if tensor.shape != like.shape:
+        raise RuleError(
+            f"{name} has the parameter's shape {tuple(like.shape)}, got {tuple(tensor.shape)}",
+            param=name,
+        )
+    if not is_finite(tensor):
+        raise RuleError(f"{name} has values that are not finite", param=name)
+
+
+def _check_fisher(fisher: torch.Tensor, like: torch.Tensor) -> None:
+    _check("fisher_information", fisher, like)
+    if bool((fisher < 0).any()):
+        raise RuleError("Fisher information is not negative", param="fisher_information")

@@ -1,0 +1,461 @@
+"""DTESNDynamicIntegration: the specification's face of learning on a live model."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ledger import Caller, DynamicModelManager, Event, NotFound
+from rules.dtesn import consolidation, history
+from rules.dtesn import state as places
+from rules.dtesn.config import DTESNLearningConfig
+from rules.dtesn.forgetting import forgetting
+from rules.dtesn.gate import PairedGate
+from rules.dtesn.lesson import Lesson, as_tensor, digests
+from rules.dtesn.planning import planner
+from rules.dtesn.readout import Readout
+from rules.dtesn.rewards import Rewards
+from rules.dtesn.streams import Clock, Stream, Streams
+from rules.errors import RuleError
+from rules.ewc import Ewc
+from rules.guards import Guards
+from rules.registry import get_rule
+from rules.reservoirs import TreeReservoir
+from rules.selectors import Feedback, FeedbackThresholds, Fixed, Selector
+
+_RECENT = 10
+_ANYONE = Caller()
+
+Activities = Mapping[str, Any]
+"""Tensors, arrays or nested lists by the names that the rule gives its activities."""
+
+
+class DTESNDynamicIntegration:
+    """Updates of a live model through learning rules, each one event of its ledger.
+
+    `selector` chooses the rule where a call names none, by default the specification's feedback
+    thresholds over the delta-only rules. `guards` judge every step; by default a delta or state
+    that is not finite is refused, and for rules without a target ‖Δ‖ ≤ 0.1 ‖W‖. All methods
+    raise RuleError, UnknownRule or NotFound for what does not fit, and then nothing has changed.
+    """
+
+    def __init__(
+        self,
+        dynamic_manager: DynamicModelManager,
+        dtesn_config: DTESNLearningConfig | None = None,
+        *,
+        selector: Selector | None = None,
+        guards: Guards | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.dynamic_manager = dynamic_manager
+        self.dtesn_config = config = dtesn_config or DTESNLearningConfig()
+        self._selector = selector or FeedbackThresholds(adaptation_rate=config.adaptation_rate)
+        self._guards = guards
+        self._streams = Streams(
+            dynamic_manager, config.max_stream_samples, config.stream_ttl_s, clock
+        )
+        self._rewards = Rewards(config.max_waiting_rewards, config.reward_ttl_s, clock)
+
+    # Learning. Each returns the update's result, with `data` about what was learnt.
+
+    async def enhanced_incremental_update(
+        self,
+        parameter_name: str,
+        update_data: Any,
+        learning_rate: float | None = None,
+        performance_context: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """A change that is asked for, shaped by the rule that the feedback selects.
+
+        `update_data` has the parameter's shape, or is flat, or is one number; the learning rate is
+        applied once. `performance_context` has accuracy_change, a difference of fractions, and
+        latency_change in milliseconds. Options are those of `learn`.
+        """
+        event = await self.update(
+            parameter_name, update_data, learning_rate, performance_context, **options
+        )
+        return history.result(event)
+
+    async def update(
+        self,
+        parameter_name: str,
+        update_data: Any,
+        learning_rate: float | None = None,
+        performance_context: Mapping[str, float] | None = None,
+        *,
+        rule: str | None = None,
+        **options: Any,
+    ) -> Event:
+        """`enhanced_incremental_update`, giving its event."""
+        if rule is not None and "delta" not in get_rule(rule).activities:
+            raise RuleError(
+                f"{rule} learns from activities, not from update_data: send activities, or use "
+                "hebbian-delta, stdp-delta, bcm-delta or reinforcement-delta",
+                param="update_data",
+            )
+        sent = {"delta": as_tensor("update_data", update_data)}
+        lesson = self._lesson(
+            parameter_name, sent, "request", rule, learning_rate, performance_context, options
+        )
+        return await self._write(lesson, options)
+
+    async def learn(
+        self,
+        parameter_name: str,
+        activities: Activities,
+        *,
+        rule: str | None = None,
+        learning_rate: float | None = None,
+        performance_context: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Learn from activities that the caller measured.
+
+        `rule` names the rule, else the integration's selector chooses. A readout's y may be left
+        out: then it is x Wᵀ + b on the live weights. Options: `stream`, whose traces and state it
+        uses; `rule_config`, fields of the rule; `gate`, a PairedGate; `batch_size`; `selector`;
+        `caller`; `metadata`.
+        """
+        event = await self.learning(
+            parameter_name, activities, "caller", rule, learning_rate, performance_context, options
+        )
+        return history.result(event)
+
+    async def learning(
+        self,
+        parameter_name: str,
+        activities: Activities,
+        source: Any,
+        rule: str | None,
+        learning_rate: float | None,
+        performance_context: Mapping[str, float] | None,
+        options: Mapping[str, Any],
+    ) -> Event:
+        """`learn`, giving its event."""
+        sent = {name: as_tensor(name, values) for name, values in activities.items()}
+        lesson = self._lesson(
+            parameter_name, sent, source, rule, learning_rate, performance_context, options
+        )
+        return await self._write(lesson, options)
+
+    async def learn_readout(
+        self,
+        parameter_name: str,
+        inputs: Any,
+        target: Any,
+        *,
+        rule: str = "rls",
+        performance_context: Mapping[str, float] | None = None,
+        learning_rate: float | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Learn a linear readout of a reservoir driven by `inputs` [time, inputs].
+
+        The parameter is [out, reservoir_size], or one wider for a bias. The reservoir is drawn
+        from `reservoir_seed`; its state is the stream's, so the next call goes on where this ended.
+        """
+        driven, wanted = as_tensor("inputs", inputs), as_tensor("target", target)
+        if driven.ndim != 2:
+            raise RuleError(f"inputs are [time, inputs], got {tuple(driven.shape)}", param="inputs")
+        config = self.dtesn_config
+        reservoir = TreeReservoir(config.reservoir_size, driven.shape[1])
+        readout = Readout(reservoir, config.reservoir_seed, driven)
+        more = {
+            **options,
+            "derive": readout.derive,
+            "facts": {
+                "inputs": digests({"inputs": driven})["inputs"],
+                "reservoir": asdict(reservoir),
+                "seed": config.reservoir_seed,
+            },
+        }
+        event = await self.learning(
+            parameter_name,
+            {"target": wanted},
+            "reservoir",
+            rule,
+            learning_rate,
+            performance_context,
+            more,
+        )
+        return history.result(event)
+
+    def open_stream(self, stream: str, parameter_name: str) -> Stream:
+        """Begin to see the activities of a parameter's layer; see `rules.dtesn.streams`."""
+        name = self._first_name(parameter_name)
+        return self._streams.open(places.check_stream(stream), name)
+
+    async def close_stream(
+        self,
+        stream: str,
+        *,
+        rule: str,
+        learning_rate: float | None = None,
+        performance_context: Mapping[str, float] | None = None,
+        activities: Activities | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Learn from what a stream has seen, and close it.
+
+        `activities` are further ones, such as target or reward. A rule of spikes gets the layer's
+        input and output as pre_spikes and post_spikes. UnknownStream when it is not open.
+        """
+        wanted = get_rule(rule).activities
+        taken = self._streams.take(stream)
+        seen = taken.activities()
+        if "pre_spikes" in wanted:
+            seen = {"pre_spikes": seen["x"], "post_spikes": seen["y"]}
+        kept = {name: t for name, t in seen.items() if name in wanted or "gate" in options}
+        more = {**options, "stream": stream, "facts": taken.facts}
+        event = await self.learning(
+            taken.parameter,
+            {**kept, **(activities or {})},
+            "hooks",
+            rule,
+            learning_rate,
+            performance_context,
+            more,
+        )
+        return history.result(event)
+
+    def remember(
+        self,
+        request_id: str,
+        parameter_name: str,
+        activities: Activities,
+        *,
+        rule: str = "reinforce",
+        stream: str = places.DEFAULT_STREAM,
+    ) -> None:
+        """Keep an action until `reward` says how it went; the rule's activities but the reward."""
+        wanted = get_rule(rule).activities
+        if "reward" not in wanted:
+            raise RuleError(f"{rule} learns from no reward", param="rule")
+        if missing := [name for name in wanted if name not in activities and name != "reward"]:
+            raise RuleError(f"{rule} needs {', '.join(missing)} as well", param=missing[0])
+        sent = {name: as_tensor(name, values) for name, values in activities.items()}
+        name = self._first_name(parameter_name)
+        self._rewards.remember(request_id, name, rule, places.check_stream(stream), sent)
+
+    async def reward(self, request_id: str, reward: float, **options: Any) -> dict[str, Any]:
+        """Learn from a remembered action, now that its reward is known."""
+        return history.result(await self.rewarding(request_id, reward, **options))
+
+    async def rewarding(
+        self,
+        request_id: str,
+        reward: float,
+        *,
+        learning_rate: float | None = None,
+        performance_context: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> Event:
+        """`reward`, giving its event. UnknownRequest when nothing waits for it."""
+        key = (options.get("caller") or _ANYONE).idempotency_key
+        waiting = self._rewards.find(request_id, key)
+        rows = len(next(iter(waiting.activities.values())))
+        given = {**waiting.activities, "reward": torch.full((rows,), float(reward))}
+        event = await self.learning(
+            waiting.parameter,
+            given,
+            "reward",
+            waiting.rule,
+            learning_rate,
+            performance_context,
+            {**options, "stream": waiting.stream, "facts": {"request_id": request_id}},
+        )
+        self._rewards.answer(request_id, key)
+        return event
+
+    async def forget(
+        self, parameter_name: str, stream: str = places.DEFAULT_STREAM, *, caller: Caller = _ANYONE
+    ) -> dict[str, Any]:
+        """Drop what rules remember of a parameter in a stream, as an event; weights stay."""
+        plan = forgetting(self._first_name(parameter_name), places.check_stream(stream))
+        return history.result(await self.dynamic_manager.write(plan, caller=caller))
+
+    # What was learnt
+
+    def get_learning_history(self) -> list[dict[str, Any]]:
+        """Every step through a rule, oldest first, from the ledger's events."""
+        return [
+            history.entry(event) for event in reversed(history.learnt(self.dynamic_manager.log))
+        ]
+
+    def get_integration_status(self) -> dict[str, Any]:
+        """The configuration, and what the ledger says was learnt."""
+        events = history.learnt(self.dynamic_manager.log)
+        config = self.dtesn_config
+        applied = [event for event in events if event.kind == "updated"]
+        return {
+            "dtesn_available": True,
+            "total_learning_updates": len(applied),
+            "refused_learning_updates": len(events) - len(applied),
+            "config": {
+                **asdict(config),
+                "plasticity_enabled": config.enable_plasticity,
+                "homeostasis_enabled": config.enable_homeostasis,
+            },
+            "recent_algorithms": [
+                history.learning_type(event.body["rule"]["id"])
+                for event in reversed(events[:_RECENT])
+            ],
+            "open_streams": self._streams.names(),
+            "waiting_rewards": len(self._rewards),
+        }
+
+    # Elastic weight consolidation
+
+    async def apply_ewc_constraint(
+        self,
+        parameter_name: str,
+        current_params: torch.Tensor,
+        proposed_update: torch.Tensor,
+        fisher_information: torch.Tensor,
+        consolidated_params: torch.Tensor,
+        ewc_lambda: float = 1000.0,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Proposed parameters pulled to the consolidated ones where they matter; changes nothing.
+
+        W′ = (V + ηλ F⊙W*)/(1 + ηλ F) with V the proposal and η the config's learning rate.
+        """
+        rule = Ewc(self.dtesn_config.learning_rate, ewc_lambda)
+        return consolidation.constrained(
+            current_params, proposed_update, fisher_information, consolidated_params, rule
+        )
+
+    async def update_fisher_information(
+        self,
+        parameter_name: str,
+        current_params: torch.Tensor | None,
+        gradient: torch.Tensor,
+        learning_signal_strength: float = 1.0,
+    ) -> torch.Tensor:
+        """F ← γ F + strength·⟨g²⟩ in the ledger; the new F.
+
+        `gradient` is of the log likelihood, one sample's or [samples, …]: squares are taken sample
+        by sample. `current_params`, where given, must have the parameter's shape.
+        """
+        name = self._first_name(parameter_name)
+        plan = consolidation.fisher_planner(
+            name, as_tensor("gradient", gradient), learning_signal_strength, self.dtesn_config
+        )
+        await self.dynamic_manager.write(plan)
+        return self.get_fisher_information()[name]
+
+    async def consolidate_important_parameters(
+        self,
+        parameter_name: str,
+        current_params: torch.Tensor | None = None,
+        fisher_information: torch.Tensor | None = None,
+        consolidation_threshold: float = 0.5,
+    ) -> tuple[bool, dict[str, Any]]:
+        """Anchor a parameter where it is, if its mean Fisher information exceeds the threshold.
+
+        From then on every rule's step for it is pulled to the anchor. Without `current_params` the
+        live weights are anchored, without `fisher_information` the ledger's F is used.
+        """
+        name = self._first_name(parameter_name)
+        known = fisher_information
+        if known is None:
+            known = self.get_fisher_information().get(name)
+        if known is None:
+            raise RuleError(f"{name} has no Fisher information yet", param="fisher_information")
+        facts: dict[str, Any] = {
+            "parameter_name": name,
+            "consolidated": float(known.mean()) > consolidation_threshold,
+            "mean_importance": float(known.mean()),
+            "max_importance": float(known.max()),
+            "consolidation_threshold": consolidation_threshold,
+        }
+        if not facts["consolidated"]:
+            return False, {**facts, "reason": "importance_below_threshold"}
+        plan = consolidation.anchor_planner(name, current_params, fisher_information)
+        event = await self.dynamic_manager.write(plan)
+        found = history.result(event)
+        return bool(found["success"]), {**facts, "update_id": event.name}
+
+    def get_consolidated_parameters(self) -> dict[str, torch.Tensor]:
+        """Anchors W*, by parameter."""
+        return consolidation.held_for(self.dynamic_manager, "anchor")
+
+    def get_fisher_information(self) -> dict[str, torch.Tensor]:
+        """Fisher information F, by parameter."""
+        return consolidation.held_for(self.dynamic_manager, "fisher")
+
+    # One call
+
+    def _lesson(
+        self,
+        parameter: str,
+        sent: dict[str, torch.Tensor],
+        source: Any,
+        rule: str | None,
+        rate: float | None,
+        context: Mapping[str, float] | None,
+        options: Mapping[str, Any],
+    ) -> Lesson:
+        known = {"stream", "rule_config", "gate", "batch_size", "selector", "caller", "metadata"}
+        known |= {"derive", "facts"}
+        if unknown := options.keys() - known:
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        selector = options.get("selector") or self._selector
+        if rule is not None:
+            get_rule(rule)
+            selector = Fixed(rule)
+        gate = options.get("gate")
+        if gate is not None and not isinstance(gate, PairedGate):
+            raise RuleError(f"a gate is a PairedGate, got {gate!r:.50}", param="gate")
+        size = options.get("batch_size")
+        if size is not None and (type(size) is not int or size < 1):
+            raise RuleError(
+                f"batch_size is a whole number from 1, got {size!r}", param="batch_size"
+            )
+        return Lesson(
+            parameter=self._first_name(parameter),
+            activities=sent,
+            source=source,
+            selector=selector,
+            rule_config=options.get("rule_config") or {},
+            rate=rate,
+            stream=places.check_stream(options.get("stream", places.DEFAULT_STREAM)),
+            feedback=_feedback(context),
+            gate=gate,
+            batch_size=size,
+            derive=options.get("derive"),
+            facts=options.get("facts") or {},
+        )
+
+    async def _write(self, lesson: Lesson, options: Mapping[str, Any]) -> Event:
+        caller: Caller = options.get("caller") or _ANYONE
+        digest = lesson.digest if caller.idempotency_key is not None else None
+        return await self.dynamic_manager.write(
+            planner(lesson, self.dtesn_config, self._guards),
+            caller=caller,
+            request_digest=digest,
+            metadata=options.get("metadata"),
+        )
+
+    def _first_name(self, parameter: str) -> str:
+        first = self.dynamic_manager.engine.aliases().get(parameter, parameter)
+        if first not in self.dynamic_manager.log.specs:
+            raise NotFound(f"Parameter {parameter!r} not found", param="parameter_name")
+        return first
+
+
+def _feedback(context: Mapping[str, float] | None) -> Feedback | None:
+    """The specification's performance context; None where nothing was measured."""
+    if not context:
+        return None
+    values = {}
+    for name, value in context.items():
+        if name not in ("accuracy_change", "latency_change"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RuleError(f"{name} is a number, got {value!r:.50}", param=name)
+        values[name] = float(value)
+    return Feedback(values.get("accuracy_change", 0.0), values.get("latency_change", 0.0))

@@ -1,0 +1,108 @@
+"""What one call asks for, before it meets the model."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal
+
+import torch
+
+from ledger import tensor_digest
+from rules.dtesn.gate import PairedGate
+from rules.dtesn.state import DEFAULT_STREAM
+from rules.errors import RuleError
+from rules.selectors import Feedback, Selector
+
+Source = Literal["request", "caller", "hooks", "reservoir", "reward"]
+"""Where activities came from: a change that was asked for, the caller, forward hooks during a
+stream, the states of a reservoir, an action whose reward came later."""
+
+Derive = Callable[[Mapping[str, torch.Tensor], torch.Tensor], "Derived"]
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Activities that only the newest state gives, and what to keep beside the rule's state."""
+
+    activities: Mapping[str, torch.Tensor]
+    keep: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One parameter, what to learn from, and how.
+
+    `derive` gives further activities from the stream's tensors and the weight, on the state that
+    the event is worked out on. `facts` are JSON about the source. `rate` is the learning rate the
+    caller gave.
+    """
+
+    parameter: str
+    activities: Mapping[str, torch.Tensor]
+    source: Source
+    selector: Selector
+    rule_config: Mapping[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    stream: str = DEFAULT_STREAM
+    feedback: Feedback | None = None
+    gate: PairedGate | None = None
+    batch_size: int | None = None
+    derive: Derive | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> bytes:
+        """Identifies the request, for idempotency keys: 32 bytes."""
+        said = {
+            "parameter": self.parameter,
+            "activities": digests(self.activities),
+            "selector": described(self.selector),
+            "rule_config": dict(self.rule_config),
+            "rate": self.rate,
+            "stream": self.stream,
+            "feedback": described(self.feedback),
+            "gate": described(self.gate),
+            "batch_size": self.batch_size,
+            "facts": dict(self.facts),
+        }
+        text = json.dumps(said, sort_keys=True, separators=(",", ":"), default=str)
+        return hashlib.sha256(b"learn\x00" + text.encode()).digest()
+
+
+def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """What an event says of tensors: digest, dtype and shape of each."""
+    return {
+        name: {
+            "digest": tensor_digest(tensor).hex(),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+        }
+        for name, tensor in tensors.items()
+    }
+
+
+def described(config: Any) -> dict[str, Any] | None:
+    """A selector, gate or feedback as JSON: its kind and its fields."""
+    if config is None:
+        return None
+    if not is_dataclass(config) or isinstance(config, type):
+        raise RuleError(f"a selector is a dataclass, got {type(config).__name__}", param="selector")
+    fields = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+    }
+    return {"kind": type(config).__name__, **fields}
+
+
+def as_tensor(name: str, values: Any) -> torch.Tensor:
+    """Numbers, nested lists, arrays or a tensor as a tensor; RuleError names what it was."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    try:
+        made = torch.as_tensor(values)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise RuleError(f"{name!r} is not a tensor of numbers: {error}", param=name) from None
+    if made.dtype == torch.bool:
+        raise RuleError(f"{name!r} is not a tensor of numbers: it holds booleans", param=name)
+    return made

@@ -1,0 +1,38 @@
+"""A reservoir's states as the input of a readout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rules.dtesn import state as places
+from rules.dtesn.lesson import Derived
+from rules.errors import RuleError
+from rules.reservoirs import TreeReservoir, with_bias
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What drives a reservoir in one call: `inputs` [time, inputs]."""
+
+    reservoir: TreeReservoir
+    seed: int
+    inputs: torch.Tensor
+
+    def derive(self, held: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Derived:
+        """x [time, in], the states from where the stream left the reservoir, and the last state."""
+        size = self.reservoir.reservoir_size
+        if weight.ndim != 2 or weight.shape[1] not in (size, size + 1):
+            raise RuleError(
+                f"the readout of {size} neurons is [out, {size}] or, with a bias, "
+                f"[out, {size + 1}]; the parameter is {tuple(weight.shape)}",
+                param="parameter_name",
+            )
+        weights = self.reservoir.weights(self.seed, weight.dtype, weight.device)
+        start = held.get(places.RESERVOIR)
+        driven = self.inputs.to(weight.device, weight.dtype)
+        states = self.reservoir.run(
+            weights, driven, None if start is None else start.to(weight.device)
+        )
+        x = states if weight.shape[1] == size else with_bias(states)
+        return Derived({"x": x}, {places.RESERVOIR: states[-1].clone()})
