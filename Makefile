@@ -29,6 +29,7 @@ soak: $(STAMP)
 # Prints a table and writes JSON to benchmarks/results.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.workload
+	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit
 
 # Against a real vLLM (its CPU build, in an environment of its own): 3.4 GB, a few minutes.

@@ -18,16 +18,12 @@ from typing import Any
 
 import httpx2
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from api.driving import load_checkpoint
 from benchmarks import vllm_servers
 from benchmarks.vllm_servers import Wire, post
 from ledger import Ledger
 from ledger.engines.vllm.adapters import write_adapter
-from ledger.engines.vllm.engine import VllmEngine
-from ledger.engines.vllm.server import Server
-from ledger.errors import InvalidRequest
 
 RESULTS = Path(__file__).parent / "results" / "vllm.json"
 PROMPTS = ["w1 w2 w3", "w17 w300 w4 w4 w90", "w200 w201 w202 w203 w204 w205 w206 w207"]
@@ -136,11 +132,37 @@ def updates_and_rollback(live: Live) -> dict[str, Any]:
     return {"states": len(live.answers), "tokens_compared_each": 16 * len(PROMPTS)}
 
 
-def adapters(live: Live, folder: Path) -> dict[str, Any]:
-    """Load, load others under the same name, go back, unload; by the driver, in this process."""
-    driver = VllmEngine(
-        load_checkpoint(live.model), Server(live.vllm.url), model="tiny-llama", database=None
+def batches_and_versions(live: Live) -> dict[str, Any]:
+    """Many tensors in one event, a name for the state, another update, and back to the name."""
+    before = live.check()
+    generator = torch.Generator().manual_seed(9)
+    sent = {
+        TENSOR.format(0): torch.randn(256, 256, generator=generator),
+        TENSOR.format(2): torch.randn(100, generator=generator),
+        f"{TENSOR.format(2)}@indices": torch.randperm(256 * 256, generator=generator)[:100],
+        f"{TENSOR.format(3)}@a": torch.randn(256, 4, generator=generator),
+        f"{TENSOR.format(3)}@b": torch.randn(4, 256, generator=generator),
+    }
+    answer = httpx2.post(
+        f"{live.ledger.url}/v1/models/batch_update?learning_rate=0.5",
+        content=save(sent),
+        headers={"content-type": "application/octet-stream"},
+        timeout=60,
     )
+    require(answer.status_code == 200 and answer.json()["success"], answer.text)
+    named = live.check()
+    require(live.answers[before] != live.answers[named], "the batch changed no answer")
+    url = f"{live.ledger.url}/v1/models/create_version"
+    version = post(url, {"description": "after the batch"}).json()["data"]["version_id"]
+    require(live.update(1).json()["success"], "the update was refused")
+    require(live.check() != named, "the update is not shown")
+    live.rollback(version)
+    require(live.check() == named, "the rollback went elsewhere")
+    return {"tensors_in_one_event": 3}
+
+
+def adapters(live: Live, folder: Path) -> dict[str, Any]:
+    """Load, load others under the same name, roll back, unload: through the ledger's routes."""
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 64}
     config |= {"target_modules": ["q_proj"], "bias": "none", "base_model_name_or_path": None}
     made = []
@@ -151,27 +173,36 @@ def adapters(live: Live, folder: Path) -> dict[str, Any]:
             at = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
             tensors[f"{at}.lora_A.weight"] = torch.randn(4, 256, generator=generator)
             tensors[f"{at}.lora_B.weight"] = torch.randn(256, 4, generator=generator)
-        made.append(write_adapter(folder / "adapters", "style", tensors, config))
+        made.append(write_adapter(folder / "given", "style", tensors, config))
     without = live.completions()
-    answers = []
-    for path in (made[0], made[1], made[0]):
-        driver.load_adapter("style", path)
-        answers.append(live.completions("style"))
-    require(answers[0] != without, "the adapter changes no answer")
-    require(answers[0] != answers[1], "the second adapter answers as the first: stale")
-    require(answers[0] == answers[2], "the first adapter, loaded again, answers otherwise")
-    try:
-        driver.load_adapter("style", made[0])
-    except InvalidRequest:
-        pass
-    else:
-        raise SystemExit("FAILED: the same folder was loaded over itself")
-    driver.unload_adapter("style")
-    gone = post(f"{live.vllm.url}/v1/completions", {"model": "style", "prompt": "w1"})
-    require(gone.status_code == 404, f"unloaded, yet {gone.status_code}")
+
+    def load(path: Path, *, again: bool) -> list[Any]:
+        body = {"lora_name": "style", "lora_path": str(path), "load_inplace": again}
+        answer = post(f"{live.ledger.url}/v1/load_lora_adapter", body)
+        require(answer.status_code == 200, answer.text)
+        live.check()
+        return live.completions("style")
+
+    first = load(made[0], again=False)
+    seq = live.head()
+    second = load(made[1], again=True)
+    require(first != without, "the adapter changes no answer")
+    require(first != second, "the second adapter answers as the first: stale")
+    live.rollback(f"seq:{seq}")
+    require(live.completions("style") == first, "rolled back, the first answers otherwise")
+    taken = {"lora_name": "style", "lora_path": str(made[1])}
+    refused = post(f"{live.ledger.url}/v1/load_lora_adapter", taken)
+    require(refused.status_code == 400, f"a name in use: {refused.status_code} {refused.text}")
+    gone = post(f"{live.ledger.url}/v1/unload_lora_adapter", {"lora_name": "style"})
+    require(gone.status_code == 200, gone.text)
+    missing = post(f"{live.vllm.url}/v1/completions", {"model": "style", "prompt": "w1"})
+    require(missing.status_code == 404, f"unloaded, yet {missing.status_code}")
     require(live.completions() == without, "the base model answers otherwise than before")
-    driver.close()
-    return {"loads": 3}
+    live.rollback(f"seq:{seq}")
+    require(live.completions("style") == first, "the rollback did not bring the adapter back")
+    live.rollback("seq:0")
+    live.check()
+    return {"loads": 2, "rollbacks": 3}
 
 
 def kills(live: Live) -> dict[str, Any]:
@@ -275,6 +306,7 @@ def main() -> None:
             results["ledger_starts_s"] = live.ledger.start("/readyz")
             for title, work in (
                 ("updates_and_rollback", lambda: updates_and_rollback(live)),
+                ("batches_and_versions", lambda: batches_and_versions(live)),
                 ("adapters", lambda: adapters(live, folder)),
                 ("kills", lambda: kills(live)),
                 ("pauses", lambda: pauses(live, folder)),
