@@ -169,3 +169,24 @@ def test_commands_and_options_are_described() -> None:
     ):
         assert name in said
         assert "Usage" in ok(name, "--help")
+
+
+def test_pins_and_gc_without_a_server(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data").start()
+    server.stop()
+    where = ("--data-dir", str(server.folder))
+    ok("update", "2.bias", "--data", "1", "--lr", "0.000001", *where)
+    version = as_json("version", "create", "golden", *where)["version_id"]
+    ok("version", "pin", version, *where)
+    pinned = {one["version_id"]: one["pinned"] for one in as_json("version", "list", *where)}
+    assert pinned[version] is True
+    assert list(pinned.values()).count(True) == 1
+    for options in (("--dry-run",), ()):
+        report = as_json("gc", *options, *where)
+        assert report["dry_run"] == bool(options)
+        assert (report["states_retained"], report["states_pruned"]) == (2, 0)
+    assert as_json("verify", *where)["result"] == "ok"
+    ok("version", "unpin", version, *where)
+    assert not as_json("version", "show", version, *where)["pinned"]
+    status, _, err = inside("gc", "--grace", "1", *where)
+    assert (status, "at least 3600" in err) == (1, True)
