@@ -9,6 +9,7 @@ from torch import nn
 from ledger import IncrementalUpdateRequest, Ledger, Log
 from ledger.audit.verify import verify
 from ledger.engines import Engine
+from ledger.engines.adapted import AdapterEngine
 from ledger.engines.inplace import InplaceEngine
 from ledger.engines.torch import TorchEngine
 from ledger.engines.transformers import TransformersEngine
@@ -54,14 +55,21 @@ def updated(log: Log) -> tuple[int, bytes, bytes]:
     return after
 
 
+def preparing(log: Log) -> str:
+    """The method by which the projector has this engine prepare a version."""
+    return "prepare_with" if isinstance(log.projector.engine, AdapterEngine) else "prepare"
+
+
 @pytest.mark.parametrize("step", ["prepare", "append"])
 def test_before_the_append_nothing_happened(
     log: Log, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before = served(log)
-    holder = log.projector.engine if step == "prepare" else log.history.store
     with monkeypatch.context() as patch:
-        patch.setattr(holder, step, breaks)
+        if step == "prepare":
+            patch.setattr(log.projector.engine, preparing(log), breaks)
+        else:
+            patch.setattr(log.history.store, step, breaks)
         with pytest.raises(Broken):
             log.apply(UPDATE)
         assert served(log) == before
@@ -119,7 +127,7 @@ def test_a_failed_rollback_leaves_the_state_it_started_from(
     log.apply(UPDATE)
     before = served(log)
     with monkeypatch.context() as patch:
-        patch.setattr(log.projector.engine, "prepare", breaks)
+        patch.setattr(log.projector.engine, preparing(log), breaks)
         with pytest.raises(Broken):
             log.rollback("seq:0")
     assert served(log) == before
