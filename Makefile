@@ -29,6 +29,7 @@ soak: $(STAMP)
 # Prints a table and writes JSON to benchmarks/results.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.workload
+	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit
 

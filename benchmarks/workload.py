@@ -157,6 +157,49 @@ def recording(
         report.add("  bytes an update", size / MB, "MB")
 
 
+def with_indices(report: Report, log: Log, rounds: int, generator: torch.Generator) -> None:
+    """Updates that say which weights they change: 1 % of every tensor, and 25 % of one."""
+    count, quarter = int(ELEMENTS * SHARE), ELEMENTS // 4
+
+    def request(name: str, many: int) -> IncrementalUpdateRequest:
+        where = torch.randperm(ELEMENTS, generator=generator)[:many].sort().values
+        values = torch.randn(many, generator=generator)
+        return IncrementalUpdateRequest(name, values, 1e-3, indices=where)
+
+    names = sorted(log.specs)
+    scattered = [[request(name, count) for name in names] for _ in range(2)]
+    dense = [request(names[0], quarter) for _ in range(2)]
+    held = [lanes(log.projector.engine.tensor(name)) for name in names]
+
+    def hashing(_: int) -> None:
+        for bits in held:
+            chunk_digests(bits)
+
+    medians = interleaved(
+        rounds,
+        scattered=lambda n: log.apply_batch(scattered[n % 2]) and None,
+        one=lambda n: log.apply(dense[n % 2]) and None,
+        hashing=hashing,
+    )
+    took, hashed = medians["scattered"], medians["hashing"]
+    report.add(
+        "record, indices given, 1 % of every tensor",
+        1e3 * took,
+        "ms",
+        ratio=took / hashed,
+        of="hash",
+        goal="≤ 2.8 × hash",
+        ok=took <= 2.8 * hashed,
+    )
+    report.add(
+        "record, indices given, 25 % of one tensor",
+        1e3 * medians["one"],
+        "ms",
+        goal="≤ 12 ms",
+        ok=medians["one"] <= 0.012,
+    )
+
+
 def moving(
     report: Report,
     ledger: Ledger,
@@ -248,6 +291,22 @@ def small_updates(report: Report, ledger: Ledger, folder: Path) -> None:
     )
 
 
+def batches(report: Report, ledger: Ledger) -> None:
+    """Small updates of one matrix, a thousand in each event."""
+    log = ledger.model("batches", base={"w": torch.randn(16, 16)})
+    each = 1000
+    updates = [IncrementalUpdateRequest("w", torch.randn(16, 16), 0.001) for _ in range(each)]
+    medians = interleaved(8, ours=lambda _: log.apply_batch(updates) and None)
+    rate = each / medians["ours"]
+    report.add(
+        "small updates (1 KB) inside batch events",
+        rate,
+        "/s",
+        goal="≥ 30,000/s",
+        ok=rate >= 30_000,
+    )
+
+
 def disk(report: Report, path: Path, log: Log) -> None:
     deltas = sum(event.payload_size for event in log.events())
     base = TENSORS * ELEMENTS * 4
@@ -278,9 +337,11 @@ def main() -> None:
             log = ledger.model("workload-l", base=state)
             recording(report, log, state, given.rounds, folder, generator)
             moving(report, ledger, log, state, folder, generator)
-            small_updates(report, ledger, folder)
             if given.database is None:
                 disk(report, path, log)
+            with_indices(report, log, given.rounds, generator)
+            small_updates(report, ledger, folder)
+            batches(report, ledger)
     report.finish("workload_l")
 
 
