@@ -212,6 +212,9 @@ async def through_the_ledger(way: Way, given: Task, folder: Path, seed: int) -> 
             y = live.module[2](x)
         correct = int((y.argmax(1) == labels).sum())
         right += correct
+        if not bool(y.isfinite().all()):  # it has diverged, and nothing can be learnt from that
+            refused += 1
+            continue
         if way.rule == "thresholds" or str(way.rule).endswith("-delta"):
             # The mean over the window, for as many samples: as long a step as SGD's.
             change = {"accuracy_change": correct / len(labels) - last}
