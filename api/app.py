@@ -47,6 +47,9 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             inference_queue=settings.inference_queue,
         )
     )
+    # FastAPI builds included routes at their first use, under a filter of warnings that threads
+    # share; done here, the first request is as fast as the next and no thread sees the filter.
+    app.openapi()
     errors.install(app)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(Door, api_key=settings.api_key)
