@@ -18,6 +18,7 @@ from ledger.errors import CorruptLedger, Pruned
 from ledger.events import Event
 from ledger.history import History
 from ledger.lineage import cheapest
+from ledger.pruning import Prunings
 from ledger.replay import Step, apply_step, split
 from ledger.store import EventFilter
 from ledger.tensors import TensorSpec, lanes
@@ -60,14 +61,26 @@ def verify(
     """Check one model's whole log; never raises for what it finds, reports it instead.
 
     Without `states` no payload is read and no state rebuilt: hashes, order, rows and annotations
-    only. `processes` share the work of that part.
+    only. `processes` share the work of that part. Starts over when gc drops something meanwhile.
     """
-    report = Report(history.model)
+    told = progress or (lambda done, total: None)
+    while True:
+        report, runs = Report(history.model), _gc_runs(history)
+        try:
+            _verify(history, report, told, states, processes)
+        except CorruptLedger as error:
+            if _gc_runs(history) != runs:
+                continue
+            report.problem, report.bad_seq = str(error), error.seq
+        return report
+
+
+def _gc_runs(history: History) -> int | None:
+    """How often gc dropped something; None where the log is too damaged to say."""
     try:
-        _verify(history, report, progress or (lambda done, total: None), states, processes)
-    except CorruptLedger as error:
-        report.problem, report.bad_seq = str(error), error.seq
-    return report
+        return history.pruned.runs
+    except CorruptLedger:
+        return None
 
 
 def _verify(
@@ -102,7 +115,7 @@ def _rebuild(history: History, report: Report, progress: Progress, stop: int, to
     last: Event | None = None
     for event in history.store.scan(history.model_id, 0, stop):
         if fold is None:
-            fold = _Fold(history, report)
+            fold = _Fold(history, report, history.pruned)
             fold.begin(event)
         else:
             assert last is not None
@@ -145,6 +158,7 @@ class _Fold:
 
     history: History
     report: Report
+    pruned: Prunings
     node: int | None = None
     state: StateDigest | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -152,7 +166,7 @@ class _Fold:
 
     def begin(self, first: Event) -> None:
         anchors = {a.node for a in self.history.store.snapshots(self.history.model_id)}
-        if 0 not in anchors and not self.history.pruned.snapshot(0):
+        if 0 not in anchors and not self.pruned.snapshot(0):
             raise CorruptLedger("the snapshot of the first state is missing", seq=0)
         self._jump(first.node, first)
         if self.node is None:
@@ -165,7 +179,7 @@ class _Fold:
             return
         if event.kind == events.ROLLED_BACK:
             self._travel(last.node, event)
-        elif self.history.pruned(event.seq):
+        elif self.pruned(event.seq):
             self.node = None
         else:
             if self.node is None:
@@ -190,7 +204,7 @@ class _Fold:
         path = None
         if self.node is not None:
             with contextlib.suppress(CorruptLedger, Pruned):
-                path = cheapest(self.history.lineage, {node: 0}, event.node, self.history.pruned)
+                path = cheapest(self.history.lineage, {node: 0}, event.node, self.pruned)
         if path is None:
             self._jump(event.node, event)
             return
