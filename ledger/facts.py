@@ -1,18 +1,14 @@
 """Appending events that change no state: from any process, with no model at hand."""
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ledger.caller import ANYONE, Caller
-from ledger.errors import Conflict
 from ledger.events import Annotation, Draft, Event, seal
 from ledger.history import History
+from ledger.racing import back_off, gave_up, out_of_patience
 from ledger.store import Append, SeqTaken
-
-_PATIENCE_S = 10.0
-_MOST_BACKOFF_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +24,11 @@ def append_fact(
 ) -> Event:
     """Append what `propose` makes of the head; asked again when another writer was faster.
 
-    Conflict after ten seconds of losing.
+    Conflict when it goes on losing.
     """
     annotation = Annotation(caller.actor, caller.reason)
-    deadline = time.perf_counter() + _PATIENCE_S
+    started = time.perf_counter()
+    attempts = 0
     while True:
         head = history.head()
         fact = propose(head)
@@ -42,8 +39,9 @@ def append_fact(
                 Append(event, annotation, dropped_snapshots=fact.dropped_snapshots)
             )
         except SeqTaken:
-            if time.perf_counter() > deadline:
-                raise Conflict(f"other writers kept winning on model {history.model!r}") from None
-            time.sleep(random.random() * _MOST_BACKOFF_S)
+            attempts += 1
+            if out_of_patience(started):
+                raise gave_up(attempts, history.model) from None
+            back_off(attempts)
             continue
         return event

@@ -15,7 +15,7 @@ goes on: what the first step named is unreachable already, the second looks for 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ledger import lineage, pruning
@@ -78,7 +78,6 @@ class _Plan:
 
 def collect(
     history: History,
-    others: Iterable[History],
     *,
     dry_run: bool,
     grace_s: float = MIN_GRACE_S,
@@ -86,10 +85,10 @@ def collect(
     progress: Progress | None = None,
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
 ) -> GcReport:
-    """Prune one model's log, then delete what no log refers to.
+    """Prune one model's log, then delete what no log of the store refers to.
 
-    `others` are the other models whose blobs are in the same store. Raises InvalidRequest for a
-    grace period below MIN_GRACE_S, which a writer may take between its blob and its event.
+    Raises InvalidRequest for a grace period below MIN_GRACE_S, which a writer may take between its
+    blob and its event.
     """
     if grace_s < MIN_GRACE_S:
         raise InvalidRequest(
@@ -106,7 +105,7 @@ def collect(
             len(plan.seqs),
             len(plan.nodes),
         )
-    _sweep(history, others, plan, cutoff, report, told)
+    _sweep(history, plan, cutoff, report, told)
     return report
 
 
@@ -195,7 +194,6 @@ def _keep(
 
 def _sweep(
     history: History,
-    others: Iterable[History],
     plan: _Plan,
     cutoff: int,
     report: GcReport,
@@ -206,9 +204,11 @@ def _sweep(
     old = {blob.digest: blob.size for blob in blobs.stored() if blob.touched_at < cutoff}
     for digest in _referenced(history, set(plan.seqs), set(plan.nodes), told):
         old.pop(digest, None)
-    for other in others:
-        for digest in _referenced(other, set(), set(), told):
-            old.pop(digest, None)
+    for name, model_id in history.store.models().items():
+        if model_id != history.model_id:
+            other = History(history.store, blobs, name, model_id, history.pool)
+            for digest in _referenced(other, set(), set(), told):
+                old.pop(digest, None)
     for done, (digest, size) in enumerate(old.items(), 1):
         if report.dry_run or blobs.delete_unreferenced(digest, cutoff):
             report.blobs += 1

@@ -320,15 +320,8 @@ class Log:
         progress: GcProgress | None = None,
     ) -> GcReport:
         """Drop what no retained state needs; see `ledger.gc`. With `dry_run` only say what."""
-        store = self.history.store
-        others = [
-            History(store, self.history.blobs, name, model_id, self.history.pool)
-            for name, model_id in store.models().items()
-            if model_id != self.history.model_id
-        ]
         report = collect(
             self.history,
-            others,
             dry_run=dry_run,
             grace_s=grace_s,
             caller=caller,

@@ -1,6 +1,6 @@
 """What a write wants to append: pure preparation, nothing durable and nothing visible yet.
 
-Each function looks at the live state, computes and encodes, and returns a Proposal; `ledger.log`
+Each function looks at the live state, computes and encodes, and returns a Proposal; `ledger.writer`
 commits it or, when another writer was faster, asks for it again on the newer state.
 """
 
@@ -95,14 +95,13 @@ class Proposal:
     """One round of a write: the draft, its payload, and what to show once it is durable.
 
     `parameters` are the full state names that the event counts as an update of; `changes` is
-    None when no tensor changes. `dropped_snapshots` are nodes whose anchors go with it.
+    None when no tensor changes.
     """
 
     draft: Draft
     payload: Payload = EMPTY
     parameters: Sequence[str] = ()
     changes: Changes | None = None
-    dropped_snapshots: Sequence[int] = ()
 
 
 def updates(requests: Sequence[Update], facts: Mapping[str, Any]) -> Planner:

@@ -7,7 +7,6 @@ writes out again.
 """
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from ledger import events, proposals
 from ledger.caller import Caller
 from ledger.errors import (
-    Conflict,
     EngineUnavailable,
     IdempotencyMismatch,
     PreconditionFailed,
@@ -28,15 +26,11 @@ from ledger.events import Annotation, Event, seal
 from ledger.history import History
 from ledger.projector import Changes, Projector
 from ledger.proposals import Proposal
+from ledger.racing import back_off, gave_up, out_of_patience
 from ledger.store import Append, KeyTaken, SeqTaken
 from ledger.tip import Tip
 
 logger = logging.getLogger(__name__)
-
-# A loser of the compare-and-set waits a random moment that doubles with each round.
-_PATIENCE_S = 10.0
-_BACKOFF_S = 0.001
-_MOST_BACKOFF_S = 0.1
 
 # What one transaction takes at most: events, and bytes of new weights held until it commits.
 _GROUP_EVENTS = 64
@@ -223,13 +217,15 @@ class Writer:
             return
         self._tip.clear()
         shown = time.perf_counter()
-        for waiting in group:
-            took = Written(
-                waiting.append.event, shown - waiting.job.started, appended - append_started
-            )
-            self._afterwards(took)
-        for waiting in group:
-            self._finish(waiting.job, waiting.append.event)
+        try:
+            for waiting in group:
+                took = Written(
+                    waiting.append.event, shown - waiting.job.started, appended - append_started
+                )
+                self._afterwards(took)
+        finally:  # they are written, whatever interrupts what follows
+            for waiting in group:
+                self._finish(waiting.job, waiting.append.event)
 
     def _show(self, event: Event, changes: Changes | None) -> None:
         try:
@@ -282,17 +278,11 @@ class Writer:
         for job in reversed(jobs):
             job.attempts += 1
             attempts = max(attempts, job.attempts)
-            if time.perf_counter() - job.started > _PATIENCE_S:
-                job.result.set_exception(
-                    Conflict(
-                        f"other writers won {job.attempts} times in a row on model "
-                        f"{self._history.model!r}"
-                    )
-                )
+            if out_of_patience(job.started):
+                job.result.set_exception(gave_up(job.attempts, self._history.model))
             else:
                 self._queue.appendleft(job)
-        most = min(_BACKOFF_S * 2**attempts, _MOST_BACKOFF_S)
-        time.sleep(random.random() * most)
+        back_off(attempts)
         try:
             self.catch_up()
         except Exception as error:  # noqa: BLE001  (it is for whoever waits for these writes)
@@ -355,5 +345,4 @@ def _append(event: Event, annotation: Annotation, proposal: Proposal) -> Append:
         proposal.parameters,
         payload.inline,
         payload.blobs,
-        dropped_snapshots=proposal.dropped_snapshots,
     )

@@ -23,7 +23,7 @@ FLOORS = (
     {"ledger.operands"},
     {"ledger.adapters"},
     {"ledger.engines", "ledger.history", "ledger.updates"},
-    {"ledger.projector", "ledger.audit", "ledger.facts"},
+    {"ledger.projector", "ledger.audit", "ledger.facts", "ledger.racing"},
     {"ledger.gc"},
     {"ledger.tip", "ledger.anchoring", "ledger.recording"},
     {"ledger.proposals"},

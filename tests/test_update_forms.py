@@ -330,6 +330,17 @@ def test_an_append_that_fails_takes_its_whole_transaction_and_nothing_else(
     assert verify(log.history).ok
 
 
+def test_an_interrupt_after_the_append_leaves_nobody_waiting(log: Log) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    log.subscribe(interrupt)
+    futures = [log.submit(Request("0.bias", 1.0, 1.0)) for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        log.drain()
+    assert [future.result(timeout=0).seq for future in futures] == [1, 2, 3]
+
+
 def test_an_idempotency_key_within_one_transaction_is_used_once(log: Log) -> None:
     one = [log.submit(Request("0.bias", 1.0, idempotency_key="k")) for _ in range(3)]
     other = log.submit(Request("0.bias", 2.0, idempotency_key="k"))

@@ -44,7 +44,6 @@ def gc(
         task = bar.add_task("reading", total=None)
         report = collect(
             ledger.history(chosen),
-            [ledger.history(name) for name in ledger.models() if name != chosen],
             dry_run=dry_run,
             grace_s=grace,
             progress=lambda what, done: bar.update(task, description=what, completed=done),
