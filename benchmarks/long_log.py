@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from ledger.changes import TensorChange
 from ledger.events import (
     REGISTERED,
     ROLLED_BACK,
@@ -31,7 +32,6 @@ from ledger.events import (
     Counts,
     Draft,
     Event,
-    TensorChange,
     leaf_hash,
     seal,
 )

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from ledger import factors
+from ledger.changes import FACTORS, FRAMES, TensorChange
 from ledger.codecs.delta import Delta, at, compare
 from ledger.codecs.frames import TILE_LANES, encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
 from ledger.errors import WeightsChangedOutside
-from ledger.events import FACTORS, FRAMES, TensorChange
 from ledger.factors import Factors
 from ledger.payload import PayloadWriter
 from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes

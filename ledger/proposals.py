@@ -14,10 +14,11 @@ import torch
 
 from ledger import events, versions
 from ledger.blobs import Buffer
+from ledger.changes import WHOLE, TensorChange
 from ledger.deltas import Recorded, TensorWrite, record_tensor, same_bits
 from ledger.digest import content_digest
 from ledger.errors import InvalidRequest, NotFound
-from ledger.events import WHOLE, Draft, Event, TensorChange
+from ledger.events import Draft, Event
 from ledger.factors import Factors
 from ledger.history import History
 from ledger.payload import EMPTY, Payload, PayloadWriter

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from ledger import factors
+from ledger.changes import FACTORS, WHOLE, TensorChange
 from ledger.codecs.frames import apply_frames
 from ledger.digest import StateDigest, hash_many, root
 from ledger.errors import CorruptLedger
-from ledger.events import FACTORS, WHOLE, Event, TensorChange
+from ledger.events import Event
 from ledger.tensors import TensorSpec, lanes
 
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import torch
 
+from ledger.changes import TensorChange
 from ledger.deltas import Recorded
-from ledger.events import Event, TensorChange
+from ledger.events import Event
 from ledger.history import History
 from ledger.projector import Changes, Live, Projector
 from ledger.tensors import WEIGHTS, TensorSpec

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"ledger.errors"},
     {"ledger.canonical", "ledger.tensors"},
-    {"ledger.caller", "ledger.digest", "ledger.events"},
+    {"ledger.caller", "ledger.changes", "ledger.digest"},
+    {"ledger.events"},
     {"ledger.codecs"},
     {"ledger.blobs", "ledger.store"},
     {"ledger.lineage", "ledger.snapshots", "ledger.payload", "ledger.positions", "ledger.pruning"},

@@ -10,8 +10,9 @@ import torch
 
 from ledger import Caller, IncrementalUpdateRequest, Ledger, Log, TorchEngine
 from ledger.audit.verify import verify
+from ledger.changes import FACTORS
 from ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed
-from ledger.events import FACTORS, UPDATE_REJECTED
+from ledger.events import UPDATE_REJECTED
 from ledger.proposals import Plan, Write
 from ledger.store import Append
 from ledger.tensors import lanes

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from ledger import events
+from ledger.changes import FACTORS
 from ledger.errors import CorruptLedger
 from ledger.events import (
     LEAF_PREFIX,
@@ -33,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 _STRETCH = 1 << 16  # events that one process checks at a time
 
-_FACTORS = f'"form":"{events.FACTORS}"'.encode()
+_FACTORS = f'"form":"{FACTORS}"'.encode()
 _REQUEST = re.compile(rb'(?:,"request_digest":"[0-9a-f]{64}")?(?:,"request_id":"[^"\\]*")?')
 
 

@@ -13,6 +13,7 @@ import torch
 from ledger import events
 from ledger.audit import chain
 from ledger.audit.chain import Progress
+from ledger.changes import WHOLE
 from ledger.digest import StateDigest, chunk_digests, rehash, root
 from ledger.errors import CorruptLedger, Pruned
 from ledger.events import Event
@@ -249,7 +250,7 @@ class _Fold:
 
     def _rebuild(self, step: Step, spec: TensorSpec) -> None:
         name = step.change.name
-        if step.change.form == events.WHOLE:
+        if step.change.form == WHOLE:
             assert step.digest is not None
             self.tensors[name] = self.history.whole(spec, step.digest)
         touched = apply_step(self.tensors[name], step)
