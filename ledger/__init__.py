@@ -8,7 +8,7 @@ from ledger.engines import Engine, Live
 from ledger.engines.inplace import InplaceEngine
 from ledger.engines.state import StateEngine
 from ledger.engines.torch import TorchEngine
-from ledger.errors import InvalidRequest, LedgerError, NotFound, OperationDisabled
+from ledger.errors import InvalidRequest, LedgerError, NotFound, OperationDisabled, Pruned
 from ledger.events import Event
 from ledger.ledger import Ledger
 from ledger.log import Log
@@ -38,6 +38,7 @@ __all__ = [
     "OperationDisabled",
     "Plan",
     "Planner",
+    "Pruned",
     "StateEngine",
     "Tip",
     "TorchEngine",

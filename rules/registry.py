@@ -30,6 +30,8 @@ def table(rules: Iterable[type[Rule]]) -> dict[str, type[Rule]]:
     for rule in rules:
         if not (rule.id.isascii() and rule.id.isprintable() and 0 < len(rule.id) < 256):
             raise ValueError(f"rule id {rule.id!r} is not 1 to 255 printable ASCII characters")
+        if set(rule.id) & {".", "/"}:  # they part a state's name from its rule's id
+            raise ValueError(f"rule id {rule.id!r} has a dot or a slash")
         if rule.id in found:
             raise ValueError(f"two rules have the id {rule.id!r}")
         found[rule.id] = rule

@@ -138,6 +138,7 @@ def test_the_public_surface_is_what_it_was() -> None:
         "OperationDisabled",
         "Plan",
         "Planner",
+        "Pruned",
         "StateEngine",
         "Tip",
         "TorchEngine",

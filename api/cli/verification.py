@@ -69,7 +69,9 @@ def verify(
         with local_log(data_dir, database, model) as log:
             again = recompute(log)
         facts["rules_exact"], facts["rules_close"] = again.exact, again.close
+        facts["rules_state_only"] = again.state_only
         facts["rules_without_activities"] = again.without_activities
+        facts["rules_pruned"] = again.pruned
         if not again.ok:
             problem = "; ".join(f"{name}: {why}" for name, why in again.problems.items())
     facts["first_bad_event"] = report.bad_seq

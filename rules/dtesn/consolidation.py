@@ -49,7 +49,11 @@ def constrained(
 
 
 def fisher_planner(
-    parameter: str, gradient: torch.Tensor, strength: float, config: DTESNLearningConfig
+    parameter: str,
+    current: torch.Tensor | None,
+    gradient: torch.Tensor,
+    strength: float,
+    config: DTESNLearningConfig,
 ) -> Planner:
     """F ← γ F + `strength`·⟨g²⟩, as an event; a leading dimension of g counts samples."""
     if not 0 <= strength <= 1:
@@ -60,6 +64,8 @@ def fisher_planner(
 
     def plan(tip: Tip) -> Plan:
         weight, held = _held(tip, parameter)
+        if current is not None:
+            _check("current_params", current, weight)
         sent = gradient.to(weight.device, weight.dtype)
         squares = sent.square()
         if sent.shape != weight.shape:

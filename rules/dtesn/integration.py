@@ -202,24 +202,29 @@ class DTESNDynamicIntegration:
         """Learn from what a stream has seen, and close it.
 
         `activities` are further ones, such as target or reward. A rule of spikes gets the layer's
-        input and output as pre_spikes and post_spikes. UnknownStream when it is not open.
+        input and output as pre_spikes and post_spikes. UnknownStream when it is not open. A call
+        that fails leaves the stream open, with all it has seen.
         """
         wanted = get_rule(rule).activities
         taken = self._streams.take(stream)
-        seen = taken.activities()
-        if "pre_spikes" in wanted:
-            seen = {"pre_spikes": seen["x"], "post_spikes": seen["y"]}
-        kept = {name: t for name, t in seen.items() if name in wanted or "gate" in options}
-        more = {**options, "stream": stream, "facts": taken.facts}
-        event = await self.learning(
-            taken.parameter,
-            {**kept, **(activities or {})},
-            "hooks",
-            rule,
-            learning_rate,
-            performance_context,
-            more,
-        )
+        try:
+            seen = taken.activities()
+            if "pre_spikes" in wanted:
+                seen = {"pre_spikes": seen["x"], "post_spikes": seen["y"]}
+            scored = options.get("gate") is not None
+            kept = {name: t for name, t in seen.items() if name in wanted or scored}
+            event = await self.learning(
+                taken.parameter,
+                {**kept, **(activities or {})},
+                "hooks",
+                rule,
+                learning_rate,
+                performance_context,
+                {**options, "stream": stream, "facts": taken.facts},
+            )
+        except BaseException:
+            self._streams.put_back(taken)
+            raise
         return history.result(event)
 
     def remember(
@@ -338,11 +343,16 @@ class DTESNDynamicIntegration:
         """F ← γ F + strength·⟨g²⟩ in the ledger; the new F.
 
         `gradient` is of the log likelihood, one sample's or [samples, …]: squares are taken sample
-        by sample. `current_params`, where given, must have the parameter's shape.
+        by sample. The reference passes `current_params` too: F does not depend on them, so they are
+        only checked to have the parameter's shape and to be finite.
         """
         name = self._first_name(parameter_name)
         plan = consolidation.fisher_planner(
-            name, as_tensor("gradient", gradient), learning_signal_strength, self.dtesn_config
+            name,
+            current_params,
+            as_tensor("gradient", gradient),
+            learning_signal_strength,
+            self.dtesn_config,
         )
         await self.dynamic_manager.write(plan)
         return self.get_fisher_information()[name]

@@ -7,11 +7,11 @@ digests only, and counted as such.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from ledger import Event, Log, tensor_digest
+from ledger import Event, Log, Pruned, tensor_digest
 from rules.checking import init
 from rules.dtesn import history
 from rules.dtesn import state as places
@@ -28,13 +28,18 @@ _ROUNDING = 1e-4
 
 @dataclass(slots=True)
 class Recomputed:
-    """Counts of events: `exact` to the last bit, `close` within rounding, `without_activities`
-    whose rule cannot be run again. `problems` name the rest, by update id.
+    """Counts of events: `exact` to the last bit, `close` within rounding.
+
+    Of `state_only` the rules' states were compared, to the last bit or within rounding, and not the
+    weight: a guard changed the step with tensors and bounds of its own. `without_activities` could
+    not be run again, `pruned` have a state that gc dropped. `problems` name the rest, by update id.
     """
 
     exact: int = 0
     close: int = 0
+    state_only: int = 0
     without_activities: int = 0
+    pruned: int = 0
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -52,17 +57,21 @@ def recompute(log: Log) -> Recomputed:
             found.without_activities += 1
             continue
         try:
-            exact = _compare(log, event)
+            compared = _compare(log, event)
+        except Pruned:
+            found.pruned += 1
+            continue
         except (RuleError, LookupError, ValueError) as error:
             found.problems[event.name] = str(error)
             continue
-        found.exact += exact
-        found.close += not exact
+        found.exact += compared == "exact"
+        found.close += compared == "close"
+        found.state_only += compared == "state_only"
     return found
 
 
-def _compare(log: Log, event: Event) -> bool:
-    """Whether the step is the same to the last bit; ValueError when it is another step."""
+def _compare(log: Log, event: Event) -> Literal["exact", "close", "state_only"]:
+    """How the step compares with what was recorded; ValueError when it is another step."""
     body = event.body
     before, after = log.state(f"seq:{event.seq - 1}"), log.state(f"seq:{event.seq}")
     prefix = places.place(body["parameter"], body["stream"])
@@ -90,20 +99,23 @@ def _compare(log: Log, event: Event) -> bool:
         or scaling_state(passes.homeostasis, weight),
         passes,
     )
-    exact = _same_state(rule.id, taught.state, places.under(after, prefix))
+    recorded_state = places.under(after, prefix)
+    exact = _same_state(rule.id, taught.state, recorded_state)
+    if passes.homeostasis is not None:
+        exact &= _same_state(SynapticScaling.id, taught.scaling, recorded_state)
     guards = body["evidence"]["guards"]
     scale = guards.get("norm", {}).get("scaled_by", 1.0)
     if guards.get("ewc") or guards.get("bounds", {}).get("outside"):
-        return exact  # a guard changed the step after the rule, with tensors of its own
+        return "state_only"
     made = (weight + taught.delta * scale).to(stored.dtype)
     recorded = after[body["parameter"]]
     if torch.equal(made, recorded):
-        return exact
+        return "exact" if exact else "close"
     moved = _norm(recorded.double() - stored.double())
     off = _norm(made.double() - recorded.double())
     if not off <= _ROUNDING * moved:
         raise ValueError(f"the step is another: off by {off:.3g} of {moved:.3g}")
-    return False
+    return "close"
 
 
 def _same_state(

@@ -140,6 +140,10 @@ class Streams:
             raise UnknownStream(f"stream {name!r} {why}: open it again", param="stream")
         return stream
 
+    def put_back(self, stream: Stream) -> None:
+        """Open again what was taken, with all it has seen, unless another took its name."""
+        self._open.setdefault(stream.name, stream)
+
     def names(self) -> list[str]:
         """Those that are open."""
         self._expire()

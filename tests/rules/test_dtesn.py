@@ -18,7 +18,7 @@ from ledger import (
     NotFound,
     TorchEngine,
 )
-from ledger.errors import IdempotencyMismatch, OperationDisabled
+from ledger.errors import IdempotencyMismatch, OperationDisabled, Pruned
 from rules import (
     DTESNDynamicIntegration,
     DTESNLearningConfig,
@@ -544,6 +544,56 @@ def test_a_rule_that_computes_otherwise_is_found(
     found = recompute(bridge.dynamic_manager.log)
     assert not found.ok
     assert "the step is another" in next(iter(found.problems.values()))
+
+
+def test_what_cannot_be_compared_is_counted_as_such(integrate: Integrate) -> None:
+    bridge = integrate(keep_activities=True)
+    run(bridge.update_fisher_information("2.weight", None, torch.ones(OUT, IN)))
+    run(bridge.consolidate_important_parameters("2.weight"))
+    run(bridge.learn("2.weight", samples(), rule="nlms"))
+    found = recompute(bridge.dynamic_manager.log)
+    assert (found.exact, found.close, found.state_only) == (0, 0, 1)
+    assert found.ok
+
+
+def test_another_scaling_is_found(integrate: Integrate, monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = integrate(keep_activities=True, enable_homeostasis=True, batch_size=40)
+    run(bridge.learn("2.weight", observed(), rule="oja", learning_rate=0.01))
+    assert recompute(bridge.dynamic_manager.log).ok
+    scale = rules.RULES["synaptic-scaling"].propose
+
+    def other(self: Any, *given: Any) -> rules.Proposal:
+        made = scale(self, *given)
+        return rules.Proposal(made.delta, {name: t + 1 for name, t in made.state.items()})
+
+    monkeypatch.setattr(rules.RULES["synaptic-scaling"], "propose", other)
+    found = recompute(bridge.dynamic_manager.log)
+    assert "state 'rate' is another" in next(iter(found.problems.values()))
+
+
+def test_a_step_whose_state_was_pruned_is_counted_as_such(
+    integrate: Integrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = integrate(keep_activities=True)
+    run(bridge.learn("2.weight", samples(), rule="nlms"))
+    log = bridge.dynamic_manager.log
+
+    def gone(position: str) -> Any:
+        raise Pruned(f"{position} was pruned", seq=1)
+
+    monkeypatch.setattr(log, "state", gone)
+    found = recompute(log)
+    assert (found.pruned, found.ok) == (1, True)
+
+
+@pytest.mark.parametrize("current", [torch.ones(2), torch.full((OUT, IN), torch.nan)])
+def test_parameters_that_are_not_the_parameters_are_refused(
+    integrate: Integrate, current: torch.Tensor
+) -> None:
+    bridge = integrate()
+    with pytest.raises(RuleError, match="current_params"):
+        run(bridge.update_fisher_information("2.weight", current, torch.ones(OUT, IN)))
+    assert bridge.dynamic_manager.log.live.head.seq == 0
 
 
 # Bad input changes nothing

@@ -134,6 +134,28 @@ def test_a_stream_goes_on_over_updates_of_the_model(bridge: DTESNDynamicIntegrat
     assert (said["first_seq"], said["last_seq"]) == (0, 1)
 
 
+def test_a_stream_whose_learning_fails_stays_open_with_all_it_has_seen(
+    bridge: DTESNDynamicIntegration,
+) -> None:
+    stream = bridge.open_stream("s", "2.weight")
+    with stream.lease() as live:
+        live.module(inputs())
+    with pytest.raises(RuleError, match="learning_rate"):
+        run(bridge.close_stream("s", rule="oja", learning_rate=-1.0))
+    assert bridge.get_integration_status()["open_streams"] == ["s"]
+    assert len(stream.activities()["x"]) == len(inputs())
+    assert run(bridge.close_stream("s", rule="oja", gate=None))["success"]
+    assert bridge.get_integration_status()["open_streams"] == []
+
+
+def test_no_gate_means_no_activities_for_one(bridge: DTESNDynamicIntegration) -> None:
+    stream = bridge.open_stream("s", "2.bias")
+    with stream.lease() as live:
+        live.module(inputs())
+    done = run(bridge.close_stream("s", rule="intrinsic-plasticity", learning_rate=1e-5, gate=None))
+    assert done["success"]  # of x and y it takes y alone
+
+
 def test_a_stream_that_is_never_closed_expires(
     bridge: DTESNDynamicIntegration, clock: Clock
 ) -> None:

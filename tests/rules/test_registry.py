@@ -32,6 +32,9 @@ def test_an_id_taken_twice_or_malformed_is_refused() -> None:
     for malformed in ("", "zweite-Ähnliche", "a\n", "x" * 256):
         with pytest.raises(ValueError, match="printable ASCII"):
             registry.table((type("Odd", (), {"id": malformed}),))  # type: ignore[arg-type]
+    for ambiguous in ("a.b", "a/b"):  # their states would look like another rule's
+        with pytest.raises(ValueError, match="dot or a slash"):
+            registry.table((type("Odd", (), {"id": ambiguous}),))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule_id", IDS)
