@@ -1,6 +1,12 @@
-"""A failure at each step of a write: the old weights go on serving, and the log says what is so."""
+"""A failure at each step of a write: the old weights go on serving, and the log says what is so.
 
+One suite for every engine there is, those that drive another server's process too.
+"""
+
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +17,23 @@ from ledger.audit.verify import verify
 from ledger.engines import Engine
 from ledger.engines.adapted import AdapterEngine
 from ledger.engines.inplace import InplaceEngine
+from ledger.engines.state import StateEngine
 from ledger.engines.torch import TorchEngine
 from ledger.engines.transformers import TransformersEngine
 from tests.conformance.engine_models import KINDS
-from tests.conformance.test_engines import infer
+from tests.conformance.test_engines import bits, infer
+from tests.engines.conftest import empty_ledger, folder, ready_made, shared_replica  # noqa: F401
+from tests.engines.replica import Replica, driving, update
 from tests.text_models import tokenizer
 
 KIND = KINDS["llama_tied"]
-ENGINES: dict[str, Callable[[nn.Module], Engine]] = {
+EMBEDDED: dict[str, Callable[[nn.Module], Engine]] = {
     "torch": TorchEngine,
     "inplace": InplaceEngine,
+    "state": StateEngine,
     "transformers": lambda module: TransformersEngine(module, tokenizer()),
 }
-UPDATE = IncrementalUpdateRequest("model.norm.weight", 1.0, 0.5, idempotency_key="once")
+WEIGHT = "model.norm.weight"
 
 
 class Broken(Exception):
@@ -34,103 +44,147 @@ def breaks(*_: Any, **__: Any) -> Any:
     raise Broken
 
 
-@pytest.fixture(params=ENGINES.values(), ids=ENGINES)
-def log(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[Log]:
+@dataclass(frozen=True)
+class Subject:
+    """A log with the engine under test, two updates of its model, and what a reader gets."""
+
+    log: Log
+    update: IncrementalUpdateRequest
+    another: IncrementalUpdateRequest
+    output: Callable[[Any], Any]
+
+    def served(self) -> tuple[int, bytes, Any]:
+        """Seq, digest and output of what a reader gets right now."""
+        with self.log.projector.engine.lease() as live:
+            return live.seq, live.digest, self.output(live)
+
+    def updated(self) -> tuple[int, bytes, Any]:
+        """What a reader gets once the update is applied and shown, checked against the log."""
+        after = self.served()
+        assert after[:2] == (1, self.log.history.require(1).state_after)
+        assert self.log.verify_live()[1].value == after[1]
+        assert verify(self.log.history).problem is None
+        return after
+
+    @property
+    def preparing(self) -> str:
+        """The method by which the projector has this engine prepare a version."""
+        engine = self.log.projector.engine
+        return "prepare_with" if isinstance(engine, AdapterEngine) else "prepare"
+
+
+def inferred(live: Any) -> bytes:
+    return infer(live.module, KIND.given)
+
+
+def held(live: Any) -> bytes:
+    """Where there is no module to infer with."""
+    return b"".join(bits(tensor) for tensor in live.tensors.values())
+
+
+@pytest.fixture(params=EMBEDDED)
+def embedded(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[Subject]:
+    once = IncrementalUpdateRequest(WEIGHT, 1.0, 0.5, idempotency_key="once")
+    another = IncrementalUpdateRequest(WEIGHT, 2.0, 0.5)
     with Ledger.open(sqlite_url) as ledger:
-        yield ledger.model("tiny", engine=request.param(KIND.make().eval()))
+        log = ledger.model("tiny", engine=EMBEDDED[request.param](KIND.make().eval()))
+        yield Subject(log, once, another, held if request.param == "state" else inferred)
 
 
-def served(log: Log) -> tuple[int, bytes, bytes]:
-    """Seq, digest and output of what a reader gets right now."""
-    with log.projector.engine.lease() as live:
-        return live.seq, live.digest, infer(live.module, KIND.given)
+@pytest.fixture
+def remote(shared_replica: Replica, folder: Path) -> Iterator[Subject]:  # noqa: F811
+    shared_replica.heal()
+
+    def answers(_: Any) -> str:
+        return json.dumps(shared_replica.answers())
+
+    with driving(shared_replica, folder) as manager:
+        yield Subject(manager.log, update(1, idempotency_key="once"), update(2), answers)
 
 
-def updated(log: Log) -> tuple[int, bytes, bytes]:
-    """What a reader gets once the update is applied and shown, checked against the log."""
-    after = served(log)
-    assert after[:2] == (1, log.history.require(1).state_after)
-    assert log.verify_live()[1].value == after[1]
-    assert verify(log.history).problem is None
-    return after
+class EngineFaults:
+    """The suite; a subclass says which engines are its subjects."""
+
+    @pytest.mark.parametrize("step", ["prepare", "append"])
+    def test_before_the_append_nothing_happened(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        before = subject.served()
+        with monkeypatch.context() as patch:
+            if step == "prepare":
+                patch.setattr(subject.log.projector.engine, subject.preparing, breaks)
+            else:
+                patch.setattr(subject.log.history.store, step, breaks)
+            with pytest.raises(Broken):
+                subject.log.apply(subject.update)
+            assert subject.served() == before
+            assert subject.log.history.head().seq == 0
+            assert subject.log.history.store.by_key(subject.log.history.model_id, "once") is None
+        # What broke works again: so does the update, under the same key.
+        assert subject.log.apply(subject.update).seq == 1
+        assert subject.updated()[2] != before[2]
+
+    def test_after_the_append_the_event_stands_and_the_old_weights_serve_until_it_is_shown(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = subject.served()
+        with monkeypatch.context() as patch:
+            patch.setattr(subject.log.projector.engine, "publish", breaks)
+            with pytest.raises(Broken):
+                subject.log.apply(subject.update)
+            assert subject.served() == before
+            assert subject.log.live.head.seq == 0
+            assert subject.log.history.head().seq == 1
+            # It is still broken for who follows the log, and for who asks again.
+            with pytest.raises(Broken):
+                subject.log.catch_up()
+            with pytest.raises(Broken):
+                subject.log.apply(subject.update)
+            assert subject.served() == before
+            assert subject.log.history.head().seq == 1
+        subject.log.catch_up()
+        after = subject.updated()
+        assert after[2] != before[2]
+        # The same key is the same event, not another one.
+        assert subject.log.apply(subject.update).seq == 1
+        assert subject.served() == after
+
+    def test_a_write_after_a_failed_publish_shows_both(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(subject.log.projector.engine, "publish", breaks)
+            with pytest.raises(Broken):
+                subject.log.apply(subject.update)
+        event = subject.log.apply(subject.another)
+        assert event.seq == 2
+        seq, digest, _ = subject.served()
+        assert (seq, digest) == (2, event.state_after)
+        assert subject.log.verify_live()[1].value == digest
+        assert verify(subject.log.history).problem is None
+
+    def test_a_failed_rollback_leaves_the_state_it_started_from(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subject.log.apply(subject.update)
+        before = subject.served()
+        with monkeypatch.context() as patch:
+            patch.setattr(subject.log.projector.engine, subject.preparing, breaks)
+            with pytest.raises(Broken):
+                subject.log.rollback("seq:0")
+        assert subject.served() == before
+        assert subject.log.history.head().seq == 1
+        subject.log.rollback("seq:0")
+        assert subject.served()[:2] == (2, subject.log.history.require(0).state_after)
 
 
-def preparing(log: Log) -> str:
-    """The method by which the projector has this engine prepare a version."""
-    return "prepare_with" if isinstance(log.projector.engine, AdapterEngine) else "prepare"
+class TestEmbedded(EngineFaults):
+    @pytest.fixture
+    def subject(self, embedded: Subject) -> Subject:
+        return embedded
 
 
-@pytest.mark.parametrize("step", ["prepare", "append"])
-def test_before_the_append_nothing_happened(
-    log: Log, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    before = served(log)
-    with monkeypatch.context() as patch:
-        if step == "prepare":
-            patch.setattr(log.projector.engine, preparing(log), breaks)
-        else:
-            patch.setattr(log.history.store, step, breaks)
-        with pytest.raises(Broken):
-            log.apply(UPDATE)
-        assert served(log) == before
-        assert log.history.head().seq == 0
-        assert log.history.store.by_key(log.history.model_id, "once") is None
-    # What broke works again: so does the update, under the same key.
-    assert log.apply(UPDATE).seq == 1
-    assert updated(log)[2] != before[2]
-
-
-def test_after_the_append_the_event_stands_and_the_old_weights_serve_until_it_is_shown(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = served(log)
-    with monkeypatch.context() as patch:
-        patch.setattr(log.projector.engine, "publish", breaks)
-        with pytest.raises(Broken):
-            log.apply(UPDATE)
-        assert served(log) == before
-        assert log.live.head.seq == 0
-        assert log.history.head().seq == 1
-        # It is still broken for who follows the log, and for who asks again.
-        with pytest.raises(Broken):
-            log.catch_up()
-        with pytest.raises(Broken):
-            log.apply(UPDATE)
-        assert served(log) == before
-        assert log.history.head().seq == 1
-    log.catch_up()
-    after = updated(log)
-    assert after[2] != before[2]
-    # The same key is the same event, not another one.
-    assert log.apply(UPDATE).seq == 1
-    assert served(log) == after
-
-
-def test_a_write_after_a_failed_publish_shows_both(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(log.projector.engine, "publish", breaks)
-        with pytest.raises(Broken):
-            log.apply(UPDATE)
-    event = log.apply(IncrementalUpdateRequest("model.norm.weight", 2.0, 0.5))
-    assert event.seq == 2
-    seq, digest, _ = served(log)
-    assert (seq, digest) == (2, event.state_after)
-    assert log.verify_live()[1].value == digest
-    assert verify(log.history).problem is None
-
-
-def test_a_failed_rollback_leaves_the_state_it_started_from(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log.apply(UPDATE)
-    before = served(log)
-    with monkeypatch.context() as patch:
-        patch.setattr(log.projector.engine, preparing(log), breaks)
-        with pytest.raises(Broken):
-            log.rollback("seq:0")
-    assert served(log) == before
-    assert log.history.head().seq == 1
-    log.rollback("seq:0")
-    assert served(log)[:2] == (2, log.history.require(0).state_after)
+class TestRemote(EngineFaults):
+    @pytest.fixture
+    def subject(self, remote: Subject) -> Subject:
+        return remote
