@@ -13,6 +13,7 @@ from api.driving import drive
 from api.folder import hold
 from api.loading import load
 from api.settings import Settings
+from api.uploads import discard_leftovers
 from ledger import DynamicModelManager, Engine
 from ledger.errors import InvalidRequest
 from ledger.monitoring.evaluation import Evaluator
@@ -38,6 +39,7 @@ def serve(settings: Settings) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     url = f"http://{_bracketed(settings.host)}:{settings.port}"
     with hold(settings.data_dir, url):
+        discard_leftovers(settings.data_dir)
         name, engine, evaluator = _engine(settings)
         manager = DynamicModelManager(
             engine,

@@ -18,6 +18,15 @@ from ledger.errors import InvalidRequest, StorageError, StorageFull
 OCTET_STREAM = "application/octet-stream"
 
 
+_PREFIX = "upload-"
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Delete what servers that were killed were still receiving; nobody else may be using it."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        path.unlink()
+
+
 @asynccontextmanager
 async def body_file(request: Request, folder: Path | None) -> AsyncIterator[Path]:
     """The body of a request as a temporary file, gone afterwards.
@@ -27,7 +36,7 @@ async def body_file(request: Request, folder: Path | None) -> AsyncIterator[Path
     sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if sent != OCTET_STREAM:
         raise InvalidRequest(f"expected Content-Type {OCTET_STREAM}, got {sent!r}")
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="upload-") as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX) as file:
         async for piece in request.stream():
             await asyncio.to_thread(_write, file, piece)
         await asyncio.to_thread(file.flush)

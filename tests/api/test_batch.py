@@ -1,12 +1,17 @@
 """Batches over HTTP, forms of an update, and pinned versions."""
 
 import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from safetensors.numpy import save
+
+from tests.in_process import until
+from tests.serving import Server
 
 BATCH = "/v1/models/batch_update"
 FILE = {"content-type": "application/octet-stream"}
@@ -131,3 +136,23 @@ def test_pinning(http: httpx2.Client) -> None:
         assert reply.json()["data"] == {"version_id": version, "pinned": pinned}
         assert newest(http)["kind"] == f"version_{verb}ned"
     assert http.post("/v1/models/versions/v99_1/pin", json={}).status_code == 404
+
+
+def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_behind(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data").start()
+    try:
+        before = httpx2.get(f"{server.url}/readyz").json()
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(
+                b"POST /v1/models/batch_update HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/octet-stream\r\nContent-Length: 1000000\r\n\r\n"
+                + bytes(1000)
+            )
+            until(lambda: list(server.folder.glob("upload-*")))
+            server.kill()
+        assert list(server.folder.glob("upload-*"))
+        server.start()
+        assert not list(server.folder.glob("upload-*"))
+        assert httpx2.get(f"{server.url}/readyz").json() == before
+    finally:
+        server.stop()

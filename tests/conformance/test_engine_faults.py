@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from ledger import IncrementalUpdateRequest, Ledger, Log
@@ -20,6 +21,8 @@ from ledger.engines.inplace import InplaceEngine
 from ledger.engines.state import StateEngine
 from ledger.engines.torch import TorchEngine
 from ledger.engines.transformers import TransformersEngine
+from ledger.errors import Conflict, InvalidRequest
+from ledger.tensors import TensorSpec
 from tests.conformance.engine_models import KINDS
 from tests.conformance.test_engines import bits, infer
 from tests.engines.conftest import empty_ledger, folder, ready_made, shared_replica  # noqa: F401
@@ -176,6 +179,31 @@ class EngineFaults:
         assert subject.log.history.head().seq == 1
         subject.log.rollback("seq:0")
         assert subject.served()[:2] == (2, subject.log.history.require(0).state_after)
+
+    def test_a_version_prepared_before_another_was_shown_is_refused(self, subject: Subject) -> None:
+        engine = subject.log.projector.engine
+        name = subject.update.parameter_name
+        stale = engine.prepare({name: engine.tensor(name).clone() + 1})
+        subject.log.apply(subject.update)
+        after = subject.served()
+        with pytest.raises(Conflict, match="another version was published"):
+            engine.publish(stale, seq=2, digest=bytes(32))
+        assert subject.served() == after
+        assert subject.log.verify_live()[1].value == after[1]
+
+    def test_what_is_not_the_models_is_not_prepared(self, subject: Subject) -> None:
+        engine = subject.log.projector.engine
+        before = subject.served()
+        name, spec = next(iter(engine.specs().items()))
+        assert TensorSpec.of(name, engine.tensor(name)) == spec
+        for tensors in (
+            {"nope": torch.zeros(1)},
+            {name: torch.zeros(3, 5, 7)},
+            {name: engine.tensor(name).to(torch.float64)},
+        ):
+            with pytest.raises(InvalidRequest):
+                engine.prepare(tensors)
+        assert subject.served() == before
 
 
 class TestEmbedded(EngineFaults):
