@@ -1,6 +1,7 @@
 """Request bodies, validated strictly, and where replies get their shape."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -108,6 +109,16 @@ def json_body(model: type[Any]) -> dict[str, Any]:
     """Show a body's schema in /docs; the route parses the raw body itself."""
     schema = model.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def update_reply(
+    result: Mapping[str, Any], done: str, failed: str = "Failed to apply update"
+) -> dict[str, Any]:
+    """The reply about an update, from the manager's result: what was done, or why it was not."""
+    if not result["success"]:
+        return {"success": False, "message": f"{failed}: {result['reason']}", "data": dict(result)}
+    data = {key: value for key, value in result.items() if key != "success"}
+    return {"success": True, "message": done, "data": data}
 
 
 def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:

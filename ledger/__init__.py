@@ -12,7 +12,7 @@ from ledger.errors import InvalidRequest, LedgerError, NotFound, OperationDisabl
 from ledger.events import Event
 from ledger.ledger import Ledger
 from ledger.log import Log
-from ledger.manager import DynamicModelManager, update_result
+from ledger.manager import DynamicModelManager
 from ledger.proposals import Plan, Planner, Verdict, Write
 from ledger.tip import Tip
 from ledger.updates import IncrementalUpdateRequest
@@ -45,5 +45,4 @@ __all__ = [
     "Verdict",
     "Write",
     "tensor_digest",
-    "update_result",
 ]

@@ -145,7 +145,6 @@ def test_the_public_surface_is_what_it_was() -> None:
         "Verdict",
         "Write",
         "tensor_digest",
-        "update_result",
     ]
     assert all(hasattr(ledger, name) for name in ledger.__all__)
 

@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from api.requests import body, caller, require_writes
+from api.schemas import json_body, update_reply
 from ledger import DynamicModelManager
 from ledger.errors import InvalidRequest
 from ledger.events import Event
@@ -71,7 +72,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     """`/v1/load_lora_adapter`, `/v1/unload_lora_adapter` and `/v1/models/merge_adapter`."""
     routes = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[Depends(require_writes)])
 
-    @routes.post("/load_lora_adapter", openapi_extra=_json(LoadBody))
+    @routes.post("/load_lora_adapter", openapi_extra=json_body(LoadBody))
     async def load(request: Request) -> Response:
         """Serve the adapter in a folder of the server under a name."""
         sent = await body(request, LOAD)
@@ -87,14 +88,14 @@ def router(manager: DynamicModelManager) -> APIRouter:
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' added successfully.", event)
 
-    @routes.post("/unload_lora_adapter", openapi_extra=_json(UnloadBody))
+    @routes.post("/unload_lora_adapter", openapi_extra=json_body(UnloadBody))
     async def unload(request: Request) -> Response:
         """Stop serving an adapter."""
         sent = await body(request, UNLOAD)
         event = await manager.unload_adapter(sent.lora_name, caller=caller(request))
         return _done(f"Success: LoRA adapter '{sent.lora_name}' removed successfully.", event)
 
-    @routes.post("/models/merge_adapter", openapi_extra=_json(MergeBody))
+    @routes.post("/models/merge_adapter", openapi_extra=json_body(MergeBody))
     async def merge(request: Request, response: Response) -> dict[str, Any]:
         """Add an adapter to the base weights: one event, which can be rolled back exactly."""
         sent = await body(request, MERGE)
@@ -103,12 +104,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
         )
         response.headers["etag"] = f'"{event.state_seq}"'
         result = manager.update_result(event)
-        data = {key: value for key, value in result.items() if key != "success"}
-        if not result["success"]:
-            message = f"Failed to merge adapter: {result['reason']}"
-            return {"success": False, "message": message, "data": result}
-        message = f"Successfully merged adapter {sent.lora_name}"
-        return {"success": True, "message": message, "data": data}
+        return update_reply(
+            result, f"Successfully merged adapter {sent.lora_name}", "Failed to merge adapter"
+        )
 
     return routes
 
@@ -120,8 +118,3 @@ def _done(text: str, event: Event) -> Response:
         "x-weights-digest": event.state_after.hex(),
     }
     return PlainTextResponse(text, headers=headers)
-
-
-def _json(model: type[Any]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -8,6 +8,7 @@ import torch
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.requests import caller, require_writes
+from api.schemas import update_reply
 from api.uploads import OCTET_STREAM, body_file, json_object, mapped_tensors
 from ledger import DynamicModelManager, IncrementalUpdateRequest
 from ledger.errors import InvalidRequest
@@ -51,13 +52,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
                 requests = _requests(tensors, manager.log.specs, update_type, learning_rate)
                 event = await manager.update_batch(requests, caller=caller(request), metadata=facts)
         response.headers["etag"] = f'"{event.state_seq}"'
-        result = manager.update_result(event)
-        if not result["success"]:
-            message = f"Failed to apply update: {result['reason']}"
-            return {"success": False, "message": message, "data": result}
-        message = f"Successfully applied {len(requests)} updates as one event"
-        data = {key: value for key, value in result.items() if key != "success"}
-        return {"success": True, "message": message, "data": data}
+        done = f"Successfully applied {len(requests)} updates as one event"
+        return update_reply(manager.update_result(event), done)
 
     return routes
 

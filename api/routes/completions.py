@@ -16,6 +16,7 @@ from api.errors import openai_error
 from api.generation import Ask, Ended, Generation, Piece, Started
 from api.replies import Envelope, Form, usage
 from api.requests import body
+from api.schemas import json_body
 from api.served import resolve
 from api.text_schemas import ChatBody, CompletionBody
 from api.workers import Workers
@@ -35,7 +36,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
     """The routes of a model that generates text."""
     routes = APIRouter(prefix="/v1", tags=["inference"])
 
-    @routes.post("/completions", openapi_extra=_json(CompletionBody))
+    @routes.post("/completions", openapi_extra=json_body(CompletionBody))
     async def completions(request: Request) -> Response:
         """Continue each prompt."""
         sent = await body(request, text_schemas.COMPLETION)
@@ -48,7 +49,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         )
         return await reply(request, sent, ask, replies.TEXT)
 
-    @routes.post("/chat/completions", openapi_extra=_json(ChatBody))
+    @routes.post("/chat/completions", openapi_extra=json_body(ChatBody))
     async def chat(request: Request) -> Response:
         """The next message of a conversation."""
         sent = await body(request, text_schemas.CHAT)
@@ -172,8 +173,3 @@ def _sampling(sent: CompletionBody | ChatBody) -> Sampling:
 def _message(message: text_schemas.Message) -> dict[str, str]:
     named = {} if message.name is None else {"name": message.name}
     return {"role": message.role, "content": message.text, **named}
-
-
-def _json(model: type[Any]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -45,13 +45,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
             )
         )
         _tag(response, event)
-        result = manager.update_result(event)
-        if not result["success"]:
-            message = f"Failed to apply update: {result['reason']}"
-            return {"success": False, "message": message, "data": result}
-        message = f"Successfully applied incremental update to {sent.parameter_name}"
-        data = {key: value for key, value in result.items() if key != "success"}
-        return {"success": True, "message": message, "data": data}
+        done = f"Successfully applied incremental update to {sent.parameter_name}"
+        return schemas.update_reply(manager.update_result(event), done)
 
     @routes.post(
         "/create_version", dependencies=writes, openapi_extra=schemas.json_body(schemas.VersionBody)

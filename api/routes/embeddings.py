@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from api import text_schemas
 from api.disconnects import ClientGone, unless_gone
 from api.requests import body
+from api.schemas import json_body
 from api.served import Origin, Served, resolve
 from api.text_schemas import EmbeddingsBody
 from api.workers import Workers
@@ -30,14 +31,8 @@ _CLIENT_GONE = 499
 def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> APIRouter:
     """The route of a model that embeds text."""
     routes = APIRouter(prefix="/v1", tags=["inference"])
-    schema = EmbeddingsBody.model_json_schema()
 
-    @routes.post(
-        "/embeddings",
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
-        },
-    )
+    @routes.post("/embeddings", openapi_extra=json_body(EmbeddingsBody))
     async def embeddings(request: Request) -> Response:
         """One vector for each text, all from the same state."""
         sent = await body(request, text_schemas.EMBEDDINGS)

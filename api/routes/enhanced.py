@@ -9,7 +9,6 @@ from api.requests import body, caller, require_writes
 from ledger import Caller, Event
 from ledger.errors import InvalidRequest
 from rules import DiscountedUcb, DTESNDynamicIntegration, FeedbackThresholds, PairedGate
-from rules.dtesn.history import result
 
 Reply = dict[str, Any]
 
@@ -41,15 +40,10 @@ def router(integration: DTESNDynamicIntegration) -> APIRouter:
             return _remember(integration, sent)
         event = await _event(integration, sent, who, selectors)
         response.headers["etag"] = f'"{event.state_seq}"'
-        found = result(event)
-        name = event.body["parameter"]
-        data = {key: value for key, value in found.items() if key not in ("success", "data")}
-        data |= found["data"]
-        if not found["success"]:
-            message = f"Failed to apply update: {found['reason']}"
-            return {"success": False, "message": message, "data": {"success": False, **data}}
-        message = f"Successfully applied enhanced update to {name}"
-        return {"success": True, "message": message, "data": data}
+        found = integration.result(event)
+        learnt = found.pop("data")
+        done = f"Successfully applied enhanced update to {event.body['parameter']}"
+        return schemas.update_reply({**found, **learnt}, done)
 
     return routes
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ledger import Event, Log, update_result
+from ledger import Event, Log
 from rules.dtesn.planning import OPERATION
 
 KINDS = ("updated", "update_rejected")
@@ -48,9 +48,9 @@ def metrics(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def result(event: Event) -> dict[str, Any]:
+def result(event: Event, update: Mapping[str, Any]) -> dict[str, Any]:
     """The reply to an update through a rule: that of every update, and what was learnt."""
-    found = update_result(event)
+    found = dict(update)
     if event.body.get("operation") == OPERATION:
         found["data"] = {
             "learning_algorithm": learning_type(event.body["rule"]["id"]),

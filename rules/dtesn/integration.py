@@ -78,7 +78,7 @@ class DTESNDynamicIntegration:
         event = await self.update(
             parameter_name, update_data, learning_rate, performance_context, **options
         )
-        return history.result(event)
+        return self.result(event)
 
     async def update(
         self,
@@ -123,7 +123,7 @@ class DTESNDynamicIntegration:
         event = await self.learning(
             parameter_name, activities, "caller", rule, learning_rate, performance_context, options
         )
-        return history.result(event)
+        return self.result(event)
 
     async def learning(
         self,
@@ -182,7 +182,7 @@ class DTESNDynamicIntegration:
             performance_context,
             more,
         )
-        return history.result(event)
+        return self.result(event)
 
     def open_stream(self, stream: str, parameter_name: str) -> Stream:
         """Begin to see the activities of a parameter's layer; see `rules.dtesn.streams`."""
@@ -225,7 +225,7 @@ class DTESNDynamicIntegration:
         except BaseException:
             self._streams.put_back(taken)
             raise
-        return history.result(event)
+        return self.result(event)
 
     def remember(
         self,
@@ -248,7 +248,7 @@ class DTESNDynamicIntegration:
 
     async def reward(self, request_id: str, reward: float, **options: Any) -> dict[str, Any]:
         """Learn from a remembered action, now that its reward is known."""
-        return history.result(await self.rewarding(request_id, reward, **options))
+        return self.result(await self.rewarding(request_id, reward, **options))
 
     async def rewarding(
         self,
@@ -281,9 +281,13 @@ class DTESNDynamicIntegration:
     ) -> dict[str, Any]:
         """Drop what rules remember of a parameter in a stream, as an event; weights stay."""
         plan = forgetting(self._first_name(parameter_name), places.check_stream(stream))
-        return history.result(await self.dynamic_manager.write(plan, caller=caller))
+        return self.result(await self.dynamic_manager.write(plan, caller=caller))
 
     # What was learnt
+
+    def result(self, event: Event) -> dict[str, Any]:
+        """The reply to an update through a rule; one that could not be shown has no success."""
+        return history.result(event, self.dynamic_manager.update_result(event))
 
     def get_learning_history(self) -> list[dict[str, Any]]:
         """Every step through a rule, oldest first, from the ledger's events."""
@@ -386,7 +390,7 @@ class DTESNDynamicIntegration:
             return False, {**facts, "reason": "importance_below_threshold"}
         plan = consolidation.anchor_planner(name, current_params, fisher_information)
         event = await self.dynamic_manager.write(plan)
-        found = history.result(event)
+        found = self.result(event)
         return bool(found["success"]), {**facts, "update_id": event.name}
 
     def get_consolidated_parameters(self) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from ledger.engines.vllm import Target
 from ledger.engines.vllm.adapters import write_adapter
 from ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
 from ledger.manager import DynamicModelManager
+from rules import DTESNDynamicIntegration, Guards
 from tests.engines.replica import MODEL, QUERY, Replica, Watcher, driving, update
 from tests.engines.tiny_model import WIDTH, answers
 
@@ -374,3 +375,16 @@ def test_an_adapter_that_the_server_refuses_is_answered_by_a_rollback(
 def matrices(folder: Path) -> torch.Tensor:
     tensors = load_file(folder / "adapter_model.safetensors")
     return torch.cat([tensors[key].flatten() for key in sorted(tensors)])
+
+
+def test_a_rules_update_that_cannot_be_shown_has_no_success(replica: Replica, folder: Path) -> None:
+    with driving(replica, folder) as manager:
+        before = replica.answers()
+        replica.fail("/pause", "refuse", times=3)
+        bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))
+        result = run(bridge.enhanced_incremental_update(QUERY, 0.01, 1.0))
+        assert result["success"] is False
+        assert "the state before" in result["reason"]
+        last = manager.log.events(limit=1)[0]
+        assert (last.kind, last.body["cause"]) == ("rolled_back", "publish_failed")
+        assert replica.answers() == before
