@@ -314,6 +314,16 @@ def test_queued_updates_share_transactions_and_each_is_its_own_event(
     assert verify(log.history).ok
 
 
+def test_an_expected_seq_is_held_against_what_is_queued_before_it(log: Log) -> None:
+    first = log.submit(Request("0.bias", 1.0))
+    late = log.submit(Request("0.bias", 2.0, expected_seq=0))
+    next_ = log.submit(Request("0.bias", 3.0, expected_seq=1))
+    log.drain()
+    assert (first.result().seq, next_.result().seq) == (1, 2)
+    with pytest.raises(PreconditionFailed, match="the last state change is seq 1"):
+        late.result()
+
+
 def test_an_append_that_fails_takes_its_whole_transaction_and_nothing_else(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
