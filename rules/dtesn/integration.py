@@ -12,8 +12,7 @@ from rules.dtesn import consolidation, history
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
 from rules.dtesn.forgetting import forgetting
-from rules.dtesn.gate import PairedGate
-from rules.dtesn.lesson import Lesson, as_tensor, digests
+from rules.dtesn.lesson import Lesson, as_tensor, asked, digests
 from rules.dtesn.planning import planner
 from rules.dtesn.readout import Readout
 from rules.dtesn.rewards import Rewards
@@ -23,7 +22,7 @@ from rules.ewc import Ewc
 from rules.guards import Guards
 from rules.registry import get_rule
 from rules.reservoirs import TreeReservoir
-from rules.selectors import Feedback, FeedbackThresholds, Fixed, Selector
+from rules.selectors import FeedbackThresholds, Selector
 
 _RECENT = 10
 _ANYONE = Caller()
@@ -413,36 +412,8 @@ class DTESNDynamicIntegration:
         context: Mapping[str, float] | None,
         options: Mapping[str, Any],
     ) -> Lesson:
-        known = {"stream", "rule_config", "gate", "batch_size", "selector", "caller", "metadata"}
-        known |= {"derive", "facts"}
-        if unknown := options.keys() - known:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        selector = options.get("selector") or self._selector
-        if rule is not None:
-            get_rule(rule)
-            selector = Fixed(rule)
-        gate = options.get("gate")
-        if gate is not None and not isinstance(gate, PairedGate):
-            raise RuleError(f"a gate is a PairedGate, got {gate!r:.50}", param="gate")
-        size = options.get("batch_size")
-        if size is not None and (type(size) is not int or size < 1):
-            raise RuleError(
-                f"batch_size is a whole number from 1, got {size!r}", param="batch_size"
-            )
-        return Lesson(
-            parameter=self._first_name(parameter),
-            activities=sent,
-            source=source,
-            selector=selector,
-            rule_config=options.get("rule_config") or {},
-            rate=rate,
-            stream=places.check_stream(options.get("stream", places.DEFAULT_STREAM)),
-            feedback=_feedback(context),
-            gate=gate,
-            batch_size=size,
-            derive=options.get("derive"),
-            facts=options.get("facts") or {},
-        )
+        name = self._first_name(parameter)
+        return asked(name, sent, source, rule, rate, context, options, self._selector)
 
     async def _write(self, lesson: Lesson, options: Mapping[str, Any]) -> Event:
         caller: Caller = options.get("caller") or _ANYONE
@@ -459,17 +430,3 @@ class DTESNDynamicIntegration:
         if first not in self.dynamic_manager.log.specs:
             raise NotFound(f"Parameter {parameter!r} not found", param="parameter_name")
         return first
-
-
-def _feedback(context: Mapping[str, float] | None) -> Feedback | None:
-    """The specification's performance context; None where nothing was measured."""
-    if not context:
-        return None
-    values = {}
-    for name, value in context.items():
-        if name not in ("accuracy_change", "latency_change"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RuleError(f"{name} is a number, got {value!r:.50}", param=name)
-        values[name] = float(value)
-    return Feedback(values.get("accuracy_change", 0.0), values.get("latency_change", 0.0))

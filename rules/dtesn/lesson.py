@@ -10,13 +10,22 @@ import torch
 
 from ledger import tensor_digest
 from rules.dtesn.gate import PairedGate
-from rules.dtesn.state import DEFAULT_STREAM
+from rules.dtesn.state import DEFAULT_STREAM, check_stream
 from rules.errors import RuleError
-from rules.selectors import Feedback, Selector
+from rules.registry import get_rule
+from rules.selectors import Feedback, Fixed, Selector
 
 Source = Literal["request", "caller", "hooks", "reservoir", "reward"]
 """Where activities came from: a change that was asked for, the caller, forward hooks during a
 stream, the states of a reservoir, an action whose reward came later."""
+
+OPTIONS = frozenset(
+    [
+        *("stream", "rule_config", "gate", "batch_size", "selector", "caller", "metadata"),
+        *("derive", "facts"),
+    ]
+)
+"""What a call may say beside the parameter, what to learn from, the rule and the feedback."""
 
 Derive = Callable[[Mapping[str, torch.Tensor], torch.Tensor], "Derived"]
 
@@ -70,6 +79,49 @@ class Lesson:
         return hashlib.sha256(b"learn\x00" + text.encode()).digest()
 
 
+def asked(
+    parameter: str,
+    activities: Mapping[str, torch.Tensor],
+    source: Source,
+    rule: str | None,
+    rate: float | None,
+    context: Mapping[str, float] | None,
+    options: Mapping[str, Any],
+    selector: Selector,
+) -> Lesson:
+    """The lesson of one call; RuleError for an option that means nothing.
+
+    `selector` chooses the rule where neither `rule` nor the options say how. TypeError for an
+    option there is none of.
+    """
+    if unknown := options.keys() - OPTIONS:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    chosen = options.get("selector") or selector
+    if rule is not None:
+        get_rule(rule)
+        chosen = Fixed(rule)
+    gate = options.get("gate")
+    if gate is not None and not isinstance(gate, PairedGate):
+        raise RuleError(f"a gate is a PairedGate, got {gate!r:.50}", param="gate")
+    size = options.get("batch_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise RuleError(f"batch_size is a whole number from 1, got {size!r}", param="batch_size")
+    return Lesson(
+        parameter=parameter,
+        activities=activities,
+        source=source,
+        selector=chosen,
+        rule_config=options.get("rule_config") or {},
+        rate=rate,
+        stream=check_stream(options.get("stream", DEFAULT_STREAM)),
+        feedback=_feedback(context),
+        gate=gate,
+        batch_size=size,
+        derive=options.get("derive"),
+        facts=options.get("facts") or {},
+    )
+
+
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
     """What an event says of tensors: digest, dtype and shape of each."""
     return {
@@ -106,3 +158,17 @@ def as_tensor(name: str, values: Any) -> torch.Tensor:
     if made.dtype == torch.bool:
         raise RuleError(f"{name!r} is not a tensor of numbers: it holds booleans", param=name)
     return made
+
+
+def _feedback(context: Mapping[str, float] | None) -> Feedback | None:
+    """The specification's performance context; None where nothing was measured."""
+    if not context:
+        return None
+    values = {}
+    for name, value in context.items():
+        if name not in ("accuracy_change", "latency_change"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RuleError(f"{name} is a number, got {value!r:.50}", param=name)
+        values[name] = float(value)
+    return Feedback(values.get("accuracy_change", 0.0), values.get("latency_change", 0.0))
