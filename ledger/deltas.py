@@ -1,4 +1,4 @@
-"""Recording one tensor's change: before and after in, verified frames and new digests out.
+"""Recording changes of tensors: before and after in, verified frames and new digests out.
 
 Works a tile at a time on a few threads, so beside the two tensors only a few tiles are in memory.
 Every frame is decoded again and compared before it counts (`codecs.frames.encode_frame`), so what
@@ -7,26 +7,32 @@ is appended is known to replay.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ledger import factors
 from ledger.changes import FACTORS, FRAMES, TensorChange
 from ledger.codecs.delta import Delta, at, compare
-from ledger.codecs.frames import TILE_LANES, encode_frame
+from ledger.codecs.frames import encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
 from ledger.errors import WeightsChangedOutside
 from ledger.factors import Factors
 from ledger.payload import PayloadWriter
 from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes
 
+# Lanes encoded at a time, in one frame.
+_TILE_LANES = 1 << 20
 # Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
 _AHEAD = 4
+# Below this, handing work to other threads costs more than they save.
+_SMALL_BYTES = 256 * 1024
+# Elements compared at a time where the first difference is the answer.
+_COMPARED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class TensorWrite:
     """A tensor before and after a write, and the chunk digests that `before` must have.
 
     `spec` has the full state name. `positions` are ascending flat positions outside of which
-    nothing was written; None has every element compared.
+    nothing was written; None has every element compared. With `factors` these are what is stored.
     """
 
     spec: TensorSpec
@@ -64,25 +70,50 @@ class TensorWrite:
     after: torch.Tensor
     chunks: bytearray
     positions: torch.Tensor | None = None
+    factors: Factors | None = None
 
 
-def record_tensor(
-    written: TensorWrite,
-    payload: PayloadWriter,
-    pool: Executor,
-    low_rank: Factors | None = None,
-) -> Recorded:
-    """Encode a tensor's change into the payload: as bit differences, or as the factors given.
+def record_tensors(
+    writes: Sequence[TensorWrite], payload: PayloadWriter, pool: Executor
+) -> list[Recorded]:
+    """Encode changes into the payload in the order given, on the threads of `pool`.
 
-    A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when `before`
+    A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when a `before`
     does not have the digests it must have.
     """
-    spec, after, chunks = written.spec, written.after, written.chunks
+    tiles = _encoded(writes, pool)
+    return [
+        _recorded(written, islice(tiles, len(tile_starts(written.spec))), payload)
+        for written in writes
+    ]
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one spec hold the same bits; stops soon after the first difference."""
+    flat, others = one.detach().reshape(-1), other.detach().reshape(-1)
+    return all(
+        np.array_equal(lanes(flat[at : at + _COMPARED]), lanes(others[at : at + _COMPARED]))
+        for at in range(0, len(flat), _COMPARED)
+    )
+
+
+def tile_elements(spec: TensorSpec) -> int:
+    """How many elements make a tile."""
+    return _TILE_LANES // spec.element.lanes
+
+
+def tile_starts(spec: TensorSpec) -> range:
+    """The first element of each tile of a tensor."""
+    return range(0, spec.numel, tile_elements(spec))
+
+
+def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
+    """Write a tensor's tiles into the payload, and say what they come to."""
     chunks_after = bytearray()
     size = changed = 0
     square = 0.0
     held = b""
-    for tile in _encoded(written, pool, frames=low_rank is None):
+    for tile in tiles:
         chunks_after += tile.chunks
         changed += tile.changed
         square += tile.square
@@ -91,86 +122,72 @@ def record_tensor(
         if changed:
             size += payload.write(held)
             held = b""
-    if low_rank is not None and changed:
-        size = payload.write(factors.encode(low_rank))
+    if written.factors is not None and changed:
+        size = payload.write(factors.encode(written.factors))
     norm = math.sqrt(square)
-    form = FRAMES if low_rank is None else FACTORS
+    form = FRAMES if written.factors is None else FACTORS
+    before = root(written.chunks)
     return Recorded(
-        change=TensorChange(spec.name, root(chunks), root(chunks_after), size, changed, form),
-        after=after,
+        change=TensorChange(written.spec.name, before, root(chunks_after), size, changed, form),
+        after=written.after,
         chunks=chunks_after,
         delta_norm=norm if math.isfinite(norm) else None,
     )
 
 
-def same_bits(one: torch.Tensor, other: torch.Tensor, spec: TensorSpec) -> bool:
-    """Whether two tensors of one spec hold the same bits; stops at the first tile that differs."""
-    flat, others, step = one.detach().reshape(-1), other.detach().reshape(-1), tile_elements(spec)
-    return all(
-        np.array_equal(lanes(flat[at : at + step]), lanes(others[at : at + step]))
-        for at in tile_starts(spec)
-    )
-
-
-def tile_elements(spec: TensorSpec) -> int:
-    """How many elements make a tile: as many as one frame takes."""
-    return TILE_LANES // spec.element.lanes
-
-
-def tile_starts(spec: TensorSpec) -> range:
-    """The first element of each tile of a tensor."""
-    return range(0, spec.numel, tile_elements(spec))
-
-
-def _encoded(written: TensorWrite, pool: Executor, *, frames: bool) -> Iterator[_Tile]:
-    """The tiles in order, encoded on the pool when there are several."""
-    spec, chunks = written.spec, written.chunks
-    old, new = written.before.detach().reshape(-1), written.after.detach().reshape(-1)
-    step = tile_elements(spec)
-    starts = tile_starts(spec)
-    positions = None if written.positions is None else written.positions.numpy()
-    if spec.element.lanes > 1:
-        positions = None
-
-    def encode(start: int) -> _Tile:
-        part = slice(start, start + step)
-        within = None
-        if positions is not None:
-            low, high = np.searchsorted(positions, (start, start + step))
-            within = positions[low:high] - start
-        return _encode(spec, old[part], new[part], _chunks_of(chunks, spec, part), within, frames)
-
-    if len(starts) <= 1:
-        yield from map(encode, starts)
+def _encoded(writes: Sequence[TensorWrite], pool: Executor) -> Iterator[_Tile]:
+    """The tiles of all tensors in order, a few ahead of the one that is asked for."""
+    jobs = (_Job(written, start) for written in writes for start in tile_starts(written.spec))
+    if sum(written.spec.nbytes for written in writes) <= _SMALL_BYTES:
+        yield from map(_encode, jobs)
         return
     waiting: deque[Future[_Tile]] = deque()
-    for start in starts:
-        waiting.append(pool.submit(encode, start))
+    for job in jobs:
+        waiting.append(pool.submit(_encode, job))
         if len(waiting) > _AHEAD:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _encode(
-    spec: TensorSpec,
-    old: torch.Tensor,
-    new: torch.Tensor,
-    chunks: bytearray,
-    positions: NDArray[np.int64] | None,
-    frames: bool,
-) -> _Tile:
-    before, after = lanes(old, spec.name), lanes(new, spec.name)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One tile of a tensor, from the element `start` on."""
+
+    written: TensorWrite
+    start: int
+
+    @property
+    def part(self) -> slice:
+        return slice(self.start, self.start + tile_elements(self.written.spec))
+
+    @property
+    def before(self) -> torch.Tensor:
+        return self.written.before.detach().reshape(-1)[self.part]
+
+    @property
+    def after(self) -> torch.Tensor:
+        return self.written.after.detach().reshape(-1)[self.part]
+
+
+def _encode(job: _Job) -> _Tile:
+    spec, positions = job.written.spec, job.written.positions
+    before, after = lanes(job.before, spec.name), lanes(job.after, spec.name)
     ordered = spec.element.ordered
-    if positions is None:
+    if positions is None or spec.element.lanes > 1:
         delta = compare(before, after, ordered)
     else:
-        delta = at(positions, before.take(positions), after.take(positions), len(after), ordered)
-    frame = encode_frame(delta) if frames else b""
-    changed = _changed_elements(delta, spec)
+        where = positions.numpy()
+        low, high = np.searchsorted(where, (job.part.start, job.part.stop))
+        within = where[low:high] - job.start
+        delta = at(within, before.take(within), after.take(within), len(after), ordered)
+    # What was gathered is still in cache; hashing reads everything.
+    floating = spec.element.kind == "float"
+    square = _square_distance(job.after, job.before, delta) if floating else 0.0
+    frame = encode_frame(delta) if job.written.factors is None else b""
+    chunks = _chunks_of(job.written.chunks, spec, job.part)
     _rehash(chunks, delta, before, after, spec)
-    square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
-    return _Tile(frame, changed, chunks, square)
+    return _Tile(frame, _changed_elements(delta, spec), chunks, square)
 
 
 def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
@@ -210,6 +227,5 @@ def _square_distance(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> floa
         where = torch.from_numpy(delta.indices).to(new.device)
         new, old = new.index_select(0, where), old.index_select(0, where)
     wide = torch.float64 if new.dtype == torch.float64 else torch.float32
-    distance = torch.sub(new.to(wide), old.to(wide))
-    norm = float(torch.linalg.vector_norm(distance, dtype=torch.float64))
-    return norm * norm  # infinity where ** would raise
+    distance = torch.sub(new.to(wide), old.to(wide)).to(torch.float64)
+    return float(torch.dot(distance, distance))

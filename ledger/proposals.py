@@ -15,7 +15,7 @@ import torch
 from ledger import events, versions
 from ledger.blobs import Buffer
 from ledger.changes import WHOLE, TensorChange
-from ledger.deltas import Recorded, TensorWrite, record_tensor, same_bits
+from ledger.deltas import Recorded, TensorWrite, record_tensors, same_bits
 from ledger.digest import content_digest
 from ledger.errors import InvalidRequest, NotFound
 from ledger.events import Draft, Event
@@ -136,7 +136,8 @@ def planned(history: History, tip: Tip, planner: Planner, guard: Guard | None) -
     if plan.verdict.reason is not None:
         return _rejection(tip, plan.facts, plan.verdict)
     payload = PayloadWriter(history.blobs)
-    recorded = [_record(history, tip, name, write, payload) for name, write in plan.weights.items()]
+    writes = [_written(tip, WEIGHTS + name, write) for name, write in plan.weights.items()]
+    recorded = record_tensors(writes, payload, history.pool)
     whole = [_whole(history, tip, name, tensor) for name, tensor in plan.side.items()]
     moved = [change for change, _ in whole if change.before != change.after]
     changes = tip.changed(recorded, moved, plan.side)
@@ -176,7 +177,7 @@ def recording(tensors: Mapping[str, torch.Tensor]) -> Planner:
         writes = {
             name: Write(clone(tensors[name]))
             for name, spec in tip.specs.items()
-            if not same_bits(tip.tensor(WEIGHTS + name), tensors[name], spec)
+            if not same_bits(tip.tensor(WEIGHTS + name), tensors[name])
         }
         return Plan({"operation": "record"}, writes)
 
@@ -281,16 +282,12 @@ def answer(live: Live, refused: Event, reason: str) -> Draft:
     )
 
 
-def _record(
-    history: History, tip: Tip, bare: str, write: Write, payload: PayloadWriter
-) -> Recorded:
-    name = WEIGHTS + bare
+def _written(tip: Tip, name: str, write: Write) -> TensorWrite:
     spec, before = tip.live.state.specs[name], tip.tensor(name)
-    written = TensorWrite(spec, before, write.after, tip.chunks(name), write.positions)
     factors = write.factors
     if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
         factors = None  # reversible differences are worth more than the few bytes saved
-    return record_tensor(written, payload, history.pool, factors)
+    return TensorWrite(spec, before, write.after, tip.chunks(name), write.positions, factors)
 
 
 def _whole(

@@ -29,7 +29,7 @@ def require_same_tensors(
         spec = specs[first]
         tied = tensors.get(alias)
         if tied is not None and (
-            TensorSpec.of(first, tied) != spec or not same_bits(tied, tensors[first], spec)
+            TensorSpec.of(first, tied) != spec or not same_bits(tied, tensors[first])
         ):
             raise InvalidRequest(
                 f"{alias!r} is tied to {first!r}, but holds other values", param=alias

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.parameter import is_lazy
 
+from ledger import memory
 from ledger.errors import InvalidRequest, UnsupportedModel
 
 Kind = Literal["float", "integer", "boolean", "complex", "float8"]
@@ -192,7 +193,7 @@ def shares_memory(tensor: torch.Tensor) -> bool:
 
 def empty(spec: TensorSpec) -> torch.Tensor:
     """A new contiguous CPU tensor of this spec with undefined values."""
-    return torch.empty(spec.shape, dtype=spec.torch_dtype)
+    return memory.empty(spec.shape, spec.torch_dtype)
 
 
 def from_bytes(spec: TensorSpec, data: bytes | bytearray | memoryview) -> torch.Tensor:
@@ -215,7 +216,9 @@ def from_bytes(spec: TensorSpec, data: bytes | bytearray | memoryview) -> torch.
 def clone(tensor: torch.Tensor) -> torch.Tensor:
     """An exact contiguous copy on the same device, detached, with every bit kept."""
     plain = tensor.detach().resolve_conj().resolve_neg()
-    return plain.clone(memory_format=torch.contiguous_format)
+    if not plain.is_cpu:
+        return plain.clone(memory_format=torch.contiguous_format)
+    return memory.empty(tuple(plain.shape), plain.dtype).copy_(plain)
 
 
 def require_little_endian() -> None:

@@ -167,7 +167,8 @@ def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
         after = clone(before)
         flat = after.view(-1)
         where = update.indices.to(flat.device)
-        flat[where] = _new_values(u.to(flat.device), flat.index_select(0, where), update)
+        new = _new_values(u.to(flat.device), flat.index_select(0, where), update)
+        flat.scatter_(0, where, new.expand(len(where)))
         return after
     flat = before.detach().reshape(-1)
     after = torch.empty_like(flat)
@@ -207,9 +208,10 @@ def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
     spec = update.spec
     compute = torch.float64 if spec.dtype == "float64" else torch.float32
     require_finite(u, spec)
-    u = u.to(compute)
-    if not finite(u):
-        raise overflow(spec)
+    if u.dtype != compute:
+        u = u.to(compute)
+        if not finite(u):
+            raise overflow(spec)
     rate = torch.tensor(update.learning_rate, dtype=compute, device=old.device)
     step = torch.mul(u, rate)
     if update.update_type == "additive":

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground floor up: a file imports only from its own floor's folder or from below.
 FLOORS = (
-    {"ledger.errors"},
+    {"ledger.errors", "ledger.memory"},
     {"ledger.canonical", "ledger.tensors"},
     {"ledger.caller", "ledger.changes", "ledger.digest"},
     {"ledger.events"},

@@ -1,0 +1,58 @@
+"""Memory for large CPU tensors, kept for the next one of that size.
+
+A fresh tensor costs several times what it takes to fill it, since the system hands out memory page
+by page; weights are replaced by others of the same size all the time. So the memory of a tensor
+that is gone is kept, up to a bound, for the next one. It is the tensor's storage that lends the
+memory: as long as any tensor, view or numpy array looks at it, it is not given to another.
+"""
+
+import mmap
+import weakref
+from collections import defaultdict, deque
+
+import numpy as np
+import torch
+
+IDLE_BYTES = 128 * 1024 * 1024
+"""Most memory kept for later, in bytes."""
+
+LEAST_BYTES = 1024 * 1024
+"""Smaller tensors are left to torch, which reuses memory of that size by itself."""
+
+# What Linux maps at once where it is asked to: filling a large tensor then takes half the time.
+_HUGE_PAGE = 2 * 1024 * 1024
+
+# Blocks by size. Storages are let go on any thread, at any moment, so nothing here takes a lock:
+# the operations of a deque are atomic, and the bound may be missed by a block or two.
+_idle: dict[int, deque[mmap.mmap]] = defaultdict(deque)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A new contiguous CPU tensor with undefined values."""
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if size < LEAST_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(_lent(size)).view(dtype).view(shape)
+
+
+def idle_bytes() -> int:
+    """How much memory is kept for later, in bytes."""
+    return sum(size * len(blocks) for size, blocks in _idle.copy().items())
+
+
+def _lent(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Writable bytes whose block comes back when nothing refers to them any more."""
+    try:
+        block = _idle[size].pop()
+    except IndexError:
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+    lent = np.frombuffer(block, np.uint8, size)
+    weakref.finalize(lent, _take_back, block, size).atexit = False
+    return lent
+
+
+def _take_back(block: mmap.mmap, size: int) -> None:
+    if idle_bytes() + size <= IDLE_BYTES:
+        _idle[size].append(block)
