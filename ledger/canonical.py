@@ -15,6 +15,7 @@ from ledger.errors import InvalidRequest
 # Python and ECMAScript write floats alike between these; elsewhere they disagree on exponents.
 _ALIKE_FROM, _ALIKE_TO = 1e-4, 1e16
 _EXACT = 1 << 53
+_PLAIN = {str, bool, type(None)}
 
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
@@ -34,15 +35,20 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
 def _alike(value: Any) -> bool:
     """Whether Python's encoder writes this value canonically."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _PLAIN:
         return True
     if kind is int:
         return bool(-_EXACT < value < _EXACT)
     if kind is float:
         return bool(_ALIKE_FROM <= abs(value) < _ALIKE_TO and not value.is_integer())
+    inside = value
     if kind is dict:
         # Names sort by UTF-16 code units there and by code points here: the same in ASCII.
-        return all(type(k) is str and k.isascii() and _alike(v) for k, v in value.items())
-    if kind is list or kind is tuple:
-        return all(map(_alike, value))
-    return False
+        for name in value:
+            if type(name) is not str or not name.isascii():
+                return False
+        inside = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
+    # Most values are strings: a call for each would take most of the time.
+    return all(type(one) in _PLAIN or _alike(one) for one in inside)

@@ -398,8 +398,10 @@ class Log:
         return after if after.body["cause"] == proposals.PUBLISH_FAILED else None
 
     def _validated(self, request: IncrementalUpdateRequest) -> Update:
-        name = self._first_names.get(request.parameter_name, request.parameter_name)
-        return validate(replace(request, parameter_name=name), self.projector.specs)
+        first = self._first_names.get(request.parameter_name)
+        if first is not None:
+            request = replace(request, parameter_name=first)
+        return validate(request, self.projector.specs)
 
     def _afterwards(self, written: Written) -> None:
         """What follows a write. The event is durable and visible, so nothing here may fail it."""

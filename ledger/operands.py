@@ -4,6 +4,7 @@ Numbers, nested lists, numpy arrays and tensors come in; flat tensors of the rig
 or an InvalidRequest that names the field, the parameter's dtype and shape, and what was got.
 """
 
+import cmath
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -109,7 +110,7 @@ def finite(values: torch.Tensor) -> bool:
         values = values.to(torch.float32)
     # NaN and infinity carry over into the sum, which is ten times as fast to work out; a sum that
     # overflows says nothing.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+    return cmath.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
 def overflow(spec: TensorSpec) -> InvalidRequest:

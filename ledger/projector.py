@@ -80,6 +80,7 @@ class Projector:
     ) -> None:
         self.engine = engine
         self.remote = engine if isinstance(engine, RemoteEngine) else None
+        self._adapted = engine if isinstance(engine, AdapterEngine) else None
         self.specs: Mapping[str, TensorSpec] = engine.specs()
         self._pool = pool
         self._max_held = max_held_versions
@@ -235,9 +236,9 @@ class Projector:
         if changes.candidate is not None:
             return changes
         weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
-        if isinstance(self.engine, AdapterEngine):
+        if self._adapted is not None:
             adapters = all_of(changes.side)
-            return replace(changes, candidate=self.engine.prepare_with(weights, adapters))
+            return replace(changes, candidate=self._adapted.prepare_with(weights, adapters))
         return replace(changes, candidate=self.engine.prepare(weights))
 
     def make_room(self) -> None:

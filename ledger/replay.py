@@ -10,14 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ledger import factors
 from ledger.changes import FACTORS, WHOLE, TensorChange
 from ledger.codecs.frames import apply_frames
-from ledger.digest import StateDigest, hash_many, root
+from ledger.digest import CHUNK_BYTES, StateDigest, hash_many, root
 from ledger.errors import CorruptLedger
 from ledger.events import Event
 from ledger.tensors import TensorSpec, lanes
@@ -53,7 +51,8 @@ class Sources:
 
     `tensor(name)` gives a contiguous CPU copy of a tensor of the first state, which replay may
     write to; it is asked only for tensors that the path touches. `payload(event)` gives a
-    verified payload, `whole(spec, digest)` a new tensor with the bytes of a blob.
+    verified payload, `whole(spec, digest)` a new tensor with the bytes of a blob. All are called
+    from several threads.
     """
 
     tensor: Callable[[str], torch.Tensor]
@@ -92,17 +91,27 @@ def replay(
     """
     owned: dict[str, torch.Tensor] = {}
     last: dict[str, Step] = {}
+
+    def payload(move: Move) -> bytes | None:
+        touched = only is None or any(change.name in only for change in move.event.changes)
+        return sources.payload(move.event) if touched else None
+
+    def advance(work: tuple[str, list[Step]]) -> torch.Tensor | None:
+        name, steps = work
+        return _advanced(owned.get(name), name, steps, sources)
+
     for batch in _batches(moves):
         work: dict[str, list[Step]] = {}
-        for move in batch:
-            touched = only is None or any(c.name in only for c in move.event.changes)
-            payload = sources.payload(move.event) if touched else None
-            for step in split(move.event, move.undo, payload, base, last):
+        for move, data in zip(batch, pool.map(payload, batch), strict=True):
+            for step in split(move.event, move.undo, data, base, last):
                 last[step.change.name] = step
                 if only is None or step.change.name in only:
                     work.setdefault(step.change.name, []).append(step)
-        for name, steps in work.items():
-            _advance(owned, name, steps, sources)
+        for name, tensor in zip(work, pool.map(advance, work.items()), strict=True):
+            if tensor is None:
+                owned.pop(name, None)
+            else:
+                owned[name] = tensor
     hashed = hash_many([lanes(owned[name], name) for name in owned], pool)
     chunks = dict(zip(owned, hashed, strict=True))
     for name, step in last.items():
@@ -155,49 +164,51 @@ def split(
         raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
 
 
-def apply_step(tensor: torch.Tensor, step: Step) -> NDArray[np.intp] | None:
+def apply_step(tensor: torch.Tensor, step: Step, written: set[int] | None = None) -> None:
     """Take a contiguous CPU tensor through a step in place; of WHOLE it already is the result.
 
-    Returns the numbers of the digest chunks that were written, None for all of them.
+    The numbers of the digest chunks that it writes are added to `written`.
     """
     change, spec = step.change, step.spec
     assert spec is not None
     if change.form == WHOLE:
-        return None
+        return
     try:
         if change.form == FACTORS:
             if step.undo:
                 raise CorruptLedger("it cannot be undone")
             factors.apply_factors(tensor, factors.decode(step.data, spec), spec)
-            return None
+            if written is not None:
+                written.update(range(-(-tensor.nbytes // CHUNK_BYTES)))
+            return
         bits = lanes(tensor, change.name)
-        return apply_frames(bits, step.data, spec.element.ordered, undo=step.undo)
+        apply_frames(bits, step.data, spec.element.ordered, undo=step.undo, written=written)
     except CorruptLedger as error:
         raise CorruptLedger(
             f"event {step.seq}: delta of {change.name!r}: {error}", seq=step.seq
         ) from error
 
 
-def _advance(
-    owned: dict[str, torch.Tensor], name: str, steps: list[Step], sources: Sources
-) -> None:
-    """Take one tensor through its steps; what a whole tensor replaces is not computed."""
+def _advanced(
+    tensor: torch.Tensor | None, name: str, steps: list[Step], sources: Sources
+) -> torch.Tensor | None:
+    """One tensor after its steps, None for gone; what a whole tensor replaces is not computed."""
     whole = max((at for at, step in enumerate(steps) if step.change.form == WHOLE), default=None)
     if whole is not None:
         step, steps = steps[whole], steps[whole + 1 :]
-        owned.pop(name, None)
         if step.spec is None or step.digest is None:
-            return
+            return None
         try:
-            owned[name] = sources.whole(step.spec, step.digest)
+            tensor = sources.whole(step.spec, step.digest)
         except CorruptLedger as error:
             raise CorruptLedger(
                 f"event {step.seq}: tensor {name!r}: {error}", seq=step.seq
             ) from error
-    elif name not in owned:
-        owned[name] = sources.tensor(name)
+    elif tensor is None:
+        tensor = sources.tensor(name)
     for step in steps:
-        apply_step(owned[name], step)
+        apply_step(tensor, step)
+    return tensor
 
 
 def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:

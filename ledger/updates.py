@@ -27,9 +27,12 @@ from ledger.operands import (
     overflow,
     require_finite,
 )
-from ledger.tensors import TensorSpec, clone, lanes
+from ledger.tensors import TensorSpec, clone, empty, lanes
 
 UPDATE_TYPES = ("additive", "multiplicative", "replace")
+
+# Up to here a tensor is worked out in one piece.
+_AT_ONCE_BYTES = 256 * 1024
 
 
 @dataclass
@@ -171,7 +174,9 @@ def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
         flat.scatter_(0, where, new.expand(len(where)))
         return after
     flat = before.detach().reshape(-1)
-    after = torch.empty_like(flat)
+    if spec.nbytes <= _AT_ONCE_BYTES and update.update_type != "replace":
+        return _moved(u.to(flat.device), flat, update).reshape(spec.shape)
+    after = empty(spec).view(-1) if flat.is_cpu else torch.empty_like(flat)
     step = tile_elements(spec)
     for start in tile_starts(spec):
         old = flat[start : start + step]

@@ -253,9 +253,8 @@ class _Fold:
         if step.change.form == WHOLE:
             assert step.digest is not None
             self.tensors[name] = self.history.whole(spec, step.digest)
-        touched = apply_step(self.tensors[name], step)
-        bits = lanes(self.tensors[name], name)
-        if touched is None:
-            self.chunks[name] = chunk_digests(bits)
-        else:
-            rehash(self.chunks[name], bits, touched.tolist())
+            self.chunks[name] = chunk_digests(lanes(self.tensors[name], name))
+            return
+        written: set[int] = set()
+        apply_step(self.tensors[name], step, written)
+        rehash(self.chunks[name], lanes(self.tensors[name], name), sorted(written))

@@ -82,30 +82,34 @@ def iter_frames(
 
 
 def apply_frames(
-    lanes: Lanes, data: bytes | memoryview, ordered: bool, *, undo: bool = False
-) -> NDArray[np.intp]:
+    lanes: Lanes,
+    data: bytes | memoryview,
+    ordered: bool,
+    *,
+    undo: bool = False,
+    written: set[int] | None = None,
+) -> None:
     """Apply all frames to a whole tensor's lanes in place, forward or with `undo` backward.
 
-    Returns the ascending numbers of the digest chunks that were written, for `digest.rehash`.
+    The numbers of the digest chunks that are written are added to `written`, for `digest.rehash`.
     Raises CorruptLedger if a frame cannot be read or the frames do not cover the tensor exactly;
     the lanes then are as they were.
     """
     covered = sum(count for _, count, _ in _split(data))
     if covered != len(lanes):
         raise CorruptLedger(f"the delta covers {covered} lanes of a tensor that has {len(lanes)}")
-    touched = [np.zeros(0, np.intp)]
     done = 0
     try:
         for start, delta in iter_frames(data, lanes.dtype):
             apply(lanes[start : start + delta.count], delta, ordered, undo=undo)
             done += 1
-            touched.append(written_chunks(start, delta))
+            if written is not None:
+                written.update(written_chunks(start, delta).tolist())
     except CorruptLedger:
         # Deltas are reversible, so what was written is taken back without a copy of the tensor.
         for (start, delta), _ in zip(iter_frames(data, lanes.dtype), range(done), strict=False):
             apply(lanes[start : start + delta.count], delta, ordered, undo=not undo)
         raise
-    return touched[1] if len(touched) == 2 else np.unique(np.concatenate(touched))
 
 
 def written_chunks(start: int, delta: Delta) -> NDArray[np.intp]:

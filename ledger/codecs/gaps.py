@@ -57,12 +57,15 @@ def decode(reader: Reader, changed: int, count: int) -> Indices:
         ends = np.flatnonzero(runs != 255)
         if len(ends) != changed - 1 or (size and runs[-1] == 255):
             raise CorruptLedger(f"{changed} positions were recorded, {len(ends) + 1} found")
-        sums = np.cumsum(runs, dtype=np.int64)[ends]
+        # At most 2^20 + 2^12 bytes of at most 255.
+        sums = np.cumsum(runs, dtype=np.int32)
+        if size != changed - 1:
+            sums = sums[ends]
     else:
         raise CorruptLedger(f"positions have the unknown form {form}")
     last = first + changed - 1 + (int(sums[-1]) if changed > 1 else 0)
     if last >= count:
         raise CorruptLedger(f"position {last} lies outside the frame of {count} lanes")
     indices = np.arange(first, first + changed, dtype=np.int32)
-    indices[1:] += sums.astype(np.int32)
+    indices[1:] += sums.astype(np.int32, copy=False)
     return indices

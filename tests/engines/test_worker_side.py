@@ -135,10 +135,9 @@ def test_bits_that_the_ledger_did_not_record_are_not_staged(
 ) -> None:
     apply_frames = replay.apply_frames
 
-    def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> Any:
-        touched = apply_frames(bits, *arguments, **options)
+    def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> None:
+        apply_frames(bits, *arguments, **options)
         bits[0] ^= 1
-        return touched
 
     monkeypatch.setattr(replay, "apply_frames", apply_and_spoil)
     with pytest.raises(CorruptLedger, match="rebuilds to other bits"):
