@@ -39,8 +39,11 @@ def caller(request: Request) -> Caller:
     )
 
 
-def require_writes(request: Request) -> None:
-    """Raise OperationDisabled when the operator has switched runtime updates off."""
+async def require_writes(request: Request) -> None:
+    """Raise OperationDisabled when the operator has switched runtime updates off.
+
+    A coroutine, since a plain function would be called on a thread for every write.
+    """
     if not getattr(request.app.state, "writes_enabled", True):
         raise OperationDisabled(
             "runtime updates are switched off; start the server without "

@@ -2,27 +2,39 @@
 
     python -m benchmarks.http_rate
 
-A real server process with the built-in model on SQLite (synchronous=FULL); bodies of 13 KB of JSON,
-all values of one 10 × 64 matrix; one connection, then eight. Beside it the same server's
-answers to `/livez`, which is what HTTP itself costs, and the same updates through the Python API.
+A real server process on SQLite (synchronous=FULL); bodies of 13 KB of JSON, all values of one
+10 × 64 matrix; one connection, then eight. Once with a model of the caller's (`module:factory`),
+once with the built-in one, whose evaluator scores every update before it is appended, which is why
+those cannot share a transaction. Beside it the same server's answers to `/livez`, which is what
+HTTP itself costs, and the same updates through the Python API.
 """
 
 import http.client
 import json
 import random
+import statistics
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, machine
+from torch import nn
+
+from benchmarks.measure import Report
 from ledger import IncrementalUpdateRequest, Ledger
 from tests.serving import serving
 
-SECONDS = 5.0
-ROUNDS = 3
+SECONDS = 2.0
+ROUNDS = 1
 PARAMETER = "2.weight"
+FACTORY = "benchmarks.http_rate:plain"
+GOALS = {1: 500, 8: 1000}
+
+
+def plain() -> nn.Module:
+    """The built-in model's shape, without what scores it."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def body() -> bytes:
@@ -57,10 +69,10 @@ def rate(port: int, connections: int, method: str, path: str, sent: bytes | None
     return sum(counts) / (time.perf_counter() - started)
 
 
-def in_process(data: Path, sent: dict[str, Any]) -> float:
+def in_process(data: Path, model: str, sent: dict[str, Any]) -> float:
     """The same updates through `Log.apply`, on the database the server has left."""
     with Ledger.open(f"sqlite:///{data / 'ledger.db'}") as ledger:
-        log = ledger.model("digits")
+        log = ledger.model(model)
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < SECONDS:
             log.apply(IncrementalUpdateRequest(**sent))
@@ -68,32 +80,41 @@ def in_process(data: Path, sent: dict[str, Any]) -> float:
         return count / (time.perf_counter() - started)
 
 
-def main() -> None:
+def measure(report: Report, model: str, label: str) -> None:
+    """One server with one model: updates and `/livez` in turns, then without HTTP."""
     sent = body()
-    url = "/v1/models/incremental_update"
-    found: dict[str, list[float]] = {}
+    found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
-        with serving(data, "--checkpoint-interval", "1000000") as server:
+        options = ("--model", model, "--checkpoint-interval", "1000000")
+        with serving(data, *options) as server:
             for _ in range(ROUNDS):
-                for connections in (1, 8):
-                    found.setdefault(f"updates, {connections} connection(s)", []).append(
-                        rate(server.port, connections, "POST", url, sent)
-                    )
-                    found.setdefault(f"/livez, {connections} connection(s)", []).append(
-                        rate(server.port, connections, "GET", "/livez", None)
-                    )
-        found["updates, Python API"] = [in_process(data, json.loads(sent)) for _ in range(ROUNDS)]
-    rows = [
-        {"what": what, "median a second": sorted(rates)[len(rates) // 2], "runs": rates}
-        for what, rates in found.items()
-    ]
-    for row in rows:
-        print(f"{row['what']:<28} {row['median a second']:8.0f}/s")
-    path = RESULTS / "http_rate.json"
-    facts = {"body_bytes": len(sent), "machine": machine(), "rows": rows}
-    path.write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"written to {path}")
+                for connections in GOALS:
+                    for path, method, content in (
+                        ("/v1/models/incremental_update", "POST", sent),
+                        ("/livez", "GET", None),
+                    ):
+                        reached = rate(server.port, connections, method, path, content)
+                        found.setdefault((path, connections), []).append(reached)
+        alone = [in_process(data, model, json.loads(sent)) for _ in range(ROUNDS)]
+    for (path, connections), rates in found.items():
+        median = statistics.median(rates)
+        updates = path != "/livez"
+        report.add(
+            f"{label}: {'updates' if updates else 'limit: /livez'}, {connections} connection(s)",
+            median,
+            "/s",
+            goal=f"≥ {GOALS[connections]}/s" if updates else "",
+            ok=median >= GOALS[connections] if updates else None,
+        )
+    report.add(f"{label}: updates through the Python API", statistics.median(alone), "/s")
+
+
+def main() -> None:
+    report = Report(f"Small updates over HTTP, {len(body()):,} bytes of JSON each")
+    measure(report, FACTORY, "module:factory")
+    measure(report, "digits", "built-in, evaluated")
+    report.finish("http_rate")
 
 
 if __name__ == "__main__":

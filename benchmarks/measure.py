@@ -55,7 +55,7 @@ class Report:
             ratio = f"{row.ratio:.2f} × {row.of}" if row.ratio is not None else ""
             held = {True: "yes", False: "no", None: ""}[row.ok]
             table.add_row(row.what, f"{row.value:,.4g} {row.unit}", ratio, row.goal, held)
-        Console(width=150).print(table)
+        Console(width=150, emoji=False).print(table)
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.json"
         body = {"title": self.title, "machine": machine(), "rows": [asdict(r) for r in self.rows]}

@@ -1,0 +1,108 @@
+"""The same updates lead to the same bits whatever instructions the processor has.
+
+torch picks its kernels at start; `ATEN_CPU_CAPABILITY` holds it at an older set. A processor that
+has no AVX-512 runs what it has, so every level is one that exists here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LEVELS = ("default", "avx2", "avx512")
+
+# Random bits among the operands, so that rounding, denormals and both signs come up.
+UPDATES = """
+import json, sys
+import numpy as np, torch
+from ledger import IncrementalUpdateRequest as Update, Ledger
+
+torch.set_num_threads(int(sys.argv[2]))
+chance = np.random.default_rng(7)
+
+def values(*shape):
+    return torch.from_numpy(chance.standard_normal(shape) * 10.0 ** chance.integers(-9, 3, shape))
+
+base = {
+    str(dtype).removeprefix("torch."): values(300, 257).to(dtype)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
+with Ledger.open(sys.argv[1]) as ledger:
+    log = ledger.model("m", base=base)
+    for name in base:
+        log.apply(Update(name, values(300, 257) * 1e-3, 0.37))
+        log.apply(Update(name, values(300, 257) * 1e-4, 0.11, "multiplicative"))
+        at = chance.permutation(300 * 257)[:5000]
+        log.apply(Update(name, values(5000), 1e-3, indices=at))
+        log.apply(Update(name, values(300, 257), 1.0, "replace"))
+        factors = {"a": values(300, 3), "b": values(3, 257) * 1e-3}
+        log.apply(Update(name, learning_rate=0.01, factors=factors))
+    log.apply_batch([Update(name, 1e-3, 0.5) for name in base])
+    digests = [event.state_after.hex() for event in log.events()]
+    rebuilt = ledger.history("m").state("head")
+    live = {name: log.projector.engine.tensor(name) for name in base}
+    same = all(torch.equal(rebuilt[name].view(torch.uint8), live[name].view(torch.uint8))
+               for name in base)
+print(json.dumps({"level": torch.backends.cpu.get_cpu_capability(), "digests": digests,
+                  "rebuilt": same}))
+"""
+
+REBUILD = """
+import json, sys
+import torch
+from ledger import Ledger
+
+with Ledger.open(sys.argv[1]) as ledger:
+    history = ledger.history("m")
+    for seq in range(history.head().seq + 1):
+        history.state(f"seq:{seq}")  # raises unless every bit is as recorded
+    print(json.dumps({"level": torch.backends.cpu.get_cpu_capability()}))
+"""
+
+
+def run(script: str, level: str, *arguments: str) -> dict[str, Any]:
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    result: dict[str, Any] = json.loads(ran.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("levels")
+    made = {}
+    for threads, level in enumerate(LEVELS, start=1):
+        path = folder / f"{level}.db"
+        made[level] = path, run(UPDATES, level, f"sqlite:///{path}", str(threads))
+    return made
+
+
+def test_every_level_computes_the_same_digests(
+    results: dict[str, tuple[Path, dict[str, Any]]],
+) -> None:
+    levels = {found["level"] for _, found in results.values()}
+    if len(levels) == 1:
+        pytest.skip(f"this processor has one instruction set: {levels}")
+    first = results["default"][1]["digests"]
+    assert len(set(first)) > 20
+    for _, found in results.values():
+        assert found["rebuilt"]
+        assert found["digests"] == first
+
+
+def test_what_one_level_wrote_another_rebuilds(
+    results: dict[str, tuple[Path, dict[str, Any]]],
+) -> None:
+    for writer, reader in (("avx512", "default"), ("default", "avx512")):
+        path, _ = results[writer]
+        run(REBUILD, reader, f"sqlite:///{path}")
