@@ -13,7 +13,7 @@ from ledger import DynamicModelManager, Plan, Planner, Tip
 from rules.checking import init, is_finite, propose
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.planning import computing_dtype
+from rules.dtesn.ground import computing_dtype
 from rules.errors import RuleError
 from rules.ewc import Ewc
 

@@ -97,7 +97,11 @@ def check_scored(weight: torch.Tensor, activities: Mapping[str, torch.Tensor]) -
             param="gate",
         )
     count = len(activities["x"]) if activities["x"].ndim else 0
-    for name, width in (("x", weight.shape[1]), ("y", weight.shape[0]), ("target", weight.shape[0])):
+    for name, width in (
+        ("x", weight.shape[1]),
+        ("y", weight.shape[0]),
+        ("target", weight.shape[0]),
+    ):
         tensor = activities[name]
         if not count or tensor.shape != (count, width):
             raise RuleError(

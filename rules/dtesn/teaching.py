@@ -4,7 +4,7 @@ The activities are taken in batches, each proposed on what the ones before it ma
 again from recorded activities by `rules.dtesn.recomputing`, so all it depends on is passed in.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
