@@ -137,6 +137,13 @@ def test_a_reward_comes_later(http: httpx2.Client) -> None:
         ({"update_data": 1, "surprise": 1}, 400, "surprise"),
         ({"activities": {"x": [[1.0]], "target": [[1.0]]}, "rule": "rls"}, 400, "x"),
         ({"activities": {"x": "abc"}, "rule": "hebb"}, 400, "x"),
+        ({"activities": {"x": [[1.0]], "y": [[1.0]], "target": [[1.0]]}, "rule": "rls"}, 400, "x"),
+        ({"activities": {**samples(), "y": [[1.0]] * 20}, "rule": "rls"}, 400, "y"),
+        ({"activities": {**samples(), "target": [0] * 20}, "rule": "rls"}, 400, "target"),
+        (
+            {"activities": {**samples(), "target": [0] * 20}, "rule": "rls", "gated": True},
+            *(400, "target"),
+        ),
         ({"activities": samples(), "rule": "rls", "learning_rate": 0.5}, 400, "learning_rate"),
         ({"activities": samples(), "rule": "rls", "rule_config": {"b": 1}}, 400, "b"),
         ({"activities": samples(), "rule": "rls", "batch_size": 0}, 400, "batch_size"),

@@ -27,7 +27,7 @@ from rules import (
     PairedGate,
     RuleError,
 )
-from rules.dtesn import recompute
+from rules.dtesn import history, recompute
 from rules.guards import NormLimit
 
 OUT, IN = 3, 5
@@ -349,6 +349,41 @@ def test_a_restart_goes_on_where_learning_was(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
+def test_history_and_status_are_read_page_by_page_and_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_PAGE", 2)
+    config = DTESNLearningConfig(enable_homeostasis=False)
+    manager = manager_in(tmp_path)
+    try:
+        bridge = DTESNDynamicIntegration(manager, config)
+        for step in range(5):
+            run(bridge.learn("2.weight", samples(seed=step), rule="nlms", learning_rate=0.01))
+            run(manager.create_version(f"after {step}"))
+        assert not run(bridge.enhanced_incremental_update("2.weight", 1e6))["success"]
+        whole = bridge.get_learning_history()
+        assert [one["learning_type"] for one in whole] == ["nlms"] * 5 + ["bcm"]
+        assert bridge.get_learning_history(limit=3) == whole[-3:]
+        assert bridge.get_learning_history(limit=0) == []
+        status = bridge.get_integration_status()
+        counts = ("total_learning_updates", "refused_learning_updates")
+        assert [status[name] for name in counts] == [5, 1]
+        assert status["recent_algorithms"] == ["nlms"] * 5 + ["bcm"]
+        head = manager.log.events(limit=1)[0].seq
+        read: list[Any] = []
+        events = manager.log.events
+        monkeypatch.setattr(
+            manager.log, "events", lambda **where: read.append(where) or events(**where)
+        )
+        run(bridge.learn("2.weight", samples(), rule="nlms", learning_rate=0.01))
+        assert bridge.get_integration_status()["total_learning_updates"] == 6
+        assert [w["min_seq"] for w in read if "kinds" in w] == [head + 1]
+        fresh = DTESNDynamicIntegration(manager, config).get_integration_status()
+        assert fresh == bridge.get_integration_status()
+    finally:
+        manager.close()
+
+
 def test_streams_never_see_each_others_state(integrate: Integrate) -> None:
     bridge = integrate(enable_homeostasis=False)
     spikes = {
@@ -473,6 +508,53 @@ def test_a_gate_adopts_what_helps_and_refuses_what_harms(integrate: Integrate) -
     assert harmed["success"] is False
     assert harmed["reason"].startswith("Automatic rollback: gate: of 60 samples")
     assert torch.equal(weight(bridge), before)
+
+
+def test_a_gate_scores_samples_that_are_several_time_steps_long(integrate: Integrate) -> None:
+    bridge = integrate(batch_size=1)
+    steps, count = 3, 20
+    scored = classes(count, 3)
+    drawn = torch.Generator().manual_seed(4)
+    spikes = {
+        "pre_spikes": (torch.rand(steps * count, IN, generator=drawn) < 0.3).float(),
+        "post_spikes": (torch.rand(steps * count, OUT, generator=drawn) < 0.3).float(),
+    }
+    before = weight(bridge)
+    result = run(
+        bridge.learn(
+            "2.weight", {**scored, **spikes}, rule="pair-stdp", gate=PairedGate("not worse", 1e-9)
+        )
+    )
+    assert result["success"]
+    assert last(bridge)["evidence"]["gate"]["items"] == count
+    assert last(bridge)["learnt"]["proposals"] == count
+    rule = rules.make_rule("pair-stdp", {"learning_rate": 0.01})
+    step = rules.propose(rule, before, spikes, rules.init(rule, before)).delta
+    assert torch.allclose(weight(bridge), before + step, atol=1e-6)
+
+
+def test_a_change_that_was_asked_for_is_scored_on_samples_it_was_not_made_from(
+    integrate: Integrate,
+) -> None:
+    bridge = integrate(guards=Guards(norm=None))
+    scored = classes(60, 1)
+    wanted = torch.zeros(OUT, IN)
+    wanted[range(OUT), range(OUT)] = 10.0  # what tells these classes apart
+    before = weight(bridge)
+    for sign in (-1.0, 1.0):
+        asked = {**scored, "delta": sign * wanted}
+        result = run(
+            bridge.learn(
+                "2.weight", asked, rule="hebbian-delta", learning_rate=0.5, gate=PairedGate()
+            )
+        )
+        seen = last(bridge)["evidence"]["gate"]
+        assert result["success"] is (sign > 0)
+        assert seen["items"] == 60
+        assert (seen["better"] > seen["worse"]) is (sign > 0)
+        if sign < 0:
+            assert torch.equal(weight(bridge), before)
+    assert not torch.equal(weight(bridge), before)
 
 
 # Elastic weight consolidation
@@ -602,6 +684,13 @@ def test_parameters_that_are_not_the_parameters_are_refused(
 SHORT = {"x": torch.ones(3, IN), "y": torch.ones(2, OUT)}
 NARROW = {"x": torch.ones(2, 4), "y": torch.ones(2, OUT)}
 EMPTY = {"x": torch.ones(0, IN), "y": torch.ones(0, OUT)}
+SHORT_TARGET = {**observed(), "target": torch.ones(39, OUT)}
+THIN_X = {**observed(), "x": torch.ones(40, IN - 1), "target": torch.ones(40, OUT)}
+LABELS = {**observed(), "target": torch.zeros(40)}
+SPIKES = {"pre_spikes": torch.ones(6, IN), "post_spikes": torch.ones(6, OUT)}
+UNEVEN = {**SPIKES, "x": torch.ones(4, IN), "target": torch.ones(4, OUT)}
+BROKEN_X = {**observed(), "x": torch.full((40, IN), torch.inf), "target": torch.ones(40, OUT)}
+GATED = {"gate": PairedGate()}
 BROKEN = {**samples(), "target": torch.full((40, OUT), torch.nan)}
 
 
@@ -648,6 +737,30 @@ def test_a_bad_update_changes_nothing(
         (observed(), {"rule": "hebb", "gate": PairedGate()}, "x, y and target"),
         (samples(), {"rule": "rls", "batch_size": 0}, "batch_size"),
         (samples(), {}, "needs the activities"),
+        # A readout's y and a gate's scores are worked out from x before the rule is asked.
+        (THIN_X, {"rule": "rls"}, "'x' of rls.*in=5"),
+        ({**observed(), "target": torch.ones(40, 2)}, {"rule": "nlms"}, "out=3"),
+        ({**observed(), "target": torch.ones(40)}, {"rule": "rls"}, "'target' of rls"),
+        (SHORT_TARGET, {"rule": "rls"}, r"got \(39, 3\)"),
+        (THIN_X, {"rule": "synaptic-scaling", **GATED}, r"samples of x \[batch, 5\]"),
+        (LABELS, {"rule": "hebb", **GATED}, r"samples of target \[batch, 3\]"),
+        (SHORT_TARGET, {"rule": "hebb", **GATED}, r"as many as of x, got \(39, 3\)"),
+        (BROKEN_X, {"rule": "synaptic-scaling", **GATED}, "'x' has values that are not finite"),
+        (UNEVEN, {"rule": "pair-stdp", **GATED}, "pre_spikes 6.*x 4"),
+        (
+            {"delta": torch.ones(OUT, IN), "x": torch.ones(2, IN)},
+            {"rule": "stdp-delta", **GATED},
+            "missing: target",
+        ),
+        (
+            {"y": torch.ones(2, OUT)},
+            {"rule": "intrinsic-plasticity", "parameter_name": "2.bias", **GATED},
+            "missing: x, target",
+        ),
+        ({**observed(2), "x": torch.ones(2, IN).to_sparse()}, {"rule": "hebb"}, "dense tensor"),
+        ({**observed(2), "x": torch.ones(2, IN).to("meta")}, {"rule": "hebb"}, "on meta"),
+        ({**observed(2), "x": torch.ones(2, IN) * 1j}, {"rule": "hebb"}, "real numbers"),
+        ({**observed(2), "x": torch.ones(2, IN) > 0}, {"rule": "hebb"}, "booleans"),
     ],
 )
 def test_bad_activities_change_nothing(

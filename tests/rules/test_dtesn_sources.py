@@ -241,6 +241,14 @@ def test_rewards_are_bounded_expire_and_come_once(
     assert run(bridge.reward("r5", 1.0))["success"]  # a bad reward does not use the action up
 
 
+def test_a_restart_forgets_what_waits_and_says_so(bridge: DTESNDynamicIntegration) -> None:
+    bridge.remember("r1", "2.weight", action())
+    restarted = DTESNDynamicIntegration(bridge.dynamic_manager)
+    with pytest.raises(rules.UnknownRequest, match="before this process started"):
+        run(restarted.reward("r1", 1.0))
+    assert bridge.dynamic_manager.log.live.head.seq == 0
+
+
 # Other packages
 
 
