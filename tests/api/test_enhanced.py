@@ -170,6 +170,23 @@ def test_nan_in_a_body_is_refused(http: httpx2.Client) -> None:
     assert reply.status_code == 400
 
 
+def test_the_servers_evaluator_is_a_rules_shadow_score(server: Server, http: httpx2.Client) -> None:
+    """A readout taught wrong answers passes the guards; the score on held-out images refuses it."""
+    before = http.get("/v1/models/parameters").json()["data"]
+    x, target = hidden(server, 100)
+    wrong = {"x": x.tolist(), "target": target.roll(1, 1).tolist()}
+    reply = post(http, activities=wrong, rule="rls")
+    assert reply.status_code == 200
+    data = reply.json()["data"]
+    assert (reply.json()["success"], data["reason"][:48]) == (
+        False,
+        "Automatic rollback due to performance degradatio",
+    )
+    evidence = http.get(f"/v1/models/updates/{data['update_id']}").json()["facts"]["evidence"]
+    assert evidence["cause"] == "degraded" and "guards" in evidence
+    assert http.get("/v1/models/parameters").json()["data"] == before
+
+
 # The command
 
 

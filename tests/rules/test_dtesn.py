@@ -510,8 +510,15 @@ def test_a_gate_adopts_what_helps_and_refuses_what_harms(integrate: Integrate) -
     assert torch.equal(weight(bridge), before)
 
 
+def test_a_gate_scores_each_sample_once_however_many_iterations(integrate: Integrate) -> None:
+    bridge = integrate(max_iterations=3, convergence_threshold=0.0)
+    run(bridge.learn("2.weight", classes(20, 1), rule="nlms", gate=PairedGate()))
+    assert last(bridge)["learnt"]["iterations"] == 3
+    assert last(bridge)["evidence"]["gate"]["items"] == 20
+
+
 def test_a_gate_scores_samples_that_are_several_time_steps_long(integrate: Integrate) -> None:
-    bridge = integrate(batch_size=1)
+    bridge = integrate(batch_size=1, keep_activities=True)
     steps, count = 3, 20
     scored = classes(count, 3)
     drawn = torch.Generator().manual_seed(4)
@@ -531,6 +538,7 @@ def test_a_gate_scores_samples_that_are_several_time_steps_long(integrate: Integ
     rule = rules.make_rule("pair-stdp", {"learning_rate": 0.01})
     step = rules.propose(rule, before, spikes, rules.init(rule, before)).delta
     assert torch.allclose(weight(bridge), before + step, atol=1e-6)
+    assert recompute(bridge.dynamic_manager.log).exact == 1
 
 
 def test_a_change_that_was_asked_for_is_scored_on_samples_it_was_not_made_from(
