@@ -250,6 +250,15 @@ def test_homeostasis_scales_after_the_rule_and_never_a_readout(integrate: Integr
     assert last(scaled)["passes"]["homeostasis"] is None
 
 
+def test_scaling_as_the_rule_itself_scales_once(integrate: Integrate) -> None:
+    bridge = integrate(enable_homeostasis=True)
+    before, seen = weight(bridge), {"y": observed()["y"][:20]}
+    run(bridge.learn("2.weight", seen, rule="synaptic-scaling"))
+    rule = rules.make_rule("synaptic-scaling")
+    step = rules.propose(rule, before, seen, rules.init(rule, before)).delta
+    assert torch.equal(weight(bridge), before + step)
+
+
 def test_reservoir_size_is_the_readouts_width_and_its_state_goes_on(integrate: Integrate) -> None:
     bridge = integrate(reservoir_size=IN)
     drawn = torch.randn(30, 2, generator=torch.Generator().manual_seed(3))
@@ -466,6 +475,27 @@ def test_a_diverging_rule_is_refused(integrate: Integrate) -> None:
     assert "finite: not finite: delta" in result["reason"]
 
 
+class Overflowing(rules.RULES["reinforcement-delta"]):  # type: ignore[misc,name-defined]
+    """Its step is fine, what it would remember is not."""
+
+    id = "overflowing"
+
+    def propose(self, weight: Any, activities: Any, state: Any) -> rules.Proposal:
+        return rules.Proposal(
+            torch.zeros_like(weight), {"baseline": weight.new_full((), torch.inf)}
+        )
+
+
+def test_a_state_that_is_not_finite_is_refused_too(
+    integrate: Integrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rules.RULES, Overflowing.id, Overflowing)
+    bridge = integrate()
+    result = run(bridge.enhanced_incremental_update("2.weight", 0.1, rule="overflowing"))
+    assert result["reason"] == "Automatic rollback: finite: not finite: baseline"
+    assert side(bridge) == {}
+
+
 def test_the_managers_evaluator_judges_a_rules_step_too(tmp_path: Path) -> None:
     start = network()[2].weight.detach().clone()
 
@@ -591,6 +621,22 @@ def test_consolidated_weights_hold_still_while_others_learn(integrate: Integrate
     assert (below, why["reason"]) == (False, "importance_below_threshold")
 
 
+def test_the_pull_of_consolidation_is_at_the_rate_of_the_step(integrate: Integrate) -> None:
+    bridge = integrate(guards=Guards(norm=None), ewc_lambda=10.0)
+    before, fisher = weight(bridge), torch.full((OUT, IN), 2.0)
+    run(bridge.consolidate_important_parameters("2.weight", before + 0.5, fisher))
+    asked = torch.ones(OUT, IN)
+    run(bridge.enhanced_incremental_update("2.weight", asked, 0.2, rule="stdp-delta"))
+    rule = rules.make_rule("stdp-delta", {"learning_rate": 0.2})
+    proposed = (
+        before + rules.propose(rule, before, {"delta": asked}, rules.init(rule, before)).delta
+    )
+    pull = 0.2 * 10.0 * fisher
+    torch.testing.assert_close(
+        weight(bridge), (proposed + pull * (before + 0.5)) / (1 + pull), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_the_constraint_is_the_proximal_step(integrate: Integrate) -> None:
     bridge = integrate(learning_rate=0.1)
     current, proposed = torch.zeros(2, 2), torch.ones(2, 2)
@@ -634,6 +680,14 @@ def test_a_rule_that_computes_otherwise_is_found(
     found = recompute(bridge.dynamic_manager.log)
     assert not found.ok
     assert "the step is another" in next(iter(found.problems.values()))
+
+
+def test_only_the_last_steps_activities_are_kept(integrate: Integrate) -> None:
+    bridge = integrate(keep_activities=True, enable_homeostasis=False)
+    run(bridge.learn("2.weight", observed(), rule="oja"))
+    run(bridge.learn("2.weight", {"y": observed()["y"]}, rule="synaptic-scaling"))
+    kept = [name for name in side(bridge) if "/activity." in name]
+    assert kept == ["rule/2.weight/default/activity.y"]
 
 
 def test_what_cannot_be_compared_is_counted_as_such(integrate: Integrate) -> None:
@@ -813,6 +867,20 @@ def test_half_types_are_rounded_once(tmp_path: Path) -> None:
         after = manager.log.state()["weight"]
         step = 0.05 * (1 - (before.float() + 1) / 2)
         assert torch.equal(after, (before.float() + step).to(torch.bfloat16))
+    finally:
+        manager.close()
+
+
+def test_a_result_that_does_not_fit_the_stored_type_is_refused(tmp_path: Path) -> None:
+    module = torch.nn.Linear(IN, OUT).to(torch.float16)
+    manager = DynamicModelManager(
+        TorchEngine(module), "half", config=DynamicUpdateConfig(backup_dir=tmp_path)
+    )
+    try:
+        bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))
+        result = run(bridge.enhanced_incremental_update("weight", 2e5, 1.0, rule="hebbian-delta"))
+        assert result["reason"] == "Automatic rollback: result: the result does not fit float16"
+        assert last(bridge)["evidence"]["refused_by"] == "result"
     finally:
         manager.close()
 
