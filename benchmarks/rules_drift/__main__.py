@@ -42,34 +42,33 @@ def prepare() -> None:
     logging.disable(logging.WARNING)
 
 
-def rates(pool: ProcessPoolExecutor, all_ways: Iterable[Way]) -> dict[str, float | None]:
-    """The best rate for each way by name; a gated way takes that of the way without a gate."""
-    tried = [
+def tried(pool: ProcessPoolExecutor, compared: Iterable[Way]) -> dict[str, dict[float, float]]:
+    """Accuracy by rate for each way by name; a gated way takes the rate of the one without."""
+    runs = [
         Run(way, rate, "turning", RATE_SEED)
-        for way in all_ways
+        for way in compared
         if not way.gated
         for rate in way.rates
     ]
-    best: dict[str, tuple[float, float]] = {}
-    for one, found in zip(tried, pool.map(run, tried), strict=True):
+    found: dict[str, dict[float, float]] = {}
+    for one, came in zip(runs, pool.map(run, runs), strict=True):
         assert one.rate is not None
-        best[one.way.name] = max(best.get(one.way.name, (0.0, 0.0)), (found["accuracy"], one.rate))
-    return {name: rate for name, (_, rate) in best.items()}
+        found.setdefault(one.way.name, {})[one.rate] = came["accuracy"]
+    return found
 
 
 def main(seeds: int = 5) -> None:
     compared: Sequence[Way] = ways()
     with ProcessPoolExecutor(os.cpu_count(), initializer=prepare) as pool:
-        chosen = rates(pool, compared)
+        by_rate = tried(pool, compared)
+        rows = {way.name: Row(way.name, by_rate.get(way.ungated, {})) for way in compared}
         runs = [
-            Run(way, chosen.get(way.name.removesuffix(", gated")), drift, seed)
+            Run(way, rows[way.name].rate, drift, seed)
             for drift in DRIFTS
             for seed in range(seeds)
             for way in compared
         ]
-        rows = {way.name: Row(way.name, chosen.get(way.name)) for way in compared}
         for one, found in zip(runs, pool.map(run, runs), strict=True):
-            rows[one.way.name].rate = one.rate
             rows[one.way.name].add(one.drift, found)
     finish(list(rows.values()), seeds)
 

@@ -11,16 +11,22 @@ from rich.table import Table
 
 from benchmarks.measure import RESULTS, machine
 from benchmarks.rules_drift.streams import DRIFTS
+from benchmarks.rules_drift.ways import GATED
 
 
 @dataclass
 class Row:
-    """One way's runs, by drift."""
+    """One way's runs, by drift; `tried` is what each learning rate came to beforehand."""
 
     way: str
-    rate: float | None
+    tried: dict[float, float]
     accuracies: dict[str, list[float]] = field(default_factory=dict)
     refused: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float | None:
+        """The best of those tried, the smaller of equals."""
+        return max(self.tried, key=lambda rate: self.tried[rate], default=None)
 
     def add(self, drift: str, found: dict[str, float]) -> None:
         self.accuracies.setdefault(drift, []).append(found["accuracy"])
@@ -46,7 +52,7 @@ class Row:
             }
             for drift in DRIFTS
         }
-        return {"way": self.way, "learning_rate": self.rate, **drifts}
+        return {"way": self.way, "learning_rate": self.rate, "tried": self.tried, **drifts}
 
 
 def finish(rows: list[Row], seeds: int) -> None:
@@ -108,7 +114,7 @@ def _panel(rows: list[Row], drift: str, left: int, height: int, stands: float) -
     for place, row in enumerate(rows):
         y, mean, spread = _TOP + _LINE * place, row.mean(drift), row.spread(drift)
         low, high = (left + _PANEL * edge for edge in (mean - spread, mean + spread))
-        fill = "white" if row.way.endswith(", gated") else "#246"
+        fill = "white" if row.way.endswith(GATED) else "#246"
         parts.append(
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="#246"/>'
             f'<circle cx="{left + _PANEL * mean:.1f}" cy="{y}" r="3.5" fill="{fill}" '

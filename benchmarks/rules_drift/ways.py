@@ -14,6 +14,8 @@ PEER_RATES = (0.001, 0.01, 0.1, 1.0)
 # Two neighbouring samples are 80 ms apart, so little of one's traces is left at the next.
 STEP_MS = 20.0
 
+GATED = ", gated"
+
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "node-perturbation": {"sigma": 0.1},
     "pair-stdp": {"dt_ms": STEP_MS},
@@ -35,6 +37,11 @@ class Way:
     gated: bool = False
     consolidated: bool = False
     parameter: str = "2.weight"
+
+    @property
+    def ungated(self) -> str:
+        """The name of the same way without a gate."""
+        return self.name.removesuffix(GATED)
 
     @property
     def asks(self) -> bool:
@@ -78,4 +85,4 @@ def _plain(rule_id: str) -> Way:
 
 def _both(way: Way) -> Iterator[Way]:
     yield way
-    yield replace(way, name=f"{way.name}, gated", gated=True)
+    yield replace(way, name=way.name + GATED, gated=True)

@@ -374,6 +374,9 @@ def test_history_and_status_are_read_page_by_page_and_only_what_is_new(
         assert [one["learning_type"] for one in whole] == ["nlms"] * 5 + ["bcm"]
         assert bridge.get_learning_history(limit=3) == whole[-3:]
         assert bridge.get_learning_history(limit=0) == []
+        with monkeypatch.context() as wider:
+            wider.setattr(history, "_PAGE", 4)
+            assert bridge.get_learning_history(limit=1) == whole[-1:]
         status = bridge.get_integration_status()
         counts = ("total_learning_updates", "refused_learning_updates")
         assert [status[name] for name in counts] == [5, 1]
@@ -911,6 +914,18 @@ def test_a_retry_is_answered_and_another_request_is_not(integrate: Integrate) ->
     assert again["update_id"] == first["update_id"]
     with pytest.raises(IdempotencyMismatch):
         run(bridge.learn("2.weight", samples(seed=9), rule="rls", caller=caller))
+
+
+def test_selectors_of_different_kinds_do_not_share_what_they_remember(
+    integrate: Integrate,
+) -> None:
+    bridge = integrate()
+    for selector in (rules.FeedbackThresholds(), rules.DiscountedUcb(), rules.FeedbackThresholds()):
+        context = {"accuracy_change": 0.3}
+        run(bridge.enhanced_incremental_update("2.weight", 0.1, None, context, selector=selector))
+        seen = last(bridge)["selector"]
+        assert seen["config"]["kind"] == type(selector).__name__
+    assert seen["evidence"]["previous"] == "stdp-delta"
 
 
 def test_a_selector_chooses_among_rules_that_learn_from_activities(integrate: Integrate) -> None:
