@@ -28,7 +28,8 @@ from rules import (
     RuleError,
 )
 from rules.dtesn import history, recompute
-from rules.guards import NormLimit
+from rules.dtesn import state as places
+from rules.guards import Bounds, NormLimit
 
 OUT, IN = 3, 5
 Integrate = Callable[..., DTESNDynamicIntegration]
@@ -624,6 +625,26 @@ def test_consolidated_weights_hold_still_while_others_learn(integrate: Integrate
     assert (below, why["reason"]) == (False, "importance_below_threshold")
 
 
+def test_importance_is_the_mean_over_the_parameter(integrate: Integrate) -> None:
+    bridge = integrate()
+    fisher = torch.zeros(OUT, IN)
+    fisher[0, 0] = 3.0  # a mean of 0.2
+    assert run(bridge.consolidate_important_parameters("2.weight", None, fisher)) == (
+        False,
+        {
+            "parameter_name": "2.weight",
+            "consolidated": False,
+            "mean_importance": pytest.approx(0.2),
+            "max_importance": 3.0,
+            "consolidation_threshold": 0.5,
+            "reason": "importance_below_threshold",
+        },
+    )
+    assert bridge.dynamic_manager.log.live.head.seq == 0
+    done, facts = run(bridge.consolidate_important_parameters("2.weight", None, fisher, 0.1))
+    assert done and facts["consolidated"] and facts["update_id"].startswith("update_1_")
+
+
 def test_the_pull_of_consolidation_is_at_the_rate_of_the_step(integrate: Integrate) -> None:
     bridge = integrate(guards=Guards(norm=None), ewc_lambda=10.0)
     before, fisher = weight(bridge), torch.full((OUT, IN), 2.0)
@@ -666,6 +687,36 @@ def test_steps_with_kept_activities_are_computed_again(integrate: Integrate) -> 
     assert (found.exact, found.close, found.without_activities) == (3, 0, 1)
     assert found.ok
     assert not [name for name in side(bridge) if "activity." in name]
+
+
+def test_a_step_that_a_guard_shortened_is_computed_again(integrate: Integrate) -> None:
+    shortening = Guards(norm=NormLimit(kappa=0.01, on_excess="scale"))
+    bridge = integrate(keep_activities=True, guards=shortening)
+    run(bridge.learn("2.weight", samples(), rule="rls"))
+    assert last(bridge)["evidence"]["guards"]["norm"]["scaled_by"] < 0.5
+    clipping = Guards(norm=None, bounds=Bounds(-0.1, 0.1))
+    run(integrate(keep_activities=True, guards=clipping).learn("2.weight", samples(), rule="nlms"))
+    found = recompute(bridge.dynamic_manager.log)
+    assert (found.exact, found.state_only, found.problems) == (1, 1, {})
+
+
+def test_another_version_of_a_rule_and_other_activities_are_not_compared(
+    integrate: Integrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = integrate(keep_activities=True)
+    run(bridge.learn("2.weight", samples(), rule="nlms"))
+    kept = places.kept_activities
+
+    def touched(held: Any) -> Any:
+        return {name: tensor * 2 for name, tensor in kept(held).items()}
+
+    with monkeypatch.context() as other:
+        other.setattr(places, "kept_activities", touched)
+        (problem,) = recompute(bridge.dynamic_manager.log).problems.values()
+        assert "not the one whose digest the event has" in problem
+    monkeypatch.setattr(rules.RULES["nlms"], "version", 2)
+    (problem,) = recompute(bridge.dynamic_manager.log).problems.values()
+    assert problem == "nlms is at version 2, the event was made by version 1"
 
 
 def test_a_rule_that_computes_otherwise_is_found(
@@ -914,6 +965,30 @@ def test_a_retry_is_answered_and_another_request_is_not(integrate: Integrate) ->
     assert again["update_id"] == first["update_id"]
     with pytest.raises(IdempotencyMismatch):
         run(bridge.learn("2.weight", samples(seed=9), rule="rls", caller=caller))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stream": "another"},
+        {"gate": PairedGate("not worse", 1e-9)},
+        {"rule_config": {"epsilon": 1e-3}},
+        {"learning_rate": 0.25},
+        {"batch_size": 2},
+        {"performance_context": {"accuracy_change": 0.1}},
+        {"rule": "lms"},
+        {"parameter_name": "0.weight"},
+    ],
+)
+def test_a_key_is_for_one_request_in_every_detail(
+    integrate: Integrate, other: dict[str, Any]
+) -> None:
+    bridge = integrate()
+    key = Caller(idempotency_key="k")
+    call = {"parameter_name": "2.weight", "activities": samples(), "rule": "nlms", "caller": key}
+    assert run(bridge.learn(**call))["success"]
+    with pytest.raises(IdempotencyMismatch):
+        run(bridge.learn(**{**call, **other}))
 
 
 def test_selectors_of_different_kinds_do_not_share_what_they_remember(
