@@ -597,6 +597,10 @@ def test_a_change_that_was_asked_for_is_scored_on_samples_it_was_not_made_from(
         if sign < 0:
             assert torch.equal(weight(bridge), before)
     assert not torch.equal(weight(bridge), before)
+    ruin = {**scored, "delta": -40 * wanted}
+    lenient = PairedGate("not worse")
+    refused = run(bridge.learn("2.weight", ruin, rule="hebbian-delta", gate=lenient))
+    assert refused["reason"].startswith("Automatic rollback: gate: of 60 samples 0 were answered")
 
 
 # Elastic weight consolidation
