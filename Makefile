@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: serve test lint types unit soak bench vllm clean
+.PHONY: serve test lint types unit soak bench drift vllm clean
 
 serve: $(STAMP)
 	$(BIN)/weightledger serve
@@ -33,6 +33,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit
 
+# Which learning rules help and which harm: a quarter of an hour.
+drift: $(STAMP)
+	$(BIN)/python -m benchmarks.rules_drift
+
 # Against a real vLLM (its CPU build, in an environment of its own): 3.4 GB, a few minutes.
 VLLM_VENV ?= .venv-vllm
 vllm: $(STAMP) $(VLLM_VENV)/.installed
@@ -45,7 +49,7 @@ $(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) torch
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[demo,test]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[demo,test,bench]'
 	touch $@
 
 clean:

@@ -43,12 +43,18 @@ def propose(
     `state` is what `init` or the last proposal for this parameter and stream returned. Raises
     RuleError for activities that do not fit and ForeignState for a state that does not.
     """
-    dimensions = _check_weight(rule, weight)
-    _check_activities(rule, weight, activities, dimensions)
+    check_activities(rule, weight, activities)
     own = _own_state(rule, weight, state)
     with torch.no_grad():
         proposal = rule.propose(weight.detach(), activities, own)
     return replace(proposal, state={VERSION: state[VERSION], **proposal.state})
+
+
+def check_activities(
+    rule: Rule, weight: torch.Tensor, activities: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise RuleError unless `propose` could take these activities for this weight."""
+    _check_activities(rule, weight, activities, _check_weight(rule, weight))
 
 
 def _check_weight(rule: Rule, weight: torch.Tensor) -> dict[str, int]:

@@ -91,8 +91,10 @@ def fisher_diagonal(
     jacobian = torch.func.vmap(torch.func.jacrev(scores), in_dims=(None, 0))
     chances = torch.func.vmap(scores, in_dims=(None, 0))
     total = {name: torch.zeros_like(tensor) for name, tensor in detached.items()}
-    for piece in torch.split(inputs, chunk):
-        weight = chances(detached, piece).exp().flatten()
-        for name, slopes in jacobian(detached, piece).items():
-            total[name] += torch.tensordot(weight, slopes.square().flatten(0, 1), dims=1)
+    # Parameters that `logits` holds beside these may want gradients; nobody here does.
+    with torch.no_grad():
+        for piece in torch.split(inputs, chunk):
+            weight = chances(detached, piece).exp().flatten()
+            for name, slopes in jacobian(detached, piece).items():
+                total[name] += torch.tensordot(weight, slopes.square().flatten(0, 1), dims=1)
     return {name: summed.div_(len(inputs)) for name, summed in total.items()}

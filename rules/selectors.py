@@ -37,6 +37,10 @@ class Feedback:
         return min(1.0, max(-1.0, value))
 
 
+NO_FEEDBACK = Feedback(0.0)
+"""Where nothing was measured: as if nothing had changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The rule to use next, why, and the selector's state after choosing. All of it is JSON."""

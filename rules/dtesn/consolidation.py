@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ledger import DynamicModelManager, Plan, Planner, Tip
+from ledger import DynamicModelManager, Event, Plan, Planner, Tip
 from rules.checking import init, is_finite, propose
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.planning import computing_dtype
+from rules.dtesn.ground import computing_dtype
 from rules.errors import RuleError
 from rules.ewc import Ewc
 
@@ -93,16 +93,41 @@ def anchor_planner(
     def plan(tip: Tip) -> Plan:
         weight, held = _held(tip, parameter)
         before = held or init(Ewc(), weight)
-        anchor = weight if current is None else current.to(weight.device, weight.dtype)
+        anchor = weight if current is None else current.detach().to(weight.device, weight.dtype)
         _check("current_params", anchor, weight)
         information = before["fisher"]
         if fisher is not None:
-            information = fisher.to(weight.device, weight.dtype)
+            information = fisher.detach().to(weight.device, weight.dtype)
             _check_fisher(information, weight)
         after = {**before, "anchor": anchor, "fisher": information}
         return _plan(parameter, CONSOLIDATED, after, information)
 
     return plan
+
+
+async def consolidated(
+    manager: DynamicModelManager,
+    parameter: str,
+    current: torch.Tensor | None,
+    fisher: torch.Tensor | None,
+    threshold: float,
+) -> tuple[dict[str, Any], Event | None]:
+    """Anchor a parameter if its mean F exceeds the threshold: what was found, and the event."""
+    known = fisher.detach() if fisher is not None else held_for(manager, "fisher").get(parameter)
+    if known is None:
+        raise RuleError(f"{parameter} has no Fisher information yet", param="fisher_information")
+    important = float(known.mean()) > threshold
+    facts: dict[str, Any] = {
+        "parameter_name": parameter,
+        "consolidated": important,
+        "mean_importance": float(known.mean()),
+        "max_importance": float(known.max()),
+        "consolidation_threshold": threshold,
+    }
+    if not important:
+        return {**facts, "reason": "importance_below_threshold"}, None
+    event = await manager.write(anchor_planner(parameter, current, fisher))
+    return {**facts, "update_id": event.name}, event
 
 
 def held_for(manager: DynamicModelManager, name: str) -> dict[str, torch.Tensor]:

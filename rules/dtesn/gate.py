@@ -5,14 +5,19 @@ the samples before it; then it is learnt from. At the end a paired sign test dec
 was learnt replaces the live weight.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from rules.checking import is_finite
 from rules.errors import RuleError
 from rules.guards import sign_test
 from rules.ranges import check_ranges
+
+SCORED = ("x", "y", "target")
+"""What a gate scores with: the layer's input, its output and what that should have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +82,32 @@ class Tally:
             f"of {self.items} samples {self.better} were answered better and {self.worse} worse, "
             f"required: {gate.require} at {gate.alpha:g}"
         )
+
+
+def check_scored(weight: torch.Tensor, activities: Mapping[str, torch.Tensor]) -> None:
+    """RuleError unless x is [batch, in] and y and target [batch, out] of a weight [out, in]."""
+    if missing := [name for name in SCORED if name not in activities]:
+        raise RuleError(
+            f"a gated call needs the activities x, y and target; missing: {', '.join(missing)}",
+            param=missing[0],
+        )
+    if weight.ndim != 2:
+        raise RuleError(
+            f"a gate scores layers with a weight [out, in], this one is {tuple(weight.shape)}",
+            param="gate",
+        )
+    count = len(activities["x"]) if activities["x"].ndim else 0
+    for name, width in (
+        ("x", weight.shape[1]),
+        ("y", weight.shape[0]),
+        ("target", weight.shape[0]),
+    ):
+        tensor = activities[name]
+        if not count or tensor.shape != (count, width):
+            raise RuleError(
+                f"a gate scores samples of {name} [batch, {width}], as many as of x, got "
+                f"{tuple(tensor.shape)}",
+                param=name,
+            )
+        if not is_finite(tensor):
+            raise RuleError(f"activity {name!r} has values that are not finite", param=name)

@@ -12,19 +12,17 @@ from rules.dtesn import consolidation, history
 from rules.dtesn import state as places
 from rules.dtesn.config import DTESNLearningConfig
 from rules.dtesn.forgetting import forgetting
-from rules.dtesn.lesson import Lesson, as_tensor, asked, digests
+from rules.dtesn.lesson import as_tensor, asked
 from rules.dtesn.planning import planner
-from rules.dtesn.readout import Readout
-from rules.dtesn.rewards import Rewards
+from rules.dtesn.readout import driven_by
+from rules.dtesn.rewards import Rewards, check_action
 from rules.dtesn.streams import Clock, Stream, Streams
 from rules.errors import RuleError
 from rules.ewc import Ewc
 from rules.guards import Guards
 from rules.registry import get_rule
-from rules.reservoirs import TreeReservoir
 from rules.selectors import FeedbackThresholds, Selector
 
-_RECENT = 10
 _ANYONE = Caller()
 
 Activities = Mapping[str, Any]
@@ -51,6 +49,7 @@ class DTESNDynamicIntegration:
     ) -> None:
         self.dynamic_manager = dynamic_manager
         self.dtesn_config = config = dtesn_config or DTESNLearningConfig()
+        self._counted = history.Counted(dynamic_manager.log)
         self._selector = selector or FeedbackThresholds(adaptation_rate=config.adaptation_rate)
         self._guards = guards
         self._streams = Streams(
@@ -97,10 +96,9 @@ class DTESNDynamicIntegration:
                 param="update_data",
             )
         sent = {"delta": as_tensor("update_data", update_data)}
-        lesson = self._lesson(
+        return await self.learning(
             parameter_name, sent, "request", rule, learning_rate, performance_context, options
         )
-        return await self._write(lesson, options)
 
     async def learn(
         self,
@@ -135,11 +133,18 @@ class DTESNDynamicIntegration:
         options: Mapping[str, Any],
     ) -> Event:
         """`learn`, giving its event."""
+        name = self._first_name(parameter_name)
         sent = {name: as_tensor(name, values) for name, values in activities.items()}
-        lesson = self._lesson(
-            parameter_name, sent, source, rule, learning_rate, performance_context, options
+        lesson = asked(
+            name, sent, source, rule, learning_rate, performance_context, options, self._selector
         )
-        return await self._write(lesson, options)
+        caller: Caller = options.get("caller") or _ANYONE
+        return await self.dynamic_manager.write(
+            planner(lesson, self.dtesn_config, self._guards),
+            caller=caller,
+            request_digest=lesson.digest if caller.idempotency_key is not None else None,
+            metadata=options.get("metadata"),
+        )
 
     async def learn_readout(
         self,
@@ -157,29 +162,15 @@ class DTESNDynamicIntegration:
         The parameter is [out, reservoir_size], or one wider for a bias. The reservoir is drawn
         from `reservoir_seed`; its state is the stream's, so the next call goes on where this ended.
         """
-        driven, wanted = as_tensor("inputs", inputs), as_tensor("target", target)
-        if driven.ndim != 2:
-            raise RuleError(f"inputs are [time, inputs], got {tuple(driven.shape)}", param="inputs")
-        config = self.dtesn_config
-        reservoir = TreeReservoir(config.reservoir_size, driven.shape[1])
-        readout = Readout(reservoir, config.reservoir_seed, driven)
-        more = {
-            **options,
-            "derive": readout.derive,
-            "facts": {
-                "inputs": digests({"inputs": driven})["inputs"],
-                "reservoir": asdict(reservoir),
-                "seed": config.reservoir_seed,
-            },
-        }
+        readout = driven_by(as_tensor("inputs", inputs), self.dtesn_config)
         event = await self.learning(
             parameter_name,
-            {"target": wanted},
+            {"target": target},
             "reservoir",
             rule,
             learning_rate,
             performance_context,
-            more,
+            {**options, "derive": readout.derive, "facts": readout.facts},
         )
         return self.result(event)
 
@@ -204,14 +195,10 @@ class DTESNDynamicIntegration:
         input and output as pre_spikes and post_spikes. UnknownStream when it is not open. A call
         that fails leaves the stream open, with all it has seen.
         """
-        wanted = get_rule(rule).activities
+        kind = get_rule(rule)
         taken = self._streams.take(stream)
         try:
-            seen = taken.activities()
-            if "pre_spikes" in wanted:
-                seen = {"pre_spikes": seen["x"], "post_spikes": seen["y"]}
-            scored = options.get("gate") is not None
-            kept = {name: t for name, t in seen.items() if name in wanted or scored}
+            kept = taken.seen_by(kind, scored=options.get("gate") is not None)
             event = await self.learning(
                 taken.parameter,
                 {**kept, **(activities or {})},
@@ -236,11 +223,7 @@ class DTESNDynamicIntegration:
         stream: str = places.DEFAULT_STREAM,
     ) -> None:
         """Keep an action until `reward` says how it went; the rule's activities but the reward."""
-        wanted = get_rule(rule).activities
-        if "reward" not in wanted:
-            raise RuleError(f"{rule} learns from no reward", param="rule")
-        if missing := [name for name in wanted if name not in activities and name != "reward"]:
-            raise RuleError(f"{rule} needs {', '.join(missing)} as well", param=missing[0])
+        check_action(rule, activities)
         sent = {name: as_tensor(name, values) for name, values in activities.items()}
         name = self._first_name(parameter_name)
         self._rewards.remember(request_id, name, rule, places.check_stream(stream), sent)
@@ -288,30 +271,28 @@ class DTESNDynamicIntegration:
         """The reply to an update through a rule; one that could not be shown has no success."""
         return history.result(event, self.dynamic_manager.update_result(event))
 
-    def get_learning_history(self) -> list[dict[str, Any]]:
-        """Every step through a rule, oldest first, from the ledger's events."""
-        return [
-            history.entry(event) for event in reversed(history.learnt(self.dynamic_manager.log))
-        ]
+    def get_learning_history(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Steps through a rule, oldest first, from the ledger's events; the last `limit` of them.
+
+        Without a limit the whole log is read.
+        """
+        found = history.learnt(self.dynamic_manager.log, limit)
+        return [history.entry(event) for event in reversed(found)]
 
     def get_integration_status(self) -> dict[str, Any]:
-        """The configuration, and what the ledger says was learnt."""
-        events = history.learnt(self.dynamic_manager.log)
+        """The configuration, and what the ledger says was learnt.
+
+        The log is read once; each further call reads what is new.
+        """
         config = self.dtesn_config
-        applied = [event for event in events if event.kind == "updated"]
         return {
             "dtesn_available": True,
-            "total_learning_updates": len(applied),
-            "refused_learning_updates": len(events) - len(applied),
+            **self._counted.up_to_date(),
             "config": {
                 **asdict(config),
                 "plasticity_enabled": config.enable_plasticity,
                 "homeostasis_enabled": config.enable_homeostasis,
             },
-            "recent_algorithms": [
-                history.learning_type(event.body["rule"]["id"])
-                for event in reversed(events[:_RECENT])
-            ],
             "open_streams": self._streams.names(),
             "waiting_rewards": len(self._rewards),
         }
@@ -373,24 +354,10 @@ class DTESNDynamicIntegration:
         live weights are anchored, without `fisher_information` the ledger's F is used.
         """
         name = self._first_name(parameter_name)
-        known = fisher_information
-        if known is None:
-            known = self.get_fisher_information().get(name)
-        if known is None:
-            raise RuleError(f"{name} has no Fisher information yet", param="fisher_information")
-        facts: dict[str, Any] = {
-            "parameter_name": name,
-            "consolidated": float(known.mean()) > consolidation_threshold,
-            "mean_importance": float(known.mean()),
-            "max_importance": float(known.max()),
-            "consolidation_threshold": consolidation_threshold,
-        }
-        if not facts["consolidated"]:
-            return False, {**facts, "reason": "importance_below_threshold"}
-        plan = consolidation.anchor_planner(name, current_params, fisher_information)
-        event = await self.dynamic_manager.write(plan)
-        found = self.result(event)
-        return bool(found["success"]), {**facts, "update_id": event.name}
+        found, event = await consolidation.consolidated(
+            self.dynamic_manager, name, current_params, fisher_information, consolidation_threshold
+        )
+        return event is not None and bool(self.result(event)["success"]), found
 
     def get_consolidated_parameters(self) -> dict[str, torch.Tensor]:
         """Anchors W*, by parameter."""
@@ -399,31 +366,6 @@ class DTESNDynamicIntegration:
     def get_fisher_information(self) -> dict[str, torch.Tensor]:
         """Fisher information F, by parameter."""
         return consolidation.held_for(self.dynamic_manager, "fisher")
-
-    # One call
-
-    def _lesson(
-        self,
-        parameter: str,
-        sent: dict[str, torch.Tensor],
-        source: Any,
-        rule: str | None,
-        rate: float | None,
-        context: Mapping[str, float] | None,
-        options: Mapping[str, Any],
-    ) -> Lesson:
-        name = self._first_name(parameter)
-        return asked(name, sent, source, rule, rate, context, options, self._selector)
-
-    async def _write(self, lesson: Lesson, options: Mapping[str, Any]) -> Event:
-        caller: Caller = options.get("caller") or _ANYONE
-        digest = lesson.digest if caller.idempotency_key is not None else None
-        return await self.dynamic_manager.write(
-            planner(lesson, self.dtesn_config, self._guards),
-            caller=caller,
-            request_digest=digest,
-            metadata=options.get("metadata"),
-        )
 
     def _first_name(self, parameter: str) -> str:
         first = self.dynamic_manager.engine.aliases().get(parameter, parameter)

@@ -148,16 +148,18 @@ def described(config: Any) -> dict[str, Any] | None:
 
 
 def as_tensor(name: str, values: Any) -> torch.Tensor:
-    """Numbers, nested lists, arrays or a tensor as a tensor; RuleError names what it was."""
-    if isinstance(values, torch.Tensor):
-        return values.detach()
+    """Real numbers, nested lists, arrays or a dense tensor as a tensor; RuleError names it."""
     try:
-        made = torch.as_tensor(values)
+        made = values if isinstance(values, torch.Tensor) else torch.as_tensor(values)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise RuleError(f"{name!r} is not a tensor of numbers: {error}", param=name) from None
+    kind = str(made.dtype).removeprefix("torch.")
     if made.dtype == torch.bool:
         raise RuleError(f"{name!r} is not a tensor of numbers: it holds booleans", param=name)
-    return made
+    if made.layout != torch.strided or made.is_meta or made.is_complex() or made.is_quantized:
+        where = f"{kind}, {made.layout}, on {made.device}"
+        raise RuleError(f"{name!r} is a dense tensor of real numbers, got {where}", param=name)
+    return made.detach()
 
 
 def _feedback(context: Mapping[str, float] | None) -> Feedback | None:

@@ -1,12 +1,14 @@
 """A reservoir's states as the input of a readout."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from rules.dtesn import state as places
-from rules.dtesn.lesson import Derived
+from rules.dtesn.config import DTESNLearningConfig
+from rules.dtesn.lesson import Derived, digests
 from rules.errors import RuleError
 from rules.reservoirs import TreeReservoir, with_bias
 
@@ -18,6 +20,15 @@ class Readout:
     reservoir: TreeReservoir
     seed: int
     inputs: torch.Tensor
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an event says of it."""
+        return {
+            "inputs": digests({"inputs": self.inputs})["inputs"],
+            "reservoir": asdict(self.reservoir),
+            "seed": self.seed,
+        }
 
     def derive(self, held: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Derived:
         """x [time, in], the states from where the stream left the reservoir, and the last state."""
@@ -36,3 +47,11 @@ class Readout:
         )
         x = states if weight.shape[1] == size else with_bias(states)
         return Derived({"x": x}, {places.RESERVOIR: states[-1].clone()})
+
+
+def driven_by(inputs: torch.Tensor, config: DTESNLearningConfig) -> Readout:
+    """The configured reservoir, driven by `inputs`; RuleError unless they are [time, inputs]."""
+    if inputs.ndim != 2:
+        raise RuleError(f"inputs are [time, inputs], got {tuple(inputs.shape)}", param="inputs")
+    reservoir = TreeReservoir(config.reservoir_size, inputs.shape[1])
+    return Readout(reservoir, config.reservoir_seed, inputs)

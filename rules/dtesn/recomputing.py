@@ -16,7 +16,7 @@ from rules.checking import init
 from rules.dtesn import history
 from rules.dtesn import state as places
 from rules.dtesn.gate import PairedGate
-from rules.dtesn.planning import computing_dtype
+from rules.dtesn.ground import computing_dtype
 from rules.dtesn.teaching import Passes, scaling_state, teach
 from rules.errors import RuleError
 from rules.homeostasis import SynapticScaling

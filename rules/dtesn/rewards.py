@@ -1,17 +1,18 @@
 """Actions that wait for their reward, by request id.
 
 What is kept of an action is the low-rank form of its gradient, its activities: [batch, in] and
-[batch, out], never the outer product. It is memory of this process; a restart forgets it, and a
-reward that comes then is told so.
+[batch, out], never the outer product. It is memory of this process: a restart forgets it, and a
+reward that comes then is told that this may be why.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from rules.dtesn.streams import Clock
 from rules.errors import RuleError, UnknownRequest
+from rules.registry import get_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class Rewards:
         if waiting is None or (waiting.answered is not None and waiting.answered != key):
             raise UnknownRequest(
                 f"nothing waits for the reward of request {request_id!r}: it is unknown, was "
-                f"rewarded already, or is older than {self._ttl_s:g} s",
+                f"rewarded already, is older than {self._ttl_s:g} s, or was sent before this "
+                "process started (what waits is kept in memory only)",
                 param="request_id",
             )
         return waiting
@@ -90,3 +92,13 @@ class Rewards:
         now = self._clock()
         for request_id in [key for key, one in self._waiting.items() if now >= one.until]:
             del self._waiting[request_id]
+
+
+def check_action(rule: str, activities: Iterable[str]) -> None:
+    """RuleError unless these are all that the rule wants but the reward, and it wants one."""
+    wanted = get_rule(rule).activities
+    given = set(activities)
+    if "reward" not in wanted:
+        raise RuleError(f"{rule} learns from no reward", param="rule")
+    if missing := [name for name in wanted if name not in given and name != "reward"]:
+        raise RuleError(f"{rule} needs {', '.join(missing)} as well", param=missing[0])

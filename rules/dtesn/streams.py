@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from ledger import DynamicModelManager
+from rules.dtesn.gate import SCORED
 from rules.errors import RuleError, UnknownStream
+from rules.protocol import Rule
 
 Clock = Callable[[], float]
 
@@ -80,6 +82,14 @@ class Stream:
         if not self._x:
             raise RuleError(f"stream {self.name!r} has seen no activity", param="stream")
         return {"x": torch.cat(self._x), "y": torch.cat(self._y)}
+
+    def seen_by(self, rule: type[Rule], *, scored: bool) -> dict[str, torch.Tensor]:
+        """What a rule wants of it, and what a gate scores with; spikes are what came and went."""
+        seen = self.activities()
+        if "pre_spikes" in rule.activities:
+            seen |= {"pre_spikes": seen["x"], "post_spikes": seen["y"]}
+        wanted = rule.activities.keys() | (set(SCORED) if scored else set())
+        return {name: tensor for name, tensor in seen.items() if name in wanted}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -4,19 +4,16 @@ The activities are taken in batches, each proposed on what the ones before it ma
 again from recorded activities by `rules.dtesn.recomputing`, so all it depends on is passed in.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from rules.checking import init, is_finite, propose
-from rules.dtesn.gate import PairedGate, Tally
-from rules.errors import RuleError
+from rules.checking import check_activities, init, is_finite, propose
+from rules.dtesn.gate import SCORED, PairedGate, Tally, check_scored
+from rules.dtesn.samples import Samples, samples
 from rules.homeostasis import SynapticScaling
-from rules.protocol import ANY_SHAPE, MATRIX, Rule
-
-ROWS = ("batch", "time")
-"""First dimensions that are counted in samples."""
+from rules.protocol import MATRIX, Rule
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -82,45 +79,31 @@ def teach(
     scaling: Tensors,
     passes: Passes,
 ) -> Taught:
-    """Learn from `activities`: those the rule wants, and `target` where a gate is to score.
+    """Learn from `activities`: those the rule wants, and x, y and target where a gate scores.
 
     A rule with a target learns a linear readout, so its y follows the weight within the call:
-    y + x Δᵀ. Other rules' activities are what was observed, and stay. Raises what
-    `rules.propose` raises.
+    y + x Δᵀ. Other rules' activities are what was observed, and stay. A gate answers each sample
+    before it is learnt from; where there are none, since a change was asked for, the change is
+    scored on all of x, which then is for that and nothing else. Raises what `rules.propose` raises.
     """
-    rows = _rows(rule, activities)
-    for name, tensor in activities.items():  # all of them, before any is learnt from
-        if not is_finite(tensor):
-            raise RuleError(f"activity {name!r} has values that are not finite", param=name)
-    learner = _Learner(rule, weight, state, scaling, passes.homeostasis, torch.zeros_like(weight))
-    follows = follows_weight(rule)
+    check_activities(rule, weight, {name: activities[name] for name in rule.activities})
     tally = Tally() if passes.gate is not None else None
-    if tally is not None and not {"x", "y", "target"} <= activities.keys():
-        raise RuleError("a gated call needs the activities x, y and target", param="target")
+    if tally is not None:
+        check_scored(weight, activities)
+    given = samples(rule, activities)
+    learner = _Learner(rule, weight, state, scaling, passes.homeostasis, torch.zeros_like(weight))
     size = _norm(weight)
-    most = passes.max_iterations if rows else 1
+    most = passes.max_iterations if given.rows else 1
     converged = False
     iterations = 0
-    while iterations < most and not converged:
+    while iterations < most and not converged and is_finite(learner.delta):
         iterations += 1
         start = learner.delta
-        for batch in _batches(activities, rows, passes.batch_size):
-            moved = batch
-            if follows or tally is not None:
-                learnt = batch["y"] + batch["x"] @ learner.delta.mT
-                if tally is not None and iterations == 1:
-                    tally.add(batch["y"], learnt, batch["target"])
-                if follows:
-                    moved = {**batch, "y": learnt}
-                    if not is_finite(learnt):
-                        learner.delta = torch.full_like(weight, torch.inf)
-                        break
-            learner.take(moved)
-            if not is_finite(learner.delta):  # the guards say so; nothing follows from it
-                break
-        if not is_finite(learner.delta):
-            break
+        _one_pass(learner, given, activities, passes.batch_size, tally if iterations == 1 else None)
         converged = _norm(learner.delta - start) < passes.convergence_threshold * size
+    if tally is not None and not given.rows and is_finite(learner.delta):
+        scored = {name: activities[name] for name in SCORED}
+        tally.add(scored["y"], _moved(scored, learner.delta), scored["target"])
     return Taught(
         learner.delta,
         learner.state,
@@ -133,6 +116,32 @@ def teach(
     )
 
 
+def _one_pass(
+    learner: _Learner, given: Samples, activities: Tensors, size: int, tally: Tally | None
+) -> None:
+    """All samples once; ends where the delta is not finite, which the guards are to see."""
+    follows = follows_weight(learner.rule)
+    for batch in given.batches(activities, size):
+        moved = batch
+        if given.rows and (follows or tally is not None):
+            learnt = _moved(batch, learner.delta)
+            if tally is not None:
+                tally.add(batch["y"], learnt, batch["target"])
+            if follows:
+                moved = {**batch, "y": learnt}
+                if not is_finite(learnt):
+                    learner.delta = torch.full_like(learner.weight, torch.inf)
+                    return
+        learner.take(moved)
+        if not is_finite(learner.delta):
+            return
+
+
+def _moved(batch: Tensors, delta: torch.Tensor) -> torch.Tensor:
+    """What a linear layer answers once its weight has moved by `delta`."""
+    return batch["y"] + batch["x"] @ delta.mT
+
+
 def follows_weight(rule: Rule | type[Rule]) -> bool:
     """Whether the rule learns a linear readout: y is x Wᵀ (and a constant), as far as W goes."""
     return rule.parameter == MATRIX and {"x", "y", "target"} <= rule.activities.keys()
@@ -141,42 +150,6 @@ def follows_weight(rule: Rule | type[Rule]) -> bool:
 def scaling_state(homeostasis: SynapticScaling | None, weight: torch.Tensor) -> Tensors:
     """The state that scaling starts with."""
     return {} if homeostasis is None else init(homeostasis, weight)
-
-
-def _rows(rule: Rule, activities: Tensors) -> dict[str, int]:
-    """Samples in each activity that is counted in samples; all have as many."""
-    counted = {
-        name: len(activities[name])
-        for name, activity in rule.activities.items()
-        if name in activities
-        and activity.shape != ANY_SHAPE
-        and activity.shape[:1] in {(row,) for row in ROWS}
-        and activities[name].ndim
-    }
-    if counted:
-        for name in ("x", "y", "target"):  # what a gate scores with
-            if name in activities and activities[name].ndim:
-                counted.setdefault(name, len(activities[name]))
-    if len(set(counted.values())) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counted.items())
-        raise RuleError(
-            f"activities have as many samples each, got {said}", param=next(iter(counted))
-        )
-    if 0 in counted.values():
-        raise RuleError("activities are empty: there are no samples", param=next(iter(counted)))
-    return counted
-
-
-def _batches(activities: Tensors, rows: Mapping[str, int], size: int) -> Iterator[Tensors]:
-    if not rows:
-        yield activities
-        return
-    total = next(iter(rows.values()))
-    for start in range(0, total, size):
-        yield {
-            name: tensor[start : start + size] if name in rows else tensor
-            for name, tensor in activities.items()
-        }
 
 
 def _norm(tensor: torch.Tensor) -> float:

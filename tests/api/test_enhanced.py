@@ -81,6 +81,14 @@ def test_the_reply_has_the_form_of_every_update(http: httpx2.Client) -> None:
     assert item["facts"]["evidence"]["guards"]["norm"]["delta_norm"] > 0
 
 
+def test_a_request_chooses_how_the_rule_is_selected(http: httpx2.Client) -> None:
+    for selector, kind in (("bandit", "DiscountedUcb"), ("feedback", "FeedbackThresholds")):
+        reply = post(http, update_data=0.0001, selector=selector)
+        update = http.get(f"/v1/models/updates/{reply.json()['data']['update_id']}").json()
+        assert update["facts"]["selector"]["config"]["kind"] == kind
+        assert reply.headers["etag"] == f'"{update["state_seq"]}"'
+
+
 def test_a_refused_step_is_200_and_says_why(http: httpx2.Client) -> None:
     before = http.get("/v1/models/status").json()["total_updates"]
     reply = post(http, update_data=100.0, learning_rate=1.0, rule="stdp-delta")
@@ -108,12 +116,22 @@ def test_a_reward_comes_later(http: httpx2.Client) -> None:
         "mean": [[0.1] * CLASSES],
         "action": [[1.0] + [0.0] * (CLASSES - 1)],
     }
-    waits = post(http, activities=action, request_id="q1", rule="reinforce")
+    both = post(http, activities=action, request_id="q1", reward=1.0, rule="reinforce")
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "reward")
+    waits = post(http, activities=action, request_id="q1", rule="reinforce", stream="shop")
     assert waits.json()["data"]["request_id"] == "q1"
     key = {"idempotency-key": "reward-q1"}
-    reply = http.post(ENHANCED, json={"request_id": "q1", "reward": 1.0}, headers=key)
-    assert reply.json()["data"]["learning_algorithm"] == "reinforce"
-    again = http.post(ENHANCED, json={"request_id": "q1", "reward": 1.0}, headers=key)
+    rewarded = {
+        "request_id": "q1",
+        "reward": 1.0,
+        "performance_context": {"accuracy_change": 0.25},
+    }
+    reply = http.post(ENHANCED, json=rewarded, headers=key)
+    data = reply.json()["data"]
+    assert data["learning_algorithm"] == "reinforce"
+    facts = http.get(f"/v1/models/updates/{data['update_id']}").json()["facts"]
+    assert (facts["stream"], facts["feedback"]) == ("shop", 0.25)
+    again = http.post(ENHANCED, json=rewarded, headers=key)
     assert again.json() == reply.json()
     twice = http.post(ENHANCED, json={"request_id": "q1", "reward": 1.0})
     assert (twice.status_code, twice.json()["error"]["param"]) == (404, "request_id")
@@ -137,6 +155,13 @@ def test_a_reward_comes_later(http: httpx2.Client) -> None:
         ({"update_data": 1, "surprise": 1}, 400, "surprise"),
         ({"activities": {"x": [[1.0]], "target": [[1.0]]}, "rule": "rls"}, 400, "x"),
         ({"activities": {"x": "abc"}, "rule": "hebb"}, 400, "x"),
+        ({"activities": {"x": [[1.0]], "y": [[1.0]], "target": [[1.0]]}, "rule": "rls"}, 400, "x"),
+        ({"activities": {**samples(), "y": [[1.0]] * 20}, "rule": "rls"}, 400, "y"),
+        ({"activities": {**samples(), "target": [0] * 20}, "rule": "rls"}, 400, "target"),
+        (
+            {"activities": {**samples(), "target": [0] * 20}, "rule": "rls", "gated": True},
+            *(400, "target"),
+        ),
         ({"activities": samples(), "rule": "rls", "learning_rate": 0.5}, 400, "learning_rate"),
         ({"activities": samples(), "rule": "rls", "rule_config": {"b": 1}}, 400, "b"),
         ({"activities": samples(), "rule": "rls", "batch_size": 0}, 400, "batch_size"),
@@ -161,6 +186,23 @@ def test_nan_in_a_body_is_refused(http: httpx2.Client) -> None:
     body = '{"parameter_name": "2.weight", "update_data": NaN}'
     reply = http.post(ENHANCED, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400
+
+
+def test_the_servers_evaluator_is_a_rules_shadow_score(server: Server, http: httpx2.Client) -> None:
+    """A readout taught wrong answers passes the guards; the score on held-out images refuses it."""
+    before = http.get("/v1/models/parameters").json()["data"]
+    x, target = hidden(server, 100)
+    wrong = {"x": x.tolist(), "target": target.roll(1, 1).tolist()}
+    reply = post(http, activities=wrong, rule="rls")
+    assert reply.status_code == 200
+    data = reply.json()["data"]
+    assert (reply.json()["success"], data["reason"][:48]) == (
+        False,
+        "Automatic rollback due to performance degradatio",
+    )
+    evidence = http.get(f"/v1/models/updates/{data['update_id']}").json()["facts"]["evidence"]
+    assert evidence["cause"] == "degraded" and "guards" in evidence
+    assert http.get("/v1/models/parameters").json()["data"] == before
 
 
 # The command

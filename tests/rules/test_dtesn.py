@@ -27,8 +27,9 @@ from rules import (
     PairedGate,
     RuleError,
 )
-from rules.dtesn import recompute
-from rules.guards import NormLimit
+from rules.dtesn import history, recompute
+from rules.dtesn import state as places
+from rules.guards import Bounds, NormLimit
 
 OUT, IN = 3, 5
 Integrate = Callable[..., DTESNDynamicIntegration]
@@ -250,6 +251,15 @@ def test_homeostasis_scales_after_the_rule_and_never_a_readout(integrate: Integr
     assert last(scaled)["passes"]["homeostasis"] is None
 
 
+def test_scaling_as_the_rule_itself_scales_once(integrate: Integrate) -> None:
+    bridge = integrate(enable_homeostasis=True)
+    before, seen = weight(bridge), {"y": observed()["y"][:20]}
+    run(bridge.learn("2.weight", seen, rule="synaptic-scaling"))
+    rule = rules.make_rule("synaptic-scaling")
+    step = rules.propose(rule, before, seen, rules.init(rule, before)).delta
+    assert torch.equal(weight(bridge), before + step)
+
+
 def test_reservoir_size_is_the_readouts_width_and_its_state_goes_on(integrate: Integrate) -> None:
     bridge = integrate(reservoir_size=IN)
     drawn = torch.randn(30, 2, generator=torch.Generator().manual_seed(3))
@@ -349,6 +359,44 @@ def test_a_restart_goes_on_where_learning_was(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
+def test_history_and_status_are_read_page_by_page_and_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_PAGE", 2)
+    config = DTESNLearningConfig(enable_homeostasis=False)
+    manager = manager_in(tmp_path)
+    try:
+        bridge = DTESNDynamicIntegration(manager, config)
+        for step in range(5):
+            run(bridge.learn("2.weight", samples(seed=step), rule="nlms", learning_rate=0.01))
+            run(manager.create_version(f"after {step}"))
+        assert not run(bridge.enhanced_incremental_update("2.weight", 1e6))["success"]
+        whole = bridge.get_learning_history()
+        assert [one["learning_type"] for one in whole] == ["nlms"] * 5 + ["bcm"]
+        assert bridge.get_learning_history(limit=3) == whole[-3:]
+        assert bridge.get_learning_history(limit=0) == []
+        with monkeypatch.context() as wider:
+            wider.setattr(history, "_PAGE", 4)
+            assert bridge.get_learning_history(limit=1) == whole[-1:]
+        status = bridge.get_integration_status()
+        counts = ("total_learning_updates", "refused_learning_updates")
+        assert [status[name] for name in counts] == [5, 1]
+        assert status["recent_algorithms"] == ["nlms"] * 5 + ["bcm"]
+        head = manager.log.events(limit=1)[0].seq
+        read: list[Any] = []
+        events = manager.log.events
+        monkeypatch.setattr(
+            manager.log, "events", lambda **where: read.append(where) or events(**where)
+        )
+        run(bridge.learn("2.weight", samples(), rule="nlms", learning_rate=0.01))
+        assert bridge.get_integration_status()["total_learning_updates"] == 6
+        assert [w["min_seq"] for w in read if "kinds" in w] == [head + 1]
+        fresh = DTESNDynamicIntegration(manager, config).get_integration_status()
+        assert fresh == bridge.get_integration_status()
+    finally:
+        manager.close()
+
+
 def test_streams_never_see_each_others_state(integrate: Integrate) -> None:
     bridge = integrate(enable_homeostasis=False)
     spikes = {
@@ -431,6 +479,27 @@ def test_a_diverging_rule_is_refused(integrate: Integrate) -> None:
     assert "finite: not finite: delta" in result["reason"]
 
 
+class Overflowing(rules.RULES["reinforcement-delta"]):  # type: ignore[misc,name-defined]
+    """Its step is fine, what it would remember is not."""
+
+    id = "overflowing"
+
+    def propose(self, weight: Any, activities: Any, state: Any) -> rules.Proposal:
+        return rules.Proposal(
+            torch.zeros_like(weight), {"baseline": weight.new_full((), torch.inf)}
+        )
+
+
+def test_a_state_that_is_not_finite_is_refused_too(
+    integrate: Integrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rules.RULES, Overflowing.id, Overflowing)
+    bridge = integrate()
+    result = run(bridge.enhanced_incremental_update("2.weight", 0.1, rule="overflowing"))
+    assert result["reason"] == "Automatic rollback: finite: not finite: baseline"
+    assert side(bridge) == {}
+
+
 def test_the_managers_evaluator_judges_a_rules_step_too(tmp_path: Path) -> None:
     start = network()[2].weight.detach().clone()
 
@@ -475,6 +544,65 @@ def test_a_gate_adopts_what_helps_and_refuses_what_harms(integrate: Integrate) -
     assert torch.equal(weight(bridge), before)
 
 
+def test_a_gate_scores_each_sample_once_however_many_iterations(integrate: Integrate) -> None:
+    bridge = integrate(max_iterations=3, convergence_threshold=0.0)
+    run(bridge.learn("2.weight", classes(20, 1), rule="nlms", gate=PairedGate()))
+    assert last(bridge)["learnt"]["iterations"] == 3
+    assert last(bridge)["evidence"]["gate"]["items"] == 20
+
+
+def test_a_gate_scores_samples_that_are_several_time_steps_long(integrate: Integrate) -> None:
+    bridge = integrate(batch_size=1, keep_activities=True)
+    steps, count = 3, 20
+    scored = classes(count, 3)
+    drawn = torch.Generator().manual_seed(4)
+    spikes = {
+        "pre_spikes": (torch.rand(steps * count, IN, generator=drawn) < 0.3).float(),
+        "post_spikes": (torch.rand(steps * count, OUT, generator=drawn) < 0.3).float(),
+    }
+    before = weight(bridge)
+    result = run(
+        bridge.learn(
+            "2.weight", {**scored, **spikes}, rule="pair-stdp", gate=PairedGate("not worse", 1e-9)
+        )
+    )
+    assert result["success"]
+    assert last(bridge)["evidence"]["gate"]["items"] == count
+    assert last(bridge)["learnt"]["proposals"] == count
+    rule = rules.make_rule("pair-stdp", {"learning_rate": 0.01})
+    step = rules.propose(rule, before, spikes, rules.init(rule, before)).delta
+    assert torch.allclose(weight(bridge), before + step, atol=1e-6)
+    assert recompute(bridge.dynamic_manager.log).exact == 1
+
+
+def test_a_change_that_was_asked_for_is_scored_on_samples_it_was_not_made_from(
+    integrate: Integrate,
+) -> None:
+    bridge = integrate(guards=Guards(norm=None))
+    scored = classes(60, 1)
+    wanted = torch.zeros(OUT, IN)
+    wanted[range(OUT), range(OUT)] = 10.0  # what tells these classes apart
+    before = weight(bridge)
+    for sign in (-1.0, 1.0):
+        asked = {**scored, "delta": sign * wanted}
+        result = run(
+            bridge.learn(
+                "2.weight", asked, rule="hebbian-delta", learning_rate=0.5, gate=PairedGate()
+            )
+        )
+        seen = last(bridge)["evidence"]["gate"]
+        assert result["success"] is (sign > 0)
+        assert seen["items"] == 60
+        assert (seen["better"] > seen["worse"]) is (sign > 0)
+        if sign < 0:
+            assert torch.equal(weight(bridge), before)
+    assert not torch.equal(weight(bridge), before)
+    ruin = {**scored, "delta": -40 * wanted}
+    lenient = PairedGate("not worse")
+    refused = run(bridge.learn("2.weight", ruin, rule="hebbian-delta", gate=lenient))
+    assert refused["reason"].startswith("Automatic rollback: gate: of 60 samples 0 were answered")
+
+
 # Elastic weight consolidation
 
 
@@ -499,6 +627,42 @@ def test_consolidated_weights_hold_still_while_others_learn(integrate: Integrate
         bridge.consolidate_important_parameters("2.weight", consolidation_threshold=100.0)
     )
     assert (below, why["reason"]) == (False, "importance_below_threshold")
+
+
+def test_importance_is_the_mean_over_the_parameter(integrate: Integrate) -> None:
+    bridge = integrate()
+    fisher = torch.zeros(OUT, IN)
+    fisher[0, 0] = 3.0  # a mean of 0.2
+    assert run(bridge.consolidate_important_parameters("2.weight", None, fisher)) == (
+        False,
+        {
+            "parameter_name": "2.weight",
+            "consolidated": False,
+            "mean_importance": pytest.approx(0.2),
+            "max_importance": 3.0,
+            "consolidation_threshold": 0.5,
+            "reason": "importance_below_threshold",
+        },
+    )
+    assert bridge.dynamic_manager.log.live.head.seq == 0
+    done, facts = run(bridge.consolidate_important_parameters("2.weight", None, fisher, 0.1))
+    assert done and facts["consolidated"] and facts["update_id"].startswith("update_1_")
+
+
+def test_the_pull_of_consolidation_is_at_the_rate_of_the_step(integrate: Integrate) -> None:
+    bridge = integrate(guards=Guards(norm=None), ewc_lambda=10.0)
+    before, fisher = weight(bridge), torch.full((OUT, IN), 2.0)
+    run(bridge.consolidate_important_parameters("2.weight", before + 0.5, fisher))
+    asked = torch.ones(OUT, IN)
+    run(bridge.enhanced_incremental_update("2.weight", asked, 0.2, rule="stdp-delta"))
+    rule = rules.make_rule("stdp-delta", {"learning_rate": 0.2})
+    proposed = (
+        before + rules.propose(rule, before, {"delta": asked}, rules.init(rule, before)).delta
+    )
+    pull = 0.2 * 10.0 * fisher
+    torch.testing.assert_close(
+        weight(bridge), (proposed + pull * (before + 0.5)) / (1 + pull), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_constraint_is_the_proximal_step(integrate: Integrate) -> None:
@@ -529,6 +693,36 @@ def test_steps_with_kept_activities_are_computed_again(integrate: Integrate) -> 
     assert not [name for name in side(bridge) if "activity." in name]
 
 
+def test_a_step_that_a_guard_shortened_is_computed_again(integrate: Integrate) -> None:
+    shortening = Guards(norm=NormLimit(kappa=0.01, on_excess="scale"))
+    bridge = integrate(keep_activities=True, guards=shortening)
+    run(bridge.learn("2.weight", samples(), rule="rls"))
+    assert last(bridge)["evidence"]["guards"]["norm"]["scaled_by"] < 0.5
+    clipping = Guards(norm=None, bounds=Bounds(-0.1, 0.1))
+    run(integrate(keep_activities=True, guards=clipping).learn("2.weight", samples(), rule="nlms"))
+    found = recompute(bridge.dynamic_manager.log)
+    assert (found.exact, found.state_only, found.problems) == (1, 1, {})
+
+
+def test_another_version_of_a_rule_and_other_activities_are_not_compared(
+    integrate: Integrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = integrate(keep_activities=True)
+    run(bridge.learn("2.weight", samples(), rule="nlms"))
+    kept = places.kept_activities
+
+    def touched(held: Any) -> Any:
+        return {name: tensor * 2 for name, tensor in kept(held).items()}
+
+    with monkeypatch.context() as other:
+        other.setattr(places, "kept_activities", touched)
+        (problem,) = recompute(bridge.dynamic_manager.log).problems.values()
+        assert "not the one whose digest the event has" in problem
+    monkeypatch.setattr(rules.RULES["nlms"], "version", 2)
+    (problem,) = recompute(bridge.dynamic_manager.log).problems.values()
+    assert problem == "nlms is at version 2, the event was made by version 1"
+
+
 def test_a_rule_that_computes_otherwise_is_found(
     integrate: Integrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +738,14 @@ def test_a_rule_that_computes_otherwise_is_found(
     found = recompute(bridge.dynamic_manager.log)
     assert not found.ok
     assert "the step is another" in next(iter(found.problems.values()))
+
+
+def test_only_the_last_steps_activities_are_kept(integrate: Integrate) -> None:
+    bridge = integrate(keep_activities=True, enable_homeostasis=False)
+    run(bridge.learn("2.weight", observed(), rule="oja"))
+    run(bridge.learn("2.weight", {"y": observed()["y"]}, rule="synaptic-scaling"))
+    kept = [name for name in side(bridge) if "/activity." in name]
+    assert kept == ["rule/2.weight/default/activity.y"]
 
 
 def test_what_cannot_be_compared_is_counted_as_such(integrate: Integrate) -> None:
@@ -602,6 +804,13 @@ def test_parameters_that_are_not_the_parameters_are_refused(
 SHORT = {"x": torch.ones(3, IN), "y": torch.ones(2, OUT)}
 NARROW = {"x": torch.ones(2, 4), "y": torch.ones(2, OUT)}
 EMPTY = {"x": torch.ones(0, IN), "y": torch.ones(0, OUT)}
+SHORT_TARGET = {**observed(), "target": torch.ones(39, OUT)}
+THIN_X = {**observed(), "x": torch.ones(40, IN - 1), "target": torch.ones(40, OUT)}
+LABELS = {**observed(), "target": torch.zeros(40)}
+SPIKES = {"pre_spikes": torch.ones(6, IN), "post_spikes": torch.ones(6, OUT)}
+UNEVEN = {**SPIKES, "x": torch.ones(4, IN), "target": torch.ones(4, OUT)}
+BROKEN_X = {**observed(), "x": torch.full((40, IN), torch.inf), "target": torch.ones(40, OUT)}
+GATED = {"gate": PairedGate()}
 BROKEN = {**samples(), "target": torch.full((40, OUT), torch.nan)}
 
 
@@ -639,8 +848,8 @@ def test_a_bad_update_changes_nothing(
         ({"x": torch.ones(2, IN)}, {"rule": "hebb"}, "missing: y"),
         ({**observed(), "z": 1.0}, {"rule": "hebb"}, "not z"),
         (NARROW, {"rule": "hebb"}, "in=5"),
-        (SHORT, {"rule": "hebb"}, "as many samples"),
-        (EMPTY, {"rule": "hebb"}, "no samples"),
+        (SHORT, {"rule": "hebb"}, r"batch=3.*\(2, 3\)"),
+        (EMPTY, {"rule": "hebb"}, "is empty"),
         (observed(), {"rule": "hebb", "parameter_name": "2.bias"}, r"\[out, in\]"),
         (BROKEN, {"rule": "lms"}, "not finite"),
         (samples(), {"rule": "rls", "learning_rate": 0.1}, "no learning rate"),
@@ -648,6 +857,30 @@ def test_a_bad_update_changes_nothing(
         (observed(), {"rule": "hebb", "gate": PairedGate()}, "x, y and target"),
         (samples(), {"rule": "rls", "batch_size": 0}, "batch_size"),
         (samples(), {}, "needs the activities"),
+        # A readout's y and a gate's scores are worked out from x before the rule is asked.
+        (THIN_X, {"rule": "rls"}, "'x' of rls.*in=5"),
+        ({**observed(), "target": torch.ones(40, 2)}, {"rule": "nlms"}, "out=3"),
+        ({**observed(), "target": torch.ones(40)}, {"rule": "rls"}, "'target' of rls"),
+        (SHORT_TARGET, {"rule": "rls"}, r"got \(39, 3\)"),
+        (THIN_X, {"rule": "synaptic-scaling", **GATED}, r"samples of x \[batch, 5\]"),
+        (LABELS, {"rule": "hebb", **GATED}, r"samples of target \[batch, 3\]"),
+        (SHORT_TARGET, {"rule": "hebb", **GATED}, r"as many as of x, got \(39, 3\)"),
+        (BROKEN_X, {"rule": "synaptic-scaling", **GATED}, "'x' has values that are not finite"),
+        (UNEVEN, {"rule": "pair-stdp", **GATED}, "pre_spikes 6.*x 4"),
+        (
+            {"delta": torch.ones(OUT, IN), "x": torch.ones(2, IN)},
+            {"rule": "stdp-delta", **GATED},
+            "missing: target",
+        ),
+        (
+            {"y": torch.ones(2, OUT)},
+            {"rule": "intrinsic-plasticity", "parameter_name": "2.bias", **GATED},
+            "missing: x, target",
+        ),
+        ({**observed(2), "x": torch.ones(2, IN).to_sparse()}, {"rule": "hebb"}, "dense tensor"),
+        ({**observed(2), "x": torch.ones(2, IN).to("meta")}, {"rule": "hebb"}, "on meta"),
+        ({**observed(2), "x": torch.ones(2, IN) * 1j}, {"rule": "hebb"}, "real numbers"),
+        ({**observed(2), "x": torch.ones(2, IN) > 0}, {"rule": "hebb"}, "booleans"),
     ],
 )
 def test_bad_activities_change_nothing(
@@ -696,6 +929,20 @@ def test_half_types_are_rounded_once(tmp_path: Path) -> None:
         manager.close()
 
 
+def test_a_result_that_does_not_fit_the_stored_type_is_refused(tmp_path: Path) -> None:
+    module = torch.nn.Linear(IN, OUT).to(torch.float16)
+    manager = DynamicModelManager(
+        TorchEngine(module), "half", config=DynamicUpdateConfig(backup_dir=tmp_path)
+    )
+    try:
+        bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))
+        result = run(bridge.enhanced_incremental_update("weight", 2e5, 1.0, rule="hebbian-delta"))
+        assert result["reason"] == "Automatic rollback: result: the result does not fit float16"
+        assert last(bridge)["evidence"]["refused_by"] == "result"
+    finally:
+        manager.close()
+
+
 @pytest.mark.parametrize("change", ["shape", "version"])
 def test_a_state_that_does_not_fit_its_rule_is_refused(
     integrate: Integrate, manager: DynamicModelManager, change: str
@@ -722,6 +969,42 @@ def test_a_retry_is_answered_and_another_request_is_not(integrate: Integrate) ->
     assert again["update_id"] == first["update_id"]
     with pytest.raises(IdempotencyMismatch):
         run(bridge.learn("2.weight", samples(seed=9), rule="rls", caller=caller))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stream": "another"},
+        {"gate": PairedGate("not worse", 1e-9)},
+        {"rule_config": {"epsilon": 1e-3}},
+        {"learning_rate": 0.25},
+        {"batch_size": 2},
+        {"performance_context": {"accuracy_change": 0.1}},
+        {"rule": "lms"},
+        {"parameter_name": "0.weight"},
+    ],
+)
+def test_a_key_is_for_one_request_in_every_detail(
+    integrate: Integrate, other: dict[str, Any]
+) -> None:
+    bridge = integrate()
+    key = Caller(idempotency_key="k")
+    call = {"parameter_name": "2.weight", "activities": samples(), "rule": "nlms", "caller": key}
+    assert run(bridge.learn(**call))["success"]
+    with pytest.raises(IdempotencyMismatch):
+        run(bridge.learn(**{**call, **other}))
+
+
+def test_selectors_of_different_kinds_do_not_share_what_they_remember(
+    integrate: Integrate,
+) -> None:
+    bridge = integrate()
+    for selector in (rules.FeedbackThresholds(), rules.DiscountedUcb(), rules.FeedbackThresholds()):
+        context = {"accuracy_change": 0.3}
+        run(bridge.enhanced_incremental_update("2.weight", 0.1, None, context, selector=selector))
+        seen = last(bridge)["selector"]
+        assert seen["config"]["kind"] == type(selector).__name__
+    assert seen["evidence"]["previous"] == "stdp-delta"
 
 
 def test_a_selector_chooses_among_rules_that_learn_from_activities(integrate: Integrate) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rules
-from ledger import DynamicModelManager, DynamicUpdateConfig, InplaceEngine, TorchEngine
+from ledger import Caller, DynamicModelManager, DynamicUpdateConfig, InplaceEngine, TorchEngine
 from rules import DTESNDynamicIntegration, DTESNLearningConfig, RuleError
 from tests.rules.test_registry import install
 
@@ -239,6 +239,31 @@ def test_rewards_are_bounded_expire_and_come_once(
     with pytest.raises(RuleError, match="not finite"):
         run(bridge.reward("r5", float("nan")))
     assert run(bridge.reward("r5", 1.0))["success"]  # a bad reward does not use the action up
+
+
+def test_only_a_retry_of_its_reward_finds_an_answered_action(
+    bridge: DTESNDynamicIntegration,
+) -> None:
+    sent = action()
+    bridge.remember("r1", "2.weight", sent)
+    sent["x"].fill_(7.0)  # what is remembered is what was sent
+    before = weight(bridge)
+    key = Caller(idempotency_key="a")
+    first = run(bridge.reward("r1", 1.0, caller=key))
+    assert run(bridge.reward("r1", 1.0, caller=key))["update_id"] == first["update_id"]
+    for other in (Caller(idempotency_key="b"), Caller()):
+        with pytest.raises(rules.UnknownRequest, match="rewarded already"):
+            run(bridge.reward("r1", 1.0, caller=other))
+    score = action()["action"] - action()["mean"]
+    assert torch.allclose(weight(bridge), before + 0.01 * score.mT @ action()["x"], atol=1e-7)
+
+
+def test_a_restart_forgets_what_waits_and_says_so(bridge: DTESNDynamicIntegration) -> None:
+    bridge.remember("r1", "2.weight", action())
+    restarted = DTESNDynamicIntegration(bridge.dynamic_manager)
+    with pytest.raises(rules.UnknownRequest, match="before this process started"):
+        run(restarted.reward("r1", 1.0))
+    assert bridge.dynamic_manager.log.live.head.seq == 0
 
 
 # Other packages

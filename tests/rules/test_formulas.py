@@ -298,7 +298,10 @@ def test_the_fisher_is_the_expected_squared_gradient_of_each_sample() -> None:
             for name, slope in zip(parameters, slopes, strict=True):
                 expected[name] += log_p[c].exp().detach() * slope.square() / 7
     fisher = rules.fisher_diagonal(logits, parameters, inputs, chunk=3)
+    alone = rules.fisher_diagonal(logits, {"weight": layer.weight}, inputs)["weight"]
+    assert not alone.requires_grad  # though the layer's bias does
     for name, tensor in expected.items():
+        assert not fisher[name].requires_grad
         torch.testing.assert_close(fisher[name], tensor.detach(), rtol=1e-12, atol=1e-15)
 
 
