@@ -31,6 +31,7 @@ def measure(
     workload = WORKLOADS[name]()
     workload.rounds = rounds or workload.rounds
     report.group = workload.title
+    print(workload.title, flush=True)
     with contextlib.ExitStack() as stack:
         ours = {
             "SQLite": stack.enter_context(sqlite(folder / "sqlite", workload.state)),

@@ -104,7 +104,7 @@ class MlFlow:
         into = self._run.folder / "fetched"
         options = ("--run-id", self._id, "--artifact-path", where, "--dst-path", str(into))
         self._run("mlflow", "artifacts", "download", *options)
-        return load_file(into / where)
+        return load_file(into / _FILE)
 
 
 _TOOLS: dict[str, Callable[[Path, Path], Tool]] = {

@@ -10,10 +10,11 @@ from benchmarks.storage.files import forget
 from benchmarks.storage.limits import Limits, Machine
 from benchmarks.storage.ours import Ours
 from benchmarks.storage.peers import Peer
-from benchmarks.storage.workloads import State, Workload
+from benchmarks.storage.workloads import State, Workload, size_of
 from ledger.digest import chunk_digests
 from ledger.tensors import lanes
 
+MB = 1_000_000
 _ROUNDS = 6
 _NAMES = 30
 
@@ -43,6 +44,7 @@ def restore(
         workload.step()
         for system in ours.values():
             system.record(workload.state)
+    _disk(report, workload, ours)
     lasts = {name: system.log.create_version("after").name for name, system in ours.items()}
     spans = {name: Span(firsts[name], lasts[name], before, workload.state) for name in ours}
     rounds = min(_ROUNDS, workload.rounds)
@@ -50,6 +52,24 @@ def restore(
     _versions(report, workload, ours, peers, machine, spans, rounds)
     _cold(report, workload, ours, peers, spans, folder, rounds)
     _naming(report, ours, machine)
+
+
+def _disk(report: Report, workload: Workload, ours: Mapping[str, Ours]) -> None:
+    """Beyond the model itself, everything counted: rows, indexes, snapshots, write-ahead log."""
+    for name, system in ours.items():
+        beyond = system.disk() - size_of(workload.state)
+        deltas = sum(event.payload_size for event in system.log.events())
+        report.add(
+            f"{name}: on disk after {workload.rounds + workload.moves} updates, beyond the first",
+            beyond / MB,
+            "MB",
+            ratio=beyond / deltas,
+            of="sum of deltas",
+            goal="≤ 2 ×",
+            ok=beyond <= 2 * deltas,
+            limit=beyond / deltas,
+            limit_of="deltas",
+        )
 
 
 def _rollback(
@@ -98,21 +118,14 @@ def _versions(
     rounds: int,
 ) -> None:
     """Page cache warm; peers give their newest state, which is hashed as ours is verified."""
-    restored: dict[str, State] = {}
-
-    def ask(name: str, system: Ours) -> Callable[[int], None]:
-        def run(n: int) -> None:
-            span = spans[name]
-            restored[name] = system.log.state((span.first, span.last)[n % 2])
-
-        return run
+    restored: dict[str, State] = {name: {} for name in ours}
 
     def load(peer: Peer) -> Callable[[int], None]:
         return lambda _: _hash(peer.restore())
 
     medians = interleaved(
         rounds,
-        **{name: ask(name, system) for name, system in ours.items()},
+        **{name: _asking(system, spans[name], restored[name]) for name, system in ours.items()},
         **{name: load(peer) for name, peer in peers.items()},
         **machine.runs(),
     )
@@ -130,6 +143,11 @@ def _versions(
             limit=medians[name] / (limits.copy + limits.hash_all),
             limit_of="copy + hash",
         )
+
+
+def _asking(system: Ours, span: Span, into: State) -> Callable[[int], None]:
+    """Both versions of a span in turns."""
+    return lambda n: into.update(system.log.state((span.first, span.last)[n % 2]))
 
 
 def _restored(
@@ -171,9 +189,7 @@ def _cold(
         medians = interleaved(
             rounds,
             drop=lambda _: forget(folder),
-            ours=lambda n, log=system.log, span=spans[name]: (
-                log.state((span.first, span.last)[n % 2]) and None
-            ),
+            ours=_asking(system, spans[name], {}),
             safetensors=lambda _: _hash(peers["safetensors"].restore()),
         )
         what = f"{name}: restore a version, page cache dropped"
