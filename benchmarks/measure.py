@@ -109,7 +109,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(rounds: int, **runs: Callable[[int], None]) -> dict[str, float]:
+def interleaved(rounds: int, **runs: Callable[[int], object]) -> dict[str, float]:
     """Median seconds of each run; every round runs all of them once, so noise hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for n in range(rounds):

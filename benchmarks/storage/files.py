@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 
-def sync_write(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file of these parts and wait until it is on the disk."""
+def sync_write(path: Path, data: bytes | memoryview) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

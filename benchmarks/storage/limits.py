@@ -2,9 +2,10 @@
 
 `copy` is one pass over the model into memory that is there already, `hash` BLAKE3 over it on one
 thread, `hash on all cores` as the ledger hashes, `scatter` one update's changed lanes written where
-they belong, `write` a file of as many bytes, synced.
+they belong, `write` as many bytes over those of a file that is there, synced: no new metadata.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.storage.files import sync_write
 from benchmarks.storage.workloads import State
 from ledger.codecs import Delta, compare
 from ledger.digest import chunk_digests, hash_many
@@ -39,11 +39,13 @@ class Machine:
         self._held = [lanes(tensor).copy() for tensor in state.values()]
         self._out = [np.zeros_like(bits) for bits in self._held]
         self._pool = ThreadPoolExecutor(psutil.cpu_count())
-        self._folder = folder
+        self._file = (folder / "limit").open("wb")
+        self.write(sum(bits.nbytes for bits in self._held))
         self._scattered: list[tuple[Lanes, Delta]] = []
 
     def close(self) -> None:
         self._pool.shutdown()
+        self._file.close()
 
     def changes(self, deltas: list[Delta]) -> None:
         """What `scatter` writes: one update's changes, a delta a tensor."""
@@ -64,14 +66,15 @@ class Machine:
         return Limits(*(medians[name] for name in ("copy", "hash", "hash_all", "scatter")))
 
     def write(self, size: int) -> None:
-        """Write and sync a file of that many bytes of the model, and remove it."""
-        path = self._folder / "limit"
-        parts, left = [], size
+        """Write that many bytes of the model over those of a file, and sync them."""
+        at = 0
         for bits in self._held:
-            parts.append(bits.view(np.uint8)[:left].data)
-            left -= len(parts[-1])
-        sync_write(path, *parts)
-        path.unlink()
+            if at < size:
+                data = bits.view(np.uint8)[: size - at].data
+                while data:
+                    done = os.pwrite(self._file.fileno(), data, at)
+                    data, at = data[done:], at + done
+        os.fdatasync(self._file.fileno())
 
     def _copy(self) -> None:
         for out, bits in zip(self._out, self._held, strict=True):

@@ -31,8 +31,11 @@ COMPARING, INDICES = "ours, by comparing", "ours, 1 % of one tensor"
 
 
 def peak_memory(report: Report, name: str, goal: float | None) -> None:
-    """Add a row for every system. Limit: the new values of the touched tensors."""
-    for system in (COMPARING, INDICES, *PEERS):
+    """Add a row for every system where there is a goal, else for ours alone.
+
+    Limit: the new values of the touched tensors.
+    """
+    for system in (COMPARING, INDICES, *PEERS) if goal else (COMPARING,):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.storage.memory", name, system, folder]
             printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout

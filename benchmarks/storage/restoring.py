@@ -16,7 +16,7 @@ from ledger.tensors import lanes
 
 MB = 1_000_000
 _ROUNDS = 6
-_NAMES = 30
+_NAMES = 11
 
 
 @dataclass(frozen=True)
