@@ -2,9 +2,9 @@
 
     python -m benchmarks.codec_choice
 
-One update of each workload of `benchmarks.storage`, cut into frames as the ledger cuts it. pcodec is
-given the same numbers as our planes: the gaps between changed positions and the differences, as
-signed integers. Everything is decoded again and compared.
+One update of each workload of `benchmarks.storage`, cut into frames as the ledger cuts it. pcodec
+is given the same numbers as our planes: the gaps between changed positions and the differences,
+as signed integers. Everything is decoded again and compared.
 """
 
 from collections import Counter
@@ -85,7 +85,7 @@ def compare_codecs(report: Report, workload: Workload) -> None:
             for codec, data, delta in zip(codecs, written, deltas, strict=True)
         ]
 
-    runs = {"ours": (encode, decode)}
+    runs: dict[str, tuple[Run, Run]] = {"ours": (encode, decode)}
     _require_equal(decode(0), deltas, "ours")
     sizes = {"ours": sum(map(len, written))}
     for level in _LEVELS:
