@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="environment with the peers that are commands")
     parser.add_argument("--rounds", type=int, help="instead of each workload's own")
     options = parser.parse_args()
+    gc.freeze()  # what was imported is not looked through again before each measurement
     report = Report("Recording and restoring weights")
     with tempfile.TemporaryDirectory() as place, server(Path(place)) as database:
         for name in [options.only] if options.only else WORKLOADS:
