@@ -26,12 +26,20 @@ unit: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/pytest -m soak
 
-# Prints a table and writes JSON to benchmarks/results.
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.workload
+# Prints tables and writes JSON to benchmarks/results; `python -m benchmarks.table` prints them again.
+# The peers that are commands have an environment of their own (1 GB).
+PEERS_VENV ?= .venv-peers
+bench: $(STAMP) $(PEERS_VENV)/.installed
+	$(BIN)/python -m benchmarks.storage --peers $(PEERS_VENV)
+	$(BIN)/python -m benchmarks.codec_choice
 	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit
+
+$(PEERS_VENV)/.installed: benchmarks/peers.txt
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers.txt
+	touch $@
 
 # Which learning rules help and which harm: a quarter of an hour.
 drift: $(STAMP)
@@ -53,4 +61,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) build *.egg-info

@@ -25,8 +25,8 @@ from benchmarks.measure import Report
 from ledger import IncrementalUpdateRequest, Ledger
 from tests.serving import serving
 
-SECONDS = 2.0
-ROUNDS = 1
+SECONDS = 4.0
+ROUNDS = 3
 PARAMETER = "2.weight"
 FACTORY = "benchmarks.http_rate:plain"
 GOALS = {1: 500, 8: 1000}

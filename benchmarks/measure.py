@@ -25,6 +25,7 @@ class Row:
     """One line of the table: what was measured, and what it is held against.
 
     `goal` is the figure to hold, in words; `ok` whether it was held, None where there is none.
+    `limit` is the value in times of the least this machine could do it in, `limit_of` what that is.
     """
 
     what: str
@@ -34,33 +35,56 @@ class Row:
     of: str = ""
     goal: str = ""
     ok: bool | None = None
+    limit: float | None = None
+    limit_of: str = ""
+    group: str = ""
 
 
 @dataclass
 class Report:
-    """All rows of a run, and the machine."""
+    """All rows of a run, and the machine; `group` is the heading that further rows stand under."""
 
     title: str
     rows: list[Row] = field(default_factory=list)
+    group: str = ""
 
     def add(self, what: str, value: float, unit: str, **more: Any) -> None:
-        self.rows.append(Row(what, value, unit, **more))
+        self.rows.append(Row(what, value, unit, group=self.group, **more))
 
     def finish(self, name: str) -> None:
         """Print the table and write the JSON."""
-        table = Table(title=self.title)
-        for column in ("what", "value", "ratio", "goal", "held"):
-            table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
-        for row in self.rows:
-            ratio = f"{row.ratio:.2f} × {row.of}" if row.ratio is not None else ""
-            held = {True: "yes", False: "no", None: ""}[row.ok]
-            table.add_row(row.what, f"{row.value:,.4g} {row.unit}", ratio, row.goal, held)
-        Console(width=150, emoji=False).print(table)
+        self.show()
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.json"
         body = {"title": self.title, "machine": machine(), "rows": [asdict(r) for r in self.rows]}
         path.write_text(json.dumps(body, indent=1) + "\n")
         Console().print(f"written to {path}")
+
+    def show(self) -> None:
+        """Print the table."""
+        limits = any(row.limit is not None for row in self.rows)
+        table = Table(title=self.title)
+        for column in ("what", "value", "ratio", "÷ limit", "goal", "held"):
+            if limits or column != "÷ limit":
+                right = column in ("value", "ratio", "÷ limit")
+                table.add_column(column, justify="right" if right else "left")
+        group = ""
+        for row in self.rows:
+            if row.group != group:
+                group = row.group
+                table.add_section()
+                table.add_row(f"[bold]{group}")
+            what, value, ratio, limit, goal, held = cells(row)
+            table.add_row(what, value, ratio, *([limit] if limits else []), goal, held)
+        Console(emoji=False, width=180 if limits else 150).print(table)
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str, str]:
+    """A row as it is printed: what, value, ratio, ÷ limit, goal, held."""
+    ratio = f"{row.ratio:.2f} × {row.of}" if row.ratio is not None else ""
+    limit = f"{row.limit:.2f} × {row.limit_of}" if row.limit is not None else ""
+    held = {True: "yes", False: "no", None: ""}[row.ok]
+    return row.what, f"{row.value:,.4g} {row.unit}", ratio, limit, row.goal, held
 
 
 def machine() -> dict[str, Any]:
@@ -85,7 +109,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(rounds: int, **runs: Callable[[int], None]) -> dict[str, float]:
+def interleaved(rounds: int, **runs: Callable[[int], object]) -> dict[str, float]:
     """Median seconds of each run; every round runs all of them once, so noise hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for n in range(rounds):

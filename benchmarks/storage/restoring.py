@@ -1,0 +1,226 @@
+"""Going back: rollback over several updates, any version rebuilt, a version named."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import Report, clock, interleaved
+from benchmarks.storage.exact import copied, require_same
+from benchmarks.storage.files import forget
+from benchmarks.storage.limits import Limits, Machine
+from benchmarks.storage.ours import Ours
+from benchmarks.storage.peers import Peer
+from benchmarks.storage.workloads import State, Workload, size_of
+from ledger.digest import chunk_digests
+from ledger.tensors import lanes
+
+MB = 1_000_000
+_ROUNDS = 6
+_NAMES = 11
+
+
+@dataclass(frozen=True)
+class Span:
+    """Two versions that are `moves` updates apart, and their weights."""
+
+    first: str
+    last: str
+    before: State
+    after: State
+
+
+def restore(
+    report: Report,
+    workload: Workload,
+    ours: Mapping[str, Ours],
+    peers: Mapping[str, Peer],
+    machine: Machine,
+    folder: Path,
+) -> None:
+    """Add the rows of rollback, of restoring and of naming a version."""
+    before = copied(workload.state)
+    firsts = {name: system.log.create_version("before").name for name, system in ours.items()}
+    for _ in range(workload.moves):
+        workload.step()
+        for system in ours.values():
+            system.record(workload.state)
+    _disk(report, workload, ours)
+    lasts = {name: system.log.create_version("after").name for name, system in ours.items()}
+    spans = {name: Span(firsts[name], lasts[name], before, workload.state) for name in ours}
+    rounds = min(_ROUNDS, workload.rounds)
+    _rollback(report, workload, ours, spans, machine, rounds)
+    _versions(report, workload, ours, peers, machine, spans, rounds)
+    _cold(report, workload, ours, peers, spans, folder, rounds)
+    _naming(report, ours, machine)
+
+
+def _disk(report: Report, workload: Workload, ours: Mapping[str, Ours]) -> None:
+    """Beyond the model itself, everything counted: rows, indexes, snapshots, write-ahead log."""
+    for name, system in ours.items():
+        beyond = system.disk() - size_of(workload.state)
+        deltas = sum(event.payload_size for event in system.log.events())
+        report.add(
+            f"{name}: on disk after {workload.rounds + workload.moves} updates, beyond the first",
+            beyond / MB,
+            "MB",
+            ratio=beyond / deltas,
+            of="sum of deltas",
+            goal="≤ 2 ×",
+            ok=beyond <= 2 * deltas,
+            limit=beyond / deltas,
+            limit_of="deltas",
+        )
+
+
+def _rollback(
+    report: Report,
+    workload: Workload,
+    ours: Mapping[str, Ours],
+    spans: Mapping[str, Span],
+    machine: Machine,
+    rounds: int,
+) -> None:
+    """There and back in turns; each is compared. Limit: copy, scatter each update, hash."""
+    taken: dict[str, list[float]] = {name: [] for name in ours}
+    least: list[float] = []
+    for _ in range(max(1, rounds // 2)):
+        for name, system in ours.items():
+            span = spans[name]
+            for position, state in ((span.first, span.before), (span.last, span.after)):
+                with clock() as took:
+                    system.log.rollback(position)
+                taken[name].append(took())
+                live = {n: system.log.projector.engine.tensor(n) for n in state}
+                require_same(live, state, f"{name}, rolled back,")
+        limits = machine.read(interleaved(1, **machine.runs()))
+        least.append(limits.copy + workload.moves * limits.scatter + limits.hash_all)
+    goal = workload.goals.rollback_s
+    for name, times in taken.items():
+        median = sorted(times)[len(times) // 2]
+        report.add(
+            f"{name}: roll back {workload.moves} updates, verified",
+            1e3 * median,
+            "ms",
+            goal=f"≤ {1e3 * goal:g} ms" if goal else "",
+            ok=median <= goal if goal else None,
+            limit=median / sorted(least)[len(least) // 2],
+            limit_of=f"copy + {workload.moves} scatters + hash",
+        )
+
+
+def _versions(
+    report: Report,
+    workload: Workload,
+    ours: Mapping[str, Ours],
+    peers: Mapping[str, Peer],
+    machine: Machine,
+    spans: Mapping[str, Span],
+    rounds: int,
+) -> None:
+    """Page cache warm; peers give their newest state, which is hashed as ours is verified."""
+    restored: dict[str, State] = {name: {} for name in ours}
+
+    def load(peer: Peer) -> Callable[[int], None]:
+        return lambda _: _hash(peer.restore())
+
+    medians = interleaved(
+        rounds,
+        **{name: _asking(system, spans[name], restored[name]) for name, system in ours.items()},
+        **{name: load(peer) for name, peer in peers.items()},
+        **machine.runs(),
+    )
+    for name, state in restored.items():
+        span = spans[name]
+        require_same(state, span.after if rounds % 2 == 0 else span.before, name)
+    limits = machine.read(medians)
+    for name in ours:
+        _restored(report, workload, f"{name}: restore a version", medians[name], medians, limits)
+    for name in peers:
+        report.add(
+            f"peer {name}: load the newest and hash it",
+            1e3 * medians[name],
+            "ms",
+            limit=medians[name] / (limits.copy + limits.hash_all),
+            limit_of="copy + hash",
+        )
+
+
+def _asking(system: Ours, span: Span, into: State) -> Callable[[int], None]:
+    """Both versions of a span in turns."""
+    return lambda n: into.update(system.log.state((span.first, span.last)[n % 2]))
+
+
+def _restored(
+    report: Report,
+    workload: Workload,
+    what: str,
+    took: float,
+    medians: Mapping[str, float],
+    limits: Limits | None,
+) -> None:
+    goal, loaded = workload.goals.restore, medians["safetensors"]
+    least = limits.copy + limits.hash_all if limits else loaded
+    report.add(
+        what,
+        1e3 * took,
+        "ms",
+        ratio=took / loaded,
+        of="load + hash safetensors",
+        goal=f"≤ {goal:g} ×",
+        ok=took <= goal * loaded,
+        limit=took / least,
+        limit_of="copy + hash" if limits else "load + hash, cold",
+    )
+
+
+def _cold(
+    report: Report,
+    workload: Workload,
+    ours: Mapping[str, Ours],
+    peers: Mapping[str, Peer],
+    spans: Mapping[str, Span],
+    folder: Path,
+    rounds: int,
+) -> None:
+    """The same from the disk, for databases that are files of ours."""
+    for name, system in ours.items():
+        if system.folder is None:
+            continue
+        medians = interleaved(
+            rounds,
+            drop=lambda _: forget(folder),
+            ours=_asking(system, spans[name], {}),
+            safetensors=lambda _: _hash(peers["safetensors"].restore()),
+        )
+        what = f"{name}: restore a version, page cache dropped"
+        _restored(report, workload, what, medians["ours"], medians, None)
+
+
+def _naming(report: Report, ours: Mapping[str, Ours], machine: Machine) -> None:
+    def name_version(system: Ours) -> Callable[[int], None]:
+        def run(n: int) -> None:
+            system.log.create_version(f"v{n}")
+
+        return run
+
+    medians = interleaved(
+        _NAMES,
+        **{name: name_version(system) for name, system in ours.items()},
+        write=lambda _: machine.write(4096),
+    )
+    for name in ours:
+        took = medians[name]
+        report.add(
+            f"{name}: create_version",
+            1e3 * took,
+            "ms",
+            goal="≤ 1.5 ms",
+            ok=took <= 0.0015,
+            limit=took / medians["write"],
+            limit_of="write 4 KB",
+        )
+
+
+def _hash(state: State) -> None:
+    for tensor in state.values():
+        chunk_digests(lanes(tensor))
