@@ -61,10 +61,11 @@ def _json(
     learning: DTESNDynamicIntegration,
 ) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes)
-    routes.include_router(operations.router(manager, Metrics(manager)))
+    # Routes are tried in this order: what is asked for most comes first.
+    routes.include_router(dynamic.router(manager))
     routes.include_router(inference.router(manager))
     routes.include_router(text.router(manager, workers))
-    routes.include_router(dynamic.router(manager))
+    routes.include_router(operations.router(manager, Metrics(manager)))
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
     routes.include_router(audit.router(manager))
