@@ -32,6 +32,8 @@ PEERS_VENV ?= .venv-peers
 bench: $(STAMP) $(PEERS_VENV)/.installed
 	$(BIN)/python -m benchmarks.storage --peers $(PEERS_VENV)
 	$(BIN)/python -m benchmarks.codec_choice
+	$(BIN)/python -m benchmarks.small_updates
+	$(BIN)/python -m benchmarks.history_length
 	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit

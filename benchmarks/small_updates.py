@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ledger.store.sql import SqlStore
 
 SIDE = 16  # a kilobyte of fp32
 BATCH = 1000
+PAGE = 64  # events whose payloads are read together
 EACH = 50  # updates of one round
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -229,9 +231,9 @@ def reading(
     there = sum(1 for _ in library.events.get(aggregate.id))
 
     def ours(_: int) -> None:
-        for one in history.store.scan(history.model_id, 0, last + 1):
-            if one.payload:
-                history.store.payload(one)
+        events = history.store.scan(history.model_id, 0, last + 1)
+        while page := list(islice(events, PAGE)):
+            history.store.payloads([one for one in page if one.payload])
 
     def events_only(_: int) -> None:
         for _one in history.store.scan(history.model_id, 0, last + 1):

@@ -197,7 +197,7 @@ class History:
             (Move(event, undo=True) for event in self.require_all(path.undo)),
             (Move(event, undo=False) for event in self.require_all(path.redo)),
         )
-        sources = Sources(tensor, self.store.payload, self.whole)
+        sources = Sources(tensor, self.store.payloads, self.whole)
         try:
             return replay(base, moves, sources, expected, self.pool, only)
         except CorruptLedger as error:

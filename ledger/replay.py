@@ -6,9 +6,10 @@ and the rebuilt tensors and the whole state must have the digests the log record
 an error, never a warning. Live weights, time travel and verification all rebuild through here.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -23,6 +24,8 @@ from ledger.tensors import TensorSpec, lanes
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
 # how many bytes of payload are held for that.
 _BATCH_BYTES = 32 * 1024 * 1024
+# Events whose payloads are asked for at once: a database that is far away costs a journey each.
+_PAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,13 @@ class Sources:
     """Where replay reads from.
 
     `tensor(name)` gives a contiguous CPU copy of a tensor of the first state, which replay may
-    write to; it is asked only for tensors that the path touches. `payload(event)` gives a
-    verified payload, `whole(spec, digest)` a new tensor with the bytes of a blob. All are called
-    from several threads.
+    write to; it is asked only for tensors that the path touches. `payloads(events)` gives verified
+    payloads, `whole(spec, digest)` a new tensor with the bytes of a blob. All are called from
+    several threads.
     """
 
     tensor: Callable[[str], torch.Tensor]
-    payload: Callable[[Event], bytes]
+    payloads: Callable[[Sequence[Event]], Sequence[bytes]]
     whole: Callable[[TensorSpec, bytes], torch.Tensor]
 
 
@@ -92,18 +95,18 @@ def replay(
     owned: dict[str, torch.Tensor] = {}
     last: dict[str, Step] = {}
 
-    def payload(move: Move) -> bytes | None:
-        touched = only is None or any(change.name in only for change in move.event.changes)
-        return sources.payload(move.event) if touched else None
-
     def advance(work: tuple[str, list[Step]]) -> torch.Tensor | None:
         name, steps = work
         return _advanced(owned.get(name), name, steps, sources)
 
     for batch in _batches(moves):
         work: dict[str, list[Step]] = {}
-        for move, data in zip(batch, pool.map(payload, batch), strict=True):
-            for step in split(move.event, move.undo, data, base, last):
+        touching = [move.event for move in batch if only is None or _touches(move.event, only)]
+        pages = [touching[at : at + _PAGE] for at in range(0, len(touching), _PAGE)]
+        read = chain.from_iterable(pool.map(sources.payloads, pages))
+        payloads = dict(zip((event.seq for event in touching), read, strict=True))
+        for move in batch:
+            for step in split(move.event, move.undo, payloads.get(move.event.seq), base, last):
                 last[step.change.name] = step
                 if only is None or step.change.name in only:
                     work.setdefault(step.change.name, []).append(step)
@@ -209,6 +212,10 @@ def _advanced(
     for step in steps:
         apply_step(tensor, step)
     return tensor
+
+
+def _touches(event: Event, names: Collection[str]) -> bool:
+    return any(change.name in names for change in event.changes)
 
 
 def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:

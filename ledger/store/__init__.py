@@ -167,6 +167,10 @@ class EventStore(Protocol):
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""
 
+    def payloads(self, events: Sequence[Event]) -> list[bytes]:
+        """The payloads of events of one model, each as of `payload`; the inline ones are read
+        together."""
+
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
 

@@ -1,6 +1,6 @@
 """The event store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -232,16 +232,30 @@ class SqlStore:
 
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""
-        row: Any = None
+        return self.payloads([event])[0]
+
+    def payloads(self, events: Sequence[Event]) -> list[bytes]:
+        """The payloads of events of one model, each as of `payload`; the inline ones are read
+        together."""
+        inline: dict[int, bytes | None] = {}
         with self._database.read() as execute:
-            model_id = self._appender.model_id(execute, event.model)
+            model_id = self._appender.model_id(execute, events[0].model) if events else None
             if model_id is not None:
-                key = key_of(model_id, event.seq)
-                row = execute("SELECT payload FROM events WHERE event_key = ?", (key,)).fetchone()
-        if row is None:
+                for piece in pieces(key_of(model_id, event.seq) for event in events):
+                    found = execute(
+                        f"SELECT event_key & {SEQ_MASK}, payload FROM events"
+                        f" WHERE event_key IN ({marks(len(piece))})",
+                        tuple(piece),
+                    )
+                    inline.update(found.fetchall())
+        return [self._payload(event, inline) for event in events]
+
+    def _payload(self, event: Event, inline: Mapping[int, bytes | None]) -> bytes:
+        if event.seq not in inline:
             raise CorruptLedger(f"event {event.seq} is missing", seq=event.seq)
-        if row[0] is not None:
-            return _checked(event, row[0])
+        held = inline[event.seq]
+        if held is not None:
+            return _checked(event, held)
         try:
             return b"".join([self.blobs.get(ref.digest) for ref in event.payload])
         except CorruptLedger as error:

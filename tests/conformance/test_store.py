@@ -78,6 +78,8 @@ def test_every_field_of_every_kind_reads_back(writer: Any) -> None:
     assert store.payload(written[1]) == b"p" * 1000
     assert store.payload(written[4]) == b"q" * (INLINE_BYTES + 1)
     assert store.payload(written[2]) == b""
+    assert store.payloads(written[4:0:-1]) == [store.payload(one) for one in written[4:0:-1]]
+    assert store.payloads([]) == []
     assert store.by_key(model_id, "key 1") == written[1]
     assert store.by_key(model_id, "key") is None
     assert store.by_number(model_id, UPDATES, 2) == written[2]
