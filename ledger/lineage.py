@@ -113,15 +113,19 @@ def cheapest(
     free = [node for node in order if starts[node] == 0]
     older = [node for node in order if starts[node] and node <= target][:_NEAREST_ANCHORS]
     newer = [node for node in order if starts[node] and node > target][:_NEAREST_ANCHORS]
-    best: Path | None = None
-    # Anchors first: they are near, and bound how far the others are followed.
+    # The nearest ancestor first: it bounds how far the others are followed, which may be near in
+    # number and half the log away, on another branch.
+    best: Path | None
+    try:
+        best = _from_ancestor(lineage, starts, target, pruned)
+    except (Pruned, CorruptLedger):
+        best = None
     for start in older + newer + free:
         limit = best.size if best else None
         path = _between(lineage, start, target, starts[start], limit, pruned)
         if path is not None:
             best = path
-    # The near ones may all lie behind a forward-only event; an ancestor never does.
-    return best or _from_ancestor(lineage, starts, target, pruned)
+    return best or _from_ancestor(lineage, starts, target, pruned)  # which says why there is none
 
 
 def _from_ancestor(

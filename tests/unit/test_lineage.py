@@ -78,3 +78,27 @@ def test_a_node_appended_after_a_page_was_read_is_found() -> None:
     assert lineage.parent(0) is None
     steps.append(Step(1, UPDATED, 1, 0, 7))
     assert (lineage.parent(1), lineage.size(1)) == (0, 7)
+
+
+def test_anchors_near_in_number_on_another_branch_do_not_lead_far() -> None:
+    """A long branch with anchors all along, then a step from its middle."""
+    length, middle = 20_000, 10_005
+    steps = [Step(0, "registered", 0, None, 0)]
+    steps += [Step(seq, UPDATED, seq, seq - 1, 1) for seq in range(1, length)]
+    target = length
+    steps.append(Step(target, UPDATED, target, middle, 1))
+    starts = dict.fromkeys(range(0, length, 100), 1000)
+    starts[length - 1] = 0  # the live weights
+
+    class Counting(Lineage):
+        asked = 0
+
+        def parent(self, node: int) -> int | None:
+            self.asked += 1
+            return super().parent(node)
+
+    lineage = Counting(lambda start, stop: steps[start:stop], event_cost=10)
+    path = cheapest(lineage, starts, target)
+    assert path.start == 10_000
+    assert path.redo == (10_001, 10_002, 10_003, 10_004, 10_005, target)
+    assert lineage.asked < 2000
