@@ -41,7 +41,7 @@ class Anchoring:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
         live = self._projector.live
         store, model_id = self._history.store, self._history.model_id
-        if all(anchor.node != live.head.node for anchor in store.snapshots(model_id)):
+        if not store.snapshots_at(model_id, [live.head.node]):
             snapshots.store_tensors(self._history.blobs, live.state, self._projector.tensor)
             anchor, _ = snapshots.describe(live.head.node, live.state)
             store.add_snapshot(model_id, anchor)
@@ -49,10 +49,10 @@ class Anchoring:
 
     def _measured(self, node: int) -> int:
         """Bytes read between a node and its nearest anchored ancestor."""
-        anchors = {anchor.node for anchor in self._history.store.snapshots(self._history.model_id)}
+        anchor = self._history.anchored_ancestor(node)
         size = 0
         at: int | None = node
-        while at is not None and at not in anchors:
+        while at is not None and (anchor is None or at != anchor.node):
             size += self._history.lineage.size(at)
             at = self._history.lineage.parent(at)
         return size

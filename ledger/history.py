@@ -153,10 +153,40 @@ class History:
 
         Raises Pruned when gc dropped what the way there needs.
         """
-        anchors = {snapshot.node: snapshot for snapshot in self.store.snapshots(self.model_id)}
+        anchors = self.anchors(node)
         costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
         path = lineage.cheapest(self.lineage, costs, node, self.pruned)
         return self.anchor_state(anchors[path.start]), path
+
+    def anchors(self, node: int) -> dict[int, Snapshot]:
+        """Where a path to a node may begin: its nearest anchored ancestor, and the anchors nearest
+        in number, by node."""
+        near = self.store.snapshots_near(self.model_id, node, lineage.NEAREST_ANCHORS)
+        anchors = {anchor.node: anchor for anchor in near}
+        # A damaged event above need not be on the way; where it is, the path finder says so.
+        with contextlib.suppress(CorruptLedger):
+            above = self._anchored_above(node, anchors)
+            if above is not None:
+                anchors[above.node] = above
+        return anchors
+
+    def anchored_ancestor(self, node: int) -> Snapshot | None:
+        """The anchor at a node, or else at the nearest of its ancestors that has one."""
+        return self._anchored_above(node, {})
+
+    def _anchored_above(self, node: int, known: Mapping[int, Snapshot]) -> Snapshot | None:
+        at: int | None = node
+        while at is not None:
+            page: list[int] = []
+            while at is not None and len(page) < _PAGE and at not in known:
+                page.append(at)
+                at = self.lineage.parent(at)
+            found = self.store.snapshots_at(self.model_id, page)
+            if found:  # parents have smaller numbers
+                return max(found, key=lambda anchor: anchor.node)
+            if at is not None and at in known:
+                return known[at]
+        return None
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:
         """The state a snapshot holds, checked against the event it is a snapshot of."""

@@ -24,8 +24,8 @@ _PAGE = 4096
 _NOT_A_NODE = -2
 _NO_PARENT = -1
 
-# Anchors tried on each side of the target: farther ones cost at least an anchor's spacing more.
-_NEAREST_ANCHORS = 4
+NEAREST_ANCHORS = 4
+"""Anchors tried on each side of the target: farther ones cost at least a spacing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ def cheapest(
     """
     order = sorted(starts, key=lambda node: (abs(node - target), node))
     free = [node for node in order if starts[node] == 0]
-    older = [node for node in order if starts[node] and node <= target][:_NEAREST_ANCHORS]
-    newer = [node for node in order if starts[node] and node > target][:_NEAREST_ANCHORS]
+    older = [node for node in order if starts[node] and node <= target][:NEAREST_ANCHORS]
+    newer = [node for node in order if starts[node] and node > target][:NEAREST_ANCHORS]
     # The nearest ancestor first: it bounds how far the others are followed, which may be near in
     # number and half the log away, on another branch.
     best: Path | None

@@ -209,7 +209,7 @@ class Projector:
         """The live weights' way to another node, rebuilt and verified but not yet shown."""
         self.engine.check_untouched()
         live = self.live
-        starts = {anchor.node: anchor for anchor in history.store.snapshots(history.model_id)}
+        starts = history.anchors(node)
         costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
         costs[live.head.node] = 0
         path = lineage.cheapest(history.lineage, costs, node, history.pruned)

@@ -17,6 +17,7 @@ from ledger import (
 )
 from ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, StorageFull
 from ledger.store import Append
+from ledger.store.sql import SqlStore
 
 
 @pytest.fixture
@@ -273,6 +274,34 @@ def test_many_updates_that_weigh_nothing_are_anchored_too(log) -> None:
     for node in (150, 450, 600):
         path = log.history.plan(node)[1]
         assert len(path.undo) + len(path.redo) <= 256
+
+
+def test_moving_opening_and_anchoring_read_the_snapshots_near_by_only(url, monkeypatch) -> None:
+    """Their number grows with the log, and so would the time to start and to roll back."""
+    with Ledger.open(url) as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(3), "v": torch.zeros(2)})
+        for number in range(600):
+            log.apply(IncrementalUpdateRequest("v", float(number), 1.0, "replace"))
+        log.rollback("seq:100")
+        add(log)
+        assert len(log.history.store.snapshots(log.history.model_id)) >= 3
+
+    def value(log: Log, position: str = "head") -> float:
+        return float(log.state(position)["v"][0])
+
+    def all_of_them(*_: object) -> None:
+        raise AssertionError("every snapshot was read")
+
+    monkeypatch.setattr(SqlStore, "snapshots", all_of_them)
+    with Ledger.open(url) as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(3), "v": torch.zeros(2)})
+        assert value(log) == 99.0
+        log.rollback("seq:590")
+        assert value(log, "seq:300") == 299.0
+        for number in range(300):
+            log.apply(IncrementalUpdateRequest("v", float(number), 1.0, "replace"))
+        log.rollback("seq:100")
+        assert value(log) == 99.0
 
 
 def test_a_small_update_is_one_transaction_and_no_copy_of_the_model(ledger, monkeypatch) -> None:

@@ -171,6 +171,13 @@ class EventStore(Protocol):
         """The payloads of events of one model, each as of `payload`; the inline ones are read
         together."""
 
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """The anchors nearest to a node in number, by node: at most `most` up to it and as many
+        after it."""
+
+    def snapshots_at(self, model_id: int, nodes: Iterable[int]) -> list[Snapshot]:
+        """The anchors there are at some nodes, in any order."""
+
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
 

@@ -48,6 +48,11 @@ _UPDATE_COUNTS = (
 )
 
 
+_ANCHORS = "SELECT node, manifest, size FROM snapshots WHERE model_id = ?"
+_OLDER = " AND node <= ? ORDER BY node DESC LIMIT ?"
+_NEWER = " AND node > ? ORDER BY node LIMIT ?"
+
+
 class SqlStore:
     """Events, annotations and snapshots in a database; `blobs` are the blobs beside them.
 
@@ -261,13 +266,29 @@ class SqlStore:
         except CorruptLedger as error:
             raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
 
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """The anchors nearest to a node in number, by node: at most `most` up to it and as many
+        after it."""
+        with self._database.read() as execute:
+            older = execute(_ANCHORS + _OLDER, (model_id, node, most)).fetchall()
+            newer = execute(_ANCHORS + _NEWER, (model_id, node, most)).fetchall()
+        return [Snapshot(*row) for row in (*reversed(older), *newer)]
+
+    def snapshots_at(self, model_id: int, nodes: Iterable[int]) -> list[Snapshot]:
+        """The anchors there are at some nodes, in any order."""
+        found: list[Snapshot] = []
+        with self._database.read() as execute:
+            for piece in pieces(nodes):
+                rows_read = execute(
+                    f"{_ANCHORS} AND node IN ({marks(len(piece))})", (model_id, *piece)
+                )
+                found += [Snapshot(*row) for row in rows_read]
+        return found
+
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
         with self._database.read() as execute:
-            found = execute(
-                "SELECT node, manifest, size FROM snapshots WHERE model_id = ? ORDER BY node",
-                (model_id,),
-            )
+            found = execute(f"{_ANCHORS} ORDER BY node", (model_id,))
             return [Snapshot(*row) for row in found]
 
     def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:

@@ -191,6 +191,24 @@ def test_snapshots_are_listed_by_node_and_may_be_added_again(writer: Any) -> Non
     assert store.snapshots(model_id) == [Snapshot(1, b"one", 10), Snapshot(2, b"two", 20)]
 
 
+def test_snapshots_are_found_by_their_node_and_near_it(writer: Any) -> None:
+    store, model_id = writer.store, writer.model_id
+    other = type(writer)(store, "other")
+    other.append()
+    store.add_snapshot(other.model_id, Snapshot(21, b"other", 9))
+    made = {node: Snapshot(node, b"%d" % node, node) for node in range(10, 100, 10)}
+    for snapshot in made.values():
+        store.add_snapshot(model_id, snapshot)
+    near = [snapshot.node for snapshot in store.snapshots_near(model_id, 40, 2)]
+    assert near == [30, 40, 50, 60]
+    assert store.snapshots_near(model_id, 15, 4)[0] == made[10]
+    assert [snapshot.node for snapshot in store.snapshots_near(model_id, 95, 2)] == [80, 90]
+    assert store.snapshots_near(model_id, 5, 0) == []
+    at = store.snapshots_at(model_id, [90, 21, *range(1000, 2000), 20])
+    assert sorted(at, key=lambda snapshot: snapshot.node) == [made[20], made[90]]
+    assert store.snapshots_at(model_id, []) == []
+
+
 def test_an_inline_payload_of_the_wrong_size_is_refused(writer: Any) -> None:
     item = writer.item(payload=b"four")
     with pytest.raises(InvalidRequest, match="inline"):
