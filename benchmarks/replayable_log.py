@@ -1,0 +1,240 @@
+"""A log of any length whose every state can be rebuilt, made in bulk.
+
+A tiny model goes round: each update flips one of four matrices between two values, so eight real
+updates, taken from a real ledger, follow each other for ever, with their payloads and digests. As
+a server would, it names and snapshots a state every hundred updates, keeps ten names listed, and
+now and then rolls back. Headers of updates are made from a template; the first are compared byte
+for byte with `ledger.events.seal`, and `benchmarks.history_length` verifies a log bit by bit.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import bulk
+from ledger import IncrementalUpdateRequest, Ledger, snapshots
+from ledger.events import (
+    RETIRED,
+    ROLLED_BACK,
+    THIS_VERSION,
+    UPDATED,
+    UPDATES,
+    VERSION_CREATED,
+    VERSION_RETIRED,
+    VERSIONS,
+    Counts,
+    Draft,
+    Event,
+    decode,
+    leaf_hash,
+    seal,
+)
+from ledger.store import Snapshot, rows
+from ledger.store.tables import SEQ_BITS
+
+MODEL = "tiny"
+NAMES = ("a", "b", "c", "d")
+CHECKED = 500
+NAMED_EVERY = 100  # updates, as `checkpoint_interval`
+LISTED = 10  # as `max_versions`
+ROLLED_BACK_EVERY = 1000
+SIDE = 16
+
+_CYCLE = 2 * len(NAMES)
+_STEP = 250  # microseconds from event to event
+
+
+def matrices() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The two values of each tensor."""
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(len(NAMES), 2, SIDE, SIDE, generator=generator)
+    return {name: (drawn[n, 0].clone(), drawn[n, 1].clone()) for n, name in enumerate(NAMES)}
+
+
+def base() -> dict[str, torch.Tensor]:
+    """The weights the model is registered with."""
+    return {name: first for name, (first, _) in matrices().items()}
+
+
+def update(number: int) -> IncrementalUpdateRequest:
+    """Update `number`, from 1, of the round."""
+    name = NAMES[(number - 1) % len(NAMES)]
+    value = matrices()[name][number % _CYCLE in range(1, len(NAMES) + 1)]
+    return IncrementalUpdateRequest(name, value, update_type="replace")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight updates as a real ledger made it, and the state it leads to."""
+
+    event: Event
+    payload: bytes
+    anchor: Snapshot
+
+
+def load(url: str, count: int, scratch: Path) -> None:
+    """Fill an empty database with a log of `count` events of one model."""
+    with (
+        Ledger.open(url) as ledger,
+        Ledger.open(f"sqlite:///{scratch / 'round.db'}") as round_ledger,
+    ):
+        log = ledger.model(MODEL, base=base())
+        first = log.history.require(0)
+        around = round_ledger.model(MODEL, base=base())
+        turns = []
+        for number in range(1, _CYCLE + 1):
+            event = around.apply(update(number))
+            state, tensor = around.live.state, around.projector.tensor
+            snapshots.store_tensors(ledger.blobs, state, tensor)
+            anchor, _ = snapshots.describe(0, state)
+            turns.append(Turn(event, around.history.store.payload(event), anchor))
+        assert turns[-1].event.state_after == first.state_after
+    bulk.write(url, _events(first, turns, count))
+
+
+def _events(first: Event, turns: list[Turn], count: int) -> Iterator[bulk.Parts]:
+    """The rows of every event after the first."""
+    made = _Round(first, turns)
+    yield made.rare(_naming(first, "as registered"))
+    while made.seq + 1 < count:
+        updates = made.counts.updates
+        if made.seq % ROLLED_BACK_EVERY == ROLLED_BACK_EVERY // 2 + NAMED_EVERY // 2:
+            yield made.back()
+        else:
+            yield made.updated()
+            if (updates + 1) % NAMED_EVERY == 0 and made.seq + 3 < count:
+                yield made.rare(_naming(decode(made.header), "checkpoint"), snapshot=True)
+                if len(made.listed) > LISTED:
+                    yield made.rare(made.retirement())
+    yield [
+        ("listed_versions (model_id, number, event_key)", (1, number, made.key(seq)))
+        for number, seq, _ in made.listed
+    ]
+
+
+def _naming(named: Event, description: str) -> Draft:
+    names = {"seq": named.state_seq, "node": named.node, "state": named.state_after.hex()}
+    return Draft(
+        VERSION_CREATED,
+        {"description": description, "performance_metrics": {}, "names": names},
+        named.state_after,
+        series=VERSIONS,
+        active=THIS_VERSION,
+    )
+
+
+class _Round:
+    """Where the log stands, and the rows of the event that comes next."""
+
+    def __init__(self, first: Event, turns: list[Turn]) -> None:
+        self.seq, self.header, self.hash = 0, first.header, first.hash
+        self.counts, self.active, self.at = Counts(), first.active, first.recorded_at
+        self.nodes = deque([0], maxlen=2 * _CYCLE)  # of this branch, the newest last
+        self.state_seq = 0
+        self.listed: deque[tuple[int, int, str]] = deque()
+        self._turns, self._touched = turns, [0] * len(NAMES)
+        self._parts = [self._constant(turn) for turn in turns]
+
+    def key(self, seq: int) -> int:
+        return (1 << SEQ_BITS) | seq
+
+    def updated(self) -> bulk.Parts:
+        """The next update of the round."""
+        number = self.counts.applied % _CYCLE
+        turn = self._turns[number]
+        body, pieces, request, after, before = self._parts[number]
+        seq, parent, counts = self.seq + 1, self.nodes[-1], self.counts
+        counts = Counts(counts.updates + 1, counts.applied + 1, counts.versions)
+        at = self.at + _STEP
+        active = f'"active":{self.active},' if self.active is not None else ""
+        header = (
+            f'{{{active}"body":{body},"counts":{{"applied":{counts.applied},'
+            f'"updates":{counts.updates},"versions":{counts.versions}}},"format":1,'
+            f'"kind":"updated","model":"{MODEL}","node":{seq},"number":{counts.updates},'
+            f'"parent":{parent},"payload":{pieces},"prev":"{self.hash.hex()}","recorded_at":{at},'
+            f'"request_digest":"{request}","seq":{seq},"series":"updates","state_after":"{after}",'
+            f'"state_before":"{before}","state_seq":{seq}}}'
+        ).encode()
+        if seq < CHECKED:
+            was = turn.event
+            draft = Draft(
+                UPDATED,
+                was.body,
+                was.state_after,
+                series=UPDATES,
+                payload=was.payload,
+                request_digest=was.request_digest,
+            )
+            sealed = seal(draft, MODEL, decode(self.header), at)
+            assert sealed.header == header, (sealed.header, header)
+        self.seq, self.header, self.hash, self.at = seq, header, leaf_hash(header), at
+        self.counts, self.state_seq = counts, seq
+        self.nodes.append(seq)
+        key, one = self.key(seq), number % len(NAMES)
+        self._touched[one] += 1
+        row = (key, 1, UPDATED, at, seq, parent, 1, 0, UPDATES, counts.updates, None)
+        values = (turn.event.state_after, len(turn.payload), header, self.hash, turn.payload)
+        return [
+            (bulk.EVENTS_WITH_PAYLOAD, (*row, *values)),
+            (bulk.TOUCHES, (one + 1, key, self._touched[one], None)),
+        ]
+
+    def back(self) -> bulk.Parts:
+        """A rollback of one round, after which the state is the same and the branch another."""
+        for _ in range(_CYCLE):
+            self.nodes.pop()
+        node = self.nodes[-1]
+        body = {
+            "to": f"seq:{node}",
+            "to_event": node,
+            "to_seq": node,
+            "from_seq": self.state_seq,
+            "version_id": None,
+            "cause": "manual",
+        }
+        state = decode(self.header).state_after
+        return self.rare(Draft(ROLLED_BACK, body, state, target_node=node))
+
+    def rare(self, draft: Draft, *, snapshot: bool = False) -> bulk.Parts:
+        """Any other event, sealed as the ledger does it."""
+        event = seal(draft, MODEL, decode(self.header), self.at + _STEP)
+        self.seq, self.header, self.hash = event.seq, event.header, event.hash
+        self.counts, self.active, self.at = event.counts, event.active, event.recorded_at
+        self.state_seq = event.state_seq
+        if event.kind == VERSION_CREATED:
+            assert event.number is not None
+            self.listed.append((event.number, event.seq, event.name))
+        parts: list[tuple[str, tuple[object, ...]]] = [
+            (bulk.EVENTS_WITH_PAYLOAD, (*rows.to_row(1, event), None))
+        ]
+        if snapshot:
+            turn = self._turns[(self.counts.applied - 1) % _CYCLE]
+            anchor = replace(turn.anchor, node=event.node)
+            parts.append((bulk.SNAPSHOTS, (1, anchor.node, anchor.manifest, anchor.size)))
+        return parts
+
+    def retirement(self) -> Draft:
+        """Takes the oldest name off the list."""
+        number, _, name = self.listed.popleft()
+        return Draft(
+            VERSION_RETIRED,
+            {"version_id": name},
+            decode(self.header).state_after,
+            series=RETIRED,
+            number=number,
+        )
+
+    def _constant(self, turn: Turn) -> tuple[str, str, str, str, str]:
+        """What is the same whenever this update comes round, as it stands in a header."""
+        fields = json.loads(turn.event.header)
+        body, pieces = (
+            json.dumps(fields[name], sort_keys=True, separators=(",", ":"))
+            for name in ("body", "payload")
+        )
+        digests = ("request_digest", "state_after", "state_before")
+        request, after, before = (fields[name] for name in digests)
+        return body, pieces, request, after, before
