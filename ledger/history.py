@@ -153,10 +153,37 @@ class History:
 
         Raises Pruned when gc dropped what the way there needs.
         """
-        anchors = {snapshot.node: snapshot for snapshot in self.store.snapshots(self.model_id)}
+        anchors = self.anchors(node)
         costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
         path = lineage.cheapest(self.lineage, costs, node, self.pruned)
         return self.anchor_state(anchors[path.start]), path
+
+    def anchors(self, node: int) -> dict[int, Snapshot]:
+        """The snapshots from which a node may best be reached, however many there are: the nearest
+        on each side of it in the log, and the nearest on its way up the tree."""
+        near = self.store.snapshots_near(self.model_id, node, lineage.NEAREST_ANCHORS)
+        found = {snapshot.node: snapshot for snapshot in near}
+        above = self.anchor_above(node)
+        if above is not None:
+            found[above.node] = above
+        return found
+
+    def anchor_above(self, node: int) -> Snapshot | None:
+        """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way
+        there was pruned."""
+        read: dict[int, Snapshot] = {}
+        lowest: int | None = None  # the last node for which those before it have been read
+
+        def anchored(at: int) -> bool:
+            nonlocal lowest
+            if lowest is None or at < lowest:
+                near = self.store.snapshots_near(self.model_id, at, lineage.NEAREST_ANCHORS)
+                read.update((snapshot.node, snapshot) for snapshot in near)
+                lowest = min((s.node for s in near if s.node <= at), default=0)
+            return at in read
+
+        above = lineage.ancestor(self.lineage, anchored, 0, node, self.pruned)
+        return None if above is None else read[above]
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:
         """The state a snapshot holds, checked against the event it is a snapshot of."""

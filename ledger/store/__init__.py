@@ -170,5 +170,8 @@ class EventStore(Protocol):
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
 
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """Of the anchors at or before a node the last `most`, and the first `most` after it."""
+
     def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
         """Remember an anchor whose blobs are already stored; adding it twice is fine."""

@@ -41,6 +41,9 @@ _STEPS = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
 )
+_SNAPSHOTS = "SELECT node, manifest, size FROM snapshots WHERE model_id = ?"
+_OLDER_SNAPSHOTS = f"{_SNAPSHOTS} AND node <= ? ORDER BY node DESC LIMIT ?"
+_NEWER_SNAPSHOTS = f"{_SNAPSHOTS} AND node > ? ORDER BY node LIMIT ?"
 _ANNOTATIONS = "SELECT event_key, actor, reason, metadata, salt FROM annotations"
 _UPDATE_COUNTS = (
     "SELECT p.name, (SELECT t.number FROM touches t WHERE t.parameter_id = p.parameter_id"
@@ -250,11 +253,15 @@ class SqlStore:
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
         with self._database.read() as execute:
-            found = execute(
-                "SELECT node, manifest, size FROM snapshots WHERE model_id = ? ORDER BY node",
-                (model_id,),
-            )
+            found = execute(f"{_SNAPSHOTS} ORDER BY node", (model_id,))
             return [Snapshot(*row) for row in found]
+
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """Of the anchors at or before a node the last `most`, and the first `most` after it."""
+        with self._database.read() as execute:
+            older = execute(_OLDER_SNAPSHOTS, (model_id, node, most)).fetchall()
+            newer = execute(_NEWER_SNAPSHOTS, (model_id, node, most)).fetchall()
+        return [Snapshot(*row) for row in (*reversed(older), *newer)]
 
     def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
         """Remember an anchor whose blobs are already stored; adding it twice is fine."""
