@@ -1,0 +1,165 @@
+"""What work costs does not depend on how long the history is: counted, not timed.
+
+On SQLite the instructions of its virtual machine are counted, which is every row that is looked at;
+on both databases the statements and the rows that come back.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import replayable_log
+from benchmarks.replayable_log import MODEL, SIDE
+from ledger import IncrementalUpdateRequest, Ledger, Log
+from ledger.blobs.location import open_blobs
+from ledger.store import EventFilter
+from ledger.store.database import Database
+from ledger.store.sql import SqlStore
+from tests.conftest import new_database
+
+SHORT, LONG = 2_000, 8_000
+_EVERY = 20  # instructions between two counts
+
+
+class Counting:
+    """A backend that counts what the statements sent through it cost."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.statements = self.rows = self.instructions = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def executor(self, connection: Any) -> Any:
+        run = self._backend.executor(connection)
+        if hasattr(connection, "set_progress_handler"):
+            connection.set_progress_handler(self._tick, _EVERY)
+
+        def execute(sql: str, params: Sequence[Any] = (), /) -> Any:
+            self.statements += 1
+            return _Cursor(run(sql, params), self)
+
+        return execute
+
+    def _tick(self) -> int:
+        self.instructions += _EVERY
+        return 0
+
+    def taken(self) -> dict[str, int]:
+        """The counts since the last time."""
+        names = ("statements", "rows", "instructions")
+        taken = {name: getattr(self, name) for name in names}
+        self.statements = self.rows = self.instructions = 0
+        return taken
+
+
+class _Cursor:
+    def __init__(self, cursor: Any, counting: Counting) -> None:
+        self._cursor, self._counting = cursor, counting
+        self.rowcount = cursor.rowcount
+
+    def fetchone(self) -> Any:
+        self._counting.rows += 1
+        return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        found: list[Any] = self._cursor.fetchall()
+        self._counting.rows += len(found)
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.fetchall())
+
+
+@contextlib.contextmanager
+def counted(url: str) -> Iterator[tuple[Ledger, Counting]]:
+    database = Database.connect(url)
+    counting = Counting(database.backend)
+    blobs = open_blobs(None, database)
+    database.backend = counting
+    with Ledger(SqlStore(database, blobs), blobs) as ledger:
+        yield ledger, counting
+
+
+def _step(log: Log, number: int) -> None:
+    value = torch.full((SIDE, SIDE), float(number))
+    log.apply(IncrementalUpdateRequest("a", value, update_type="replace"))
+
+
+def costs(url: str, count: int) -> dict[str, dict[str, int]]:
+    """What each piece of work costs on a log of this length."""
+    found: dict[str, dict[str, int]] = {}
+    other = {name: second for name, (_, second) in replayable_log.matrices().items()}
+
+    def of(what: str, counting: Counting, work: Callable[[], object]) -> None:
+        counting.taken()
+        work()
+        found[what] = counting.taken()
+
+    with counted(url) as (ledger, counting):
+        of("open", counting, lambda: ledger.model(MODEL))
+    with counted(url) as (ledger, counting):
+        of("open with other weights", counting, lambda: ledger.model(MODEL, base=other))
+    with counted(url) as (ledger, counting):
+        log = ledger.model(MODEL)
+        store, model_id = log.history.store, log.history.model_id
+        middle = log.history.require(count // 2)
+        old = store.by_number(model_id, "versions", middle.counts.versions - 1)
+        assert old is not None
+        of("record", counting, lambda: _step(log, 1))
+        before = log.live.head.seq
+        for number in range(2, 12):
+            _step(log, number)
+        of("roll back ten", counting, lambda: log.rollback(f"seq:{before}"))
+        of("name", counting, lambda: log.create_version("named"))
+        of("retire", counting, lambda: log.retire_versions(10))
+        of("pin", counting, lambda: log.pin(log.versions()[0].version_id))
+        of("list versions", counting, log.versions)
+        of("parameters", counting, log.history.parameters)
+        of("an old state", counting, lambda: log.history.state(old.name))
+        of("a state by digest", counting, lambda: store.by_state(model_id, middle.state_after))
+        of("no state by digest", counting, lambda: store.by_state(model_id, bytes(32)))
+        for where in (
+            EventFilter(),
+            EventFilter(parameter="a", max_seq=middle.seq),
+            EventFilter(since=middle.recorded_at),
+            EventFilter(kinds=["rolled_back"]),
+        ):
+            of(
+                f"select {where}" if where.max_seq is where.since is None else f"select {len(found)}",
+                counting,
+                lambda where=where: store.select(model_id, where, limit=2),  # type: ignore[misc]
+            )
+    with counted(url) as (ledger, counting):
+        log = ledger.model(MODEL)
+        of("roll back to an old version", counting, lambda: log.rollback(old.name))
+        _step(log, 20)
+    with counted(url) as (ledger, counting):
+        of("open on a branch of it", counting, lambda: ledger.model(MODEL))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_work_costs_the_same_on_a_long_history(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    taken = []
+    for count in (SHORT, LONG):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        with new_database(request, kind, folder) as url:
+            replayable_log.load(url, count, folder)
+            taken.append(costs(url, count))
+    short, long = taken
+    grown = {
+        (what, name): (short[what][name], cost)
+        for what, of in long.items()
+        for name, cost in of.items()
+        if cost > 1.3 * short[what][name] + 4 * _EVERY
+    }
+    assert not grown
