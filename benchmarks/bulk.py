@@ -18,6 +18,8 @@ PARAMETERS = "parameters (model_id, name)"
 MODELS = "models (name)"
 SNAPSHOTS = "snapshots (model_id, node, manifest, size)"
 
+LISTED = "listed_versions (model_id, number, event_key, node, pinned)"
+
 _PAGE = 20_000  # events
 
 Parts = Sequence[tuple[str, tuple[Any, ...]]]

@@ -7,16 +7,12 @@ are compared byte for byte with `ledger.events.seal`, and `benchmarks.audit` ver
 import hashlib
 import json
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from typing import Any
 
-import psycopg
-
+from benchmarks import bulk
 from ledger.changes import TensorChange
 from ledger.events import (
     REGISTERED,
@@ -35,7 +31,6 @@ from ledger.events import (
     leaf_hash,
     seal,
 )
-from ledger.store import rows
 from ledger.store.sql import SqlStore
 from ledger.store.tables import SEQ_BITS
 
@@ -43,77 +38,29 @@ MODEL = "long"
 START = 1_700_000_000_000_000
 PARAMETERS = 300
 CHECKED = 1000
-_PAGE = 20_000
 
 # Four layers of actors: a few busy ones, and ones that did next to nothing.
 ACTORS = [("trainer", 0.6), ("tuner", 0.2), ("ana", 0.04), ("bo", 0.01), ("cy", 0.0001)]
 KINDS = [(UPDATED, 0.96), (UPDATE_REJECTED, 0.025), (VERSION_CREATED, 0.01), (ROLLED_BACK, 0.005)]
-
-TOUCHES = "touches (parameter_id, event_key, number, actor)"
-ANNOTATIONS = "annotations (event_key, kind, actor, reason, metadata, salt)"
-LISTED = "listed_versions (model_id, number, event_key)"
-EVENTS = f"events ({', '.join(rows.COLUMNS)})"
 
 
 def parameter(number: int) -> str:
     return f"layers.{number // 6}.{('q', 'k', 'v', 'out', 'up', 'down')[number % 6]}.weight"
 
 
-@dataclass
-class Made:
-    """Rows of some events, by the table and columns they go to."""
-
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-
-    def add(self, into: str, row: tuple[Any, ...]) -> None:
-        self.rows.setdefault(into, []).append(row)
-
-
 def load(url: str, count: int) -> None:
     """Fill an empty database with a log of `count` events of one model."""
-    store = SqlStore.open(url)
+    SqlStore.open(url).close()
+    bulk.write(url, chain([_model()], _events(count)))
+
+
+def _model() -> bulk.Parts:
     names = [f"weights/{parameter(number)}" for number in range(PARAMETERS)]
-    store.close()
-    made = _made(count)
-    if url.startswith("sqlite"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("INSERT INTO models (name) VALUES (?)", (MODEL,))
-            connection.executemany(
-                "INSERT INTO parameters (model_id, name) VALUES (1, ?)", [(n,) for n in names]
-            )
-            for page in made:
-                for into, values in page.rows.items():
-                    marks = ", ".join("?" * len(values[0]))
-                    connection.executemany(f"INSERT INTO {into} VALUES ({marks})", values)
-                connection.commit()
-            connection.execute("ANALYZE")
-            connection.commit()
-        return
-    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute("INSERT INTO models (name) VALUES (%s)", (MODEL,))
-        for name in names:
-            connection.execute("INSERT INTO parameters (model_id, name) VALUES (1, %s)", (name,))
-        for page in made:
-            for into, values in page.rows.items():
-                with connection.cursor().copy(f"COPY {into} FROM STDIN") as copy:
-                    for value in values:
-                        copy.write_row(value)
-        connection.execute("VACUUM ANALYZE")
+    return [(bulk.MODELS, (MODEL,)), *((bulk.PARAMETERS, (1, name)) for name in names)]
 
 
-def _made(count: int) -> Iterator[Made]:
-    events = _events(count)
-    while page := list(islice(events, _PAGE)):
-        made = Made()
-        for parts in page:
-            for into, row in parts:
-                made.add(into, row)
-        yield made
-
-
-def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
-    """Every event's rows: (table and columns, values)."""
+def _events(count: int) -> Iterator[bulk.Parts]:
+    """The rows of every event."""
     chance = random.Random(1)
     kinds, kind_weights = zip(*KINDS, strict=True)
     actors, actor_weights = zip(*ACTORS, strict=True)
@@ -212,15 +159,15 @@ def _events(count: int) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         prev = leaf_hash(header)
         row = (key, 1, kind, recorded_at, node, parent if changes and seq else None, int(changes))
         parts: list[tuple[str, tuple[Any, ...]]] = [
-            (EVENTS, (*row, series, number, None, state, size, header, prev))
+            (bulk.EVENTS, (*row, 0, series, number, None, state, size, header, prev))
         ]
         for one in touched:
             times[one] += 1
-            parts.append((TOUCHES, (one + 1, key, times[one], actor)))
+            parts.append((bulk.TOUCHES, (one + 1, key, times[one], actor)))
         if actor is not None:
-            parts.append((ANNOTATIONS, (key, kind, actor, None, None, salt)))
+            parts.append((bulk.ANNOTATIONS, (key, kind, actor, None, None, salt)))
         if series == VERSIONS:
-            parts.append((LISTED, (1, number, key)))
+            parts.append((bulk.LISTED, (1, number, key, node, 0)))
         yield parts
 
 

@@ -6,6 +6,7 @@ on both databases the statements and the rows that come back.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from benchmarks import replayable_log
 from benchmarks.replayable_log import MODEL, SIDE
-from ledger import IncrementalUpdateRequest, Ledger, Log
+from ledger import IncrementalUpdateRequest, Ledger, Log, versions
+from ledger.audit.verify import verify
 from ledger.blobs.location import open_blobs
 from ledger.store import EventFilter
 from ledger.store.database import Database
@@ -107,37 +109,40 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
         of("open with other weights", counting, lambda: ledger.model(MODEL, base=other))
     with counted(url) as (ledger, counting):
         log = ledger.model(MODEL)
-        store, model_id = log.history.store, log.history.model_id
-        middle = log.history.require(count // 2)
+        history = log.history
+        store, model_id = history.store, history.model_id
+        middle = history.require(count // 2)
         old = store.by_number(model_id, "versions", middle.counts.versions - 1)
         assert old is not None
         of("record", counting, lambda: _step(log, 1))
         before = log.live.head.seq
         for number in range(2, 12):
             _step(log, number)
-        of("roll back ten", counting, lambda: log.rollback(f"seq:{before}"))
+        of("where ten back is named", counting, lambda: versions.nearest(store, model_id, before))
+        of("the way ten back", counting, lambda: history.plan(before))
+        log.rollback(f"seq:{before}")
         of("name", counting, lambda: log.create_version("named"))
-        of("retire", counting, lambda: log.retire_versions(10))
-        of("pin", counting, lambda: log.pin(log.versions()[0].version_id))
-        of("list versions", counting, log.versions)
-        of("parameters", counting, log.history.parameters)
-        of("an old state", counting, lambda: log.history.state(old.name))
+        newest = history.resolve("head").event.name
+        of("pin", counting, lambda: log.pin(newest))
+        of("parameters", counting, history.parameters)
+        of("an old state", counting, lambda: history.state(old.name))
         of("a state by digest", counting, lambda: store.by_state(model_id, middle.state_after))
         of("no state by digest", counting, lambda: store.by_state(model_id, bytes(32)))
-        for where in (
-            EventFilter(),
-            EventFilter(parameter="a", max_seq=middle.seq),
-            EventFilter(since=middle.recorded_at),
-            EventFilter(kinds=["rolled_back"]),
-        ):
-            of(
-                f"select {where}" if where.max_seq is where.since is None else f"select {len(found)}",
-                counting,
-                lambda where=where: store.select(model_id, where, limit=2),  # type: ignore[misc]
+        for number, where in enumerate(
+            (
+                EventFilter(),
+                EventFilter(parameter="a", max_seq=middle.seq),
+                EventFilter(since=middle.recorded_at),
+                EventFilter(kinds=["rolled_back"]),
             )
+        ):
+            query = partial(store.select, model_id, where, limit=2)
+            of(f"query {number}", counting, query)
     with counted(url) as (ledger, counting):
         log = ledger.model(MODEL)
-        of("roll back to an old version", counting, lambda: log.rollback(old.name))
+        store, far = log.history.store, log.history.require(count - SHORT // 2).node
+        of("where a far one is named", counting, lambda: versions.nearest(store, model_id, far))
+        log.rollback(old.name)
         _step(log, 20)
     with counted(url) as (ledger, counting):
         of("open on a branch of it", counting, lambda: ledger.model(MODEL))
@@ -145,15 +150,16 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("listed", [10, 1_000_000], ids=["ten versions", "every version"])
 def test_work_costs_the_same_on_a_long_history(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, listed: int
 ) -> None:
     taken = []
     for count in (SHORT, LONG):
         folder = tmp_path / str(count)
         folder.mkdir()
         with new_database(request, kind, folder) as url:
-            replayable_log.load(url, count, folder)
+            replayable_log.load(url, count, folder, listed=listed)
             taken.append(costs(url, count))
     short, long = taken
     grown = {
@@ -163,3 +169,12 @@ def test_work_costs_the_same_on_a_long_history(
         if cost > 1.3 * short[what][name] + 4 * _EVERY
     }
     assert not grown
+
+
+def test_a_log_made_for_measuring_is_sound(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    replayable_log.load(url, 1200, tmp_path)
+    with Ledger.open(url) as ledger:
+        report = verify(ledger.history(MODEL))
+        assert (report.problem, report.events) == (None, 1200)
+        assert report.states > 1100

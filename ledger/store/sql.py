@@ -10,7 +10,7 @@ from ledger.blobs.sql import SqlBlobs
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
-from ledger.store import Append, EventFilter, Snapshot, Step, Texts, rows, search
+from ledger.store import Append, EventFilter, Listed, Snapshot, Step, Texts, rows, search
 from ledger.store.append import Appender, remember_snapshot
 from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
@@ -33,9 +33,13 @@ _BY_STATE = (
     " ORDER BY event_key DESC LIMIT 1"
 )
 _BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
-_LISTED = (
-    f"SELECT number, event_key & {SEQ_MASK} FROM listed_versions WHERE model_id = ? ORDER BY number"
+_LAST_NUMBER = (  # numbers that are null are not in the index
+    "SELECT max(number) FROM events WHERE model_id = ? AND series = ? AND number IS NOT NULL"
 )
+_LISTED = (
+    f"SELECT number, event_key & {SEQ_MASK}, node, pinned FROM listed_versions WHERE model_id = ?"
+)
+_LISTED_BEFORE = f"{_LISTED} AND node <= ? ORDER BY node DESC, number DESC LIMIT 1"
 _BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
 _STEPS = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
@@ -150,10 +154,23 @@ class SqlStore:
             return None
         return self._one(model_id, _BY_NUMBER, model_id, series, number)
 
-    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
-        """(number, seq) of the versions that are not retired, by number."""
+    def last_number(self, model_id: int, series: str) -> int | None:
+        """The highest number of a series; None before the first."""
         with self._database.read() as execute:
-            return [(number, seq) for number, seq in execute(_LISTED, (model_id,))]
+            (number,) = execute(_LAST_NUMBER, (model_id, series)).fetchone()
+        return None if number is None else int(number)
+
+    def listed_versions(self, model_id: int) -> list[Listed]:
+        """The versions that are not retired, by number."""
+        return self._listed(f"{_LISTED} ORDER BY number", model_id)
+
+    def listed_version(self, model_id: int, number: int) -> Listed | None:
+        """The version with this number, if it is not retired."""
+        return next(iter(self._listed(f"{_LISTED} AND number = ?", model_id, number)), None)
+
+    def listed_before(self, model_id: int, node: int) -> Listed | None:
+        """Of the versions that name this node or the nearest smaller one the newest."""
+        return next(iter(self._listed(_LISTED_BEFORE, model_id, node)), None)
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
@@ -272,6 +289,11 @@ class SqlStore:
         with self._database.read() as execute:
             row = execute(sql, params).fetchone()
         return None if row is None else rows.from_row(row, self._name(model_id))
+
+    def _listed(self, sql: str, *params: int) -> list[Listed]:
+        with self._database.read() as execute:
+            found = execute(sql, params).fetchall()
+        return [Listed(number, seq, node, bool(pinned)) for number, seq, node, pinned in found]
 
     def _name(self, model_id: int) -> str:
         if model_id not in self._names:
