@@ -89,9 +89,8 @@ def test_a_state_on_a_young_branch_is_not_reached_across_the_old_one() -> None:
     loaded: list[int] = []
 
     def load(start: int, stop: int) -> list[Step]:
-        found = [step for step in steps[start:stop]]
-        loaded.extend(step.seq for step in found)
-        return found
+        loaded.extend(step.seq for step in steps[start:stop])
+        return steps[start:stop]
 
     anchors = dict.fromkeys(range(0, last, 10), 100) | {5: 100}
     path = cheapest(Lineage(load), anchors, last + 1)
