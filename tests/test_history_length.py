@@ -121,6 +121,7 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
         of("where ten back is named", counting, lambda: versions.nearest(store, model_id, before))
         of("the way ten back", counting, lambda: history.plan(before))
         log.rollback(f"seq:{before}")
+        of("write a snapshot", counting, log.snapshot)
         of("name", counting, lambda: log.create_version("named"))
         newest = history.resolve("head").event.name
         of("pin", counting, lambda: log.pin(newest))
