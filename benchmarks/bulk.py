@@ -16,8 +16,9 @@ TOUCHES = "touches (parameter_id, event_key, number, actor)"
 ANNOTATIONS = "annotations (event_key, kind, actor, reason, metadata, salt)"
 PARAMETERS = "parameters (model_id, name)"
 MODELS = "models (name)"
-LISTED = "listed_versions (model_id, number, event_key)"
 SNAPSHOTS = "snapshots (model_id, node, manifest, size)"
+
+LISTED = "listed_versions (model_id, number, event_key, node, pinned)"
 
 _PAGE = 20_000  # events
 

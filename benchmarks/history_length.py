@@ -44,12 +44,10 @@ def measure(url: str, count: int, rounds: int) -> Figures:
         work()
         taken.setdefault(what, []).append(time.perf_counter() - started)
 
+    other = {name: second for name, (_, second) in replayable_log.matrices().items()}
     for _ in range(max(rounds // 2, 3)):
         timed("open the ledger and the model, read a tensor", lambda: _opened(url))
-        other = {name: second for name, (_, second) in replayable_log.matrices().items()}
-        timed(
-            "open with the weights of some earlier state", lambda other=other: _opened(url, other)
-        )
+        timed("open with the weights of some earlier state", lambda: _opened(url, other))
     with Ledger.open(url) as ledger:
         log = ledger.model(MODEL)
         store, model_id = log.history.store, log.history.model_id

@@ -51,13 +51,16 @@ def parameter(number: int) -> str:
 def load(url: str, count: int) -> None:
     """Fill an empty database with a log of `count` events of one model."""
     SqlStore.open(url).close()
-    names = [(1, f"weights/{parameter(number)}") for number in range(PARAMETERS)]
-    model: bulk.Parts = [(bulk.MODELS, (MODEL,)), *((bulk.PARAMETERS, name) for name in names)]
-    bulk.write(url, chain([model], _events(count)))
+    bulk.write(url, chain([_model()], _events(count)))
+
+
+def _model() -> bulk.Parts:
+    names = [f"weights/{parameter(number)}" for number in range(PARAMETERS)]
+    return [(bulk.MODELS, (MODEL,)), *((bulk.PARAMETERS, (1, name)) for name in names)]
 
 
 def _events(count: int) -> Iterator[bulk.Parts]:
-    """Every event's rows: (table and columns, values)."""
+    """The rows of every event."""
     chance = random.Random(1)
     kinds, kind_weights = zip(*KINDS, strict=True)
     actors, actor_weights = zip(*ACTORS, strict=True)
@@ -165,7 +168,7 @@ def _events(count: int) -> Iterator[bulk.Parts]:
             0,
         )
         parts: list[tuple[str, tuple[Any, ...]]] = [
-            (bulk.EVENTS, (*row, series, number, None, state, size, header, prev))
+            (bulk.EVENTS, (*row, 0, series, number, None, state, size, header, prev))
         ]
         for one in touched:
             times[one] += 1
@@ -173,7 +176,7 @@ def _events(count: int) -> Iterator[bulk.Parts]:
         if actor is not None:
             parts.append((bulk.ANNOTATIONS, (key, kind, actor, None, None, salt)))
         if series == VERSIONS:
-            parts.append((bulk.LISTED, (1, number, key)))
+            parts.append((bulk.LISTED, (1, number, key, node, 0)))
         yield parts
 
 

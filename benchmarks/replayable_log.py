@@ -2,9 +2,10 @@
 
 A tiny model goes round: each update flips one of four matrices between two values, so eight real
 updates, taken from a real ledger, follow each other for ever, with their payloads and digests. As
-a server would, it names and snapshots a state every hundred updates, keeps ten names listed, and
-now and then rolls back. Headers of updates are made from a template; the first are compared byte
-for byte with `ledger.events.seal`, and `benchmarks.history_length` verifies a log bit by bit.
+a server would, it names and snapshots a state every hundred updates, keeps ten names listed beside
+the first, and now and then rolls back. Headers of updates are made from a template; the first are
+compared byte for byte with `ledger.events.seal`, and `benchmarks.history_length` verifies a log bit
+by bit.
 """
 
 import json
@@ -76,8 +77,11 @@ class Turn:
     anchor: Snapshot
 
 
-def load(url: str, count: int, scratch: Path) -> None:
-    """Fill an empty database with a log of `count` events of one model."""
+def load(url: str, count: int, scratch: Path, *, listed: int = LISTED) -> None:
+    """Fill an empty database with a log of `count` events of one model.
+
+    Besides the first version `listed` stay on the list. `scratch` is a folder for its own use.
+    """
     with (
         Ledger.open(url) as ledger,
         Ledger.open(f"sqlite:///{scratch / 'round.db'}") as round_ledger,
@@ -93,10 +97,10 @@ def load(url: str, count: int, scratch: Path) -> None:
             anchor, _ = snapshots.describe(0, state)
             turns.append(Turn(event, around.history.store.payload(event), anchor))
         assert turns[-1].event.state_after == first.state_after
-    bulk.write(url, _events(first, turns, count))
+    bulk.write(url, _events(first, turns, count, listed))
 
 
-def _events(first: Event, turns: list[Turn], count: int) -> Iterator[bulk.Parts]:
+def _events(first: Event, turns: list[Turn], count: int, listed: int) -> Iterator[bulk.Parts]:
     """The rows of every event after the first."""
     made = _Round(first, turns)
     yield made.rare(_naming(first, "as registered"))
@@ -108,9 +112,11 @@ def _events(first: Event, turns: list[Turn], count: int) -> Iterator[bulk.Parts]
             yield made.updated()
             if (updates + 1) % NAMED_EVERY == 0 and made.seq + 3 < count:
                 yield made.rare(_naming(decode(made.header), "checkpoint"), snapshot=True)
-                if len(made.listed) > LISTED:
+                if len(made.listed) > 1 + listed:
                     yield made.rare(made.retirement())
-    yield [(bulk.LISTED, (1, number, made.key(seq))) for number, seq, _ in made.listed]
+    yield [
+        (bulk.LISTED, (1, number, made.key(seq), node, 0)) for number, seq, node, _ in made.listed
+    ]
 
 
 def _naming(named: Event, description: str) -> Draft:
@@ -132,7 +138,7 @@ class _Round:
         self.counts, self.active, self.at = Counts(), first.active, first.recorded_at
         self.nodes = deque([0], maxlen=2 * _CYCLE)  # of this branch, the newest last
         self.state_seq = 0
-        self.listed: deque[tuple[int, int, str]] = deque()
+        self.listed: deque[tuple[int, int, int, str]] = deque()
         self._turns, self._touched = turns, [0] * len(NAMES)
         self._parts = [self._constant(turn) for turn in turns]
 
@@ -204,7 +210,7 @@ class _Round:
         self.state_seq = event.state_seq
         if event.kind == VERSION_CREATED:
             assert event.number is not None
-            self.listed.append((event.number, event.seq, event.name))
+            self.listed.append((event.number, event.seq, event.node, event.name))
         parts: list[tuple[str, tuple[object, ...]]] = [
             (bulk.EVENTS_WITH_PAYLOAD, (*rows.to_row(1, event), None))
         ]
@@ -215,8 +221,9 @@ class _Round:
         return parts
 
     def retirement(self) -> Draft:
-        """Takes the oldest name off the list."""
-        number, _, name = self.listed.popleft()
+        """Takes the oldest name off the list, but for the first."""
+        number, _, _, name = self.listed[1]
+        del self.listed[1]
         return Draft(
             VERSION_RETIRED,
             {"version_id": name},

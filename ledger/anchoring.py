@@ -41,7 +41,8 @@ class Anchoring:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
         live = self._projector.live
         store, model_id = self._history.store, self._history.model_id
-        if not store.snapshots_at(model_id, [live.head.node]):
+        node = live.head.node
+        if all(anchor.node != node for anchor in store.snapshots_near(model_id, node, 1)):
             snapshots.store_tensors(self._history.blobs, live.state, self._projector.tensor)
             anchor, _ = snapshots.describe(live.head.node, live.state)
             store.add_snapshot(model_id, anchor)
@@ -49,10 +50,10 @@ class Anchoring:
 
     def _measured(self, node: int) -> int:
         """Bytes read between a node and its nearest anchored ancestor."""
-        anchor = self._history.anchored_ancestor(node)
+        above = self._history.anchor_above(node)
         size = 0
         at: int | None = node
-        while at is not None and (anchor is None or at != anchor.node):
+        while at is not None and (above is None or at != above.node):
             size += self._history.lineage.size(at)
             at = self._history.lineage.parent(at)
         return size

@@ -163,7 +163,7 @@ def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
 def _named(history: History) -> set[int]:
     """The states that listed versions name."""
     listed = history.store.listed_versions(history.model_id)
-    return {history.require(seq).body["names"]["node"] for _, seq in listed}
+    return {version.node for version in listed}
 
 
 def _keep(

@@ -159,34 +159,31 @@ class History:
         return self.anchor_state(anchors[path.start]), path
 
     def anchors(self, node: int) -> dict[int, Snapshot]:
-        """Where a path to a node may begin: its nearest anchored ancestor, and the anchors nearest
-        in number, by node."""
+        """The snapshots from which a node may best be reached, however many there are: the nearest
+        on each side of it in the log, and the nearest on its way up the tree."""
         near = self.store.snapshots_near(self.model_id, node, lineage.NEAREST_ANCHORS)
-        anchors = {anchor.node: anchor for anchor in near}
-        # A damaged event above need not be on the way; where it is, the path finder says so.
-        with contextlib.suppress(CorruptLedger):
-            above = self._anchored_above(node, anchors)
-            if above is not None:
-                anchors[above.node] = above
-        return anchors
+        found = {snapshot.node: snapshot for snapshot in near}
+        above = self.anchor_above(node)
+        if above is not None:
+            found[above.node] = above
+        return found
 
-    def anchored_ancestor(self, node: int) -> Snapshot | None:
-        """The anchor at a node, or else at the nearest of its ancestors that has one."""
-        return self._anchored_above(node, {})
+    def anchor_above(self, node: int) -> Snapshot | None:
+        """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way
+        there was pruned."""
+        read: dict[int, Snapshot] = {}
+        lowest: int | None = None  # the last node for which those before it have been read
 
-    def _anchored_above(self, node: int, known: Mapping[int, Snapshot]) -> Snapshot | None:
-        at: int | None = node
-        while at is not None:
-            page: list[int] = []
-            while at is not None and len(page) < _PAGE and at not in known:
-                page.append(at)
-                at = self.lineage.parent(at)
-            found = self.store.snapshots_at(self.model_id, page)
-            if found:  # parents have smaller numbers
-                return max(found, key=lambda anchor: anchor.node)
-            if at is not None and at in known:
-                return known[at]
-        return None
+        def anchored(at: int) -> bool:
+            nonlocal lowest
+            if lowest is None or at < lowest:
+                near = self.store.snapshots_near(self.model_id, at, lineage.NEAREST_ANCHORS)
+                read.update((snapshot.node, snapshot) for snapshot in near)
+                lowest = min((s.node for s in near if s.node <= at), default=0)
+            return at in read
+
+        above = lineage.ancestor(self.lineage, anchored, 0, node, self.pruned)
+        return None if above is None else read[above]
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:
         """The state a snapshot holds, checked against the event it is a snapshot of."""

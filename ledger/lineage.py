@@ -20,12 +20,12 @@ from ledger.store import Step
 EVENT_COST = 4096
 """What reading one event costs beside its payload, in bytes: many tiny updates are not free."""
 
-_PAGE = 4096
+_PAGE = 512
 _NOT_A_NODE = -2
 _NO_PARENT = -1
 
+# Anchors tried on each side of the target: farther ones cost at least an anchor's spacing more.
 NEAREST_ANCHORS = 4
-"""Anchors tried on each side of the target: farther ones cost at least a spacing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Lineage:
     """Parents and payload sizes of nodes, read from the log in pages and kept.
 
     `load(start, stop)` gives the state-changing events of a range of seqs. Nodes never change,
-    so a page is read again only when it was incomplete and a newer node is asked for.
+    so of a page that was incomplete only what came since is read when a newer node is asked for.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Lineage:
         self._parents: dict[int, NDArray[np.int64]] = {}
         self._sizes: dict[int, NDArray[np.int64]] = {}
         self._one_way: dict[int, NDArray[np.bool_]] = {}
+        self._next: dict[int, int] = {}  # of each page the seq to go on reading from
 
     def parent(self, node: int) -> int | None:
         """The node that `node` was applied to; None for the first."""
@@ -83,18 +84,19 @@ class Lineage:
         return page, offset
 
     def _read(self, page: int) -> None:
-        parents = np.full(_PAGE, _NOT_A_NODE, np.int64)
-        sizes = np.zeros(_PAGE, np.int64)
-        one_way = np.zeros(_PAGE, np.bool_)
         first = page * _PAGE
-        for step in self._load(first, first + _PAGE):
+        if page not in self._parents:
+            self._sizes[page] = np.zeros(_PAGE, np.int64)
+            self._one_way[page] = np.zeros(_PAGE, np.bool_)
+            self._parents[page] = np.full(_PAGE, _NOT_A_NODE, np.int64)
+        parents, sizes, one_way = self._parents[page], self._sizes[page], self._one_way[page]
+        for step in self._load(self._next.get(page, first), first + _PAGE):
             if step.node == step.seq:
-                parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
                 sizes[step.seq - first] = step.size + self._event_cost
                 one_way[step.seq - first] = step.forward_only
-        # Readers of other threads look for the parents first.
-        self._sizes[page], self._one_way[page] = sizes, one_way
-        self._parents[page] = parents
+                # Last, because readers of other threads look for the parents first.
+                parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
+            self._next[page] = max(self._next.get(page, first), step.seq + 1)
 
 
 def cheapest(
@@ -113,44 +115,53 @@ def cheapest(
     free = [node for node in order if starts[node] == 0]
     older = [node for node in order if starts[node] and node <= target][:NEAREST_ANCHORS]
     newer = [node for node in order if starts[node] and node > target][:NEAREST_ANCHORS]
-    # The nearest ancestor first: it bounds how far the others are followed, which may be near in
-    # number and half the log away, on another branch.
-    best: Path | None
-    try:
-        best = _from_ancestor(lineage, starts, target, pruned)
-    except (Pruned, CorruptLedger):
-        best = None
-    for start in older + newer + free:
+    best: Path | None = None
+    # The nearest ancestor first: anchors near by seq may stand on other branches, a whole history
+    # away, and its cost bounds how far they and the others are followed.
+    above = ancestor(lineage, lambda node: node in starts, min(starts, default=0), target, pruned)
+    for start in ([] if above is None else [above]) + older + newer + free:
         limit = best.size if best else None
         path = _between(lineage, start, target, starts[start], limit, pruned)
         if path is not None:
             best = path
-    return best or _from_ancestor(lineage, starts, target, pruned)  # which says why there is none
+    if best is None:
+        raise _unreachable(lineage, target, pruned)
+    return best
 
 
-def _from_ancestor(
+def ancestor(
     lineage: Lineage,
-    starts: Mapping[int, int],
+    begins: Callable[[int], bool],
+    floor: int,
     target: int,
-    pruned: Prunings,
-) -> Path:
-    """The path down from the nearest ancestor where one can begin."""
-    start: int | None = target
-    redo: list[int] = []
-    while start is not None and start not in starts:
-        if pruned(start) or pruned.snapshot(start):
-            raise Pruned(
+    pruned: Prunings = NOTHING_PRUNED,
+) -> int | None:
+    """The nearest node on the way up from `target`, itself included, where one can begin.
+
+    None when an event on the way was pruned, or no such node is `floor` or later.
+    """
+    at: int | None = target
+    while at is not None and at >= floor:
+        if begins(at):
+            return at
+        if pruned(at):
+            return None
+        at = lineage.parent(at)
+    return None
+
+
+def _unreachable(lineage: Lineage, target: int, pruned: Prunings) -> Pruned | CorruptLedger:
+    """Why no start leads to a node: gc dropped what did, or the log is damaged."""
+    at: int | None = target
+    while at is not None:
+        if pruned(at) or pruned.snapshot(at):
+            return Pruned(
                 f"the state after event {target} was pruned: gc dropped what no retained version "
                 "needed",
                 seq=target,
             )
-        redo.append(start)
-        start = lineage.parent(start)
-    if start is None:
-        raise CorruptLedger(f"no snapshot leads to the state after event {target}", seq=target)
-    return Path(
-        start, (), tuple(reversed(redo)), starts[start] + sum(lineage.size(seq) for seq in redo)
-    )
+        at = lineage.parent(at)
+    return CorruptLedger(f"no snapshot leads to the state after event {target}", seq=target)
 
 
 def _between(

@@ -277,9 +277,8 @@ class Log:
         retired = []
         with self._writer.lock:
             listed = self.history.store.listed_versions(self.history.model_id)
-            pinned = versions.pins(self.history.store, self.history.model_id).pinned
-            stays = pinned | {self.projector.live.head.active}
-            spare = [seq for number, seq in listed if number not in stays]
+            active = self.projector.live.head.active
+            spare = [one.seq for one in listed if not one.pinned and one.number != active]
             for seq in spare[: max(0, len(listed) - keep)]:
                 with contextlib.suppress(NotFound):  # another writer was faster
                     retired.append(self._retire(self.history.require(seq)))

@@ -196,8 +196,7 @@ def retirement(history: History, tip: Tip, version_created: Event) -> Proposal:
     """Takes a version's name off the list; NotFound when another writer already has."""
     if not versions.is_listed(history.store, history.model_id, version_created):
         raise NotFound(f"Version {version_created.name} is retired already")
-    pinned = versions.pins(history.store, history.model_id).pinned
-    if version_created.number in pinned:
+    if versions.is_pinned(history.store, history.model_id, version_created):
         raise InvalidRequest(f"Version {version_created.name} is pinned")
     body = {"version_id": version_created.name}
     return Proposal(
@@ -223,7 +222,7 @@ def pin(history: History, tip: Tip, version_id: str, kind: str) -> Proposal:
             body={"version_id": version_id, "number": named.number},
             state_after=tip.live.state.value,
             series=events.PINS,
-            number=versions.pins(store, model_id).events,
+            number=versions.next_pin(store, model_id),
         )
     )
 
@@ -236,7 +235,7 @@ def rollback(history: History, tip: Tip, target: Position, cause: str) -> Propos
     if named and versions.is_listed(store, model_id, named):
         active = named.number
     else:
-        active = versions.nearest(store, model_id, history.lineage, target.node)
+        active = versions.nearest(store, model_id, target.node)
     tip.check_untouched()
     changes = None
     if target.node != live.head.node:

@@ -4,12 +4,14 @@ Naming is one small event; nothing is copied. A version stays listed until a `ve
 event takes its name off the list; the event and the digest it names stay for ever.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.events import PINS, VERSION_PINNED, Event
-from ledger.lineage import Lineage
-from ledger.store import EventStore
+from ledger.events import PINS, ROLLED_BACK, Event
+from ledger.store import EventFilter, EventStore
+
+_MOST_ROLLBACKS = 256  # that are read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +45,32 @@ class ModelVersion:
 
 def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
     """Whether a version still has its name on the list."""
-    return any(number == version_created.number for number, _ in store.listed_versions(model_id))
+    number = version_created.number
+    return number is not None and store.listed_version(model_id, number) is not None
 
 
 def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
     active = store.head(model_id).active
-    pinned = pins(store, model_id).pinned
-    events = (store.event(model_id, seq) for _, seq in reversed(store.listed_versions(model_id)))
+    found = ((one, store.event(model_id, one.seq)) for one in store.listed_versions(model_id)[::-1])
     return [
-        describe(event, active=event.number == active, pinned=event.number in pinned)
-        for event in events
+        describe(event, active=one.number == active, pinned=one.pinned)
+        for one, event in found
         if event
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Pins:
-    """The numbers of the pinned versions, and how many events say so."""
+def is_pinned(store: EventStore, model_id: int, version_created: Event) -> bool:
+    """Whether a version is on the list for ever."""
+    assert version_created.number is not None
+    listed = store.listed_version(model_id, version_created.number)
+    return listed is not None and listed.pinned
 
-    pinned: frozenset[int]
-    events: int
 
-
-def pins(store: EventStore, model_id: int) -> Pins:
-    """What is pinned: the fold of the events that pin and unpin."""
-    pinned: set[int] = set()
-    count = 0
-    while (event := store.by_number(model_id, PINS, count)) is not None:
-        number: int = event.body["number"]
-        if event.kind == VERSION_PINNED:
-            pinned.add(number)
-        else:
-            pinned.discard(number)
-        count += 1
-    return Pins(frozenset(pinned), count)
+def next_pin(store: EventStore, model_id: int) -> int:
+    """The number of the next event that pins or unpins a version."""
+    last = store.last_number(model_id, PINS)
+    return 0 if last is None else last + 1
 
 
 def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersion:
@@ -95,16 +88,27 @@ def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersio
     )
 
 
-def nearest(store: EventStore, model_id: int, lineage: Lineage, node: int) -> int | None:
-    """The number of the newest listed version that names `node` or its nearest named ancestor."""
-    named: dict[int, int] = {}
-    for number, seq in store.listed_versions(model_id):
-        event = store.event(model_id, seq)
-        if event is not None:
-            named[event.body["names"]["node"]] = number
-    at: int | None = node
-    while at is not None and named:
-        if at in named:
-            return named[at]
-        at = lineage.parent(at) if at >= min(named) else None
-    return None
+def nearest(store: EventStore, model_id: int, node: int) -> int | None:
+    """The number of the newest listed version that names `node` or its nearest named ancestor.
+
+    Between two rollbacks every state stands on the one before it, so the way up leaps from one
+    rollback to where it led, and costs no more than there are rollbacks on it. On the first state
+    stand all others.
+    """
+    at = node
+    named = store.listed_before(model_id, at)
+    back: Iterator[Event] = iter(())
+    page = 1
+    while named is not None and named.node > 0:
+        rollback = next((event for event in back if event.seq <= at), None)
+        if rollback is None:
+            earlier = EventFilter(kinds=[ROLLED_BACK], max_seq=at)
+            back = iter(store.select(model_id, earlier, limit=page))
+            rollback = next(back, None)
+            page = min(4 * page, _MOST_ROLLBACKS)
+        if rollback is None or rollback.seq < named.node:
+            return named.number
+        at = rollback.node
+        if named.node > at:
+            named = store.listed_before(model_id, at)
+    return None if named is None else named.number

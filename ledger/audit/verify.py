@@ -21,7 +21,7 @@ from ledger.history import History
 from ledger.lineage import cheapest
 from ledger.pruning import Prunings
 from ledger.replay import Step, apply_step, split
-from ledger.store import EventFilter
+from ledger.store import EventFilter, Listed
 from ledger.tensors import TensorSpec, lanes
 
 
@@ -102,7 +102,7 @@ def _verify(
         raise broken
     head = history.require(total - 1)
     report.head_seq, report.head_digest, report.head_hash = head.seq, head.state_after, head.hash
-    _check_listed(history, total)
+    _check_listed(history)
     if states:
         _check_snapshots(history, report)
     weak = history.store.weaknesses()
@@ -126,18 +126,29 @@ def _rebuild(history: History, report: Report, progress: Progress, stop: int, to
         progress(report.events, total)
 
 
-def _check_listed(history: History, total: int) -> None:
-    """The versions on the list are those that were named and not retired."""
+def _check_listed(history: History) -> None:
+    """The versions on the list are those that were named and not retired, pinned as was said."""
     store, model_id = history.store, history.model_id
-    named = EventFilter(kinds=[events.VERSION_CREATED, events.VERSION_RETIRED], max_seq=total - 1)
-    listed: dict[int | None, int] = {}
-    for event in store.select(model_id, named, limit=total, newest_first=False):
+    head = -1
+    while head != (head := history.head().seq):  # until nothing is appended meanwhile
+        found = store.listed_versions(model_id)
+    kinds = (
+        *(events.VERSION_CREATED, events.VERSION_RETIRED),
+        *(events.VERSION_PINNED, events.VERSION_UNPINNED),
+    )
+    listed: dict[int | None, Listed] = {}
+    said = EventFilter(kinds=kinds, max_seq=head)
+    for event in store.select(model_id, said, limit=head + 1, newest_first=False):
         if event.kind == events.VERSION_CREATED:
-            listed[event.number] = event.seq
-        else:
+            assert event.number is not None
+            node = event.body["names"]["node"]
+            listed[event.number] = Listed(event.number, event.seq, node, False)
+        elif event.kind == events.VERSION_RETIRED:
             listed.pop(event.number, None)
-    found = [(number, seq) for number, seq in store.listed_versions(model_id) if seq < total]
-    if found != sorted(listed.items()):
+        elif (number := event.body["number"]) in listed:
+            pinned = event.kind == events.VERSION_PINNED
+            listed[number] = listed[number]._replace(pinned=pinned)
+    if found != sorted(listed.values()):
         raise CorruptLedger("the list of versions is not what the log says")
 
 

@@ -67,6 +67,15 @@ class Step(NamedTuple):
     forward_only: int = 0
 
 
+class Listed(NamedTuple):
+    """A version that is not retired: its number, the seq of its event and the node it names."""
+
+    number: int
+    seq: int
+    node: int
+    pinned: bool
+
+
 @dataclass(frozen=True, slots=True)
 class EventFilter:
     """Which events to list; every field narrows, None does not.
@@ -127,8 +136,17 @@ class EventStore(Protocol):
     def by_number(self, model_id: int, series: str, number: int) -> Event | None:
         """The event that is update n ("updates") or version n ("versions")."""
 
-    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
-        """(number, seq) of the versions that are not retired, by number."""
+    def last_number(self, model_id: int, series: str) -> int | None:
+        """The highest number of a series; None before the first."""
+
+    def listed_versions(self, model_id: int) -> list[Listed]:
+        """The versions that are not retired, by number."""
+
+    def listed_version(self, model_id: int, number: int) -> Listed | None:
+        """The version with this number, if it is not retired."""
+
+    def listed_before(self, model_id: int, node: int) -> Listed | None:
+        """Of the versions that name this node or the nearest smaller one the newest."""
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
@@ -171,15 +189,11 @@ class EventStore(Protocol):
         """The payloads of events of one model, each as of `payload`; the inline ones are read
         together."""
 
-    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
-        """The anchors nearest to a node in number, by node: at most `most` up to it and as many
-        after it."""
-
-    def snapshots_at(self, model_id: int, nodes: Iterable[int]) -> list[Snapshot]:
-        """The anchors there are at some nodes, in any order."""
-
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
+
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """Of the anchors at or before a node the last `most`, and the first `most` after it."""
 
     def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
         """Remember an anchor whose blobs are already stored; adding it twice is fine."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from ledger.blobs.sql import store_blobs
 from ledger.errors import InvalidRequest, StorageError
-from ledger.events import INLINE_BYTES, RETIRED, UPDATED, VERSIONS
+from ledger.events import INLINE_BYTES, PINS, RETIRED, UPDATED, VERSION_PINNED, VERSIONS
 from ledger.store import Append, SeqTaken, Snapshot, rows
 from ledger.store.backend import Execute
 from ledger.store.bulk import insert_rows
@@ -15,7 +15,10 @@ _ANNOTATE = (
     "INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
-_LIST = "INSERT INTO listed_versions (model_id, number, event_key) VALUES (?, ?, ?)"
+_LIST = (
+    "INSERT INTO listed_versions (model_id, number, event_key, node, pinned) VALUES (?, ?, ?, ?, 0)"
+)
+_PIN = "UPDATE listed_versions SET pinned = ? WHERE model_id = ? AND number = ?"
 _UNLIST = "DELETE FROM listed_versions WHERE model_id = ? AND number = ?"
 _SNAPSHOT = (
     "INSERT INTO snapshots (model_id, node, manifest, size) VALUES (?, ?, ?, ?)"
@@ -69,9 +72,12 @@ class Appender:
             texts = (note.actor, note.reason, note.metadata)
             execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
         if event.series == VERSIONS:
-            execute(_LIST, (model_id, event.number, key))
+            execute(_LIST, (model_id, event.number, key, event.body["names"]["node"]))
         elif event.series == RETIRED:
             execute(_UNLIST, (model_id, event.number))
+        elif event.series == PINS:
+            pinned = int(event.kind == VERSION_PINNED)
+            execute(_PIN, (pinned, model_id, event.body["number"]))
         if item.blobs:
             store_blobs(execute, item.blobs)
         if item.snapshot is not None:

@@ -6,7 +6,8 @@ a trigger off. SQLite has no roles: there the file's permissions are all there i
 
 from ledger.store import tables
 
-_TOUCHED = "blobs"  # when one is put again
+# When a blob is put again, and when a version is pinned or unpinned.
+_UPDATED = {"blobs": "touched_at", "listed_versions": "pinned"}
 _DELETED = ("blobs", "blob_parts", "snapshots", "listed_versions")  # by gc; by retiring a version
 
 
@@ -18,6 +19,6 @@ def grants(role: str) -> list[str]:
         f"GRANT USAGE ON SCHEMA public TO {to}",
         f"GRANT SELECT ON {names}, alembic_version TO {to}",
         f"GRANT INSERT ON {names} TO {to}",
-        f"GRANT UPDATE (touched_at) ON {_TOUCHED} TO {to}",
+        *(f"GRANT UPDATE ({column}) ON {table} TO {to}" for table, column in _UPDATED.items()),
         f"GRANT DELETE ON {', '.join(_DELETED)} TO {to}",
     ]

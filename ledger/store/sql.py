@@ -10,7 +10,7 @@ from ledger.blobs.sql import SqlBlobs
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
-from ledger.store import Append, EventFilter, Snapshot, Step, Texts, rows, search
+from ledger.store import Append, EventFilter, Listed, Snapshot, Step, Texts, rows, search
 from ledger.store.append import Appender, remember_snapshot
 from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
@@ -33,24 +33,26 @@ _BY_STATE = (
     " ORDER BY event_key DESC LIMIT 1"
 )
 _BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
-_LISTED = (
-    f"SELECT number, event_key & {SEQ_MASK} FROM listed_versions WHERE model_id = ? ORDER BY number"
+_LAST_NUMBER = (  # numbers that are null are not in the index
+    "SELECT max(number) FROM events WHERE model_id = ? AND series = ? AND number IS NOT NULL"
 )
+_LISTED = (
+    f"SELECT number, event_key & {SEQ_MASK}, node, pinned FROM listed_versions WHERE model_id = ?"
+)
+_LISTED_BEFORE = f"{_LISTED} AND node <= ? ORDER BY node DESC, number DESC LIMIT 1"
 _BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
 _STEPS = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
 )
+_SNAPSHOTS = "SELECT node, manifest, size FROM snapshots WHERE model_id = ?"
+_OLDER_SNAPSHOTS = f"{_SNAPSHOTS} AND node <= ? ORDER BY node DESC LIMIT ?"
+_NEWER_SNAPSHOTS = f"{_SNAPSHOTS} AND node > ? ORDER BY node LIMIT ?"
 _ANNOTATIONS = "SELECT event_key, actor, reason, metadata, salt FROM annotations"
 _UPDATE_COUNTS = (
     "SELECT p.name, (SELECT t.number FROM touches t WHERE t.parameter_id = p.parameter_id"
     " ORDER BY t.event_key DESC LIMIT 1) FROM parameters p WHERE p.model_id = ? ORDER BY p.name"
 )
-
-
-_ANCHORS = "SELECT node, manifest, size FROM snapshots WHERE model_id = ?"
-_OLDER = " AND node <= ? ORDER BY node DESC LIMIT ?"
-_NEWER = " AND node > ? ORDER BY node LIMIT ?"
 
 
 class SqlStore:
@@ -152,10 +154,23 @@ class SqlStore:
             return None
         return self._one(model_id, _BY_NUMBER, model_id, series, number)
 
-    def listed_versions(self, model_id: int) -> list[tuple[int, int]]:
-        """(number, seq) of the versions that are not retired, by number."""
+    def last_number(self, model_id: int, series: str) -> int | None:
+        """The highest number of a series; None before the first."""
         with self._database.read() as execute:
-            return [(number, seq) for number, seq in execute(_LISTED, (model_id,))]
+            (number,) = execute(_LAST_NUMBER, (model_id, series)).fetchone()
+        return None if number is None else int(number)
+
+    def listed_versions(self, model_id: int) -> list[Listed]:
+        """The versions that are not retired, by number."""
+        return self._listed(f"{_LISTED} ORDER BY number", model_id)
+
+    def listed_version(self, model_id: int, number: int) -> Listed | None:
+        """The version with this number, if it is not retired."""
+        return next(iter(self._listed(f"{_LISTED} AND number = ?", model_id, number)), None)
+
+    def listed_before(self, model_id: int, node: int) -> Listed | None:
+        """Of the versions that name this node or the nearest smaller one the newest."""
+        return next(iter(self._listed(_LISTED_BEFORE, model_id, node)), None)
 
     def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
         """The event that used this idempotency key."""
@@ -266,30 +281,18 @@ class SqlStore:
         except CorruptLedger as error:
             raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
 
-    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
-        """The anchors nearest to a node in number, by node: at most `most` up to it and as many
-        after it."""
-        with self._database.read() as execute:
-            older = execute(_ANCHORS + _OLDER, (model_id, node, most)).fetchall()
-            newer = execute(_ANCHORS + _NEWER, (model_id, node, most)).fetchall()
-        return [Snapshot(*row) for row in (*reversed(older), *newer)]
-
-    def snapshots_at(self, model_id: int, nodes: Iterable[int]) -> list[Snapshot]:
-        """The anchors there are at some nodes, in any order."""
-        found: list[Snapshot] = []
-        with self._database.read() as execute:
-            for piece in pieces(nodes):
-                rows_read = execute(
-                    f"{_ANCHORS} AND node IN ({marks(len(piece))})", (model_id, *piece)
-                )
-                found += [Snapshot(*row) for row in rows_read]
-        return found
-
     def snapshots(self, model_id: int) -> list[Snapshot]:
         """The anchors of a model, by node."""
         with self._database.read() as execute:
-            found = execute(f"{_ANCHORS} ORDER BY node", (model_id,))
+            found = execute(f"{_SNAPSHOTS} ORDER BY node", (model_id,))
             return [Snapshot(*row) for row in found]
+
+    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+        """Of the anchors at or before a node the last `most`, and the first `most` after it."""
+        with self._database.read() as execute:
+            older = execute(_OLDER_SNAPSHOTS, (model_id, node, most)).fetchall()
+            newer = execute(_NEWER_SNAPSHOTS, (model_id, node, most)).fetchall()
+        return [Snapshot(*row) for row in (*reversed(older), *newer)]
 
     def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
         """Remember an anchor whose blobs are already stored; adding it twice is fine."""
@@ -300,6 +303,11 @@ class SqlStore:
         with self._database.read() as execute:
             row = execute(sql, params).fetchone()
         return None if row is None else rows.from_row(row, self._name(model_id))
+
+    def _listed(self, sql: str, *params: int) -> list[Listed]:
+        with self._database.read() as execute:
+            found = execute(sql, params).fetchall()
+        return [Listed(number, seq, node, bool(pinned)) for number, seq, node, pinned in found]
 
     def _name(self, model_id: int) -> str:
         if model_id not in self._names:

@@ -127,14 +127,23 @@ Index(  # select by parameter and actor
 )
 
 # The versions that are not retired: what `verify` finds by reading the whole log. The only rows
-# beside blobs that are ever deleted, in the transaction of the event that retires the version.
+# beside blobs that are ever changed or deleted, in the transaction of the event that pins, unpins
+# or retires the version. `node` is the state it names.
 listed_versions = Table(
     "listed_versions",
     metadata,
     Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("event_key", Key, nullable=False),
+    Column("node", BigInteger, nullable=False),
+    Column("pinned", sa.SmallInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+Index(  # listed_before
+    "listed_versions_node",
+    listed_versions.c.model_id,
+    listed_versions.c.node,
+    listed_versions.c.number,
 )
 
 snapshots = Table(

@@ -132,8 +132,11 @@ def _beside_events() -> None:
         sa.Column("model_id", sa.Integer, sa.ForeignKey("models.model_id"), primary_key=True),
         sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("event_key", _KEY, nullable=False),
+        sa.Column("node", sa.BigInteger, nullable=False),
+        sa.Column("pinned", sa.SmallInteger, nullable=False),
         sqlite_with_rowid=False,
     )
+    op.create_index("listed_versions_node", "listed_versions", ["model_id", "node", "number"])
 
 
 def _blobs_and_snapshots() -> None:

@@ -15,6 +15,7 @@ from ledger.events import (
     REGISTERED,
     UPDATED,
     UPDATES,
+    VERSION_CREATED,
     Annotation,
     BlobRef,
     Draft,
@@ -85,11 +86,15 @@ class Writer:
         )
         if kind == UPDATED:
             draft.setdefault("series", UPDATES)
+        body: dict[str, Any] = {}
+        if kind == VERSION_CREATED:
+            assert self.last is not None
+            body = {"names": {"node": self.last.node}}
         ref = BlobRef(content_digest(payload), len(payload))
         note = annotation or Annotation()
         made = Draft(
             kind=kind,
-            body=draft.pop("body", {}),
+            body=draft.pop("body", body),
             payload=(ref,) if payload else (),
             annotation=note,
             **draft,

@@ -24,18 +24,21 @@ from ledger.errors import (
 )
 from ledger.events import (
     INLINE_BYTES,
+    PINS,
     RETIRED,
     ROLLED_BACK,
     UPDATE_REJECTED,
     UPDATED,
     UPDATES,
     VERSION_CREATED,
+    VERSION_PINNED,
     VERSION_RETIRED,
+    VERSION_UNPINNED,
     VERSIONS,
     Annotation,
     Event,
 )
-from ledger.store import EventFilter, KeyTaken, SeqTaken, Snapshot, postgres, sqlite
+from ledger.store import EventFilter, KeyTaken, Listed, SeqTaken, Snapshot, postgres, sqlite
 from ledger.store.sql import SqlStore
 
 Plain = Callable[[str], Any]
@@ -170,8 +173,55 @@ def test_versions_are_listed_until_they_are_retired(writer: Any, new_writer: Any
     other.append(VERSION_CREATED, series=VERSIONS)
     for number in (2, 0):
         writer.append(VERSION_RETIRED, series=RETIRED, number=number)
-    assert writer.store.listed_versions(writer.model_id) == [(1, seqs[1]), (3, seqs[3])]
-    assert writer.store.listed_versions(other.model_id) == [(0, 1)]
+    assert writer.store.listed_versions(writer.model_id) == [
+        Listed(1, seqs[1], 0, False),
+        Listed(3, seqs[3], 0, False),
+    ]
+    assert writer.store.listed_versions(other.model_id) == [Listed(0, 1, 0, False)]
+    assert writer.store.listed_version(writer.model_id, 3) == Listed(3, seqs[3], 0, False)
+    assert writer.store.listed_version(writer.model_id, 2) is None
+
+
+def test_versions_are_found_by_the_state_they_name(writer: Any) -> None:
+    store, model_id = writer.store, writer.model_id
+    assert store.listed_before(model_id, 9) is None
+    for _ in range(2):
+        writer.append()
+        for _ in range(2):
+            writer.append(VERSION_CREATED, series=VERSIONS)
+    named = {version.number: version.node for version in store.listed_versions(model_id)}
+    assert named == {0: 1, 1: 1, 2: 4, 3: 4}
+    found = [store.listed_before(model_id, node) for node in range(6)]
+    assert [one and one.number for one in found] == [None, 1, 1, 1, 3, 3]
+
+
+def test_the_list_says_what_is_pinned(writer: Any) -> None:
+    store, model_id = writer.store, writer.model_id
+    for _ in range(2):
+        writer.append(VERSION_CREATED, series=VERSIONS)
+    assert store.last_number(model_id, PINS) is None
+    kinds = (VERSION_PINNED, VERSION_UNPINNED, VERSION_PINNED)
+    for at, (kind, number) in enumerate(zip(kinds, (0, 0, 1), strict=True)):
+        writer.append(kind, series=PINS, number=at, body={"number": number})
+        assert store.last_number(model_id, PINS) == at
+    assert [version.pinned for version in store.listed_versions(model_id)] == [False, True]
+
+
+def test_anchors_near_a_node_are_found_among_many(writer: Any, new_writer: Any) -> None:
+    store, model_id = writer.store, writer.model_id
+    other = new_writer(store, "other")
+    other.append()
+    for node in range(0, 100, 10):
+        store.add_snapshot(model_id, Snapshot(node, bytes(32), node))
+        store.add_snapshot(other.model_id, Snapshot(node + 5, bytes(32), node))
+    for node, most, expected in (
+        (45, 2, [30, 40, 50, 60]),
+        (40, 1, [40, 50]),
+        (200, 2, [80, 90]),
+        (0, 9, list(range(0, 100, 10))),
+    ):
+        found = store.snapshots_near(model_id, node, most)
+        assert [snapshot.node for snapshot in found] == expected
 
 
 def test_annotations_are_read_together(writer: Any) -> None:
@@ -189,24 +239,6 @@ def test_snapshots_are_listed_by_node_and_may_be_added_again(writer: Any) -> Non
     store.add_snapshot(model_id, Snapshot(1, b"one", 10))
     store.add_snapshot(model_id, Snapshot(1, b"one", 10))
     assert store.snapshots(model_id) == [Snapshot(1, b"one", 10), Snapshot(2, b"two", 20)]
-
-
-def test_snapshots_are_found_by_their_node_and_near_it(writer: Any) -> None:
-    store, model_id = writer.store, writer.model_id
-    other = type(writer)(store, "other")
-    other.append()
-    store.add_snapshot(other.model_id, Snapshot(21, b"other", 9))
-    made = {node: Snapshot(node, b"%d" % node, node) for node in range(10, 100, 10)}
-    for snapshot in made.values():
-        store.add_snapshot(model_id, snapshot)
-    near = [snapshot.node for snapshot in store.snapshots_near(model_id, 40, 2)]
-    assert near == [30, 40, 50, 60]
-    assert store.snapshots_near(model_id, 15, 4)[0] == made[10]
-    assert [snapshot.node for snapshot in store.snapshots_near(model_id, 95, 2)] == [80, 90]
-    assert store.snapshots_near(model_id, 5, 0) == []
-    at = store.snapshots_at(model_id, [90, 21, *range(1000, 2000), 20])
-    assert sorted(at, key=lambda snapshot: snapshot.node) == [made[20], made[90]]
-    assert store.snapshots_at(model_id, []) == []
 
 
 def test_an_inline_payload_of_the_wrong_size_is_refused(writer: Any) -> None:
