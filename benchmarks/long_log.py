@@ -157,16 +157,7 @@ def _events(count: int) -> Iterator[bulk.Parts]:
             checked = seal(draft, MODEL, checked, recorded_at)
             assert checked.header == header, (checked.header, header)
         prev = leaf_hash(header)
-        row = (
-            key,
-            1,
-            kind,
-            recorded_at,
-            node,
-            parent if changes and seq else None,
-            int(changes),
-            0,
-        )
+        row = (key, 1, kind, recorded_at, node, parent if changes and seq else None, int(changes))
         parts: list[tuple[str, tuple[Any, ...]]] = [
             (bulk.EVENTS, (*row, 0, series, number, None, state, size, header, prev))
         ]
