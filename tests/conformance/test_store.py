@@ -24,6 +24,7 @@ from ledger.errors import (
 )
 from ledger.events import (
     INLINE_BYTES,
+    KINDS,
     PINS,
     RETIRED,
     ROLLED_BACK,
@@ -38,7 +39,7 @@ from ledger.events import (
     Annotation,
     Event,
 )
-from ledger.store import EventFilter, KeyTaken, Listed, SeqTaken, Snapshot, postgres, sqlite
+from ledger.store import EventFilter, KeyTaken, Listed, SeqTaken, Snapshot, postgres, search, sqlite
 from ledger.store.sql import SqlStore
 
 Plain = Callable[[str], Any]
@@ -864,6 +865,11 @@ def test_filters_over_many_parameters_find_what_reading_everything_would(
                     )
                     wanted = within[::-1] if newest_first else within
                     assert [event.seq for event in found] == wanted[:limit]
+
+
+def test_a_few_actors_are_looked_up_list_by_list_whatever_kinds_there_are() -> None:
+    """A list for each of their kinds; read all at once, rare ones cost a scan of the log."""
+    assert 4 * len(KINDS) <= search._FEW
 
 
 def test_a_glob_over_many_parameters_merges_them_in_order(store: SqlStore, new_writer: Any) -> None:
