@@ -18,15 +18,13 @@ import torch
 from ledger import factors
 from ledger.changes import FACTORS, FRAMES, TensorChange
 from ledger.codecs.delta import Delta, at, compare
-from ledger.codecs.frames import encode_frame
+from ledger.codecs.frames import TILE_LANES, encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
 from ledger.errors import WeightsChangedOutside
 from ledger.factors import Factors
 from ledger.payload import PayloadWriter
 from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes
 
-# Lanes encoded at a time, in one frame.
-_TILE_LANES = 1 << 20
 # Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
 _AHEAD = 4
 # Below this, handing work to other threads costs more than they save.
@@ -98,8 +96,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def tile_elements(spec: TensorSpec) -> int:
-    """How many elements make a tile."""
-    return _TILE_LANES // spec.element.lanes
+    """How many elements make a tile: as many as one frame takes."""
+    return TILE_LANES // spec.element.lanes
 
 
 def tile_starts(spec: TensorSpec) -> range:

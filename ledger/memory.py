@@ -6,6 +6,8 @@ that is gone is kept, up to a bound, for the next one. It is the tensor's storag
 memory: as long as any tensor, view or numpy array looks at it, it is not given to another.
 """
 
+import contextlib
+import math
 import mmap
 import weakref
 from collections import defaultdict, deque
@@ -29,7 +31,7 @@ _idle: dict[int, deque[mmap.mmap]] = defaultdict(deque)
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A new contiguous CPU tensor with undefined values."""
-    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize * math.prod(shape)
     if size < LEAST_BYTES:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(_lent(size)).view(dtype).view(shape)
@@ -54,5 +56,12 @@ def _lent(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 
 def _take_back(block: mmap.mmap, size: int) -> None:
+    if size > IDLE_BYTES:
+        return
+    # Blocks of other sizes make room: sizes change when another model is served.
+    for other, blocks in _idle.copy().items():
+        while blocks and other != size and idle_bytes() + size > IDLE_BYTES:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                blocks.popleft()
     if idle_bytes() + size <= IDLE_BYTES:
         _idle[size].append(block)

@@ -57,6 +57,20 @@ def test_no_more_is_kept_than_the_bound() -> None:
     assert memory.idle_bytes() <= memory.IDLE_BYTES
 
 
+def test_sizes_that_are_no_longer_asked_for_make_room() -> None:
+    """Else the memory of a model that is gone would be kept for ever, and none for the next."""
+    others = [memory.empty((memory.IDLE_BYTES // 8 - 1,), torch.uint8) for _ in range(8)]
+    del others
+    gc.collect()
+    tensor = memory.empty((20_000_003,), torch.uint8)
+    del tensor
+    gc.collect()
+    kept = memory.idle_bytes()
+    assert kept <= memory.IDLE_BYTES
+    again = memory.empty((20_000_003,), torch.uint8)
+    assert memory.idle_bytes() == kept - again.nbytes
+
+
 def test_small_tensors_are_left_to_torch() -> None:
     before = memory.idle_bytes()
     tensor = memory.empty((memory.LEAST_BYTES // 4 - 1,), torch.float32)
