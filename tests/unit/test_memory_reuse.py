@@ -19,8 +19,10 @@ def test_the_memory_of_a_tensor_that_is_gone_is_used_for_the_next_one() -> None:
     place = first.data_ptr()
     del first
     gc.collect()
+    kept = memory.idle_bytes()
     again = memory.empty(SHAPE, torch.float32)
     assert again.data_ptr() == place
+    assert memory.idle_bytes() == kept - again.nbytes
     other_dtype = memory.empty(SHAPE, torch.float32).view(torch.int32)
     assert other_dtype.data_ptr() != place
 
