@@ -177,8 +177,7 @@ def _encode(job: _Job) -> _Tile:
     else:
         where = positions.numpy()
         low, high = np.searchsorted(where, (job.part.start, job.part.stop))
-        within = where[low:high] - job.start
-        delta = at(within, before.take(within), after.take(within), len(after), ordered)
+        delta = at(where[low:high] - job.start, before, after, ordered)
     # What was gathered is still in cache; hashing reads everything.
     floating = spec.element.kind == "float"
     square = _square_distance(job.after, job.before, delta) if floating else 0.0

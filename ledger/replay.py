@@ -23,7 +23,7 @@ from ledger.tensors import TensorSpec, lanes
 
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
 # how many bytes of payload are held for that.
-_BATCH_BYTES = 32 * 1024 * 1024
+_BATCH_BYTES = 64 * 1024 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
 _PAGE = 16
 

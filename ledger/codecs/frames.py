@@ -13,8 +13,8 @@ without lanes has no frames. Whether differences are ordered, and the lane dtype
 tensor's dtype and are not repeated here.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,10 +75,7 @@ def iter_frames(
 
     Raises CorruptLedger at the first frame that cannot be read.
     """
-    start = 0
-    for codec, count, encoded in _split(data):
-        yield start, codec.decode(encoded, count, dtype)
-        start += count
+    return _read(_split(data), dtype)
 
 
 def apply_frames(
@@ -95,19 +92,20 @@ def apply_frames(
     Raises CorruptLedger if a frame cannot be read or the frames do not cover the tensor exactly;
     the lanes then are as they were.
     """
-    covered = sum(count for _, count, _ in _split(data))
+    frames = list(_split(data))
+    covered = sum(frame.lanes for frame in frames)
     if covered != len(lanes):
         raise CorruptLedger(f"the delta covers {covered} lanes of a tensor that has {len(lanes)}")
     done = 0
     try:
-        for start, delta in iter_frames(data, lanes.dtype):
+        for start, delta in _read(frames, lanes.dtype):
             apply(lanes[start : start + delta.count], delta, ordered, undo=undo)
             done += 1
             if written is not None:
                 written.update(written_chunks(start, delta).tolist())
     except CorruptLedger:
         # Deltas are reversible, so what was written is taken back without a copy of the tensor.
-        for (start, delta), _ in zip(iter_frames(data, lanes.dtype), range(done), strict=False):
+        for start, delta in _read(frames[:done], lanes.dtype):
             apply(lanes[start : start + delta.count], delta, ordered, undo=not undo)
         raise
 
@@ -122,7 +120,22 @@ def written_chunks(start: int, delta: Delta) -> NDArray[np.intp]:
     return touched_chunks(delta.indices + lead, delta.count + lead, itemsize) + first
 
 
-def _split(data: bytes | memoryview) -> Iterator[tuple[Codec, int, memoryview]]:
+class _Frame(NamedTuple):
+    codec: Codec
+    lanes: int
+    encoded: memoryview
+
+
+def _read(
+    frames: Iterable[_Frame], dtype: np.dtype[np.unsignedinteger]
+) -> Iterator[tuple[int, Delta]]:
+    start = 0
+    for frame in frames:
+        yield start, frame.codec.decode(frame.encoded, frame.lanes, dtype)
+        start += frame.lanes
+
+
+def _split(data: bytes | memoryview) -> Iterator[_Frame]:
     reader = Reader(data)
     while reader.left:
         try:
@@ -132,7 +145,7 @@ def _split(data: bytes | memoryview) -> Iterator[tuple[Codec, int, memoryview]]:
         count = reader.u32()
         if not 0 < count <= TILE_LANES:
             raise CorruptLedger(f"a frame has 1 to {TILE_LANES} lanes, not {count}")
-        yield codec, count, reader.take(reader.u32())
+        yield _Frame(codec, count, reader.take(reader.u32()))
 
 
 def _smallest(delta: Delta) -> Codec:

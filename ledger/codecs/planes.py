@@ -5,8 +5,8 @@ plane. Encoded: u8 number of planes, then one stream per plane, lowest first.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ledger.codecs import loops
 from ledger.codecs.streams import Reader, stream
 from ledger.errors import CorruptLedger
 from ledger.tensors import Lanes
@@ -14,36 +14,42 @@ from ledger.tensors import Lanes
 
 def encode_signed(difference: Lanes) -> bytes:
     """The planes of modular differences, read as signed and zigzagged: 0, -1, 1, -2, 2 …"""
-    bits = difference.itemsize * 8
-    sign = difference.view(f"i{difference.itemsize}") >> (bits - 1)
-    return encode((difference << difference.dtype.type(1)) ^ sign.view(difference.dtype))
+    folded = np.empty_like(difference)
+    highest = loops.fold(difference, folded)
+    return _encode(folded, int(highest))
 
 
 def decode_signed(reader: Reader, count: int, dtype: np.dtype[np.unsignedinteger]) -> Lanes:
     """`count` modular differences of `dtype`; raises CorruptLedger."""
-    zigzag = decode(reader, count, dtype)
-    one = dtype.type(1)
-    fill: Lanes = dtype.type(0) - (zigzag & one)
-    return (zigzag >> one) ^ fill
+    return _decode(reader, count, dtype, signed=True)
 
 
 def encode(values: Lanes) -> bytes:
     """The planes of `values`."""
-    highest = int(values.max(initial=0))
-    planes = (highest.bit_length() + 7) // 8
-    return bytes([planes]) + b"".join(
-        [stream((values >> 8 * p).astype(np.uint8)) for p in range(planes)]
-    )
+    return _encode(values, int(values.max(initial=0)))
 
 
 def decode(reader: Reader, count: int, dtype: np.dtype[np.unsignedinteger]) -> Lanes:
     """`count` values of `dtype`; raises CorruptLedger, also if `dtype` cannot hold them."""
-    planes = reader.u8()
-    if planes > dtype.itemsize:
-        raise CorruptLedger(f"{planes} byte planes do not fit {dtype}")
-    if planes == 0:
+    return _decode(reader, count, dtype, signed=False)
+
+
+def _encode(values: Lanes, highest: int) -> bytes:
+    """The planes up to that of the highest bit of `highest`."""
+    planes = np.empty(((highest.bit_length() + 7) // 8, len(values)), np.uint8)
+    loops.to_planes(values, planes)
+    return bytes([len(planes)]) + b"".join([stream(plane) for plane in planes])
+
+
+def _decode(
+    reader: Reader, count: int, dtype: np.dtype[np.unsignedinteger], *, signed: bool
+) -> Lanes:
+    number = reader.u8()
+    if number > dtype.itemsize:
+        raise CorruptLedger(f"{number} byte planes do not fit {dtype}")
+    if number == 0:
         return np.zeros(count, dtype)
-    values: NDArray[np.unsignedinteger] = reader.stream(count).astype(dtype)
-    for plane in range(1, planes):
-        values |= reader.stream(count).astype(dtype) << 8 * plane
+    planes = np.concatenate([reader.stream(count) for _ in range(number)]).reshape(number, count)
+    values: Lanes = np.empty(count, dtype)
+    loops.from_planes(planes, signed, values)
     return values
