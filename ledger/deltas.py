@@ -14,8 +14,9 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ledger import factors
+from ledger import factors, on_device
 from ledger.changes import FACTORS, FRAMES, TensorChange
 from ledger.codecs.delta import Delta, at, compare
 from ledger.codecs.frames import TILE_LANES, encode_frame
@@ -89,6 +90,8 @@ def record_tensors(
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one spec hold the same bits; stops soon after the first difference."""
     flat, others = one.detach().reshape(-1), other.detach().reshape(-1)
+    if on_device.both_on(flat, others):
+        return on_device.same_there(flat, others)
     return all(
         np.array_equal(lanes(flat[at : at + _COMPARED]), lanes(others[at : at + _COMPARED]))
         for at in range(0, len(flat), _COMPARED)
@@ -169,22 +172,37 @@ class _Job:
 
 
 def _encode(job: _Job) -> _Tile:
-    spec, positions = job.written.spec, job.written.positions
-    before, after = lanes(job.before, spec.name), lanes(job.after, spec.name)
-    ordered = spec.element.ordered
-    if positions is None or spec.element.lanes > 1:
-        delta = compare(before, after, ordered)
+    spec = job.written.spec
+    chunks = _chunks_of(job.written.chunks, spec, job.part)
+    if on_device.both_on(job.before, job.after):
+        delta = on_device.compare_there(job.before, job.after, spec.element, _within(job))
+        touched = _touched(delta, spec, chunks)
+        before, after = (on_device.fetch(tile, touched) for tile in (job.before, job.after))
     else:
-        where = positions.numpy()
-        low, high = np.searchsorted(where, (job.part.start, job.part.stop))
-        delta = at(where[low:high] - job.start, before, after, ordered)
+        before, after = lanes(job.before, spec.name), lanes(job.after, spec.name)
+        delta = _compared(before, after, spec, _within(job))
+        touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
     floating = spec.element.kind == "float"
     square = _square_distance(job.after, job.before, delta) if floating else 0.0
     frame = encode_frame(delta) if job.written.factors is None else b""
-    chunks = _chunks_of(job.written.chunks, spec, job.part)
-    _rehash(chunks, delta, before, after, spec)
+    _rehash(chunks, touched, before, after, spec)
     return _Tile(frame, _changed_elements(delta, spec), chunks, square)
+
+
+def _within(job: _Job) -> torch.Tensor | None:
+    """The lanes of the tile that were written; None where that is not known."""
+    positions = job.written.positions
+    if positions is None or job.written.spec.element.lanes > 1:
+        return None
+    low, high = np.searchsorted(positions.numpy(), (job.part.start, job.part.stop))
+    return positions[low:high] - job.start
+
+
+def _compared(before: Lanes, after: Lanes, spec: TensorSpec, where: torch.Tensor | None) -> Delta:
+    if where is None:
+        return compare(before, after, spec.element.ordered)
+    return at(where.numpy(), before, after, spec.element.ordered)
 
 
 def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
@@ -194,15 +212,22 @@ def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
     return chunks[first * DIGEST_BYTES : last * DIGEST_BYTES]
 
 
-def _rehash(chunks: bytearray, delta: Delta, before: Lanes, after: Lanes, spec: TensorSpec) -> None:
+def _touched(delta: Delta, spec: TensorSpec, chunks: bytearray) -> NDArray[np.intp]:
+    """The numbers of a tile's chunks that a delta writes."""
+    if delta.indices is None:
+        return np.arange(len(chunks) // DIGEST_BYTES)
+    return touched_chunks(delta.indices, delta.count, spec.element.lane.itemsize)
+
+
+def _rehash(
+    chunks: bytearray, touched: NDArray[np.intp], before: Lanes, after: Lanes, spec: TensorSpec
+) -> None:
     """Bring a tile's chunk digests up to date; what they were must be what `before` has.
 
     A change computed from bits that the log does not have could never be rebuilt, so it is
     refused. Version counters miss writes through `tensor.data` and numpy; this does not.
     """
-    numbers: Iterable[int] = range(len(chunks) // DIGEST_BYTES)
-    if delta.indices is not None:
-        numbers = touched_chunks(delta.indices, delta.count, after.itemsize).tolist()
+    numbers = touched.tolist()
     known = bytes(chunks)
     rehash(chunks, before, numbers)
     if chunks != known:

@@ -18,7 +18,7 @@ from ledger.tensors import Lanes
 Indices: TypeAlias = NDArray[np.int32]
 
 # From this share of changed lanes on, positions cost more than the zeros they would save.
-_NEARLY_ALL = 0.9
+NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def compare(before: Lanes, after: Lanes, ordered: bool) -> Delta:
     count = len(before)
     positions = np.empty(count, np.int32)
     changed = loops.differing(before, after, positions)
-    if changed > _NEARLY_ALL * count:
+    if changed > NEARLY_ALL * count:
         difference = np.empty_like(before)
         loops.all_differences(before, after, ordered, difference)
         return Delta(count, None, difference)
@@ -76,6 +76,17 @@ def at(indices: NDArray[Any], before: Lanes, after: Lanes, ordered: bool) -> Del
         kept = difference != 0
         positions, difference = positions[kept], difference[kept]
     return Delta(count, positions, difference)
+
+
+def from_values(indices: Indices, before: Lanes, after: Lanes, count: int, ordered: bool) -> Delta:
+    """The delta of a frame of `count` lanes whose lanes at `indices` go from `before` to `after`.
+
+    `indices` are ascending and unique, and every one of these lanes changes.
+    """
+    _check_pair(before, after)
+    difference = np.empty(len(before), before.dtype)
+    loops.all_differences(before, after, ordered, difference)
+    return Delta(count, indices, difference)
 
 
 def apply(lanes: Lanes, delta: Delta, ordered: bool, *, undo: bool = False) -> None:
