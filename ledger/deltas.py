@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from ledger import factors, on_device
 from ledger.changes import FACTORS, FRAMES, TensorChange
 from ledger.codecs.delta import Delta, at, compare
-from ledger.codecs.frames import TILE_LANES, encode_frame
+from ledger.codecs.frames import encode_frame
 from ledger.digest import CHUNK_BYTES, DIGEST_BYTES, rehash, root, touched_chunks
 from ledger.errors import WeightsChangedOutside
 from ledger.factors import Factors
 from ledger.payload import PayloadWriter
 from ledger.tensors import WEIGHTS, Lanes, TensorSpec, lanes
+from ledger.tiling import tiles_of
 
 # Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
 _AHEAD = 4
@@ -80,10 +81,11 @@ def record_tensors(
     A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when a `before`
     does not have the digests it must have.
     """
-    tiles = _encoded(writes, pool)
+    parts = tiles_of([written.spec for written in writes])
+    tiles = _encoded(writes, parts, pool)
     return [
-        _recorded(written, islice(tiles, len(tile_starts(written.spec))), payload)
-        for written in writes
+        _recorded(written, islice(tiles, len(of)), payload)
+        for written, of in zip(writes, parts, strict=True)
     ]
 
 
@@ -96,16 +98,6 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
         np.array_equal(lanes(flat[at : at + _COMPARED]), lanes(others[at : at + _COMPARED]))
         for at in range(0, len(flat), _COMPARED)
     )
-
-
-def tile_elements(spec: TensorSpec) -> int:
-    """How many elements make a tile: as many as one frame takes."""
-    return TILE_LANES // spec.element.lanes
-
-
-def tile_starts(spec: TensorSpec) -> range:
-    """The first element of each tile of a tensor."""
-    return range(0, spec.numel, tile_elements(spec))
 
 
 def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
@@ -136,9 +128,11 @@ def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWrit
     )
 
 
-def _encoded(writes: Sequence[TensorWrite], pool: Executor) -> Iterator[_Tile]:
+def _encoded(
+    writes: Sequence[TensorWrite], parts: Sequence[Sequence[slice]], pool: Executor
+) -> Iterator[_Tile]:
     """The tiles of all tensors in order, a few ahead of the one that is asked for."""
-    jobs = (_Job(written, start) for written in writes for start in tile_starts(written.spec))
+    jobs = (_Job(written, part) for written, of in zip(writes, parts, strict=True) for part in of)
     if sum(written.spec.nbytes for written in writes) <= _SMALL_BYTES:
         yield from map(_encode, jobs)
         return
@@ -153,14 +147,10 @@ def _encoded(writes: Sequence[TensorWrite], pool: Executor) -> Iterator[_Tile]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One tile of a tensor, from the element `start` on."""
+    """One tile of a tensor: the elements `part`."""
 
     written: TensorWrite
-    start: int
-
-    @property
-    def part(self) -> slice:
-        return slice(self.start, self.start + tile_elements(self.written.spec))
+    part: slice
 
     @property
     def before(self) -> torch.Tensor:
@@ -196,7 +186,8 @@ def _within(job: _Job) -> torch.Tensor | None:
     if positions is None or job.written.spec.element.lanes > 1:
         return None
     low, high = np.searchsorted(positions.numpy(), (job.part.start, job.part.stop))
-    return positions[low:high] - job.start
+    within: torch.Tensor = positions[low:high] - job.part.start
+    return within
 
 
 def _compared(before: Lanes, after: Lanes, spec: TensorSpec, where: torch.Tensor | None) -> Delta:

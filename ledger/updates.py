@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ledger.canonical import canonical
-from ledger.deltas import tile_elements, tile_starts
 from ledger.digest import content_digest
 from ledger.errors import InvalidRequest, NotFound
 from ledger.factors import Factors, apply_factors
@@ -28,6 +27,7 @@ from ledger.operands import (
     require_finite,
 )
 from ledger.tensors import TensorSpec, clone, empty, lanes
+from ledger.tiling import tile_elements, tile_starts
 
 UPDATE_TYPES = ("additive", "multiplicative", "replace")
 

@@ -19,7 +19,7 @@ FLOORS = (
     {"ledger.codecs"},
     {"ledger.blobs", "ledger.store"},
     {"ledger.lineage", "ledger.snapshots", "ledger.payload", "ledger.positions", "ledger.pruning"},
-    {"ledger.factors", "ledger.on_device"},
+    {"ledger.factors", "ledger.on_device", "ledger.tiling"},
     {"ledger.deltas", "ledger.replay", "ledger.versions"},
     {"ledger.operands"},
     {"ledger.adapters"},
