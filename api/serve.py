@@ -15,6 +15,7 @@ from api.loading import load
 from api.settings import Settings
 from api.uploads import discard_leftovers
 from ledger import DynamicModelManager, Engine
+from ledger.codecs.warming import warm
 from ledger.errors import InvalidRequest
 from ledger.monitoring.evaluation import Evaluator
 
@@ -52,6 +53,7 @@ def serve(settings: Settings) -> None:
         try:
             if settings.enable_versioning:
                 asyncio.run(manager.create_initial_version("Initial model state"))
+            warm(spec.element.lane for spec in manager.log.specs.values())
             logger.info("serving %s at seq %d on %s", name, manager.log.live.head.state_seq, url)
             _settle()
             config = uvicorn.Config(

@@ -289,6 +289,39 @@ def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
     assert done.stdout == f"{[7] * 9}\n"
 
 
+WARMED = """
+import sys
+import numpy as np
+from ledger import codecs
+from ledger.codecs import loops, warming
+
+def compiled():
+    loop = {name: getattr(loops, name) for name in dir(loops) if name[0] != "_"}
+    return {name: len(f.signatures) for name, f in loop.items() if hasattr(f, "signatures")}
+
+lanes = [np.dtype(name) for name in sys.argv[1:]]
+warming.warm(lanes)
+warmed = compiled()
+assert min(warmed.values()) > 0, warmed
+for lane in lanes:
+    before = np.random.default_rng(1).integers(0, 100, 300_000).astype(lane)
+    after = before.copy()
+    indices = np.arange(0, 9000, 3)
+    after[indices] += lane.type(1)
+    data = codecs.encode_frame(codecs.at(indices, before, after, True))
+    codecs.apply_frames(before, data, True, written=set())
+    assert np.array_equal(before, after)
+    for share in (indices, slice(None)):
+        after[share] ^= lane.type(1)
+        codecs.apply_frames(before, codecs.encode_tensor(before, after, False), False)
+assert compiled() == warmed, (compiled(), warmed)
+"""
+
+
+def test_after_warming_nothing_is_left_to_compile() -> None:
+    subprocess.run([sys.executable, "-c", WARMED, *LANE_DTYPES], check=True)
+
+
 def test_none_1_does_not_drop_a_change() -> None:
     delta = codecs.compare(np.zeros(3, np.uint8), np.ones(3, np.uint8), False)
     with pytest.raises(ValueError, match=r"none\.1"):
