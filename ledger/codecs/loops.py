@@ -218,11 +218,11 @@ def from_runs(runs: NDArray[np.uint8], positions: NDArray[np.int32]) -> int:
     found = 1
     at = positions[0]
     for entry in range(runs.size):
-        at += runs[entry]
-        if runs[entry] != 255:
-            at += 1
-            if found == positions.size:
-                return found + 1
-            positions[found] = at
-            found += 1
+        if found == positions.size:
+            return found + 1
+        # Without a branch: which gaps are long is not to be predicted.
+        ends = runs[entry] != 255
+        at += runs[entry] + ends
+        positions[found] = at
+        found += ends
     return found
