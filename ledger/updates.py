@@ -210,20 +210,22 @@ def _saturates(u: torch.Tensor, spec: TensorSpec) -> bool:
 
 
 def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
-    spec = update.spec
+    spec, rate = update.spec, update.learning_rate
     compute = torch.float64 if spec.dtype == "float64" else torch.float32
-    require_finite(u, spec)
-    if u.dtype != compute:
-        u = u.to(compute)
-        if not finite(u):
-            raise overflow(spec)
-    rate = torch.tensor(update.learning_rate, dtype=compute, device=old.device)
-    step = torch.mul(u, rate)
+    wide, before = u.to(compute), old.to(compute)
+    # One multiplication and one addition, each rounded: never a fused one.
+    step = torch.mul(wide, rate)
     if update.update_type == "additive":
-        new = torch.add(old.to(compute), step).to(spec.torch_dtype)
+        moved = torch.add(before, step)
     else:
-        new = torch.mul(old.to(compute), torch.add(step, 1.0)).to(spec.torch_dtype)
-    _require_finite_result(new, old, spec)
+        moved = torch.mul(before, torch.add(step, 1.0))
+    new = moved.to(spec.torch_dtype)
+    # No operand that is not finite leads to finite values, whatever the rate.
+    if not finite(new) or not len(new):
+        require_finite(u, spec)
+        if not finite(wide):
+            raise overflow(spec)
+        _require_finite_result(new, old, spec)
     return new
 
 
