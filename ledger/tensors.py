@@ -190,12 +190,7 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
 
 def shares_memory(tensor: torch.Tensor) -> bool:
     """Whether `lanes(tensor)` is a view of the tensor rather than a copy."""
-    return (
-        tensor.is_cpu
-        and tensor.is_contiguous()
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def empty(spec: TensorSpec) -> torch.Tensor:

@@ -13,6 +13,7 @@ from ledger.errors import InvalidRequest
 
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(1e-5, 1e17),
     st.integers(0, 2**64 - 1)
     .map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
     .filter(math.isfinite),
@@ -43,3 +44,17 @@ def test_it_is_what_the_library_writes(value: object) -> None:
 def test_what_has_no_canonical_form_is_refused(value: object) -> None:
     with pytest.raises(InvalidRequest, match="canonical JSON"):
         canonical({"x": value})
+
+
+def test_what_holds_itself_is_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(InvalidRequest, match="canonical JSON"):
+        canonical(endless)
+
+
+def test_lists_within_lists_are_written_however_deep_the_library_goes() -> None:
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    assert canonical(deep) == rfc8785.dumps(deep)
