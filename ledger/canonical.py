@@ -13,8 +13,8 @@ import rfc8785
 
 from ledger.errors import InvalidRequest
 
-# Rust and ECMAScript write floats alike between these; elsewhere they disagree on exponents.
-_ALIKE_FROM, _ALIKE_TO = 1e-4, 1e16
+# Where orjson and ECMAScript disagree on exponents, and where whole numbers begin.
+_UNLIKE_FROM, _UNLIKE_TO, _WHOLE_FROM = 1e-6, 1e-5, 1e16
 _EXACT = 1 << 53
 _PLAIN = {str, bool, type(None)}
 
@@ -39,7 +39,9 @@ def _alike(value: Any) -> bool:
     if kind is int:
         return bool(-_EXACT < value < _EXACT)
     if kind is float:
-        return bool(_ALIKE_FROM <= abs(value) < _ALIKE_TO and not value.is_integer())
+        size = abs(value)
+        exponents_agree = size < _UNLIKE_FROM or _UNLIKE_TO <= size < _WHOLE_FROM
+        return bool(exponents_agree and not value.is_integer())
     inside = value
     if kind is dict:
         # Names sort by UTF-16 code units there and by bytes here: the same in ASCII.

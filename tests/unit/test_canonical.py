@@ -13,7 +13,8 @@ from ledger.errors import InvalidRequest
 
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
-    st.floats(1e-5, 1e17),
+    st.floats(1e-7, 1e-4),
+    st.floats(1e-4, 1e17),
     st.integers(0, 2**64 - 1)
     .map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
     .filter(math.isfinite),
@@ -28,7 +29,24 @@ VALUES = st.recursive(
 
 @given(VALUES)
 @example({"\ue000": 1, "\U0001f600": 2})
-@example([1.0, -0.0, 1e16, 1e-4, 9.999e-5, 1e21, 0.1, 5e-324, 1e22, 123456789012345680.0])
+@example(
+    [
+        1.0,
+        -0.0,
+        1e16,
+        1e-4,
+        9.999e-5,
+        9.999999999999999e-06,
+        1e-5,
+        1e-6,
+        9.99e-7,
+        1e21,
+        0.1,
+        5e-324,
+        1e22,
+        123456789012345680.0,
+    ]
+)
 @example({'\u007f\u2028/"\\\b\f\n\r\t\u0001': '\u007f\u2028/"\\\b\f\n\r\t\u0001'})
 def test_it_is_what_the_library_writes(value: object) -> None:
     try:
