@@ -76,3 +76,10 @@ def test_lists_within_lists_are_written_however_deep_the_library_goes() -> None:
     for _ in range(300):
         deep = [deep]
     assert canonical(deep) == rfc8785.dumps(deep)
+
+
+@pytest.mark.parametrize(
+    "value", [9.99e-7, 1e-6, 4.9e-6, 9.999999999999999e-06, 1e-5, 1.1e-5, 9.9e-5, 1e-4, 1e16, 0.0]
+)
+def test_a_norm_of_any_size_is_written_as_the_library_writes_it(value: float) -> None:
+    assert canonical({"delta_norm": value}) == rfc8785.dumps({"delta_norm": value})
