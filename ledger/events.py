@@ -7,11 +7,12 @@ metadata) enters a header only as a salted SHA-256 and lives in a side table.
 """
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from ledger.canonical import canonical
 from ledger.changes import FACTORS, WHOLE, TensorChange
@@ -274,7 +275,7 @@ def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
 def decode(header: bytes) -> Event:
     """Read a stored header; CorruptLedger when it is not one of a known format."""
     try:
-        fields = json.loads(header)
+        fields = orjson.loads(header)
         if fields["format"] != FORMAT:
             raise CorruptLedger(f"event format {fields['format']} is not known, expected {FORMAT}")
         return Event(

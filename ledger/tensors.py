@@ -74,12 +74,16 @@ def _table() -> Iterator[tuple[str, ElementType]]:
             yield _name(dtype), ElementType(dtype, lane, lanes_each, kind)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 DTYPES: dict[str, ElementType] = dict(_table())
 """Every dtype the ledger holds, by torch's name without its prefix."""
+
+_ELEMENTS = {element.torch: element for element in DTYPES.values()}
+# Dtypes that numpy has no name for: their bits are reached through bytes.
+_UNKNOWN_TO_NUMPY = {torch.bfloat16} | {e.torch for e in DTYPES.values() if e.kind == "float8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +155,17 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
     Refused: unknown, quantized and sub-byte dtypes, sparse and nested layouts, tensors without
     data (meta, lazy), and wrapper subclasses that keep their values in other tensors.
     """
-    dtype = _name(tensor.dtype)
     if is_lazy(tensor):
-        raise _unsupported(name, dtype, "is not initialised yet")
-    if dtype not in DTYPES:
-        raise _unsupported(name, dtype, "has a dtype that the ledger does not hold")
+        raise _unsupported(name, tensor.dtype, "is not initialised yet")
+    if tensor.dtype not in _ELEMENTS:
+        raise _unsupported(name, tensor.dtype, "has a dtype that the ledger does not hold")
     if tensor.is_nested or tensor.layout is not torch.strided:
-        raise _unsupported(name, dtype, f"has layout {tensor.layout}, not torch.strided")
+        raise _unsupported(name, tensor.dtype, f"has layout {tensor.layout}, not torch.strided")
     if tensor.is_meta:
-        raise _unsupported(name, dtype, "is on the meta device and has no values")
+        raise _unsupported(name, tensor.dtype, "is on the meta device and has no values")
     if hasattr(tensor, "__tensor_flatten__"):
         wrapper = type(tensor).__name__
-        raise _unsupported(name, dtype, f"is a {wrapper}, which keeps its values elsewhere")
+        raise _unsupported(name, tensor.dtype, f"is a {wrapper}, which keeps its values elsewhere")
 
 
 def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
@@ -174,21 +177,20 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     """
     require_little_endian()
     check_tensor(name, tensor)
-    element = DTYPES[_name(tensor.dtype)]
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    lane = _ELEMENTS[tensor.dtype].lane
+    plain = tensor.detach()
+    if not shares_memory(plain):
+        plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
+    if plain.dtype not in _UNKNOWN_TO_NUMPY:
+        return plain.numpy().reshape(-1).view(lane)
     # Not view(-1): a contiguous tensor of one element may have any stride, and would keep it.
     flat = plain.as_strided((plain.numel(),), (1,))
-    return flat.view(torch.uint8).numpy().view(element.lane)
+    return flat.view(torch.uint8).numpy().view(lane)
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:
     """Whether `lanes(tensor)` is a view of the tensor rather than a copy."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def empty(spec: TensorSpec) -> torch.Tensor:
@@ -227,8 +229,8 @@ def require_little_endian() -> None:
         raise UnsupportedModel("the ledger's byte formats need a little-endian host")
 
 
-def _unsupported(name: str, dtype: str, why: str) -> UnsupportedModel:
+def _unsupported(name: str, dtype: torch.dtype | str, why: str) -> UnsupportedModel:
     held = ", ".join(DTYPES)
     return UnsupportedModel(
-        f"tensor {name!r} ({dtype}) {why}; held are strided tensors of {held}", param=name
+        f"tensor {name!r} ({_name(dtype)}) {why}; held are strided tensors of {held}", param=name
     )

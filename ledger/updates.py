@@ -175,7 +175,7 @@ def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
         return after
     flat = before.detach().reshape(-1)
     if spec.nbytes <= _AT_ONCE_BYTES and update.update_type != "replace":
-        return _moved(u.to(flat.device), flat, update).reshape(spec.shape)
+        return _moved(u, flat, update).reshape(spec.shape)
     after = empty(spec).view(-1) if flat.is_cpu else torch.empty_like(flat)
     step = tile_elements(spec)
     for start in tile_starts(spec):
@@ -210,20 +210,22 @@ def _saturates(u: torch.Tensor, spec: TensorSpec) -> bool:
 
 
 def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
-    spec = update.spec
+    spec, rate = update.spec, update.learning_rate
     compute = torch.float64 if spec.dtype == "float64" else torch.float32
-    require_finite(u, spec)
-    if u.dtype != compute:
-        u = u.to(compute)
-        if not finite(u):
-            raise overflow(spec)
-    rate = torch.tensor(update.learning_rate, dtype=compute, device=old.device)
-    step = torch.mul(u, rate)
+    wide, before = u.to(old.device, compute), old.to(dtype=compute)
+    # One multiplication and one addition, each rounded: never a fused one.
+    step = torch.mul(wide, torch.scalar_tensor(rate, dtype=compute))
     if update.update_type == "additive":
-        new = torch.add(old.to(compute), step).to(spec.torch_dtype)
+        moved = torch.add(before, step)
     else:
-        new = torch.mul(old.to(compute), torch.add(step, 1.0)).to(spec.torch_dtype)
-    _require_finite_result(new, old, spec)
+        moved = torch.mul(before, torch.add(step, 1.0))
+    new = moved.to(dtype=spec.torch_dtype)
+    # No operand that is not finite leads to finite values, whatever the rate.
+    if not new.numel() or not finite(new):
+        require_finite(u, spec)
+        if not finite(wide):
+            raise overflow(spec)
+        _require_finite_result(new, old, spec)
     return new
 
 

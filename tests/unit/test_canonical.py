@@ -13,6 +13,8 @@ from ledger.errors import InvalidRequest
 
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(1e-7, 1e-4),
+    st.floats(1e-4, 1e17),
     st.integers(0, 2**64 - 1)
     .map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
     .filter(math.isfinite),
@@ -27,7 +29,24 @@ VALUES = st.recursive(
 
 @given(VALUES)
 @example({"\ue000": 1, "\U0001f600": 2})
-@example([1.0, -0.0, 1e16, 1e-4, 9.999e-5, 1e21, 0.1, 5e-324, 1e22, 123456789012345680.0])
+@example(
+    [
+        1.0,
+        -0.0,
+        1e16,
+        1e-4,
+        9.999e-5,
+        9.999999999999999e-06,
+        1e-5,
+        1e-6,
+        9.99e-7,
+        1e21,
+        0.1,
+        5e-324,
+        1e22,
+        123456789012345680.0,
+    ]
+)
 @example({'\u007f\u2028/"\\\b\f\n\r\t\u0001': '\u007f\u2028/"\\\b\f\n\r\t\u0001'})
 def test_it_is_what_the_library_writes(value: object) -> None:
     try:
@@ -43,3 +62,24 @@ def test_it_is_what_the_library_writes(value: object) -> None:
 def test_what_has_no_canonical_form_is_refused(value: object) -> None:
     with pytest.raises(InvalidRequest, match="canonical JSON"):
         canonical({"x": value})
+
+
+def test_what_holds_itself_is_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(InvalidRequest, match="canonical JSON"):
+        canonical(endless)
+
+
+def test_lists_within_lists_are_written_however_deep_the_library_goes() -> None:
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    assert canonical(deep) == rfc8785.dumps(deep)
+
+
+@pytest.mark.parametrize(
+    "value", [9.99e-7, 1e-6, 4.9e-6, 9.999999999999999e-06, 1e-5, 1.1e-5, 9.9e-5, 1e-4, 1e16, 0.0]
+)
+def test_a_norm_of_any_size_is_written_as_the_library_writes_it(value: float) -> None:
+    assert canonical({"delta_norm": value}) == rfc8785.dumps({"delta_norm": value})

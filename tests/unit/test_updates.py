@@ -195,3 +195,14 @@ def test_the_request_digest_tells_requests_apart() -> None:
         digest(parameter_name="s"),
     ]
     assert len({base, *others}) == 7
+
+
+@pytest.mark.parametrize("rate", [0, 1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("update_type", ["additive", "multiplicative"])
+def test_an_operand_that_is_not_finite_is_refused_whatever_it_meets(
+    rate: float, bad: float, update_type: str
+) -> None:
+    for name, before in (("d", torch.zeros(2, dtype=torch.float64)), ("none", torch.empty(0, 4))):
+        with pytest.raises(InvalidRequest, match="must be finite"):
+            result(name, before, bad, learning_rate=rate, update_type=update_type)
