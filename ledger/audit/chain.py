@@ -7,10 +7,8 @@ for what is wrong. What an update's body says is checked where its state is rebu
 """
 
 import json
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -29,12 +27,9 @@ from ledger.events import (
     annotation_digest,
 )
 from ledger.store import EventStore, Note, rows
-from ledger.store.sql import SqlStore
 from ledger.store.tables import SEQ_BITS, SEQ_MASK
 
 Progress = Callable[[int, int], None]
-
-_STRETCH = 1 << 16  # events that one process checks at a time
 
 _FACTORS = f'"form":"{FACTORS[:-2]}'.encode()  # of any revision; a search for this end is quick
 _HEX = b"0123456789abcdef"
@@ -87,47 +82,6 @@ def check(
             progress(place.seq + 1, stop)
     if place.seq + 1 != stop:
         raise CorruptLedger(f"event {place.seq + 1} is missing", seq=place.seq + 1)
-
-
-def check_in_processes(
-    store: EventStore, model: str, stop: int, processes: int, progress: Progress | None = None
-) -> None:
-    """`check` of the whole log by several processes, this one included."""
-    ranges = [(start, min(start + _STRETCH, stop)) for start in range(0, stop, _STRETCH)]
-    if processes < 2 or len(ranges) < 2:
-        check(store, model, 0, stop, progress)
-        return
-    found: list[tuple[int, str]] = []
-    done = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes - 1, mp_context=context) as pool:
-        others = [pool.submit(_problem, store.url, model, *some) for some in ranges]
-        # This process takes from the end what the others have not begun.
-        for some, other in reversed(list(zip(ranges, others, strict=True))):
-            problem = _checked(store, model, *some) if other.cancel() else other.result()
-            found += [problem] if problem else []
-            done += some[1] - some[0]
-            if progress is not None:
-                progress(done, stop)
-    if found:
-        seq, text = min(found)
-        raise CorruptLedger(text, seq=seq)
-
-
-def _problem(url: str, model: str, start: int, stop: int) -> tuple[int, str] | None:
-    store = SqlStore.open(url, upgrade=False, guarded=False)
-    try:
-        return _checked(store, model, start, stop)
-    finally:
-        store.close()
-
-
-def _checked(store: EventStore, model: str, start: int, stop: int) -> tuple[int, str] | None:
-    try:
-        check(store, model, start, stop)
-    except CorruptLedger as error:
-        return (start if error.seq is None else error.seq), str(error)
-    return None
 
 
 def _check_page(page: list[Any], notes: Mapping[int, Note], model: str, place: Place) -> Place:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit import chain
+from ledger.audit import chain, shared
 from ledger.audit.verify import verify
 from ledger.caller import Caller
 from ledger.canonical import canonical
-from ledger.errors import CorruptLedger
+from ledger.errors import CorruptLedger, LedgerError
 from ledger.events import UPDATED, decode, leaf_hash
 from ledger.log import Log
 from ledger.store import rows
@@ -143,7 +144,7 @@ def otherwise(truth: Any) -> Any:
 def test_processes_find_the_first_bad_event_too(
     log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_STRETCH", 3)
     assert verify(log.history, states=False, processes=2).events == log.history.head().seq + 1
     connection = plain(database_url)
     if database_url.startswith("sqlite"):
@@ -160,3 +161,39 @@ def test_processes_find_the_first_bad_event_too(
     assert report.events == report.bad_seq
     for one in (1, 2):
         assert verify(log.history, processes=one).bad_seq == report.bad_seq
+
+
+def test_another_process_finds_bad_events(
+    log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = plain(database_url)
+    if database_url.startswith("sqlite"):
+        connection.execute("DROP TRIGGER events_no_update")
+    else:
+        connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    connection.execute("UPDATE events SET recorded_at = 7 WHERE number = 3")
+    report = verify(log.history, states=False)
+    share = shared._share
+
+    def late(store: Any, model: str, stop: int, taken: Any, *rest: Any) -> Any:
+        until = time.monotonic() + 60
+        while not taken[2]:
+            assert time.monotonic() < until, "the other process took nothing"
+            time.sleep(0.01)
+        return share(store, model, stop, taken, *rest)
+
+    monkeypatch.setattr(shared, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_share", late)
+    assert verify(log.history, states=False, processes=2) == report
+    assert report.bad_seq is not None
+
+
+def test_a_process_that_dies_is_no_success(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def robbed(_store: Any, _model: str, stop: int, taken: Any, *_rest: Any) -> Any:
+        taken[0], taken[2] = stop, 1  # what the other took, it never tells
+        return []
+
+    monkeypatch.setattr(shared, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_share", robbed)
+    with pytest.raises(LedgerError, match="died"):
+        verify(log.history, states=False, processes=2)
