@@ -128,6 +128,22 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
         assert found[0] == DAMAGED + unseen, field
 
 
+@pytest.mark.parametrize("field", ["payload", "request_digest"])
+def test_what_should_be_a_digest_is_one(log: Log, field: str) -> None:
+    def change(row: list[Any]) -> None:
+        fields = json.loads(row[13])
+        if field == "payload":
+            fields["payload"][0]["digest"] = "z" * 64
+        else:
+            fields["request_digest"] = "z" * 64
+        row[13] = canonical(fields)
+        row[14] = leaf_hash(row[13])
+
+    found = damaged(log, change)
+    assert found is not None
+    assert found[0] == DAMAGED
+
+
 def otherwise(truth: Any) -> Any:
     """Another value of the same length."""
     if isinstance(truth, dict):
