@@ -7,10 +7,8 @@ for what is wrong. What an update's body says is checked where its state is rebu
 """
 
 import json
-import multiprocessing
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -21,20 +19,24 @@ from ledger.errors import CorruptLedger
 from ledger.events import (
     LEAF_PREFIX,
     STATE_CHANGING,
+    UPDATED,
+    UPDATES,
     Annotation,
     Counts,
     Event,
     annotation_digest,
 )
-from ledger.store import EventStore, Texts, rows
-from ledger.store.sql import SqlStore
+from ledger.store import EventStore, Note, rows
 from ledger.store.tables import SEQ_BITS, SEQ_MASK
 
 Progress = Callable[[int, int], None]
 
-_STRETCH = 1 << 16  # events that one process checks at a time
-
-_FACTORS = f'"form":"{FACTORS}"'.encode()
+_FACTORS = f'"form":"{FACTORS[:-2]}'.encode()  # of any revision; a search for this end is quick
+_HEX = b"0123456789abcdef"
+_PIECE = '{"digest":"', '","size":%d}', 64  # of a payload, and the length of the digest between
+_NOTHING = "", "", 0
+_DIGEST = b',"request_digest":"'
+_ASKED = len(_DIGEST) + 64 + 1
 _REQUEST = re.compile(rb'(?:,"request_digest":"[0-9a-f]{64}")?(?:,"request_id":"[^"\\]*")?')
 
 
@@ -82,53 +84,10 @@ def check(
         raise CorruptLedger(f"event {place.seq + 1} is missing", seq=place.seq + 1)
 
 
-def check_in_processes(
-    store: EventStore, model: str, stop: int, processes: int, progress: Progress | None = None
-) -> None:
-    """`check` of the whole log by several processes, this one included."""
-    ranges = [(start, min(start + _STRETCH, stop)) for start in range(0, stop, _STRETCH)]
-    if processes < 2 or len(ranges) < 2:
-        check(store, model, 0, stop, progress)
-        return
-    found: list[tuple[int, str]] = []
-    done = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes - 1, mp_context=context) as pool:
-        others = [pool.submit(_problem, store.url, model, *some) for some in ranges]
-        # This process takes from the end what the others have not begun.
-        for some, other in reversed(list(zip(ranges, others, strict=True))):
-            problem = _checked(store, model, *some) if other.cancel() else other.result()
-            found += [problem] if problem else []
-            done += some[1] - some[0]
-            if progress is not None:
-                progress(done, stop)
-    if found:
-        seq, text = min(found)
-        raise CorruptLedger(text, seq=seq)
-
-
-def _problem(url: str, model: str, start: int, stop: int) -> tuple[int, str] | None:
-    store = SqlStore.open(url, upgrade=False, guarded=False)
-    try:
-        return _checked(store, model, start, stop)
-    finally:
-        store.close()
-
-
-def _checked(store: EventStore, model: str, start: int, stop: int) -> tuple[int, str] | None:
-    try:
-        check(store, model, start, stop)
-    except CorruptLedger as error:
-        return (start if error.seq is None else error.seq), str(error)
-    return None
-
-
-def _check_page(page: list[Any], notes: Mapping[int, Texts], model: str, place: Place) -> Place:
+def _check_page(page: list[Any], notes: Mapping[int, Note], model: str, place: Place) -> Place:
     """Where the log stands after these rows."""
-    named = f'"model":{json.dumps(model, ensure_ascii=False)},"node":'
-    for row in page:
-        if _continues(row, notes, named, place):
-            continue
+    left = iter(page)
+    while (row := _pass_over(left, notes, model, place)) is not None:
         seq = row[0] & SEQ_MASK
         if seq != place.seq + 1:
             raise CorruptLedger(
@@ -136,77 +95,112 @@ def _check_page(page: list[Any], notes: Mapping[int, Texts], model: str, place: 
             )
         event = rows.from_row(row, model)
         _check_place(event, model, place)
-        _check_annotation(event, Annotation(*notes[seq]) if seq in notes else None)
+        note = notes.get(row[0])
+        _check_annotation(event, None if note is None else Annotation(*note[1:]))
         place.move(event)
     return place
 
 
-def _continues(row: Any, notes: Mapping[int, Texts], named: str, place: Place) -> bool:
-    """Whether an update is, byte for byte, what its row and the event before it say.
+def _pass_over(left: Iterator[Any], notes: Mapping[int, Note], model: str, place: Place) -> Any:
+    """Move `place` over the updates that are, byte for byte, what their rows and the event before
+    say; gives the first row that is not, None when there is none left.
 
-    Then `place` moves on. False sends the event to the checks of every field, so whatever is
-    unusual may be false.
+    That one goes to the checks of every field, so whatever is unusual may end it here. A header is
+    looked at from its end, where all is known but two digests and who asked: `,"counts":` up to
+    the payload's digest, from there up to `recorded_at`, what identifies the request, the rest.
     """
-    (key, model_id, kind, recorded_at, node, parent, changes, forward_only) = row[:8]
-    (series, number, idempotency_key, state, size, header, event_hash) = row[8:]
-    seq, updates = place.seq + 1, place.updates + 1
-    if (
-        kind != events.UPDATED
-        or key != model_id << SEQ_BITS | seq
-        or node != seq
-        or parent != place.node
-        or changes != 1
-        or forward_only != 0
-        or series != events.UPDATES
-        or number != updates
-        or idempotency_key is not None
-        or recorded_at < place.recorded_at
-        or type(header) is not bytes
-        or sha256(LEAF_PREFIX + header).digest() != event_hash
-        or _FACTORS in header
-    ):
-        return False
-    actor = metadata = reason = ""
-    if seq in notes:
-        said_by, why, beside, salt = notes[seq]
-        if said_by is not None:
-            actor = f'"actor":"{annotation_digest(salt, "actor", said_by)}",'
-        if why is not None:
-            reason = f',"reason":"{annotation_digest(salt, "reason", why)}"'
-        if beside is not None:
-            metadata = f'"metadata":"{annotation_digest(salt, "metadata", beside)}",'
-    applied, after = place.applied + 1, state.hex()
-    middle = (
-        f',"counts":{{"applied":{applied},"updates":{updates},"versions":{place.versions}}},'
-        f'"format":1,"kind":"updated",{metadata}{named}{seq},"number":{updates},"parent":{parent},'
-        '"payload":['
-    ).encode()
-    link = f'],"prev":"{place.hash}"{reason},"recorded_at":{recorded_at}'.encode()
-    tail = (
-        f',"seq":{seq},"series":"updates","state_after":"{after}","state_before":"{place.state}",'
-        f'"state_seq":{seq}}}'
-    ).encode()
-    # Strings escape their quotes, and no list or object stands behind the counts and the payload,
-    # so what is found last is the header's own.
-    at = header.rfind(b',"counts":')
-    pieces = at + len(middle)
-    closing = header.find(b"]", pieces)
-    payload = header[pieces:closing]
-    request = header[closing + len(link) : -len(tail)]
-    if not (
-        header.startswith(middle, at)
-        and header.startswith(link, closing)
-        and header.endswith(tail)
-        and (not request or _REQUEST.fullmatch(request))
-        and header.startswith(f'{actor}"body":{{'.encode(), _behind_active(header))
-        and (payload.endswith(b'","size":%d}' % size) if payload else not size)
-        and payload.count(b"{") < 2
-    ):
-        return False
-    place.seq = place.state_seq = place.node = seq
-    place.hash, place.state, place.recorded_at = event_hash.hex(), after, recorded_at
-    place.applied, place.updates = applied, updates
-    return True
+    named = f'"model":{json.dumps(model, ensure_ascii=False)},"node":'
+    seq, parent, updates = place.seq, place.node, place.updates
+    prev, before, recorded_before = place.hash, place.state, place.recorded_at
+    apart = place.updates - place.applied  # updates that were refused
+    versions = f',"versions":{place.versions}}},"format":1,"kind":"updated",'
+    active, asked = b"{", _ASKED  # how the last header began; the length of what identified it
+    onto = str(parent)
+    unusual = None
+    for row in left:
+        # fmt: off
+        (key, model_id, kind, recorded_at, node, stood_on, changes, forward_only, series, number,
+         idempotency_key, state, size, header, event_hash) = row
+        # fmt: on
+        seq += 1
+        updates += 1
+        if (
+            kind != UPDATED
+            or key != model_id << SEQ_BITS | seq
+            or node != seq
+            or stood_on != parent
+            or changes != 1
+            or forward_only != 0
+            or series != UPDATES
+            or number != updates
+            or idempotency_key is not None
+            or recorded_at < recorded_before
+            or type(header) is not bytes
+            or sha256(LEAF_PREFIX + header).digest() != event_hash
+            or _FACTORS in header
+        ):
+            unusual = row
+            break
+        actor = metadata = reason = ""
+        if (note := notes.get(key)) is not None:
+            _, said_by, why, beside, salt = note
+            if said_by is not None:
+                actor = f'"actor":"{annotation_digest(salt, "actor", said_by)}",'
+            if why is not None:
+                reason = f',"reason":"{annotation_digest(salt, "reason", why)}"'
+            if beside is not None:
+                metadata = f'"metadata":"{annotation_digest(salt, "metadata", beside)}",'
+        own, after = str(seq), state.hex()
+        piece, of_size, digest = _PIECE if size else _NOTHING
+        middle = (
+            f',"counts":{{"applied":{updates - apart},"updates":{updates}{versions}{metadata}'
+            f'{named}{own},"number":{updates},"parent":{onto},"payload":[{piece}'
+        ).encode()
+        link = (
+            f'{of_size % size if size else ""}],"prev":"{prev}"{reason},"recorded_at":{recorded_at}'
+        ).encode()
+        tail = (
+            f',"seq":{own},"series":"updates","state_after":"{after}","state_before":"{before}",'
+            f'"state_seq":{own}}}'
+        ).encode()
+        request = len(header) - len(tail) - asked
+        counts = request - len(link) - digest - len(middle)
+        if not header.startswith(middle, counts):
+            # Strings escape their quotes, and no list or object stands behind the counts and the
+            # payload, so what is found last is the header's own.
+            counts = header.rfind(b',"counts":')
+            request = counts + len(middle) + digest + len(link)
+            asked = len(header) - len(tail) - request
+        began = f'{actor}"body":{{'.encode()
+        if not (header.startswith(active) and header.startswith(began, len(active))):
+            active = header[: _behind_active(header)]
+        pieces = counts + len(middle)
+        if not (
+            header.startswith(middle, counts)
+            and header.startswith(link, pieces + digest)
+            and header.endswith(tail)
+            and not header[pieces : pieces + digest].translate(None, _HEX)
+            and asked >= 0
+            and _identifies(header[request : request + asked])
+            and header.startswith(began, len(active))
+        ):
+            unusual = row
+            break
+        prev, before, recorded_before = event_hash.hex(), after, recorded_at
+        parent, onto = seq, own
+    if parent != place.node:
+        left_over = unusual is not None
+        place.seq, place.node, place.state_seq = seq - left_over, parent, parent
+        place.hash, place.state, place.recorded_at = prev, before, recorded_before
+        place.updates, place.applied = updates - left_over, updates - left_over - apart
+    return unusual
+
+
+def _identifies(request: bytes) -> bool:
+    """Whether these are the fields of a header that identify a request, or nothing."""
+    if len(request) == _ASKED and request.startswith(_DIGEST) and request.endswith(b'"'):
+        return not request[len(_DIGEST) : -1].translate(None, _HEX)
+    return not request or _REQUEST.fullmatch(request) is not None
 
 
 def _behind_active(header: bytes) -> int:
@@ -221,8 +215,8 @@ def _check_place(event: Event, model: str, place: Place) -> None:
         "prev": _bytes(place.hash),
         "state_before": _bytes(place.state),
         "counts": Counts(
-            place.updates + (event.series == events.UPDATES),
-            place.applied + (event.kind == events.UPDATED),
+            place.updates + (event.series == UPDATES),
+            place.applied + (event.kind == UPDATED),
             place.versions + (event.series == events.VERSIONS),
         ),
     }
@@ -233,7 +227,7 @@ def _check_place(event: Event, model: str, place: Place) -> None:
         expected |= {"parent": place.node, "state_seq": event.seq}
         if event.kind != events.ROLLED_BACK:
             expected["node"] = event.seq
-    if event.series == events.UPDATES:
+    if event.series == UPDATES:
         expected["number"] = place.updates + 1
     if event.series == events.VERSIONS:
         expected["number"] = place.versions

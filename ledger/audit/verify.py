@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ledger import events
-from ledger.audit import chain
+from ledger.audit import shared
 from ledger.audit.chain import Progress
 from ledger.changes import WHOLE
 from ledger.digest import StateDigest, chunk_digests, rehash, root
@@ -91,7 +91,7 @@ def _verify(
     broken: CorruptLedger | None = None
     try:
         watch = None if states else progress
-        chain.check_in_processes(history.store, history.model, total, processes, watch)
+        shared.check(history.store, history.model, total, processes, watch)
     except CorruptLedger as error:
         broken, sound = error, error.seq or 0
     if states:

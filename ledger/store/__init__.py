@@ -93,8 +93,8 @@ class EventFilter:
     max_seq: int | None = None
 
 
-Texts = tuple[str | None, str | None, str | None, bytes]
-"""The fields of an Annotation, which is made from them where it is needed."""
+Note = tuple[int, str | None, str | None, str | None, bytes]
+"""An event's key and the fields of its Annotation, which is made from them where it is needed."""
 
 
 class EventStore(Protocol):
@@ -165,10 +165,10 @@ class EventStore(Protocol):
 
     def raw(
         self, model_id: int, start: int, stop: int
-    ) -> Iterator[tuple[list[Any], Mapping[int, Texts]]]:
+    ) -> Iterator[tuple[list[Any], Mapping[int, Note]]]:
         """Rows of `ledger.store.rows.COLUMNS` with start <= seq < stop in order, unchecked.
 
-        They come in pages, each with the fields of its annotations by seq.
+        They come in pages, each with the annotations beside it by their events' keys.
         """
 
     def select(

@@ -10,7 +10,7 @@ from ledger.blobs.sql import SqlBlobs
 from ledger.digest import content_digest
 from ledger.errors import CorruptLedger, NotFound
 from ledger.events import Annotation, Event
-from ledger.store import Append, EventFilter, Listed, Snapshot, Step, Texts, rows, search
+from ledger.store import Append, EventFilter, Listed, Note, Snapshot, Step, rows, search
 from ledger.store.append import Appender, remember_snapshot
 from ledger.store.bulk import marks, pieces
 from ledger.store.database import Database
@@ -19,11 +19,13 @@ from ledger.store.schema import open_schema
 from ledger.store.tables import SEQ_BITS, SEQ_MASK
 
 _PAGE = 1000  # events that `scan` holds at a time
+_RAW_PAGE = 4096  # rows that `raw` gives at a time
 _MOST_NUMBER = (1 << 63) - 1
 
 _BY_KEY = f"{rows.SELECT} WHERE event_key = ?"
 _LAST = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key DESC LIMIT 1"
 _RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
+_RAW = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key"
 _STATE_CHANGE = (
     f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1"
     " ORDER BY event_key DESC LIMIT 1 OFFSET ?"
@@ -214,17 +216,17 @@ class SqlStore:
 
     def raw(
         self, model_id: int, start: int, stop: int
-    ) -> Iterator[tuple[list[Any], Mapping[int, Texts]]]:
+    ) -> Iterator[tuple[list[Any], Mapping[int, Note]]]:
         """Rows of `rows.COLUMNS` with start <= seq < stop in order, unchecked.
 
-        They come in pages, each with the fields of its annotations by seq.
+        They come in pages, each with the annotations beside it by their events' keys.
         """
-        for first in range(start, stop, _PAGE):
-            bounds = key_of(model_id, first), key_of(model_id, min(first + _PAGE, stop) - 1)
+        for first in range(start, stop, _RAW_PAGE):
+            bounds = key_of(model_id, first), key_of(model_id, min(first + _RAW_PAGE, stop) - 1)
             with self._database.read() as execute:
-                page = execute(_RANGE, bounds).fetchall()
+                page = execute(_RAW, bounds).fetchall()
                 notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
-                beside = {note[0] & SEQ_MASK: note[1:] for note in notes.fetchall()}
+                beside = {note[0]: note for note in notes.fetchall()}
             yield page, beside
 
     def select(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit import chain
+from ledger.audit import chain, shared
 from ledger.audit.verify import verify
 from ledger.caller import Caller
 from ledger.canonical import canonical
-from ledger.errors import CorruptLedger
+from ledger.errors import CorruptLedger, LedgerError
 from ledger.events import UPDATED, decode, leaf_hash
 from ledger.log import Log
 from ledger.store import rows
@@ -127,6 +128,22 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
         assert found[0] == DAMAGED + unseen, field
 
 
+@pytest.mark.parametrize("field", ["payload", "request_digest"])
+def test_what_should_be_a_digest_is_one(log: Log, field: str) -> None:
+    def change(row: list[Any]) -> None:
+        fields = json.loads(row[13])
+        if field == "payload":
+            fields["payload"][0]["digest"] = "z" * 64
+        else:
+            fields["request_digest"] = "z" * 64
+        row[13] = canonical(fields)
+        row[14] = leaf_hash(row[13])
+
+    found = damaged(log, change)
+    assert found is not None
+    assert found[0] == DAMAGED
+
+
 def otherwise(truth: Any) -> Any:
     """Another value of the same length."""
     if isinstance(truth, dict):
@@ -143,7 +160,7 @@ def otherwise(truth: Any) -> Any:
 def test_processes_find_the_first_bad_event_too(
     log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_STRETCH", 3)
     assert verify(log.history, states=False, processes=2).events == log.history.head().seq + 1
     connection = plain(database_url)
     if database_url.startswith("sqlite"):
@@ -160,3 +177,39 @@ def test_processes_find_the_first_bad_event_too(
     assert report.events == report.bad_seq
     for one in (1, 2):
         assert verify(log.history, processes=one).bad_seq == report.bad_seq
+
+
+def test_another_process_finds_bad_events(
+    log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = plain(database_url)
+    if database_url.startswith("sqlite"):
+        connection.execute("DROP TRIGGER events_no_update")
+    else:
+        connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    connection.execute("UPDATE events SET recorded_at = 7 WHERE number = 3")
+    report = verify(log.history, states=False)
+    share = shared._share
+
+    def late(store: Any, model: str, stop: int, taken: Any, *rest: Any) -> Any:
+        until = time.monotonic() + 60
+        while not taken[2]:
+            assert time.monotonic() < until, "the other process took nothing"
+            time.sleep(0.01)
+        return share(store, model, stop, taken, *rest)
+
+    monkeypatch.setattr(shared, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_share", late)
+    assert verify(log.history, states=False, processes=2) == report
+    assert report.bad_seq is not None
+
+
+def test_a_process_that_dies_is_no_success(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def robbed(_store: Any, _model: str, stop: int, taken: Any, *_rest: Any) -> Any:
+        taken[0], taken[2] = stop, 1  # what the other took, it never tells
+        return []
+
+    monkeypatch.setattr(shared, "_STRETCH", 3)
+    monkeypatch.setattr(shared, "_share", robbed)
+    with pytest.raises(LedgerError, match="died"):
+        verify(log.history, states=False, processes=2)
