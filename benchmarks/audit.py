@@ -9,6 +9,7 @@ kept there, and taken up again if they are there already.
 
 import argparse
 import contextlib
+import gc
 import itertools
 import random
 import statistics
@@ -54,6 +55,8 @@ def drawn(chance: random.Random, dimensions: tuple[str, ...], count: int) -> Eve
 
 def measure(report: Report, backend: str, store: SqlStore, count: int, rounds: int) -> None:
     """Add the figures of one database."""
+    gc.collect()
+    gc.freeze()  # as the server does before it listens
     chance = random.Random(5)
     (model_id,) = store.models().values()
     everything: list[float] = []

@@ -163,18 +163,18 @@ class _Job:
 
 def _encode(job: _Job) -> _Tile:
     spec = job.written.spec
+    old, new = job.before, job.after
     chunks = _chunks_of(job.written.chunks, spec, job.part)
-    if on_device.both_on(job.before, job.after):
-        delta = on_device.compare_there(job.before, job.after, spec.element, _within(job))
+    if on_device.both_on(old, new):
+        delta = on_device.compare_there(old, new, spec.element, _within(job))
         touched = _touched(delta, spec, chunks)
-        before, after = (on_device.fetch(tile, touched) for tile in (job.before, job.after))
+        before, after = (on_device.fetch(tile, touched) for tile in (old, new))
     else:
-        before, after = lanes(job.before, spec.name), lanes(job.after, spec.name)
+        before, after = lanes(old, spec.name), lanes(new, spec.name)
         delta = _compared(before, after, spec, _within(job))
         touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
-    floating = spec.element.kind == "float"
-    square = _square_distance(job.after, job.before, delta) if floating else 0.0
+    square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
     frame = encode_frame(delta) if job.written.factors is None else b""
     _rehash(chunks, touched, before, after, spec)
     return _Tile(frame, _changed_elements(delta, spec), chunks, square)
