@@ -293,7 +293,7 @@ WARMED = """
 import sys
 import numpy as np
 from ledger import codecs
-from ledger.codecs import loops, warming
+from ledger.codecs import compiled as loops, warming
 
 def compiled():
     loop = {name: getattr(loops, name) for name in dir(loops) if name[0] != "_"}
@@ -320,6 +320,14 @@ assert compiled() == warmed, (compiled(), warmed)
 
 def test_after_warming_nothing_is_left_to_compile() -> None:
     subprocess.run([sys.executable, "-c", WARMED, *LANE_DTYPES], check=True)
+
+
+def test_what_moves_no_lanes_does_not_wait_for_the_compiler() -> None:
+    script = "import sys, ledger.engines.vllm.staging, api.cli; print('numba' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_none_1_does_not_drop_a_change() -> None:

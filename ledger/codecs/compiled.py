@@ -1,0 +1,228 @@
+"""Loops over lanes, compiled when they are first used, that run without Python's lock.
+
+A frame takes a dozen short passes over its lanes. As separate numpy calls these pass the lock back
+and forth between threads for longer than they work. Only integers are moved here, each element by
+itself, so the results are the same on every machine.
+
+Arrays are flat and as long as each loop says: nothing here checks bounds, so callers do. `ordered`
+is as in `delta`: lanes are taken in the order of the numbers rather than of the bits.
+
+Operands of one unsigned type only: numba, as numpy, makes a float of a signed and a uint64.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger.tensors import Lanes
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+# Lanes that are looked at together to pass over what is equal; how many lanes are gone through in
+# one way; and below how many changes in the latest of these that way is by groups.
+_GROUP, _BLOCK, _FEW = 16, 4096, 128
+
+
+def _compiled(loop: Loop) -> Loop:
+    try:
+        return cast(Loop, numba.njit(nogil=True, cache=True)(loop))
+    except RuntimeError:  # there is no folder to keep it in: each process compiles for itself
+        return cast(Loop, numba.njit(nogil=True)(loop))
+
+
+@_compiled
+def differing(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -> int:
+    """Write the positions of lanes that differ; `positions` has room for all. Returns how many."""
+    found = latest = 0
+    for start in range(0, before.size, _BLOCK):
+        old, new = before[start : start + _BLOCK], after[start : start + _BLOCK]
+        if latest < _FEW:
+            latest = _listed_by_groups(old, new, start, positions[found:])
+        else:
+            latest = _listed(old, new, start, positions[found:])
+        found += latest
+    return found
+
+
+@_compiled
+def _listed_by_groups(old: Lanes, new: Lanes, first: int, positions: NDArray[np.int32]) -> int:
+    """`differing` where most groups of lanes are equal and are passed over."""
+    found = 0
+    for group in range(0, old.size - old.size % _GROUP, _GROUP):
+        some = old[group] ^ new[group]
+        for lane in range(group + 1, group + _GROUP):
+            some |= old[lane] ^ new[lane]
+        if some:
+            for lane in range(group, group + _GROUP):
+                positions[found] = first + lane
+                found += old[lane] != new[lane]
+    rest = old.size - old.size % _GROUP
+    return found + _listed(old[rest:], new[rest:], first + rest, positions[found:])
+
+
+@_compiled
+def _listed(old: Lanes, new: Lanes, first: int, positions: NDArray[np.int32]) -> int:
+    """`differing` without a branch: which lanes differ is not to be predicted."""
+    found = 0
+    for lane in range(old.size):
+        positions[found] = first + lane
+        found += old[lane] != new[lane]
+    return found
+
+
+@_compiled
+def _in_order(bits: Any, top: Any) -> Any:
+    """Sign bit (number `top`) set: all bits inverted. Clear: the sign bit set."""
+    lane = type(bits)
+    return lane(bits ^ ((lane(0) - (bits >> top)) | (lane(1) << top)))
+
+
+@_compiled
+def _in_bits(integer: Any, top: Any) -> Any:
+    """The reverse of `_in_order`."""
+    lane = type(integer)
+    return lane(integer ^ ((lane(0) - ((integer >> top) ^ lane(1))) | (lane(1) << top)))
+
+
+@_compiled
+def _difference(old: Any, new: Any, top: Any, ordered: bool) -> Any:
+    if ordered:
+        old, new = _in_order(old, top), _in_order(new, top)
+    return type(old)(new - old)
+
+
+@_compiled
+def _moved(value: Any, step: Any, top: Any, ordered: bool, undo: bool) -> Any:
+    lane = type(value)
+    if undo:
+        step = lane(lane(0) - step)
+    if ordered:
+        return _in_bits(lane(_in_order(value, top) + step), top)
+    return lane(value + step)
+
+
+@_compiled
+def differences(
+    before: Lanes, after: Lanes, positions: NDArray[Any], ordered: bool, out: Lanes
+) -> int:
+    """Write after - before at each position to `out`. Returns how many of them are not zero."""
+    top = before.dtype.type(before.itemsize * 8 - 1)
+    changed = 0
+    for entry in range(positions.size):
+        at = positions[entry]
+        out[entry] = _difference(before[at], after[at], top, ordered)
+        changed += before[at] != after[at]
+    return changed
+
+
+@_compiled
+def all_differences(before: Lanes, after: Lanes, ordered: bool, out: Lanes) -> None:
+    """Write after - before of every lane to `out`."""
+    top = before.dtype.type(before.itemsize * 8 - 1)
+    for lane in range(before.size):
+        out[lane] = _difference(before[lane], after[lane], top, ordered)
+
+
+@_compiled
+def move(
+    lanes: Lanes, positions: NDArray[np.int32], difference: Lanes, ordered: bool, undo: bool
+) -> None:
+    """Add the differences to the lanes at the positions, or with `undo` take them off."""
+    top = lanes.dtype.type(lanes.itemsize * 8 - 1)
+    for entry in range(positions.size):
+        at = positions[entry]
+        lanes[at] = _moved(lanes[at], difference[entry], top, ordered, undo)
+
+
+@_compiled
+def move_all(lanes: Lanes, difference: Lanes, ordered: bool, undo: bool) -> None:
+    """Add a difference to every lane, or with `undo` take it off."""
+    top = lanes.dtype.type(lanes.itemsize * 8 - 1)
+    for lane in range(lanes.size):
+        lanes[lane] = _moved(lanes[lane], difference[lane], top, ordered, undo)
+
+
+@_compiled
+def outside(positions: NDArray[Any], count: int) -> bool:
+    """Whether a position is not one of `count` lanes."""
+    low = high = 0
+    for entry in range(positions.size):
+        low = min(low, positions[entry])
+        high = max(high, positions[entry] + 1)
+    return low < 0 or high > count
+
+
+@_compiled
+def fold(difference: Lanes, out: Lanes) -> Any:
+    """Write 0, -1, 1, -2, 2 … as 0, 1, 2, 3, 4 …. Returns all of them or'ed together."""
+    lane = difference.dtype.type
+    top = lane(difference.itemsize * 8 - 1)
+    some = lane(0)
+    for entry in range(difference.size):
+        value = difference[entry]
+        folded = lane((value << lane(1)) ^ (lane(0) - (value >> top)))
+        out[entry] = folded
+        some |= folded
+    return some
+
+
+@_compiled
+def to_planes(values: Lanes, planes: NDArray[np.uint8]) -> None:
+    """Write the bytes of each value to `planes` [planes, values], the lowest first."""
+    for plane in range(planes.shape[0]):
+        shift = values.dtype.type(8 * plane)
+        out = planes[plane]
+        for entry in range(values.size):
+            out[entry] = values[entry] >> shift
+
+
+@_compiled
+def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
+    """The reverse of `to_planes` and, if `signed`, of `fold`."""
+    lane = out.dtype.type
+    out[:] = planes[0]
+    for plane in range(1, planes.shape[0]):
+        shift = lane(8 * plane)
+        data = planes[plane]
+        for entry in range(out.size):
+            out[entry] |= lane(data[entry]) << shift
+    if signed:
+        for entry in range(out.size):
+            value = out[entry]
+            out[entry] = (value >> lane(1)) ^ (lane(0) - (value & lane(1)))
+
+
+@_compiled
+def to_runs(positions: NDArray[np.int32], out: NDArray[np.uint8]) -> int:
+    """Write the gaps between ascending positions as runs; `out` has room for one each and one for
+    each 255 lanes. Returns how many."""
+    size = 0
+    for entry in range(1, positions.size):
+        gap = positions[entry] - positions[entry - 1] - 1
+        while gap >= 255:
+            out[size] = 255
+            size += 1
+            gap -= 255
+        out[size] = gap
+        size += 1
+    return size
+
+
+@_compiled
+def from_runs(runs: NDArray[np.uint8], positions: NDArray[np.int32]) -> int:
+    """Write the positions after the first, which is there. Returns how many the runs have, or one
+    more than there is room for."""
+    found = 1
+    at = positions[0]
+    for entry in range(runs.size):
+        if found == positions.size:
+            return found + 1
+        # Without a branch: which gaps are long is not to be predicted.
+        ends = runs[entry] != 255
+        at += runs[entry] + ends
+        positions[found] = at
+        found += ends
+    return found
