@@ -197,15 +197,17 @@ def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
 
 @_compiled
 def to_runs(positions: NDArray[np.int32], out: NDArray[np.uint8]) -> int:
-    """Write the gaps between ascending positions as runs; `out` has room for one each and one for
-    each 255 lanes. Returns how many."""
+    """Write the gaps between positions as runs: one each and one for each whole 255 lanes. Returns
+    how many, or one more than there is room for."""
     size = 0
     for entry in range(1, positions.size):
         gap = positions[entry] - positions[entry - 1] - 1
-        while gap >= 255:
+        while gap >= 255 and size < out.size:
             out[size] = 255
             size += 1
             gap -= 255
+        if size == out.size:
+            return size + 1
         out[size] = gap
         size += 1
     return size

@@ -95,10 +95,11 @@ def apply(lanes: Lanes, delta: Delta, ordered: bool, *, undo: bool = False) -> N
     Raises ValueError, and writes nothing, if the frame has another length or lane dtype than the
     delta or an index lies outside of it.
     """
-    if len(lanes) != delta.count or lanes.dtype != delta.difference.dtype:
+    entries = delta.count if delta.indices is None else len(delta.indices)
+    if (len(lanes), lanes.dtype, entries) != (delta.count, delta.difference.dtype, delta.changed):
         raise ValueError(
-            f"the delta is for {delta.count} lanes of {delta.difference.dtype}, "
-            f"got {len(lanes)} of {lanes.dtype}"
+            f"the delta is of {delta.changed} differences at {entries} of {delta.count} lanes of "
+            f"{delta.difference.dtype}, got {len(lanes)} of {lanes.dtype}"
         )
     if delta.indices is None:
         loops.move_all(lanes, delta.difference, ordered, undo)

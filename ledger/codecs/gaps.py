@@ -24,16 +24,22 @@ _LONG_MEAN = 256
 
 
 def encode(indices: Indices) -> bytes:
-    """The positions `indices`: at least one, ascending, none twice."""
+    """The positions `indices`: at least one, ascending, none twice.
+
+    Raises ValueError where they are found not to ascend; `frames` compares what it wrote besides.
+    """
     first = int(indices[0])
     gaps = len(indices) - 1
     span = int(indices[-1]) - first
     if span == gaps or span > _LONG_MEAN * gaps:
         lengths = np.diff(indices) - 1
         return bytes([_PLANES]) + u32(first) + planes.encode(lengths.view(np.uint32))
-    runs = np.empty(gaps + span // 255, np.uint8)
-    runs = runs[: loops.to_runs(indices, runs)]
-    return bytes([_RUNS]) + u32(first) + u32(len(runs)) + stream(runs)
+    # Ascending positions have no more gaps of 255 between them than their span has.
+    runs = np.empty(gaps + max(span, 0) // 255, np.uint8)
+    size = loops.to_runs(indices, runs)
+    if size > len(runs):
+        raise ValueError("positions do not ascend")
+    return bytes([_RUNS]) + u32(first) + u32(size) + stream(runs[:size])
 
 
 def decode(reader: Reader, changed: int, count: int) -> Indices:

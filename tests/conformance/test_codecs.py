@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ledger import codecs
-from ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry
+from ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry, warming
 from ledger.codecs.streams import Reader, u32
 from ledger.digest import chunk_digests, rehash
 from ledger.errors import CorruptLedger, LedgerError
@@ -33,6 +33,12 @@ LANE_DTYPES = ["u1", "u2", "u4", "u8"]
 EACH_CODEC = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 EACH_DTYPE = pytest.mark.parametrize("element", DTYPES.values(), ids=list(DTYPES))
 EACH_LANE = pytest.mark.parametrize("dtype", LANE_DTYPES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Hypothesis holds each example to a deadline, which compiling would break."""
+    warming.warm(np.dtype(name) for name in LANE_DTYPES)
 
 
 def odd_patterns(bits: int) -> list[int]:
@@ -61,7 +67,7 @@ def fitting(codec: Codec, before: Lanes, after: Lanes) -> Lanes:
 
 @EACH_CODEC
 @EACH_DTYPE
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_bit_comes_back_forward_and_backward(
     codec: Codec, element: ElementType, data: st.DataObject
@@ -79,7 +85,7 @@ def test_every_bit_comes_back_forward_and_backward(
 
 
 @EACH_DTYPE
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_given_indices_say_the_same_as_a_comparison(
     element: ElementType, data: st.DataObject
@@ -194,7 +200,7 @@ def test_flipped_bits_are_refused_or_read_as_a_sound_delta(codec: Codec) -> None
 
 @EACH_CODEC
 @EACH_LANE
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.binary(max_size=80), count=st.integers(1, 300))
 def test_arbitrary_bytes_are_refused_or_read_as_a_sound_delta(
     codec: Codec, dtype: str, data: bytes, count: int
@@ -269,6 +275,23 @@ def test_an_index_outside_of_the_frame_is_refused_and_nothing_is_written(index: 
     assert not lanes.any()
     with pytest.raises(ValueError, match="outside the frame of 100 lanes"):
         codecs.at(np.array([3, index]), lanes, lanes + 1, True)
+
+
+@pytest.mark.parametrize("indices", [None, np.array([3, 4], np.int32)])
+def test_a_delta_with_other_than_one_difference_a_lane_is_refused(
+    indices: np.ndarray[Any, Any] | None,
+) -> None:
+    lanes = np.zeros(100, np.uint32)
+    with pytest.raises(ValueError, match="got 100 of uint32"):
+        codecs.apply(lanes, Delta(100, indices, np.ones(1, np.uint32)), True)
+    assert not lanes.any()
+
+
+def test_positions_that_do_not_ascend_are_not_written_beyond_their_room() -> None:
+    positions = np.array([0, 900_000, 5, 700], np.int32)
+    delta = Delta(TILE_LANES, positions, np.ones(4, np.uint32))
+    with pytest.raises(ValueError, match="do not ascend"):
+        CODECS["sparse.1"].encode(delta)
 
 
 def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
