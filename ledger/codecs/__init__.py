@@ -24,7 +24,6 @@ from ledger.codecs.frames import (
     apply_frames,
     encode_frame,
     encode_tensor,
-    iter_frames,
     tiles,
     written_chunks,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "equal",
     "every_lane",
     "get_codec",
-    "iter_frames",
     "tiles",
     "written_chunks",
 ]

@@ -68,16 +68,6 @@ def encode_tensor(before: Lanes, after: Lanes, ordered: bool) -> bytes:
     )
 
 
-def iter_frames(
-    data: bytes | memoryview, dtype: np.dtype[np.unsignedinteger]
-) -> Iterator[tuple[int, Delta]]:
-    """The (start lane, delta) of each frame in `data`, decoded one at a time.
-
-    Raises CorruptLedger at the first frame that cannot be read.
-    """
-    return _read(_split(data), dtype)
-
-
 def apply_frames(
     lanes: Lanes,
     data: bytes | memoryview,
@@ -129,6 +119,7 @@ class _Frame(NamedTuple):
 def _read(
     frames: Iterable[_Frame], dtype: np.dtype[np.unsignedinteger]
 ) -> Iterator[tuple[int, Delta]]:
+    """The (start lane, delta) of each frame, decoded one at a time."""
     start = 0
     for frame in frames:
         yield start, frame.codec.decode(frame.encoded, frame.lanes, dtype)
