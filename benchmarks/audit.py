@@ -21,10 +21,10 @@ from typing import Any
 
 from benchmarks import long_log
 from benchmarks.measure import Report
-from ledger.audit import shared
-from ledger.events import KINDS
-from ledger.store import EventFilter
-from ledger.store.sql import SqlStore
+from weightledger.ledger.audit import parallel
+from weightledger.ledger.events.event import KINDS
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store.sql_store import SqlStore
 
 PAGE = 50
 GOAL_MS = 5.0
@@ -91,7 +91,7 @@ def verification(report: Report, backend: str, store: SqlStore, count: int) -> N
     """Add how fast the chain is checked, in one process and in two."""
     for processes, goal in ((1, 160_000), (2, 300_000)):
         started = time.perf_counter()
-        shared.check(store, long_log.MODEL, count, processes)
+        parallel.check(store, long_log.MODEL, count, processes)
         rate = count / (time.perf_counter() - started)
         what = f"{backend}: chain checked by {processes}, their start included"
         report.add(what, rate, "events/s", goal=f"≥ {goal:,}", ok=rate >= goal)

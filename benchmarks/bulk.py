@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from ledger.store import rows
+from weightledger.ledger.store import rows
 
 EVENTS = f"events ({', '.join(rows.COLUMNS)})"
 EVENTS_WITH_PAYLOAD = f"events ({', '.join(rows.COLUMNS)}, payload)"

@@ -20,8 +20,8 @@ from benchmarks.measure import Report, interleaved
 from benchmarks.storage.exact import copied
 from benchmarks.storage.limits import deltas_between
 from benchmarks.storage.workloads import WORKLOADS, Workload
-from ledger.codecs import CODECS, Codec, Delta, encode_frame, equal, get_codec, tiles
-from ledger.codecs.delta import changed_lanes, window
+from weightledger.ledger.codecs import CODECS, Codec, Delta, encode_frame, equal, get_codec, tiles
+from weightledger.ledger.codecs.delta import changed_lanes, window
 
 Run: TypeAlias = Callable[[int], object]
 

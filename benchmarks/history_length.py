@@ -23,8 +23,8 @@ from benchmarks.audit import databases, warm
 from benchmarks.measure import Report
 from benchmarks.replayable_log import MODEL, NAMED_EVERY, SIDE
 from benchmarks.small_updates import own_databases
-from ledger import IncrementalUpdateRequest, Ledger, Log
-from ledger.store import EventFilter
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.store import EventFilter
 
 LENGTHS = (100, 10_000, 100_000, 1_000_000)
 BACK = 10

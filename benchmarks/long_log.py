@@ -1,7 +1,7 @@
 """A log of a million events, written in bulk: the same rows as appending one by one would give.
 
 Headers are made from a template, since sealing a million events takes minutes; the first thousand
-are compared byte for byte with `ledger.events.seal`, and `benchmarks.audit` verifies the chain.
+are compared byte for byte with `events.event.seal`, and `benchmarks.audit` verifies the chain.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from itertools import chain
 from typing import Any
 
 from benchmarks import bulk
-from ledger.changes import TensorChange
-from ledger.events import (
+from weightledger.ledger.events.changes import TensorChange
+from weightledger.ledger.events.event import (
     REGISTERED,
     ROLLED_BACK,
     STATE_CHANGING,
@@ -31,8 +31,8 @@ from ledger.events import (
     leaf_hash,
     seal,
 )
-from ledger.store.sql import SqlStore
-from ledger.store.tables import SEQ_BITS
+from weightledger.ledger.sql.tables import SEQ_BITS
+from weightledger.ledger.store.sql_store import SqlStore
 
 MODEL = "long"
 START = 1_700_000_000_000_000

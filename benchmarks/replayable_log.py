@@ -4,7 +4,7 @@ A tiny model goes round: each update flips one of four matrices between two valu
 updates, taken from a real ledger, follow each other for ever, with their payloads and digests. As
 a server would, it names and snapshots a state every hundred updates, keeps ten names listed beside
 the first, and now and then rolls back. Headers of updates are made from a template; the first are
-compared byte for byte with `ledger.events.seal`, and `benchmarks.history_length` verifies a log bit
+compared byte for byte with `events.event.seal`, and `benchmarks.history_length` verifies a log bit
 by bit.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import bulk
-from ledger import IncrementalUpdateRequest, Ledger, snapshots
-from ledger.events import (
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.events.event import (
     RETIRED,
     ROLLED_BACK,
     THIS_VERSION,
@@ -34,8 +34,9 @@ from ledger.events import (
     leaf_hash,
     seal,
 )
-from ledger.store import Snapshot, rows
-from ledger.store.tables import SEQ_BITS
+from weightledger.ledger.history import snapshots
+from weightledger.ledger.sql.tables import SEQ_BITS
+from weightledger.ledger.store import Snapshot, rows
 
 MODEL = "tiny"
 NAMES = ("a", "b", "c", "d")

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-import rules
 from benchmarks.measure import Report, interleaved
-from rules.protocol import ANY_SHAPE
+from weightledger import rules
+from weightledger.rules.protocol import ANY_SHAPE
 
 OUT, IN, BATCH = 768, 3072, 32
 ROUNDS = 11

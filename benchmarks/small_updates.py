@@ -26,13 +26,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.audit import databases
 from benchmarks.measure import Report, interleaved
-from ledger import IncrementalUpdateRequest, Ledger, Log
-from ledger.blobs.location import open_blobs
-from ledger.digest import content_digest
-from ledger.store.backend import Backend, Cursor, Execute
-from ledger.store.database import Database
-from ledger.store.schema import open_schema
-from ledger.store.sql import SqlStore
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.blobs.location import open_blobs
+from weightledger.ledger.sql.backend import Backend, Cursor, Execute
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.schema import open_schema
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.digest import content_digest
 
 SIDE = 16  # a kilobyte of fp32
 BATCH = 1000

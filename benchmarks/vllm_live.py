@@ -22,8 +22,8 @@ from safetensors.torch import save, save_file
 
 from benchmarks import vllm_servers
 from benchmarks.vllm_servers import Wire, post
-from ledger import Ledger
-from ledger.engines.vllm.adapters import write_adapter
+from weightledger import Ledger
+from weightledger.ledger.engines.vllm.adapters import write_adapter
 
 RESULTS = Path(__file__).parent / "results" / "vllm.json"
 PROMPTS = ["w1 w2 w3", "w17 w300 w4 w4 w90", "w200 w201 w202 w203 w204 w205 w206 w207"]
@@ -41,7 +41,7 @@ class Live:
         self.vllm = vllm_servers.vllm(venv, self.model, folder / "vllm.log")
         self.wire = Wire(int(self.vllm.url.rpartition(":")[2]))
         self.data = folder / "data"
-        log = folder / "ledger.log"
+        log = folder / "weightledger.ledger.log"
         self.ledger = vllm_servers.ledger(self.wire.url, self.model, self.data, log)
         self.answers: dict[str, Any] = {}
 

@@ -103,7 +103,7 @@ def vllm(venv: Path, model: Path, log: Path) -> Process:
 def ledger(engine_url: str, model: Path, data_dir: Path, log: Path) -> Process:
     """`weightledger serve --engine vllm`."""
     port = free_port()
-    command = [sys.executable, "-m", "api.cli", "serve", "--engine", "vllm"]
+    command = [sys.executable, "-m", "weightledger", "serve", "--engine", "vllm"]
     command += ["--engine-url", engine_url, "--model", str(model)]
     command += ["--data-dir", str(data_dir), "--port", str(port)]
     return Process(f"http://127.0.0.1:{port}", command, {}, log)

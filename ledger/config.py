@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger.errors import InvalidRequest
-from ledger.projector import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
+from weightledger.ledger.errors import InvalidRequest
 
 DEFAULT_DATA_DIR = "weightledger-data"
 DATABASE_FILE = "ledger.db"
+
+MAX_HELD_VERSIONS = 16
+HELD_VERSIONS_WAIT_S = 5.0
 
 METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
 

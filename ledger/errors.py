@@ -25,6 +25,8 @@
         ├── SchemaMismatch           the database belongs to another version or application
         └── LedgerInUse              another server holds this data folder
 
+    SeqTaken and KeyTaken, from a store to the writer, who never lets them out: a race was lost.
+
 The HTTP status is the one the REST face answers with; the classes know nothing of HTTP.
 Messages name what was expected, so that the caller can act on them.
 """
@@ -156,3 +158,11 @@ class SchemaMismatch(StorageError):
 
 class LedgerInUse(StorageError):
     """Another server holds this data folder."""
+
+
+class SeqTaken(LedgerError):
+    """Another writer appended this seq first: catch up, recompute, retry."""
+
+
+class KeyTaken(LedgerError):
+    """Another writer used this idempotency key first: answer with its event."""

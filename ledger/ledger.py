@@ -7,16 +7,18 @@ from types import TracebackType
 
 import torch
 
-from ledger import snapshots
-from ledger.blobs import BlobStore
-from ledger.engines import Engine
-from ledger.engines.state import StateEngine
-from ledger.events import Annotation, seal
-from ledger.history import History, open_history
-from ledger.log import Log
-from ledger.projector import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS, OnMismatch, Projector
-from ledger.store import Append, EventStore, SeqTaken
-from ledger.store.sql import SqlStore
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
+from weightledger.ledger.engines import Engine
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.errors import SeqTaken
+from weightledger.ledger.events.event import Annotation, seal
+from weightledger.ledger.history import snapshots
+from weightledger.ledger.history.reader import History, open_history
+from weightledger.ledger.log import Log
+from weightledger.ledger.projection.projector import OnMismatch, Projector
+from weightledger.ledger.store import Append, EventStore
+from weightledger.ledger.store.sql_store import SqlStore
 
 _HASHING_THREADS = 2
 

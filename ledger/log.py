@@ -1,8 +1,8 @@
 """The log of one model and the live weights that follow it: the write path.
 
 A write is proposed (validate, compute, encode, verify, prepare), appended in one transaction, and
-shown by one assignment; `ledger.writer` orders the writers. Everything that can fail happens before
-the append.
+shown by one assignment; `writing.writer` orders the writers. Everything that can fail happens
+before the append.
 """
 
 import contextlib
@@ -15,28 +15,32 @@ from typing import Any
 
 import torch
 
-from ledger import adapters, events, proposals, versions
-from ledger.adapters import Adapter, LoRAConfig, plans
-from ledger.anchoring import Anchoring
-from ledger.audit.chain import Progress
-from ledger.audit.verify import Report, verify
-from ledger.blobs import MIN_GRACE_S
-from ledger.caller import ANYONE, Caller
-from ledger.canonical import canonical
-from ledger.digest import StateDigest, content_digest
-from ledger.errors import InvalidRequest, LedgerError, NotFound
-from ledger.events import Event
-from ledger.gc import GcReport, collect
-from ledger.gc import Progress as GcProgress
-from ledger.history import History
-from ledger.projector import Live, Projector
-from ledger.proposals import Guard, Planner
-from ledger.recording import require_same_tensors
-from ledger.store import EventFilter
-from ledger.tensors import TensorSpec, lanes
-from ledger.tip import Tip
-from ledger.updates import IncrementalUpdateRequest, Update, validate
-from ledger.writer import Request, Writer, Written
+from weightledger.ledger import adapters, events
+from weightledger.ledger.adapters import Adapter, LoRAConfig
+from weightledger.ledger.audit.chain import Progress
+from weightledger.ledger.audit.verify import Report, verify
+from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history import versions
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.anchoring import Anchoring
+from weightledger.ledger.projection.projector import Live, Projector
+from weightledger.ledger.retention import GcReport, collect
+from weightledger.ledger.retention import Progress as GcProgress
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
+from weightledger.ledger.writing import adapter_plans, plans
+from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.plans import Guard, Planner
+from weightledger.ledger.writing.recording import require_same_tensors
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
+from weightledger.ledger.writing.staged import Tip
+from weightledger.ledger.writing.writer import Request, Writer, Written
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +111,9 @@ class Log:
             Request(
                 caller,
                 _digest_of("batch", {"updates": facts["updates"], "metadata": text}),
-                lambda tip: proposals.planned(
-                    self.history, tip, proposals.updates(updates, facts), guard
-                ),
+                lambda tip: plans.planned(self.history, tip, plans.updates(updates, facts), guard),
                 text,
-                alone=proposals.runs_alone(guard),
+                alone=plans.runs_alone(guard),
             )
         )
 
@@ -136,7 +138,7 @@ class Log:
             Request(
                 caller,
                 request_digest,
-                lambda tip: proposals.planned(self.history, tip, planner, guard),
+                lambda tip: plans.planned(self.history, tip, planner, guard),
                 _metadata(metadata),
             )
         )
@@ -164,7 +166,7 @@ class Log:
             fields = {"tensors": digests, "metadata": _metadata(metadata)}
             digest = _digest_of("record", fields)
         return self.write(
-            proposals.recording(tensors), caller=caller, request_digest=digest, metadata=metadata
+            plans.recording(tensors), caller=caller, request_digest=digest, metadata=metadata
         )
 
     def load_adapter(
@@ -184,14 +186,16 @@ class Log:
         `limits`, and an engine that shows no adapters.
         """
         adapters.check_name(name, self.history.model)
-        planner = plans.loading(self.projector.engine, name, path, inplace=inplace, limits=limits)
+        planner = adapter_plans.loading(
+            self.projector.engine, name, path, inplace=inplace, limits=limits
+        )
         asked = {"adapter": name, "path": str(path), "inplace": inplace}
         return self.write(planner, caller=caller, request_digest=_digest_of("load_adapter", asked))
 
     def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
         """Stop serving an adapter; NotFound when it is not loaded."""
         digest = _digest_of("unload_adapter", {"adapter": name})
-        return self.write(plans.unloading(name), caller=caller, request_digest=digest)
+        return self.write(adapter_plans.unloading(name), caller=caller, request_digest=digest)
 
     def merge_adapter(
         self,
@@ -206,7 +210,7 @@ class Log:
         Raises NotFound when it is not loaded, InvalidRequest when it changes a tied weight; else
         returns as `apply` does.
         """
-        planner = plans.merging(self.projector.engine, name, unload=unload)
+        planner = adapter_plans.merging(self.projector.engine, name, unload=unload)
         digest = _digest_of("merge_adapter", {"adapter": name, "unload": unload})
         return self.write(planner, guard, caller=caller, request_digest=digest)
 
@@ -231,7 +235,7 @@ class Log:
                 Request(
                     caller,
                     _digest_of("create_version", {"description": description}),
-                    lambda tip: proposals.version(tip, tip.live.head, facts),
+                    lambda tip: plans.version(tip, tip.live.head, facts),
                 )
             )
 
@@ -251,7 +255,7 @@ class Log:
                 Request(
                     caller,
                     _digest_of("create_initial_version", {"description": description}),
-                    lambda tip: proposals.version(tip, first, facts),
+                    lambda tip: plans.version(tip, first, facts),
                 )
             )
 
@@ -262,9 +266,9 @@ class Log:
         Later updates branch from the state rolled back to; the states left behind stay in the log.
         """
 
-        def propose(tip: Tip) -> proposals.Proposal:
+        def propose(tip: Tip) -> plans.Proposal:
             target = self.history.resolve(position)
-            return proposals.rollback(self.history, tip, target, cause)
+            return plans.rollback(self.history, tip, target, cause)
 
         digest = _digest_of("rollback", {"to": position})
         return self._writer.write(Request(caller, digest, propose))
@@ -318,7 +322,7 @@ class Log:
         caller: Caller = ANYONE,
         progress: GcProgress | None = None,
     ) -> GcReport:
-        """Drop what no retained state needs; see `ledger.gc`. With `dry_run` only say what."""
+        """Drop what no retained state needs; see `retention`. With `dry_run` only say what."""
         report = collect(
             self.history,
             dry_run=dry_run,
@@ -351,7 +355,7 @@ class Log:
         return self.projector.specs
 
     def state(self, position: str = "head") -> dict[str, torch.Tensor]:
-        """Every tensor at a position, by bare name; see `ledger.positions` for the forms."""
+        """Every tensor at a position, by bare name; see `history.positions` for the forms."""
         return self.history.state(position)
 
     def events(self, *, limit: int | None = None, **where: Any) -> list[Event]:
@@ -365,8 +369,8 @@ class Log:
     # One write
 
     def _pin(self, version_id: str, kind: str, caller: Caller) -> Event:
-        def propose(tip: Tip) -> proposals.Proposal:
-            return proposals.pin(self.history, tip, version_id, kind)
+        def propose(tip: Tip) -> plans.Proposal:
+            return plans.pin(self.history, tip, version_id, kind)
 
         digest = _digest_of(kind, {"version_id": version_id})
         return self._writer.write(Request(caller, digest, propose))
@@ -380,13 +384,13 @@ class Log:
             request.idempotency_key,
             request.expected_seq,
         )
-        planner = proposals.updates([update], update.facts)
+        planner = plans.updates([update], update.facts)
         return Request(
             caller,
             update.digest,
-            lambda tip: proposals.planned(self.history, tip, planner, guard),
+            lambda tip: plans.planned(self.history, tip, planner, guard),
             update.metadata,
-            alone=proposals.runs_alone(guard),
+            alone=plans.runs_alone(guard),
         )
 
     def answer_to(self, event: Event) -> Event | None:
@@ -394,7 +398,7 @@ class Log:
         after = self.history.store.event(self.history.model_id, event.seq + 1)
         if after is None or after.kind != events.ROLLED_BACK:
             return None
-        return after if after.body["cause"] == proposals.PUBLISH_FAILED else None
+        return after if after.body["cause"] == plans.PUBLISH_FAILED else None
 
     def _validated(self, request: IncrementalUpdateRequest) -> Update:
         first = self._first_names.get(request.parameter_name)
@@ -417,9 +421,7 @@ class Log:
 
     def _retire(self, version_created: Event) -> Event:
         return self._writer.write(
-            Request(
-                ANYONE, None, lambda tip: proposals.retirement(self.history, tip, version_created)
-            )
+            Request(ANYONE, None, lambda tip: plans.retirement(self.history, tip, version_created))
         )
 
 

@@ -15,25 +15,25 @@ from typing import Any, TypeVar
 
 import torch
 
-from ledger import events
-from ledger.adapters import LoRAConfig
-from ledger.caller import ANYONE, Caller
-from ledger.config import DynamicUpdateConfig, ModelConfig
-from ledger.engines import Engine, Live
-from ledger.engines.adapted import through
-from ledger.engines.inplace import InplaceEngine
-from ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
-from ledger.events import Event
-from ledger.ledger import Ledger
-from ledger.log import Log
-from ledger.monitoring.evaluation import Evaluator
-from ledger.monitoring.guard import MetricsGuard
-from ledger.monitoring.traffic import Traffic
-from ledger.projector import OnMismatch
-from ledger.proposals import Planner
-from ledger.store import EventFilter
-from ledger.updates import IncrementalUpdateRequest
-from ledger.writer import Written
+from weightledger.ledger import events
+from weightledger.ledger.adapters import LoRAConfig
+from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
+from weightledger.ledger.engines import Engine, Live
+from weightledger.ledger.engines.adapted import through
+from weightledger.ledger.engines.inplace import InplaceEngine
+from weightledger.ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.ledger import Ledger
+from weightledger.ledger.log import Log
+from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.monitoring.guard import MetricsGuard
+from weightledger.ledger.monitoring.traffic import Traffic
+from weightledger.ledger.projection.projector import OnMismatch
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.plans import Planner
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest
+from weightledger.ledger.writing.writer import Written
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class DynamicModelManager:
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:
-        """Roll back to a version, or to any position that `ledger.positions` knows."""
+        """Roll back to a version, or to any position that `ledger.history.positions` knows."""
         try:
             _, result = await self.rollback(version_id, caller=caller)
         except NotFound as error:

@@ -1,1 +1,1 @@
-"""Alembic migrations of the ledger's tables; run by `ledger.store.schema`, never by hand."""
+"""Alembic migrations of the ledger's tables; run by `ledger.sql.schema`, never by hand."""

@@ -1,8 +1,8 @@
-"""Runs migrations on the connection that `ledger.store.schema` hands over, in its transaction."""
+"""Runs migrations on the connection that `ledger.sql.schema` hands over, in its transaction."""
 
 from alembic import context
 
-from ledger.store.tables import metadata
+from weightledger.ledger.sql.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -12,13 +12,20 @@ A package adds a rule by an entry point in the group `weightledger.rules`, each 
 class that keeps the contract of `rules.protocol` and has a default for each of its fields.
 """
 
-from rules.checking import init, propose
-from rules.dtesn import DTESNDynamicIntegration, DTESNLearningConfig, PairedGate
-from rules.errors import ForeignState, RuleError, UnknownRequest, UnknownRule, UnknownStream
-from rules.ewc import fisher_diagonal
-from rules.guards import Guards, Judgement, judge
-from rules.protocol import Activity, Proposal, Rule
-from rules.registry import (
+from weightledger.rules.checking import init, propose
+from weightledger.rules.dtesn import DTESNDynamicIntegration, DTESNLearningConfig, PairedGate
+from weightledger.rules.errors import (
+    ForeignState,
+    RuleError,
+    UnknownRequest,
+    UnknownRule,
+    UnknownStream,
+)
+from weightledger.rules.guards import Guards, Judgement, judge
+from weightledger.rules.library.ewc import fisher_diagonal
+from weightledger.rules.library.reinforcement import perturbation
+from weightledger.rules.protocol import Activity, Proposal, Rule
+from weightledger.rules.registry import (
     RULES,
     Description,
     config_of,
@@ -27,8 +34,13 @@ from rules.registry import (
     make_rule,
     rule_ids,
 )
-from rules.reinforcement import perturbation
-from rules.selectors import DiscountedUcb, Feedback, FeedbackThresholds, Fixed, Selector
+from weightledger.rules.selectors import (
+    DiscountedUcb,
+    Feedback,
+    FeedbackThresholds,
+    Fixed,
+    Selector,
+)
 
 __all__ = [
     "RULES",

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import torch
 
-from rules.errors import ForeignState, RuleError
-from rules.protocol import ANY_SHAPE, Proposal, Rule, Shape
+from weightledger.rules.errors import ForeignState, RuleError
+from weightledger.rules.protocol import ANY_SHAPE, Proposal, Rule, Shape
 
 VERSION = "version"
 DTYPES = (torch.float32, torch.float64)

@@ -12,7 +12,7 @@
 Messages name what was expected, so that the caller can act on them.
 """
 
-from ledger import InvalidRequest, NotFound
+from weightledger import InvalidRequest, NotFound
 
 
 class RuleError(InvalidRequest):

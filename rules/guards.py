@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from rules.checking import is_finite, propose
-from rules.errors import RuleError
-from rules.ewc import Ewc
-from rules.protocol import Proposal
-from rules.ranges import check_bounds, check_ranges
+from weightledger.rules.checking import is_finite, propose
+from weightledger.rules.errors import RuleError
+from weightledger.rules.library.ewc import Ewc
+from weightledger.rules.protocol import Proposal
+from weightledger.rules.ranges import check_bounds, check_ranges
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """A score of each item of a fixed set, [items], higher is better, with the weight given."""
@@ -91,7 +91,7 @@ class NormLimit:
 
 @dataclass(frozen=True, slots=True)
 class Consolidation:
-    """Pulls the step to what earlier tasks need: the proximal step of `rules.ewc.Ewc`.
+    """Pulls the step to what earlier tasks need: the proximal step of `rules.library.ewc.Ewc`.
 
     `state` is the Ewc rule's, made by `rules.init` and `Ewc.consolidate`. With `max_penalty`,
     refuses a step after which (λ/2) Σ F (W − W*)² is larger.

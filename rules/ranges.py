@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rules.errors import RuleError
+from weightledger.rules.errors import RuleError
 
 
 def check_ranges(

@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 
-from rules.bcm import Bcm
-from rules.delta_only import BcmDelta, HebbianDelta, ReinforcementDelta, StdpDelta
-from rules.errors import RuleError, UnknownRule
-from rules.ewc import Ewc
-from rules.hebbian import Hebb, Oja, Sanger
-from rules.homeostasis import IntrinsicPlasticity, SynapticScaling
-from rules.lms import Lms, Nlms
-from rules.protocol import ANY_SHAPE, Activity, Rule, Shape
-from rules.reinforcement import NodePerturbation, Reinforce
-from rules.rewarded_stdp import Mstdpet, RStdp
-from rules.rls import Rls
-from rules.stdp import PairStdp, TripletStdp
+from weightledger.rules.errors import RuleError, UnknownRule
+from weightledger.rules.library.bcm import Bcm
+from weightledger.rules.library.delta_only import (
+    BcmDelta,
+    HebbianDelta,
+    ReinforcementDelta,
+    StdpDelta,
+)
+from weightledger.rules.library.ewc import Ewc
+from weightledger.rules.library.hebbian import Hebb, Oja, Sanger
+from weightledger.rules.library.homeostasis import IntrinsicPlasticity, SynapticScaling
+from weightledger.rules.library.lms import Lms, Nlms
+from weightledger.rules.library.reinforcement import NodePerturbation, Reinforce
+from weightledger.rules.library.rewarded_stdp import Mstdpet, RStdp
+from weightledger.rules.library.rls import Rls
+from weightledger.rules.library.stdp import PairStdp, TripletStdp
+from weightledger.rules.protocol import ANY_SHAPE, Activity, Rule, Shape
 
 ENTRY_POINTS = "weightledger.rules"
 

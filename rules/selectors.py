@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rules.errors import ForeignState, RuleError
-from rules.ranges import check_ranges
+from weightledger.rules.errors import ForeignState, RuleError
+from weightledger.rules.ranges import check_ranges
 
 SPECIFIED = ("hebbian-delta", "stdp-delta", "bcm-delta", "reinforcement-delta")
 """The four specified rules, from the best feedback to the worst."""

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger.store.sql import SqlStore
 from tests.buckets import S3Server, s3_serving
+from weightledger.ledger.store.sql_store import SqlStore
 
 _numbers = itertools.count()
 

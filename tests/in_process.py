@@ -10,9 +10,9 @@ from typing import Any
 import openai
 import uvicorn
 
-from api.app import create_app
-from api.settings import Settings
-from ledger import DynamicModelManager
+from weightledger import DynamicModelManager
+from weightledger.api.server.app import create_app
+from weightledger.api.server.settings import Settings
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Server:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "api.cli", "serve"),
+                    *(sys.executable, "-m", "weightledger", "serve"),
                     *("--data-dir", str(self.folder), "--port", str(self.port), *self._options),
                 ],
                 stdout=log,

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from ledger import (
+from tests.lora import change_config, peft_model, save_adapter
+from tests.text_models import llama, tokenizer
+from weightledger import (
     Caller,
     DynamicModelManager,
     DynamicUpdateConfig,
@@ -24,10 +26,10 @@ from ledger import (
     LoRAConfig,
     TorchEngine,
 )
-from ledger.adapters.folder import WEIGHTS
-from ledger.audit.verify import verify
-from ledger.engines.transformers import TransformersEngine
-from ledger.errors import (
+from weightledger.ledger.adapters.folder import WEIGHTS
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     LedgerError,
@@ -35,8 +37,6 @@ from ledger.errors import (
     NotFound,
     PreconditionFailed,
 )
-from tests.lora import change_config, peft_model, save_adapter
-from tests.text_models import llama, tokenizer
 
 GIVEN = torch.tensor([[0, 30, 94, 87, 12, 200]])
 
@@ -302,15 +302,15 @@ def test_a_restart_brings_adapters_back(tmp_path: Path, folders: dict[str, Path]
 
 REBUILD = """
 import sys
-from ledger import Ledger
-from ledger.digest import StateDigest, content_digest
-from ledger.tensors import TensorSpec, lanes
+from weightledger import Ledger
+from weightledger.ledger.tensors.digest import StateDigest, content_digest
+from weightledger.ledger.tensors.spec import TensorSpec, lanes
 with Ledger.open(sys.argv[1], upgrade=False) as ledger:
-    history = ledger.history("tiny")
+    history = weightledger.ledger.history.reader("tiny")
     for position in ("seq:0", "seq:1", "seq:2", "head"):
         target = history.resolve(position)
         _, tensors = history.rebuild(target.node, target.state)
-        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+        specs = [spec_of(name, tensor) for name, tensor in tensors.items()]
         digests = {name: content_digest(lanes(tensor)) for name, tensor in tensors.items()}
         print(StateDigest(specs, digests).value.hex())
 """
@@ -565,7 +565,15 @@ def test_a_log_shows_what_happened(
     assert config["r"] == 4
     assert torch.equal(state[f"adapter/style/{FIRST}"], load_file(folders["a"] / WEIGHTS)[FIRST])
     done = subprocess.run(
-        [sys.executable, "-m", "api.cli", "log", "--data-dir", str(tmp_path / "data"), "--csv"],
+        [
+            sys.executable,
+            "-m",
+            "weightledger",
+            "log",
+            "--data-dir",
+            str(tmp_path / "data"),
+            "--csv",
+        ],
         capture_output=True,
         text=True,
         check=True,

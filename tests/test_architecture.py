@@ -5,35 +5,27 @@ from pathlib import Path
 
 import pytest
 
-import ledger
-import rules
+import weightledger
+from weightledger import rules
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = "weightledger"
+FOLDERS = ("ledger", "rules", "api", "migrations")
 
-# From the ground floor up: a file imports only from its own floor's folder or from below.
+# From the ground floor up, each folder on one floor: a file imports from its own folder or below.
 FLOORS = (
-    {"ledger.errors", "ledger.memory"},
-    {"ledger.canonical", "ledger.tensors"},
-    {"ledger.caller", "ledger.changes", "ledger.digest"},
-    {"ledger.events"},
-    {"ledger.codecs"},
-    {"ledger.blobs", "ledger.store"},
-    {"ledger.lineage", "ledger.snapshots", "ledger.payload", "ledger.positions", "ledger.pruning"},
-    {"ledger.factors", "ledger.on_device", "ledger.tiling"},
-    {"ledger.deltas", "ledger.replay", "ledger.versions"},
-    {"ledger.operands"},
-    {"ledger.adapters"},
-    {"ledger.engines", "ledger.history", "ledger.updates"},
-    {"ledger.projector", "ledger.audit", "ledger.facts", "ledger.racing"},
-    {"ledger.gc"},
-    {"ledger.tip", "ledger.anchoring", "ledger.recording"},
-    {"ledger.proposals"},
-    {"ledger.adapters.plans"},
-    {"ledger.writer"},
-    {"ledger.monitoring", "ledger.log", "ledger.config"},
+    {"ledger.errors"},
+    {"ledger.config", "ledger.tensors", "ledger.sql"},
+    {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},
+    {"ledger.store", "ledger.adapters"},
+    {"ledger.history"},
+    {"ledger.engines", "ledger.audit"},
+    {"ledger.projection"},
+    {"ledger.writing"},
+    {"ledger.retention", "ledger.monitoring"},
+    {"ledger.log"},
     {"ledger.ledger"},
     {"ledger.manager"},
-    {"ledger"},
     {"rules"},
     {"api"},
 )
@@ -45,6 +37,7 @@ def modules(*folders: str) -> list[Path]:
 
 
 def name_of(path: Path) -> str:
+    """The dotted name of a file, without the package's."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -61,28 +54,41 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def floor(module: str) -> int:
-    """The floor of a dotted name, by its longest known prefix."""
-    best = max(
-        (
-            (len(room), number)
-            for number, rooms in enumerate(FLOORS)
-            for room in rooms
-            if module == room or module.startswith(room + ".")
-        ),
-        default=None,
-    )
-    assert best is not None, f"{module} stands on no floor: add it to the house"
-    return best[1]
+def own_imports(path: Path) -> set[str]:
+    """What a file imports of this package, without the package's name."""
+    inside = {name for name in imports(path) if name.startswith(f"{PACKAGE}.")}
+    return {name.removeprefix(f"{PACKAGE}.") for name in inside}
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api"), ids=name_of)
+def floor(name: str) -> tuple[int, str]:
+    """The floor and the folder of a dotted name."""
+    for number, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if name == room or name.startswith(room + "."):
+                return number, room
+    raise AssertionError(f"{name} stands on no floor: add it to the house")
+
+
+def is_public(name: str) -> bool:
+    return name in weightledger.__all__
+
+
+@pytest.mark.parametrize("path", modules("ledger", "rules", "api")[1:], ids=name_of)
 def test_imports_point_down(path: Path) -> None:
-    own = name_of(path)
-    for name in imports(path):
-        if name.split(".")[0] not in {"ledger", "rules", "api"}:
+    if name_of(path) == "ledger":
+        return
+    own, folder = floor(name_of(path))
+    for name in own_imports(path):
+        if is_public(name):
+            assert folder in ("rules", "api"), f"{path} imports the public surface"
             continue
-        assert floor(name) <= floor(own), f"{own} imports {name}"
+        there, other = floor(name)
+        assert there < own or other == folder, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(*FOLDERS, "tests", "benchmarks"), ids=str)
+def test_everything_is_imported_under_one_name(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & set(FOLDERS)
 
 
 @pytest.mark.parametrize("path", modules("ledger", "rules"), ids=name_of)
@@ -92,33 +98,33 @@ def test_only_the_faces_know_the_web_and_the_terminal(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules("rules"), ids=name_of)
 def test_rules_use_only_the_public_names_of_the_ledger(path: Path) -> None:
-    inner = {n for n in imports(path) if n.startswith("ledger.")}
-    assert inner <= {f"ledger.{name}" for name in ledger.__all__}
+    outside = {name for name in own_imports(path) if not name.startswith("rules.")}
+    assert all(map(is_public, outside)), outside
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api", "migrations"), ids=name_of)
+@pytest.mark.parametrize("path", modules(*FOLDERS), ids=name_of)
 def test_extras_are_imported_where_they_are_used_only(path: Path) -> None:
-    if name_of(path).startswith("ledger.engines.transformers") or name_of(path) == "api.loading":
+    if name_of(path).startswith(("ledger.engines.transformers", "api.server.loading")):
         return
     outer = {name.split(".")[0] for name in imports(path)}
     assert not outer & {"transformers", "tokenizers", "peft"}
-    assert not {n for n in imports(path) if n.startswith("ledger.engines.transformers")}
+    inner = {name for name in own_imports(path) if name.startswith("ledger.engines.transformers")}
+    assert not inner
 
 
 @pytest.mark.parametrize("path", modules("migrations"), ids=name_of)
 def test_migrations_import_the_tables_only(path: Path) -> None:
-    ours = {n for n in imports(path) if n.split(".")[0] in {"ledger", "rules", "api"}}
-    allowed = ("ledger.store.tables", "ledger.store.triggers")
-    assert all(name.startswith(allowed) for name in ours)
+    allowed = ("ledger.sql.tables", "ledger.sql.triggers")
+    assert all(name.startswith(allowed) for name in own_imports(path))
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api", "migrations"), ids=name_of)
+@pytest.mark.parametrize("path", modules(*FOLDERS), ids=name_of)
 def test_no_pickle(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "dill", "cloudpickle"}
 
 
 def test_the_public_surface_is_what_it_was() -> None:
-    assert sorted(ledger.__all__) == [
+    assert sorted(weightledger.__all__) == [
         "Caller",
         "DynamicModelManager",
         "DynamicUpdateConfig",
@@ -146,7 +152,7 @@ def test_the_public_surface_is_what_it_was() -> None:
         "Write",
         "tensor_digest",
     ]
-    assert all(hasattr(ledger, name) for name in ledger.__all__)
+    assert all(hasattr(weightledger, name) for name in weightledger.__all__)
 
 
 def test_the_public_surface_of_the_rules_is_what_it_was() -> None:

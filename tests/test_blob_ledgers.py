@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from api.serve import serve
-from api.settings import Settings
-from ledger import IncrementalUpdateRequest, Ledger
-from ledger.blobs.folder import FolderBlobs
-from ledger.blobs.objects import ObjectBlobs
-from ledger.blobs.sql import SqlBlobs
-from ledger.errors import InvalidRequest
 from tests.conftest import new_database
 from tests.serving import Server
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.api.server.serve import serve
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.blobs.folder import FolderBlobs
+from weightledger.ledger.blobs.objects import ObjectBlobs
+from weightledger.ledger.blobs.sql import SqlBlobs
+from weightledger.ledger.errors import InvalidRequest
 
 UPDATE = "/v1/models/incremental_update"
 
@@ -39,7 +39,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def verified(*options: str) -> dict[str, object]:
     """What `weightledger verify` reports in a process of its own."""
-    command = [sys.executable, "-m", "api.cli", "verify", "--json", *options]
+    command = [sys.executable, "-m", "weightledger", "verify", "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, object] = json.loads(done.stdout)

@@ -17,7 +17,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from ledger import (
+from tests.serving import Server, serving
+from weightledger import (
     DynamicModelManager,
     DynamicUpdateConfig,
     IncrementalUpdateRequest,
@@ -25,8 +26,7 @@ from ledger import (
     ModelConfig,
     TorchEngine,
 )
-from ledger.errors import InvalidRequest, NotFound, OperationDisabled
-from tests.serving import Server, serving
+from weightledger.ledger.errors import InvalidRequest, NotFound, OperationDisabled
 
 PARAMETER = "encoder.layer.2.intermediate.dense.weight"
 
@@ -372,11 +372,14 @@ def test_a_bare_module_is_updated_itself(tmp_path) -> None:
 
 
 def test_loggers_follow_the_module_path(caplog, manager) -> None:
-    with caplog.at_level(logging.DEBUG, logger="ledger"):
+    with caplog.at_level(logging.DEBUG, logger="weightledger"):
         result = run(manager.apply_incremental_update(request()))
         run(manager.apply_incremental_update(request(77.0, update_type="replace")))
     said = [(r.name, r.levelname) for r in caplog.records if "update_" in r.getMessage()]
-    assert said == [("ledger.manager", "DEBUG"), ("ledger.manager", "WARNING")]
+    assert said == [
+        ("weightledger.ledger.manager", "DEBUG"),
+        ("weightledger.ledger.manager", "WARNING"),
+    ]
     assert result["update_id"] in caplog.text
 
 

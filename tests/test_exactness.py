@@ -8,9 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger import IncrementalUpdateRequest, Ledger, Log, StateEngine, TorchEngine
-from ledger.audit.verify import verify
-from ledger.tensors import DTYPES, TensorSpec, empty, lanes
+from weightledger import IncrementalUpdateRequest, Ledger, Log, StateEngine, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.tensors.lanes import empty, lanes
+from weightledger.ledger.tensors.spec import DTYPES, TensorSpec
 
 
 def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:

@@ -15,12 +15,17 @@ import httpx2
 import pytest
 import torch
 
-from ledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest, InplaceEngine
-from ledger.engines.text import Sampling
-from ledger.engines.transformers import TransformersEngine
-from ledger.errors import InvalidRequest, Unavailable
 from tests.in_process import listening, until
 from tests.text_models import llama, tokenizer
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    InplaceEngine,
+)
+from weightledger.ledger.engines.text import Sampling
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.errors import InvalidRequest, Unavailable
 
 TOUCHED = "model.norm.weight"
 
@@ -217,7 +222,7 @@ class Circular(torch.nn.Linear):
 
 
 def test_versions_that_only_await_collection_do_not_count(tmp_path: Path) -> None:
-    from ledger import TorchEngine
+    from weightledger import TorchEngine
 
     config = DynamicUpdateConfig(backup_dir=tmp_path, max_held_versions=2, held_versions_wait_s=0)
     manager = DynamicModelManager(TorchEngine(Circular()), "circular", config=config)

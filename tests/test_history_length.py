@@ -15,13 +15,14 @@ import torch
 
 from benchmarks import replayable_log
 from benchmarks.replayable_log import MODEL, SIDE
-from ledger import IncrementalUpdateRequest, Ledger, Log, versions
-from ledger.audit.verify import verify
-from ledger.blobs.location import open_blobs
-from ledger.store import EventFilter
-from ledger.store.database import Database
-from ledger.store.sql import SqlStore
 from tests.conftest import new_database
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.blobs.location import open_blobs
+from weightledger.ledger.history import versions
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store.sql_store import SqlStore
 
 SHORT, LONG = 2_000, 8_000
 _EVERY = 20  # instructions between two counts

@@ -19,7 +19,7 @@ LEVELS = ("default", "avx2", "avx512")
 UPDATES = """
 import json, sys
 import numpy as np, torch
-from ledger import IncrementalUpdateRequest as Update, Ledger
+from weightledger import IncrementalUpdateRequest as Update, Ledger
 
 torch.set_num_threads(int(sys.argv[2]))
 chance = np.random.default_rng(7)
@@ -43,7 +43,7 @@ with Ledger.open(sys.argv[1]) as ledger:
         log.apply(Update(name, learning_rate=0.01, factors=factors))
     log.apply_batch([Update(name, 1e-3, 0.5) for name in base])
     digests = [event.state_after.hex() for event in log.events()]
-    rebuilt = ledger.history("m").state("head")
+    rebuilt = weightledger.ledger.history.reader("m").state("head")
     live = {name: log.projector.engine.tensor(name) for name in base}
     same = all(torch.equal(rebuilt[name].view(torch.uint8), live[name].view(torch.uint8))
                for name in base)
@@ -54,10 +54,10 @@ print(json.dumps({"level": torch.backends.cpu.get_cpu_capability(), "digests": d
 REBUILD = """
 import json, sys
 import torch
-from ledger import Ledger
+from weightledger import Ledger
 
 with Ledger.open(sys.argv[1]) as ledger:
-    history = ledger.history("m")
+    history = weightledger.ledger.history.reader("m")
     for seq in range(history.head().seq + 1):
         history.state(f"seq:{seq}")  # raises unless every bit is as recorded
     print(json.dumps({"level": torch.backends.cpu.get_cpu_capability()}))

@@ -8,7 +8,7 @@ import sys
 RECORD = """
 import json, sys, threading, time
 import psutil, torch
-from ledger import IncrementalUpdateRequest, Ledger, StateEngine
+from weightledger import IncrementalUpdateRequest, Ledger, StateEngine
 
 process = psutil.Process()
 peak, done = 0, threading.Event()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from ledger.events import decode
 from tests.serving import Server, serving
+from weightledger.ledger.events.event import decode
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -60,7 +60,7 @@ def test_the_first_session_prints_what_the_readme_shows(server: Server, tmp_path
     bin_dir = tmp_path / ".venv/bin"
     bin_dir.mkdir(parents=True)
     script = bin_dir / "weightledger"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m api.cli "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m weightledger "$@"\n')
     script.chmod(0o755)
     ran = 0
     for command, expected in session():

@@ -13,20 +13,21 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from ledger import IncrementalUpdateRequest, Ledger, Log, TorchEngine
-from ledger.audit.verify import verify
-from ledger.digest import StateDigest, content_digest
-from ledger.tensors import TensorSpec, lanes
+from weightledger import IncrementalUpdateRequest, Ledger, Log, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes, spec_of
+from weightledger.ledger.tensors.state import StateDigest
 
 UPDATES = 200
 
 # Rebuilds every listed version from the database alone, in a process that never saw the model.
 REPLAY = """
 import hashlib, json, sys
-from ledger import Ledger
-from ledger.tensors import lanes
+from weightledger import Ledger
+from weightledger.ledger.tensors.spec import lanes
 with Ledger.open(sys.argv[1], upgrade=False) as ledger:
-    history = ledger.history("minilm")
+    history = weightledger.ledger.history.reader("minilm")
     for name in json.loads(sys.argv[2]):
         sha = hashlib.sha256()
         for key, tensor in sorted(history.state(name).items()):
@@ -53,7 +54,7 @@ def live_digest(log: Log) -> bytes:
     with log.projector.engine.lease() as live:
         tensors = {f"weights/{name}": t for name, t in live.module.state_dict().items()}
     return StateDigest(
-        [TensorSpec.of(name, tensor) for name, tensor in tensors.items()],
+        [spec_of(name, tensor) for name, tensor in tensors.items()],
         {name: content_digest(lanes(tensor)) for name, tensor in tensors.items()},
     ).value
 

@@ -16,11 +16,11 @@ import openai
 import pytest
 import torch
 
-from ledger import DynamicModelManager, DynamicUpdateConfig
-from ledger.engines.text import Sampling
-from ledger.engines.transformers import TransformersEngine
 from tests.in_process import listening, openai_client
 from tests.text_models import MINILM, save_llama
+from weightledger import DynamicModelManager, DynamicUpdateConfig
+from weightledger.ledger.engines.text import Sampling
+from weightledger.ledger.engines.transformers import TransformersEngine
 
 WORDS = "embeddings.word_embeddings.weight"
 TEXTS = ["the weights changed", "and changed back again, to the last bit"]

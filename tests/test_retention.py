@@ -9,13 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger import Ledger, Log
-from ledger.audit.verify import verify
-from ledger.digest import content_digest
-from ledger.errors import InvalidRequest, NotFound, Pruned
-from ledger.gc import GcReport, collect
-from ledger.history import History
-from ledger.tensors import lanes
+from weightledger import Ledger, Log
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.retention import GcReport, collect
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes
 
 MODEL = "m"
 HOUR_US = 3_600_000_000

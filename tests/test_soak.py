@@ -21,13 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from ledger import Ledger
-from ledger.audit.verify import verify
 from tests.api.test_generation import greedy, text_of
 from tests.in_process import openai_client
 from tests.lora import peft_model, save_adapter
 from tests.serving import Server
 from tests.text_models import llama, save_llama, tokenizer
+from weightledger import Ledger
+from weightledger.ledger.audit.verify import verify
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 MODEL, ADAPTER = "tiny-llama", "style"

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from api.loading import load
-from ledger.engines.transformers import TransformersEngine
-from ledger.engines.transformers.encoder import Pooling, pool
-from ledger.errors import InvalidRequest
 from tests.in_process import openai_client
 from tests.serving import Server, serving
 from tests.text_models import MINILM, save_llama, tokenizer
+from weightledger.api.server.loading import load
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.engines.transformers.encoder import Pooling, pool
+from weightledger.ledger.errors import InvalidRequest
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def minilm_with(folder: Path, *modules: tuple[str, dict[str, object] | None]) ->
 
 
 def test_pooling_is_what_the_folder_says(tmp_path: Path) -> None:
-    from ledger.engines.transformers.folder import read
+    from weightledger.ledger.engines.transformers.folder import read
 
     assert read(MINILM).pooling == Pooling("mean", normalize=True)
     assert read(MINILM).max_tokens == 256
@@ -219,8 +219,9 @@ def test_an_encoder_without_pooling_files_is_served(tmp_path: Path) -> None:
 
 UNIMPORTED = """
 import sys
-import ledger, api, api.app, api.serve, api.cli
-from api.loading import load
+import weightledger.ledger.manager, weightledger.api.server.app
+import weightledger.api.server.serve, weightledger.api.cli
+from weightledger.api.server.loading import load
 from pathlib import Path
 load("digits", Path(sys.argv[1]))
 found = {"transformers", "tokenizers", "peft"} & set(sys.modules)
@@ -230,8 +231,8 @@ assert not found, found
 ABSENT = """
 import sys
 sys.modules["transformers"] = None
-from api.loading import load
-from ledger.errors import InvalidRequest
+from weightledger.api.server.loading import load
+from weightledger.ledger.errors import InvalidRequest
 from pathlib import Path
 try:
     load(sys.argv[1], Path("."))

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from ledger import Caller, IncrementalUpdateRequest, Ledger, Log, TorchEngine
-from ledger.audit.verify import verify
-from ledger.changes import FACTORS
-from ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed
-from ledger.events import UPDATE_REJECTED
-from ledger.proposals import Plan, Write
-from ledger.store import Append
-from ledger.tensors import lanes
+from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+)
+from weightledger.ledger.events.changes import FACTORS
+from weightledger.ledger.events.event import UPDATE_REJECTED
+from weightledger.ledger.store import Append
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.writing.plans import Plan, Write
 
 Request = IncrementalUpdateRequest
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from ledger import (
+from weightledger import (
     Caller,
     DynamicModelManager,
     DynamicUpdateConfig,
@@ -15,9 +15,9 @@ from ledger import (
     Log,
     TorchEngine,
 )
-from ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, StorageFull
-from ledger.store import Append
-from ledger.store.sql import SqlStore
+from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, StorageFull
+from weightledger.ledger.store import Append
+from weightledger.ledger.store.sql_store import SqlStore
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from api.cli import (
+from weightledger.api.cli import (
     database,
     learning,
     reading,
@@ -19,7 +19,7 @@ from api.cli import (
     versions,
     writing,
 )
-from ledger.errors import LedgerError
+from weightledger.ledger.errors import LedgerError
 
 app = typer.Typer(
     name="weightledger",

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from ledger.errors import LedgerError
+from weightledger.ledger.errors import LedgerError
 
 _TIMEOUT_S = 120.0
 

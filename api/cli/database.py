@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.options import DEFAULT_DATA_DIR, Database, DataDir
-from ledger import Ledger
-from ledger.config import DynamicUpdateConfig
-from ledger.store.roles import grants
+from weightledger import Ledger
+from weightledger.api.cli.options import DEFAULT_DATA_DIR, Database, DataDir
+from weightledger.ledger.config import DynamicUpdateConfig
+from weightledger.ledger.sql.roles import grants
 
 app = typer.Typer(help="The database's tables and roles.", no_args_is_help=True)
 

@@ -10,12 +10,12 @@ import typer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from api.cli import output
-from api.cli.client import Client
-from api.cli.options import DEFAULT_DATA_DIR, ApiKey, DataDir, Json, Url
-from api.cli.reading import parse_json
-from api.cli.source import server_url
-from ledger.errors import InvalidRequest, NotFound
+from weightledger.api.cli import output
+from weightledger.api.cli.client import Client
+from weightledger.api.cli.options import DEFAULT_DATA_DIR, ApiKey, DataDir, Json, Url
+from weightledger.api.cli.reading import parse_json
+from weightledger.api.cli.source import server_url
+from weightledger.ledger.errors import InvalidRequest, NotFound
 
 
 def learn(

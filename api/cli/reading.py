@@ -9,17 +9,25 @@ import typer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from api.cli import output
-from api.cli.options import DEFAULT_DATA_DIR, Csv, Database, DataDir, Json, Model, Quiet
-from api.cli.source import open_history
-from api.folder import holder
-from api.schemas import event_item, iso_time
-from ledger.errors import InvalidRequest, StorageError
-from ledger.events import Event
-from ledger.history import History
-from ledger.positions import parse_time
-from ledger.store import EventFilter
-from ledger.tensors import WEIGHTS
+from weightledger.api.cli import output
+from weightledger.api.cli.options import (
+    DEFAULT_DATA_DIR,
+    Csv,
+    Database,
+    DataDir,
+    Json,
+    Model,
+    Quiet,
+)
+from weightledger.api.cli.source import open_history
+from weightledger.api.rest.schemas import event_item, iso_time
+from weightledger.api.server.folder import holder
+from weightledger.ledger.errors import InvalidRequest, StorageError
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history.positions import parse_time
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.tensors.spec import WEIGHTS
 
 
 def status(

@@ -6,11 +6,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from api.cli import output
-from api.cli.options import DEFAULT_DATA_DIR, Database, DataDir, Json, Model
-from api.cli.source import choose_model, open_ledger
-from ledger.blobs import MIN_GRACE_S
-from ledger.gc import collect
+from weightledger.api.cli import output
+from weightledger.api.cli.options import DEFAULT_DATA_DIR, Database, DataDir, Json, Model
+from weightledger.api.cli.source import choose_model, open_ledger
+from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.retention import collect
 
 
 def gc(

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli import output
-from api.cli.options import Csv, Json, Quiet
-from rules import describe, rule_ids
+from weightledger.api.cli import output
+from weightledger.api.cli.options import Csv, Json, Quiet
+from weightledger.rules import describe, rule_ids
 
 app = typer.Typer(help="The learning rules there are.", no_args_is_help=True)
 

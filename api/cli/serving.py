@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from api.cli.options import ApiKey
-from api.logs import configure
-from api.settings import Settings
-from ledger.errors import InvalidRequest
+from weightledger.api.cli.options import ApiKey
+from weightledger.api.server.logs import configure
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.errors import InvalidRequest
 
 
 def serve(
@@ -59,7 +59,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model whose every weight change is an event. Flags win over WEIGHTLEDGER_*."""
-    from api.serve import serve as run
+    from weightledger.api.server.serve import serve as run
 
     given: dict[str, Any] = {
         "model": model,

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from api.folder import holder
-from ledger import Ledger
-from ledger.config import DynamicUpdateConfig
-from ledger.errors import InvalidRequest, NotFound
-from ledger.history import History
+from weightledger import Ledger
+from weightledger.api.server.folder import holder
+from weightledger.ledger.config import DynamicUpdateConfig
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.history.reader import History
 
 
 @contextlib.contextmanager

@@ -6,14 +6,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from api.cli import output
-from api.cli.client import Client
-from api.cli.options import DEFAULT_DATA_DIR, ApiKey, Database, DataDir, Json, Model, Url
-from api.cli.source import open_history, server_url
-from api.cli.writing import local_log
-from ledger.audit.verify import verify as check
-from ledger.errors import NotFound
-from rules.dtesn import recompute
+from weightledger.api.cli import output
+from weightledger.api.cli.client import Client
+from weightledger.api.cli.options import (
+    DEFAULT_DATA_DIR,
+    ApiKey,
+    Database,
+    DataDir,
+    Json,
+    Model,
+    Url,
+)
+from weightledger.api.cli.source import open_history, server_url
+from weightledger.api.cli.writing import local_log
+from weightledger.ledger.audit.verify import verify as check
+from weightledger.ledger.errors import NotFound
+from weightledger.rules.dtesn import recompute
 
 
 def verify(

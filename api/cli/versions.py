@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from api.cli import output
-from api.cli.client import Client
-from api.cli.options import (
+from weightledger.api.cli import output
+from weightledger.api.cli.client import Client
+from weightledger.api.cli.options import (
     DEFAULT_DATA_DIR,
     ApiKey,
     Csv,
@@ -18,11 +18,11 @@ from api.cli.options import (
     Quiet,
     Url,
 )
-from api.cli.source import open_history, server_url
-from api.cli.writing import local_log
-from api.schemas import iso_time
-from ledger.errors import NotFound
-from ledger.versions import ModelVersion
+from weightledger.api.cli.source import open_history, server_url
+from weightledger.api.cli.writing import local_log
+from weightledger.api.rest.schemas import iso_time
+from weightledger.ledger.errors import NotFound
+from weightledger.ledger.history.versions import ModelVersion
 
 app = typer.Typer(help="Name states, and list the names.", no_args_is_help=True)
 

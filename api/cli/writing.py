@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli import output
-from api.cli.client import Client
-from api.cli.options import (
+from weightledger import IncrementalUpdateRequest, Log
+from weightledger.api.cli import output
+from weightledger.api.cli.client import Client
+from weightledger.api.cli.options import (
     DEFAULT_DATA_DIR,
     ApiKey,
     Database,
@@ -18,10 +19,9 @@ from api.cli.options import (
     Model,
     Url,
 )
-from api.cli.reading import parse_json
-from api.cli.source import choose_model, open_ledger, server_url
-from ledger import IncrementalUpdateRequest, Log
-from ledger.manager import update_result
+from weightledger.api.cli.reading import parse_json
+from weightledger.api.cli.source import choose_model, open_ledger, server_url
+from weightledger.ledger.manager import update_result
 
 
 def update(

@@ -11,8 +11,8 @@ from torch.nn.functional import one_hot
 from benchmarks.rules_drift.observing import Observer, gradient
 from benchmarks.rules_drift.streams import CLASSES, STREAM, Task
 from benchmarks.rules_drift.ways import Way
-from ledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
-from rules import (
+from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
+from weightledger.rules import (
     DTESNDynamicIntegration,
     DTESNLearningConfig,
     Guards,

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from benchmarks.rules_drift.streams import CLASSES
 from benchmarks.rules_drift.ways import Way
-from rules import get_rule
+from weightledger.rules import get_rule
 
 STEPS = 4
 """Time steps of a sample, where a rule sees spikes."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rules import RULES, config_of
+from weightledger.rules import RULES, config_of
 
 FACTORS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 """Learning rates that are tried, as multiples of the rule's default."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ledger.codecs import Delta
+from weightledger.ledger.codecs import Delta
 
 # Differences are told apart by their length in bits and this many bits below the first; what lies
 # further below is taken to be noise.

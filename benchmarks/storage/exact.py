@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.storage.workloads import State
-from ledger.tensors import lanes
+from weightledger.ledger.tensors.lanes import lanes
 
 
 def require_same(restored: State, recorded: State, who: str) -> None:

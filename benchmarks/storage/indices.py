@@ -7,7 +7,7 @@ import torch
 from benchmarks.measure import Report, interleaved
 from benchmarks.storage.limits import Machine
 from benchmarks.storage.ours import Ours
-from ledger import IncrementalUpdateRequest
+from weightledger import IncrementalUpdateRequest
 
 _SHARES = {"1 % of every tensor": (0.01, None), "25 % of one tensor": (0.25, 1)}
 _GOAL_HASHES, _GOAL_ONE_S = 2.8, 0.012

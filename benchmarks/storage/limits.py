@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 
 from benchmarks.storage.workloads import State
-from ledger.codecs import Delta, compare
-from ledger.digest import chunk_digests, hash_many
-from ledger.tensors import DTYPES, Lanes, lanes
+from weightledger.ledger.codecs import Delta, compare
+from weightledger.ledger.tensors.digest import chunk_digests, hash_many
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import DTYPES, Lanes
 
 Run = Callable[[int], None]
 

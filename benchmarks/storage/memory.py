@@ -24,7 +24,7 @@ from benchmarks.storage.limits import deltas_between
 from benchmarks.storage.ours import sqlite
 from benchmarks.storage.peers import PEERS, peer
 from benchmarks.storage.workloads import WORKLOADS, Workload
-from ledger import IncrementalUpdateRequest
+from weightledger import IncrementalUpdateRequest
 
 MB = 1_000_000
 COMPARING, INDICES = "ours, by comparing", "ours, 1 % of one tensor"

@@ -10,7 +10,7 @@ import psycopg
 
 from benchmarks.storage.files import disk_bytes
 from benchmarks.storage.workloads import State
-from ledger import Ledger
+from weightledger import Ledger
 
 
 class Ours:

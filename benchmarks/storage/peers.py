@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from benchmarks.storage.files import disk_bytes, sync_file, sync_write
 from benchmarks.storage.workloads import State
-from ledger.tensors import lanes
+from weightledger.ledger.tensors.lanes import lanes
 
 
 class Peer(Protocol):

@@ -11,8 +11,8 @@ from benchmarks.storage.limits import Limits, Machine
 from benchmarks.storage.ours import Ours
 from benchmarks.storage.peers import Peer
 from benchmarks.storage.workloads import State, Workload, size_of
-from ledger.digest import chunk_digests
-from ledger.tensors import lanes
+from weightledger.ledger.tensors.digest import chunk_digests
+from weightledger.ledger.tensors.lanes import lanes
 
 MB = 1_000_000
 _ROUNDS = 6

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ledger.canonical import canonical
-from ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.events.canonical import canonical
 
 PREFIX = "adapter/"
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ledger.adapters import Adapter
-from ledger.errors import InvalidRequest
-from ledger.operands import finite
-from ledger.tensors import TensorSpec
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.tensors.lanes import finite
+from weightledger.ledger.tensors.spec import TensorSpec
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 

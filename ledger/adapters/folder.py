@@ -10,9 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ledger.adapters import Adapter
-from ledger.errors import InvalidRequest, NotFound
-from ledger.tensors import clone
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.tensors.lanes import clone
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from ledger import events
-from ledger.changes import FACTORS
-from ledger.errors import CorruptLedger
-from ledger.events import (
+from weightledger.ledger import events
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.changes import FACTORS
+from weightledger.ledger.events.event import (
     LEAF_PREFIX,
     STATE_CHANGING,
     UPDATED,
@@ -26,8 +26,8 @@ from ledger.events import (
     Event,
     annotation_digest,
 )
-from ledger.store import EventStore, Note, rows
-from ledger.store.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.store import EventStore, Note, rows
 
 Progress = Callable[[int, int], None]
 

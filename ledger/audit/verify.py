@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ledger import events
-from ledger.audit import shared
-from ledger.audit.chain import Progress
-from ledger.changes import WHOLE
-from ledger.digest import StateDigest, chunk_digests, rehash, root
-from ledger.errors import CorruptLedger, Pruned
-from ledger.events import Event
-from ledger.history import History
-from ledger.lineage import cheapest
-from ledger.pruning import Prunings
-from ledger.replay import Step, apply_step, split
-from ledger.store import EventFilter, Listed
-from ledger.tensors import TensorSpec, lanes
+from weightledger.ledger import events
+from weightledger.ledger.audit import parallel
+from weightledger.ledger.audit.chain import Progress
+from weightledger.ledger.errors import CorruptLedger, Pruned
+from weightledger.ledger.events.changes import WHOLE
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history.lineage import cheapest
+from weightledger.ledger.history.pruning import Prunings
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.replay import Step, apply_step, split
+from weightledger.ledger.store import EventFilter, Listed
+from weightledger.ledger.tensors.digest import chunk_digests, rehash, root
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ def _verify(
     broken: CorruptLedger | None = None
     try:
         watch = None if states else progress
-        shared.check(history.store, history.model, total, processes, watch)
+        parallel.check(history.store, history.model, total, processes, watch)
     except CorruptLedger as error:
         broken, sound = error, error.seq or 0
     if states:

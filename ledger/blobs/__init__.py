@@ -2,7 +2,7 @@
 
 The contract
 ------------
-- A blob's address is `ledger.digest.content_digest` of its bytes, so a tensor's blob is addressed
+- A blob's address is `tensors.digest.content_digest` of its bytes, so a tensor's blob is addressed
   by the tensor's digest and an unchanged tensor is stored once for all snapshots.
 - Putting is idempotent; a blob is durable when `put` returns, and visible whole or not at all. What
   is read is checked against its address.
@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.errors import CorruptLedger
+from weightledger.ledger.errors import CorruptLedger
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from obstore import exceptions
 
-from ledger.errors import LedgerError, StorageError, StorageFull, StorageUnavailable
+from weightledger.ledger.errors import LedgerError, StorageError, StorageFull, StorageUnavailable
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")

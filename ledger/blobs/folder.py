@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
-from ledger.digest import DIGEST_BYTES, content_digest
-from ledger.errors import StorageError, StorageFull, StorageUnavailable
+from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
+from weightledger.ledger.errors import StorageError, StorageFull, StorageUnavailable
+from weightledger.ledger.tensors.digest import DIGEST_BYTES, content_digest
 
 MARKER = "weightledger-blobs"
 TEMPORARY = "tmp"

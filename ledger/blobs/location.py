@@ -1,11 +1,11 @@
 """Where a ledger's blobs are: chosen when it is made, and remembered in its database."""
 
-from ledger.blobs import BlobStore
-from ledger.blobs.registry import get_opener
-from ledger.blobs.sql import SqlBlobs
-from ledger.errors import InvalidRequest
-from ledger.store.backend import Execute
-from ledger.store.database import Database
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.blobs.registry import get_opener
+from weightledger.ledger.blobs.sql import SqlBlobs
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.database import Database
 
 _FIND = "SELECT url FROM blob_location"
 _USED = "SELECT 1 FROM models LIMIT 1"

@@ -26,10 +26,18 @@ import obstore
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from ledger.blobs import MIN_GRACE_S, Buffer, Stored, absent, as_view, damaged, require_size
-from ledger.blobs.failures import explained
-from ledger.digest import DIGEST_BYTES, content_digest
-from ledger.errors import StorageUnavailable
+from weightledger.ledger.blobs import (
+    MIN_GRACE_S,
+    Buffer,
+    Stored,
+    absent,
+    as_view,
+    damaged,
+    require_size,
+)
+from weightledger.ledger.blobs.failures import explained
+from weightledger.ledger.errors import StorageUnavailable
+from weightledger.ledger.tensors.digest import DIGEST_BYTES, content_digest
 
 # Nothing larger travels in one request, so that one timeout fits them all.
 PART_BYTES = 8 * 1024 * 1024

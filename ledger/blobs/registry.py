@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from obstore.store import ObjectStore, from_url
 
-from ledger.blobs import BlobStore
-from ledger.blobs.failures import explained
-from ledger.blobs.folder import FolderBlobs
-from ledger.blobs.objects import CLIENT_OPTIONS, RETRIES, ObjectBlobs
-from ledger.errors import InvalidRequest
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.blobs.failures import explained
+from weightledger.ledger.blobs.folder import FolderBlobs
+from weightledger.ledger.blobs.objects import CLIENT_OPTIONS, RETRIES, ObjectBlobs
+from weightledger.ledger.errors import InvalidRequest
 
 ENTRY_POINTS = "weightledger.blobs"
 

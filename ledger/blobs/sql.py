@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
-from ledger.digest import content_digest
-from ledger.errors import CorruptLedger
-from ledger.store.backend import Execute
-from ledger.store.bulk import marks, pieces
-from ledger.store.database import Database
+from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.tensors.digest import content_digest
 
 PART_BYTES = 16 * 1024 * 1024
 

@@ -18,8 +18,16 @@ the frozen bytes run over the table. Other packages add theirs through the entry
 `weightledger.codecs`, each entry naming a codec instance.
 """
 
-from ledger.codecs.delta import Delta, apply, at, changed_lanes, compare, equal, every_lane
-from ledger.codecs.frames import (
+from weightledger.ledger.codecs.delta import (
+    Delta,
+    apply,
+    at,
+    changed_lanes,
+    compare,
+    equal,
+    every_lane,
+)
+from weightledger.ledger.codecs.frames import (
     TILE_LANES,
     apply_frames,
     encode_frame,
@@ -27,7 +35,7 @@ from ledger.codecs.frames import (
     tiles,
     written_chunks,
 )
-from ledger.codecs.registry import CODECS, Codec, get_codec
+from weightledger.ledger.codecs.registry import CODECS, Codec, get_codec
 
 __all__ = [
     "CODECS",

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.tensors import Lanes
+from weightledger.ledger.tensors.spec import Lanes
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 

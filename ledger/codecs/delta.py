@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.codecs import loops
-from ledger.tensors import Lanes
+from weightledger.ledger.codecs import loops
+from weightledger.ledger.tensors.spec import Lanes
 
 Indices: TypeAlias = NDArray[np.int32]
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ledger.codecs import planes
-from ledger.codecs.delta import Delta, every_lane
-from ledger.codecs.streams import Reader
+from weightledger.ledger.codecs import planes
+from weightledger.ledger.codecs.delta import Delta, every_lane
+from weightledger.ledger.codecs.streams import Reader
 
 
 class Dense:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger.codecs.delta import Delta, apply, compare, equal, window
-from ledger.codecs.registry import CODECS, Codec, get_codec
-from ledger.codecs.streams import Reader, u32
-from ledger.digest import CHUNK_BYTES, touched_chunks
-from ledger.errors import CorruptLedger
-from ledger.tensors import Lanes
+from weightledger.ledger.codecs.delta import Delta, apply, compare, equal, window
+from weightledger.ledger.codecs.registry import CODECS, Codec, get_codec
+from weightledger.ledger.codecs.streams import Reader, u32
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.tensors.digest import CHUNK_BYTES, touched_chunks
+from weightledger.ledger.tensors.spec import Lanes
 
 TILE_LANES = 1 << 20
 """Most lanes in a frame."""

@@ -13,10 +13,10 @@ There is at least one position. Whatever the bytes, what is decoded ascends.
 
 import numpy as np
 
-from ledger.codecs import loops, planes
-from ledger.codecs.delta import Indices
-from ledger.codecs.streams import Reader, stream, u32
-from ledger.errors import CorruptLedger
+from weightledger.ledger.codecs import loops, planes
+from weightledger.ledger.codecs.delta import Indices
+from weightledger.ledger.codecs.streams import Reader, stream, u32
+from weightledger.ledger.errors import CorruptLedger
 
 _RUNS, _PLANES = 0, 1
 _U32 = np.dtype(np.uint32)

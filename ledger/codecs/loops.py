@@ -8,20 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ledger.codecs.compiled import all_differences as all_differences
-    from ledger.codecs.compiled import differences as differences
-    from ledger.codecs.compiled import differing as differing
-    from ledger.codecs.compiled import fold as fold
-    from ledger.codecs.compiled import from_planes as from_planes
-    from ledger.codecs.compiled import from_runs as from_runs
-    from ledger.codecs.compiled import move as move
-    from ledger.codecs.compiled import move_all as move_all
-    from ledger.codecs.compiled import outside as outside
-    from ledger.codecs.compiled import to_planes as to_planes
-    from ledger.codecs.compiled import to_runs as to_runs
+    from weightledger.ledger.codecs.compiled import all_differences as all_differences
+    from weightledger.ledger.codecs.compiled import differences as differences
+    from weightledger.ledger.codecs.compiled import differing as differing
+    from weightledger.ledger.codecs.compiled import fold as fold
+    from weightledger.ledger.codecs.compiled import from_planes as from_planes
+    from weightledger.ledger.codecs.compiled import from_runs as from_runs
+    from weightledger.ledger.codecs.compiled import move as move
+    from weightledger.ledger.codecs.compiled import move_all as move_all
+    from weightledger.ledger.codecs.compiled import outside as outside
+    from weightledger.ledger.codecs.compiled import to_planes as to_planes
+    from weightledger.ledger.codecs.compiled import to_runs as to_runs
 
 
 def __getattr__(name: str) -> Any:
-    loop = getattr(import_module("ledger.codecs.compiled"), name)
+    loop = getattr(import_module("weightledger.ledger.codecs.compiled"), name)
     globals()[name] = loop  # from now on it is found without asking
     return loop

@@ -6,10 +6,10 @@ plane. Encoded: u8 number of planes, then one stream per plane, lowest first.
 
 import numpy as np
 
-from ledger.codecs import loops
-from ledger.codecs.streams import Reader, stream
-from ledger.errors import CorruptLedger
-from ledger.tensors import Lanes
+from weightledger.ledger.codecs import loops
+from weightledger.ledger.codecs.streams import Reader, stream
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.tensors.spec import Lanes
 
 
 def encode_signed(difference: Lanes) -> bytes:

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ledger.codecs.delta import Delta
-from ledger.codecs.dense import Dense
-from ledger.codecs.sparse import Sparse
-from ledger.codecs.unchanged import Unchanged
-from ledger.errors import CorruptLedger
+from weightledger.ledger.codecs.delta import Delta
+from weightledger.ledger.codecs.dense import Dense
+from weightledger.ledger.codecs.sparse import Sparse
+from weightledger.ledger.codecs.unchanged import Unchanged
+from weightledger.ledger.errors import CorruptLedger
 
 ENTRY_POINTS = "weightledger.codecs"
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ledger.codecs import gaps, planes
-from ledger.codecs.delta import Delta, changed_lanes
-from ledger.codecs.streams import Reader, u32
-from ledger.errors import CorruptLedger
+from weightledger.ledger.codecs import gaps, planes
+from weightledger.ledger.codecs.delta import Delta, changed_lanes
+from weightledger.ledger.codecs.streams import Reader, u32
+from weightledger.ledger.errors import CorruptLedger
 
 
 class Sparse:

@@ -11,7 +11,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from ledger.errors import CorruptLedger
+from weightledger.ledger.errors import CorruptLedger
 
 _U32 = struct.Struct("<I")
 # A zstd frame costs about ten bytes, and decoding one more than copying.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ledger.codecs.delta import Delta, changed_lanes
-from ledger.codecs.streams import Reader
-from ledger.tensors import Lanes
+from weightledger.ledger.codecs.delta import Delta, changed_lanes
+from weightledger.ledger.codecs.streams import Reader
+from weightledger.ledger.tensors.spec import Lanes
 
 
 class Unchanged:

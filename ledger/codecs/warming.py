@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ledger.codecs.delta import apply, at
-from ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
+from weightledger.ledger.codecs.delta import apply, at
+from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
 
 _LANES = 4096
 

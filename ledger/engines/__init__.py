@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ledger.tensors import TensorSpec
+from weightledger.ledger.tensors.spec import TensorSpec
 
 
 class Prepared(Protocol):

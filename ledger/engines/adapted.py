@@ -9,10 +9,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ledger.adapters import Adapter
-from ledger.engines import Engine, Live, Prepared
-from ledger.engines.versions import Version
-from ledger.errors import ModelNotFound
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.engines import Engine, Live, Prepared
+from weightledger.ledger.engines.versions import Version
+from weightledger.ledger.errors import ModelNotFound
 
 
 @runtime_checkable

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ledger.engines import parametrised, reach
-from ledger.engines.intake import as_live
-from ledger.engines.naming import Naming, of_module, span
-from ledger.errors import UnsupportedModel
+from weightledger.ledger.engines import parametrised, reach
+from weightledger.ledger.engines.intake import as_live
+from weightledger.ledger.engines.naming import Naming, of_module, span
+from weightledger.ledger.errors import UnsupportedModel
 
 _CONTAINERS = (OrderedDict, dict, list, set)
 

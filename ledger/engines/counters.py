@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from ledger.errors import WeightsChangedOutside
+from weightledger.ledger.errors import WeightsChangedOutside
 
 _SHOWN = 8
 _Mark = tuple[int, int]

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 
-from ledger.errors import LedgerError
+from weightledger.ledger.errors import LedgerError
 
 
 class Gate:

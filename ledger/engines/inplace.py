@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ledger.engines import copying, naming, parametrised
-from ledger.engines.counters import Counters, refuse
-from ledger.engines.gate import Gate
-from ledger.engines.intake import as_live, checked, like, settle
-from ledger.engines.versions import unpublished
-from ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
-from ledger.tensors import TensorSpec
+from weightledger.ledger.engines import copying, naming, parametrised
+from weightledger.ledger.engines.counters import Counters, refuse
+from weightledger.ledger.engines.gate import Gate
+from weightledger.ledger.engines.intake import as_live, checked, like, settle
+from weightledger.ledger.engines.versions import unpublished
+from weightledger.ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
+from weightledger.ledger.tensors.lanes import torch_dtype
+from weightledger.ledger.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class InplaceEngine:
 
     def _respecified(self, name: str) -> bool:
         tensor, spec = self._naming.tensors[name], self._naming.specs[name]
-        return tuple(tensor.shape) != spec.shape or tensor.dtype != spec.torch_dtype
+        return tuple(tensor.shape) != spec.shape or tensor.dtype != torch_dtype(spec)
 
 
 def _require_writable(name: str, tensor: torch.Tensor) -> None:

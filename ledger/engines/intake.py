@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from ledger.engines.naming import Naming
-from ledger.errors import InvalidRequest
-from ledger.tensors import TensorSpec
+from weightledger.ledger.engines.naming import Naming
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.tensors.lanes import spec_of
 
 
 def checked(naming: Naming, new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -22,7 +22,7 @@ def checked(naming: Naming, new: Mapping[str, torch.Tensor]) -> dict[str, torch.
             first = naming.aliases.get(name)
             hint = f"; it is tied to {first!r}, send that" if first else ""
             raise InvalidRequest(f"the model has no tensor {name!r} of its own{hint}", param=name)
-        got = TensorSpec.of(name, tensor)
+        got = spec_of(name, tensor)
         if got != spec:
             raise InvalidRequest(
                 f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",

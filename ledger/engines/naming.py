@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ledger.errors import UnsupportedModel
-from ledger.tensors import TensorSpec
+from weightledger.ledger.errors import UnsupportedModel
+from weightledger.ledger.tensors.lanes import spec_of
+from weightledger.ledger.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def _named(named: Iterator[tuple[str, torch.Tensor, Any]]) -> Naming:
         if identity in first:
             aliases[name] = first[identity]
             continue
-        specs[name] = TensorSpec.of(name, tensor)
+        specs[name] = spec_of(name, tensor)
         tensors[name] = tensor
         first[identity] = name
     _refuse_overlap(tensors)
@@ -111,7 +112,7 @@ def _refuse_overlap(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _refuse_subclass(name: str, tensor: torch.Tensor) -> None:
-    TensorSpec.of(name, tensor)  # says better why a lazy or wrapping tensor cannot be held
+    spec_of(name, tensor)  # says better why a lazy or wrapping tensor cannot be held
     if type(tensor) not in (nn.Parameter, torch.Tensor):
         raise UnsupportedModel(
             f"tensor {name!r} is a {type(tensor).__name__}; the ledger holds plain tensors and "

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ledger.engines import naming
-from ledger.engines.intake import checked
-from ledger.engines.versions import Candidate, Version, Versions
-from ledger.tensors import TensorSpec, clone
+from weightledger.ledger.engines import naming
+from weightledger.ledger.engines.intake import checked
+from weightledger.ledger.engines.versions import Candidate, Version, Versions
+from weightledger.ledger.tensors.lanes import clone
+from weightledger.ledger.tensors.spec import TensorSpec
 
 
 class StateEngine:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from ledger.engines import Engine
+from weightledger.ledger.engines import Engine
 
 Prompt = str | Sequence[int]
 """Text, or the ids of its tokens."""

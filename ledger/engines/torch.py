@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ledger.engines import copying, naming
-from ledger.engines.intake import as_live, checked, like, settle
-from ledger.engines.versions import Candidate, Version, Versions
-from ledger.tensors import TensorSpec
+from weightledger.ledger.engines import copying, naming
+from weightledger.ledger.engines.intake import as_live, checked, like, settle
+from weightledger.ledger.engines.versions import Candidate, Version, Versions
+from weightledger.ledger.tensors.spec import TensorSpec
 
 
 class TorchEngine:

@@ -16,8 +16,8 @@ from typing import Protocol, Self
 import torch
 from torch import nn
 
-from ledger.engines.counters import Counters
-from ledger.errors import Conflict, LedgerError, UnsupportedModel
+from weightledger.ledger.engines.counters import Counters
+from weightledger.ledger.errors import Conflict, LedgerError, UnsupportedModel
 
 
 class Adapted(Protocol):

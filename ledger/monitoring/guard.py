@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import torch
 
-from ledger.monitoring.degradation import degradation
-from ledger.monitoring.evaluation import Evaluator
-from ledger.monitoring.process import memory_usage_mb
-from ledger.monitoring.traffic import Traffic
-from ledger.projector import Changes, Projector
-from ledger.proposals import Verdict
+from weightledger.ledger.monitoring.degradation import degradation
+from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.monitoring.process import memory_usage_mb
+from weightledger.ledger.monitoring.traffic import Traffic
+from weightledger.ledger.projection.projector import Changes, Projector
+from weightledger.ledger.writing.plans import Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Where events live.
 
 `EventStore` is the port: an append-only log per model plus the payload bytes it refers to.
-`ledger.store.sql` implements it for SQLite and PostgreSQL; the suite in
+`ledger.store.sql_store` implements it for SQLite and PostgreSQL; the suite in
 `tests/conformance/test_store.py` is what an implementation has to pass.
 """
 
@@ -9,17 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from ledger.blobs import Buffer
-from ledger.errors import LedgerError
-from ledger.events import Annotation, Event
-
-
-class SeqTaken(LedgerError):
-    """Another writer appended this seq first: catch up, recompute, retry."""
-
-
-class KeyTaken(LedgerError):
-    """Another writer used this idempotency key first: answer with its event."""
+from weightledger.ledger.blobs import Buffer
+from weightledger.ledger.events.event import Annotation, Event
 
 
 @dataclass(frozen=True, slots=True)

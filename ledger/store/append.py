@@ -2,14 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 
-from ledger.blobs.sql import store_blobs
-from ledger.errors import InvalidRequest, StorageError
-from ledger.events import INLINE_BYTES, PINS, RETIRED, UPDATED, VERSION_PINNED, VERSIONS
-from ledger.store import Append, SeqTaken, Snapshot, rows
-from ledger.store.backend import Execute
-from ledger.store.bulk import insert_rows
-from ledger.store.database import Database
-from ledger.store.rows import key_of
+from weightledger.ledger.blobs.sql import store_blobs
+from weightledger.ledger.errors import InvalidRequest, SeqTaken, StorageError
+from weightledger.ledger.events.event import (
+    INLINE_BYTES,
+    PINS,
+    RETIRED,
+    UPDATED,
+    VERSION_PINNED,
+    VERSIONS,
+)
+from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.bulk import insert_rows
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.store import Append, Snapshot, rows
+from weightledger.ledger.store.rows import key_of
 
 _ANNOTATE = (
     "INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"

@@ -6,9 +6,9 @@ with the header, so what a query found is what was recorded.
 
 from typing import Any
 
-from ledger.errors import CorruptLedger
-from ledger.events import STATE_CHANGING, Event, decode
-from ledger.store.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.event import STATE_CHANGING, Event, decode
+from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
 
 COLUMNS = (
     "event_key",

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ledger.events import KINDS, UPDATED
-from ledger.store import EventFilter, rows
-from ledger.store.backend import Backend, Execute, KeyLists
-from ledger.store.bulk import marks, pieces
-from ledger.store.rows import key_of
-from ledger.store.tables import SEQ_MASK
+from weightledger.ledger.events.event import KINDS, UPDATED
+from weightledger.ledger.sql.backend import Backend, Execute, KeyLists
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.store import EventFilter, rows
+from weightledger.ledger.store.rows import key_of
 
 _WEIGHTS = "weights/"
 _MOST_MOMENT = (1 << 63) - 1

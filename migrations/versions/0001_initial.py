@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from alembic.util import CommandError
 
-from ledger.store import triggers
+from weightledger.ledger.sql import triggers
 
 revision = "0001"
 down_revision = None

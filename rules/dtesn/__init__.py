@@ -8,11 +8,11 @@ A call is one event: the weight's change and the rule's next state, or a refusal
 neither. `teaching` is the pure part; `planning` runs it on the newest state of the model.
 """
 
-from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.gate import PairedGate
-from rules.dtesn.integration import DTESNDynamicIntegration
-from rules.dtesn.recomputing import Recomputed, recompute
-from rules.dtesn.streams import Stream
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.gate import PairedGate
+from weightledger.rules.dtesn.integration import DTESNDynamicIntegration
+from weightledger.rules.dtesn.recomputing import Recomputed, recompute
+from weightledger.rules.dtesn.streams import Stream
 
 __all__ = [
     "DTESNDynamicIntegration",

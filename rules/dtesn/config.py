@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from rules.errors import RuleError
-from rules.ranges import check_ranges
+from weightledger.rules.errors import RuleError
+from weightledger.rules.ranges import check_ranges
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Elastic weight consolidation on a live model: Fisher information and anchors in the ledger.
 
-The functions the specification names, on `rules.ewc`: once a parameter has been consolidated,
+The functions the specification names, on `library.ewc`: once a parameter has been consolidated,
 every step a rule proposes for it passes the proximal step of `rules.guards.Consolidation`.
 """
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from ledger import DynamicModelManager, Event, Plan, Planner, Tip
-from rules.checking import init, is_finite, propose
-from rules.dtesn import state as places
-from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.ground import computing_dtype
-from rules.errors import RuleError
-from rules.ewc import Ewc
+from weightledger import DynamicModelManager, Event, Plan, Planner, Tip
+from weightledger.rules.checking import init, is_finite, propose
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.ground import computing_dtype
+from weightledger.rules.errors import RuleError
+from weightledger.rules.library.ewc import Ewc
 
 FISHER_UPDATED = "fisher"
 CONSOLIDATED = "consolidate"

@@ -1,7 +1,7 @@
 """Dropping what rules remember: the way out when a state does not fit its rule any more."""
 
-from ledger import NotFound, Plan, Planner, Tip
-from rules.dtesn import state as places
+from weightledger import NotFound, Plan, Planner, Tip
+from weightledger.rules.dtesn import state as places
 
 OPERATION = "forget"
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from rules.checking import is_finite
-from rules.errors import RuleError
-from rules.guards import sign_test
-from rules.ranges import check_ranges
+from weightledger.rules.checking import is_finite
+from weightledger.rules.errors import RuleError
+from weightledger.rules.guards import sign_test
+from weightledger.rules.ranges import check_ranges
 
 SCORED = ("x", "y", "target")
 """What a gate scores with: the layer's input, its output and what that should have been."""

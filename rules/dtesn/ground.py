@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ledger import Tip
-from rules.checking import DTYPES
-from rules.dtesn import state as places
-from rules.dtesn.gate import SCORED
-from rules.dtesn.lesson import Lesson
-from rules.errors import RuleError
-from rules.protocol import Rule
-from rules.selectors import NO_FEEDBACK, Fixed
+from weightledger import Tip
+from weightledger.rules.checking import DTYPES
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.gate import SCORED
+from weightledger.rules.dtesn.request import Lesson
+from weightledger.rules.errors import RuleError
+from weightledger.rules.protocol import Rule
+from weightledger.rules.selectors import NO_FEEDBACK, Fixed
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
-from ledger import Event, Log
-from rules.dtesn.planning import OPERATION
+from weightledger import Event, Log
+from weightledger.rules.dtesn.plan import OPERATION
 
 KINDS = ("updated", "update_rejected")
 _RECENT = 10

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from ledger import Caller, DynamicModelManager, Event, NotFound
-from rules.dtesn import consolidation, history
-from rules.dtesn import state as places
-from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.forgetting import forgetting
-from rules.dtesn.lesson import as_tensor, asked
-from rules.dtesn.planning import planner
-from rules.dtesn.readout import driven_by
-from rules.dtesn.rewards import Rewards, check_action
-from rules.dtesn.streams import Clock, Stream, Streams
-from rules.errors import RuleError
-from rules.ewc import Ewc
-from rules.guards import Guards
-from rules.registry import get_rule
-from rules.selectors import FeedbackThresholds, Selector
+from weightledger import Caller, DynamicModelManager, Event, NotFound
+from weightledger.rules.dtesn import consolidation, history
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.forgetting import forgetting
+from weightledger.rules.dtesn.plan import planner
+from weightledger.rules.dtesn.readout import driven_by
+from weightledger.rules.dtesn.request import as_tensor, asked
+from weightledger.rules.dtesn.rewards import Rewards, check_action
+from weightledger.rules.dtesn.streams import Clock, Stream, Streams
+from weightledger.rules.errors import RuleError
+from weightledger.rules.guards import Guards
+from weightledger.rules.library.ewc import Ewc
+from weightledger.rules.registry import get_rule
+from weightledger.rules.selectors import FeedbackThresholds, Selector
 
 _ANYONE = Caller()
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from rules.dtesn import state as places
-from rules.dtesn.config import DTESNLearningConfig
-from rules.dtesn.lesson import Derived, digests
-from rules.errors import RuleError
-from rules.reservoirs import TreeReservoir, with_bias
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.request import Derived, digests
+from weightledger.rules.errors import RuleError
+from weightledger.rules.reservoirs import TreeReservoir, with_bias
 
 
 @dataclass(frozen=True, slots=True)

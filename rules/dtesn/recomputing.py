@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import torch
 
-from ledger import Event, Log, Pruned, tensor_digest
-from rules.checking import init
-from rules.dtesn import history
-from rules.dtesn import state as places
-from rules.dtesn.gate import PairedGate
-from rules.dtesn.ground import computing_dtype
-from rules.dtesn.teaching import Passes, scaling_state, teach
-from rules.errors import RuleError
-from rules.homeostasis import SynapticScaling
-from rules.registry import make_rule
+from weightledger import Event, Log, Pruned, tensor_digest
+from weightledger.rules.checking import init
+from weightledger.rules.dtesn import history
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.gate import PairedGate
+from weightledger.rules.dtesn.ground import computing_dtype
+from weightledger.rules.dtesn.learner import Passes, scaling_state, teach
+from weightledger.rules.errors import RuleError
+from weightledger.rules.library.homeostasis import SynapticScaling
+from weightledger.rules.registry import make_rule
 
 # Another number of threads or another processor sums in another order.
 _ROUNDING = 1e-4

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rules.dtesn.streams import Clock
-from rules.errors import RuleError, UnknownRequest
-from rules.registry import get_rule
+from weightledger.rules.dtesn.streams import Clock
+from weightledger.rules.errors import RuleError, UnknownRequest
+from weightledger.rules.registry import get_rule
 
 
 @dataclass(frozen=True, slots=True)

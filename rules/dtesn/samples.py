@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rules.dtesn.gate import SCORED
-from rules.errors import RuleError
-from rules.protocol import Rule
+from weightledger.rules.dtesn.gate import SCORED
+from weightledger.rules.errors import RuleError
+from weightledger.rules.protocol import Rule
 
 ROWS = ("batch", "time")
 """First dimensions that are counted in samples."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rules.errors import RuleError
+from weightledger.rules.errors import RuleError
 
 DEFAULT_STREAM = "default"
 CONSOLIDATION = "@ewc"

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from ledger import DynamicModelManager
-from rules.dtesn.gate import SCORED
-from rules.errors import RuleError, UnknownStream
-from rules.protocol import Rule
+from weightledger import DynamicModelManager
+from weightledger.rules.dtesn.gate import SCORED
+from weightledger.rules.errors import RuleError, UnknownStream
+from weightledger.rules.protocol import Rule
 
 Clock = Callable[[], float]
 

@@ -1,9 +1,9 @@
 """Reservoir computing: echo state networks on rooted trees, and their readouts."""
 
-from rules.reservoirs.readout import ridge, with_bias
-from rules.reservoirs.rooted_trees import count_rooted_trees, path, rooted_trees, star
-from rules.reservoirs.spectral import scale_to_radius, spectral_radius
-from rules.reservoirs.tree import TreeReservoir
+from weightledger.rules.reservoirs.readout import ridge, with_bias
+from weightledger.rules.reservoirs.rooted_trees import count_rooted_trees, path, rooted_trees, star
+from weightledger.rules.reservoirs.spectral import scale_to_radius, spectral_radius
+from weightledger.rules.reservoirs.tree import TreeReservoir
 
 __all__ = [
     "TreeReservoir",

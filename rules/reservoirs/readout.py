@@ -1,12 +1,12 @@
 """Readouts of a reservoir: the linear map from states to targets.
 
-Ridge regression takes all samples at once; `Rls` (`rules.rls`) takes them as they come and, with
+Ridge regression takes all samples at once; `Rls` (`library.rls`) takes them as they come and, with
 no forgetting and `alpha` the ridge penalty, ends at the same weights.
 """
 
 import torch
 
-from rules.errors import RuleError
+from weightledger.rules.errors import RuleError
 
 
 def with_bias(states: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ subtrees come first.
 
 from collections.abc import Iterator
 
-from rules.errors import RuleError
+from weightledger.rules.errors import RuleError
 
 Tree = tuple[int, ...]
 

@@ -7,7 +7,7 @@ again as large as asked for.
 
 import torch
 
-from rules.errors import RuleError
+from weightledger.rules.errors import RuleError
 
 
 def spectral_radius(matrix: torch.Tensor) -> float:

@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 
-from rules.errors import RuleError
-from rules.ranges import check_ranges
-from rules.reservoirs.rooted_trees import Tree, children
-from rules.reservoirs.spectral import scale_to_radius
+from weightledger.rules.errors import RuleError
+from weightledger.rules.ranges import check_ranges
+from weightledger.rules.reservoirs.rooted_trees import Tree, children
+from weightledger.rules.reservoirs.spectral import scale_to_radius
 
 Weights = Mapping[str, torch.Tensor]
 """`{v}.W` [n_v, n_v], `{v}.W_in` [n_v, inputs], `{v}.b` [n_v], `{v}.U.{c}` [n_v, n_c]."""

@@ -12,13 +12,13 @@ import openai
 import pytest
 import torch
 
-from ledger import Ledger
-from ledger.audit.verify import verify
 from tests.api.test_generation import greedy, managing, text_of
 from tests.in_process import listening, openai_client
 from tests.lora import peft_model, save_adapter
 from tests.serving import Server
 from tests.text_models import llama, save_llama, tokenizer
+from weightledger import Ledger
+from weightledger.ledger.audit.verify import verify
 
 PROMPT = "the quick"
 TOKENS = 24
@@ -52,7 +52,7 @@ def texts(folders: dict[str, Path]) -> dict[str, str]:
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    from ledger.engines.transformers import TransformersEngine
+    from weightledger.ledger.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(llama(), tokenizer())
     with managing(engine, tmp_path / "data") as manager, listening(manager) as url:
@@ -200,7 +200,7 @@ def test_bad_loads(http: httpx2.Client, body: dict[str, Any], status: int, says:
 
 
 def test_adapters_are_reserved_every_static_name(url: str, http: httpx2.Client) -> None:
-    from api.routes.adapters import RESERVED
+    from weightledger.api.rest.routes.adapters import RESERVED
 
     paths = http.get("/openapi.json").json()["paths"]
     static = {
@@ -213,7 +213,7 @@ def test_adapters_are_reserved_every_static_name(url: str, http: httpx2.Client) 
 
 @pytest.mark.parametrize("switch", ["allow_runtime_updating", "aphrodite_allows"])
 def test_the_switches_refuse(tmp_path: Path, folders: dict[str, Path], switch: str) -> None:
-    from ledger.engines.transformers import TransformersEngine
+    from weightledger.ledger.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(llama(), tokenizer())
     key = {"aphrodite_allows": "APHRODITE_ALLOW_RUNTIME_LORA_UPDATING"}.get(switch, switch)

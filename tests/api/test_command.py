@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from api.cli import main
 from tests.serving import Server
+from weightledger.api.cli import main
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "api.cli", *args],
+        [sys.executable, "-m", "weightledger", *args],
         capture_output=True,
         text=True,
         env={**os.environ, "NO_COLOR": "1"},

@@ -33,7 +33,15 @@ def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path:
     finally:
         server.stop()
     report = subprocess.run(
-        [sys.executable, "-m", "api.cli", "verify", "--json", "--database", database_url],
+        [
+            sys.executable,
+            "-m",
+            "weightledger",
+            "verify",
+            "--json",
+            "--database",
+            database_url,
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -44,7 +52,17 @@ def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path:
 
 def test_a_server_follows_what_others_write_to_its_database(database_url, tmp_path) -> None:
     server = Server(tmp_path / "data", "--database", database_url).start()
-    writer = [sys.executable, "-m", "api.cli", "update", "2.bias", "--data", "0.25", "--lr", "1"]
+    writer = [
+        sys.executable,
+        "-m",
+        "weightledger",
+        "update",
+        "2.bias",
+        "--data",
+        "0.25",
+        "--lr",
+        "1",
+    ]
     elsewhere = ["--data-dir", str(tmp_path / "elsewhere"), "--database", database_url]
     try:
         with server.client() as http:

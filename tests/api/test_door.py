@@ -57,7 +57,7 @@ def test_without_a_key_only_loopback_is_served(tmp_path) -> None:
         [
             sys.executable,
             "-m",
-            "api.cli",
+            "weightledger",
             "serve",
             "--host",
             "0.0.0.0",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from ledger import DynamicModelManager, DynamicUpdateConfig
-from ledger.engines.transformers import TransformersEngine
 from tests.in_process import listening, openai_client
 from tests.text_models import MINILM
+from weightledger import DynamicModelManager, DynamicUpdateConfig
+from weightledger.ledger.engines.transformers import TransformersEngine
 
 TEXTS = ["a quick fox", "Weights change while they are served, and every reply says which."]
 

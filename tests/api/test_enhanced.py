@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from api import cli
 from tests.serving import Server
+from weightledger.api import cli
 
 ENHANCED = "/v1/models/enhanced_update"
 CLASSES, HIDDEN = 10, 64

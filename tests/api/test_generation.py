@@ -14,13 +14,13 @@ import openai
 import pytest
 import torch
 
-from api.workers import Workers
-from ledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
-from ledger.engines.text import Sampling
-from ledger.engines.transformers import TransformersEngine
-from ledger.engines.transformers.causal import CausalLM, _processors
 from tests.in_process import listening, openai_client, until
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
+from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
+from weightledger.api.rest.workers import Workers
+from weightledger.ledger.engines.text import Sampling
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.engines.transformers.causal import CausalLM, _processors
 
 HELLO = [{"role": "user", "content": "hello"}]
 # More tokens than any test waits for.

@@ -5,9 +5,9 @@ import threading
 
 import torch
 
-from api.builtin import digits_module
-from ledger import Ledger
 from tests.serving import serving
+from weightledger import Ledger
+from weightledger.api.server.builtin import digits_module
 
 READERS = 8
 UPDATES = 60

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ledger.digest import content_digest
-from ledger.events import (
+from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
+from tests.conftest import new_database
+from weightledger.ledger.events.event import (
     REGISTERED,
     UPDATED,
     UPDATES,
@@ -22,10 +23,9 @@ from ledger.events import (
     Event,
     seal,
 )
-from ledger.store import Append
-from ledger.store.sql import SqlStore
-from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
-from tests.conftest import new_database
+from weightledger.ledger.store import Append
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.digest import content_digest
 
 START = 1_700_000_000_000_000
 
@@ -134,7 +134,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["ledger.store.sql"])
+        self.context.set_forkserver_preload(["weightledger.ledger.store.sql_store"])
 
     def start(self, source: str, names: Mapping[str, Any]) -> Any:
         process = self.context.Process(target=exec, args=(source, dict(names)))

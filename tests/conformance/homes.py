@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import obstore
 
-from ledger.blobs import BlobStore
-from ledger.blobs.folder import FolderBlobs
-from ledger.blobs.objects import ObjectBlobs
-from ledger.blobs.registry import get_opener
-from ledger.digest import content_digest
-from ledger.store.sql import SqlStore
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.blobs.folder import FolderBlobs
+from weightledger.ledger.blobs.objects import ObjectBlobs
+from weightledger.ledger.blobs.registry import get_opener
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.digest import content_digest
 
 # To a store in a bucket everything that exists is old, so that it is touched anew.
 NOTHING_IS_FRESH = -2.0

@@ -14,14 +14,6 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from psycopg import errors
 
-from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit.verify import verify
-from ledger.caller import Caller
-from ledger.errors import SchemaMismatch, StorageError
-from ledger.store import schema
-from ledger.store.database import Database
-from ledger.store.roles import grants
-from ledger.store.sql import SqlStore
 from tests.conformance import attacks
 from tests.conformance.attacks import (
     AT_START,
@@ -33,6 +25,14 @@ from tests.conformance.attacks import (
     ROLES,
 )
 from tests.serving import serving
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import SchemaMismatch, StorageError
+from weightledger.ledger.sql import schema
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.roles import grants
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.writing.caller import Caller
 
 MODEL = "m"
 ROLE = "Ledger-Server"  # which has to be quoted

@@ -12,17 +12,6 @@ import numpy as np
 import obstore
 import pytest
 
-from ledger.blobs import BlobStore, Stored
-from ledger.blobs.folder import TEMPORARY, FolderBlobs
-from ledger.blobs.location import open_blobs
-from ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
-from ledger.blobs.objects import ObjectBlobs
-from ledger.blobs.registry import BLOB_STORES, Buckets, get_opener, table
-from ledger.blobs.sql import PART_BYTES
-from ledger.digest import content_digest
-from ledger.errors import CorruptLedger, InvalidRequest, StorageError
-from ledger.store import SeqTaken
-from ledger.store.sql import SqlStore
 from tests.conformance.homes import (
     BucketHome,
     FolderHome,
@@ -31,6 +20,16 @@ from tests.conformance.homes import (
     open_home,
     put_new,
 )
+from weightledger.ledger.blobs import BlobStore, Stored
+from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
+from weightledger.ledger.blobs.location import open_blobs
+from weightledger.ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
+from weightledger.ledger.blobs.objects import ObjectBlobs
+from weightledger.ledger.blobs.registry import BLOB_STORES, Buckets, get_opener, table
+from weightledger.ledger.blobs.sql import PART_BYTES
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, SeqTaken, StorageError
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.digest import content_digest
 
 Plain = Callable[[str], Any]
 
@@ -489,8 +488,8 @@ def test_of_two_processes_that_choose_different_stores_one_is_refused(
     store.close()
     source = """
 import sys
-from ledger.errors import InvalidRequest
-from ledger.store.sql import SqlStore
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.store.sql_store import SqlStore
 number = barrier.wait()
 try:
     SqlStore.open(url, blob_url=f"{folder}/{number}").close()
@@ -538,8 +537,8 @@ def test_a_folder_may_be_created_by_several_processes_at_once(
 ) -> None:
     source = """
 from pathlib import Path
-from ledger.blobs.folder import FolderBlobs
-from ledger.digest import content_digest
+from weightledger.ledger.blobs.folder import FolderBlobs
+from weightledger.ledger.tensors.digest import content_digest
 barrier.wait()
 FolderBlobs.create(Path(folder)).put(content_digest(b"x"), b"x")
 """

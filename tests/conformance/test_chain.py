@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit import chain, shared
-from ledger.audit.verify import verify
-from ledger.caller import Caller
-from ledger.canonical import canonical
-from ledger.errors import CorruptLedger, LedgerError
-from ledger.events import UPDATED, decode, leaf_hash
-from ledger.log import Log
-from ledger.store import rows
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.audit import chain, parallel
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.event import UPDATED, decode, leaf_hash
+from weightledger.ledger.log import Log
+from weightledger.ledger.store import rows
+from weightledger.ledger.writing.caller import Caller
 
 MODEL = 'a "model"/模型'
 DAMAGED = 4  # an update with an annotation and a payload
@@ -160,7 +160,7 @@ def otherwise(truth: Any) -> Any:
 def test_processes_find_the_first_bad_event_too(
     log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_STRETCH", 3)
+    monkeypatch.setattr(parallel, "_STRETCH", 3)
     assert verify(log.history, states=False, processes=2).events == log.history.head().seq + 1
     connection = plain(database_url)
     if database_url.startswith("sqlite"):
@@ -189,7 +189,7 @@ def test_another_process_finds_bad_events(
         connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
     connection.execute("UPDATE events SET recorded_at = 7 WHERE number = 3")
     report = verify(log.history, states=False)
-    share = shared._share
+    share = parallel._share
 
     def late(store: Any, model: str, stop: int, taken: Any, *rest: Any) -> Any:
         until = time.monotonic() + 60
@@ -198,8 +198,8 @@ def test_another_process_finds_bad_events(
             time.sleep(0.01)
         return share(store, model, stop, taken, *rest)
 
-    monkeypatch.setattr(shared, "_STRETCH", 3)
-    monkeypatch.setattr(shared, "_share", late)
+    monkeypatch.setattr(parallel, "_STRETCH", 3)
+    monkeypatch.setattr(parallel, "_share", late)
     assert verify(log.history, states=False, processes=2) == report
     assert report.bad_seq is not None
 
@@ -209,7 +209,7 @@ def test_a_process_that_dies_is_no_success(log: Log, monkeypatch: pytest.MonkeyP
         taken[0], taken[2] = stop, 1  # what the other took, it never tells
         return []
 
-    monkeypatch.setattr(shared, "_STRETCH", 3)
-    monkeypatch.setattr(shared, "_share", robbed)
+    monkeypatch.setattr(parallel, "_STRETCH", 3)
+    monkeypatch.setattr(parallel, "_share", robbed)
     with pytest.raises(LedgerError, match="died"):
         verify(log.history, states=False, processes=2)

@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ledger import codecs
-from ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry, warming
-from ledger.codecs.streams import Reader, u32
-from ledger.digest import chunk_digests, rehash
-from ledger.errors import CorruptLedger, LedgerError
-from ledger.tensors import DTYPES, ElementType, Lanes
+from weightledger.ledger import codecs
+from weightledger.ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry, warming
+from weightledger.ledger.codecs.streams import Reader, u32
+from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.tensors.digest import chunk_digests, rehash
+from weightledger.ledger.tensors.spec import DTYPES, ElementType, Lanes
 
 FROZEN = Path(__file__).parent.parent / "fixtures" / "codecs" / "frozen.json"
 LANE_DTYPES = ["u1", "u2", "u4", "u8"]
@@ -297,7 +297,8 @@ def test_positions_that_do_not_ascend_are_not_written_beyond_their_room() -> Non
 def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
     # As in a container without a home whose files are read-only: numba finds no folder to write.
     script = (
-        "import numpy as np; from ledger import codecs; before = np.zeros(9, np.uint32);"
+        "import numpy as np; from weightledger.ledger import codecs;"
+        "before = np.zeros(9, np.uint32);"
         "codecs.apply_frames(before, codecs.encode_tensor(before, before + 7, True), True);"
         "print(before.tolist())"
     )
@@ -315,8 +316,8 @@ def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
 WARMED = """
 import sys
 import numpy as np
-from ledger import codecs
-from ledger.codecs import compiled as loops, warming
+from weightledger.ledger import codecs
+from weightledger.ledger.codecs import compiled as loops, warming
 
 def compiled():
     loop = {name: getattr(loops, name) for name in dir(loops) if name[0] != "_"}
@@ -346,7 +347,10 @@ def test_after_warming_nothing_is_left_to_compile() -> None:
 
 
 def test_what_moves_no_lanes_does_not_wait_for_the_compiler() -> None:
-    script = "import sys, ledger.engines.vllm.staging, api.cli; print('numba' in sys.modules)"
+    script = (
+        "import sys, weightledger.ledger.engines.vllm.staging, weightledger.api.cli;"
+        "print('numba' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import nn
 
-from ledger import IncrementalUpdateRequest, Ledger, Log
-from ledger.audit.verify import verify
-from ledger.engines import Engine
-from ledger.engines.adapted import AdapterEngine
-from ledger.engines.inplace import InplaceEngine
-from ledger.engines.state import StateEngine
-from ledger.engines.torch import TorchEngine
-from ledger.engines.transformers import TransformersEngine
-from ledger.errors import Conflict, InvalidRequest
-from ledger.tensors import TensorSpec
 from tests.conformance.engine_models import KINDS
 from tests.conformance.test_engines import bits, infer
 from tests.engines.conftest import empty_ledger, folder, ready_made, shared_replica  # noqa: F401
 from tests.engines.replica import Replica, driving, update
 from tests.text_models import tokenizer
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.engines import Engine
+from weightledger.ledger.engines.adapted import AdapterEngine
+from weightledger.ledger.engines.inplace import InplaceEngine
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.engines.torch import TorchEngine
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.errors import Conflict, InvalidRequest
+from weightledger.ledger.tensors.lanes import spec_of
 
 KIND = KINDS["llama_tied"]
 EMBEDDED: dict[str, Callable[[nn.Module], Engine]] = {
@@ -195,7 +195,7 @@ class EngineFaults:
         engine = subject.log.projector.engine
         before = subject.served()
         name, spec = next(iter(engine.specs().items()))
-        assert TensorSpec.of(name, engine.tensor(name)) == spec
+        assert spec_of(name, engine.tensor(name)) == spec
         for tensors in (
             {"nope": torch.zeros(1)},
             {name: torch.zeros(3, 5, 7)},

@@ -17,19 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoModel
 
-from ledger.engines import Engine
-from ledger.engines.gate import Gate
-from ledger.engines.inplace import InplaceEngine
-from ledger.engines.state import StateEngine
-from ledger.engines.torch import TorchEngine
-from ledger.engines.transformers import TransformersEngine
-from ledger.errors import (
-    Conflict,
-    InvalidRequest,
-    LedgerError,
-    UnsupportedModel,
-    WeightsChangedOutside,
-)
 from tests.conformance.engine_models import (
     INPLACE_ONLY,
     KINDS,
@@ -39,6 +26,20 @@ from tests.conformance.engine_models import (
     mlp,
 )
 from tests.text_models import tokenizer
+from weightledger.ledger.engines import Engine
+from weightledger.ledger.engines.gate import Gate
+from weightledger.ledger.engines.inplace import InplaceEngine
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.engines.torch import TorchEngine
+from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.errors import (
+    Conflict,
+    InvalidRequest,
+    LedgerError,
+    UnsupportedModel,
+    WeightsChangedOutside,
+)
+from weightledger.ledger.tensors.lanes import torch_dtype
 
 ENGINES: dict[str, Callable[[nn.Module], Engine]] = {
     "torch": TorchEngine,
@@ -88,7 +89,7 @@ def values(engine: Engine, number: int, names: list[str] | None = None) -> dict[
         spec = engine.specs()[name]
         floats = torch.rand(spec.shape, generator=random, dtype=torch.float64) + 0.5
         made[name] = (floats * 7).floor() % 2 == 0 if spec.dtype == "bool" else floats
-        made[name] = made[name].to(spec.torch_dtype)
+        made[name] = made[name].to(torch_dtype(spec))
     return made
 
 
@@ -156,7 +157,7 @@ def test_names_are_those_of_the_module_and_ties_have_one(
     for name, first in engine.aliases().items():
         assert own[name] is own[first]
     for name, spec in engine.specs().items():
-        assert (spec.torch_dtype, spec.shape) == (own[name].dtype, tuple(own[name].shape))
+        assert (torch_dtype(spec), spec.shape) == (own[name].dtype, tuple(own[name].shape))
         assert bits(engine.tensor(name)) == bits(own[name])
 
 

@@ -13,10 +13,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from ledger.errors import SchemaMismatch, StorageError
-from ledger.store import schema, tables, triggers
-from ledger.store.database import Database
-from ledger.store.sql import SqlStore
+from weightledger.ledger.errors import SchemaMismatch, StorageError
+from weightledger.ledger.sql import schema, tables, triggers
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.store.sql_store import SqlStore
 
 Plain = Callable[[str], Any]
 
@@ -56,7 +56,7 @@ def test_opening_again_keeps_everything(database_url: str, new_writer: Any) -> N
 
 OPEN = """
 import sys
-from ledger.store.sql import SqlStore
+from weightledger.ledger.store.sql_store import SqlStore
 barrier.wait()
 store = SqlStore.open(url)
 store.models()

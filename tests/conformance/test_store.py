@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 from psycopg import errors as postgres_errors
 
-from ledger.digest import content_digest
-from ledger.errors import (
+from weightledger.ledger.errors import (
     Conflict,
     CorruptLedger,
     InvalidRequest,
+    KeyTaken,
     NotFound,
+    SeqTaken,
     StorageBusy,
     StorageError,
     StorageFull,
 )
-from ledger.events import (
+from weightledger.ledger.events.event import (
     INLINE_BYTES,
     KINDS,
     PINS,
@@ -39,8 +40,10 @@ from ledger.events import (
     Annotation,
     Event,
 )
-from ledger.store import EventFilter, KeyTaken, Listed, SeqTaken, Snapshot, postgres, search, sqlite
-from ledger.store.sql import SqlStore
+from weightledger.ledger.sql import postgres, sqlite
+from weightledger.ledger.store import EventFilter, Listed, Snapshot, search
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.digest import content_digest
 
 Plain = Callable[[str], Any]
 
@@ -299,8 +302,8 @@ def test_of_two_threads_racing_for_a_seq_one_wins(writer: Any) -> None:
 
 RACE_SEQS = """
 import sys
-from ledger.store import SeqTaken
-from ledger.store.sql import SqlStore
+from weightledger.ledger.store import SeqTaken
+from weightledger.ledger.store.sql_store import SqlStore
 store, won = SqlStore.open(url), 0
 for item in items:
     barrier.wait()
@@ -618,10 +621,10 @@ def test_a_full_disk_records_nothing_and_the_store_goes_on(
 
 KILLED_WRITER = """
 from dataclasses import replace
-from ledger.events import Annotation, Draft, BlobRef, UPDATED, UPDATES, seal
-from ledger.digest import content_digest
-from ledger.store import Append
-from ledger.store.sql import SqlStore
+from weightledger.ledger.events.event import Annotation, Draft, BlobRef, UPDATED, UPDATES, seal
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.store import Append
+from weightledger.ledger.store.sql_store import SqlStore
 store, last = SqlStore.open(url), head
 while True:
     payload = b"%d" % last.seq * 1000

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ledger import Ledger
 from tests.engines.replica import Replica
+from weightledger import Ledger
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,9 @@ def ready_made() -> Iterator[ForkServerContext]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ledger.store.sql", "tests.engines.inference_server"])
+        context.set_forkserver_preload(
+            ["weightledger.ledger.store.sql_store", "tests.engines.inference_server"]
+        )
         yield context
 
 

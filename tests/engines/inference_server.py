@@ -19,10 +19,10 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from safetensors.torch import load_file
 
-from ledger.engines.vllm import Target
-from ledger.engines.vllm.staging import Instruction, Staging
-from ledger.errors import LedgerError
 from tests.engines.tiny_model import TinyModel, greedy
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm.staging import Instruction, Staging
+from weightledger.ledger.errors import LedgerError
 
 WORKERS = 2
 SLOW_S = 1.0

@@ -12,11 +12,11 @@ from typing import Any
 import httpx2
 from safetensors.torch import save_file
 
-from ledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
-from ledger.engines.vllm.engine import VllmEngine
-from ledger.engines.vllm.server import Server
 from tests.engines import inference_server
 from tests.engines.tiny_model import PROMPTS, WIDTH, checkpoint
+from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
+from weightledger.ledger.engines.vllm.engine import VllmEngine
+from weightledger.ledger.engines.vllm.server import Server
 
 MODEL = "tiny"
 QUERY = "layers.0.attn.q_proj.weight"

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ledger import Ledger
-from ledger.engines.vllm import Target
-from ledger.engines.vllm.adapters import write_adapter
-from ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
-from ledger.manager import DynamicModelManager
-from rules import DTESNDynamicIntegration, Guards
 from tests.engines.replica import MODEL, QUERY, Replica, Watcher, driving, update
 from tests.engines.tiny_model import WIDTH, answers
+from weightledger import Ledger
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm.adapters import write_adapter
+from weightledger.ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
+from weightledger.ledger.manager import DynamicModelManager
+from weightledger.rules import DTESNDynamicIntegration, Guards
 
 ALWAYS = 1000
 ROUTES = (

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from ledger import Ledger, replay
-from ledger.engines.vllm import Target
-from ledger.engines.vllm.fused import whole_groups
-from ledger.engines.vllm.staging import DATABASE, Instruction, Staging
-from ledger.errors import (
+from tests.engines.replica import MODEL, QUERY, update
+from tests.engines.tiny_model import checkpoint
+from weightledger import Ledger
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm.fused import whole_groups
+from weightledger.ledger.engines.vllm.staging import DATABASE, Instruction, Staging
+from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
     LedgerError,
@@ -18,9 +20,8 @@ from ledger.errors import (
     StorageError,
     WeightsMismatch,
 )
-from ledger.events import Event
-from tests.engines.replica import MODEL, QUERY, update
-from tests.engines.tiny_model import checkpoint
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history import replay
 
 NAMES = [
     "model.embed.weight",

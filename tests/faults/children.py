@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ledger.errors import LedgerError
+from weightledger.ledger.errors import LedgerError
 
 
 class Children:
@@ -14,7 +14,7 @@ class Children:
 
     def __init__(self, count: int) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["ledger"])  # imports torch once
+        self.context.set_forkserver_preload(["weightledger.ledger.ledger"])  # imports torch once
         self._barrier = self.context.Barrier(count)
         self._pipes: list[Any] = []
         self.processes: list[Any] = []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ledger import IncrementalUpdateRequest, Ledger, TorchEngine
-from ledger.caller import Caller
 from tests.faults import models
+from weightledger import IncrementalUpdateRequest, Ledger, TorchEngine
+from weightledger.ledger.writing.caller import Caller
 
 MODEL = "tests.faults.models:factory"
 

@@ -14,13 +14,6 @@ import obstore
 import pytest
 import torch
 
-from ledger import Ledger, TorchEngine
-from ledger.audit.verify import verify
-from ledger.blobs.folder import TEMPORARY, FolderBlobs
-from ledger.blobs.objects import ObjectBlobs
-from ledger.digest import content_digest
-from ledger.errors import CorruptLedger, StorageError, StorageFull, StorageUnavailable
-from ledger.log import Log
 from tests.buckets import S3Server, s3_serving
 from tests.faults import models
 from tests.faults.folders import MODEL
@@ -33,6 +26,13 @@ from tests.faults.test_storage_full import (
     small_file_system,
 )
 from tests.serving import Server, serving
+from weightledger import Ledger, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
+from weightledger.ledger.blobs.objects import ObjectBlobs
+from weightledger.ledger.errors import CorruptLedger, StorageError, StorageFull, StorageUnavailable
+from weightledger.ledger.log import Log
+from weightledger.ledger.tensors.digest import content_digest
 
 UPDATE = "/v1/models/incremental_update"
 
@@ -175,8 +175,8 @@ def test_without_the_bucket_what_the_database_holds_is_read(tmp_path: Path, gate
 
 PUT = """
 import sys
-from ledger.blobs.registry import get_opener
-from ledger.digest import content_digest
+from weightledger.ledger.blobs.registry import get_opener
+from weightledger.ledger.tensors.digest import content_digest
 data = bytes(300_000_000)
 blobs = get_opener(sys.argv[1]).open(sys.argv[1], create=True)
 print("ready", flush=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from ledger import Ledger
-from ledger.audit.verify import verify
 from tests.serving import Server
+from weightledger import Ledger
+from weightledger.ledger.audit.verify import verify
 
 MODEL = "tests.faults.models:factory"
 WRITERS = 2

@@ -19,15 +19,15 @@ import psycopg
 import pytest
 import torch
 
-from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit.verify import verify
-from ledger.errors import Conflict, IdempotencyMismatch, LedgerError
-from ledger.events import Event
-from ledger.log import Log
-from ledger.store import rows
-from ledger.store.sql import SqlStore
 from tests.faults.children import Children
 from tests.serving import Server, serving
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import Conflict, IdempotencyMismatch, LedgerError
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.log import Log
+from weightledger.ledger.store import rows
+from weightledger.ledger.store.sql_store import SqlStore
 
 MODEL = "m"
 WRITERS = 8

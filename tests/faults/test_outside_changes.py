@@ -9,13 +9,13 @@ import httpx2
 import pytest
 import torch
 
-from ledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
-from ledger.audit.verify import verify
-from ledger.errors import WeightsChangedOutside
-from ledger.log import Log
 from tests.api.test_command import inside
 from tests.faults import folders, models
 from tests.serving import serving
+from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import WeightsChangedOutside
+from weightledger.ledger.log import Log
 
 MEDDLING = "tests.faults.models:meddling"
 

@@ -22,14 +22,20 @@ import sqlalchemy as sa
 import torch
 from psycopg import errors
 
-from ledger import IncrementalUpdateRequest, Ledger
-from ledger.audit.verify import verify
-from ledger.errors import LedgerError, SchemaMismatch, StorageBusy, StorageError, StorageFull
-from ledger.log import Log
-from ledger.store import postgres
 from tests.faults.test_start import command
 from tests.faults.test_storage_full import fill, small_file_system
 from tests.serving import Server, serving
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import (
+    LedgerError,
+    SchemaMismatch,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+)
+from weightledger.ledger.log import Log
+from weightledger.ledger.sql import postgres
 
 MODEL = "m"
 SERVED = "tests.faults.models:factory"

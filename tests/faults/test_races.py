@@ -12,15 +12,15 @@ import httpx2
 import pytest
 import torch
 
-from ledger import TorchEngine
-from ledger.audit.verify import verify
-from ledger.caller import Caller
-from ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
-from ledger.log import Log
 from tests.faults import folders, models
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import Server, serving
+from weightledger import TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
+from weightledger.ledger.log import Log
+from weightledger.ledger.writing.caller import Caller
 
 POLL_S = 0.5
 

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from ledger import Ledger
-from ledger.audit.verify import verify
-from ledger.errors import CorruptLedger
 from tests.faults.children import Children
+from weightledger import Ledger
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import CorruptLedger
 
 MODEL = "m"
 BASE = {"a": torch.arange(40_000.0), "b": torch.ones(3)}
 
 # Where the process dies: the name that is about to be called, and whether the model is there then.
 STEPS = {
-    "before the parameters": ("ledger.store.append._name_parameters", False),
-    "before the blobs": ("ledger.store.append.store_blobs", False),
-    "before the snapshot": ("ledger.store.append.remember_snapshot", False),
-    "after the commit": ("ledger.projector.Projector.adopt", True),
+    "before the parameters": ("weightledger.ledger.store.append._name_parameters", False),
+    "before the blobs": ("weightledger.ledger.store.append.store_blobs", False),
+    "before the snapshot": ("weightledger.ledger.store.append.remember_snapshot", False),
+    "after the commit": ("weightledger.ledger.projection.projector.Projector.adopt", True),
 }
 
 

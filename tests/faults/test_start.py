@@ -16,15 +16,15 @@ import pytest
 import torch
 import uvicorn
 
-from api.cli import main
-from api.folder import holder
-from ledger.digest import chunk_digests, root
-from ledger.events import leaf_hash
-from ledger.store.roles import grants
-from ledger.tensors import lanes
 from tests.faults import folders, models
 from tests.faults.folders import ABANDONED, BACK, BLOB, HEAD, INLINE, MODEL
 from tests.serving import Server, serving
+from weightledger.api.cli import main
+from weightledger.api.server.folder import holder
+from weightledger.ledger.events.event import leaf_hash
+from weightledger.ledger.sql.roles import grants
+from weightledger.ledger.tensors.digest import chunk_digests, root
+from weightledger.ledger.tensors.lanes import lanes
 
 Damage = Callable[[sqlite3.Connection], None]
 

@@ -19,14 +19,14 @@ import torch
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from ledger import Ledger, TorchEngine
-from ledger.audit.verify import verify
-from ledger.errors import StorageBusy, StorageError, StorageFull
-from ledger.log import Log
-from ledger.store import sqlite
 from tests.faults import folders, models
 from tests.faults.folders import MODEL
 from tests.serving import serving
+from weightledger import Ledger, TorchEngine
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import StorageBusy, StorageError, StorageFull
+from weightledger.ledger.log import Log
+from weightledger.ledger.sql import sqlite
 
 PAGE_BYTES = 8192
 

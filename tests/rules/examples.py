@@ -2,8 +2,8 @@
 
 import torch
 
-import rules
-from rules.protocol import ANY_SHAPE, Rule, Shape
+from weightledger import rules
+from weightledger.rules.protocol import ANY_SHAPE, Rule, Shape
 
 SIZES = {"out": 3, "in": 5, "batch": 6, "time": 6}
 

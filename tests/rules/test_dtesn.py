@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-import rules
-from ledger import (
+from weightledger import (
     Caller,
     DynamicModelManager,
     DynamicUpdateConfig,
     InvalidRequest,
     NotFound,
     TorchEngine,
+    rules,
 )
-from ledger.errors import IdempotencyMismatch, OperationDisabled, Pruned
-from rules import (
+from weightledger.ledger.errors import IdempotencyMismatch, OperationDisabled, Pruned
+from weightledger.rules import (
     DTESNDynamicIntegration,
     DTESNLearningConfig,
     Fixed,
@@ -27,9 +27,9 @@ from rules import (
     PairedGate,
     RuleError,
 )
-from rules.dtesn import history, recompute
-from rules.dtesn import state as places
-from rules.guards import Bounds, NormLimit
+from weightledger.rules.dtesn import history, recompute
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.guards import Bounds, NormLimit
 
 OUT, IN = 3, 5
 Integrate = Callable[..., DTESNDynamicIntegration]
@@ -947,7 +947,7 @@ def test_a_result_that_does_not_fit_the_stored_type_is_refused(tmp_path: Path) -
 def test_a_state_that_does_not_fit_its_rule_is_refused(
     integrate: Integrate, manager: DynamicModelManager, change: str
 ) -> None:
-    from ledger import Plan
+    from weightledger import Plan
 
     bridge = integrate()
     run(bridge.learn("2.weight", samples(), rule="rls"))

@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-import rules
-from ledger import Caller, DynamicModelManager, DynamicUpdateConfig, InplaceEngine, TorchEngine
-from rules import DTESNDynamicIntegration, DTESNLearningConfig, RuleError
 from tests.rules.test_registry import install
+from weightledger import (
+    Caller,
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    InplaceEngine,
+    TorchEngine,
+    rules,
+)
+from weightledger.rules import DTESNDynamicIntegration, DTESNLearningConfig, RuleError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -277,11 +283,11 @@ def test_an_installed_packages_rule_learns_through_the_bridge(
     install(site, "decaying_rule", "decay")
     program = (
         "import asyncio, sys, torch\n"
-        "from ledger import *\n"
-        "from rules import DTESNDynamicIntegration\n"
+        "from weightledger import *\n"
+        "from weightledger.rules import DTESNDynamicIntegration\n"
         "config = DynamicUpdateConfig(backup_dir=sys.argv[1])\n"
         "manager = DynamicModelManager(TorchEngine(torch.nn.Linear(3, 2)), 'm', config=config)\n"
-        "from rules import Guards\n"
+        "from weightledger.rules import Guards\n"
         "bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))\n"
         "before = manager.log.state()['weight']\n"
         "made = asyncio.run(bridge.learn('weight', {'x': torch.ones(1, 3)}, rule='decay',"
@@ -294,7 +300,7 @@ def test_an_installed_packages_rule_learns_through_the_bridge(
     env = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     for command in (
         [sys.executable, "-c", program, str(tmp_path / "data")],
-        [sys.executable, "-m", "api.cli", "rules", "list", "-q"],
+        [sys.executable, "-m", "weightledger", "rules", "list", "-q"],
     ):
         ran = subprocess.run(command, env=env, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr

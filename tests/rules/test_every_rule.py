@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import rules
-from rules import RULES, ForeignState, RuleError
-from rules.protocol import ANY_SHAPE, Rule
 from tests.rules.examples import activities_for, used_state, weight_for
+from weightledger import rules
+from weightledger.rules import RULES, ForeignState, RuleError
+from weightledger.rules.protocol import ANY_SHAPE, Rule
 
 EACH_RULE = pytest.mark.parametrize("rule_type", RULES.values(), ids=list(RULES))
 EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

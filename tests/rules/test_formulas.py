@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-import rules
-from rules import RuleError
-from rules.ewc import Ewc
 from tests.rules.examples import activities_for, weight_for
+from weightledger import rules
+from weightledger.rules import RuleError
+from weightledger.rules.library.ewc import Ewc
 
 
 def seeded(seed: int = 5) -> torch.Generator:

@@ -6,10 +6,9 @@ import json
 import pytest
 import torch
 
-import rules
-from rules import Guards, Judgement, Proposal, RuleError, judge
-from rules.ewc import Ewc
-from rules.guards import (
+from weightledger import rules
+from weightledger.rules import Guards, Judgement, Proposal, RuleError, judge
+from weightledger.rules.guards import (
     Bounds,
     Consolidation,
     Finding,
@@ -18,6 +17,7 @@ from rules.guards import (
     TrustRegion,
     sign_test,
 )
+from weightledger.rules.library.ewc import Ewc
 
 WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 NOTHING = Guards(finite=None, norm=None)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-import rules
-from rules.reservoirs import TreeReservoir
+from weightledger import rules
+from weightledger.rules.reservoirs import TreeReservoir
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "rules" / "golden.json"
 

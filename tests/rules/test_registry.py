@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import rules
-from rules import RULES, RuleError, UnknownRule, registry
-from rules.protocol import Rule
+from weightledger import rules
+from weightledger.rules import RULES, RuleError, UnknownRule, registry
+from weightledger.rules.protocol import Rule
 
 IDS = [
     *("hebb", "oja", "sanger", "pair-stdp", "triplet-stdp", "bcm", "r-stdp", "mstdpet"),
@@ -96,7 +96,7 @@ def install(site: Path, package: str, rule_id: str) -> None:
     (info / "entry_points.txt").write_text(entry)
     (site / f"{package}.py").write_text(
         "from dataclasses import dataclass\n"
-        "from rules import Activity, Proposal\n"
+        "from weightledger.rules import Activity, Proposal\n"
         "@dataclass(frozen=True)\n"
         "class Decay:\n"
         "    '''Weights decay.'''\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-import rules
-from rules import RuleError
-from rules.reservoirs import (
+from weightledger import rules
+from weightledger.rules import RuleError
+from weightledger.rules.reservoirs import (
     TreeReservoir,
     count_rooted_trees,
     path,
@@ -20,7 +20,7 @@ from rules.reservoirs import (
     star,
     with_bias,
 )
-from rules.reservoirs.rooted_trees import Tree
+from weightledger.rules.reservoirs.rooted_trees import Tree
 
 A000081 = [1, 1, 2, 4, 9, 20, 48, 115, 286, 719]
 

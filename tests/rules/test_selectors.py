@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 
-from rules import DiscountedUcb, Feedback, FeedbackThresholds, Fixed, ForeignState, RuleError
-from rules.selectors import Choice, Selector
+from weightledger.rules import (
+    DiscountedUcb,
+    Feedback,
+    FeedbackThresholds,
+    Fixed,
+    ForeignState,
+    RuleError,
+)
+from weightledger.rules.selectors import Choice, Selector
 
 HEBBIAN, STDP, BCM, REINFORCEMENT = (
     "hebbian-delta",

@@ -8,8 +8,8 @@ import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ledger.canonical import canonical
-from ledger.errors import InvalidRequest
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.canonical import canonical
 
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

@@ -8,9 +8,9 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.digest import (
+from weightledger.ledger.errors import NotFound, UnsupportedModel
+from weightledger.ledger.tensors.digest import (
     CHUNK_BYTES,
-    StateDigest,
     chunk_digests,
     content_digest,
     hash_many,
@@ -18,8 +18,8 @@ from ledger.digest import (
     root,
     touched_chunks,
 )
-from ledger.errors import NotFound, UnsupportedModel
-from ledger.tensors import TensorSpec
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
 
 SIZES = [0, 1, CHUNK_BYTES - 4, CHUNK_BYTES, CHUNK_BYTES + 4, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 8]
 

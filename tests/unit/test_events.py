@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from ledger import events
-from ledger.canonical import canonical
-from ledger.errors import CorruptLedger
-from ledger.events import Annotation, BlobRef, Draft, Event, decode, seal
+from weightledger.ledger import events
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.event import Annotation, BlobRef, Draft, Event, decode, seal
 
 STATE = [bytes([n]) * 32 for n in range(4)]
 SALT = bytes(range(16))

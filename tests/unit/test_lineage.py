@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import ROLLED_BACK, UPDATED
-from ledger.lineage import Lineage, Path, cheapest
-from ledger.store import Step
+from weightledger.ledger.events.event import ROLLED_BACK, UPDATED
+from weightledger.ledger.history.lineage import Lineage, Path, cheapest
+from weightledger.ledger.store import Step
 
 
 @st.composite

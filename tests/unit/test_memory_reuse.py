@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ledger import memory
-from ledger.tensors import TensorSpec, clone, empty
+from weightledger.ledger.tensors import memory
+from weightledger.ledger.tensors.lanes import clone, empty
+from weightledger.ledger.tensors.spec import TensorSpec
 
 SHAPE = (3, 700_001)  # a size that no other test keeps memory of
 BYTES = 4 * 3 * 700_001

@@ -10,33 +10,36 @@ import numpy as np
 import pytest
 import torch
 
-from ledger import IncrementalUpdateRequest, Ledger, on_device
-from ledger.codecs import compare, encode_frame, equal
-from ledger.digest import CHUNK_BYTES, chunk_digests, rehash
-from ledger.tensors import DTYPES, ElementType, lanes
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.codecs import compare, encode_frame, equal, on_device
+from weightledger.ledger.tensors.digest import CHUNK_BYTES, chunk_digests, rehash
+from weightledger.ledger.tensors.lanes import TORCH_DTYPES, lanes
+from weightledger.ledger.tensors.spec import DTYPES
 
 EACH_DEVICE = pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
-EACH_DTYPE = pytest.mark.parametrize("element", DTYPES.values(), ids=list(DTYPES))
+EACH_DTYPE = pytest.mark.parametrize("dtype", list(DTYPES))
 
 
-def bits_of(element: ElementType, count: int, seed: int) -> torch.Tensor:
+def bits_of(dtype: str, count: int, seed: int) -> torch.Tensor:
     """Any bit patterns that the dtype has, NaN payloads among them."""
     random = np.random.default_rng(seed)
-    high = 2 if element.torch == torch.bool else 256
+    element = DTYPES[dtype]
+    high = 2 if dtype == "bool" else 256
     raw = random.integers(0, high, count * element.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(element.torch)
+    return torch.from_numpy(raw).view(TORCH_DTYPES[dtype])
 
 
 @EACH_DEVICE
 @EACH_DTYPE
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
 def test_the_delta_is_the_one_that_the_bits_have(
-    element: ElementType, share: float, device: str
+    dtype: str, share: float, device: str
 ) -> None:
-    before, other = bits_of(element, 5000, 1), bits_of(element, 5000, 2)
+    before, other = bits_of(dtype, 5000, 1), bits_of(dtype, 5000, 2)
     picked = torch.from_numpy(np.random.default_rng(3).random(5000) < share)
     after = before.clone()
     lanes(after).reshape(5000, -1)[picked.numpy()] = lanes(other).reshape(5000, -1)[picked.numpy()]
+    element = DTYPES[dtype]
     expected = compare(lanes(before), lanes(after), element.ordered)
     there, moved = before.to(device), after.to(device)
     found = on_device.compare_there(there, moved, element)
@@ -51,9 +54,9 @@ def test_the_delta_is_the_one_that_the_bits_have(
 
 @EACH_DEVICE
 @EACH_DTYPE
-def test_only_the_chunks_that_are_asked_for_are_fetched(element: ElementType, device: str) -> None:
-    count = int(2.5 * CHUNK_BYTES) // element.itemsize
-    tensor = bits_of(element, count, 4)
+def test_only_the_chunks_that_are_asked_for_are_fetched(dtype: str, device: str) -> None:
+    count = int(2.5 * CHUNK_BYTES) // DTYPES[dtype].itemsize
+    tensor = bits_of(dtype, count, 4)
     chunks = bytearray(3 * 32)
     rehash(chunks, on_device.fetch(tensor.to(device), np.array([0, 2])), [0, 2])
     every = chunk_digests(lanes(tensor))

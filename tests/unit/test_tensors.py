@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from ledger.errors import InvalidRequest, UnsupportedModel
-from ledger.tensors import (
-    DTYPES,
-    WEIGHTS,
-    TensorSpec,
-    check_name,
+from weightledger.ledger.errors import InvalidRequest, UnsupportedModel
+from weightledger.ledger.tensors.lanes import (
     clone,
     empty,
     from_bytes,
     lanes,
     shares_memory,
+    spec_of,
+    torch_dtype,
 )
+from weightledger.ledger.tensors.spec import DTYPES, WEIGHTS, TensorSpec, check_name
 
 # Quiet and signalling NaNs with payloads, both zeros, infinities, denormals.
 ODD_FP32 = [
@@ -49,8 +48,8 @@ def test_lanes_are_the_bytes_of_the_tensor_and_share_its_memory(
     dtype: str, shape: tuple[int, ...]
 ) -> None:
     tensor = random_tensor(dtype, shape)
-    spec = TensorSpec.of("x", tensor)
-    assert (spec.dtype, spec.shape, spec.torch_dtype) == (dtype, shape, tensor.dtype)
+    spec = spec_of("x", tensor)
+    assert (spec.dtype, spec.shape, torch_dtype(spec)) == (dtype, shape, tensor.dtype)
     bits = lanes(tensor)
     assert bits.shape == (spec.lane_count,)
     assert bits.dtype == DTYPES[dtype].lane
@@ -169,7 +168,7 @@ class Packed(torch.Tensor):
     ids=["meta", "sparse", "float4", "lazy", "wrapper"],
 )
 def test_what_has_no_plain_bits_is_refused_by_name(tensor: torch.Tensor, why: str) -> None:
-    for refuse in (lambda: TensorSpec.of("fc.weight", tensor), lambda: lanes(tensor, "fc.weight")):
+    for refuse in (lambda: spec_of("fc.weight", tensor), lambda: lanes(tensor, "fc.weight")):
         with pytest.raises(UnsupportedModel, match=why) as error:
             refuse()
         assert "'fc.weight'" in str(error.value)

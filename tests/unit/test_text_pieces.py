@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.engines.transformers.stops import Stops
-from ledger.engines.transformers.tokens import Decoder
 from tests.text_models import tokenizer
+from weightledger.ledger.engines.transformers.stops import Stops
+from weightledger.ledger.engines.transformers.tokens import Decoder
 
 few = st.text("abc", min_size=1, max_size=4)
 TOKENIZER = tokenizer()

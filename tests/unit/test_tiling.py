@@ -2,10 +2,10 @@
 
 import pytest
 
-from ledger.codecs import TILE_LANES
-from ledger.digest import CHUNK_BYTES
-from ledger.tensors import TensorSpec
-from ledger.tiling import tiles_of
+from weightledger.ledger.codecs import TILE_LANES
+from weightledger.ledger.codecs.tiles import tiles_of
+from weightledger.ledger.tensors.digest import CHUNK_BYTES
+from weightledger.ledger.tensors.spec import TensorSpec
 
 SHAPES = [(), (0,), (1,), (65_537,), (300, 1_001), (1_048_576,), (2_500_000,)]
 

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ledger.errors import InvalidRequest, NotFound
-from ledger.tensors import TensorSpec
-from ledger.updates import IncrementalUpdateRequest, NonFiniteResult, compute, validate
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.tensors.lanes import torch_dtype
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing.requests import (
+    IncrementalUpdateRequest,
+    NonFiniteResult,
+    compute,
+    validate,
+)
 
 SPECS = {
     "w": TensorSpec("w", "float32", (3, 4)),
@@ -39,7 +45,7 @@ def test_the_three_update_types() -> None:
 
 @pytest.mark.parametrize("name", ["h", "b"])
 def test_half_types_compute_in_single_precision_and_round_once(name: str) -> None:
-    dtype = SPECS[name].torch_dtype
+    dtype = torch_dtype(SPECS[name])
     before, u = torch.randn(SPECS[name].shape).to(dtype), torch.randn(SPECS[name].shape)
     expected = (before.float() + u * torch.tensor(0.3)).to(dtype)
     assert torch.equal(result(name, before, u, learning_rate=0.3), expected)
@@ -145,7 +151,7 @@ def test_no_value_is_replaced_by_another(dtype: str, data: object) -> None:
     specs = {"x": TensorSpec("x", dtype, (numel,))}
     update = IncrementalUpdateRequest("x", data, update_type="replace")
     with pytest.raises(InvalidRequest, match=f"(fit|overflows) {dtype}"):
-        compute(validate(update, specs), torch.zeros(numel).to(specs["x"].torch_dtype))
+        compute(validate(update, specs), torch.zeros(numel).to(torch_dtype(specs["x"])))
 
 
 def test_large_whole_numbers_are_kept() -> None:

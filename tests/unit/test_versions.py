@@ -6,9 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import ROLLED_BACK
-from ledger.store import EventFilter, Listed
-from ledger.versions import nearest
+from weightledger.ledger.events.event import ROLLED_BACK
+from weightledger.ledger.history.versions import nearest
+from weightledger.ledger.store import EventFilter, Listed
 
 
 class Tree:

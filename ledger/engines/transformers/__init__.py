@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ledger.adapters import Adapter
-from ledger.engines.torch import TorchEngine
-from ledger.engines.transformers import folder
-from ledger.engines.transformers.causal import CausalLM
-from ledger.engines.transformers.encoder import MEAN, Encoder, Pooling
-from ledger.engines.transformers.tokens import Tokens
-from ledger.engines.versions import Candidate
-from ledger.errors import InvalidRequest
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.engines.torch import TorchEngine
+from weightledger.ledger.engines.transformers import folder
+from weightledger.ledger.engines.transformers.causal import CausalLM
+from weightledger.ledger.engines.transformers.encoder import MEAN, Encoder, Pooling
+from weightledger.ledger.engines.transformers.tokens import Tokens
+from weightledger.ledger.engines.versions import Candidate
+from weightledger.ledger.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from ledger.engines.transformers.adapters import AdaptedSkeleton
+    from weightledger.ledger.engines.transformers.adapters import AdaptedSkeleton
 
 
 class TransformersEngine(TorchEngine):
@@ -85,7 +85,7 @@ class TransformersEngine(TorchEngine):
     def _skeleton_of(self, adapter: Adapter) -> "AdaptedSkeleton":
         # peft takes seconds to import, and most servers never need it.
         try:
-            from ledger.engines.transformers.adapters import AdaptedSkeleton
+            from weightledger.ledger.engines.transformers.adapters import AdaptedSkeleton
         except ImportError as error:
             raise InvalidRequest(
                 f"adapters need peft, which is not here ({error}); install it with: "

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
-from ledger.adapters import Adapter
-from ledger.adapters.fit import Target, targets
-from ledger.engines import copying
-from ledger.engines.naming import Naming, of_module
-from ledger.errors import InvalidRequest
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.fit import Target, targets
+from weightledger.ledger.engines import copying
+from weightledger.ledger.engines.naming import Naming, of_module
+from weightledger.ledger.errors import InvalidRequest
 
 # A name inside of the module only; peft's may hold no dot, ours may.
 _INNER = "default"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
-from ledger.engines.text import Emit, Finished, Prompt, Sampling
-from ledger.engines.transformers.stops import Stops
-from ledger.engines.transformers.tokens import Decoder, Tokens
+from weightledger.ledger.engines.text import Emit, Finished, Prompt, Sampling
+from weightledger.ledger.engines.transformers.stops import Stops
+from weightledger.ledger.engines.transformers.tokens import Decoder, Tokens
 
 # Logits divided by less than this overflow; by then the choice is the most likely token anyway.
 _GREEDY_BELOW = 1e-5

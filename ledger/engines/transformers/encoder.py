@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ledger.engines.text import Prompt
+from weightledger.ledger.engines.text import Prompt
 
 if TYPE_CHECKING:
-    from ledger.engines.transformers.tokens import Tokens
+    from weightledger.ledger.engines.transformers.tokens import Tokens
 
 MODES = ("mean", "cls", "max", "lasttoken")
 

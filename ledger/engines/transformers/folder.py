@@ -14,8 +14,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from ledger.engines.transformers.encoder import MEAN, MODES, Pooling
-from ledger.errors import InvalidRequest
+from weightledger.ledger.engines.transformers.encoder import MEAN, MODES, Pooling
+from weightledger.ledger.errors import InvalidRequest
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _SHOWN = 4

@@ -5,8 +5,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ledger.engines.text import Prompt
-from ledger.errors import ContextTooLong, InvalidRequest
+from weightledger.ledger.engines.text import Prompt
+from weightledger.ledger.errors import ContextTooLong, InvalidRequest
 
 # Tokenizers without a limit say so with a huge number.
 _NO_LIMIT = 1 << 30

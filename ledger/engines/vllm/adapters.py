@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ledger.adapters import Adapter
-from ledger.digest import content_digest
-from ledger.errors import StorageError, UnsupportedModel
-from ledger.tensors import lanes
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.errors import StorageError, UnsupportedModel
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"

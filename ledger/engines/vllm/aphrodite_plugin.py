@@ -15,8 +15,8 @@ from aphrodite.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from ledger.engines.vllm import BACKEND, Target
-from ledger.engines.vllm.staging import Instruction, Staging
+from weightledger.ledger.engines.vllm import BACKEND, Target
+from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 
 
 @dataclass

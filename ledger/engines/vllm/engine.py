@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from ledger.adapters import Adapter
-from ledger.engines.state import StateEngine
-from ledger.engines.versions import Candidate, Version
-from ledger.engines.vllm import Target
-from ledger.engines.vllm.adapters import Written, written
-from ledger.engines.vllm.fused import whole_groups
-from ledger.engines.vllm.server import Server
-from ledger.engines.vllm.update import Replica, Timing
-from ledger.errors import Conflict, EngineUnavailable, InvalidRequest, PublishFailed
-from ledger.tensors import TensorSpec
+from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.engines.versions import Candidate, Version
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm.adapters import Written, written
+from weightledger.ledger.engines.vllm.fused import whole_groups
+from weightledger.ledger.engines.vllm.server import Server
+from weightledger.ledger.engines.vllm.update import Replica, Timing
+from weightledger.ledger.errors import Conflict, EngineUnavailable, InvalidRequest, PublishFailed
+from weightledger.ledger.tensors.spec import TensorSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from ledger.engines.vllm import BACKEND, Target
-from ledger.engines.vllm.staging import Instruction, Staging
+from weightledger.ledger.engines.vllm import BACKEND, Target
+from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx2
 
-from ledger.engines.vllm import Target
-from ledger.errors import EngineUnavailable
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.errors import EngineUnavailable
 
 _ASK_S = 5.0
 

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from ledger.engines.vllm import Target
-from ledger.engines.vllm.fused import PACKED, whole_groups
-from ledger.errors import InvalidRequest, WeightsMismatch
-from ledger.history import open_history
-from ledger.store.sql import SqlStore
-from ledger.tensors import WEIGHTS
+from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm.fused import PACKED, whole_groups
+from weightledger.ledger.errors import InvalidRequest, WeightsMismatch
+from weightledger.ledger.history.reader import open_history
+from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.tensors.spec import WEIGHTS
 
 DATABASE = "WEIGHTLEDGER_DATABASE"
 """Where a worker finds the ledger, if not where the driver does."""

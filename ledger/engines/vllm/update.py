@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ledger.engines.vllm import UNSETTLED, Target
-from ledger.engines.vllm.server import Refused, Server
+from weightledger.ledger.engines.vllm import UNSETTLED, Target
+from weightledger.ledger.engines.vllm.server import Refused, Server
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,0 @@
-"""`python -m api.cli` is the `weightledger` command."""
-
-from api.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""The REST face: routes, schemas, authentication and the one error form."""

@@ -1,0 +1,116 @@
+"""Errors over HTTP: the ledger's error tree as OpenAI-style bodies, in one place.
+
+Every error reply is {"error": {"message", "type", "param", "code"}}.
+"""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from weightledger.ledger import errors
+
+logger = logging.getLogger(__name__)
+
+# The first class that matches decides, so subclasses stand before their bases.
+_STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
+    (errors.PayloadTooLarge, 413, "invalid_request_error", "payload_too_large"),
+    (errors.ContextTooLong, 400, "invalid_request_error", "context_length_exceeded"),
+    (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
+    (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (errors.NotFound, 404, "not_found_error", "not_found"),
+    (errors.Pruned, 410, "not_found_error", "pruned"),
+    (errors.OperationDisabled, 403, "permission_error", "disabled"),
+    (errors.Conflict, 409, "conflict_error", "conflict"),
+    (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
+    (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),
+    (errors.StorageFull, 503, "server_error", "storage_full"),
+    (errors.StorageError, 503, "server_error", "storage_unavailable"),
+    (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
+    (errors.Unavailable, 503, "server_error", "unavailable"),
+    (errors.EngineUnavailable, 503, "server_error", "engine_unavailable"),
+    (errors.CorruptLedger, 500, "server_error", "corrupt_ledger"),
+    (errors.LedgerError, 500, "server_error", "ledger_error"),
+)
+
+_HTTP_TYPES = {
+    400: ("invalid_request_error", "invalid_request"),
+    401: ("authentication_error", "unauthorized"),
+    403: ("permission_error", "forbidden"),
+    404: ("not_found_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "payload_too_large"),
+}
+
+
+TOO_LARGE = (
+    "the body is larger than this route takes; send large updates to /v1/models/batch_update as a "
+    "safetensors file"
+)
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    type_: str | None = None,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An error reply in the one form that every route uses."""
+    default_type, default_code = _HTTP_TYPES.get(status, ("server_error", "error"))
+    body: dict[str, Any] = {
+        "message": message,
+        "type": type_ or default_type,
+        "param": param,
+        "code": code or default_code,
+    }
+    return JSONResponse({"error": body}, status_code=status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer the ledger's and HTTP's errors in the one form; `Door` answers unexpected ones."""
+    app.add_exception_handler(errors.LedgerError, _ledger_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def openai_error(error: errors.LedgerError) -> tuple[int, dict[str, Any]]:
+    """The status of an error of the ledger, and its `{"error": …}` body."""
+    status, type_, code = next(
+        (status, type_, code) for cls, status, type_, code in _STATUS if isinstance(error, cls)
+    )
+    param = getattr(error, "param", None)
+    return status, {"error": {"message": str(error), "type": type_, "param": param, "code": code}}
+
+
+def _ledger_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.LedgerError)
+    status, body = openai_error(error)
+    if status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Conflict):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, errors.PreconditionFailed):
+        headers["etag"] = f'"{error.head_seq}"'
+    if status == 503:
+        headers["retry-after"] = "1"
+    return JSONResponse(body, status_code=status, headers=headers or None)
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 413:
+        message = TOO_LARGE
+    if error.status_code == 404 and message == "Not Found":
+        message = f"no route {request.method} {request.url.path}"
+    return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)
+
+
+def unexpected(error: Exception) -> JSONResponse:
+    """The reply to an error that nobody raised on purpose."""
+    return error_response(500, f"internal error: {type(error).__name__}", code="internal")

@@ -1,0 +1,52 @@
+"""Which weights a request means, and how a reply names them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from weightledger import DynamicModelManager
+from weightledger.ledger import adapters
+from weightledger.ledger.engines import Live
+from weightledger.ledger.errors import ModelNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a `model` field leads to: the name to answer with, and how to hold its weights."""
+
+    name: str
+    lease: Callable[[], AbstractContextManager[Live]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The state a reply was computed from."""
+
+    seq: int
+    digest: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`X-Weights-Seq` and `X-Weights-Digest`."""
+        return {"x-weights-seq": str(self.seq), "x-weights-digest": self.digest.hex()}
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: the same for two replies from the same state."""
+        return f"seq-{self.seq}-{self.digest.hex()[:16]}"
+
+
+def resolve(manager: DynamicModelManager, model: str | None) -> Served:
+    """What the `model` field of a request names, the served model or one of its adapters.
+
+    Without one it is the served model. An adapter is looked up again in the version that is
+    leased, so a request that waited while it was unloaded gets ModelNotFound then.
+    Raises ModelNotFound with the names that are served.
+    """
+    if model is None or model == manager.model_name:
+        return Served(manager.model_name, manager.lease)
+    loaded = adapters.names(manager.log.live.side)
+    if model not in loaded:
+        served = ", ".join([manager.model_name, *loaded])
+        raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")
+    return Served(model, lambda: manager.lease(model))

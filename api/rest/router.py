@@ -1,0 +1,80 @@
+"""All routes of one manager, to mount in a server that exists already.
+
+app.include_router(weightledger.api.router(manager))
+weightledger.api.install_errors(app)
+"""
+
+from fastapi import APIRouter
+
+from weightledger import DynamicModelManager
+from weightledger.api.rest.prometheus import Metrics
+from weightledger.api.rest.routes import (
+    adapters,
+    audit,
+    batch,
+    catalog,
+    dynamic,
+    enhanced,
+    inference,
+    operations,
+    verification,
+)
+from weightledger.api.rest.text import routes as text
+from weightledger.api.rest.workers import Workers
+from weightledger.api.server.settings import (
+    INFERENCE_QUEUE,
+    INFERENCE_THREADS,
+    JSON_BODY_BYTES,
+    UPLOAD_BYTES,
+)
+from weightledger.rules import DTESNDynamicIntegration
+
+
+def router(
+    manager: DynamicModelManager,
+    *,
+    max_body_bytes: int = JSON_BODY_BYTES,
+    max_upload_bytes: int = UPLOAD_BYTES,
+    inference_threads: int = INFERENCE_THREADS,
+    inference_queue: int = INFERENCE_QUEUE,
+    integration: DTESNDynamicIntegration | None = None,
+) -> APIRouter:
+    """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
+
+    JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
+    `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
+    given.
+    """
+    routes = APIRouter()
+    routes.include_router(_uploads(manager, max_upload_bytes))
+    workers = Workers(inference_threads, inference_queue)
+    learning = integration or DTESNDynamicIntegration(manager)
+    routes.include_router(_json(manager, max_body_bytes, workers, learning))
+    return routes
+
+
+def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+    routes = APIRouter(max_body_size=max_bytes)
+    routes.include_router(batch.router(manager))
+    return routes
+
+
+def _json(
+    manager: DynamicModelManager,
+    max_bytes: int,
+    workers: Workers,
+    learning: DTESNDynamicIntegration,
+) -> APIRouter:
+    routes = APIRouter(max_body_size=max_bytes)
+    # Routes are tried in this order: what is asked for most comes first.
+    routes.include_router(dynamic.router(manager))
+    routes.include_router(inference.router(manager))
+    routes.include_router(text.router(manager, workers))
+    routes.include_router(operations.router(manager, Metrics(manager)))
+    routes.include_router(adapters.router(manager))
+    routes.include_router(enhanced.router(learning))
+    routes.include_router(audit.router(manager))
+    routes.include_router(verification.router(manager))
+    routes.include_router(catalog.router(manager))
+    routes.include_router(catalog.by_name(manager))
+    return routes

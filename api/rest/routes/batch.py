@@ -1,0 +1,93 @@
+"""Many parameters in one atomic event, sent as a safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from weightledger import DynamicModelManager, IncrementalUpdateRequest
+from weightledger.api.rest.requests import caller, require_writes
+from weightledger.api.rest.schemas import update_reply
+from weightledger.api.rest.uploads import OCTET_STREAM, body_file, json_object, mapped_tensors
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.tensors.spec import TensorSpec
+
+# NAME@indices beside NAME makes it sparse; NAME@a and NAME@b stand in its place, as factors.
+_PARTS = ("indices", "a", "b")
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """The route for bodies that are too large for JSON."""
+    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+
+    @routes.post(
+        "/batch_update",
+        dependencies=[Depends(require_writes)],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {OCTET_STREAM: {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+    )
+    async def batch_update(
+        request: Request,
+        response: Response,
+        update_type: Annotated[str, Query()] = "additive",
+        learning_rate: Annotated[float, Query(ge=0, le=1)] = 0.01,
+        metadata: Annotated[str | None, Query(description="A JSON object.")] = None,
+    ) -> dict[str, Any]:
+        """Apply one update to each parameter named in a safetensors file, all or none.
+
+        A tensor NAME is the update data of parameter NAME. With NAME@indices (int64, flat
+        positions) it has one value for each; NAME@a [rows, r] and NAME@b [r, columns] stand in its
+        place as low-rank factors.
+        """
+        facts = json_object(metadata, "metadata")
+        folder = Path(manager.config.backup_dir)
+        async with body_file(request, folder if folder.is_dir() else None) as path:
+            with mapped_tensors(path) as tensors:
+                requests = _requests(tensors, manager.log.specs, update_type, learning_rate)
+                event = await manager.update_batch(requests, caller=caller(request), metadata=facts)
+        response.headers["etag"] = f'"{event.state_seq}"'
+        done = f"Successfully applied {len(requests)} updates as one event"
+        return update_reply(manager.update_result(event), done)
+
+    return routes
+
+
+def _requests(
+    tensors: Mapping[str, torch.Tensor],
+    specs: Mapping[str, TensorSpec],
+    update_type: str,
+    learning_rate: float,
+) -> list[IncrementalUpdateRequest]:
+    """One request for each parameter named, in the order of the names."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, at, part = name.rpartition("@")
+        if name in specs or not at or part not in _PARTS:
+            parameter, part = name, "data"
+        parts.setdefault(parameter, {})[part] = tensor
+    made = []
+    for name, given in sorted(parts.items()):
+        if "a" in given or "b" in given:
+            if set(given) != {"a", "b"}:
+                raise InvalidRequest(
+                    f"factors of {name!r} are {name}@a and {name}@b and nothing else, got "
+                    + ", ".join(sorted(given)),
+                    param=name,
+                )
+            fields: dict[str, Any] = {"factors": given}
+        elif "data" not in given:
+            raise InvalidRequest(f"{name}@indices needs the values in {name!r}", param=name)
+        else:
+            fields = {"update_data": given["data"], "indices": given.get("indices")}
+        made.append(
+            IncrementalUpdateRequest(
+                name, learning_rate=learning_rate, update_type=update_type, **fields
+            )
+        )
+    return made

@@ -1,0 +1,109 @@
+"""The five routes of the specification."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from weightledger import DynamicModelManager, IncrementalUpdateRequest
+from weightledger.api.rest import schemas
+from weightledger.api.rest.requests import body, caller, require_writes
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.event import Event
+
+Reply = dict[str, Any]
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """Routes that change the model and name its versions."""
+    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+    writes = [Depends(require_writes)]
+
+    @routes.post(
+        "/incremental_update",
+        dependencies=writes,
+        openapi_extra=schemas.json_body(schemas.IncrementalUpdateBody),
+    )
+    async def incremental_update(request: Request, response: Response) -> Reply:
+        """Apply one update to one parameter."""
+        sent = await body(request, schemas.UPDATE)
+        who = caller(request)
+        if sent.factors is None and "update_data" not in sent.model_fields_set:
+            raise InvalidRequest("update_data: Field required", param="update_data")
+        event = await manager.update(
+            IncrementalUpdateRequest(
+                parameter_name=sent.parameter_name,
+                update_data=sent.update_data,
+                indices=sent.indices,
+                factors=None if sent.factors is None else sent.factors.model_dump(),
+                learning_rate=sent.learning_rate,
+                update_type=sent.update_type,
+                metadata=sent.metadata,
+                idempotency_key=who.idempotency_key,
+                expected_seq=who.expected_seq,
+                actor=who.actor,
+                request_id=who.request_id,
+            )
+        )
+        _tag(response, event)
+        done = f"Successfully applied incremental update to {sent.parameter_name}"
+        return schemas.update_reply(manager.update_result(event), done)
+
+    @routes.post(
+        "/create_version", dependencies=writes, openapi_extra=schemas.json_body(schemas.VersionBody)
+    )
+    async def create_version(request: Request, response: Response) -> Reply:
+        """Name the current state."""
+        sent = await body(request, schemas.VERSION)
+        event = await manager.name_version(sent.description, caller=caller(request))
+        _tag(response, event)
+        message = f"Successfully created model version: {event.name}"
+        return {"success": True, "message": message, "data": {"version_id": event.name}}
+
+    @routes.post(
+        "/rollback", dependencies=writes, openapi_extra=schemas.json_body(schemas.RollbackBody)
+    )
+    async def rollback(request: Request, response: Response) -> Reply:
+        """Move the model to a version, or to any other position."""
+        sent = await body(request, schemas.ROLLBACK)
+        event, result = await manager.rollback(sent.version_id, caller=caller(request))
+        _tag(response, event)
+        message = f"Successfully rolled back to version: {sent.version_id}"
+        data = {key: value for key, value in result.items() if key != "success"}
+        return {"success": True, "message": message, "data": data}
+
+    @routes.post("/versions/{version_id}/pin", dependencies=writes)
+    async def pin(request: Request, response: Response, version_id: str) -> Reply:
+        """Keep a version for ever: it is never retired."""
+        return await set_pin(request, response, version_id, True)
+
+    @routes.post("/versions/{version_id}/unpin", dependencies=writes)
+    async def unpin(request: Request, response: Response, version_id: str) -> Reply:
+        """Let a version be retired again."""
+        return await set_pin(request, response, version_id, False)
+
+    async def set_pin(request: Request, response: Response, version_id: str, pinned: bool) -> Reply:
+        who = caller(request)
+        event = await manager.pin_version(version_id, pinned=pinned, caller=who)
+        _tag(response, event)
+        done = "pinned" if pinned else "unpinned"
+        data = {"version_id": version_id, "pinned": pinned}
+        return {"success": True, "message": f"Version {version_id} {done}", "data": data}
+
+    @routes.get("/versions")
+    def versions() -> Reply:
+        """Listed versions, newest first."""
+        listed = manager.list_versions()
+        return {"versions": listed, "total_count": len(listed)}
+
+    @routes.get("/status")
+    def status(response: Response) -> Reply:
+        """Where the model stands."""
+        _tag(response, manager.log.live.head)
+        return manager.get_status()
+
+    return routes
+
+
+def _tag(response: Response, event: Event) -> None:
+    """The ETag of a reply is the seq of the last state change, at the reply's own event."""
+    response.headers["etag"] = f'"{event.state_seq}"'

@@ -1,0 +1,83 @@
+"""Inference of the model in this process: each reply names the state it came from."""
+
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+
+from weightledger import DynamicModelManager
+from weightledger.api.rest import schemas
+from weightledger.api.rest.model_selection import Origin
+from weightledger.api.rest.requests import body
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.tensors.lanes import TORCH_DTYPES
+from weightledger.ledger.writing.operands import leaf_types
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`/invocations`."""
+    routes = APIRouter(tags=["inference"])
+
+    @routes.post(
+        "/invocations",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": schemas.InvocationBody.model_json_schema()}
+                },
+            }
+        },
+    )
+    async def invocations(request: Request) -> Response:
+        """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""
+        sent = await body(request, schemas.INVOCATION)
+        return await run_in_threadpool(_infer, manager, sent)
+
+    return routes
+
+
+def _infer(manager: DynamicModelManager, sent: schemas.InvocationBody) -> Response:
+    inputs = _tensor(sent)
+    with manager.lease() as live:
+        try:
+            with torch.inference_mode():
+                predictions = _plain(live.module(inputs))
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise InvalidRequest(
+                f"the model refused inputs of shape {tuple(inputs.shape)} and dtype {sent.dtype}: "
+                f"{error}",
+                param="inputs",
+            ) from None
+        origin = Origin(live.seq, live.digest)
+    return Response(
+        to_json({"predictions": predictions}, inf_nan_mode="null"),
+        media_type="application/json",
+        headers=origin.headers,
+    )
+
+
+def _tensor(sent: schemas.InvocationBody) -> torch.Tensor:
+    if sent.dtype not in TORCH_DTYPES:
+        raise InvalidRequest(f"dtype must be one of {', '.join(TORCH_DTYPES)}", param="dtype")
+    if bool in leaf_types(sent.inputs) and sent.dtype != "bool":
+        raise InvalidRequest("inputs must be numbers, got values of type bool", param="inputs")
+    try:
+        return torch.tensor(sent.inputs, dtype=TORCH_DTYPES[sent.dtype])
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InvalidRequest(
+            f"inputs must be numbers in nested lists of equal length: {error}", param="inputs"
+        ) from None
+
+
+def _plain(output: Any) -> Any:
+    """Tensors as nested lists, inside whatever containers the model returns."""
+    if isinstance(output, torch.Tensor):
+        return output.tolist()
+    if isinstance(output, dict):
+        return {str(key): _plain(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_plain(value) for value in output]
+    return output

@@ -1,0 +1,35 @@
+"""Does what is served equal what the ledger says?"""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from weightledger import DynamicModelManager
+from weightledger.ledger.errors import WeightsMismatch
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`POST /v1/models/verify`: hash the tensors that are served right now."""
+    routes = APIRouter(prefix="/v1/models", tags=["audit"])
+
+    @routes.post("/verify")
+    def verify() -> dict[str, Any]:
+        """The digest of the live tensors, hashed afresh; 503 when it is not the ledger's."""
+        live, hashed = manager.log.verify_live()
+        if hashed.value != live.state.value:
+            differing = sorted(
+                name for name, d in hashed.digests.items() if d != live.state.digests[name]
+            )
+            raise WeightsMismatch(
+                f"live weights differ from the ledger at seq {live.head.state_seq}: "
+                + ", ".join(differing)
+            )
+        return {
+            "object": "verification",
+            "seq": live.head.state_seq,
+            "digest": hashed.value.hex(),
+            "tensors": len(hashed.digests),
+            "ok": True,
+        }
+
+    return routes

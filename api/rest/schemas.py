@@ -1,0 +1,151 @@
+"""Request bodies, validated strictly, and where replies get their shape."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.event import Annotation, Event
+from weightledger.ledger.log import MAX_DESCRIPTION
+
+T = TypeVar("T")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class FactorsBody(_Body):
+    """`a` [rows, rank] and `b` [rank, columns]."""
+
+    a: list[list[float]]
+    b: list[list[float]]
+
+
+class IncrementalUpdateBody(_Body):
+    """POST /v1/models/incremental_update"""
+
+    parameter_name: str
+    update_data: Any = Field(
+        None, description="A number, or (nested) lists of numbers of the parameter's shape or flat."
+    )
+    indices: list[int] | None = Field(
+        None, description="Flat positions, in C order; update_data then has one value for each."
+    )
+    factors: FactorsBody | None = Field(
+        None, description="Low-rank factors, in the place of update_data."
+    )
+    learning_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    update_type: str = "additive"
+    metadata: dict[str, Any] | None = None
+
+
+class EnhancedUpdateBody(_Body):
+    """POST /v1/models/enhanced_update: update_data or activities, or a reward."""
+
+    parameter_name: str | None = Field(None, description="Not needed with a reward.")
+    update_data: Any = Field(
+        None, description="A change asked for, in the forms of incremental_update."
+    )
+    activities: dict[str, Any] | None = Field(
+        None, description="By the rule's names: x, y, target, reward …; nested lists, [batch, …]."
+    )
+    rule: str | None = Field(None, description="A rule's id; else the selector chooses one.")
+    rule_config: dict[str, Any] | None = None
+    selector: Literal["feedback", "bandit"] | None = None
+    learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    performance_context: dict[str, float] | None = Field(
+        None, description="accuracy_change, a difference of fractions; latency_change in ms."
+    )
+    stream: str = "default"
+    request_id: str | None = Field(None, description="With activities: their reward comes later.")
+    reward: float | None = Field(None, description="The reward of the action sent before.")
+    gated: bool = Field(False, description="Score, then learn; adopt only what is better.")
+    batch_size: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class VersionBody(_Body):
+    """POST /v1/models/create_version"""
+
+    description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
+
+
+class RollbackBody(_Body):
+    """POST /v1/models/rollback: a version id, or any other position."""
+
+    version_id: Annotated[str, Field(min_length=1)]
+
+
+class InvocationBody(_Body):
+    """POST /invocations: one batch, as nested lists; `dtype` is what the model takes."""
+
+    inputs: Any
+    dtype: str = "float32"
+
+
+UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
+ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
+VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
+ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
+INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
+
+
+def parse(adapter: TypeAdapter[T], body: bytes) -> T:
+    """A validated body; InvalidRequest names the first wrong field and what was expected."""
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or None
+        where = f"{field}: " if field else "the body is not the JSON expected: "
+        raise InvalidRequest(where + first["msg"], param=field) from None
+
+
+def json_body(model: type[Any]) -> dict[str, Any]:
+    """Show a body's schema in /docs; the route parses the raw body itself."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def update_reply(
+    result: Mapping[str, Any], done: str, failed: str = "Failed to apply update"
+) -> dict[str, Any]:
+    """The reply about an update, from the manager's result: what was done, or why it was not."""
+    if not result["success"]:
+        return {"success": False, "message": f"{failed}: {result['reason']}", "data": dict(result)}
+    data = {key: value for key, value in result.items() if key != "success"}
+    return {"success": True, "message": done, "data": data}
+
+
+def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
+    """One event as the audit routes and `--json` show it."""
+    return {
+        "id": event.name,
+        "object": "event",
+        "seq": event.seq,
+        "kind": event.kind,
+        "recorded_at": iso_time(event.recorded_at),
+        "actor": annotation.actor if annotation else None,
+        "reason": annotation.reason if annotation else None,
+        "request_id": event.request_id,
+        "idempotency_key": event.idempotency_key,
+        "state_seq": event.state_seq,
+        "node": event.node,
+        "state_before": event.state_before.hex() if event.state_before else None,
+        "state_after": event.state_after.hex(),
+        "payload_bytes": event.payload_size,
+        "event_hash": event.hash.hex(),
+        "metadata": json.loads(annotation.metadata) if annotation and annotation.metadata else None,
+        "facts": dict(event.body),
+    }
+
+
+def iso_time(recorded_at: int) -> str:
+    """UTC microseconds since the epoch as ISO 8601 with a Z."""
+    seconds, micros = divmod(recorded_at, 1_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

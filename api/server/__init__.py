@@ -1,0 +1,1 @@
+"""The server: settings, what is served, start and stop."""

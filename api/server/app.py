@@ -1,0 +1,71 @@
+"""The server application around one manager."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from weightledger import DynamicModelManager
+from weightledger.api.rest import errors
+from weightledger.api.rest.authentication import Door
+from weightledger.api.rest.limits import TooLargeInOurForm
+from weightledger.api.rest.router import router
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.errors import LedgerError
+
+logger = logging.getLogger(__name__)
+
+# How often the log is asked for events of other processes. Writes of this one show at once.
+_POLL_S = 0.5
+
+
+def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
+    """The REST API, its errors, its door, and the task that follows other writers."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        follower = asyncio.create_task(_follow(manager))
+        yield
+        follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follower
+
+    app = FastAPI(
+        title="Weight Ledger",
+        summary="An event-sourced ledger of live model weights.",
+        lifespan=lifespan,
+    )
+    app.state.writes_enabled = settings.writes_enabled
+    app.include_router(
+        router(
+            manager,
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            inference_threads=settings.inference_threads,
+            inference_queue=settings.inference_queue,
+        )
+    )
+    # FastAPI builds included routes at their first use, under a filter of warnings that threads
+    # share; done here, the first request is as fast as the next and no thread sees the filter.
+    app.openapi()
+    errors.install(app)
+    app.add_middleware(TooLargeInOurForm)
+    app.add_middleware(Door, api_key=settings.api_key)
+    return app
+
+
+async def _follow(manager: DynamicModelManager) -> None:
+    said: str | None = None
+    while True:
+        await asyncio.sleep(_POLL_S)
+        try:
+            await manager.catch_up()
+            said = None
+        except LedgerError as error:
+            if said != str(error):  # an outage is one line, not two a second
+                said = str(error)
+                logger.error("cannot follow the log: %s", error)
+        except Exception:
+            logger.exception("cannot follow the log")

@@ -1,0 +1,55 @@
+"""From `--engine` and `--engine-url` to the driver of a server of its own process."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+import torch
+from safetensors.torch import load_file
+
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.engines.vllm.engine import VllmEngine
+from weightledger.ledger.engines.vllm.server import Server
+from weightledger.ledger.errors import InvalidRequest
+
+
+def drive(settings: Settings) -> tuple[str, VllmEngine]:
+    """The model's name in the ledger, its folder's, and the driver of the server.
+
+    The server need not be there yet. Raises InvalidRequest without a URL or a checkpoint folder.
+    """
+    if settings.engine_url is None:
+        raise InvalidRequest(f"--engine {settings.engine} needs --engine-url", param="engine_url")
+    folder = Path(settings.model).resolve()
+    name = folder.name
+    server = Server(
+        settings.engine_url, api_key=settings.engine_api_key, timeout_s=settings.engine_timeout_s
+    )
+    database = _from_elsewhere(settings.update_config().url)
+    return name, VllmEngine(
+        load_checkpoint(folder),
+        server,
+        model=name,
+        database=database,
+        adapter_root=settings.data_dir / "adapters",
+    )
+
+
+def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a Hugging Face folder's safetensors files, by its name there."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InvalidRequest(
+            f"--model must be a folder with safetensors files, got {folder}", param="model"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
+    return tensors
+
+
+def _from_elsewhere(url: str) -> str:
+    """A database URL that means the same in a process with another working directory."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        parsed = parsed.set(database=str(Path(parsed.database).resolve()))
+    return parsed.render_as_string(hide_password=False)

@@ -1,0 +1,75 @@
+"""From `--model` to an engine: the built-in model, a Hugging Face folder, or `module:factory`."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weightledger import Engine, TorchEngine
+from weightledger.api.server import builtin
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.monitoring.evaluation import Evaluator
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model to serve: its name in the ledger, what holds it, and what scores it, if anything."""
+
+    name: str
+    engine: Engine
+    evaluator: Evaluator | None = None
+
+
+def load(model: str, data_dir: Path, name: str | None = None) -> Loaded:
+    """Load what `--model` names; InvalidRequest says what was expected.
+
+    `name` is the one to serve it under, instead of the folder's or `module:factory`.
+    """
+    if model == builtin.NAME:
+        module, evaluator = builtin.load_digits(data_dir)
+        return Loaded(name or builtin.NAME, TorchEngine(module), evaluator)
+    path = Path(model)
+    if path.is_dir():
+        return Loaded(name or path.resolve().name, _from_folder(path))
+    if ":" not in model:
+        raise InvalidRequest(
+            f"--model must be {builtin.NAME!r}, a Hugging Face folder (config.json, *.safetensors "
+            f"and tokenizer files) or module:factory, got {model!r}",
+            param="model",
+        )
+    return Loaded(name or model, TorchEngine(_from_factory(model)))
+
+
+def _from_folder(path: Path) -> Engine:
+    try:
+        import transformers.utils as transformers
+
+        from weightledger.ledger.engines.transformers import TransformersEngine
+    except ImportError as error:
+        raise InvalidRequest(
+            f"--model {path} needs transformers, which is not here ({error}); "
+            "install it with: pip install 'weightledger[transformers]'",
+            param="model",
+        ) from error
+    # The log of a server is no place for bars.
+    transformers.logging.disable_progress_bar()
+    return TransformersEngine.load(path)
+
+
+def _from_factory(model: str) -> torch.nn.Module:
+    module_name, _, attribute = model.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidRequest(f"--model {model}: {error}", param="model") from error
+    made = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
+    if not isinstance(made, torch.nn.Module):
+        raise InvalidRequest(
+            f"--model {model} must give a torch.nn.Module, got {type(made).__name__}",
+            param="model",
+        )
+    return made

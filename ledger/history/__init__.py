@@ -1,0 +1,1 @@
+"""The tree of states: positions, anchors, paths and replay."""

@@ -1,0 +1,69 @@
+"""What gc has dropped, told by the log itself: the fold of its `pruned` events."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from weightledger.ledger.events.event import PRUNED, Event
+
+
+@dataclass(frozen=True, slots=True)
+class Prunings:
+    """The state-changing events that lead nowhere any more, and the snapshots that are gone.
+
+    `firsts` and `lasts` are the ends of ascending, disjoint ranges of seqs; `runs` counts the
+    events that say so.
+    """
+
+    firsts: tuple[int, ...] = ()
+    lasts: tuple[int, ...] = ()
+    snapshots: frozenset[int] = frozenset()
+    runs: int = 0
+
+    def __call__(self, seq: int) -> bool:
+        """Whether what this event stored was dropped."""
+        at = bisect_right(self.firsts, seq) - 1
+        return at >= 0 and seq <= self.lasts[at]
+
+    def snapshot(self, node: int) -> bool:
+        """Whether a snapshot that once stood at this node was dropped."""
+        return node in self.snapshots
+
+
+NOTHING_PRUNED = Prunings()
+
+
+def fold(events: Iterable[Event]) -> Prunings:
+    """All that the `pruned` events of a log dropped."""
+    ranges: list[tuple[int, int]] = []
+    snapshots: set[int] = set()
+    runs = 0
+    for event in events:
+        runs += 1
+        assert event.kind == PRUNED
+        ranges += [(first, last) for first, last in event.body["ranges"]]
+        snapshots |= set(event.body["snapshots"])
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return Prunings(
+        tuple(first for first, _ in merged),
+        tuple(last for _, last in merged),
+        frozenset(snapshots),
+        runs,
+    )
+
+
+def body(seqs: Iterable[int], snapshots: Iterable[int]) -> dict[str, Any]:
+    """The facts of a `pruned` event: ascending seqs as ranges, and the snapshots dropped."""
+    ranges: list[list[int]] = []
+    for seq in seqs:
+        if ranges and seq == ranges[-1][1] + 1:
+            ranges[-1][1] = seq
+        else:
+            ranges.append([seq, seq])
+    return {"ranges": ranges, "snapshots": sorted(snapshots)}

@@ -1,0 +1,301 @@
+"""The read side of one model's log: events, versions, and any state it ever had.
+
+Works on the store alone: no engine and no server are needed. Rebuilding starts from the cheapest
+place and reads what the path needs, never the whole log.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
+from weightledger.ledger.events.event import PRUNINGS, Event
+from weightledger.ledger.history import lineage, snapshots, versions
+from weightledger.ledger.history.positions import Position, find_event, resolve
+from weightledger.ledger.history.pruning import Prunings, fold
+from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.store import EventFilter, EventStore, Snapshot
+from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
+
+EVERYTHING = EventFilter()
+
+_PAGE = 256  # events of a path that are held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One tensor of the model at its head: `name` is bare, `update_count` counts its updates."""
+
+    name: str
+    spec: TensorSpec
+    digest: bytes
+    update_count: int
+
+
+class History:
+    """One registered model's log, read."""
+
+    def __init__(
+        self, store: EventStore, blobs: BlobStore, model: str, model_id: int, pool: Executor
+    ) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.model = model
+        self.model_id = model_id
+        self.pool = pool
+        self._prunings: tuple[Event, ...] = ()
+        self._pruned = Prunings()
+        self.lineage = lineage.Lineage(lambda start, stop: store.steps(model_id, start, stop))
+
+    # Events
+
+    def head(self) -> Event:
+        return self.store.head(self.model_id)
+
+    def event(self, name: str) -> Event:
+        """The event with a public name (update id, version id, `seq:N`); NotFound otherwise."""
+        return find_event(self.store, self.model_id, name)
+
+    def events(
+        self,
+        where: EventFilter = EVERYTHING,
+        *,
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> list[Event]:
+        """Events that pass a filter, all of them unless `limit` is given."""
+        most = sys.maxsize if limit is None else limit
+        return self.store.select(self.model_id, where, limit=most, newest_first=newest_first)
+
+    def resolve(self, position: str) -> Position:
+        """The state a position names; NotFound otherwise. `history.positions` lists the forms."""
+        return resolve(self.store, self.model_id, position)
+
+    def versions(self) -> list[versions.ModelVersion]:
+        """Listed versions, newest first."""
+        return versions.list_versions(self.store, self.model_id)
+
+    # States
+
+    def state(self, position: str = "head") -> dict[str, torch.Tensor]:
+        """Every tensor at a position, by bare name, aliases included (as the same tensor).
+
+        What is not a weight of the model keeps its full name: `adapter/…`, `rule/…`.
+        """
+        return {name.removeprefix(WEIGHTS): t for name, t in self._full_names(position).items()}
+
+    def weights(self, position: str = "head") -> dict[str, torch.Tensor]:
+        """`state`, without the tensors beside the weights."""
+        found = self._full_names(position).items()
+        return {name.removeprefix(WEIGHTS): t for name, t in found if name.startswith(WEIGHTS)}
+
+    def _full_names(self, position: str) -> dict[str, torch.Tensor]:
+        target = self.resolve(position)
+        digest, tensors = self.rebuild(target.node, target.state)
+        return {**tensors, **{alias: tensors[first] for alias, first in digest.aliases.items()}}
+
+    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+        """The whole state at a node from its cheapest snapshot, every tensor verified."""
+        base, path = self.plan(node)
+        loaded: dict[str, torch.Tensor] = {}
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        rebuilt = self.follow(base, fetch, path, expected)
+        for name in rebuilt.state.specs:
+            loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+        return rebuilt.state, loaded
+
+    @property
+    def pruned(self) -> Prunings:
+        """What gc has dropped so far."""
+        runs = self._prunings
+        while (run := self.store.by_number(self.model_id, PRUNINGS, len(runs))) is not None:
+            runs = (*runs, run)
+        if runs is not self._prunings:
+            self._prunings, self._pruned = runs, fold(runs)
+        return self._pruned
+
+    def tensors(
+        self, node: int, expected: bytes, names: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Some tensors at a node (all by default), by full name, each verified.
+
+        Reads their part of the cheapest snapshot and the events that changed them since. Raises
+        NotFound for a name that is not in the state.
+        """
+        base, path = self.plan(node)
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        only = None if names is None else frozenset(names)
+        rebuilt = self.follow(base, fetch, path, expected, only=only)
+        wanted = rebuilt.state.specs if names is None else names
+        for name in wanted:
+            if name not in rebuilt.state.specs:
+                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
+        return {
+            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+            for name in wanted
+        }
+
+    def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
+        """The snapshot to start from for a node, and the path from there.
+
+        Raises Pruned when gc dropped what the way there needs.
+        """
+        anchors = self.anchors(node)
+        costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
+        path = lineage.cheapest(self.lineage, costs, node, self.pruned)
+        return self.anchor_state(anchors[path.start]), path
+
+    def anchors(self, node: int) -> dict[int, Snapshot]:
+        """The snapshots from which a node may best be reached, however many there are: the nearest
+        on each side of it in the log, and the nearest on its way up the tree."""
+        near = self.store.snapshots_near(self.model_id, node, lineage.NEAREST_ANCHORS)
+        found = {snapshot.node: snapshot for snapshot in near}
+        above = self.anchor_above(node)
+        if above is not None:
+            found[above.node] = above
+        return found
+
+    def anchor_above(self, node: int) -> Snapshot | None:
+        """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way
+        there was pruned."""
+        read: dict[int, Snapshot] = {}
+        lowest: int | None = None  # the last node for which those before it have been read
+
+        def anchored(at: int) -> bool:
+            nonlocal lowest
+            if lowest is None or at < lowest:
+                near = self.store.snapshots_near(self.model_id, at, lineage.NEAREST_ANCHORS)
+                read.update((snapshot.node, snapshot) for snapshot in near)
+                lowest = min((s.node for s in near if s.node <= at), default=0)
+            return at in read
+
+        above = lineage.ancestor(self.lineage, anchored, 0, node, self.pruned)
+        return None if above is None else read[above]
+
+    def anchor_state(self, snapshot: Snapshot) -> StateDigest:
+        """The state a snapshot holds, checked against the event it is a snapshot of."""
+        try:
+            state = snapshots.read_manifest(self.blobs.get(snapshot.manifest))
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"snapshot at event {snapshot.node}: {error}", seq=snapshot.node
+            ) from error
+        event = self.require(snapshot.node)
+        if state.value != event.state_after:
+            raise CorruptLedger(
+                f"the snapshot at event {snapshot.node} has digest {state.value.hex()}, "
+                f"the log says {event.state_after.hex()}",
+                seq=snapshot.node,
+            )
+        return state
+
+    def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
+        """A tensor of the snapshot at a node, verified; CorruptLedger names the node."""
+        try:
+            return snapshots.load_tensor(self.blobs, state.specs[name], state.digests[name])
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
+            ) from error
+
+    def follow(
+        self,
+        base: StateDigest,
+        tensor: Callable[[str], torch.Tensor],
+        path: lineage.Path,
+        expected: bytes,
+        only: Collection[str] | None = None,
+    ) -> Rebuilt:
+        """Replay a path from `base`; see `history.replay.replay`."""
+        moves = chain(
+            (Move(event, undo=True) for event in self.require_all(path.undo)),
+            (Move(event, undo=False) for event in self.require_all(path.redo)),
+        )
+        sources = Sources(tensor, self.store.payloads, self.whole)
+        try:
+            return replay(base, moves, sources, expected, self.pool, only)
+        except CorruptLedger as error:
+            if error.seq is not None and self.pruned(error.seq):  # while it was on the way there
+                raise Pruned(
+                    f"what event {error.seq} stored was pruned by gc", seq=error.seq
+                ) from error
+            raise
+
+    def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
+        """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""
+        return snapshots.load_tensor(self.blobs, spec, digest)
+
+    def require(self, seq: int) -> Event:
+        """The event at a seq that the log refers to; CorruptLedger when it is not there."""
+        event = self.store.event(self.model_id, seq)
+        if event is None:
+            raise CorruptLedger(f"event {seq} is missing from the log", seq=seq)
+        return event
+
+    def require_all(self, seqs: Sequence[int]) -> Iterator[Event]:
+        """The events at these seqs, in the order given; close ones are read together."""
+        for at in range(0, len(seqs), _PAGE):
+            page = seqs[at : at + _PAGE]
+            first, last = min(page), max(page)
+            read: dict[int, Event] = {}
+            if last - first < 2 * len(page):
+                # An event between them that is damaged is not theirs: those are read singly.
+                with contextlib.suppress(CorruptLedger):
+                    for event in self.store.scan(self.model_id, first, last + 1):
+                        read[event.seq] = event
+            yield from (read.get(seq) or self.require(seq) for seq in page)
+
+    # Parameters
+
+    def parameters(self, state: StateDigest | None = None) -> list[Parameter]:
+        """The tensors of a state (the head's by default), by name, with their update counts."""
+        state = state or self.head_state()
+        counts: Mapping[str, int] = self.store.update_counts(self.model_id)
+        weights = sorted(name for name in state.specs if name.startswith(WEIGHTS))
+        return [
+            Parameter(
+                name=name.removeprefix(WEIGHTS),
+                spec=state.specs[name],
+                digest=state.digests[name],
+                update_count=counts.get(name, 0),
+            )
+            for name in weights
+        ]
+
+    def head_state(self) -> StateDigest:
+        """Names, specs and digests at the head, from recorded digests alone (no tensor is read)."""
+        node = self.head().node
+        base, path = self.plan(node)
+        state = base
+        for undo, seqs in ((True, path.undo), (False, path.redo)):
+            moved: dict[str, tuple[TensorSpec | None, bytes | None]] = {}
+            for event in self.require_all(seqs):
+                for change in event.changes:
+                    name = change.name
+                    at = moved[name][0] if name in moved else state.specs.get(name)
+                    spec, digest = change.specs(at, undo=undo)[1], change.ends(undo=undo)[1]
+                    moved[name] = (spec, digest)
+            state = state.moved(moved)
+        return state
+
+
+def open_history(store: EventStore, blobs: BlobStore, model: str, pool: Executor) -> History:
+    """The log of a registered model; NotFound names the models there are."""
+    models = store.models()
+    if model not in models:
+        known = ", ".join(models) or "none"
+        raise NotFound(f"Model {model!r} not found; registered: {known}")
+    return History(store, blobs, model, models[model], pool)

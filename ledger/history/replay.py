@@ -1,0 +1,233 @@
+"""The pure fold: a state, a path of events, and the state they lead to.
+
+Replay moves stored bits: integer arithmetic on differences, whole tensors as they are, and low-rank
+factors by operations that IEEE 754 fixes to the last bit. The digests along the path must join up,
+and the rebuilt tensors and the whole state must have the digests the log recorded; a difference is
+an error, never a warning. Live weights, time travel and verification all rebuild through here.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from weightledger.ledger.codecs import factors
+from weightledger.ledger.codecs.frames import apply_frames
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.tensors.digest import CHUNK_BYTES, hash_many, root
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
+
+# Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
+# how many bytes of payload are held for that.
+_BATCH_BYTES = 64 * 1024 * 1024
+# Events whose payloads are asked for at once: a database that is far away costs a journey each.
+_PAGE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One event to apply, forwards or backwards."""
+
+    event: Event
+    undo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Tensors that a path changed (owned by the caller), their chunk digests, and the state.
+
+    What the path removed is in neither of the mappings.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    chunks: dict[str, bytearray]
+    state: StateDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where replay reads from.
+
+    `tensor(name)` gives a contiguous CPU copy of a tensor of the first state, which replay may
+    write to; it is asked only for tensors that the path touches. `payloads(events)` gives verified
+    payloads, `whole(spec, digest)` a new tensor with the bytes of a blob. All are called from
+    several threads.
+    """
+
+    tensor: Callable[[str], torch.Tensor]
+    payloads: Callable[[Sequence[Event]], Sequence[bytes]]
+    whole: Callable[[TensorSpec, bytes], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tensor's part of one event; `spec` is what the tensor is afterwards, None for gone."""
+
+    seq: int
+    change: TensorChange
+    undo: bool
+    data: memoryview
+    spec: TensorSpec | None
+
+    @property
+    def digest(self) -> bytes | None:
+        return self.change.ends(undo=self.undo)[1]
+
+
+def replay(
+    base: StateDigest,
+    moves: Iterable[Move],
+    sources: Sources,
+    expected: bytes,
+    pool: Executor,
+    only: Collection[str] | None = None,
+) -> Rebuilt:
+    """Apply `moves` to the state `base` and check that it becomes the state `expected`.
+
+    With `only`, the tensors of these full names alone are rebuilt and checked; of the others the
+    recorded digests are followed, so that the state's digest still is.
+    Raises CorruptLedger, with the seq where it is known, when anything does not match.
+    """
+    owned: dict[str, torch.Tensor] = {}
+    last: dict[str, Step] = {}
+
+    def advance(work: tuple[str, list[Step]]) -> torch.Tensor | None:
+        name, steps = work
+        return _advanced(owned.get(name), name, steps, sources)
+
+    for batch in _batches(moves):
+        work: dict[str, list[Step]] = {}
+        touching = [move.event for move in batch if only is None or _touches(move.event, only)]
+        pages = [touching[at : at + _PAGE] for at in range(0, len(touching), _PAGE)]
+        read = chain.from_iterable(pool.map(sources.payloads, pages))
+        payloads = dict(zip((event.seq for event in touching), read, strict=True))
+        for move in batch:
+            for step in split(move.event, move.undo, payloads.get(move.event.seq), base, last):
+                last[step.change.name] = step
+                if only is None or step.change.name in only:
+                    work.setdefault(step.change.name, []).append(step)
+        for name, tensor in zip(work, pool.map(advance, work.items()), strict=True):
+            if tensor is None:
+                owned.pop(name, None)
+            else:
+                owned[name] = tensor
+    hashed = hash_many([lanes(owned[name], name) for name in owned], pool)
+    chunks = dict(zip(owned, hashed, strict=True))
+    for name, step in last.items():
+        if name in chunks and root(chunks[name]) != step.digest:
+            raise CorruptLedger(
+                f"tensor {name!r} rebuilds to other bits than event {step.seq} recorded",
+                seq=step.seq,
+            )
+    state = base.moved({name: (step.spec, step.digest) for name, step in last.items()})
+    if state.value != expected:
+        raise CorruptLedger(
+            f"the state rebuilds to digest {state.value.hex()}, the log says {expected.hex()}"
+        )
+    return Rebuilt(owned, chunks, state)
+
+
+def split(
+    event: Event,
+    undo: bool,
+    payload: bytes | None,
+    base: StateDigest,
+    last: Mapping[str, Step],
+) -> Iterator[Step]:
+    """One step per changed tensor, checked to start where the path has come to.
+
+    The path began at `base`; `last` has the last step so far of each tensor it touched. `payload`
+    is None where no step's data is wanted.
+    """
+    view = memoryview(payload or b"")
+    for change in event.changes:
+        name = change.name
+        start, end = change.ends(undo=undo)
+        if name in last:
+            spec, at = last[name].spec, last[name].digest
+        else:
+            spec, at = base.specs.get(name), base.digests.get(name)
+        leaves, enters = change.specs(spec, undo=undo)
+        if at != start or spec != leaves or (enters is None) != (end is None):
+            raise CorruptLedger(
+                f"event {event.seq} does not join up with the state it applies to: tensor {name!r}",
+                seq=event.seq,
+            )
+        if payload is not None and len(view) < change.size:
+            raise CorruptLedger(
+                f"event {event.seq}: payload ends inside tensor {name!r}", seq=event.seq
+            )
+        data, view = view[: change.size], view[change.size :]
+        yield Step(event.seq, change, undo, data, enters)
+    if len(view):
+        raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
+
+
+def apply_step(tensor: torch.Tensor, step: Step, written: set[int] | None = None) -> None:
+    """Take a contiguous CPU tensor through a step in place; of WHOLE it already is the result.
+
+    The numbers of the digest chunks that it writes are added to `written`.
+    """
+    change, spec = step.change, step.spec
+    assert spec is not None
+    if change.form == WHOLE:
+        return
+    try:
+        if change.form == FACTORS:
+            if step.undo:
+                raise CorruptLedger("it cannot be undone")
+            factors.apply_factors(tensor, factors.decode(step.data, spec), spec)
+            if written is not None:
+                written.update(range(-(-tensor.nbytes // CHUNK_BYTES)))
+            return
+        bits = lanes(tensor, change.name)
+        apply_frames(bits, step.data, spec.element.ordered, undo=step.undo, written=written)
+    except CorruptLedger as error:
+        raise CorruptLedger(
+            f"event {step.seq}: delta of {change.name!r}: {error}", seq=step.seq
+        ) from error
+
+
+def _advanced(
+    tensor: torch.Tensor | None, name: str, steps: list[Step], sources: Sources
+) -> torch.Tensor | None:
+    """One tensor after its steps, None for gone; what a whole tensor replaces is not computed."""
+    whole = max((at for at, step in enumerate(steps) if step.change.form == WHOLE), default=None)
+    if whole is not None:
+        step, steps = steps[whole], steps[whole + 1 :]
+        if step.spec is None or step.digest is None:
+            return None
+        try:
+            tensor = sources.whole(step.spec, step.digest)
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"event {step.seq}: tensor {name!r}: {error}", seq=step.seq
+            ) from error
+    elif tensor is None:
+        tensor = sources.tensor(name)
+    for step in steps:
+        apply_step(tensor, step)
+    return tensor
+
+
+def _touches(event: Event, names: Collection[str]) -> bool:
+    return any(change.name in names for change in event.changes)
+
+
+def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
+    batch: list[Move] = []
+    size = 0
+    for move in moves:
+        batch.append(move)
+        size += move.event.payload_size
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,114 @@
+"""Versions: names for states.
+
+Naming is one small event; nothing is copied. A version stays listed until a `version_retired`
+event takes its name off the list; the event and the digest it names stay for ever.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from weightledger.ledger.events.event import PINS, ROLLED_BACK, Event
+from weightledger.ledger.store import EventFilter, EventStore
+
+_MOST_ROLLBACKS = 256  # that are read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One listed version.
+
+    `timestamp` is Unix seconds; `seq` is the state-changing event whose result it names, `digest`
+    the digest of that state; `performance_metrics` holds what was measured when it was named. A
+    `pinned` version is never retired.
+    """
+
+    version_id: str
+    timestamp: float
+    description: str
+    is_active: bool
+    performance_metrics: dict[str, float]
+    seq: int
+    digest: bytes
+    pinned: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The five fields of the specification."""
+        return {
+            "version_id": self.version_id,
+            "timestamp": self.timestamp,
+            "description": self.description,
+            "is_active": self.is_active,
+            "performance_metrics": self.performance_metrics,
+        }
+
+
+def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
+    """Whether a version still has its name on the list."""
+    number = version_created.number
+    return number is not None and store.listed_version(model_id, number) is not None
+
+
+def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
+    """The versions that are not retired, newest first."""
+    active = store.head(model_id).active
+    found = ((one, store.event(model_id, one.seq)) for one in store.listed_versions(model_id)[::-1])
+    return [
+        describe(event, active=one.number == active, pinned=one.pinned)
+        for one, event in found
+        if event
+    ]
+
+
+def is_pinned(store: EventStore, model_id: int, version_created: Event) -> bool:
+    """Whether a version is on the list for ever."""
+    assert version_created.number is not None
+    listed = store.listed_version(model_id, version_created.number)
+    return listed is not None and listed.pinned
+
+
+def next_pin(store: EventStore, model_id: int) -> int:
+    """The number of the next event that pins or unpins a version."""
+    last = store.last_number(model_id, PINS)
+    return 0 if last is None else last + 1
+
+
+def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersion:
+    """The version that a `version_created` event names."""
+    named = event.body["names"]
+    return ModelVersion(
+        version_id=event.name,
+        timestamp=event.timestamp,
+        description=event.body["description"],
+        is_active=active,
+        performance_metrics=dict(event.body["performance_metrics"]),
+        seq=named["seq"],
+        digest=bytes.fromhex(named["state"]),
+        pinned=pinned,
+    )
+
+
+def nearest(store: EventStore, model_id: int, node: int) -> int | None:
+    """The number of the newest listed version that names `node` or its nearest named ancestor.
+
+    Between two rollbacks every state stands on the one before it, so the way up leaps from one
+    rollback to where it led, and costs no more than there are rollbacks on it. On the first state
+    stand all others.
+    """
+    at = node
+    named = store.listed_before(model_id, at)
+    back: Iterator[Event] = iter(())
+    page = 1
+    while named is not None and named.node > 0:
+        rollback = next((event for event in back if event.seq <= at), None)
+        if rollback is None:
+            earlier = EventFilter(kinds=[ROLLED_BACK], max_seq=at)
+            back = iter(store.select(model_id, earlier, limit=page))
+            rollback = next(back, None)
+            page = min(4 * page, _MOST_ROLLBACKS)
+        if rollback is None or rollback.seq < named.node:
+            return named.number
+        at = rollback.node
+        if named.node > at:
+            named = store.listed_before(model_id, at)
+    return None if named is None else named.number

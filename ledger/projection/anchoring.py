@@ -1,0 +1,60 @@
+"""When the live state is written out as a snapshot: as soon as the way to it has grown long.
+
+Each update adds its payload and the cost of reading one event to the way from the nearest snapshot;
+at α times the model's bytes the next snapshot is due, so restoring reads at most (1 + α) models.
+"""
+
+from weightledger.ledger import events
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history import snapshots
+from weightledger.ledger.history.lineage import EVENT_COST
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.projector import Projector
+
+# A tiny model would otherwise be snapshotted every few updates, to save reading next to nothing.
+MIN_SPACING_BYTES = 1 << 20
+
+
+class Anchoring:
+    """Keeps the anchors of one log close enough; used by one writer at a time."""
+
+    def __init__(self, history: History, projector: Projector, alpha: float) -> None:
+        self._history = history
+        self._projector = projector
+        model_bytes = sum(spec.nbytes for spec in projector.specs.values())
+        self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
+        self._node = projector.live.head.node
+        self._distance = self._measured(self._node)
+
+    def after(self, event: Event) -> None:
+        """Write a snapshot if one is due once `event` is shown."""
+        if event.kind not in events.STATE_CHANGING:
+            return
+        if event.node == event.seq and event.parent == self._node:
+            self._distance += event.payload_size + EVENT_COST
+        else:
+            self._distance = self._measured(event.node)
+        self._node = event.node
+        if self._distance >= self._spacing and event.node == self._projector.live.head.node:
+            self.snapshot()
+
+    def snapshot(self) -> None:
+        """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
+        live = self._projector.live
+        store, model_id = self._history.store, self._history.model_id
+        node = live.head.node
+        if all(anchor.node != node for anchor in store.snapshots_near(model_id, node, 1)):
+            snapshots.store_tensors(self._history.blobs, live.state, self._projector.tensor)
+            anchor, _ = snapshots.describe(live.head.node, live.state)
+            store.add_snapshot(model_id, anchor)
+        self._node, self._distance = live.head.node, 0
+
+    def _measured(self, node: int) -> int:
+        """Bytes read between a node and its nearest anchored ancestor."""
+        above = self._history.anchor_above(node)
+        size = 0
+        at: int | None = node
+        while at is not None and (above is None or at != above.node):
+            size += self._history.lineage.size(at)
+            at = self._history.lineage.parent(at)
+        return size

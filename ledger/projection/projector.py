@@ -1,0 +1,339 @@
+"""The projector: from the log to live weights.
+
+It knows which event the live weights show, verifies the way there, and brings them to the head of
+the log: at start, after another process wrote, and after each local append. It is the only place
+that publishes weights.
+"""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from weightledger.ledger.adapters import all_of
+from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
+from weightledger.ledger.engines import Engine, Prepared, RemoteEngine
+from weightledger.ledger.engines.adapted import AdapterEngine
+from weightledger.ledger.errors import (
+    CorruptLedger,
+    Unavailable,
+    WeightsChangedOutside,
+    WeightsMismatch,
+)
+from weightledger.ledger.events.event import REGISTERED, Draft, Event
+from weightledger.ledger.history import lineage
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
+from weightledger.ledger.tensors.lanes import clone, lanes
+from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
+
+OnMismatch = Literal["refuse", "ledger"]
+
+logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What is live: the last event shown, its state, and the tensors beside the weights.
+
+    `side` maps full names (`rule/…`, `adapter/…`) to tensors, which nobody writes to.
+    """
+
+    head: Event
+    state: StateDigest
+    side: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What becomes live with an event: nothing of it is visible yet.
+
+    `weights` are the new tensors of those that it replaces, by full state name, `chunks` their
+    chunk digests; `side` is as in `Live`. `candidate` is the engine's next version, once built.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    chunks: Mapping[str, bytearray]
+    state: StateDigest
+    side: Mapping[str, torch.Tensor]
+    candidate: Prepared | None = None
+
+    @property
+    def prepared(self) -> Prepared:
+        """The engine's next version."""
+        assert self.candidate is not None, "the candidate has not been built"
+        return self.candidate
+
+
+class Projector:
+    """Live weights of one engine, kept at a position of one log."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: Executor,
+        *,
+        max_held_versions: int = MAX_HELD_VERSIONS,
+        held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
+    ) -> None:
+        self.engine = engine
+        self.remote = engine if isinstance(engine, RemoteEngine) else None
+        self._adapted = engine if isinstance(engine, AdapterEngine) else None
+        self.specs: Mapping[str, TensorSpec] = engine.specs()
+        self._pool = pool
+        self._max_held = max_held_versions
+        self._held_wait_s = held_versions_wait_s
+        self._live: Live | None = None
+        self._chunks: dict[str, bytearray] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether the live weights stand at a position of a log."""
+        return self._live is not None
+
+    @property
+    def live(self) -> Live:
+        assert self._live is not None, "the projector is not attached to a log"
+        return self._live
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The live tensor with a full state name."""
+        if name.startswith(WEIGHTS):
+            return self.engine.tensor(name.removeprefix(WEIGHTS))
+        return self.live.side[name]
+
+    def chunks(self, name: str) -> bytearray:
+        """The chunk digests of a live tensor."""
+        return self._chunks[name]
+
+    # Start
+
+    def genesis(self) -> tuple[Draft, StateDigest]:
+        """The first event of a model that starts with the engine's weights."""
+        state = self._hash_engine()
+        body = {
+            "tensors_total": len(state.specs),
+            "bytes": sum(spec.nbytes for spec in state.specs.values()),
+        }
+        return Draft(kind=REGISTERED, body=body, state_after=state.value), state
+
+    def adopt(self, event: Event, state: StateDigest) -> None:
+        """Take the engine's weights, already hashed, as the state after `event`."""
+        self._show(event, Changes({}, {}, state, {}))
+
+    def attach(self, history: History, on_mismatch: OnMismatch) -> None:
+        """Bring the engine to the head of an existing log.
+
+        Verifies the anchor, the path from it to the head and the head's digest. The engine's own
+        weights must equal some state of the log, else WeightsMismatch names the tensors that
+        differ; with `on_mismatch="ledger"` the ledger's state replaces them.
+        """
+        head = history.head()
+        base, path = history.plan(head.node)
+        own = self._hash_engine()
+        self._require_same_tensors(own, base)
+        if on_mismatch == "refuse":
+            self._require_known(history, own, head)
+        rebuilt = history.follow(
+            base,
+            lambda name: history.anchored(path.start, base, name),
+            path,
+            head.state_after,
+        )
+        replaced: dict[str, torch.Tensor] = {}
+        chunks: dict[str, bytearray] = {}
+        for name, digest in rebuilt.state.digests.items():
+            tensor = rebuilt.tensors.get(name)
+            if tensor is None:  # untouched since the anchor: read it all the same, to verify it
+                tensor = history.anchored(path.start, base, name)
+            if own.digests.get(name) != digest:
+                replaced[name] = tensor
+                chunks[name] = chunk_digests(lanes(tensor, name))
+        self._show(head, self._changes(replaced, chunks, rebuilt.state, {}))
+
+    def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
+        weights = {name: spec for name, spec in ledger.specs.items() if name.startswith(WEIGHTS)}
+        differing = sorted(
+            name
+            for name in own.specs.keys() | weights.keys()
+            if own.specs.get(name) != weights.get(name)
+        )
+        differing += sorted(
+            alias
+            for alias in own.aliases.keys() | ledger.aliases.keys()
+            if own.aliases.get(alias) != ledger.aliases.get(alias) and alias not in differing
+        )
+        if differing:
+            raise WeightsMismatch(
+                "the model is not the one in the ledger; names, dtypes, shapes or ties differ: "
+                + _some(differing)
+            )
+
+    def _require_known(self, history: History, own: StateDigest, head: Event) -> None:
+        # The usual restart hands over the weights the model was registered with, or the head's.
+        if own.value in (head.state_after, history.require(0).state_after):
+            return
+        if history.store.by_state(history.model_id, own.value) is not None:
+            return
+        expected = history.head_state().digests
+        differing = sorted(name for name in own.digests if own.digests[name] != expected[name])
+        if not differing:  # the head's weights, beside which it has other tensors
+            return
+        raise WeightsMismatch(
+            f"the model's weights equal no state of the ledger; different from its head: "
+            f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights"
+        )
+
+    # Afterwards
+
+    def catch_up(self, history: History) -> Event:
+        """Bring live weights to the head of the log, if another process moved it."""
+        if self.remote is not None:
+            self.remote.converge()
+        live = self.live
+        head = history.head()
+        if head.seq == live.head.seq:
+            return head
+        if head.node == live.head.node:
+            self._show(head, self._unchanged())
+            return head
+        self.make_room()
+        changes = self.move(history, head.node, head.state_after)
+        self._show(head, changes)
+        logger.info("caught up with event %d of %s", head.seq, history.model)
+        return head
+
+    def move(self, history: History, node: int, expected: bytes) -> Changes:
+        """The live weights' way to another node, rebuilt and verified but not yet shown."""
+        self.engine.check_untouched()
+        live = self.live
+        starts = history.anchors(node)
+        costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
+        costs[live.head.node] = 0
+        path = lineage.cheapest(history.lineage, costs, node, history.pruned)
+        if path.start == live.head.node:
+            rebuilt = history.follow(live.state, self.copy, path, expected)
+            return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.side)
+        base = history.anchor_state(starts[path.start])
+
+        def fetch(name: str) -> torch.Tensor:
+            return history.anchored(path.start, base, name)
+
+        rebuilt = history.follow(base, fetch, path, expected)
+        changed = {
+            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+            for name, digest in rebuilt.state.digests.items()
+            if digest != live.state.digests.get(name)
+        }
+        hashed = hash_many([lanes(tensor, name) for name, tensor in changed.items()], self._pool)
+        chunks = dict(zip(changed, hashed, strict=True))
+        return self._changes(changed, chunks, rebuilt.state, live.side)
+
+    def prepare(self, changes: Changes) -> Changes:
+        """The same changes with the engine's next version; everything that can fail fails here."""
+        if changes.candidate is not None:
+            return changes
+        weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
+        if self._adapted is not None:
+            adapters = all_of(changes.side)
+            return replace(changes, candidate=self._adapted.prepare_with(weights, adapters))
+        return replace(changes, candidate=self.engine.prepare(weights))
+
+    def make_room(self) -> None:
+        """Wait until one more version may be held; Unavailable if readers do not let go in time.
+
+        For updates and for following other processes. A rollback takes no notice: being back at
+        good weights is worth the memory of one more version.
+        """
+        if not self.engine.wait_for_readers(self._max_held - 1, self._held_wait_s):
+            raise Unavailable(
+                f"readers still hold {self.engine.held_versions()} past versions of the weights "
+                f"and max_held_versions is {self._max_held}; retry when they are done"
+            )
+
+    def show(self, event: Event, changes: Changes | None = None) -> None:
+        """Make a committed event visible: one assignment in the engine."""
+        self._show(event, changes or self._unchanged())
+
+    def note(self, event: Event) -> None:
+        """Remember a committed event that changes no state."""
+        self._live = Live(event, self.live.state, self.live.side)
+
+    def copy(self, name: str) -> torch.Tensor:
+        """A CPU copy of a live tensor, checked to be what the log says it is."""
+        made = clone(self.tensor(name)).cpu()
+        if root(chunk_digests(lanes(made, name))) != self.live.state.digests[name]:
+            raise WeightsChangedOutside(
+                f"live weights were changed without the ledger: {name.removeprefix(WEIGHTS)}"
+            )
+        return made
+
+    def hash_live(self) -> StateDigest:
+        """The state of the tensors that are served right now, hashed afresh.
+
+        Those of a remote engine are the ledger's copy; the server is asked which it shows.
+        """
+        if self.remote is not None:
+            self.remote.confirm()
+        names = list(self.live.state.specs)
+        hashed = hash_many([lanes(self.tensor(name), name) for name in names], self._pool)
+        return self.live.state.with_digests(
+            {name: root(chunks) for name, chunks in zip(names, hashed, strict=True)}
+        )
+
+    def _changes(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        chunks: Mapping[str, bytearray],
+        state: StateDigest,
+        before: Mapping[str, torch.Tensor],
+    ) -> Changes:
+        """The way to `state`, whose new tensors are given; of those beside the weights, the
+        others are as `before`."""
+        weights = {name: made for name, made in tensors.items() if name.startswith(WEIGHTS)}
+        side = {
+            name: tensors[name] if name in tensors else before[name]
+            for name in state.specs
+            if not name.startswith(WEIGHTS)
+        }
+        kept = {name: made for name, made in chunks.items() if name.startswith(WEIGHTS)}
+        return self.prepare(Changes(weights, kept, state, side))
+
+    def _unchanged(self) -> Changes:
+        return Changes({}, {}, self.live.state, self.live.side)
+
+    def _show(self, event: Event, changes: Changes) -> None:
+        if changes.state.value != event.state_after:
+            raise CorruptLedger(
+                f"event {event.seq} leads to another state than was prepared", seq=event.seq
+            )
+        candidate = self.prepare(changes).prepared
+        self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
+        self._chunks.update(changes.chunks)
+        self._live = Live(event, changes.state, changes.side)
+
+    def _hash_engine(self) -> StateDigest:
+        specs = [
+            TensorSpec(WEIGHTS + spec.name, spec.dtype, spec.shape) for spec in self.specs.values()
+        ]
+        hashed = hash_many(
+            [lanes(self.tensor(spec.name), spec.name).view(np.uint8) for spec in specs], self._pool
+        )
+        self._chunks = {spec.name: chunks for spec, chunks in zip(specs, hashed, strict=True)}
+        aliases = {WEIGHTS + a: WEIGHTS + first for a, first in self.engine.aliases().items()}
+        return StateDigest(
+            specs, {name: root(chunks) for name, chunks in self._chunks.items()}, aliases
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name.removeprefix(WEIGHTS) for name in names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,233 @@
+"""Retention: dropping what no retained state needs.
+
+Retained are the head, every listed version (pinned ones never leave the list), and every state
+recorded within the grace period. For each of them the cheapest way from a snapshot is kept: that
+snapshot, and the payloads along the way. Then, in this order,
+
+1. a `pruned` event says which events and snapshots go. It takes its place in the log, so a writer
+   that was about to rely on one of them loses the race and finds it pruned;
+2. blobs that nothing refers to any more, in any log of the store, are deleted one by one. A blob
+   touched within the grace period stays: its event may be on the way.
+
+Event rows, with their small payloads and all digests, stay for ever. Stopped half-way, the next run
+goes on: what the first step named is unreachable already, the second looks for it again.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.errors import InvalidRequest, Pruned
+from weightledger.ledger.events.event import (
+    ADAPTER_LOADED,
+    ADAPTER_UNLOADED,
+    PRUNED,
+    PRUNINGS,
+    STATE_CHANGING,
+    UPDATED,
+    Draft,
+    Event,
+)
+from weightledger.ledger.history import lineage, pruning
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.snapshots import read_manifest
+from weightledger.ledger.writing.appending import Fact, append_fact
+from weightledger.ledger.writing.caller import ANYONE, Caller
+
+Progress = Callable[[str, int], None]
+"""Called with what is being done and how many are done."""
+
+_PRUNABLE = frozenset({UPDATED, ADAPTER_LOADED, ADAPTER_UNLOADED})
+
+
+@dataclass(slots=True)
+class GcReport:
+    """What a run dropped, or with `dry_run` would drop.
+
+    `retained` counts states that stay restorable for certain; `pruned` state changes whose states
+    are gone; `blobs` and `bytes` what is deleted from the blob store; `leftovers` files and copies
+    that were no blobs.
+    """
+
+    dry_run: bool
+    retained: int = 0
+    pruned: int = 0
+    snapshots: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    leftovers: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What the ways to retained states need; `covered` are the states along them."""
+
+    events: set[int] = field(default_factory=set)
+    anchors: set[int] = field(default_factory=set)
+    covered: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    retained: int
+    seqs: tuple[int, ...]
+    nodes: tuple[int, ...]
+
+
+def collect(
+    history: History,
+    *,
+    dry_run: bool,
+    grace_s: float = MIN_GRACE_S,
+    caller: Caller = ANYONE,
+    progress: Progress | None = None,
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+) -> GcReport:
+    """Prune one model's log, then delete what no log of the store refers to.
+
+    Raises InvalidRequest for a grace period below MIN_GRACE_S, which a writer may take between its
+    blob and its event.
+    """
+    if grace_s < MIN_GRACE_S:
+        raise InvalidRequest(
+            f"the grace period must be at least {MIN_GRACE_S} s, got {grace_s}", param="grace_s"
+        )
+    told = progress or (lambda what, done: None)
+    cutoff = now_us() - int(grace_s * 1_000_000)
+    plan = _plan(history, history.head(), cutoff, told)
+    report = GcReport(dry_run, plan.retained, len(plan.seqs), len(plan.nodes))
+    if not dry_run and (plan.seqs or plan.nodes):
+        plan = _mark(history, plan, cutoff, caller, told)
+        report.retained, report.pruned, report.snapshots = (
+            plan.retained,
+            len(plan.seqs),
+            len(plan.nodes),
+        )
+    _sweep(history, plan, cutoff, report, told)
+    return report
+
+
+def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Progress) -> _Plan:
+    """Say in the log what goes; planned anew when the log has moved on meanwhile."""
+    planned = {history.head().seq: first}
+
+    def propose(head: Event) -> Fact:
+        plan = planned.get(head.seq) or _plan(history, head, cutoff, told)
+        planned.clear()
+        planned[head.seq] = plan
+        body = {
+            **pruning.body(plan.seqs, plan.nodes),
+            "retained": plan.retained,
+            "pruned": len(plan.seqs),
+        }
+        draft = Draft(
+            kind=PRUNED,
+            body=body,
+            state_after=head.state_after,
+            series=PRUNINGS,
+            number=history.pruned.runs,
+        )
+        return Fact(draft, plan.nodes)
+
+    append_fact(history, propose, caller=caller)
+    (plan,) = planned.values()
+    return plan
+
+
+def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
+    pruned = history.pruned
+    anchors = {anchor.node: anchor for anchor in history.store.snapshots(history.model_id)}
+    costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
+    retained = {head.node} | _named(history)
+    prunable: list[int] = []
+    for event in history.store.scan(history.model_id, 0, head.seq + 1):
+        if event.kind not in STATE_CHANGING or pruned(event.seq):
+            continue
+        if event.recorded_at >= cutoff:
+            retained.add(event.node)
+        if event.kind in _PRUNABLE and event.blobs:
+            prunable.append(event.seq)
+        told("events read", event.seq + 1)
+    kept = _Kept()
+    for node in sorted(retained):
+        _keep(history, node, costs, pruned, kept)
+    return _Plan(
+        len(kept.covered & retained),
+        tuple(seq for seq in prunable if seq not in kept.events),
+        tuple(sorted(anchors.keys() - kept.anchors)),
+    )
+
+
+def _named(history: History) -> set[int]:
+    """The states that listed versions name."""
+    listed = history.store.listed_versions(history.model_id)
+    return {version.node for version in listed}
+
+
+def _keep(
+    history: History,
+    node: int,
+    costs: dict[int, int],
+    pruned: pruning.Prunings,
+    kept: _Kept,
+) -> None:
+    """Keep what restoring one state takes, unless what is kept already restores it."""
+    if node in kept.covered:
+        return
+    parent = history.lineage.parent(node)
+    if parent in kept.covered and not pruned(node):
+        kept.events.add(node)
+        kept.covered.add(node)
+        return
+    with contextlib.suppress(Pruned):  # a young state that stood on one pruned before
+        path = lineage.cheapest(history.lineage, costs, node, pruned)
+        kept.anchors.add(path.start)
+        kept.events.update(path.undo, path.redo)
+        kept.covered.update((path.start, *path.redo))
+        for seq in path.undo:
+            above = history.lineage.parent(seq)
+            assert above is not None
+            kept.covered.add(above)
+
+
+def _sweep(
+    history: History,
+    plan: _Plan,
+    cutoff: int,
+    report: GcReport,
+    told: Progress,
+) -> None:
+    blobs = history.blobs
+    # Listed first: what is referred to by the time it is asked may have been put meanwhile.
+    old = {blob.digest: blob.size for blob in blobs.stored() if blob.touched_at < cutoff}
+    for digest in _referenced(history, set(plan.seqs), set(plan.nodes), told):
+        old.pop(digest, None)
+    for name, model_id in history.store.models().items():
+        if model_id != history.model_id:
+            other = History(history.store, blobs, name, model_id, history.pool)
+            for digest in _referenced(other, set(), set(), told):
+                old.pop(digest, None)
+    for done, (digest, size) in enumerate(old.items(), 1):
+        if report.dry_run or blobs.delete_unreferenced(digest, cutoff):
+            report.blobs += 1
+            report.bytes += size
+        told("blobs deleted", done)
+    if not report.dry_run:
+        report.leftovers = blobs.sweep(cutoff)
+
+
+def _referenced(
+    history: History, seqs: set[int], nodes: set[int], told: Progress
+) -> Iterator[bytes]:
+    """Every blob that a log needs, but for the events and snapshots that are to go."""
+    pruned = history.pruned
+    for anchor in history.store.snapshots(history.model_id):
+        if anchor.node not in nodes:
+            yield anchor.manifest
+            yield from read_manifest(history.blobs.get(anchor.manifest)).digests.values()
+    for event in history.store.scan(history.model_id):
+        if event.seq not in seqs and not pruned(event.seq):
+            yield from event.blobs
+        told("references read", event.seq + 1)

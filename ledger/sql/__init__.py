@@ -1,0 +1,1 @@
+"""The database layer: tables, triggers, and what SQLite and PostgreSQL do differently."""

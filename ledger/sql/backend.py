@@ -1,0 +1,109 @@
+"""The port between the store and a database: what SQLite and PostgreSQL do differently.
+
+The modules `ledger.sql.sqlite` and `ledger.sql.postgres` are its implementations. Statements
+are written once, with `?` for a value; driver connections are in autocommit mode, so that
+transactions begin and end where we say.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import sqlalchemy as sa
+
+from weightledger.ledger.errors import LedgerError
+
+
+class Cursor(Protocol):
+    """What is read of a driver's cursor."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Execute(Protocol):
+    """Runs a statement on one driver connection."""
+
+    def __call__(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
+
+
+Kind = Literal["bigint", "text"]  # of values that are listed
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLists:
+    """Lists of event keys in one index: for each value those of the rows with that value.
+
+    `condition` narrows them all; it begins with AND, names the table `s`, and `given` fills it in.
+    """
+
+    table: str
+    column: str
+    values: Sequence[Any]
+    kind: Kind = "bigint"
+    condition: str = ""
+    given: tuple[Any, ...] = ()
+
+    def one(self, value: str, order: str) -> str:
+        """A query for the first keys of the list of `value`, an SQL expression.
+
+        It takes `given`, two bounds and a limit.
+        """
+        return (
+            f"SELECT s.event_key FROM {self.table} s WHERE s.{self.column} = {value}"
+            f"{self.condition} AND s.event_key BETWEEN ? AND ? ORDER BY s.event_key {order} LIMIT ?"
+        )
+
+
+class Backend(Protocol):
+    """One kind of database."""
+
+    BEGIN_READ: str  # several statements see one state of the database
+    BEGIN_WRITE: str
+    FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+
+    def among(self, kind: Kind) -> str:
+        """A comparison: is one of the values of one parameter made by `many`."""
+
+    def each(self, kind: Kind) -> str:
+        """A row source: every value of one parameter made by `many`, as v.value."""
+
+    def many(self, values: Sequence[Any]) -> Any:
+        """Values as the one parameter of `each`."""
+
+    def first_of_each(
+        self,
+        execute: Execute,
+        lists: "KeyLists",
+        bounds: tuple[int, int],
+        limit: int,
+        order: str,
+    ) -> list[int]:
+        """Of every list the first `limit` keys within bounds; `order` is ASC or DESC."""
+
+    def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
+        """The pool of connections; InvalidRequest for a URL that cannot work."""
+
+    def executor(self, connection: Any) -> Execute:
+        """How to run a statement on a driver connection."""
+
+    def prepare(self, execute: Execute) -> None:
+        """Before the first migration, outside of a transaction."""
+
+    def lock_schema(self, execute: Execute) -> None:
+        """Keep other processes from migrating until the transaction ends."""
+
+    def table_names(self, execute: Execute) -> set[str]:
+        """Every table of the database."""
+
+    def weaknesses(self, execute: Execute) -> list[str]:
+        """What no longer keeps the log append-only, in words; see `ledger.sql.triggers`."""
+
+    def explain(self, error: BaseException, where: str) -> LedgerError:
+        """The ledger error for an error of the driver."""

@@ -1,0 +1,186 @@
+"""What is particular to PostgreSQL: connecting, locking, its catalogue and its errors.
+
+Values travel in binary form. Pipeline mode is never used, nor `executemany`, which uses it: it
+hung with payloads of a megabyte.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors
+
+from weightledger.ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
+from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql.backend import Cursor, Execute, KeyLists, Kind
+from weightledger.ledger.sql.refusals import refusal
+
+BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# Not READ WRITE: whoever makes the database read-only by its settings means us as well.
+BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
+FOR_UPDATE = "FOR UPDATE"
+
+_POOL_SIZE = 8
+_MOST_CONNECTIONS = 64
+_WAIT_S = 10.0
+_SCHEMA_LOCK = 0x77656967  # "weig", in the database's own space of advisory locks
+
+_BUSY = (
+    errors.DeadlockDetected,
+    errors.LockNotAvailable,
+    errors.SerializationFailure,
+    errors.QueryCanceled,
+    errors.TooManyConnections,
+)
+_ROUND_ABOUT = (
+    "SELECT 'rule', r.rulename::text, c.relname::text FROM pg_rewrite r"
+    " JOIN pg_class c ON c.oid = r.ev_class"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(?)"
+    " UNION ALL SELECT 'row security', 'switched on', c.relname::text FROM pg_class c"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relrowsecurity"
+    " AND c.relname = ANY(?)"
+    " UNION ALL SELECT 'table', h.relname::text, c.relname::text FROM pg_inherits i"
+    " JOIN pg_class h ON h.oid = i.inhrelid JOIN pg_class c ON c.oid = i.inhparent"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(?)"
+)
+_CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
+
+
+def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+    """An engine whose connections leave BEGIN to us and are tried before use."""
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=_POOL_SIZE,
+        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_timeout=_WAIT_S,
+        pool_pre_ping=True,
+        pool_reset_on_return=None,
+        connect_args={"autocommit": True},
+    )
+
+
+def executor(connection: Any) -> Execute:
+    """How to run a statement on a driver connection; results come in binary form."""
+    run = connection.execute
+
+    def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
+        cursor: Cursor = run(sql.replace("?", "%s"), params, binary=True)
+        return cursor
+
+    return execute
+
+
+def among(kind: Kind) -> str:
+    """A comparison: is one of the values of one parameter made by `many`."""
+    return f"= ANY(CAST(? AS {kind}[]))"
+
+
+def each(kind: Kind) -> str:
+    """A row source: every value of one parameter made by `many`, as v.value."""
+    return f"unnest(CAST(? AS {kind}[])) AS v(value)"
+
+
+def many(values: Sequence[Any]) -> list[Any]:
+    """Values as the one parameter of `each`."""
+    return list(values)
+
+
+def first_of_each(
+    execute: Execute, lists: KeyLists, bounds: tuple[int, int], limit: int, order: str
+) -> list[int]:
+    """One statement: planning a union of hundreds takes longer than reading it."""
+    rows = execute(
+        f"SELECT k.event_key FROM {each(lists.kind)}"
+        f" CROSS JOIN LATERAL ({lists.one('v.value', order)}) AS k",
+        (many(lists.values), *lists.given, *bounds, limit),
+    )
+    return [key for (key,) in rows]
+
+
+def prepare(execute: Execute) -> None:
+    """Nothing to do."""
+
+
+def lock_schema(execute: Execute) -> None:
+    """Wait for the lock that whoever migrates this database holds until it commits."""
+    execute("SELECT pg_advisory_xact_lock(?)", (_SCHEMA_LOCK,))
+
+
+def table_names(execute: Execute) -> set[str]:
+    """Every table of the current schema."""
+    rows = execute("SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()")
+    return {name for (name,) in rows}
+
+
+def weaknesses(execute: Execute) -> list[str]:
+    """What is missing or changed of the triggers and unique indexes, and what goes round them.
+
+    A rule, a trigger of someone else's or row security can swallow or hide rows; rows of a table
+    that inherits are read as the log's and have no triggers.
+    """
+    rows = execute(
+        "SELECT t.tgname::text, c.relname::text, t.tgtype::int, p.prosrc,"
+        " t.tgenabled = 'A' AND t.tgqual IS NULL AND t.tgattr::text = ''"
+        " FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        " JOIN pg_proc p ON p.oid = t.tgfoid"
+        " WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace"
+    )
+    found = {name: tuple(rest) for name, *rest in rows}
+    ours = triggers.postgres_triggers()
+    weak = [
+        f"trigger {name} is missing or was changed"
+        for name, trigger in ours.items()
+        if found.get(name) != (trigger.table, trigger.shape, trigger.body, True)
+    ]
+    weak += [
+        f"trigger {name} on {table} is not the ledger's"
+        for name, (table, *_) in found.items()
+        if name not in ours and table in triggers.PROTECTED
+    ]
+    unique = execute(
+        "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " WHERE i.indisunique AND i.indisvalid"
+        " AND c.relnamespace = current_schema()::regnamespace"
+    )
+    missing = set(triggers.POSTGRES_UNIQUE) - {name for (name,) in unique}
+    weak += [f"unique index {name} is missing" for name in sorted(missing)]
+    return weak + [
+        f"{what} {name} on {table} is not the ledger's"
+        for what, name, table in (execute(_ROUND_ABOUT, (list(triggers.PROTECTED),) * 3))
+    ]
+
+
+def explain(error: BaseException, where: str) -> LedgerError:
+    """The ledger error for an error of the driver; `where` names the database."""
+    text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    text = text or str(error).strip()
+    if isinstance(error, errors.UniqueViolation | errors.RaiseException):
+        known = refusal(error.diag.constraint_name or error.diag.message_primary or "")
+        return known or StorageError(f"{where} refused a row: {text}")
+    if isinstance(error, errors.DiskFull):
+        return StorageFull(f"no space is left for {where}; nothing was recorded")
+    if isinstance(error, _BUSY):
+        return StorageBusy(f"{where} is busy: {text}")
+    if isinstance(error, _CORRUPT):
+        return CorruptLedger(f"{where} is damaged: {text}")
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return StorageError(f"{where} cannot be written to: {text}")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StorageError(
+            f"{where}: {text}. `weightledger db role` prints the rights that a server needs;"
+            " `weightledger db upgrade` is for the owner of the tables"
+        )
+    if isinstance(error, psycopg.DataError):
+        return InvalidRequest(f"a value cannot be stored: {text}")
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return StorageUnavailable(f"{where} cannot be reached: {text}")
+    return StorageError(f"{where} failed: {text}")

@@ -1,0 +1,177 @@
+"""What is particular to SQLite: connecting, locking, its catalogue and its errors."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from weightledger.ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    LedgerError,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+)
+from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
+from weightledger.ledger.sql.refusals import refusal
+
+BEGIN_READ = "BEGIN"
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+FOR_UPDATE = ""  # a writer holds the whole database
+
+_BUSY_S = 10.0
+_NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
+_POOL_SIZE = 8
+_MOST_CONNECTIONS = 64
+
+# page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
+# journal_size_limit gives back the journal that a whole model, written at once, has stretched.
+_PRAGMAS = (
+    "PRAGMA page_size = 8192",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA recursive_triggers = ON",
+    "PRAGMA journal_size_limit = 16777216",
+)
+
+
+def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+    """An engine whose connections leave BEGIN to us; InvalidRequest for a database in memory."""
+    name = url.database or ":memory:"
+    if ":memory:" in name or url.query.get("mode") == "memory":
+        raise InvalidRequest(
+            "a SQLite ledger needs a file, such as sqlite:///weights.db: "
+            "a database in memory is seen by one connection only",
+            param="database_url",
+        )
+    if not create and not name.startswith("file:") and not Path(name).exists():
+        raise StorageError(f"there is no database at {name}")
+    made = sa.create_engine(
+        url,
+        pool_size=_POOL_SIZE,
+        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_timeout=_BUSY_S,
+        pool_reset_on_return=None,
+        connect_args={"isolation_level": None, "timeout": _BUSY_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(made, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+
+    return made
+
+
+def executor(connection: Any) -> Execute:
+    """How to run a statement on a driver connection."""
+    run: Execute = connection.execute
+    return run
+
+
+def among(_kind: Kind) -> str:
+    """A comparison: is one of the values of one parameter made by `many`."""
+    return "IN (SELECT value FROM json_each(?))"
+
+
+def each(_kind: Kind) -> str:
+    """A row source: every value of one parameter made by `many`, as v.value."""
+    return "json_each(?) AS v"
+
+
+def many(values: Sequence[Any]) -> str:
+    """Values as the one parameter of `each`."""
+    return json.dumps(list(values))
+
+
+def first_of_each(
+    execute: Execute, lists: KeyLists, bounds: tuple[int, int], limit: int, order: str
+) -> list[int]:
+    """A statement for each list: they cost microseconds here, and there is no LATERAL."""
+    one = lists.one("?", order)
+    found: list[int] = []
+    for value in lists.values:
+        rows = execute(one, (value, *lists.given, *bounds, limit))
+        found += [key for (key,) in rows.fetchall()]
+    return found
+
+
+def prepare(execute: Execute) -> None:
+    """Make a new file's journal a write-ahead log; must run outside of a transaction.
+
+    Unlike a transaction, the pragma fails at once while another process uses the file.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > until:
+                raise
+        else:
+            return
+        execute("BEGIN EXCLUSIVE")
+        execute("COMMIT")
+
+
+def lock_schema(execute: Execute) -> None:
+    """Nothing to do: BEGIN IMMEDIATE has locked out other writers."""
+
+
+def table_names(execute: Execute) -> set[str]:
+    """Every table of the database."""
+    rows = execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not name.startswith("sqlite_")}
+
+
+def weaknesses(execute: Execute) -> list[str]:
+    """Triggers that are missing, changed, or someone else's on the tables they protect."""
+    rows = execute("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
+    found = {name: (table, sql) for name, table, sql in rows}
+    ours = triggers.sqlite_triggers()
+    return [
+        f"trigger {name} is missing or was changed"
+        for name, sql in ours.items()
+        if found.get(name, ("", ""))[1] != sql
+    ] + [
+        f"trigger {name} on {table} is not the ledger's"
+        for name, (table, _) in found.items()
+        if name not in ours and table in triggers.PROTECTED
+    ]
+
+
+def explain(error: BaseException, where: str) -> LedgerError:
+    """The ledger error for an error of the driver; `where` names the database."""
+    code = _code(error)
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return refusal(str(error)) or StorageError(f"{where} refused a row: {error}")
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(f"no space is left for {where}; nothing was recorded")
+    if _is_busy(error):
+        return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
+    if code == sqlite3.SQLITE_CORRUPT or str(error).startswith(_NOT_TEXT):
+        return CorruptLedger(f"{where} is damaged: {error}")
+    if code == sqlite3.SQLITE_NOTADB:
+        return StorageError(f"{where} is not a SQLite database")
+    if code == sqlite3.SQLITE_READONLY:
+        return StorageError(f"{where} cannot be written to: {error}")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
+    return StorageError(f"{where} failed: {error}")
+
+
+def _code(error: BaseException) -> int:
+    """The primary result code, https://sqlite.org/rescode.html."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _is_busy(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -1,0 +1,1 @@
+"""Tensors as bits, their digests, and the digest of a state."""

@@ -1,0 +1,141 @@
+"""Tensors as bits: torch's tensors seen as the lanes that the ledger stores.
+
+Everything the ledger stores, compares or hashes is a flat array of unsigned lanes: one lane an
+element, two for complex numbers. Values are never looked at here, so NaN payloads, -0.0 and
+denormals come through as they are.
+"""
+
+import cmath
+import sys
+
+import numpy as np
+import torch
+from torch.nn.parameter import is_lazy
+
+from weightledger.ledger.errors import InvalidRequest, UnsupportedModel
+from weightledger.ledger.tensors import memory
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.spec import DTYPES, Lanes, TensorSpec, unsupported
+
+TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+"""Torch's dtype for each that the ledger holds."""
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+# Dtypes that numpy has no name for: their bits are reached through bytes.
+_UNKNOWN_TO_NUMPY = {torch.bfloat16} | {
+    dtype for dtype, name in _NAMES.items() if DTYPES[name].kind == "float8"
+}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Torch's name of a dtype without its prefix, whether or not the ledger holds it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """Torch's dtype of a tensor with this spec."""
+    return TORCH_DTYPES[spec.dtype]
+
+
+def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
+    """The spec of `tensor`; raises UnsupportedModel if the ledger cannot hold it."""
+    check_tensor(name, tensor)
+    return TensorSpec(name, name_of(tensor.dtype), tuple(tensor.shape))
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raise UnsupportedModel unless the bits of `tensor` are all there is to it.
+
+    Refused: unknown, quantized and sub-byte dtypes, sparse and nested layouts, tensors without
+    data (meta, lazy), and wrapper subclasses that keep their values in other tensors.
+    """
+    if is_lazy(tensor):
+        raise unsupported(name, name_of(tensor.dtype), "is not initialised yet")
+    if tensor.dtype not in _NAMES:
+        raise unsupported(name, name_of(tensor.dtype), "has a dtype that the ledger does not hold")
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        raise unsupported(
+            name, name_of(tensor.dtype), f"has layout {tensor.layout}, not torch.strided"
+        )
+    if tensor.is_meta:
+        raise unsupported(name, name_of(tensor.dtype), "is on the meta device and has no values")
+    if hasattr(tensor, "__tensor_flatten__"):
+        wrapper = type(tensor).__name__
+        raise unsupported(
+            name, name_of(tensor.dtype), f"is a {wrapper}, which keeps its values elsewhere"
+        )
+
+
+def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
+    """The bits of `tensor` as a flat unsigned array in C order, shape (lane count,).
+
+    Shares memory with a contiguous CPU tensor, so writing lanes writes the tensor, whether or
+    not it requires grad. Strided, conjugated or non-CPU tensors give a copy: `shares_memory`
+    tells which. Raises UnsupportedModel if the ledger cannot hold the tensor.
+    """
+    require_little_endian()
+    check_tensor(name, tensor)
+    lane = DTYPES[_NAMES[tensor.dtype]].lane
+    plain = tensor.detach()
+    if not shares_memory(plain):
+        plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
+    if plain.dtype not in _UNKNOWN_TO_NUMPY:
+        return plain.numpy().reshape(-1).view(lane)
+    # Not view(-1): a contiguous tensor of one element may have any stride, and would keep it.
+    flat = plain.as_strided((plain.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().view(lane)
+
+
+def shares_memory(tensor: torch.Tensor) -> bool:
+    """Whether `lanes(tensor)` is a view of the tensor rather than a copy."""
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def empty(spec: TensorSpec) -> torch.Tensor:
+    """A new contiguous CPU tensor of this spec with undefined values."""
+    return memory.empty(spec.shape, torch_dtype(spec))
+
+
+def from_bytes(spec: TensorSpec, data: bytes | bytearray | memoryview) -> torch.Tensor:
+    """A new tensor of this spec holding a copy of `data` (little-endian, C order).
+
+    Raises InvalidRequest if `data` is not exactly `spec.nbytes` long.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) != spec.nbytes:
+        raise InvalidRequest(
+            f"tensor {spec.name!r} {spec.dtype}{list(spec.shape)} takes {spec.nbytes} bytes, "
+            f"got {len(view)}",
+            param=spec.name,
+        )
+    tensor = empty(spec)
+    lanes(tensor, spec.name).view(np.uint8)[:] = np.frombuffer(view, np.uint8)
+    return tensor
+
+
+def clone(tensor: torch.Tensor) -> torch.Tensor:
+    """An exact contiguous copy on the same device, detached, with every bit kept."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if not plain.is_cpu:
+        return plain.clone(memory_format=torch.contiguous_format)
+    return memory.empty(tuple(plain.shape), plain.dtype).copy_(plain)
+
+
+def require_little_endian() -> None:
+    """Raise UnsupportedModel on a big-endian host, whose lanes would not be the stored bytes."""
+    if sys.byteorder != "little":
+        raise UnsupportedModel("the ledger's byte formats need a little-endian host")
+
+
+def tensor_digest(tensor: torch.Tensor) -> bytes:
+    """The digest of a tensor's bytes, 32 bytes; its dtype and shape are not in it."""
+    return content_digest(lanes(tensor))
+
+
+def finite(values: torch.Tensor) -> bool:
+    """Whether every value is a number."""
+    if values.dtype.itemsize == 1 and values.dtype.is_floating_point:
+        values = values.to(torch.float32)
+    # NaN and infinity carry over into the sum, which is ten times as fast to work out; a sum that
+    # overflows says nothing.
+    return cmath.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

@@ -1,0 +1,1 @@
+"""The way of a write: from a request to one committed, visible event."""

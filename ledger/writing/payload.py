@@ -1,0 +1,63 @@
+"""Writing an event's payload: small ones inline, large ones as blobs, huge ones early.
+
+A payload is the frames of the changed tensors, one after the other. It is held in memory only up
+to a bound: beyond that, finished pieces are put into the blob store before the event exists. If
+the event never comes, such a piece is an orphan that `gc` finds; it is never visible.
+"""
+
+from dataclasses import dataclass
+
+from weightledger.ledger.blobs import BlobStore, Buffer
+from weightledger.ledger.events.event import INLINE_BYTES, BlobRef
+from weightledger.ledger.tensors.digest import content_digest
+
+SPILL_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What an event refers to, and the bytes that still have to be stored with it."""
+
+    refs: tuple[BlobRef, ...]
+    inline: bytes | None
+    blobs: dict[bytes, Buffer]
+
+
+EMPTY = Payload((), None, {})
+
+
+class PayloadWriter:
+    """Collects the frames of one event."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._refs: list[BlobRef] = []
+        self._pieces: list[bytes] = []
+        self._pending = 0
+
+    def write(self, frames: bytes) -> int:
+        """Append encoded frames; returns their size in bytes."""
+        self._pieces.append(frames)
+        self._pending += len(frames)
+        if self._pending >= SPILL_BYTES:
+            data, ref = self._take()
+            self._blobs.put(ref.digest, data)
+            self._refs.append(ref)
+        return len(frames)
+
+    def finish(self) -> Payload:
+        """The payload's references; call once, when every tensor is written."""
+        if not self._pending:
+            return Payload(tuple(self._refs), None, {})
+        data, ref = self._take()
+        small = not self._refs and ref.size <= INLINE_BYTES
+        return Payload(
+            refs=(*self._refs, ref),
+            inline=data if small else None,
+            blobs={} if small else {ref.digest: data},
+        )
+
+    def _take(self) -> tuple[bytes, BlobRef]:
+        data = b"".join(self._pieces)
+        self._pieces, self._pending = [], 0
+        return data, BlobRef(content_digest(data), len(data))

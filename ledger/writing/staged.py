@@ -1,0 +1,125 @@
+"""The tip: the newest state there is, committed or about to be.
+
+Proposals are worked out on it. While several events wait to be appended in one transaction, each is
+worked out on the one before; readers go on seeing the committed state, and a failed append throws
+the waiting ones away.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from weightledger.ledger.events.changes import TensorChange
+from weightledger.ledger.events.event import Event
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.projector import Changes, Live, Projector
+from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
+from weightledger.ledger.writing.encoding import Recorded
+
+
+class Tip:
+    """One projector's newest state; used by one writer at a time."""
+
+    def __init__(self, projector: Projector) -> None:
+        self._projector = projector
+        self._staged: Live | None = None
+        self._weights: dict[str, torch.Tensor] = {}
+        self._chunks: dict[str, bytearray] = {}
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The model's tensors by bare name."""
+        return self._projector.specs
+
+    @property
+    def live(self) -> Live:
+        """The newest event, its state, and the tensors beside the weights."""
+        return self._staged or self._projector.live
+
+    @property
+    def staged(self) -> bool:
+        """Whether events are waiting to be appended."""
+        return self._staged is not None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor with a full state name; read only."""
+        if name.startswith(WEIGHTS):
+            staged = self._weights.get(name)
+            return self._projector.tensor(name) if staged is None else staged
+        return self.live.side[name]
+
+    def weight(self, bare: str) -> torch.Tensor:
+        """The weight with a bare name; read only."""
+        return self.tensor(WEIGHTS + bare)
+
+    def chunks(self, name: str) -> bytearray:
+        """The chunk digests of a weight."""
+        return self._chunks.get(name) or self._projector.chunks(name)
+
+    def make_room(self) -> None:
+        """Wait until one more version may be held; what is staged already needs no other."""
+        if not self.staged:
+            self._projector.make_room()
+
+    def check_untouched(self) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
+        self._projector.engine.check_untouched()
+
+    def changed(
+        self,
+        recorded: Sequence[Recorded],
+        moved: Sequence[TensorChange],
+        side: Mapping[str, torch.Tensor | None],
+    ) -> Changes:
+        """The next state: weights recorded, and tensors beside them changed as `moved` says."""
+        live = self.live
+        kept = [one for one in recorded if one.change.changed]
+        state = live.state.moved(
+            {one.change.name: (live.state.specs[one.change.name], one.change.after) for one in kept}
+            | {change.name: (change.spec_after, change.after) for change in moved}
+        )
+        beside = dict(live.side)
+        for change in moved:
+            tensor = side[change.name]
+            if tensor is None:
+                del beside[change.name]
+            else:
+                beside[change.name] = tensor
+        return Changes(
+            weights={one.change.name: one.after for one in kept},
+            chunks={one.change.name: one.chunks for one in kept},
+            state=state,
+            side=beside,
+        )
+
+    def prepare(self, changes: Changes) -> Changes:
+        """The same with the engine's next version, built from the committed one."""
+        assert not self.staged, "a candidate can be looked at only when nothing waits before it"
+        return self._projector.prepare(changes)
+
+    def move(self, history: History, node: int, expected: bytes) -> Changes:
+        """The way to another node, rebuilt and verified but not yet shown."""
+        assert not self.staged, "a move starts from the committed state"
+        return self._projector.move(history, node, expected)
+
+    def stage(self, event: Event, changes: Changes | None) -> None:
+        """Let the next proposal be worked out on the state after `event`."""
+        live = self.live
+        if changes is None:
+            self._staged = replace(live, head=event)
+            return
+        self._staged = Live(event, changes.state, changes.side)
+        self._weights.update(changes.weights)
+        self._chunks.update(changes.chunks)
+
+    def gathered(self) -> Changes:
+        """All that the staged events change, ready to be shown at once."""
+        live = self.live
+        changes = Changes(dict(self._weights), dict(self._chunks), live.state, live.side)
+        return self._projector.prepare(changes)
+
+    def clear(self) -> None:
+        """Forget what was staged: it was appended and shown, or will not be."""
+        self._staged = None
+        self._weights, self._chunks = {}, {}

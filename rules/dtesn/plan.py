@@ -1,0 +1,184 @@
+"""From a lesson to an event: select, teach, judge, on the newest state of the model.
+
+The planner is called by the ledger's writer, again after each lost race, so everything that
+depends on the model (the weight, the rule's state, the selector's) is read in it.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from weightledger import OperationDisabled, Plan, Planner, Tip, Write
+from weightledger.rules.checking import init
+from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.ground import Tensors, activities_of, ground_of
+from weightledger.rules.dtesn.learner import Passes, Taught, follows_weight, scaling_state, teach
+from weightledger.rules.dtesn.request import Lesson, described, digests
+from weightledger.rules.dtesn.verdict import judged
+from weightledger.rules.errors import RuleError
+from weightledger.rules.guards import Guards
+from weightledger.rules.library.homeostasis import SynapticScaling
+from weightledger.rules.protocol import Rule
+from weightledger.rules.registry import config_of, get_rule, make_rule
+from weightledger.rules.selectors import NO_FEEDBACK, Choice
+
+OPERATION = "learn"
+"""What the event's body calls it; permanent."""
+
+_SCALING = SynapticScaling.id
+
+
+def planner(lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Planner:
+    """Works the lesson out on the newest state; RuleError for what does not fit it."""
+
+    def plan(tip: Tip) -> Plan:
+        return _plan(tip, lesson, config, guards)
+
+    return plan
+
+
+def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Plan:
+    prefix = places.place(lesson.parameter, lesson.stream)
+    ground = ground_of(tip, lesson, prefix)
+    choice = _choose(lesson, ground.held)
+    rate_factor = _rate_factor(lesson, config, ground.held)
+    rule, rate = _rule(choice, lesson, config, rate_factor)
+    keep: dict[str, torch.Tensor] = {}
+    activities = activities_of(lesson, ground, rule, keep)
+    passes = _passes(lesson, config, rule, activities)
+    device = ground.weight.device
+    state = places.rule_state(ground.held, rule.id, device) or init(rule, ground.weight)
+    scaling = places.rule_state(ground.held, _SCALING, device) or scaling_state(
+        passes.homeostasis, ground.weight
+    )
+    taught = teach(rule, ground.weight, activities, state, scaling, passes)
+    next_state = {f"{rule.id}.{name}": t for name, t in taught.state.items()}
+    if passes.homeostasis is not None:
+        next_state |= {f"{_SCALING}.{name}": t for name, t in taught.scaling.items()}
+    if choice.state:
+        keep[places.selector_name(lesson.selector)] = places.as_tensor(choice.state)
+    if rate_factor is not None:
+        keep[places.RATE_FACTOR] = torch.tensor(rate_factor, dtype=torch.float64)
+    if guards is None:
+        # A readout's step is as long as its error asks for, and from zeros there is no scale.
+        guards = Guards(norm=None) if "target" in rule.activities else Guards()
+    after, verdict = judged(tip, lesson, config, guards, ground, taught, passes, rate)
+    seen = digests(activities)
+    side: dict[str, torch.Tensor | None] = {}
+    gone = {places.ACTIVITY + name for name in places.kept_activities(ground.held)}
+    if config.keep_activities:
+        kept = {places.ACTIVITY + name: tensor for name, tensor in activities.items()}
+        next_state |= kept
+        gone -= kept.keys()
+    side |= places.removed(prefix, gone)
+    side |= places.named(prefix, {**next_state, **keep})
+    facts = {
+        "operation": OPERATION,
+        "parameter": lesson.parameter,
+        "stream": lesson.stream,
+        "rule": {"id": rule.id, "version": rule.version, "config": config_of(rule)},
+        "selector": {
+            "choice": choice.rule,
+            "config": described(lesson.selector),
+            "evidence": dict(choice.evidence),
+        },
+        "feedback": None if lesson.feedback is None else lesson.feedback.value,
+        "activities": {
+            "source": lesson.source,
+            "kept": config.keep_activities,
+            "tensors": seen,
+            **lesson.facts,
+        },
+        "passes": _passes_json(passes),
+        "learnt": _learnt_json(taught),
+        "state": {
+            "in": dict(ground.before),
+            "out": {name: said["digest"] for name, said in digests({**next_state, **keep}).items()},
+        },
+    }
+    if rate is not None:
+        facts["learning_rate"] = rate
+    return Plan(facts, {lesson.parameter: Write(after)}, side, verdict=verdict)
+
+
+def _choose(lesson: Lesson, held: Tensors) -> Choice:
+    selector = lesson.selector
+    known = held.get(places.selector_name(selector))
+    before = selector.init() if known is None else places.from_tensor(known)
+    return selector.choose(lesson.feedback or NO_FEEDBACK, before)
+
+
+def _rate_factor(lesson: Lesson, config: DTESNLearningConfig, held: Tensors) -> float | None:
+    """m after this call's feedback; None where nothing has moved it yet."""
+    known = held.get(places.RATE_FACTOR)
+    factor = None if known is None else float(known)
+    if lesson.feedback is None:
+        return factor
+    before = 1.0 if factor is None else factor
+    return before + config.adaptation_rate * (1 + lesson.feedback.value - before)
+
+
+def _rule(
+    choice: Choice, lesson: Lesson, config: DTESNLearningConfig, rate_factor: float | None
+) -> tuple[Rule, float | None]:
+    """The rule with its config, and its learning rate if it has one."""
+    kind = get_rule(choice.rule)
+    if not config.enable_plasticity and "target" not in kind.activities:
+        raise OperationDisabled(
+            f"plasticity is switched off by the configuration: {kind.id} has no target, and only "
+            "readouts (lms, nlms, rls) learn"
+        )
+    names = kind.__dataclass_fields__
+    fields: dict[str, Any] = {}
+    a = config.adaptation_rate
+    if kind.id == "bcm-delta":
+        fields["adaptation_rate"] = a
+    elif kind.id == "bcm" and a < 1:
+        fields["tau_theta"] = -1 / math.log1p(-a)
+    if "learning_rate" in names:
+        own = (
+            lesson.rate if lesson.rate is not None else config.learning_rate * (rate_factor or 1.0)
+        )
+        fields["learning_rate"] = float(own)
+    elif lesson.rate is not None:
+        raise RuleError(f"{kind.id} has no learning rate: leave it out", param="learning_rate")
+    rule = make_rule(kind.id, {**fields, **lesson.rule_config})
+    return rule, config_of(rule).get("learning_rate")
+
+
+def _passes(lesson: Lesson, config: DTESNLearningConfig, rule: Rule, activities: Tensors) -> Passes:
+    scales = config.enable_homeostasis and "y" in rule.activities and not follows_weight(rule)
+    homeostasis = None
+    if scales and activities["y"].ndim == 2 and rule.parameter != ("out",):
+        homeostasis = SynapticScaling(rate_step=config.adaptation_rate)
+    if rule.id == _SCALING:
+        homeostasis = None
+    return Passes(
+        lesson.batch_size or config.batch_size,
+        config.max_iterations,
+        config.convergence_threshold,
+        homeostasis,
+        lesson.gate,
+    )
+
+
+def _passes_json(passes: Passes) -> dict[str, Any]:
+    return {
+        "batch_size": passes.batch_size,
+        "max_iterations": passes.max_iterations,
+        "convergence_threshold": passes.convergence_threshold,
+        "homeostasis": None if passes.homeostasis is None else config_of(passes.homeostasis),
+        "gate": described(passes.gate),
+    }
+
+
+def _learnt_json(taught: Taught) -> dict[str, Any]:
+    finite = {n: float(v) for n, v in taught.metrics.items() if math.isfinite(v)}
+    return {
+        "proposals": taught.proposals,
+        "iterations": taught.iterations,
+        "converged": taught.converged,
+        "metrics": finite,
+    }

@@ -1,0 +1,103 @@
+"""Weight Ledger: an event-sourced ledger of live model weights.
+
+The public surface. A name is imported when it is first asked for, so that what reads a log alone
+does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightledger.ledger.adapters import LoRAConfig
+    from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
+    from weightledger.ledger.engines import Engine, Live
+    from weightledger.ledger.engines.inplace import InplaceEngine
+    from weightledger.ledger.engines.state import StateEngine
+    from weightledger.ledger.engines.torch import TorchEngine
+    from weightledger.ledger.errors import (
+        InvalidRequest,
+        LedgerError,
+        NotFound,
+        OperationDisabled,
+        Pruned,
+    )
+    from weightledger.ledger.events.event import Event
+    from weightledger.ledger.history.versions import ModelVersion
+    from weightledger.ledger.ledger import Ledger
+    from weightledger.ledger.log import Log
+    from weightledger.ledger.manager import DynamicModelManager
+    from weightledger.ledger.tensors.lanes import tensor_digest
+    from weightledger.ledger.writing.caller import Caller
+    from weightledger.ledger.writing.plans import Plan, Planner, Verdict, Write
+    from weightledger.ledger.writing.requests import IncrementalUpdateRequest
+    from weightledger.ledger.writing.staged import Tip
+
+_HOMES = {
+    "Caller": "weightledger.ledger.writing.caller",
+    "DynamicModelManager": "weightledger.ledger.manager",
+    "DynamicUpdateConfig": "weightledger.ledger.config",
+    "Engine": "weightledger.ledger.engines",
+    "Event": "weightledger.ledger.events.event",
+    "IncrementalUpdateRequest": "weightledger.ledger.writing.requests",
+    "InplaceEngine": "weightledger.ledger.engines.inplace",
+    "InvalidRequest": "weightledger.ledger.errors",
+    "Ledger": "weightledger.ledger.ledger",
+    "LedgerError": "weightledger.ledger.errors",
+    "Live": "weightledger.ledger.engines",
+    "Log": "weightledger.ledger.log",
+    "LoRAConfig": "weightledger.ledger.adapters",
+    "ModelConfig": "weightledger.ledger.config",
+    "ModelVersion": "weightledger.ledger.history.versions",
+    "NotFound": "weightledger.ledger.errors",
+    "OperationDisabled": "weightledger.ledger.errors",
+    "Plan": "weightledger.ledger.writing.plans",
+    "Planner": "weightledger.ledger.writing.plans",
+    "Pruned": "weightledger.ledger.errors",
+    "StateEngine": "weightledger.ledger.engines.state",
+    "tensor_digest": "weightledger.ledger.tensors.lanes",
+    "Tip": "weightledger.ledger.writing.staged",
+    "TorchEngine": "weightledger.ledger.engines.torch",
+    "Verdict": "weightledger.ledger.writing.plans",
+    "Write": "weightledger.ledger.writing.plans",
+}
+
+__all__ = [
+    "Caller",
+    "DynamicModelManager",
+    "DynamicUpdateConfig",
+    "Engine",
+    "Event",
+    "IncrementalUpdateRequest",
+    "InplaceEngine",
+    "InvalidRequest",
+    "Ledger",
+    "LedgerError",
+    "Live",
+    "LoRAConfig",
+    "Log",
+    "ModelConfig",
+    "ModelVersion",
+    "NotFound",
+    "OperationDisabled",
+    "Plan",
+    "Planner",
+    "Pruned",
+    "StateEngine",
+    "Tip",
+    "TorchEngine",
+    "Verdict",
+    "Write",
+    "tensor_digest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
