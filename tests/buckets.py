@@ -5,13 +5,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 
-START_S = 60.0
+from tests.waiting import PATIENCE_S, GaveUp, until
 
 # What a user would have in the environment; this server takes any key.
 CREDENTIALS = {
@@ -41,13 +40,17 @@ class S3Server:
                 stderr=log,
                 env={**os.environ, **self._env},
             )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx2.HTTPError):
-                httpx2.get(f"{self.url}/moto-api/data.json")
-                return self
-            time.sleep(0.05)
-        raise RuntimeError(f"the S3 server is not ready:\n{self._log.read_text()}")
+        try:
+            until(self._answers, "the S3 server is not ready", pid=self.process.pid)
+        except GaveUp as error:
+            raise RuntimeError(f"{error}:\n{self._log.read_text()}") from None
+        return self
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.get(f"{self.url}/moto-api/data.json", timeout=PATIENCE_S)
+            return True
+        return False
 
     def stop(self) -> None:
         assert self.process is not None

@@ -3,13 +3,13 @@
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import uvicorn
 
+from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager
 from weightledger.api.server.app import create_app
 from weightledger.api.server.settings import Settings
@@ -28,22 +28,13 @@ def listening(manager: DynamicModelManager, **settings: Any) -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            until(lambda: server.started)
+            until(lambda: server.started, "the server has not started")
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENCE_S)
 
 
 def openai_client(url: str) -> openai.OpenAI:
     """The client that users have, as it comes, except that it does not try again."""
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
-
-
-def until(reached: Callable[[], Any], seconds: float = 10) -> None:
-    """Wait for another thread or process to get that far."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        threading.Event().wait(0.002)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)

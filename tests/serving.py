@@ -5,21 +5,27 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx2
 
 from tests.buckets import free_port
-
-START_S = 60.0
+from tests.waiting import PATIENCE_S, GaveUp, until
 
 
 class Server:
     """One `weightledger serve` process on a port of its own."""
 
-    def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "weightledger", "serve"),
+        cwd: Path | None = None,
+    ) -> None:
+        self._command, self._cwd = command, cwd
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -33,22 +39,27 @@ class Server:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "weightledger", "serve"),
+                    *self._command,
                     *("--data-dir", str(self.folder), "--port", str(self.port), *self._options),
                 ],
                 stdout=log,
                 stderr=log,
                 env=self._env,
+                cwd=self._cwd,
             )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server gave up:\n{self.output()}")
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{self.url}/readyz").status_code == 200:
-                    return self
-            time.sleep(0.05)
-        raise RuntimeError(f"the server is not ready:\n{self.output()}")
+        try:
+            until(self._is_ready, "the server is not ready", pid=self.process.pid)
+        except GaveUp as error:
+            raise RuntimeError(f"{error}:\n{self.output()}") from None
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the server gave up:\n{self.output()}")
+        with contextlib.suppress(httpx2.HTTPError):
+            return httpx2.get(f"{self.url}/readyz", timeout=PATIENCE_S).status_code == 200
+        return False
 
     def refuse_to_start(self) -> str:
         """Start a server that must not come up; its output."""
@@ -73,10 +84,10 @@ class Server:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=PATIENCE_S)
 
     def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import httpx2
 import pytest
 import torch
 
-from tests.in_process import listening, until
+from tests.in_process import listening
 from tests.text_models import llama, tokenizer
+from tests.waiting import until
 from weightledger import (
     DynamicModelManager,
     DynamicUpdateConfig,

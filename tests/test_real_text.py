@@ -18,6 +18,7 @@ import torch
 
 from tests.in_process import listening, openai_client
 from tests.text_models import MINILM, save_llama
+from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, DynamicUpdateConfig
 from weightledger.ledger.engines.text import Sampling
 from weightledger.ledger.engines.transformers import TransformersEngine
@@ -64,7 +65,7 @@ def embed(client: openai.OpenAI) -> tuple[str, bytes]:
 
 
 def post(url: str, route: str, **body: Any) -> dict[str, Any]:
-    reply = httpx2.post(f"{url}/v1/models/{route}", json=body, timeout=60)
+    reply = httpx2.post(f"{url}/v1/models/{route}", json=body, timeout=PATIENCE_S)
     assert reply.status_code == 200, reply.text
     data: dict[str, Any] = reply.json()["data"]
     return data

@@ -17,6 +17,7 @@ from tests.in_process import listening, openai_client
 from tests.lora import peft_model, save_adapter
 from tests.serving import Server
 from tests.text_models import llama, save_llama, tokenizer
+from tests.waiting import PATIENCE_S
 from weightledger import Ledger
 from weightledger.ledger.audit.verify import verify
 
@@ -67,7 +68,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=30) as client:
+    with httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 

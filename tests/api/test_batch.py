@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tests.in_process import until
 from tests.serving import Server
+from tests.waiting import until
 
 BATCH = "/v1/models/batch_update"
 FILE = {"content-type": "application/octet-stream"}

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.serving import Server
+from tests.waiting import PATIENCE_S
 from weightledger.api import cli
 
 ENHANCED = "/v1/models/enhanced_update"
@@ -284,7 +285,7 @@ class Learner(threading.Thread):
         self.acknowledged: list[str] = []
 
     def run(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=30) as http:
+        with httpx2.Client(base_url=self.url, timeout=PATIENCE_S) as http:
             for seed in range(10_000):
                 try:
                     reply = post(http, activities=samples(4, seed), rule="rls", gated=False)

@@ -14,8 +14,9 @@ import openai
 import pytest
 import torch
 
-from tests.in_process import listening, openai_client, until
+from tests.in_process import listening, openai_client
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
+from tests.waiting import until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Sampling

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
 from tests.conftest import new_database
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.events.event import (
     REGISTERED,
     UPDATED,
@@ -143,10 +144,10 @@ class Processes:
 
     def race(self, source: str, names: Mapping[str, Any], count: int = 2) -> list[int]:
         """Run `source` in several processes that pass `barrier.wait()` together; exit codes."""
-        barrier = self.context.Barrier(count, timeout=60)
+        barrier = self.context.Barrier(count, timeout=PATIENCE_S)
         started = [self.start(source, {**names, "barrier": barrier}) for _ in range(count)]
         for process in started:
-            process.join(60)
+            process.join(PATIENCE_S)
         return sorted(process.exitcode for process in started)
 
 

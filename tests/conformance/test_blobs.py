@@ -20,6 +20,7 @@ from tests.conformance.homes import (
     open_home,
     put_new,
 )
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.blobs import BlobStore, Stored
 from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
 from weightledger.ledger.blobs.location import open_blobs
@@ -312,7 +313,7 @@ def test_a_collector_never_takes_an_orphan_from_a_writer(
     contents = [b"orphan %d" % number for number in range(40)]
     digests = [put_new(home.blobs, data) for data in contents]
     moment = moment_after(home.blobs)
-    barrier = processes.context.Barrier(3, timeout=60)
+    barrier = processes.context.Barrier(3, timeout=PATIENCE_S)
     names = {
         "url": home.url,
         "environment": dict(home.environment),

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit import chain, parallel
 from weightledger.ledger.audit.verify import verify
@@ -192,10 +192,7 @@ def test_another_process_finds_bad_events(
     share = parallel._share
 
     def late(store: Any, model: str, stop: int, taken: Any, *rest: Any) -> Any:
-        until = time.monotonic() + 60
-        while not taken[2]:
-            assert time.monotonic() < until, "the other process took nothing"
-            time.sleep(0.01)
+        until(lambda: taken[2], "the other process took nothing")
         return share(store, model, stop, taken, *rest)
 
     monkeypatch.setattr(parallel, "_STRETCH", 3)

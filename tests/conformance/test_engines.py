@@ -26,6 +26,7 @@ from tests.conformance.engine_models import (
     mlp,
 )
 from tests.text_models import tokenizer
+from tests.waiting import until
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.gate import Gate
 from weightledger.ledger.engines.inplace import InplaceEngine
@@ -120,15 +121,6 @@ def threads_take_turns_often() -> Iterator[None]:
     sys.setswitchinterval(2e-4)
     yield
     sys.setswitchinterval(before)
-
-
-def until(reached: Callable[[], Any]) -> None:
-    """Wait, at most 5 s, for another thread to get that far."""
-    for _ in range(5000):
-        if reached():
-            return
-        threading.Event().wait(0.001)
-    raise TimeoutError
 
 
 def live_output(engine: Engine, kind: Kind) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -14,13 +13,13 @@ from safetensors.torch import save_file
 
 from tests.engines import inference_server
 from tests.engines.tiny_model import PROMPTS, WIDTH, checkpoint
+from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
 from weightledger.ledger.engines.vllm.engine import VllmEngine
 from weightledger.ledger.engines.vllm.server import Server
 
 MODEL = "tiny"
 QUERY = "layers.0.attn.q_proj.weight"
-_START_S = 60.0
 
 
 class Replica:
@@ -36,20 +35,20 @@ class Replica:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._http = httpx2.Client(base_url=self.url, timeout=10)
+        self._http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
         self._process: ForkServerProcess | None = None
 
     def start(self) -> "Replica":
         arguments = (self.surface, self.port, str(self.model))
         self._process = self._context.Process(target=inference_server.serve, args=arguments)
         self._process.start()
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._process.is_alive():
-            with contextlib.suppress(httpx2.HTTPError):
-                if self._http.get("/health").status_code == 200:
-                    return self
-            time.sleep(0.02)
-        raise RuntimeError("the inference server did not start")
+        until(self._is_healthy, "the inference server did not start", pid=self._process.pid)
+        return self
+
+    def _is_healthy(self) -> bool:
+        with contextlib.suppress(httpx2.HTTPError):
+            return self._http.get("/health").status_code == 200
+        return False
 
     def kill(self) -> None:
         assert self._process is not None
@@ -58,7 +57,7 @@ class Replica:
 
     def wait_until_dead(self) -> None:
         assert self._process is not None
-        self._process.join(_START_S)
+        self._process.join(PATIENCE_S)
 
     def close(self) -> None:
         self.kill()

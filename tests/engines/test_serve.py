@@ -1,22 +1,25 @@
 """`weightledger serve --engine …` from outside: what an operator and a client see."""
 
-import time
 from pathlib import Path
 
 import httpx2
 
 from tests.engines.replica import QUERY, Replica, update
 from tests.engines.tiny_model import answers, checkpoint
-from tests.serving import START_S, Server, serving
+from tests.serving import Server, serving
+from tests.waiting import until
 
 
 def until_ready(http: httpx2.Client, status: int) -> dict[str, str]:
     """Ask until the server's own polling has noticed."""
-    deadline = time.monotonic() + START_S
-    while (reply := http.get("/readyz")).status_code != status:
-        assert time.monotonic() < deadline, reply.text
-        time.sleep(0.05)
-    body: dict[str, str] = reply.json()
+    said: list[httpx2.Response] = []
+
+    def reached() -> bool:
+        said.append(http.get("/readyz"))
+        return said[-1].status_code == status
+
+    until(reached, f"/readyz is not {status}")
+    body: dict[str, str] = said[-1].json()
     return body
 
 

@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -16,13 +18,12 @@ from tests.faults import folders, models
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import Server, serving
+from tests.waiting import until
 from weightledger import TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
 from weightledger.ledger.log import Log
 from weightledger.ledger.writing.caller import Caller
-
-POLL_S = 0.5
 
 
 @pytest.fixture
@@ -260,19 +261,21 @@ def test_processes_that_register_other_weights_are_refused(
         assert lost == ["WeightsMismatch"] * 2
 
 
+def answer_at(http: httpx2.Client, inputs: Any, seq: int) -> httpx2.Response | None:
+    """The reply, if it was computed from the state after this event."""
+    reply = http.post("/invocations", json=inputs)
+    return reply if reply.headers["x-weights-seq"] == str(seq) else None
+
+
 def test_a_library_writer_beside_a_server_is_followed(server: Server) -> None:
     inputs = {"inputs": [[1.0] * 400]}
     with server.client() as http, folders.opened(server.folder) as ledger:
         log = ledger.model(MODEL, engine=TorchEngine(models.factory()))
         for value in (2.0, -1.0):
             written = log.apply(add(value))
-            deadline = time.monotonic() + POLL_S + 1.5
-            while True:
-                reply = http.post("/invocations", json=inputs)
-                if reply.headers["x-weights-seq"] == str(written.seq):
-                    break
-                assert time.monotonic() < deadline, "the server does not follow"
-                time.sleep(0.02)
+            reply = until(
+                partial(answer_at, http, inputs, written.seq), "the server does not follow"
+            )
             assert reply.headers["x-weights-digest"] == written.state_after.hex()
             with log.projector.engine.lease() as live, torch.inference_mode():
                 own = live.module(torch.ones(1, 400))

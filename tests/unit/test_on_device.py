@@ -32,9 +32,7 @@ def bits_of(dtype: str, count: int, seed: int) -> torch.Tensor:
 @EACH_DEVICE
 @EACH_DTYPE
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_the_delta_is_the_one_that_the_bits_have(
-    dtype: str, share: float, device: str
-) -> None:
+def test_the_delta_is_the_one_that_the_bits_have(dtype: str, share: float, device: str) -> None:
     before, other = bits_of(dtype, 5000, 1), bits_of(dtype, 5000, 2)
     picked = torch.from_numpy(np.random.default_rng(3).random(5000) < share)
     after = before.clone()
