@@ -26,7 +26,7 @@ from weightledger.ledger.events.event import Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.anchoring import Anchoring
-from weightledger.ledger.projection.projector import Live, Projector
+from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
 from weightledger.ledger.store import EventFilter
@@ -39,8 +39,8 @@ from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.plans import Guard, Planner
 from weightledger.ledger.writing.recording import require_same_tensors
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
-from weightledger.ledger.writing.staged import Tip
-from weightledger.ledger.writing.writer import Request, Writer, Written
+from weightledger.ledger.writing.staged import Staged
+from weightledger.ledger.writing.writer import Committed, Request, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ MAX_DESCRIPTION = 500
 MAX_BATCH = 4096
 """Most updates in one event."""
 
-Listener = Callable[[Written], None]
+Listener = Callable[[Committed], None]
 
 
 class Log:
@@ -111,7 +111,9 @@ class Log:
             Request(
                 caller,
                 _digest_of("batch", {"updates": facts["updates"], "metadata": text}),
-                lambda tip: plans.planned(self.history, tip, plans.updates(updates, facts), guard),
+                lambda staged: plans.planned(
+                    self.history, staged, plans.updates(updates, facts), guard
+                ),
                 text,
                 alone=plans.runs_alone(guard),
             )
@@ -138,7 +140,7 @@ class Log:
             Request(
                 caller,
                 request_digest,
-                lambda tip: plans.planned(self.history, tip, planner, guard),
+                lambda staged: plans.planned(self.history, staged, planner, guard),
                 _metadata(metadata),
             )
         )
@@ -235,7 +237,7 @@ class Log:
                 Request(
                     caller,
                     _digest_of("create_version", {"description": description}),
-                    lambda tip: plans.version(tip, tip.live.head, facts),
+                    lambda staged: plans.version(staged, staged.live.head, facts),
                 )
             )
 
@@ -255,7 +257,7 @@ class Log:
                 Request(
                     caller,
                     _digest_of("create_initial_version", {"description": description}),
-                    lambda tip: plans.version(tip, first, facts),
+                    lambda staged: plans.version(staged, first, facts),
                 )
             )
 
@@ -266,9 +268,9 @@ class Log:
         Later updates branch from the state rolled back to; the states left behind stay in the log.
         """
 
-        def propose(tip: Tip) -> plans.Proposal:
+        def propose(staged: Staged) -> plans.ProposedEvent:
             target = self.history.resolve(position)
-            return plans.rollback(self.history, tip, target, cause)
+            return plans.rollback(self.history, staged, target, cause)
 
         digest = _digest_of("rollback", {"to": position})
         return self._writer.write(Request(caller, digest, propose))
@@ -309,7 +311,7 @@ class Log:
         """Recompute every digest from the log; see `ledger.audit.verify`."""
         return verify(self.history, progress)
 
-    def verify_live(self) -> tuple[Live, StateDigest]:
+    def verify_live(self) -> tuple[LiveState, StateDigest]:
         """What the live weights should be, and the digests of the tensors as they are now."""
         with self._writer.lock:
             return self.projector.live, self.projector.hash_live()
@@ -340,14 +342,14 @@ class Log:
     # Reads
 
     @property
-    def live(self) -> Live:
+    def live(self) -> LiveState:
         """What the live weights show right now."""
         return self.projector.live
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:
         """The adapters of the live state, by name."""
-        return adapters.all_of(self.live.side)
+        return adapters.all_of(self.live.auxiliary)
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -369,8 +371,8 @@ class Log:
     # One write
 
     def _pin(self, version_id: str, kind: str, caller: Caller) -> Event:
-        def propose(tip: Tip) -> plans.Proposal:
-            return plans.pin(self.history, tip, version_id, kind)
+        def propose(staged: Staged) -> plans.ProposedEvent:
+            return plans.pin(self.history, staged, version_id, kind)
 
         digest = _digest_of(kind, {"version_id": version_id})
         return self._writer.write(Request(caller, digest, propose))
@@ -388,7 +390,7 @@ class Log:
         return Request(
             caller,
             update.digest,
-            lambda tip: plans.planned(self.history, tip, planner, guard),
+            lambda staged: plans.planned(self.history, staged, planner, guard),
             update.metadata,
             alone=plans.runs_alone(guard),
         )
@@ -406,7 +408,7 @@ class Log:
             request = replace(request, parameter_name=first)
         return validate(request, self.projector.specs)
 
-    def _afterwards(self, written: Written) -> None:
+    def _afterwards(self, written: Committed) -> None:
         """What follows a write. The event is durable and visible, so nothing here may fail it."""
         event = written.event
         try:
@@ -421,7 +423,9 @@ class Log:
 
     def _retire(self, version_created: Event) -> Event:
         return self._writer.write(
-            Request(ANYONE, None, lambda tip: plans.retirement(self.history, tip, version_created))
+            Request(
+                ANYONE, None, lambda staged: plans.retirement(self.history, staged, version_created)
+            )
         )
 
 

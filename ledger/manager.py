@@ -33,7 +33,7 @@ from weightledger.ledger.store import EventFilter
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.plans import Planner
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest
-from weightledger.ledger.writing.writer import Written
+from weightledger.ledger.writing.writer import Committed
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ class DynamicModelManager:
 
     # On the writer thread
 
-    def _written(self, written: Written) -> None:
+    def _written(self, written: Committed) -> None:
         """After each event of this process: say what happened to updates, name a checkpoint."""
         event = written.event
         if event.kind == events.UPDATE_REJECTED:

@@ -33,7 +33,7 @@ from weightledger.ledger.events.event import (
 from weightledger.ledger.history import lineage, pruning
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshots import read_manifest
-from weightledger.ledger.writing.appending import Fact, append_fact
+from weightledger.ledger.writing.append_loop import Stateless, append_stateless
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
 Progress = Callable[[str, int], None]
@@ -113,7 +113,7 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
     """Say in the log what goes; planned anew when the log has moved on meanwhile."""
     planned = {history.head().seq: first}
 
-    def propose(head: Event) -> Fact:
+    def propose(head: Event) -> Stateless:
         plan = planned.get(head.seq) or _plan(history, head, cutoff, told)
         planned.clear()
         planned[head.seq] = plan
@@ -129,9 +129,9 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
             series=PRUNINGS,
             number=history.pruned.runs,
         )
-        return Fact(draft, plan.nodes)
+        return Stateless(draft, plan.nodes)
 
-    append_fact(history, propose, caller=caller)
+    append_stateless(history, propose, caller=caller)
     (plan,) = planned.values()
     return plan
 

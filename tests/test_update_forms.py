@@ -250,9 +250,9 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
 ) -> None:
     def learn(number: int, keep: bool = True) -> None:
         log.write(
-            lambda tip: Plan(
+            lambda staged: Plan(
                 {"operation": "learn"},
-                {"0.bias": Write(tip.tensor("weights/0.bias") + number)},
+                {"0.bias": Write(staged.tensor("weights/0.bias") + number)},
                 {
                     "rule/trace": torch.full((number,), float(number)) if keep else None,
                     "rule/count": torch.tensor(number),
@@ -270,13 +270,13 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
     for seq in (2, 0, 3, 1):
         log.rollback(f"seq:{seq}")
         assert bits(log.state()) == states[seq]
-        assert set(log.live.side) == {n for n in states[seq] if n.startswith("rule/")}
+        assert set(log.live.auxiliary) == {n for n in states[seq] if n.startswith("rule/")}
     log.snapshot()
     log.rollback("seq:2")
     with Ledger.open(database_url) as again:
         reopened = again.model("m", engine=TorchEngine(module()))
         assert bits(reopened.state()) == states[2]
-        assert reopened.live.side["rule/count"].item() == 2
+        assert reopened.live.auxiliary["rule/count"].item() == 2
         assert "rule/count" not in reopened.specs
         assert all(p.name in reopened.specs for p in again.history("m").parameters())
         report = verify(again.history("m"))
@@ -397,4 +397,4 @@ def test_readers_see_committed_states_only_while_threads_write(log: Log) -> None
 
 def test_a_write_that_is_planned_needs_a_digest_for_its_key(log: Log) -> None:
     with pytest.raises(InvalidRequest, match="needs the digest"):
-        log.write(lambda tip: Plan({}), caller=Caller(idempotency_key="k"))
+        log.write(lambda staged: Plan({}), caller=Caller(idempotency_key="k"))

@@ -45,7 +45,7 @@ def resolve(manager: DynamicModelManager, model: str | None) -> Served:
     """
     if model is None or model == manager.model_name:
         return Served(manager.model_name, manager.lease)
-    loaded = adapters.names(manager.log.live.side)
+    loaded = adapters.names(manager.log.live.auxiliary)
     if model not in loaded:
         served = ", ".join([manager.model_name, *loaded])
         raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")

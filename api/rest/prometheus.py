@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from weightledger import DynamicModelManager
 from weightledger.ledger.events.event import ROLLED_BACK, UPDATE_REJECTED, UPDATED
-from weightledger.ledger.writing.writer import Written
+from weightledger.ledger.writing.writer import Committed
 
 _OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -60,7 +60,7 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _count(self, written: Written) -> None:
+    def _count(self, written: Committed) -> None:
         event = written.event
         self._append.labels(self._model).observe(written.append_s)
         if event.kind in _OUTCOMES:

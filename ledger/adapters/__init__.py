@@ -68,15 +68,15 @@ def place(name: str, key: str) -> str:
     return f"{PREFIX}{name}/{key}"
 
 
-def names(side: Mapping[str, Any]) -> list[str]:
+def names(auxiliary: Mapping[str, Any]) -> list[str]:
     """The adapters among the tensors beside the weights, by name."""
-    return sorted({_split(full)[0] for full in side if full.startswith(PREFIX)})
+    return sorted({_split(full)[0] for full in auxiliary if full.startswith(PREFIX)})
 
 
-def all_of(side: Mapping[str, torch.Tensor]) -> dict[str, Adapter]:
+def all_of(auxiliary: Mapping[str, torch.Tensor]) -> dict[str, Adapter]:
     """Every adapter of a state. CorruptLedger for one without a config that can be read."""
     stored: dict[str, dict[str, torch.Tensor]] = {}
-    for full, tensor in side.items():
+    for full, tensor in auxiliary.items():
         if full.startswith(PREFIX):
             name, _ = _split(full)
             stored.setdefault(name, {})[full] = tensor

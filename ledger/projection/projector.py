@@ -40,15 +40,15 @@ _NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveState:
     """What is live: the last event shown, its state, and the tensors beside the weights.
 
-    `side` maps full names (`rule/…`, `adapter/…`) to tensors, which nobody writes to.
+    `auxiliary` maps full names (`rule/…`, `adapter/…`) to tensors, which nobody writes to.
     """
 
     head: Event
     state: StateDigest
-    side: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,14 @@ class Changes:
     """What becomes live with an event: nothing of it is visible yet.
 
     `weights` are the new tensors of those that it replaces, by full state name, `chunks` their
-    chunk digests; `side` is as in `Live`. `candidate` is the engine's next version, once built.
+    chunk digests; `auxiliary` is as in `LiveState`.
+    `candidate` is the engine's next version, once built.
     """
 
     weights: Mapping[str, torch.Tensor]
     chunks: Mapping[str, bytearray]
     state: StateDigest
-    side: Mapping[str, torch.Tensor]
+    auxiliary: Mapping[str, torch.Tensor]
     candidate: Prepared | None = None
 
     @property
@@ -73,7 +74,7 @@ class Changes:
 
 
 class Projector:
-    """Live weights of one engine, kept at a position of one log."""
+    """LiveState weights of one engine, kept at a position of one log."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Projector:
         self._pool = pool
         self._max_held = max_held_versions
         self._held_wait_s = held_versions_wait_s
-        self._live: Live | None = None
+        self._live: LiveState | None = None
         self._chunks: dict[str, bytearray] = {}
 
     @property
@@ -99,7 +100,7 @@ class Projector:
         return self._live is not None
 
     @property
-    def live(self) -> Live:
+    def live(self) -> LiveState:
         assert self._live is not None, "the projector is not attached to a log"
         return self._live
 
@@ -107,7 +108,7 @@ class Projector:
         """The live tensor with a full state name."""
         if name.startswith(WEIGHTS):
             return self.engine.tensor(name.removeprefix(WEIGHTS))
-        return self.live.side[name]
+        return self.live.auxiliary[name]
 
     def chunks(self, name: str) -> bytearray:
         """The chunk digests of a live tensor."""
@@ -220,7 +221,7 @@ class Projector:
         path = lineage.cheapest(history.lineage, costs, node, history.pruned)
         if path.start == live.head.node:
             rebuilt = history.follow(live.state, self.copy, path, expected)
-            return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.side)
+            return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.auxiliary)
         base = history.anchor_state(starts[path.start])
 
         def fetch(name: str) -> torch.Tensor:
@@ -234,7 +235,7 @@ class Projector:
         }
         hashed = hash_many([lanes(tensor, name) for name, tensor in changed.items()], self._pool)
         chunks = dict(zip(changed, hashed, strict=True))
-        return self._changes(changed, chunks, rebuilt.state, live.side)
+        return self._changes(changed, chunks, rebuilt.state, live.auxiliary)
 
     def prepare(self, changes: Changes) -> Changes:
         """The same changes with the engine's next version; everything that can fail fails here."""
@@ -242,7 +243,7 @@ class Projector:
             return changes
         weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
         if self._adapted is not None:
-            adapters = all_of(changes.side)
+            adapters = all_of(changes.auxiliary)
             return replace(changes, candidate=self._adapted.prepare_with(weights, adapters))
         return replace(changes, candidate=self.engine.prepare(weights))
 
@@ -264,7 +265,7 @@ class Projector:
 
     def note(self, event: Event) -> None:
         """Remember a committed event that changes no state."""
-        self._live = Live(event, self.live.state, self.live.side)
+        self._live = LiveState(event, self.live.state, self.live.auxiliary)
 
     def copy(self, name: str) -> torch.Tensor:
         """A CPU copy of a live tensor, checked to be what the log says it is."""
@@ -298,16 +299,16 @@ class Projector:
         """The way to `state`, whose new tensors are given; of those beside the weights, the
         others are as `before`."""
         weights = {name: made for name, made in tensors.items() if name.startswith(WEIGHTS)}
-        side = {
+        auxiliary = {
             name: tensors[name] if name in tensors else before[name]
             for name in state.specs
             if not name.startswith(WEIGHTS)
         }
         kept = {name: made for name, made in chunks.items() if name.startswith(WEIGHTS)}
-        return self.prepare(Changes(weights, kept, state, side))
+        return self.prepare(Changes(weights, kept, state, auxiliary))
 
     def _unchanged(self) -> Changes:
-        return Changes({}, {}, self.live.state, self.live.side)
+        return Changes({}, {}, self.live.state, self.live.auxiliary)
 
     def _show(self, event: Event, changes: Changes) -> None:
         if changes.state.value != event.state_after:
@@ -317,7 +318,7 @@ class Projector:
         candidate = self.prepare(changes).prepared
         self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
         self._chunks.update(changes.chunks)
-        self._live = Live(event, changes.state, changes.side)
+        self._live = LiveState(event, changes.state, changes.auxiliary)
 
     def _hash_engine(self) -> StateDigest:
         specs = [

@@ -19,7 +19,7 @@ from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.plans import Plan, Planner, updates
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
-from weightledger.ledger.writing.staged import Tip
+from weightledger.ledger.writing.staged import Staged
 
 
 def loading(
@@ -36,9 +36,9 @@ def loading(
     is taken, a folder that holds no adapter or one that does not fit, and beyond the limits.
     """
 
-    def plan(tip: Tip) -> Plan:
+    def plan(staged: Staged) -> Plan:
         _require_capable(engine)
-        loaded = adapters.names(tip.live.side)
+        loaded = adapters.names(staged.live.auxiliary)
         if name in loaded and not inplace:
             raise InvalidRequest(
                 f"The lora adapter '{name}' has already been loaded. If you want to load the "
@@ -59,8 +59,8 @@ def loading(
                 f"LoRA rank {rank} is greater than max_lora_rank {limits.max_lora_rank}.",
                 param="lora_path",
             )
-        side: dict[str, torch.Tensor | None] = dict.fromkeys(_stored(tip, name))
-        side.update(adapter.stored)
+        auxiliary: dict[str, torch.Tensor | None] = dict.fromkeys(_stored(staged, name))
+        auxiliary.update(adapter.stored)
         digests = {full: content_digest(lanes(t, full)) for full, t in adapter.stored.items()}
         facts = {
             "operation": "load_adapter",
@@ -71,7 +71,7 @@ def loading(
             "rank": rank,
             "targets": len(found),
         }
-        return Plan(facts, side=side, kind=events.ADAPTER_LOADED)
+        return Plan(facts, auxiliary=auxiliary, kind=events.ADAPTER_LOADED)
 
     return plan
 
@@ -79,10 +79,10 @@ def loading(
 def unloading(name: str) -> Planner:
     """Take an adapter out of the state; NotFound, when it is planned, if it is not in it."""
 
-    def plan(tip: Tip) -> Plan:
-        stored = _require_loaded(tip, name)
+    def plan(staged: Staged) -> Plan:
+        stored = _require_loaded(staged, name)
         facts = {"operation": "unload_adapter", "adapter": name}
-        return Plan(facts, side=dict.fromkeys(stored), kind=events.ADAPTER_UNLOADED)
+        return Plan(facts, auxiliary=dict.fromkeys(stored), kind=events.ADAPTER_UNLOADED)
 
     return plan
 
@@ -95,8 +95,8 @@ def merging(engine: Engine, name: str, *, unload: bool) -> Planner:
     tied weight, since merging would change the others too.
     """
 
-    def plan(tip: Tip) -> Plan:
-        stored = _require_loaded(tip, name)
+    def plan(staged: Staged) -> Plan:
+        stored = _require_loaded(staged, name)
         adapter = adapters.all_of(stored)[name]
         specs, aliases = engine.specs(), engine.aliases()
         tied = {*aliases, *aliases.values()}
@@ -115,7 +115,7 @@ def merging(engine: Engine, name: str, *, unload: bool) -> Planner:
             "unloaded": unload,
             "updates": [request.facts for request in requests],
         }
-        made = updates(requests, facts)(tip)
+        made = updates(requests, facts)(staged)
         if not unload or made.verdict.reason is not None:
             return made
         return Plan(facts, made.weights, dict.fromkeys(stored))
@@ -156,13 +156,15 @@ def _require_capable(engine: Engine) -> None:
         )
 
 
-def _stored(tip: Tip, name: str) -> dict[str, torch.Tensor]:
+def _stored(staged: Staged, name: str) -> dict[str, torch.Tensor]:
     prefix = adapters.place(name, "")
-    return {full: tensor for full, tensor in tip.live.side.items() if full.startswith(prefix)}
+    return {
+        full: tensor for full, tensor in staged.live.auxiliary.items() if full.startswith(prefix)
+    }
 
 
-def _require_loaded(tip: Tip, name: str) -> dict[str, torch.Tensor]:
-    stored = _stored(tip, name)
+def _require_loaded(staged: Staged, name: str) -> dict[str, torch.Tensor]:
+    stored = _stored(staged, name)
     if not stored:
         raise NotFound(f"The lora adapter '{name}' cannot be found.", param="lora_name")
     return stored

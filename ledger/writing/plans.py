@@ -1,6 +1,6 @@
 """What a write wants to append: pure preparation, nothing durable and nothing visible yet.
 
-Each function looks at the live state, computes and encodes, and returns a Proposal; the writer
+Each function looks at the live state, computes and encodes, and returns a ProposedEvent; the writer
 commits it or, when another writer was faster, asks for it again on the newer state.
 """
 
@@ -22,14 +22,14 @@ from weightledger.ledger.events.event import Draft, Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.projector import Changes, Live
+from weightledger.ledger.projection.projector import Changes, LiveState
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import clone, lanes, spec_of
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
 from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
 from weightledger.ledger.writing.requests import NonFiniteResult, Update, compute
-from weightledger.ledger.writing.staged import Tip
+from weightledger.ledger.writing.staged import Staged
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
 _WORTHWHILE_FACTORS = 0.25
@@ -66,7 +66,7 @@ def runs_alone(guard: Guard | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A weight's new value; `positions` as for `deltas.TensorWrite`, `factors` where they led
+    """A weight's new value; `positions` as for `encoding.TensorWrite`, `factors` where they led
     to it."""
 
     after: torch.Tensor
@@ -78,24 +78,24 @@ class Write:
 class Plan:
     """What one state-changing event is to do, worked out on the live state.
 
-    `facts` go into the event's body. `weights` maps bare names to new values; `side` maps full
+    `facts` go into the event's body. `weights` maps bare names to new values; `auxiliary` maps full
     names outside of the weights (`rule/…`, `adapter/…`) to tensors, None to remove one.
     `verdict` is what was found before the guard is asked; one with a reason refuses the plan.
     """
 
     facts: Mapping[str, Any]
     weights: Mapping[str, Write] = field(default_factory=dict)
-    side: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    auxiliary: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     kind: str = events.UPDATED
     verdict: Verdict = field(default_factory=Verdict)
 
 
-Planner = Callable[[Tip], Plan]
+Planner = Callable[[Staged], Plan]
 """Works a plan out on the live state; asked again when another writer was faster."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class ProposedEvent:
     """One round of a write: the draft, its payload, and what to show once it is durable.
 
     `parameters` are the full state names that the event counts as an update of; `changes` is
@@ -111,13 +111,13 @@ class Proposal:
 def updates(requests: Sequence[Update], facts: Mapping[str, Any]) -> Planner:
     """Updates of parameters, each computed on what those before it made."""
 
-    def plan(tip: Tip) -> Plan:
+    def plan(staged: Staged) -> Plan:
         writes: dict[str, Write] = {}
         try:
             for request in requests:
                 name = request.spec.name
                 known = writes.get(name)
-                before = known.after if known else tip.tensor(WEIGHTS + name)
+                before = known.after if known else staged.tensor(WEIGHTS + name)
                 after = compute(request, before)
                 if known is None:
                     writes[name] = Write(after, request.indices, request.factors)
@@ -131,26 +131,28 @@ def updates(requests: Sequence[Update], facts: Mapping[str, Any]) -> Planner:
     return plan
 
 
-def planned(history: History, tip: Tip, planner: Planner, guard: Guard | None) -> Proposal:
+def planned(
+    history: History, staged: Staged, planner: Planner, guard: Guard | None
+) -> ProposedEvent:
     """The event of a plan, or its refusal by the plan itself or by the guard."""
-    tip.make_room()
-    tip.check_untouched()
-    plan = planner(tip)
+    staged.make_room()
+    staged.check_untouched()
+    plan = planner(staged)
     if plan.verdict.reason is not None:
-        return _rejection(tip, plan.facts, plan.verdict)
+        return _rejection(staged, plan.facts, plan.verdict)
     payload = PayloadWriter(history.blobs)
-    writes = [_written(tip, WEIGHTS + name, write) for name, write in plan.weights.items()]
+    writes = [_written(staged, WEIGHTS + name, write) for name, write in plan.weights.items()]
     recorded = record_tensors(writes, payload, history.pool)
-    whole = [_whole(history, tip, name, tensor) for name, tensor in plan.side.items()]
+    whole = [_whole(history, staged, name, tensor) for name, tensor in plan.auxiliary.items()]
     moved = [change for change, _ in whole if change.before != change.after]
-    changes = tip.changed(recorded, moved, plan.side)
+    changes = staged.changed(recorded, moved, plan.auxiliary)
     verdict = plan.verdict
     if guard is not None:
         if runs_alone(guard):
-            changes = tip.prepare(changes)
+            changes = staged.prepare(changes)
         verdict = _joined(verdict, guard(changes))
     if verdict.reason is not None:
-        return _rejection(tip, plan.facts, verdict)
+        return _rejection(staged, plan.facts, verdict)
     finished = payload.finish()
     for _, blobs in whole:
         finished.blobs.update(blobs)
@@ -169,80 +171,80 @@ def planned(history: History, tip: Tip, planner: Planner, guard: Guard | None) -
         series=events.UPDATES if plan.kind == events.UPDATED else None,
     )
     parameters = [WEIGHTS + name for name in plan.weights]
-    return Proposal(draft, finished, parameters, changes)
+    return ProposedEvent(draft, finished, parameters, changes)
 
 
 def recording(tensors: Mapping[str, torch.Tensor]) -> Planner:
     """The difference between the live weights and `tensors`, by bare name."""
 
-    def plan(tip: Tip) -> Plan:
+    def plan(staged: Staged) -> Plan:
         # The caller may go on changing its tensor meanwhile, so what is recorded is a copy.
         writes = {
             name: Write(clone(tensors[name]))
-            for name, spec in tip.specs.items()
-            if not same_bits(tip.tensor(WEIGHTS + name), tensors[name])
+            for name, spec in staged.specs.items()
+            if not same_bits(staged.tensor(WEIGHTS + name), tensors[name])
         }
         return Plan({"operation": "record"}, writes)
 
     return plan
 
 
-def version(tip: Tip, named: Event, facts: Mapping[str, Any]) -> Proposal:
+def version(staged: Staged, named: Event, facts: Mapping[str, Any]) -> ProposedEvent:
     """A name for the state after the event `named`."""
     names = {"seq": named.state_seq, "node": named.node, "state": named.state_after.hex()}
     return _without_state_change(
-        tip, events.VERSION_CREATED, {**facts, "names": names}, events.VERSIONS
+        staged, events.VERSION_CREATED, {**facts, "names": names}, events.VERSIONS
     )
 
 
-def retirement(history: History, tip: Tip, version_created: Event) -> Proposal:
+def retirement(history: History, staged: Staged, version_created: Event) -> ProposedEvent:
     """Takes a version's name off the list; NotFound when another writer already has."""
     if not versions.is_listed(history.store, history.model_id, version_created):
         raise NotFound(f"Version {version_created.name} is retired already")
     if versions.is_pinned(history.store, history.model_id, version_created):
         raise InvalidRequest(f"Version {version_created.name} is pinned")
     body = {"version_id": version_created.name}
-    return Proposal(
+    return ProposedEvent(
         Draft(
             kind=events.VERSION_RETIRED,
             body=body,
-            state_after=tip.live.state.value,
+            state_after=staged.live.state.value,
             series=events.RETIRED,
             number=version_created.number,
         )
     )
 
 
-def pin(history: History, tip: Tip, version_id: str, kind: str) -> Proposal:
+def pin(history: History, staged: Staged, version_id: str, kind: str) -> ProposedEvent:
     """Pins a listed version, or with VERSION_UNPINNED lets go of it."""
     store, model_id = history.store, history.model_id
     named = history.event(version_id)
     if named.kind != events.VERSION_CREATED or not versions.is_listed(store, model_id, named):
         raise NotFound(f"Version {version_id} not found", param="version_id")
-    return Proposal(
+    return ProposedEvent(
         Draft(
             kind=kind,
             body={"version_id": version_id, "number": named.number},
-            state_after=tip.live.state.value,
+            state_after=staged.live.state.value,
             series=events.PINS,
             number=versions.next_pin(store, model_id),
         )
     )
 
 
-def rollback(history: History, tip: Tip, target: Position, cause: str) -> Proposal:
+def rollback(history: History, staged: Staged, target: Position, cause: str) -> ProposedEvent:
     """The move to another state, rebuilt and verified on the side."""
-    live = tip.live
+    live = staged.live
     named = target.event if target.is_version else None
     store, model_id = history.store, history.model_id
     if named and versions.is_listed(store, model_id, named):
         active = named.number
     else:
         active = versions.nearest(store, model_id, target.node)
-    tip.check_untouched()
+    staged.check_untouched()
     changes = None
     if target.node != live.head.node:
-        changes = tip.move(history, target.node, target.state)
+        changes = staged.move(history, target.node, target.state)
     body = {
         "to": target.text,
         "to_event": target.event.seq,
@@ -258,10 +260,10 @@ def rollback(history: History, tip: Tip, target: Position, cause: str) -> Propos
         target_node=target.node,
         active=active,
     )
-    return Proposal(draft, changes=changes)
+    return ProposedEvent(draft, changes=changes)
 
 
-def answer(live: Live, refused: Event, reason: str) -> Draft:
+def answer(live: LiveState, refused: Event, reason: str) -> Draft:
     """The rollback of an event that a remote engine could not be brought to.
 
     The live state is still the one before it.
@@ -284,23 +286,23 @@ def answer(live: Live, refused: Event, reason: str) -> Draft:
     )
 
 
-def _written(tip: Tip, name: str, write: Write) -> TensorWrite:
-    spec, before = tip.live.state.specs[name], tip.tensor(name)
+def _written(staged: Staged, name: str, write: Write) -> TensorWrite:
+    spec, before = staged.live.state.specs[name], staged.tensor(name)
     factors = write.factors
     if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
         factors = None  # reversible differences are worth more than the few bytes saved
-    return TensorWrite(spec, before, write.after, tip.chunks(name), write.positions, factors)
+    return TensorWrite(spec, before, write.after, staged.chunks(name), write.positions, factors)
 
 
 def _whole(
-    history: History, tip: Tip, name: str, after: torch.Tensor | None
+    history: History, staged: Staged, name: str, after: torch.Tensor | None
 ) -> tuple[TensorChange, Mapping[bytes, Buffer]]:
     """The change of a tensor outside of the weights, and the blobs it needs."""
-    state = tip.live.state
+    state = staged.live.state
     blobs: dict[bytes, Buffer] = {}
     spec_before, before = state.specs.get(name), state.digests.get(name)
     if before is not None and history.blobs.missing([before]):
-        blobs[before] = lanes(tip.tensor(name), name).view(np.uint8)
+        blobs[before] = lanes(staged.tensor(name), name).view(np.uint8)
     spec_after, digest = None, None
     if after is not None:
         spec_after = spec_of(name, after)
@@ -337,7 +339,7 @@ def _norm(recorded: Sequence[Recorded]) -> float | None:
     return total if len(finite) == len(norms) and math.isfinite(total) else None
 
 
-def _rejection(tip: Tip, facts: Mapping[str, Any], verdict: Verdict) -> Proposal:
+def _rejection(staged: Staged, facts: Mapping[str, Any], verdict: Verdict) -> ProposedEvent:
     body = {
         **facts,
         "reason": verdict.reason,
@@ -345,10 +347,14 @@ def _rejection(tip: Tip, facts: Mapping[str, Any], verdict: Verdict) -> Proposal
         "pre_metrics": dict(verdict.pre_metrics),
         "post_metrics": dict(verdict.post_metrics),
     }
-    return _without_state_change(tip, events.UPDATE_REJECTED, body, events.UPDATES)
+    return _without_state_change(staged, events.UPDATE_REJECTED, body, events.UPDATES)
 
 
-def _without_state_change(tip: Tip, kind: str, body: Mapping[str, Any], series: str) -> Proposal:
+def _without_state_change(
+    staged: Staged, kind: str, body: Mapping[str, Any], series: str
+) -> ProposedEvent:
     active = events.THIS_VERSION if series == events.VERSIONS else events.KEEP_ACTIVE
-    state = tip.live.state.value
-    return Proposal(Draft(kind=kind, body=body, state_after=state, series=series, active=active))
+    state = staged.live.state.value
+    return ProposedEvent(
+        Draft(kind=kind, body=body, state_after=state, series=series, active=active)
+    )

@@ -1,4 +1,4 @@
-"""The tip: the newest state there is, committed or about to be.
+"""The staged state: the newest state there is, committed or about to be.
 
 Proposals are worked out on it. While several events wait to be appended in one transaction, each is
 worked out on the one before; readers go on seeing the committed state, and a failed append throws
@@ -13,17 +13,17 @@ import torch
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.events.event import Event
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.projector import Changes, Live, Projector
+from weightledger.ledger.projection.projector import Changes, LiveState, Projector
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.encoding import Recorded
 
 
-class Tip:
+class Staged:
     """One projector's newest state; used by one writer at a time."""
 
     def __init__(self, projector: Projector) -> None:
         self._projector = projector
-        self._staged: Live | None = None
+        self._staged: LiveState | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._chunks: dict[str, bytearray] = {}
 
@@ -33,12 +33,12 @@ class Tip:
         return self._projector.specs
 
     @property
-    def live(self) -> Live:
+    def live(self) -> LiveState:
         """The newest event, its state, and the tensors beside the weights."""
         return self._staged or self._projector.live
 
     @property
-    def staged(self) -> bool:
+    def pending(self) -> bool:
         """Whether events are waiting to be appended."""
         return self._staged is not None
 
@@ -47,7 +47,7 @@ class Tip:
         if name.startswith(WEIGHTS):
             staged = self._weights.get(name)
             return self._projector.tensor(name) if staged is None else staged
-        return self.live.side[name]
+        return self.live.auxiliary[name]
 
     def weight(self, bare: str) -> torch.Tensor:
         """The weight with a bare name; read only."""
@@ -59,7 +59,7 @@ class Tip:
 
     def make_room(self) -> None:
         """Wait until one more version may be held; what is staged already needs no other."""
-        if not self.staged:
+        if not self.pending:
             self._projector.make_room()
 
     def check_untouched(self) -> None:
@@ -70,7 +70,7 @@ class Tip:
         self,
         recorded: Sequence[Recorded],
         moved: Sequence[TensorChange],
-        side: Mapping[str, torch.Tensor | None],
+        auxiliary: Mapping[str, torch.Tensor | None],
     ) -> Changes:
         """The next state: weights recorded, and tensors beside them changed as `moved` says."""
         live = self.live
@@ -79,9 +79,9 @@ class Tip:
             {one.change.name: (live.state.specs[one.change.name], one.change.after) for one in kept}
             | {change.name: (change.spec_after, change.after) for change in moved}
         )
-        beside = dict(live.side)
+        beside = dict(live.auxiliary)
         for change in moved:
-            tensor = side[change.name]
+            tensor = auxiliary[change.name]
             if tensor is None:
                 del beside[change.name]
             else:
@@ -90,17 +90,17 @@ class Tip:
             weights={one.change.name: one.after for one in kept},
             chunks={one.change.name: one.chunks for one in kept},
             state=state,
-            side=beside,
+            auxiliary=beside,
         )
 
     def prepare(self, changes: Changes) -> Changes:
         """The same with the engine's next version, built from the committed one."""
-        assert not self.staged, "a candidate can be looked at only when nothing waits before it"
+        assert not self.pending, "a candidate can be looked at only when nothing waits before it"
         return self._projector.prepare(changes)
 
     def move(self, history: History, node: int, expected: bytes) -> Changes:
         """The way to another node, rebuilt and verified but not yet shown."""
-        assert not self.staged, "a move starts from the committed state"
+        assert not self.pending, "a move starts from the committed state"
         return self._projector.move(history, node, expected)
 
     def stage(self, event: Event, changes: Changes | None) -> None:
@@ -109,14 +109,14 @@ class Tip:
         if changes is None:
             self._staged = replace(live, head=event)
             return
-        self._staged = Live(event, changes.state, changes.side)
+        self._staged = LiveState(event, changes.state, changes.auxiliary)
         self._weights.update(changes.weights)
         self._chunks.update(changes.chunks)
 
     def gathered(self) -> Changes:
         """All that the staged events change, ready to be shown at once."""
         live = self.live
-        changes = Changes(dict(self._weights), dict(self._chunks), live.state, live.side)
+        changes = Changes(dict(self._weights), dict(self._chunks), live.state, live.auxiliary)
         return self._projector.prepare(changes)
 
     def clear(self) -> None:

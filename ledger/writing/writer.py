@@ -28,10 +28,10 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, Projector
 from weightledger.ledger.store import Append
 from weightledger.ledger.writing import plans
+from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.caller import Caller
-from weightledger.ledger.writing.plans import Proposal
-from weightledger.ledger.writing.racing import back_off, gave_up, out_of_patience
-from weightledger.ledger.writing.staged import Tip
+from weightledger.ledger.writing.plans import ProposedEvent
+from weightledger.ledger.writing.staged import Staged
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +44,19 @@ _GROUP_BYTES = 32 * 1024 * 1024
 class Request:
     """A write that is asked for: who asks, what identifies it, and how it is worked out.
 
-    `digest` is of the canonical request. `propose` is called on the tip, again after each lost
+    `digest` is of the canonical request. `propose` is called on the staged, again after each lost
     race. With `alone` nothing is worked out before or after it in the same transaction.
     """
 
     caller: Caller
     digest: bytes | None
-    propose: Callable[[Tip], Proposal]
+    propose: Callable[[Staged], ProposedEvent]
     metadata: str | None = None
     alone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Committed:
     """An event this process appended, with the seconds it took in all and in the database."""
 
     event: Event
@@ -88,7 +88,7 @@ class _Waiting:
 
     job: _Job
     append: Append
-    proposal: Proposal
+    proposal: ProposedEvent
 
 
 class _Later(Exception):
@@ -99,12 +99,12 @@ class Writer:
     """Appends to one log and shows what it appended. Safe to use from any thread."""
 
     def __init__(
-        self, history: History, projector: Projector, afterwards: Callable[[Written], None]
+        self, history: History, projector: Projector, afterwards: Callable[[Committed], None]
     ) -> None:
         self.lock = threading.RLock()
         self._history = history
         self._projector = projector
-        self._tip = Tip(projector)
+        self._staged = Staged(projector)
         self._afterwards = afterwards
         self._queue: deque[_Job] = deque()
         self._thread: int | None = None
@@ -138,7 +138,7 @@ class Writer:
                 self._append(self._gather())
         finally:
             self._thread = outer
-            self._tip.clear()
+            self._staged.clear()
 
     def _gather(self) -> list[_Waiting]:
         """Take writes off the queue and work them out, one on another, until one must go alone."""
@@ -165,7 +165,7 @@ class Writer:
                 continue
             group.append(waiting)
             changes = waiting.proposal.changes
-            self._tip.stage(waiting.append.event, changes)
+            self._staged.stage(waiting.append.event, changes)
             size += sum(tensor.nbytes for tensor in changes.weights.values()) if changes else 0
             if job.request.alone or self._projector.remote is not None:
                 break
@@ -177,7 +177,7 @@ class Writer:
         return (
             request.alone
             or (key is not None and any(one.append.event.idempotency_key == key for one in group))
-            or (expected is not None and expected != self._tip.live.head.state_seq)
+            or (expected is not None and expected != self._staged.live.head.state_seq)
         )
 
     def _propose(self, job: _Job, request: Request) -> _Waiting | None:
@@ -188,7 +188,7 @@ class Writer:
             self._finish(job, known)
             return None
         self._require_expected(request.caller.expected_seq)
-        proposal = request.propose(self._tip)
+        proposal = request.propose(self._staged)
         annotation = Annotation(request.caller.actor, request.caller.reason, request.metadata)
         event = self._seal(proposal, annotation, request)
         return _Waiting(job, _append(event, annotation, proposal), proposal)
@@ -208,21 +208,21 @@ class Writer:
             else:
                 self._projector.note(last)
         except (SeqTaken, KeyTaken):
-            self._tip.clear()
+            self._staged.clear()
             self._lost([waiting.job for waiting in group])
             return
         except BaseException as error:
-            self._tip.clear()
+            self._staged.clear()
             for waiting in group:
                 waiting.job.result.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
-        self._tip.clear()
+        self._staged.clear()
         shown = time.perf_counter()
         try:
             for waiting in group:
-                took = Written(
+                took = Committed(
                     waiting.append.event, shown - waiting.job.started, appended - append_started
                 )
                 self._afterwards(took)
@@ -253,7 +253,7 @@ class Writer:
         appended = time.perf_counter()
         self._projector.show(event)
         shown = time.perf_counter()
-        self._afterwards(Written(event, shown - started, appended - started))
+        self._afterwards(Committed(event, shown - started, appended - started))
 
     def _finish(self, job: _Job, event: Event) -> None:
         """Give the event, or EngineUnavailable while a remote engine is not known to show it."""
@@ -271,7 +271,7 @@ class Writer:
     def _prepared(self, group: list[_Waiting]) -> Changes | None:
         """What the whole group changes, ready to be shown; None when that is no tensor."""
         if len(group) > 1:
-            return self._tip.gathered()
+            return self._staged.gathered()
         changes = group[0].proposal.changes
         return None if changes is None else self._projector.prepare(changes)
 
@@ -299,7 +299,7 @@ class Writer:
         with self.lock:
             return self._projector.catch_up(self._history)
 
-    def _seal(self, proposal: Proposal, annotation: Annotation, request: Request) -> Event:
+    def _seal(self, proposal: ProposedEvent, annotation: Annotation, request: Request) -> Event:
         draft = proposal.draft
         sealed = replace(
             draft,
@@ -309,7 +309,7 @@ class Writer:
             idempotency_key=request.caller.idempotency_key,
             request_digest=request.digest,
         )
-        return seal(sealed, self._history.model, self._tip.live.head, time.time_ns() // 1000)
+        return seal(sealed, self._history.model, self._staged.live.head, time.time_ns() // 1000)
 
     def _known(self, request: Request) -> Event | None:
         """The event this idempotency key has led to already."""
@@ -324,13 +324,13 @@ class Writer:
                 f"idempotency key {key!r} was used for another request, {event.name}"
             )
         if event.seq > self._projector.live.head.seq:
-            if self._tip.staged:
+            if self._staged.pending:
                 raise _Later
             self.catch_up()
         return event
 
     def _require_expected(self, expected: int | None) -> None:
-        if expected is None or self._tip.live.head.state_seq == expected:
+        if expected is None or self._staged.live.head.state_seq == expected:
             return
         head = self.catch_up()
         if head.state_seq != expected:
@@ -340,7 +340,7 @@ class Writer:
             )
 
 
-def _append(event: Event, annotation: Annotation, proposal: Proposal) -> Append:
+def _append(event: Event, annotation: Annotation, proposal: ProposedEvent) -> Append:
     payload = proposal.payload
     return Append(
         event,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weightledger import DynamicModelManager, Event, Plan, Planner, Tip
+from weightledger import DynamicModelManager, Event, Plan, Planner, Staged
 from weightledger.rules.checking import init, is_finite, propose
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
@@ -62,8 +62,8 @@ def fisher_planner(
             param="learning_signal_strength",
         )
 
-    def plan(tip: Tip) -> Plan:
-        weight, held = _held(tip, parameter)
+    def plan(staged: Staged) -> Plan:
+        weight, held = _held(staged, parameter)
         if current is not None:
             _check("current_params", current, weight)
         sent = gradient.to(weight.device, weight.dtype)
@@ -90,8 +90,8 @@ def anchor_planner(
 ) -> Planner:
     """W* ← the weights given (the live ones by default), and F where it is given, as an event."""
 
-    def plan(tip: Tip) -> Plan:
-        weight, held = _held(tip, parameter)
+    def plan(staged: Staged) -> Plan:
+        weight, held = _held(staged, parameter)
         before = held or init(Ewc(), weight)
         anchor = weight if current is None else current.detach().to(weight.device, weight.dtype)
         _check("current_params", anchor, weight)
@@ -135,15 +135,15 @@ def held_for(manager: DynamicModelManager, name: str) -> dict[str, torch.Tensor]
     end = f"/{places.CONSOLIDATION}/{name}"
     return {
         key[len("rule/") : -len(end)]: tensor.clone()
-        for key, tensor in manager.log.live.side.items()
+        for key, tensor in manager.log.live.auxiliary.items()
         if key.startswith("rule/") and key.endswith(end)
     }
 
 
-def _held(tip: Tip, parameter: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    live = tip.weight(parameter).detach()
+def _held(staged: Staged, parameter: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    live = staged.weight(parameter).detach()
     weight = live.to(computing_dtype(parameter, live.dtype))
-    held = places.under(tip.live.side, places.place(parameter, places.CONSOLIDATION))
+    held = places.under(staged.live.auxiliary, places.place(parameter, places.CONSOLIDATION))
     return weight, {name: tensor.to(weight.device) for name, tensor in held.items()}
 
 

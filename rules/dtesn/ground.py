@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightledger import Tip
+from weightledger import Staged
 from weightledger.rules.checking import DTYPES
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.gate import SCORED
@@ -31,23 +31,23 @@ class Ground:
     bias: torch.Tensor | None
 
 
-def ground_of(tip: Tip, lesson: Lesson, prefix: str) -> Ground:
+def ground_of(staged: Staged, lesson: Lesson, prefix: str) -> Ground:
     """Read all of it; RuleError for a parameter that rules cannot learn."""
-    live = tip.weight(lesson.parameter).detach()
+    live = staged.weight(lesson.parameter).detach()
     weight = live.to(computing_dtype(lesson.parameter, live.dtype))
-    state = tip.live.state.digests
+    state = staged.live.state.digests
     before = {n[len(prefix) :]: d.hex() for n, d in state.items() if n.startswith(prefix)}
-    held = places.under(tip.live.side, prefix)
-    return Ground(weight, live.dtype, held, before, _bias(tip, lesson.parameter, weight))
+    held = places.under(staged.live.auxiliary, prefix)
+    return Ground(weight, live.dtype, held, before, _bias(staged, lesson.parameter, weight))
 
 
-def _bias(tip: Tip, parameter: str, weight: torch.Tensor) -> torch.Tensor | None:
+def _bias(staged: Staged, parameter: str, weight: torch.Tensor) -> torch.Tensor | None:
     """The bias beside a weight, as `torch.nn.Linear` names it."""
     layer, _, name = parameter.rpartition(".")
     bias = f"{layer}.bias" if layer else "bias"
-    if name != "weight" or bias not in tip.specs or tip.specs[bias].shape != weight.shape[:1]:
+    if name != "weight" or bias not in staged.specs or staged.specs[bias].shape != weight.shape[:1]:
         return None
-    return tip.weight(bias).detach().to(weight.dtype)
+    return staged.weight(bias).detach().to(weight.dtype)
 
 
 def activities_of(

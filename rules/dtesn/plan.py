@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weightledger import OperationDisabled, Plan, Planner, Tip, Write
+from weightledger import OperationDisabled, Plan, Planner, Staged, Write
 from weightledger.rules.checking import init
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
@@ -33,15 +33,17 @@ _SCALING = SynapticScaling.id
 def planner(lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Planner:
     """Works the lesson out on the newest state; RuleError for what does not fit it."""
 
-    def plan(tip: Tip) -> Plan:
-        return _plan(tip, lesson, config, guards)
+    def plan(staged: Staged) -> Plan:
+        return _plan(staged, lesson, config, guards)
 
     return plan
 
 
-def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Plan:
+def _plan(
+    staged: Staged, lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
+) -> Plan:
     prefix = places.place(lesson.parameter, lesson.stream)
-    ground = ground_of(tip, lesson, prefix)
+    ground = ground_of(staged, lesson, prefix)
     choice = _choose(lesson, ground.held)
     rate_factor = _rate_factor(lesson, config, ground.held)
     rule, rate = _rule(choice, lesson, config, rate_factor)
@@ -64,16 +66,16 @@ def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards 
     if guards is None:
         # A readout's step is as long as its error asks for, and from zeros there is no scale.
         guards = Guards(norm=None) if "target" in rule.activities else Guards()
-    after, verdict = judged(tip, lesson, config, guards, ground, taught, passes, rate)
+    after, verdict = judged(staged, lesson, config, guards, ground, taught, passes, rate)
     seen = digests(activities)
-    side: dict[str, torch.Tensor | None] = {}
+    auxiliary: dict[str, torch.Tensor | None] = {}
     gone = {places.ACTIVITY + name for name in places.kept_activities(ground.held)}
     if config.keep_activities:
         kept = {places.ACTIVITY + name: tensor for name, tensor in activities.items()}
         next_state |= kept
         gone -= kept.keys()
-    side |= places.removed(prefix, gone)
-    side |= places.named(prefix, {**next_state, **keep})
+    auxiliary |= places.removed(prefix, gone)
+    auxiliary |= places.named(prefix, {**next_state, **keep})
     facts = {
         "operation": OPERATION,
         "parameter": lesson.parameter,
@@ -100,7 +102,7 @@ def _plan(tip: Tip, lesson: Lesson, config: DTESNLearningConfig, guards: Guards 
     }
     if rate is not None:
         facts["learning_rate"] = rate
-    return Plan(facts, {lesson.parameter: Write(after)}, side, verdict=verdict)
+    return Plan(facts, {lesson.parameter: Write(after)}, auxiliary, verdict=verdict)
 
 
 def _choose(lesson: Lesson, held: Tensors) -> Choice:

@@ -45,9 +45,9 @@ def selector_name(selector: object) -> str:
     return f"selector.{type(selector).__name__}"
 
 
-def under(side: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def under(auxiliary: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names start with `prefix`, without it."""
-    return {name[len(prefix) :]: t for name, t in side.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: t for name, t in auxiliary.items() if name.startswith(prefix)}
 
 
 def rule_state(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from weightledger import Tip, Verdict
+from weightledger import Staged, Verdict
 from weightledger.rules.checking import is_finite
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
@@ -19,7 +19,7 @@ from weightledger.rules.protocol import Proposal
 
 
 def judged(
-    tip: Tip,
+    staged: Staged,
     lesson: Lesson,
     config: DTESNLearningConfig,
     guards: Guards,
@@ -30,7 +30,7 @@ def judged(
 ) -> tuple[torch.Tensor, Verdict]:
     """The weight's new value, and what the guards say of it."""
     if guards.ewc is None:
-        guards = replace(guards, ewc=_consolidation(tip, lesson, config, ground, rate))
+        guards = replace(guards, ewc=_consolidation(staged, lesson, config, ground, rate))
     state = {**taught.state, **{f"{SynapticScaling.id}.{n}": t for n, t in taught.scaling.items()}}
     judgement = judge(guards, ground.weight, Proposal(taught.delta, state, taught.metrics))
     evidence: dict[str, Any] = {"guards": dict(judgement.evidence)}
@@ -52,7 +52,7 @@ def judged(
 
 
 def _consolidation(
-    tip: Tip,
+    staged: Staged,
     lesson: Lesson,
     config: DTESNLearningConfig,
     ground: Ground,
@@ -60,7 +60,7 @@ def _consolidation(
 ) -> Consolidation | None:
     """EWC, once something of this parameter was consolidated."""
     prefix = places.place(lesson.parameter, places.CONSOLIDATION)
-    held = places.under(tip.live.side, prefix)
+    held = places.under(staged.live.auxiliary, prefix)
     if not held:
         return None
     eta = config.learning_rate if rate is None else rate

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.writing.caller import Caller
     from weightledger.ledger.writing.plans import Plan, Planner, Verdict, Write
     from weightledger.ledger.writing.requests import IncrementalUpdateRequest
-    from weightledger.ledger.writing.staged import Tip
+    from weightledger.ledger.writing.staged import Staged
 
 _HOMES = {
     "Caller": "weightledger.ledger.writing.caller",
@@ -55,7 +55,7 @@ _HOMES = {
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
     "tensor_digest": "weightledger.ledger.tensors.lanes",
-    "Tip": "weightledger.ledger.writing.staged",
+    "Staged": "weightledger.ledger.writing.staged",
     "TorchEngine": "weightledger.ledger.engines.torch",
     "Verdict": "weightledger.ledger.writing.plans",
     "Write": "weightledger.ledger.writing.plans",
@@ -82,8 +82,8 @@ __all__ = [
     "Plan",
     "Planner",
     "Pruned",
+    "Staged",
     "StateEngine",
-    "Tip",
     "TorchEngine",
     "Verdict",
     "Write",

@@ -178,7 +178,7 @@ def test_adaptation_rate_smooths_feedback_moves_the_rate_and_sets_theta(
     assert last(bridge)["learning_rate"] == pytest.approx(0.01 * (1.25 - 0.25 * 1.25))
     run(bridge.enhanced_incremental_update("2.weight", 0.1, rule="bcm-delta"))
     assert last(bridge)["rule"]["config"]["adaptation_rate"] == 0.25
-    theta = bridge.dynamic_manager.log.live.side["rule/2.weight/default/bcm-delta.theta"]
+    theta = bridge.dynamic_manager.log.live.auxiliary["rule/2.weight/default/bcm-delta.theta"]
     assert theta.tolist() == pytest.approx([0.25] * OUT)
     run(bridge.learn("2.weight", observed(), rule="bcm"))
     assert last(bridge)["rule"]["config"]["tau_theta"] == pytest.approx(3.476, abs=1e-3)
@@ -304,7 +304,7 @@ def test_a_field_out_of_its_range_is_refused(field: dict[str, Any]) -> None:
 
 
 def side(of: DTESNDynamicIntegration) -> dict[str, torch.Tensor]:
-    return dict(of.dynamic_manager.log.live.side)
+    return dict(of.dynamic_manager.log.live.auxiliary)
 
 
 def test_rolling_back_weights_rolls_back_the_rules_state(integrate: Integrate) -> None:
@@ -953,7 +953,7 @@ def test_a_state_that_does_not_fit_its_rule_is_refused(
     run(bridge.learn("2.weight", samples(), rule="rls"))
     name = "rule/2.weight/default/rls." + ("P" if change == "shape" else "version")
     other = torch.eye(9, dtype=torch.float64) if change == "shape" else torch.tensor(7)
-    manager.log.write(lambda tip: Plan({"operation": "test"}, {}, {name: other}))
+    manager.log.write(lambda staged: Plan({"operation": "test"}, {}, {name: other}))
     with pytest.raises(rules.ForeignState):
         run(bridge.learn("2.weight", samples(), rule="rls"))
     assert manager.log.live.head.seq == 2

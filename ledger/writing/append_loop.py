@@ -1,0 +1,72 @@
+"""The append loop: propose on the head, append, and again when another writer was faster.
+
+The writer of live weights (`writing.writer`) takes its patience from here. Events that change no
+state can be appended by `append_stateless` from any process, with no model at hand.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from weightledger.ledger.errors import Conflict, SeqTaken
+from weightledger.ledger.events.event import Annotation, Draft, Event, seal
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.store import Append
+from weightledger.ledger.writing.caller import ANYONE, Caller
+
+_PATIENCE_S = 10.0
+_BACKOFF_S = 0.001
+_MOST_BACKOFF_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stateless:
+    """An event to append that changes no state, and the snapshots that are forgotten with it."""
+
+    draft: Draft
+    dropped_snapshots: Sequence[int] = ()
+
+
+def append_stateless(
+    history: History, propose: Callable[[Event], Stateless], *, caller: Caller = ANYONE
+) -> Event:
+    """Append what `propose` makes of the head; asked again when another writer was faster.
+
+    Conflict when it goes on losing.
+    """
+    annotation = Annotation(caller.actor, caller.reason)
+    started = time.perf_counter()
+    attempts = 0
+    while True:
+        head = history.head()
+        proposed = propose(head)
+        draft = replace(proposed.draft, annotation=annotation, request_id=caller.request_id)
+        event = seal(draft, history.model, head, time.time_ns() // 1000)
+        try:
+            history.store.append(
+                Append(event, annotation, dropped_snapshots=proposed.dropped_snapshots)
+            )
+        except SeqTaken:
+            attempts += 1
+            if out_of_patience(started):
+                raise gave_up(attempts, history.model) from None
+            back_off(attempts)
+            continue
+        return event
+
+
+def out_of_patience(started: float) -> bool:
+    """Whether a write that began at `started`, by `time.perf_counter`, has tried long enough."""
+    return time.perf_counter() - started > _PATIENCE_S
+
+
+def back_off(attempts: int) -> None:
+    """Wait a random moment that doubles with each attempt."""
+    most = min(_BACKOFF_S * 2**attempts, _MOST_BACKOFF_S)
+    time.sleep(random.random() * most)
+
+
+def gave_up(attempts: int, model: str) -> Conflict:
+    """The error of a write that lost every time."""
+    return Conflict(f"other writers won {attempts} times in a row on model {model!r}")
