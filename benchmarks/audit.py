@@ -23,7 +23,7 @@ from benchmarks import long_log
 from benchmarks.measure import Report
 from weightledger.ledger.audit import parallel
 from weightledger.ledger.events.event import KINDS
-from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store import EventFilter, EventStore
 from weightledger.ledger.store.sql_store import SqlStore
 
 PAGE = 50
@@ -53,12 +53,11 @@ def drawn(chance: random.Random, dimensions: tuple[str, ...], count: int) -> Eve
     return EventFilter(**made)
 
 
-def measure(report: Report, backend: str, store: SqlStore, count: int, rounds: int) -> None:
+def measure(report: Report, backend: str, store: EventStore, count: int, rounds: int) -> None:
     """Add the figures of one database."""
     gc.collect()
     gc.freeze()  # as the server does before it listens
     chance = random.Random(5)
-    (model_id,) = store.models().values()
     everything: list[float] = []
     for size in range(len(DIMENSIONS) + 1):
         for dimensions in itertools.combinations(DIMENSIONS, size):
@@ -68,30 +67,30 @@ def measure(report: Report, backend: str, store: SqlStore, count: int, rounds: i
                 taken.append(
                     _ms(
                         lambda where=where, newest_first=newest_first: store.select(
-                            model_id, where, limit=PAGE, newest_first=newest_first
+                            where, limit=PAGE, newest_first=newest_first
                         )
                     )
                 )
             everything += taken
             _add(report, f"{backend}: {' + '.join(dimensions) or 'no filter'}", taken)
     _add(report, f"{backend}: all of them", everything)
-    head = store.head(model_id)
+    head = store.head()
     others: dict[str, Callable[[], object]] = {
-        "update counts": lambda: store.update_counts(model_id),
-        "a state that is not there": lambda: store.by_state(model_id, bytes(32)),
+        "update counts": lambda: store.update_counts(),
+        "a state that is not there": lambda: store.by_state(bytes(32)),
         "the state of a random event": lambda: store.by_state(
-            model_id, store.event(model_id, chance.randrange(head.seq)).state_after
+            store.event(chance.randrange(head.seq)).state_after
         ),
     }
     for what, work in others.items():
         _add(report, f"{backend}: {what}", [_ms(work) for _ in range(rounds)])
 
 
-def verification(report: Report, backend: str, store: SqlStore, count: int) -> None:
+def verification(report: Report, backend: str, store: EventStore, count: int) -> None:
     """Add how fast the chain is checked, in one process and in two."""
     for processes, goal in ((1, 160_000), (2, 300_000)):
         started = time.perf_counter()
-        parallel.check(store, long_log.MODEL, count, processes)
+        parallel.check(store, count, processes)
         rate = count / (time.perf_counter() - started)
         what = f"{backend}: chain checked by {processes}, their start included"
         report.add(what, rate, "events/s", goal=f"≥ {goal:,}", ok=rate >= goal)
@@ -146,8 +145,9 @@ def main() -> None:
             if not store.models():
                 long_log.load(url, options.events)
             warm(folder)
-            measure(report, backend, store, options.events, options.rounds)
-            verification(report, backend, store, options.events)
+            events = store.model(long_log.MODEL)
+            measure(report, backend, events, options.events, options.rounds)
+            verification(report, backend, events, options.events)
     report.finish("audit")
 
 

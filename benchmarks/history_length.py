@@ -50,13 +50,13 @@ def measure(url: str, count: int, rounds: int) -> Figures:
         timed("open with the weights of some earlier state", lambda: _opened(url, other))
     with Ledger.open(url) as ledger:
         log = ledger.model(MODEL)
-        store, model_id = log.history.store, log.history.model_id
+        store = log.history.store
         middle = count // 2
         if count > 2 * NAMED_EVERY:
             number = log.history.require(middle).counts.versions - 1
-            named = store.by_number(model_id, "versions", number)
+            named = store.by_number("versions", number)
         else:
-            named = store.by_number(model_id, "versions", 0)
+            named = store.by_number("versions", 0)
         assert named is not None
         for turn in range(rounds):
             _step(log, turn)
@@ -70,13 +70,11 @@ def measure(url: str, count: int, rounds: int) -> Figures:
             timed("take the oldest name off the list", lambda: log.retire_versions(10))
             timed(
                 f"audit: the last {PAGE} events",
-                lambda: store.select(model_id, EventFilter(), limit=PAGE),
+                lambda: store.select(EventFilter(), limit=PAGE),
             )
             timed(
                 f"audit: {PAGE} updates of one parameter before the middle",
-                lambda: store.select(
-                    model_id, EventFilter(parameter="a", max_seq=middle), limit=PAGE
-                ),
+                lambda: store.select(EventFilter(parameter="a", max_seq=middle), limit=PAGE),
             )
             timed(
                 "one old version: found, and its state rebuilt",

@@ -81,7 +81,7 @@ def recorded(url: str) -> tuple[Ledger, Recording]:
     blobs = open_blobs(None, database)
     database.backend = recording
     store = SqlStore(database, blobs)
-    return Ledger(store, store.blobs), recording
+    return Ledger(store), recording
 
 
 @dataclass
@@ -231,12 +231,12 @@ def reading(
     there = sum(1 for _ in library.events.get(aggregate.id))
 
     def ours(_: int) -> None:
-        events = history.store.scan(history.model_id, 0, last + 1)
+        events = history.store.scan(0, last + 1)
         while page := list(islice(events, PAGE)):
             history.store.payloads([one for one in page if one.payload])
 
     def events_only(_: int) -> None:
-        for _one in history.store.scan(history.model_id, 0, last + 1):
+        for _one in history.store.scan(0, last + 1):
             pass
 
     def theirs(_: int) -> None:

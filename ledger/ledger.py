@@ -7,17 +7,16 @@ from types import TracebackType
 
 import torch
 
-from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.errors import SeqTaken
 from weightledger.ledger.events.event import Annotation, seal
 from weightledger.ledger.history import snapshots
-from weightledger.ledger.history.reader import History, open_history
+from weightledger.ledger.history.reader import History
 from weightledger.ledger.log import Log
 from weightledger.ledger.projection.projector import OnMismatch, Projector
-from weightledger.ledger.store import Append, EventStore
+from weightledger.ledger.store import Append, LedgerStore
 from weightledger.ledger.store.sql_store import SqlStore
 
 _HASHING_THREADS = 2
@@ -31,9 +30,8 @@ class Ledger:
     log.record(module, reason="optimizer step")
     """
 
-    def __init__(self, store: EventStore, blobs: BlobStore) -> None:
+    def __init__(self, store: LedgerStore) -> None:
         self.store = store
-        self.blobs = blobs
         self._pool = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="ledger-hash")
 
     @classmethod
@@ -54,8 +52,7 @@ class Ledger:
         append-only (unless `guarded=False`), InvalidRequest when the ledger keeps its blobs
         elsewhere, StorageError when a store cannot be reached.
         """
-        store = SqlStore.open(url, upgrade=upgrade, guarded=guarded, blob_url=blob_url)
-        return cls(store, store.blobs)
+        return cls(SqlStore.open(url, upgrade=upgrade, guarded=guarded, blob_url=blob_url))
 
     def close(self) -> None:
         """Give back connections and threads."""
@@ -75,11 +72,11 @@ class Ledger:
 
     def models(self) -> list[str]:
         """Names of the registered models, oldest first."""
-        return list(self.store.models())
+        return self.store.models()
 
     def history(self, model: str) -> History:
         """The log of a registered model, to read; NotFound otherwise."""
-        return open_history(self.store, self.blobs, model, self._pool)
+        return History(self.store.model(model), self._pool)
 
     def model(
         self,
@@ -125,7 +122,7 @@ class Ledger:
         anchor, manifest = snapshots.describe(0, state)
         blobs = snapshots.tensor_blobs(state, projector.tensor)
         try:
-            self.store.append(
+            self.store.register(
                 Append(
                     event,
                     Annotation(),

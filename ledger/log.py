@@ -249,7 +249,7 @@ class Log:
         facts = {"description": description, "performance_metrics": {}}
         with self._writer.lock:
             self.catch_up()
-            named = self.history.store.by_number(self.history.model_id, events.VERSIONS, 0)
+            named = self.history.store.by_number(events.VERSIONS, 0)
             if named is not None:
                 return named
             first = self.history.require(0)
@@ -282,7 +282,7 @@ class Log:
         """
         retired = []
         with self._writer.lock:
-            listed = self.history.store.listed_versions(self.history.model_id)
+            listed = self.history.store.listed_versions()
             active = self.projector.live.head.active
             spare = [one.seq for one in listed if not one.pinned and one.number != active]
             for seq in spare[: max(0, len(listed) - keep)]:
@@ -397,7 +397,7 @@ class Log:
 
     def answer_to(self, event: Event) -> Event | None:
         """The rollback that answered an event which could not be shown, if one did."""
-        after = self.history.store.event(self.history.model_id, event.seq + 1)
+        after = self.history.store.event(event.seq + 1)
         if after is None or after.kind != events.ROLLED_BACK:
             return None
         return after if after.body["cause"] == plans.PUBLISH_FAILED else None

@@ -338,9 +338,7 @@ class DynamicModelManager:
         """How many updates had been applied when the newest version was named."""
         head = self.log.live.head
         history = self.log.history
-        newest = history.store.by_number(
-            history.model_id, events.VERSIONS, head.counts.versions - 1
-        )
+        newest = history.store.by_number(events.VERSIONS, head.counts.versions - 1)
         return newest.counts.applied if newest else 0
 
     def _rollback(self, position: str, caller: Caller) -> tuple[Event, dict[str, Any]]:

@@ -138,11 +138,11 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
 
 def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
     pruned = history.pruned
-    anchors = {anchor.node: anchor for anchor in history.store.snapshots(history.model_id)}
+    anchors = {anchor.node: anchor for anchor in history.store.snapshots()}
     costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
     retained = {head.node} | _named(history)
     prunable: list[int] = []
-    for event in history.store.scan(history.model_id, 0, head.seq + 1):
+    for event in history.store.scan(0, head.seq + 1):
         if event.kind not in STATE_CHANGING or pruned(event.seq):
             continue
         if event.recorded_at >= cutoff:
@@ -162,7 +162,7 @@ def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
 
 def _named(history: History) -> set[int]:
     """The states that listed versions name."""
-    listed = history.store.listed_versions(history.model_id)
+    listed = history.store.listed_versions()
     return {version.node for version in listed}
 
 
@@ -204,9 +204,10 @@ def _sweep(
     old = {blob.digest: blob.size for blob in blobs.stored() if blob.touched_at < cutoff}
     for digest in _referenced(history, set(plan.seqs), set(plan.nodes), told):
         old.pop(digest, None)
-    for name, model_id in history.store.models().items():
-        if model_id != history.model_id:
-            other = History(history.store, blobs, name, model_id, history.pool)
+    home = history.store.home
+    for name in home.models():
+        if name != history.model:
+            other = History(home.model(name), history.pool)
             for digest in _referenced(other, set(), set(), told):
                 old.pop(digest, None)
     for done, (digest, size) in enumerate(old.items(), 1):
@@ -223,11 +224,11 @@ def _referenced(
 ) -> Iterator[bytes]:
     """Every blob that a log needs, but for the events and snapshots that are to go."""
     pruned = history.pruned
-    for anchor in history.store.snapshots(history.model_id):
+    for anchor in history.store.snapshots():
         if anchor.node not in nodes:
             yield anchor.manifest
             yield from read_manifest(history.blobs.get(anchor.manifest)).digests.values()
-    for event in history.store.scan(history.model_id):
+    for event in history.store.scan():
         if event.seq not in seqs and not pruned(event.seq):
             yield from event.blobs
         told("references read", event.seq + 1)

@@ -111,15 +111,15 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
     with counted(url) as (ledger, counting):
         log = ledger.model(MODEL)
         history = log.history
-        store, model_id = history.store, history.model_id
+        store = history.store
         middle = history.require(count // 2)
-        old = store.by_number(model_id, "versions", middle.counts.versions - 1)
+        old = store.by_number("versions", middle.counts.versions - 1)
         assert old is not None
         of("record", counting, lambda: _step(log, 1))
         before = log.live.head.seq
         for number in range(2, 12):
             _step(log, number)
-        of("where ten back is named", counting, lambda: versions.nearest(store, model_id, before))
+        of("where ten back is named", counting, lambda: versions.nearest(store, before))
         of("the way ten back", counting, lambda: history.plan(before))
         log.rollback(f"seq:{before}")
         of("write a snapshot", counting, log.snapshot)
@@ -128,8 +128,8 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
         of("pin", counting, lambda: log.pin(newest))
         of("parameters", counting, history.parameters)
         of("an old state", counting, lambda: history.state(old.name))
-        of("a state by digest", counting, lambda: store.by_state(model_id, middle.state_after))
-        of("no state by digest", counting, lambda: store.by_state(model_id, bytes(32)))
+        of("a state by digest", counting, lambda: store.by_state(middle.state_after))
+        of("no state by digest", counting, lambda: store.by_state(bytes(32)))
         for number, where in enumerate(
             (
                 EventFilter(),
@@ -138,12 +138,12 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
                 EventFilter(kinds=["rolled_back"]),
             )
         ):
-            query = partial(store.select, model_id, where, limit=2)
+            query = partial(store.select, where, limit=2)
             of(f"query {number}", counting, query)
     with counted(url) as (ledger, counting):
         log = ledger.model(MODEL)
         store, far = log.history.store, log.history.require(count - SHORT // 2).node
-        of("where a far one is named", counting, lambda: versions.nearest(store, model_id, far))
+        of("where a far one is named", counting, lambda: versions.nearest(store, far))
         log.rollback(old.name)
         _step(log, 20)
     with counted(url) as (ledger, counting):

@@ -151,7 +151,8 @@ def test_a_rollback_that_comes_between_saves_its_state(
     for _ in range(6):
         step()
     with Ledger.open(database_url) as other:
-        store = other.store
+        history = other.history(MODEL)
+        store = history.store
         append = store.append
 
         def rolled_back_first(*items: Any) -> None:
@@ -160,7 +161,7 @@ def test_a_rollback_that_comes_between_saves_its_state(
             append(*items)
 
         monkeypatch.setattr(store, "append", rolled_back_first)
-        gc(other.history(MODEL))
+        gc(history)
         assert bits(other.history(MODEL).state("head")) == expected
     log.catch_up()
     assert bits(log.state()) == expected

@@ -17,7 +17,7 @@ from weightledger import (
 )
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, StorageFull
 from weightledger.ledger.store import Append
-from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.store.sql_events import SqlEvents
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_many_updates_that_weigh_nothing_are_anchored_too(log) -> None:
     """Restoring must not come to cost the length of the log."""
     for _ in range(600):
         log.apply(IncrementalUpdateRequest("v", 0.0))
-    anchors = [snapshot.node for snapshot in log.history.store.snapshots(log.history.model_id)]
+    anchors = [snapshot.node for snapshot in log.history.store.snapshots()]
     assert len(anchors) >= 3
     for node in (150, 450, 600):
         path = log.history.plan(node)[1]
@@ -284,7 +284,7 @@ def test_moving_opening_and_anchoring_read_the_snapshots_near_by_only(url, monke
             log.apply(IncrementalUpdateRequest("v", float(number), 1.0, "replace"))
         log.rollback("seq:100")
         add(log)
-        assert len(log.history.store.snapshots(log.history.model_id)) >= 3
+        assert len(log.history.store.snapshots()) >= 3
 
     def value(log: Log, position: str = "head") -> float:
         return float(log.state(position)["v"][0])
@@ -292,7 +292,7 @@ def test_moving_opening_and_anchoring_read_the_snapshots_near_by_only(url, monke
     def all_of_them(*_: object) -> None:
         raise AssertionError("every snapshot was read")
 
-    monkeypatch.setattr(SqlStore, "snapshots", all_of_them)
+    monkeypatch.setattr(SqlEvents, "snapshots", all_of_them)
     with Ledger.open(url) as ledger:
         log = ledger.model("m", base={"w": torch.zeros(3), "v": torch.zeros(2)})
         assert value(log) == 99.0

@@ -156,7 +156,7 @@ def summary(event: Event) -> str:
 
 
 def _item(history: History, event: Event) -> dict[str, Any]:
-    return event_item(event, history.store.annotation(history.model_id, event.seq))
+    return event_item(event, history.store.annotation(event.seq))
 
 
 def _moment(option: str, text: str | None) -> int | None:

@@ -26,8 +26,8 @@ from weightledger.ledger.events.event import (
     Event,
     annotation_digest,
 )
-from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
-from weightledger.ledger.store import EventStore, Note, rows
+from weightledger.ledger.store import EventStore, Note, RawEvent
+from weightledger.ledger.store.facts import event_of
 
 Progress = Callable[[int, int], None]
 
@@ -62,38 +62,35 @@ class Place:
         self.applied, self.updates, self.versions = counts.applied, counts.updates, counts.versions
 
 
-def check(
-    store: EventStore, model: str, start: int, stop: int, progress: Progress | None = None
-) -> None:
+def check(store: EventStore, start: int, stop: int, progress: Progress | None = None) -> None:
     """Check the events start <= seq < stop; CorruptLedger names the first that does not hold.
 
     The event before `start` is taken as it is: whoever checks the events before vouches for it.
     """
-    model_id = store.models()[model]
     place = Place()
     if start > 0:
-        before = store.event(model_id, start - 1)
+        before = store.event(start - 1)
         if before is None:
             raise CorruptLedger(f"event {start - 1} is missing", seq=start - 1)
         place.move(before)
-    for page, annotations in store.raw(model_id, start, stop):
-        place = _check_page(page, annotations, model, place)
+    for page, annotations in store.raw(start, stop):
+        place = _check_page(page, annotations, store.model, place)
         if progress is not None:
             progress(place.seq + 1, stop)
     if place.seq + 1 != stop:
         raise CorruptLedger(f"event {place.seq + 1} is missing", seq=place.seq + 1)
 
 
-def _check_page(page: list[Any], notes: Mapping[int, Note], model: str, place: Place) -> Place:
+def _check_page(page: list[RawEvent], notes: Mapping[int, Note], model: str, place: Place) -> Place:
     """Where the log stands after these rows."""
     left = iter(page)
     while (row := _pass_over(left, notes, model, place)) is not None:
-        seq = row[0] & SEQ_MASK
+        seq = row[0]
         if seq != place.seq + 1:
             raise CorruptLedger(
                 f"event {place.seq + 1} is missing, event {seq} follows", seq=place.seq + 1
             )
-        event = rows.from_row(row, model)
+        event = event_of(row, model)
         _check_place(event, model, place)
         note = notes.get(row[0])
         _check_annotation(event, None if note is None else Annotation(*note[1:]))
@@ -101,7 +98,9 @@ def _check_page(page: list[Any], notes: Mapping[int, Note], model: str, place: P
     return place
 
 
-def _pass_over(left: Iterator[Any], notes: Mapping[int, Note], model: str, place: Place) -> Any:
+def _pass_over(
+    left: Iterator[RawEvent], notes: Mapping[int, Note], model: str, place: Place
+) -> Any:
     """Move `place` over the updates that are, byte for byte, what their rows and the event before
     say; gives the first row that is not, None when there is none left.
 
@@ -119,14 +118,14 @@ def _pass_over(left: Iterator[Any], notes: Mapping[int, Note], model: str, place
     unusual = None
     for row in left:
         # fmt: off
-        (key, model_id, kind, recorded_at, node, stood_on, changes, forward_only, series, number,
+        (stored_seq, kind, recorded_at, node, stood_on, changes, forward_only, series, number,
          idempotency_key, state, size, header, event_hash) = row
         # fmt: on
         seq += 1
         updates += 1
         if (
             kind != UPDATED
-            or key != model_id << SEQ_BITS | seq
+            or stored_seq != seq
             or node != seq
             or stood_on != parent
             or changes != 1
@@ -142,7 +141,7 @@ def _pass_over(left: Iterator[Any], notes: Mapping[int, Note], model: str, place
             unusual = row
             break
         actor = metadata = reason = ""
-        if (note := notes.get(key)) is not None:
+        if (note := notes.get(seq)) is not None:
             _, said_by, why, beside, salt = note
             if said_by is not None:
                 actor = f'"actor":"{annotation_digest(salt, "actor", said_by)}",'

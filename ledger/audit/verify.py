@@ -93,7 +93,7 @@ def _verify(
     broken: CorruptLedger | None = None
     try:
         watch = None if states else progress
-        parallel.check(history.store, history.model, total, processes, watch)
+        parallel.check(history.store, total, processes, watch)
     except CorruptLedger as error:
         broken, sound = error, error.seq or 0
     if states:
@@ -107,7 +107,7 @@ def _verify(
     _check_listed(history)
     if states:
         _check_snapshots(history, report)
-    weak = history.store.weaknesses()
+    weak = history.store.home.weaknesses()
     if weak:
         raise CorruptLedger(f"the database is not append-only: {'; '.join(weak)}")
 
@@ -116,7 +116,7 @@ def _rebuild(history: History, report: Report, progress: Progress, stop: int, to
     """Rebuild every state of the events before `stop`."""
     fold: _Fold | None = None
     last: Event | None = None
-    for event in history.store.scan(history.model_id, 0, stop):
+    for event in history.store.scan(0, stop):
         if fold is None:
             fold = _Fold(history, report, history.pruned)
             fold.begin(event)
@@ -130,17 +130,16 @@ def _rebuild(history: History, report: Report, progress: Progress, stop: int, to
 
 def _check_listed(history: History) -> None:
     """The versions on the list are those that were named and not retired, pinned as was said."""
-    store, model_id = history.store, history.model_id
-    head = -1
+    store, head = history.store, -1
     while head != (head := history.head().seq):  # until nothing is appended meanwhile
-        found = store.listed_versions(model_id)
+        found = store.listed_versions()
     kinds = (
         *(events.VERSION_CREATED, events.VERSION_RETIRED),
         *(events.VERSION_PINNED, events.VERSION_UNPINNED),
     )
     listed: dict[int | None, Listed] = {}
     said = EventFilter(kinds=kinds, max_seq=head)
-    for event in store.select(model_id, said, limit=head + 1, newest_first=False):
+    for event in store.select(said, limit=head + 1, newest_first=False):
         if event.kind == events.VERSION_CREATED:
             assert event.number is not None
             node = event.body["names"]["node"]
@@ -155,7 +154,7 @@ def _check_listed(history: History) -> None:
 
 
 def _check_snapshots(history: History, report: Report) -> None:
-    for snapshot in history.store.snapshots(history.model_id):
+    for snapshot in history.store.snapshots():
         state = history.anchor_state(snapshot)
         for name in state.specs:
             history.anchored(snapshot.node, state, name)
@@ -179,7 +178,7 @@ class _Fold:
     chunks: dict[str, bytearray] = field(default_factory=dict)
 
     def begin(self, first: Event) -> None:
-        anchors = {a.node for a in self.history.store.snapshots(self.history.model_id)}
+        anchors = {a.node for a in self.history.store.snapshots()}
         if 0 not in anchors and not self.pruned.snapshot(0):
             raise CorruptLedger("the snapshot of the first state is missing", seq=0)
         self._jump(first.node, first)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from weightledger.ledger.errors import CorruptLedger, Pruned
 from weightledger.ledger.history.pruning import NOTHING_PRUNED, Prunings
-from weightledger.ledger.store import Step
+from weightledger.ledger.store import StateChange
 
 EVENT_COST = 4096
 """What reading one event costs beside its payload, in bytes: many tiny updates are not free."""
@@ -50,7 +50,7 @@ class Lineage:
     """
 
     def __init__(
-        self, load: Callable[[int, int], Sequence[Step]], event_cost: int = EVENT_COST
+        self, load: Callable[[int, int], Sequence[StateChange]], event_cost: int = EVENT_COST
     ) -> None:
         self._load = load
         self._event_cost = event_cost

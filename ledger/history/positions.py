@@ -35,9 +35,9 @@ class Position:
         return self.text == self.event.name and self.event.series == VERSIONS
 
 
-def resolve(store: EventStore, model_id: int, text: str) -> Position:
+def resolve(store: EventStore, text: str) -> Position:
     """The position that `text` names; NotFound when there is none."""
-    event = _find(store, model_id, text)
+    event = _find(store, text)
     here = Position(text, event, event.node, event.state_after)
     if here.is_version:
         named = event.body["names"]
@@ -45,34 +45,34 @@ def resolve(store: EventStore, model_id: int, text: str) -> Position:
     return here
 
 
-def find_event(store: EventStore, model_id: int, name: str) -> Event:
+def find_event(store: EventStore, name: str) -> Event:
     """The event with this public name: an update id, a version id, or `event_{seq}`."""
     if name.startswith("event_"):
         name = "seq:" + name.removeprefix("event_")
     if not (_NUMBERED.fullmatch(name) or _SEQ.fullmatch(name)):
         raise NotFound(f"Event {name!r} not found; expected an update id, a version id or seq:N")
-    return _find(store, model_id, name)
+    return _find(store, name)
 
 
-def _find(store: EventStore, model_id: int, text: str) -> Event:
+def _find(store: EventStore, text: str) -> Event:
     if not isinstance(text, str):
         raise NotFound(f"Position {text!r} not found; expected {FORMS}")
     event: Event | None = None
     if match := _NUMBERED.fullmatch(text):
         series = UPDATES if match[1] == "update_" else VERSIONS
-        event = store.by_number(model_id, series, int(match[2]))
+        event = store.by_number(series, int(match[2]))
         what = "Update" if series == UPDATES else "Version"
         if event is None or event.name != text:
             raise NotFound(f"{what} {text} not found")
         return event
     if match := _SEQ.fullmatch(text):
-        event = store.event(model_id, int(match[1]))
+        event = store.event(int(match[1]))
     elif match := _HEAD.fullmatch(text):
-        head = store.head(model_id)
+        head = store.head()
         back = int(match[1] or 0)
-        event = store.state_change_before(model_id, head.seq, back) if back else head
+        event = store.state_change_before(head.seq, back) if back else head
     elif (moment := _time(text)) is not None:
-        event = store.at_time(model_id, moment)
+        event = store.at_time(moment)
     else:
         raise NotFound(f"Position {text!r} not found; expected {FORMS}")
     if event is None:

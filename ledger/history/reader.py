@@ -13,7 +13,6 @@ from itertools import chain
 
 import torch
 
-from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
 from weightledger.ledger.events.event import PRUNINGS, Event
 from weightledger.ledger.history import lineage, snapshots, versions
@@ -42,26 +41,23 @@ class Parameter:
 class History:
     """One registered model's log, read."""
 
-    def __init__(
-        self, store: EventStore, blobs: BlobStore, model: str, model_id: int, pool: Executor
-    ) -> None:
+    def __init__(self, store: EventStore, pool: Executor) -> None:
         self.store = store
-        self.blobs = blobs
-        self.model = model
-        self.model_id = model_id
+        self.blobs = store.home.blobs
+        self.model = store.model
         self.pool = pool
         self._prunings: tuple[Event, ...] = ()
         self._pruned = Prunings()
-        self.lineage = lineage.Lineage(lambda start, stop: store.steps(model_id, start, stop))
+        self.lineage = lineage.Lineage(store.state_changes)
 
     # Events
 
     def head(self) -> Event:
-        return self.store.head(self.model_id)
+        return self.store.head()
 
     def event(self, name: str) -> Event:
         """The event with a public name (update id, version id, `seq:N`); NotFound otherwise."""
-        return find_event(self.store, self.model_id, name)
+        return find_event(self.store, name)
 
     def events(
         self,
@@ -72,15 +68,15 @@ class History:
     ) -> list[Event]:
         """Events that pass a filter, all of them unless `limit` is given."""
         most = sys.maxsize if limit is None else limit
-        return self.store.select(self.model_id, where, limit=most, newest_first=newest_first)
+        return self.store.select(where, limit=most, newest_first=newest_first)
 
     def resolve(self, position: str) -> Position:
         """The state a position names; NotFound otherwise. `history.positions` lists the forms."""
-        return resolve(self.store, self.model_id, position)
+        return resolve(self.store, position)
 
     def versions(self) -> list[versions.ModelVersion]:
         """Listed versions, newest first."""
-        return versions.list_versions(self.store, self.model_id)
+        return versions.list_versions(self.store)
 
     # States
 
@@ -118,7 +114,7 @@ class History:
     def pruned(self) -> Prunings:
         """What gc has dropped so far."""
         runs = self._prunings
-        while (run := self.store.by_number(self.model_id, PRUNINGS, len(runs))) is not None:
+        while (run := self.store.by_number(PRUNINGS, len(runs))) is not None:
             runs = (*runs, run)
         if runs is not self._prunings:
             self._prunings, self._pruned = runs, fold(runs)
@@ -161,7 +157,7 @@ class History:
     def anchors(self, node: int) -> dict[int, Snapshot]:
         """The snapshots from which a node may best be reached, however many there are: the nearest
         on each side of it in the log, and the nearest on its way up the tree."""
-        near = self.store.snapshots_near(self.model_id, node, lineage.NEAREST_ANCHORS)
+        near = self.store.snapshots_near(node, lineage.NEAREST_ANCHORS)
         found = {snapshot.node: snapshot for snapshot in near}
         above = self.anchor_above(node)
         if above is not None:
@@ -177,7 +173,7 @@ class History:
         def anchored(at: int) -> bool:
             nonlocal lowest
             if lowest is None or at < lowest:
-                near = self.store.snapshots_near(self.model_id, at, lineage.NEAREST_ANCHORS)
+                near = self.store.snapshots_near(at, lineage.NEAREST_ANCHORS)
                 read.update((snapshot.node, snapshot) for snapshot in near)
                 lowest = min((s.node for s in near if s.node <= at), default=0)
             return at in read
@@ -240,7 +236,7 @@ class History:
 
     def require(self, seq: int) -> Event:
         """The event at a seq that the log refers to; CorruptLedger when it is not there."""
-        event = self.store.event(self.model_id, seq)
+        event = self.store.event(seq)
         if event is None:
             raise CorruptLedger(f"event {seq} is missing from the log", seq=seq)
         return event
@@ -254,7 +250,7 @@ class History:
             if last - first < 2 * len(page):
                 # An event between them that is damaged is not theirs: those are read singly.
                 with contextlib.suppress(CorruptLedger):
-                    for event in self.store.scan(self.model_id, first, last + 1):
+                    for event in self.store.scan(first, last + 1):
                         read[event.seq] = event
             yield from (read.get(seq) or self.require(seq) for seq in page)
 
@@ -263,7 +259,7 @@ class History:
     def parameters(self, state: StateDigest | None = None) -> list[Parameter]:
         """The tensors of a state (the head's by default), by name, with their update counts."""
         state = state or self.head_state()
-        counts: Mapping[str, int] = self.store.update_counts(self.model_id)
+        counts: Mapping[str, int] = self.store.update_counts()
         weights = sorted(name for name in state.specs if name.startswith(WEIGHTS))
         return [
             Parameter(
@@ -290,12 +286,3 @@ class History:
                     moved[name] = (spec, digest)
             state = state.moved(moved)
         return state
-
-
-def open_history(store: EventStore, blobs: BlobStore, model: str, pool: Executor) -> History:
-    """The log of a registered model; NotFound names the models there are."""
-    models = store.models()
-    if model not in models:
-        known = ", ".join(models) or "none"
-        raise NotFound(f"Model {model!r} not found; registered: {known}")
-    return History(store, blobs, model, models[model], pool)

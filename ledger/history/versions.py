@@ -43,16 +43,16 @@ class ModelVersion:
         }
 
 
-def is_listed(store: EventStore, model_id: int, version_created: Event) -> bool:
+def is_listed(store: EventStore, version_created: Event) -> bool:
     """Whether a version still has its name on the list."""
     number = version_created.number
-    return number is not None and store.listed_version(model_id, number) is not None
+    return number is not None and store.listed_version(number) is not None
 
 
-def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
+def list_versions(store: EventStore) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
-    active = store.head(model_id).active
-    found = ((one, store.event(model_id, one.seq)) for one in store.listed_versions(model_id)[::-1])
+    active = store.head().active
+    found = ((one, store.event(one.seq)) for one in store.listed_versions()[::-1])
     return [
         describe(event, active=one.number == active, pinned=one.pinned)
         for one, event in found
@@ -60,16 +60,16 @@ def list_versions(store: EventStore, model_id: int) -> list[ModelVersion]:
     ]
 
 
-def is_pinned(store: EventStore, model_id: int, version_created: Event) -> bool:
+def is_pinned(store: EventStore, version_created: Event) -> bool:
     """Whether a version is on the list for ever."""
     assert version_created.number is not None
-    listed = store.listed_version(model_id, version_created.number)
+    listed = store.listed_version(version_created.number)
     return listed is not None and listed.pinned
 
 
-def next_pin(store: EventStore, model_id: int) -> int:
+def next_pin(store: EventStore) -> int:
     """The number of the next event that pins or unpins a version."""
-    last = store.last_number(model_id, PINS)
+    last = store.last_number(PINS)
     return 0 if last is None else last + 1
 
 
@@ -88,7 +88,7 @@ def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersio
     )
 
 
-def nearest(store: EventStore, model_id: int, node: int) -> int | None:
+def nearest(store: EventStore, node: int) -> int | None:
     """The number of the newest listed version that names `node` or its nearest named ancestor.
 
     Between two rollbacks every state stands on the one before it, so the way up leaps from one
@@ -96,19 +96,19 @@ def nearest(store: EventStore, model_id: int, node: int) -> int | None:
     stand all others.
     """
     at = node
-    named = store.listed_before(model_id, at)
+    named = store.listed_before(at)
     back: Iterator[Event] = iter(())
     page = 1
     while named is not None and named.node > 0:
         rollback = next((event for event in back if event.seq <= at), None)
         if rollback is None:
             earlier = EventFilter(kinds=[ROLLED_BACK], max_seq=at)
-            back = iter(store.select(model_id, earlier, limit=page))
+            back = iter(store.select(earlier, limit=page))
             rollback = next(back, None)
             page = min(4 * page, _MOST_ROLLBACKS)
         if rollback is None or rollback.seq < named.node:
             return named.number
         at = rollback.node
         if named.node > at:
-            named = store.listed_before(model_id, at)
+            named = store.listed_before(at)
     return None if named is None else named.number

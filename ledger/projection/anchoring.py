@@ -41,12 +41,11 @@ class Anchoring:
     def snapshot(self) -> None:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
         live = self._projector.live
-        store, model_id = self._history.store, self._history.model_id
-        node = live.head.node
-        if all(anchor.node != node for anchor in store.snapshots_near(model_id, node, 1)):
+        store, node = self._history.store, live.head.node
+        if all(anchor.node != node for anchor in store.snapshots_near(node, 1)):
             snapshots.store_tensors(self._history.blobs, live.state, self._projector.tensor)
             anchor, _ = snapshots.describe(live.head.node, live.state)
-            store.add_snapshot(model_id, anchor)
+            store.add_snapshot(anchor)
         self._node, self._distance = live.head.node, 0
 
     def _measured(self, node: int) -> int:

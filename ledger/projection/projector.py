@@ -181,7 +181,7 @@ class Projector:
         # The usual restart hands over the weights the model was registered with, or the head's.
         if own.value in (head.state_after, history.require(0).state_after):
             return
-        if history.store.by_state(history.model_id, own.value) is not None:
+        if history.store.by_state(own.value) is not None:
             return
         expected = history.head_state().digests
         differing = sorted(name for name in own.digests if own.digests[name] != expected[name])

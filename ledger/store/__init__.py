@@ -1,15 +1,17 @@
 """Where events live.
 
-`EventStore` is the port: an append-only log per model plus the payload bytes it refers to.
-`ledger.store.sql_store` implements it for SQLite and PostgreSQL; the suite in
-`tests/conformance/test_store.py` is what an implementation has to pass.
+`LedgerStore` is the port to a whole ledger: its models and its blobs. `EventStore` is the port to
+one model's events, in layers that ask for little each: a log that only grows, ways to find events,
+the list of versions, anchors, and what an audit reads. `ledger.store.sql_store` implements both
+for SQLite and PostgreSQL; the suite in `tests/conformance/event_stores.py` is what an
+implementation has to pass. Every method may raise StorageError.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from weightledger.ledger.blobs import Buffer
+from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.events.event import Annotation, Event
 
 
@@ -44,7 +46,7 @@ class Snapshot:
     size: int
 
 
-class Step(NamedTuple):
+class StateChange(NamedTuple):
     """A state-changing event as the path finder sees it; `size` is its payload in bytes.
 
     `forward_only` is 1 for an event that can be redone but not undone, else 0.
@@ -85,106 +87,147 @@ class EventFilter:
 
 
 Note = tuple[int, str | None, str | None, str | None, bytes]
-"""An event's key and the fields of its Annotation, which is made from them where it is needed."""
+"""An event's seq and the fields of its Annotation, which is made from them where it is needed."""
+
+RawEvent = tuple[Any, ...]
+"""The fields of `ledger.store.facts.Facts`, as they are stored."""
 
 
-class EventStore(Protocol):
-    """An append-only log per model; every method may raise StorageError."""
+class AppendLog(Protocol):
+    """A log that only grows: gapless, in the order in which its events were committed."""
 
     @property
-    def url(self) -> str:
-        """Where another process opens the same store; may hold a password."""
-
-    def close(self) -> None:
-        """Give back every connection; further use is an error."""
-
-    def weaknesses(self) -> list[str]:
-        """What no longer keeps the log append-only, in words; empty when all is well."""
-
-    def models(self) -> Mapping[str, int]:
-        """Names of the registered models and their ids, in order of registration."""
+    def model(self) -> str:
+        """The model's name."""
 
     def append(self, *items: Append) -> None:
         """Make events durable in one transaction, all of them or nothing.
 
         Raises SeqTaken when the seq exists (or the predecessor does not), KeyTaken when the
-        idempotency key exists, Conflict when its series has its number already. The first event
-        (seq 0) registers the model by its name; SeqTaken when another was first.
+        idempotency key exists, Conflict when its series has its number already, InvalidRequest
+        for another model's event.
         """
 
-    def head(self, model_id: int) -> Event:
-        """The last event of a model; NotFound for an id that is none."""
+    def head(self) -> Event:
+        """The last event."""
 
-    def event(self, model_id: int, seq: int) -> Event | None:
-        """One event; CorruptLedger when the row does not match its header."""
+    def event(self, seq: int) -> Event | None:
+        """One event; CorruptLedger when what is stored beside its header is not what it says."""
 
-    def annotation(self, model_id: int, seq: int) -> Annotation | None:
-        """The free text beside an event."""
-
-    def annotations(self, model_id: int, seqs: Iterable[int]) -> Mapping[int, Annotation]:
-        """The free text beside each of some events, by seq; those without are left out."""
-
-    def by_number(self, model_id: int, series: str, number: int) -> Event | None:
-        """The event that is update n ("updates") or version n ("versions")."""
-
-    def last_number(self, model_id: int, series: str) -> int | None:
-        """The highest number of a series; None before the first."""
-
-    def listed_versions(self, model_id: int) -> list[Listed]:
-        """The versions that are not retired, by number."""
-
-    def listed_version(self, model_id: int, number: int) -> Listed | None:
-        """The version with this number, if it is not retired."""
-
-    def listed_before(self, model_id: int, node: int) -> Listed | None:
-        """Of the versions that name this node or the nearest smaller one the newest."""
-
-    def by_key(self, model_id: int, idempotency_key: str) -> Event | None:
-        """The event that used this idempotency key."""
-
-    def by_state(self, model_id: int, digest: bytes) -> Event | None:
-        """Some state-changing event that led to this state digest."""
-
-    def at_time(self, model_id: int, recorded_at: int) -> Event | None:
-        """The last event recorded at or before a time (UTC microseconds)."""
-
-    def state_change_before(self, model_id: int, seq: int, back: int) -> Event | None:
-        """The state-changing event `back` places before the one at or before `seq`."""
-
-    def scan(self, model_id: int, start: int = 0, stop: int | None = None) -> Iterator[Event]:
-        """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row."""
-
-    def raw(
-        self, model_id: int, start: int, stop: int
-    ) -> Iterator[tuple[list[Any], Mapping[int, Note]]]:
-        """Rows of `ledger.store.rows.COLUMNS` with start <= seq < stop in order, unchecked.
-
-        They come in pages, each with the annotations beside it by their events' keys.
-        """
-
-    def select(
-        self, model_id: int, where: EventFilter, *, limit: int, newest_first: bool = True
-    ) -> list[Event]:
-        """Events that pass the filter, at most `limit`."""
-
-    def steps(self, model_id: int, start: int, stop: int) -> list[Step]:
-        """State-changing events with start <= seq < stop, in order."""
-
-    def update_counts(self, model_id: int) -> Mapping[str, int]:
-        """How many applied updates touched each full state name (those with at least one)."""
+    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
+        """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad event."""
 
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""
 
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
-        """The payloads of events of one model, each as of `payload`; the inline ones are read
-        together."""
+        """The payloads of events, each as of `payload`; the inline ones are read together."""
 
-    def snapshots(self, model_id: int) -> list[Snapshot]:
-        """The anchors of a model, by node."""
 
-    def snapshots_near(self, model_id: int, node: int, most: int) -> list[Snapshot]:
+class EventLookup(Protocol):
+    """Events found by what is known of them, at a cost that does not grow with the log."""
+
+    def annotation(self, seq: int) -> Annotation | None:
+        """The free text beside an event."""
+
+    def annotations(self, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+
+    def by_number(self, series: str, number: int) -> Event | None:
+        """The event that is update n ("updates") or version n ("versions")."""
+
+    def last_number(self, series: str) -> int | None:
+        """The highest number of a series; None before the first."""
+
+    def by_key(self, idempotency_key: str) -> Event | None:
+        """The event that used this idempotency key."""
+
+    def by_state(self, digest: bytes) -> Event | None:
+        """Some state-changing event that led to this state digest."""
+
+    def at_time(self, recorded_at: int) -> Event | None:
+        """The last event recorded at or before a time (UTC microseconds)."""
+
+    def state_change_before(self, seq: int, back: int) -> Event | None:
+        """The state-changing event `back` places before the one at or before `seq`."""
+
+    def state_changes(self, start: int, stop: int) -> list[StateChange]:
+        """State-changing events with start <= seq < stop, in order."""
+
+    def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
+        """Events that pass the filter, at most `limit`."""
+
+    def update_counts(self) -> Mapping[str, int]:
+        """How many applied updates touched each full state name (those with at least one)."""
+
+
+class VersionList(Protocol):
+    """The versions that are not retired, kept up to date by the events that say so."""
+
+    def listed_versions(self) -> list[Listed]:
+        """The versions that are not retired, by number."""
+
+    def listed_version(self, number: int) -> Listed | None:
+        """The version with this number, if it is not retired."""
+
+    def listed_before(self, node: int) -> Listed | None:
+        """Of the versions that name this node or the nearest smaller one the newest."""
+
+
+class Anchors(Protocol):
+    """Snapshots that a rebuild can start from."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every anchor, by node."""
+
+    def snapshots_near(self, node: int, most: int) -> list[Snapshot]:
         """Of the anchors at or before a node the last `most`, and the first `most` after it."""
 
-    def add_snapshot(self, model_id: int, snapshot: Snapshot) -> None:
+    def add_snapshot(self, snapshot: Snapshot) -> None:
         """Remember an anchor whose blobs are already stored; adding it twice is fine."""
+
+
+class RawLog(Protocol):
+    """What an audit reads: events as they are stored, unchecked."""
+
+    def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
+        """Events with start <= seq < stop in order, in pages, each with the annotations beside it
+        by seq; what is stored under another model's name is left out."""
+
+
+class EventStore(AppendLog, EventLookup, VersionList, Anchors, RawLog, Protocol):
+    """One model's events."""
+
+    @property
+    def home(self) -> "LedgerStore":
+        """The store of the ledger that the model belongs to."""
+
+
+class LedgerStore(Protocol):
+    """Every model's events, and the blobs they refer to."""
+
+    @property
+    def url(self) -> str:
+        """Where another process opens the same store; may hold a password."""
+
+    @property
+    def blobs(self) -> BlobStore:
+        """Payloads that are not inline, and snapshots."""
+
+    def models(self) -> list[str]:
+        """Names of the registered models, in order of registration."""
+
+    def model(self, name: str) -> EventStore:
+        """A registered model's events; NotFound names the models there are."""
+
+    def register(self, first: Append) -> EventStore:
+        """Make a model's first event (seq 0) durable, as `AppendLog.append` does.
+
+        SeqTaken when another writer was first; InvalidRequest for an event that is no first one.
+        """
+
+    def weaknesses(self) -> list[str]:
+        """What no longer keeps the log append-only, in words; empty when all is well."""
+
+    def close(self) -> None:
+        """Give back every connection; further use is an error."""

@@ -1,9 +1,11 @@
 """Appending: one event with all that belongs to it, in one transaction of few statements."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from weightledger.ledger.blobs.sql import store_blobs
-from weightledger.ledger.errors import InvalidRequest, SeqTaken, StorageError
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs
+from weightledger.ledger.errors import InvalidRequest, StorageError
 from weightledger.ledger.events.event import (
     INLINE_BYTES,
     PINS,
@@ -18,6 +20,7 @@ from weightledger.ledger.sql.database import Database
 from weightledger.ledger.store import Append, Snapshot, rows
 from weightledger.ledger.store.rows import key_of
 
+_REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
 _ANNOTATE = (
     "INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
     " VALUES (?, ?, ?, ?, ?, ?)"
@@ -31,88 +34,56 @@ _SNAPSHOT = (
     "INSERT INTO snapshots (model_id, node, manifest, size) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (model_id, node) DO NOTHING"
 )
-
 _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
 
 
-class Appender:
-    """The writing half of the store; remembers the ids of models and parameters, once durable."""
+def register(database: Database, blobs: BlobStore, first: Append) -> int:
+    """Write a model's first event; gives the model's id. SeqTaken when another was first."""
+    first = _with_durable_blobs(first, blobs)
+    with database.write() as execute:
+        (model_id,) = execute(_REGISTER, (first.event.model,)).fetchone()
+        _append_row(execute, database.name, model_id, first)
+        _name_parameters(execute, model_id, first.parameters)
+        _append_rest(execute, model_id, first)
+    return int(model_id)
 
-    def __init__(self, database: Database) -> None:
+
+class Appender:
+    """The writing half of one model's store; remembers its parameters' ids, once durable."""
+
+    def __init__(self, database: Database, blobs: BlobStore, model: str, model_id: int) -> None:
+        self.model = model
+        self.model_id = model_id
         self._database = database
-        self._models: dict[str, int] = {}
-        self._parameters: dict[int, dict[str, int]] = {}
+        self._blobs = blobs
+        self._parameters: dict[str, int] = {}
 
     def append(self, items: Sequence[Append]) -> None:
-        """See `EventStore.append`."""
+        """See `AppendLog.append`."""
         for item in items:
-            _check_inline(item)
+            if item.event.model != self.model:
+                raise InvalidRequest(
+                    f"an event of {item.event.model!r} is not appended to {self.model!r}"
+                )
+        items = [_with_durable_blobs(item, self._blobs) for item in items]
         with self._database.write() as execute:
-            known = [self._append(execute, item) for item in items]
-        for name, model_id, fresh in known:
-            self._models[name] = model_id
+            learnt = [self._append(execute, item) for item in items]
+        for fresh in learnt:
             if fresh:
-                self._parameters[model_id] = self._parameters.get(model_id, {}) | fresh
+                self._parameters |= fresh
 
-    def _append(self, execute: Execute, item: Append) -> tuple[str, int, dict[str, int]]:
-        """Write one event; gives its model's name and id and what is now known of parameters.
+    def _append(self, execute: Execute, item: Append) -> dict[str, int]:
+        """Write one event; gives what is now known of parameters.
 
         The event's row comes first, so who lost the race writes nothing else.
         """
-        event = item.event
         fresh: dict[str, int] = {}
-        model_id = self._place(execute, item)
-        key = key_of(model_id, event.seq)
-        inserted = execute(rows.INSERT, (*rows.to_row(model_id, event), item.payload))
-        if inserted.rowcount != 1:  # a rule or a trigger of someone else's
-            raise StorageError(
-                f"{self._database.name} took event {event.seq} without storing it;"
-                " nothing was recorded"
-            )
-        if event.seq == 0:
-            _name_parameters(execute, model_id, item.parameters)
-        elif event.kind == UPDATED and item.parameters:
-            ids, fresh = self._parameter_ids(execute, model_id, item.parameters)
-            self._touch(execute, ids, key, item.annotation.actor)
-        if item.annotation:
-            note = item.annotation
-            texts = (note.actor, note.reason, note.metadata)
-            execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
-        if event.series == VERSIONS:
-            execute(_LIST, (model_id, event.number, key, event.body["names"]["node"]))
-        elif event.series == RETIRED:
-            execute(_UNLIST, (model_id, event.number))
-        elif event.series == PINS:
-            pinned = int(event.kind == VERSION_PINNED)
-            execute(_PIN, (pinned, model_id, event.body["number"]))
-        if item.blobs:
-            store_blobs(execute, item.blobs)
-        if item.snapshot is not None:
-            remember_snapshot(execute, model_id, item.snapshot)
-        for node in item.dropped_snapshots:
-            execute(_FORGET, (model_id, node))
-        return event.model, model_id, fresh
-
-    def model_id(self, execute: Execute, name: str) -> int | None:
-        """The id of a registered model."""
-        if name not in self._models:
-            row = execute("SELECT model_id FROM models WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                return None
-            self._models[name] = row[0]
-        return self._models[name]
-
-    def _place(self, execute: Execute, item: Append) -> int:
-        """The id of the event's model, which its first event registers."""
-        name = item.event.model
-        if item.event.seq == 0:
-            row = execute("INSERT INTO models (name) VALUES (?) RETURNING model_id", (name,))
-            (made,) = row.fetchone()
-            return int(made)
-        model_id = self.model_id(execute, name)
-        if model_id is None:
-            raise SeqTaken(f"model {name!r} has no first event yet")
-        return model_id
+        _append_row(execute, self._database.name, self.model_id, item)
+        if item.event.kind == UPDATED and item.parameters:
+            ids, fresh = self._parameter_ids(execute, item.parameters)
+            self._touch(execute, ids, key_of(self.model_id, item.event.seq), item.annotation.actor)
+        _append_rest(execute, self.model_id, item)
+        return fresh
 
     def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
         """Count an update of each parameter; whoever appended the event before has committed."""
@@ -126,27 +97,64 @@ class Appender:
         )
 
     def _parameter_ids(
-        self, execute: Execute, model_id: int, names: Sequence[str]
+        self, execute: Execute, names: Sequence[str]
     ) -> tuple[list[int], dict[str, int]]:
         """Ids of parameters, and those that are to be remembered when the event is durable."""
-        known = self._parameters.get(model_id, {})
+        known = self._parameters
         fresh: dict[str, int] = {}
         if any(name not in known for name in names):
-            known = fresh = _read_parameters(execute, model_id)
+            known = fresh = _read_parameters(execute, self.model_id)
             unnamed = [name for name in dict.fromkeys(names) if name not in fresh]
             if unnamed:
-                _name_parameters(execute, model_id, unnamed)
-                known = fresh = _read_parameters(execute, model_id)
+                _name_parameters(execute, self.model_id, unnamed)
+                known = fresh = _read_parameters(execute, self.model_id)
         return [known[name] for name in dict.fromkeys(names)], fresh
 
 
-def _check_inline(item: Append) -> None:
+def _with_durable_blobs(item: Append, blobs: BlobStore) -> Append:
+    """The event, whose blobs are written with it, or, where they live elsewhere, before it."""
     size = item.event.payload_size
     if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
         raise InvalidRequest(
             f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
             f"got {len(item.payload)}"
         )
+    if not item.blobs or isinstance(blobs, SqlBlobs):
+        return item
+    for digest, data in item.blobs.items():
+        blobs.put(digest, data)
+    return replace(item, blobs={})
+
+
+def _append_row(execute: Execute, where: str, model_id: int, item: Append) -> None:
+    inserted = execute(rows.INSERT, (*rows.to_row(model_id, item.event), item.payload))
+    if inserted.rowcount != 1:  # a rule or a trigger of someone else's
+        raise StorageError(
+            f"{where} took event {item.event.seq} without storing it; nothing was recorded"
+        )
+
+
+def _append_rest(execute: Execute, model_id: int, item: Append) -> None:
+    """What stands beside the event: texts, the list of versions, blobs and snapshots."""
+    event = item.event
+    key = key_of(model_id, event.seq)
+    if item.annotation:
+        note = item.annotation
+        texts = (note.actor, note.reason, note.metadata)
+        execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
+    if event.series == VERSIONS:
+        execute(_LIST, (model_id, event.number, key, event.body["names"]["node"]))
+    elif event.series == RETIRED:
+        execute(_UNLIST, (model_id, event.number))
+    elif event.series == PINS:
+        pinned = int(event.kind == VERSION_PINNED)
+        execute(_PIN, (pinned, model_id, event.body["number"]))
+    if item.blobs:
+        store_blobs(execute, item.blobs)
+    if item.snapshot is not None:
+        remember_snapshot(execute, model_id, item.snapshot)
+    for node in item.dropped_snapshots:
+        execute(_FORGET, (model_id, node))
 
 
 def remember_snapshot(execute: Execute, model_id: int, snapshot: Snapshot) -> None:
@@ -163,5 +171,5 @@ def _name_parameters(execute: Execute, model_id: int, names: Iterable[str]) -> N
 
 
 def _read_parameters(execute: Execute, model_id: int) -> dict[str, int]:
-    found = execute("SELECT name, parameter_id FROM parameters WHERE model_id = ?", (model_id,))
-    return dict(found.fetchall())
+    named = execute("SELECT name, parameter_id FROM parameters WHERE model_id = ?", (model_id,))
+    return dict(named.fetchall())

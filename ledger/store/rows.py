@@ -1,39 +1,20 @@
-"""An event as a row of the table `events`, and back.
-
-The header is the event; the other columns are indexes over it. Reading compares every one of them
-with the header, so what a query found is what was recorded.
-"""
+"""An event as a row of the table `events`, and back: a key, the model's id, and its facts."""
 
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.event import STATE_CHANGING, Event, decode
+from weightledger.ledger.events.event import Event
 from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.store.facts import Facts, event_of, facts_of
 
-COLUMNS = (
-    "event_key",
-    "model_id",
-    "kind",
-    "recorded_at",
-    "node",
-    "parent",
-    "changes_state",
-    "forward_only",
-    "series",
-    "number",
-    "idempotency_key",
-    "state_after",
-    "payload_size",
-    "header",
-    "event_hash",
-)
+_FACTS = Facts._fields[1:]  # the seq is in the key
+COLUMNS = ("event_key", "model_id", *_FACTS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM events"
+SELECT_FACTS = f"SELECT event_key & {SEQ_MASK}, {', '.join(_FACTS)} FROM events"
 INSERT = (
     f"INSERT INTO events ({', '.join(COLUMNS)}, payload)"
     f" VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
 )
-
-_HEADER = COLUMNS.index("header")
 
 
 def key_of(model_id: int, seq: int) -> int:
@@ -46,46 +27,14 @@ def key_of(model_id: int, seq: int) -> int:
 
 def to_row(model_id: int, event: Event) -> tuple[Any, ...]:
     """The values of COLUMNS."""
-    return (
-        (model_id << SEQ_BITS) | event.seq,
-        model_id,
-        event.kind,
-        event.recorded_at,
-        event.node,
-        event.parent,
-        int(event.kind in STATE_CHANGING),
-        int(event.forward_only),
-        event.series,
-        event.number,
-        event.idempotency_key,
-        event.state_after,
-        event.payload_size,
-        event.header,
-        event.hash,
-    )
+    seq, *facts = facts_of(event)
+    return ((model_id << SEQ_BITS) | seq, model_id, *facts)
 
 
-def from_row(row: Any, model: str) -> Event:
+def from_row(row: Any, model_id: int, model: str) -> Event:
     """The event of a row of COLUMNS; CorruptLedger names the seq and what does not match."""
-    row = tuple(row)
-    seq: int = row[0] & SEQ_MASK
-    header = row[_HEADER]
-    if type(header) is not bytes:
-        raise CorruptLedger(f"event {seq}: its header is not bytes", seq=seq)
-    try:
-        event = decode(header)
-    except CorruptLedger as error:
-        raise CorruptLedger(f"event {seq}: {error}", seq=seq) from None
-    expected = to_row(row[0] >> SEQ_BITS, event)
-    if row != expected:
-        wrong = [
-            name for name, got, want in zip(COLUMNS, row, expected, strict=True) if got != want
-        ]
-        raise CorruptLedger(
-            f"event {seq}: {', '.join(wrong)} in its row is not what its header says", seq=seq
-        )
-    if event.model != model:
-        raise CorruptLedger(
-            f"event {seq} is in the log of {model!r} and names {event.model!r}", seq=seq
-        )
-    return event
+    key, of_model, *facts = row
+    seq = key & SEQ_MASK
+    if of_model != model_id or key >> SEQ_BITS != model_id:
+        raise CorruptLedger(f"event {seq}: model_id in its row is not the model's", seq=seq)
+    return event_of((seq, *facts), model)

@@ -199,9 +199,9 @@ def version(staged: Staged, named: Event, facts: Mapping[str, Any]) -> ProposedE
 
 def retirement(history: History, staged: Staged, version_created: Event) -> ProposedEvent:
     """Takes a version's name off the list; NotFound when another writer already has."""
-    if not versions.is_listed(history.store, history.model_id, version_created):
+    if not versions.is_listed(history.store, version_created):
         raise NotFound(f"Version {version_created.name} is retired already")
-    if versions.is_pinned(history.store, history.model_id, version_created):
+    if versions.is_pinned(history.store, version_created):
         raise InvalidRequest(f"Version {version_created.name} is pinned")
     body = {"version_id": version_created.name}
     return ProposedEvent(
@@ -217,9 +217,8 @@ def retirement(history: History, staged: Staged, version_created: Event) -> Prop
 
 def pin(history: History, staged: Staged, version_id: str, kind: str) -> ProposedEvent:
     """Pins a listed version, or with VERSION_UNPINNED lets go of it."""
-    store, model_id = history.store, history.model_id
     named = history.event(version_id)
-    if named.kind != events.VERSION_CREATED or not versions.is_listed(store, model_id, named):
+    if named.kind != events.VERSION_CREATED or not versions.is_listed(history.store, named):
         raise NotFound(f"Version {version_id} not found", param="version_id")
     return ProposedEvent(
         Draft(
@@ -227,7 +226,7 @@ def pin(history: History, staged: Staged, version_id: str, kind: str) -> Propose
             body={"version_id": version_id, "number": named.number},
             state_after=staged.live.state.value,
             series=events.PINS,
-            number=versions.next_pin(store, model_id),
+            number=versions.next_pin(history.store),
         )
     )
 
@@ -236,11 +235,10 @@ def rollback(history: History, staged: Staged, target: Position, cause: str) -> 
     """The move to another state, rebuilt and verified on the side."""
     live = staged.live
     named = target.event if target.is_version else None
-    store, model_id = history.store, history.model_id
-    if named and versions.is_listed(store, model_id, named):
+    if named and versions.is_listed(history.store, named):
         active = named.number
     else:
-        active = versions.nearest(store, model_id, target.node)
+        active = versions.nearest(history.store, target.node)
     staged.check_untouched()
     changes = None
     if target.node != live.head.node:

@@ -316,7 +316,7 @@ class Writer:
         key = request.caller.idempotency_key
         if key is None:
             return None
-        event = self._history.store.by_key(self._history.model_id, key)
+        event = self._history.store.by_key(key)
         if event is None:
             return None
         if event.request_digest != request.digest:

@@ -24,7 +24,7 @@ from weightledger.ledger.events.event import (
     Event,
     seal,
 )
-from weightledger.ledger.store import Append
+from weightledger.ledger.store import Append, EventStore
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -63,8 +63,16 @@ class Writer:
     parameters: tuple[str, ...] = ("weights/a.weight", "weights/a.bias", "weights/b.weight")
 
     @property
-    def model_id(self) -> int:
-        return self.store.models()[self.model]
+    def events(self) -> EventStore:
+        """The model's events, once it is registered."""
+        return self.store.model(self.model)
+
+    def add(self, item: Append) -> None:
+        """Make an event durable, the first by registering its model."""
+        if item.event.seq == 0:
+            self.store.register(item)
+        else:
+            self.events.append(item)
 
     def item(
         self,
@@ -111,7 +119,7 @@ class Writer:
     def append(self, kind: str = UPDATED, **options: Any) -> Event:
         """Append the next event."""
         item = self.item(kind, **options)
-        self.store.append(item)
+        self.add(item)
         self.last = item.event
         return item.event
 

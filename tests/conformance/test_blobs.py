@@ -166,8 +166,8 @@ def test_an_events_blobs_are_stored_with_it_or_not_at_all(writer: Any) -> None:
     lost = writer.item(payload=b"lost", as_blob=True)
     event = writer.append(payload=b"won" * 1000, as_blob=True)
     with pytest.raises(SeqTaken):
-        writer.store.append(lost)
-    assert writer.store.payload(event) == b"won" * 1000
+        writer.events.append(lost)
+    assert writer.events.payload(event) == b"won" * 1000
     assert writer.store.blobs.missing(lost.blobs) == set(lost.blobs)
 
 

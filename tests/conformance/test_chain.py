@@ -16,7 +16,7 @@ from weightledger.ledger.errors import CorruptLedger, LedgerError
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.event import UPDATED, decode, leaf_hash
 from weightledger.ledger.log import Log
-from weightledger.ledger.store import rows
+from weightledger.ledger.store.facts import Facts, facts_of
 from weightledger.ledger.writing.caller import Caller
 
 MODEL = 'a "model"/模型'
@@ -53,7 +53,7 @@ def test_the_quick_check_covers_updates(log: Log, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(chain, "_check_place", counted)
     stop = log.history.head().seq + 1
-    chain.check(log.history.store, MODEL, 0, stop)
+    chain.check(log.history.store, 0, stop)
     updates = [event for event in decoded if event.kind == UPDATED]
     assert [event.idempotency_key for event in updates] == ['k "1"']
     assert len(decoded) == 1 + sum(event.kind != UPDATED for event in log.events())
@@ -61,11 +61,11 @@ def test_the_quick_check_covers_updates(log: Log, monkeypatch: pytest.MonkeyPatc
 
 def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | None:
     """What the check says when the row of an event is changed as it is read."""
-    store, model_id = log.history.store, log.history.model_id
+    store = log.history.store
     stop = log.history.head().seq + 1
-    ((page, notes),) = store.raw(model_id, 0, stop)
+    ((page, notes),) = store.raw(0, stop)
     row = list(page[DAMAGED])
-    assert row[2] == UPDATED
+    assert row[1] == UPDATED
     change(row)
     changed = [*page[:DAMAGED], tuple(row), *page[DAMAGED + 1 :]]
     try:
@@ -77,7 +77,7 @@ def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | 
 
 def test_every_column_is_compared(log: Log) -> None:
     assert damaged(log, lambda row: None) is None
-    for at, name in enumerate(rows.COLUMNS):
+    for at, name in enumerate(Facts._fields):
 
         def change(row: list[Any], at: int = at) -> None:
             value = row[at]
@@ -111,7 +111,7 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
     for field in FIELDS:
 
         def change(row: list[Any], field: str = field) -> None:
-            fields = json.loads(row[13])
+            fields = json.loads(row[-2])
             truth = fields.pop(field, None)
             if truth is None or told != "by leaving out":
                 fields[field] = otherwise(truth)
@@ -119,8 +119,8 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
             header = canonical(fields)
             if told == "by the row too" and field not in ("format", "seq", "model"):
                 with contextlib.suppress(CorruptLedger):  # no event at all
-                    row[:] = rows.to_row(row[1], decode(header))
-            row[13], row[14] = header, leaf_hash(header)
+                    row[:] = facts_of(decode(header))
+            row[-2], row[-1] = header, leaf_hash(header)
 
         found = damaged(log, change)
         assert found is not None, field
@@ -131,13 +131,13 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
 @pytest.mark.parametrize("field", ["payload", "request_digest"])
 def test_what_should_be_a_digest_is_one(log: Log, field: str) -> None:
     def change(row: list[Any]) -> None:
-        fields = json.loads(row[13])
+        fields = json.loads(row[-2])
         if field == "payload":
             fields["payload"][0]["digest"] = "z" * 64
         else:
             fields["request_digest"] = "z" * 64
-        row[13] = canonical(fields)
-        row[14] = leaf_hash(row[13])
+        row[-2] = canonical(fields)
+        row[-1] = leaf_hash(row[-2])
 
     found = damaged(log, change)
     assert found is not None
@@ -191,9 +191,9 @@ def test_another_process_finds_bad_events(
     report = verify(log.history, states=False)
     share = parallel._share
 
-    def late(store: Any, model: str, stop: int, taken: Any, *rest: Any) -> Any:
+    def late(store: Any, stop: int, taken: Any, *rest: Any) -> Any:
         until(lambda: taken[2], "the other process took nothing")
-        return share(store, model, stop, taken, *rest)
+        return share(store, stop, taken, *rest)
 
     monkeypatch.setattr(parallel, "_STRETCH", 3)
     monkeypatch.setattr(parallel, "_share", late)
@@ -202,7 +202,7 @@ def test_another_process_finds_bad_events(
 
 
 def test_a_process_that_dies_is_no_success(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    def robbed(_store: Any, _model: str, stop: int, taken: Any, *_rest: Any) -> Any:
+    def robbed(_store: Any, stop: int, taken: Any, *_rest: Any) -> Any:
         taken[0], taken[2] = stop, 1  # what the other took, it never tells
         return []
 

@@ -50,7 +50,7 @@ def test_opening_again_keeps_everything(database_url: str, new_writer: Any) -> N
     event = new_writer(store).append()
     store.close()
     again = SqlStore.open(database_url, upgrade=False)
-    assert again.head(1) == event
+    assert again.model("m").head() == event
     again.close()
 
 
@@ -223,7 +223,7 @@ def test_there_is_no_way_back(store: SqlStore, database_url: str, new_writer: An
     with pytest.raises(CommandError, match="append-only"):
         downgrade()
     database.close()
-    assert store.head(1).seq == 0
+    assert store.model("m").head().seq == 0
 
 
 def test_a_failed_migration_leaves_the_database_as_it_was(database_url: str, plain: Plain) -> None:

@@ -61,7 +61,7 @@ def one_of_each(writer: Any) -> list[Event]:
         request_digest=bytes(32),
     )
     return [
-        writer.store.event(writer.model_id, 0),
+        writer.events.event(0),
         update,
         writer.append(UPDATE_REJECTED, series=UPDATES),
         writer.append(VERSION_CREATED, series=VERSIONS, active=-2),
@@ -76,25 +76,25 @@ def one_of_each(writer: Any) -> list[Event]:
 
 def test_every_field_of_every_kind_reads_back(writer: Any) -> None:
     written = one_of_each(writer)
-    store, model_id = writer.store, writer.model_id
-    assert list(store.scan(model_id)) == written
-    assert [store.event(model_id, event.seq) for event in written] == written
-    assert store.head(model_id) == written[-1]
-    assert store.annotation(model_id, 1) == NOTE
-    assert store.annotation(model_id, 2) is None
+    store = writer.events
+    assert list(store.scan()) == written
+    assert [store.event(event.seq) for event in written] == written
+    assert store.head() == written[-1]
+    assert store.annotation(1) == NOTE
+    assert store.annotation(2) is None
     assert store.payload(written[1]) == b"p" * 1000
     assert store.payload(written[4]) == b"q" * (INLINE_BYTES + 1)
     assert store.payload(written[2]) == b""
     assert store.payloads(written[4:0:-1]) == [store.payload(one) for one in written[4:0:-1]]
     assert store.payloads([]) == []
-    assert store.by_key(model_id, "key 1") == written[1]
-    assert store.by_key(model_id, "key") is None
-    assert store.by_number(model_id, UPDATES, 2) == written[2]
-    assert store.by_number(model_id, VERSIONS, 0) == written[3]
-    assert store.by_number(model_id, UPDATES, 10**30) is None
-    assert store.listed_versions(model_id) == []
-    assert store.by_state(model_id, written[4].state_after) == written[4]
-    assert store.by_state(model_id, bytes(32)) is None
+    assert store.by_key("key 1") == written[1]
+    assert store.by_key("key") is None
+    assert store.by_number(UPDATES, 2) == written[2]
+    assert store.by_number(VERSIONS, 0) == written[3]
+    assert store.by_number(UPDATES, 10**30) is None
+    assert store.listed_versions() == []
+    assert store.by_state(written[4].state_after) == written[4]
+    assert store.by_state(bytes(32)) is None
 
 
 def test_positions_that_do_not_exist_are_none_and_never_another_models_events(
@@ -102,31 +102,42 @@ def test_positions_that_do_not_exist_are_none_and_never_another_models_events(
 ) -> None:
     other = new_writer(writer.store, "other")
     other.append()
-    for model_id in (writer.model_id, other.model_id):
+    for events in (writer.events, other.events):
         for seq in (-1, 1, 1 << 40, -(1 << 40), 10**30):
-            assert writer.store.event(model_id, seq) is None
-        assert [event.seq for event in writer.store.scan(model_id, -5, 10**30)] == [0]
-        assert [step.seq for step in writer.store.steps(model_id, -5, 10**30)] == [0]
-    with pytest.raises(NotFound):
-        writer.store.head(99)
+            assert events.event(seq) is None
+        assert [event.seq for event in events.scan(-5, 10**30)] == [0]
+        assert [step.seq for step in events.state_changes(-5, 10**30)] == [0]
+
+
+def test_a_model_that_is_not_registered_is_not_found(writer: Any) -> None:
+    with pytest.raises(NotFound, match="'n' not found; registered: m"):
+        writer.store.model("n")
+
+
+def test_another_models_event_is_not_appended(writer: Any, new_writer: Any) -> None:
+    other = new_writer(writer.store, "other")
+    other.append()
+    with pytest.raises(InvalidRequest, match="'other' is not appended to 'm'"):
+        writer.events.append(other.item())
+    assert (writer.events.head().seq, other.events.head().seq) == (0, 0)
 
 
 def test_models_are_listed_in_order_of_registration(store: SqlStore, new_writer: Any) -> None:
     for name in ("zebra", "ant", "Ünïcode/模型"):
         new_writer(store, name).append()
-    assert list(store.models()) == ["zebra", "ant", "Ünïcode/模型"]
+    assert store.models() == ["zebra", "ant", "Ünïcode/模型"]
 
 
 def test_state_changes_are_found_going_back(writer: Any) -> None:
     events = one_of_each(writer)
     changes = [event for event in events if event.state_seq == event.seq]
-    store, model_id = writer.store, writer.model_id
+    store = writer.events
     for seq in range(len(events)):
         before = [event for event in changes if event.seq <= seq][::-1]
         for back in range(len(changes) + 1):
             expected = before[back] if back < len(before) else None
-            assert store.state_change_before(model_id, seq, back) == expected
-    assert [tuple(step) for step in store.steps(model_id, 1, 6)] == [
+            assert store.state_change_before(seq, back) == expected
+    assert [tuple(step) for step in store.state_changes(1, 6)] == [
         (event.seq, event.kind, event.node, event.parent, event.payload_size, 0)
         for event in changes
         if 1 <= event.seq < 6
@@ -139,7 +150,7 @@ def test_a_time_finds_the_last_event_recorded_until_then(writer: Any) -> None:
         writer.append(now=first + later)
     expected = {-1: None, 0: 0, 4: 0, 5: 3, 8: 3, 9: 4, 19: 4, 20: 5, 10**20: 5}
     for offset, seq in expected.items():
-        event = writer.store.at_time(writer.model_id, first + offset)
+        event = writer.events.at_time(first + offset)
         assert (event and event.seq) == seq
 
 
@@ -148,7 +159,7 @@ def test_updates_are_counted_by_parameter(writer: Any) -> None:
     writer.append(parameters=("weights/a.weight", "adapter/x/new"))
     writer.append(UPDATE_REJECTED, series=UPDATES, parameters=("weights/b.weight",))
     reopened = SqlStore(writer.store._database, writer.store.blobs)
-    assert reopened.update_counts(writer.model_id) == {"adapter/x/new": 1, "weights/a.weight": 2}
+    assert reopened.model("m").update_counts() == {"adapter/x/new": 1, "weights/a.weight": 2}
 
 
 def test_updates_are_counted_across_stores_and_models(
@@ -165,8 +176,8 @@ def test_updates_are_counted_across_stores_and_models(
         writer.append(parameters=writer.parameters[:2])
         theirs.last = writer.last
         first, second, _ = writer.parameters
-        assert other.update_counts(writer.model_id) == {first: 2 * count, second: count}
-        assert other.update_counts(mine.model_id) == {first: count}
+        assert other.model("m").update_counts() == {first: 2 * count, second: count}
+        assert other.model("n").update_counts() == {first: count}
     other.close()
 
 
@@ -177,80 +188,80 @@ def test_versions_are_listed_until_they_are_retired(writer: Any, new_writer: Any
     other.append(VERSION_CREATED, series=VERSIONS)
     for number in (2, 0):
         writer.append(VERSION_RETIRED, series=RETIRED, number=number)
-    assert writer.store.listed_versions(writer.model_id) == [
+    assert writer.events.listed_versions() == [
         Listed(1, seqs[1], 0, False),
         Listed(3, seqs[3], 0, False),
     ]
-    assert writer.store.listed_versions(other.model_id) == [Listed(0, 1, 0, False)]
-    assert writer.store.listed_version(writer.model_id, 3) == Listed(3, seqs[3], 0, False)
-    assert writer.store.listed_version(writer.model_id, 2) is None
+    assert other.events.listed_versions() == [Listed(0, 1, 0, False)]
+    assert writer.events.listed_version(3) == Listed(3, seqs[3], 0, False)
+    assert writer.events.listed_version(2) is None
 
 
 def test_versions_are_found_by_the_state_they_name(writer: Any) -> None:
-    store, model_id = writer.store, writer.model_id
-    assert store.listed_before(model_id, 9) is None
+    store = writer.events
+    assert store.listed_before(9) is None
     for _ in range(2):
         writer.append()
         for _ in range(2):
             writer.append(VERSION_CREATED, series=VERSIONS)
-    named = {version.number: version.node for version in store.listed_versions(model_id)}
+    named = {version.number: version.node for version in store.listed_versions()}
     assert named == {0: 1, 1: 1, 2: 4, 3: 4}
-    found = [store.listed_before(model_id, node) for node in range(6)]
+    found = [store.listed_before(node) for node in range(6)]
     assert [one and one.number for one in found] == [None, 1, 1, 1, 3, 3]
 
 
 def test_the_list_says_what_is_pinned(writer: Any) -> None:
-    store, model_id = writer.store, writer.model_id
+    store = writer.events
     for _ in range(2):
         writer.append(VERSION_CREATED, series=VERSIONS)
-    assert store.last_number(model_id, PINS) is None
+    assert store.last_number(PINS) is None
     kinds = (VERSION_PINNED, VERSION_UNPINNED, VERSION_PINNED)
     for at, (kind, number) in enumerate(zip(kinds, (0, 0, 1), strict=True)):
         writer.append(kind, series=PINS, number=at, body={"number": number})
-        assert store.last_number(model_id, PINS) == at
-    assert [version.pinned for version in store.listed_versions(model_id)] == [False, True]
+        assert store.last_number(PINS) == at
+    assert [version.pinned for version in store.listed_versions()] == [False, True]
 
 
 def test_anchors_near_a_node_are_found_among_many(writer: Any, new_writer: Any) -> None:
-    store, model_id = writer.store, writer.model_id
-    other = new_writer(store, "other")
+    store = writer.events
+    other = new_writer(writer.store, "other")
     other.append()
     for node in range(0, 100, 10):
-        store.add_snapshot(model_id, Snapshot(node, bytes(32), node))
-        store.add_snapshot(other.model_id, Snapshot(node + 5, bytes(32), node))
+        store.add_snapshot(Snapshot(node, bytes(32), node))
+        other.events.add_snapshot(Snapshot(node + 5, bytes(32), node))
     for node, most, expected in (
         (45, 2, [30, 40, 50, 60]),
         (40, 1, [40, 50]),
         (200, 2, [80, 90]),
         (0, 9, list(range(0, 100, 10))),
     ):
-        found = store.snapshots_near(model_id, node, most)
+        found = store.snapshots_near(node, most)
         assert [snapshot.node for snapshot in found] == expected
 
 
 def test_annotations_are_read_together(writer: Any) -> None:
     notes = {writer.append(annotation=Annotation(actor=f"{n}")).seq: f"{n}" for n in range(3)}
     writer.append()
-    found = writer.store.annotations(writer.model_id, range(600))
+    found = writer.events.annotations(range(600))
     assert {seq: note.actor for seq, note in found.items()} == notes
 
 
 def test_snapshots_are_listed_by_node_and_may_be_added_again(writer: Any) -> None:
-    store, model_id = writer.store, writer.model_id
+    store = writer.events
     writer.append()
     item = replace(writer.item(), snapshot=Snapshot(2, b"two", 20))
     store.append(item)
-    store.add_snapshot(model_id, Snapshot(1, b"one", 10))
-    store.add_snapshot(model_id, Snapshot(1, b"one", 10))
-    assert store.snapshots(model_id) == [Snapshot(1, b"one", 10), Snapshot(2, b"two", 20)]
+    store.add_snapshot(Snapshot(1, b"one", 10))
+    store.add_snapshot(Snapshot(1, b"one", 10))
+    assert store.snapshots() == [Snapshot(1, b"one", 10), Snapshot(2, b"two", 20)]
 
 
 def test_an_inline_payload_of_the_wrong_size_is_refused(writer: Any) -> None:
     item = writer.item(payload=b"four")
     with pytest.raises(InvalidRequest, match="inline"):
-        writer.store.append(replace(item, payload=b"fours"))
+        writer.add(replace(item, payload=b"fours"))
     with pytest.raises(InvalidRequest, match="inline"):
-        writer.store.append(writer.item(payload=bytes(INLINE_BYTES + 1)))
+        writer.add(writer.item(payload=bytes(INLINE_BYTES + 1)))
 
 
 # Order and races
@@ -260,20 +271,22 @@ def test_a_seq_is_taken_once_and_never_skipped(writer: Any) -> None:
     first = writer.item()
     writer.append()
     with pytest.raises(SeqTaken):
-        writer.store.append(first)
+        writer.add(first)
     skipping = writer.item()
     writer.last = skipping.event
     with pytest.raises(SeqTaken):
-        writer.store.append(writer.item())
-    assert writer.store.head(writer.model_id).seq == 1
+        writer.add(writer.item())
+    assert writer.events.head().seq == 1
 
 
 def test_a_model_without_its_first_event_takes_no_other(store: SqlStore, new_writer: Any) -> None:
     lost = new_writer(store)
     lost.last = lost.item().event
-    with pytest.raises(SeqTaken):
-        store.append(lost.item())
-    assert store.models() == {}
+    with pytest.raises(InvalidRequest, match="by its event 0, got event 1"):
+        store.register(lost.item())
+    with pytest.raises(NotFound):
+        store.model("m")
+    assert store.models() == []
 
 
 def test_of_two_threads_racing_for_a_seq_one_wins(writer: Any) -> None:
@@ -282,7 +295,7 @@ def test_of_two_threads_racing_for_a_seq_one_wins(writer: Any) -> None:
     def race(item: Any) -> None:
         barrier.wait()
         try:
-            writer.store.append(item)
+            writer.add(item)
             results.append("won")
         except SeqTaken:
             results.append("lost")
@@ -295,20 +308,21 @@ def test_of_two_threads_racing_for_a_seq_one_wins(writer: Any) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        writer.last = writer.store.head(writer.model_id)
+        writer.last = writer.events.head()
     assert sorted(results) == ["lost"] * 10 + ["won"] * 10
     assert writer.last.seq == 10
 
 
 RACE_SEQS = """
 import sys
-from weightledger.ledger.store import SeqTaken
+from weightledger.ledger.errors import SeqTaken
 from weightledger.ledger.store.sql_store import SqlStore
 store, won = SqlStore.open(url), 0
+events = store.model("m")
 for item in items:
     barrier.wait()
     try:
-        store.append(item)
+        events.append(item)
         won += 1
     except SeqTaken:
         pass
@@ -330,7 +344,7 @@ def test_of_two_processes_racing_for_a_seq_one_wins(
     names = {"url": database_url, "items": items, "counter": counter}
     assert processes.race(RACE_SEQS, names) == [0, 0]
     assert counter.value == 10
-    assert writer.store.head(writer.model_id) == items[-1].event
+    assert writer.events.head() == items[-1].event
 
 
 def test_eight_threads_leave_no_gap_and_double_nothing(writer: Any, new_writer: Any) -> None:
@@ -338,25 +352,24 @@ def test_eight_threads_leave_no_gap_and_double_nothing(writer: Any, new_writer: 
         mine = new_writer(writer.store)
         for _ in range(10):
             while True:
-                mine.last = writer.store.head(model_id)
+                mine.last = writer.events.head()
                 try:
                     mine.append(body={"writer": number}, annotation=NOTE)
                     break
                 except SeqTaken:
                     pass
 
-    model_id = writer.model_id
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    events = list(writer.store.scan(model_id))
+    events = list(writer.events.scan())
     assert [event.seq for event in events] == list(range(81))
     assert [event.prev for event in events[1:]] == [event.hash for event in events[:-1]]
     numbers = [event.body["writer"] for event in events[1:]]
     assert [numbers.count(number) for number in range(8)] == [10] * 8
-    assert set(writer.store.update_counts(model_id).values()) == {80}
+    assert set(writer.events.update_counts().values()) == {80}
 
 
 def test_an_idempotency_key_is_used_once_per_model(writer: Any, new_writer: Any) -> None:
@@ -367,7 +380,7 @@ def test_an_idempotency_key_is_used_once_per_model(writer: Any, new_writer: Any)
     other.append()
     other.append(idempotency_key="k")
     writer.append()
-    assert [event.idempotency_key for event in writer.store.scan(writer.model_id)] == [
+    assert [event.idempotency_key for event in writer.events.scan()] == [
         None,
         "k",
         None,
@@ -389,7 +402,7 @@ def test_who_registers_second_leaves_nothing(store: SqlStore, new_writer: Any) -
         content_digest(b"second")
     }
     first.append()
-    assert set(store.update_counts(first.model_id)) == set(first.parameters)
+    assert set(first.events.update_counts()) == set(first.parameters)
 
 
 # Append-only
@@ -468,7 +481,7 @@ def test_a_gap_is_refused_by_the_database_itself(
             " changes_state, forward_only, series, number, idempotency_key, state_after,"
             " payload_size, header, event_hash, payload FROM events"
         )
-    assert writer.store.head(writer.model_id).seq == 0
+    assert writer.events.head().seq == 0
 
 
 # Damage
@@ -502,21 +515,21 @@ def test_a_flipped_bit_in_an_event_is_noticed_with_its_seq(
     for number, column in ((2, "header"), (4, "event_hash"), (5, "state_after")):
         flip(connection, database_url, "events", column, f"number = {number}")
         with pytest.raises(CorruptLedger) as caught:
-            writer.store.event(writer.model_id, number)
+            writer.events.event(number)
         assert caught.value.seq == number
-    store, model_id = writer.store, writer.model_id
+    store = writer.events
     reads: list[Callable[[], object]] = [
-        lambda: store.event(model_id, 2),
-        lambda: store.by_number(model_id, UPDATES, 2),
-        lambda: list(store.scan(model_id)),
-        lambda: store.select(model_id, EventFilter(max_seq=2), limit=9),
-        lambda: store.state_change_before(model_id, 3, 1),
+        lambda: store.event(2),
+        lambda: store.by_number(UPDATES, 2),
+        lambda: list(store.scan()),
+        lambda: store.select(EventFilter(max_seq=2), limit=9),
+        lambda: store.state_change_before(3, 1),
     ]
     for read in reads:
         with pytest.raises(CorruptLedger) as caught:
             read()
         assert caught.value.seq == 2
-    assert store.event(model_id, 1) is not None
+    assert store.event(1) is not None
 
 
 def test_a_column_that_its_header_contradicts_is_noticed(
@@ -539,7 +552,7 @@ def test_a_column_that_its_header_contradicts_is_noticed(
     for seq, change in enumerate(changes, 1):
         connection.execute(f"UPDATE events SET {change} WHERE number = {seq}")
         with pytest.raises(CorruptLedger, match=change.split(" ")[0]) as caught:
-            writer.store.event(writer.model_id, seq)
+            writer.events.event(seq)
         assert caught.value.seq == seq
 
 
@@ -555,7 +568,7 @@ def test_another_models_event_is_not_passed_off(
         " WHERE model_id = 1"
     )
     with pytest.raises(CorruptLedger, match="names 'other'"):
-        writer.store.event(1, 0)
+        writer.events.event(0)
 
 
 def test_a_missing_event_is_noticed_by_a_scan(writer: Any, database_url: str, plain: Plain) -> None:
@@ -564,7 +577,7 @@ def test_a_missing_event_is_noticed_by_a_scan(writer: Any, database_url: str, pl
     connection = without_triggers(plain(database_url), database_url)
     connection.execute("DELETE FROM events WHERE number = 2")
     with pytest.raises(CorruptLedger) as caught:
-        list(writer.store.scan(writer.model_id))
+        list(writer.events.scan())
     assert caught.value.seq == 2
 
 
@@ -578,7 +591,7 @@ def test_a_flipped_bit_in_a_payload_is_noticed_with_its_seq(
     flip(connection, database_url, "blob_parts", "data", "part = 0")
     for event in (inline, blob):
         with pytest.raises(CorruptLedger) as caught:
-            writer.store.payload(event)
+            writer.events.payload(event)
         assert caught.value.seq == event.seq
 
 
@@ -588,7 +601,7 @@ def test_a_lost_payload_is_noticed_with_its_seq(
     event = writer.append(payload=b"payload", as_blob=True)
     plain(database_url).execute("DELETE FROM blobs")
     with pytest.raises(CorruptLedger, match="missing") as caught:
-        writer.store.payload(event)
+        writer.events.payload(event)
     assert caught.value.seq == 1
 
 
@@ -609,13 +622,13 @@ def test_a_full_disk_records_nothing_and_the_store_goes_on(
         writer.append(payload=bytes(100_000), annotation=NOTE)
     with pytest.raises(StorageFull):
         writer.append(payload=bytes(1_000_000), as_blob=True)
-    assert list(store.scan(writer.model_id)) == [writer.last]
-    assert store.annotation(writer.model_id, 1) is None
-    assert store.update_counts(writer.model_id) == {}
+    assert list(writer.events.scan()) == [writer.last]
+    assert writer.events.annotation(1) is None
+    assert writer.events.update_counts() == {}
     with store._database.read() as execute:
         execute("PRAGMA max_page_count = 1073741823")
     event = writer.append(payload=bytes(100_000), annotation=NOTE)
-    assert store.head(writer.model_id) == event
+    assert writer.events.head() == event
     store.close()
 
 
@@ -625,7 +638,7 @@ from weightledger.ledger.events.event import Annotation, Draft, BlobRef, UPDATED
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.store import Append
 from weightledger.ledger.store.sql_store import SqlStore
-store, last = SqlStore.open(url), head
+events, last = SqlStore.open(url).model("m"), head
 while True:
     payload = b"%d" % last.seq * 1000
     digest = content_digest(payload)
@@ -633,7 +646,7 @@ while True:
     draft = Draft(UPDATED, {}, digest, series=UPDATES, annotation=note,
                   payload=(BlobRef(digest, len(payload)),))
     last = seal(draft, "m", last, 0)
-    store.append(Append(last, note, ("weights/a.weight",), blobs={digest: payload}))
+    events.append(Append(last, note, ("weights/a.weight",), blobs={digest: payload}))
     acknowledge.send(last.seq)
 """
 
@@ -643,7 +656,7 @@ def test_a_killed_writer_leaves_whole_events_only(
 ) -> None:
     for _ in range(2):
         heard, said = processes.context.Pipe(duplex=False)
-        head = writer.store.head(writer.model_id)
+        head = writer.events.head()
         process = processes.start(
             KILLED_WRITER, {"url": database_url, "head": head, "acknowledge": said}
         )
@@ -657,14 +670,14 @@ def test_a_killed_writer_leaves_whole_events_only(
                     acknowledged.append(heard.recv())
                 except EOFError:
                     break
-        events = list(writer.store.scan(writer.model_id))
+        events = list(writer.events.scan())
         assert acknowledged == list(range(head.seq + 1, head.seq + 1 + len(acknowledged)))
         assert len(acknowledged) <= events[-1].seq - head.seq <= len(acknowledged) + 1
         for event in events[1:]:
-            assert len(writer.store.payload(event)) == event.payload_size
-            note = writer.store.annotation(writer.model_id, event.seq)
+            assert len(writer.events.payload(event)) == event.payload_size
+            note = writer.events.annotation(event.seq)
             assert note is not None and note.actor == "killed"
-        counts = writer.store.update_counts(writer.model_id)
+        counts = writer.events.update_counts()
         assert counts == {"weights/a.weight": len(events) - 1}
 
 
@@ -679,7 +692,7 @@ def test_a_locked_database_is_busy(
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageBusy):
         writer.append()
-    assert store.head(writer.model_id).seq == 0
+    assert writer.events.head().seq == 0
     other.execute("ROLLBACK")
     writer.append()
     store.close()
@@ -717,7 +730,7 @@ def test_a_lost_connection_is_reported_and_the_next_call_works(
     writer.append()
     store.close()
     with pytest.raises(StorageError, match="closed"):
-        store.head(1)
+        writer.events.head()
     plain(url).execute("DROP DATABASE lost")
 
 
@@ -804,9 +817,9 @@ def test_filters_find_what_reading_everything_would(writer: Any, new_writer: Any
     other = new_writer(writer.store, "other")
     other.append()
     random_log(other, chance)
-    store, model_id = writer.store, writer.model_id
-    events = list(store.scan(model_id))
-    actors = {event.seq: store.annotation(model_id, event.seq) for event in events}
+    store = writer.events
+    events = list(store.scan())
+    actors = {event.seq: store.annotation(event.seq) for event in events}
 
     def passes(event: Event, where: EventFilter) -> bool:
         note = actors[event.seq]
@@ -828,7 +841,7 @@ def test_filters_find_what_reading_everything_would(writer: Any, new_writer: Any
             expected = [event for event in events if passes(event, where)]
             if newest_first:
                 expected.reverse()
-            found = store.select(model_id, where, limit=limit, newest_first=newest_first)
+            found = store.select(where, limit=limit, newest_first=newest_first)
             assert found == expected[:limit], where
             found_some += bool(found)
     assert found_some > 100
@@ -863,9 +876,7 @@ def test_filters_over_many_parameters_find_what_reading_everything_would(
                 )
                 within = [seq for seq in seqs if (low or 0) <= seq <= (high or 200)]
                 for newest_first in (True, False):
-                    found = store.select(
-                        writer.model_id, where, limit=limit, newest_first=newest_first
-                    )
+                    found = writer.events.select(where, limit=limit, newest_first=newest_first)
                     wanted = within[::-1] if newest_first else within
                     assert [event.seq for event in found] == wanted[:limit]
 
@@ -883,8 +894,7 @@ def test_a_glob_over_many_parameters_merges_them_in_order(store: SqlStore, new_w
     for name in order:
         writer.append(parameters=(name,))
     for newest_first in (True, False):
-        found = store.select(
-            writer.model_id,
+        found = writer.events.select(
             EventFilter(parameter="layer.*"),
             limit=20,
             newest_first=newest_first,

@@ -141,7 +141,7 @@ class Stalled:
     def hold(self) -> None:
         store = SqlStore.open(self._url)
         self._stack.callback(store.close)
-        head = store.head(1)
+        head = store.model(MODEL).head()
         self._stack.enter_context(contextlib.suppress(ZeroDivisionError, LedgerError))
         execute = self._stack.enter_context(store._database.write())
         with contextlib.suppress(psycopg.Error):  # someone else was faster: it stalls all the same
@@ -165,7 +165,7 @@ class Tail(threading.Thread):
         while True:
             ended = self.ended.is_set()
             start = self.seqs[-1] + 1 if self.seqs else 0
-            self.seqs += [event.seq for event in store.scan(1, start)]
+            self.seqs += [event.seq for event in store.model(MODEL).scan(start)]
             if ended:
                 store.close()
                 return
@@ -211,7 +211,7 @@ def test_writers_that_race_abort_stall_and_die_leave_one_gapless_order(
 
     with Ledger.open(url) as ledger:
         history = ledger.history(MODEL)
-        events = list(history.store.scan(history.model_id))
+        events = list(history.store.scan())
         assert verify(history).problem is None
         state = history.state()["w"]
     assert [event.seq for event in events] == list(range(len(events)))

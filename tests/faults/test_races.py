@@ -304,7 +304,7 @@ def test_a_reader_that_tails_by_seq_misses_and_doubles_nothing(
         while True:
             ended = written.done()
             start = seen[-1] + 1 if seen else 0
-            seen += [event.seq for event in history.store.scan(history.model_id, start)]
+            seen += [event.seq for event in history.store.scan(start)]
             if ended:
                 break
             time.sleep(0.005)

@@ -144,14 +144,14 @@ def test_the_write_for_which_no_page_is_left_changes_nothing(
 def test_an_event_counts_though_its_snapshot_does_not_fit(folder: Path, pragmas: Pragmas) -> None:
     with serving_log(folder) as log:
         large(log, 1)
-        anchors = [anchor.node for anchor in log.history.store.snapshots(1)]
+        anchors = [anchor.node for anchor in log.history.store.snapshots()]
         pragmas.statements = full(folder, spare_pages=85)
         recorded = large(log, 2)
         assert log.live.head == log.history.head() == recorded
-        assert [anchor.node for anchor in log.history.store.snapshots(1)] == anchors == [0]
+        assert [anchor.node for anchor in log.history.store.snapshots()] == anchors == [0]
         pragmas.statements = ROOM
         log.apply(folders.request("2.bias", [0.0, 0.0, 0.0, 0.0]))
-        assert [anchor.node for anchor in log.history.store.snapshots(1)] == [0, 4]
+        assert [anchor.node for anchor in log.history.store.snapshots()] == [0, 4]
         assert verify(log.history).problem is None
 
 

@@ -32,11 +32,11 @@ class Tree:
             for number, choice in enumerate(named)
         ]
 
-    def listed_before(self, _model_id: int, node: int) -> Listed | None:
+    def listed_before(self, node: int) -> Listed | None:
         earlier = [one for one in self.listed if one.node <= node]
         return max(earlier, key=lambda one: (one.node, one.number), default=None)
 
-    def select(self, _model_id: int, where: EventFilter, *, limit: int) -> list[Any]:
+    def select(self, where: EventFilter, *, limit: int) -> list[Any]:
         assert where.kinds == [ROLLED_BACK] and where.max_seq is not None
         return [r for r in reversed(self.rollbacks) if r.seq <= where.max_seq][:limit]
 
@@ -58,4 +58,4 @@ def test_the_nearest_named_ancestor_is_found(
 ) -> None:
     tree = Tree(turns, named)
     for node in tree.parents:
-        assert nearest(tree, 1, node) == tree.walked(node)  # type: ignore[arg-type]
+        assert nearest(tree, node) == tree.walked(node)  # type: ignore[arg-type]

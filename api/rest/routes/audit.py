@@ -36,7 +36,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     history = manager.log.history
 
     def shown(events: list[Event]) -> list[dict[str, Any]]:
-        notes = history.store.annotations(history.model_id, [event.seq for event in events])
+        notes = history.store.annotations([event.seq for event in events])
         return [event_item(event, notes.get(event.seq)) for event in events]
 
     @routes.get("")

@@ -15,7 +15,7 @@ import torch
 from weightledger.ledger.engines.vllm import Target
 from weightledger.ledger.engines.vllm.fused import PACKED, whole_groups
 from weightledger.ledger.errors import InvalidRequest, WeightsMismatch
-from weightledger.ledger.history.reader import open_history
+from weightledger.ledger.history.reader import History
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.spec import WEIGHTS
 
@@ -108,7 +108,7 @@ def read(
     store = SqlStore.open(url, upgrade=False)
     try:
         with ThreadPoolExecutor(1) as pool:
-            history = open_history(store, store.blobs, asked.model, pool)
+            history = History(store.model(asked.model), pool)
             event = history.require(target.seq)
             if event.state_after != target.digest:
                 raise WeightsMismatch(f"this ledger's event {target.seq} leads to another state")

@@ -1,0 +1,264 @@
+"""One model's events over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.event import Annotation, Event
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.store import (
+    Append,
+    EventFilter,
+    LedgerStore,
+    Listed,
+    Note,
+    RawEvent,
+    Snapshot,
+    StateChange,
+    payloads,
+    rows,
+    search,
+)
+from weightledger.ledger.store.append import Appender, remember_snapshot
+
+_PAGE = 1000  # events that `scan` holds at a time
+_RAW_PAGE = 4096  # rows that `raw` gives at a time
+_MOST_NUMBER = (1 << 63) - 1
+
+_BY_KEY = f"{rows.SELECT} WHERE event_key = ?"
+_LAST = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key DESC LIMIT 1"
+_RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
+_RAW = f"{rows.SELECT_FACTS} WHERE event_key BETWEEN ? AND ? AND model_id = ? ORDER BY event_key"
+_STATE_CHANGE = (
+    f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1"
+    " ORDER BY event_key DESC LIMIT 1 OFFSET ?"
+)
+_BY_STATE = (
+    f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1 AND state_after = ?"
+    " ORDER BY event_key DESC LIMIT 1"
+)
+_BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
+_LAST_NUMBER = (  # numbers that are null are not in the index
+    "SELECT max(number) FROM events WHERE model_id = ? AND series = ? AND number IS NOT NULL"
+)
+_LISTED = (
+    f"SELECT number, event_key & {SEQ_MASK}, node, pinned FROM listed_versions WHERE model_id = ?"
+)
+_LISTED_BEFORE = f"{_LISTED} AND node <= ? ORDER BY node DESC, number DESC LIMIT 1"
+_BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
+_STATE_CHANGES = (
+    f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
+    " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
+)
+_SNAPSHOTS = "SELECT node, manifest, size FROM snapshots WHERE model_id = ?"
+_OLDER_SNAPSHOTS = f"{_SNAPSHOTS} AND node <= ? ORDER BY node DESC LIMIT ?"
+_NEWER_SNAPSHOTS = f"{_SNAPSHOTS} AND node > ? ORDER BY node LIMIT ?"
+_ANNOTATIONS = f"SELECT event_key & {SEQ_MASK}, actor, reason, metadata, salt FROM annotations"
+_UPDATE_COUNTS = (
+    "SELECT p.name, (SELECT t.number FROM touches t WHERE t.parameter_id = p.parameter_id"
+    " ORDER BY t.event_key DESC LIMIT 1) FROM parameters p WHERE p.model_id = ? ORDER BY p.name"
+)
+
+
+class SqlEvents:
+    """One registered model's events, annotations, versions and anchors in a database.
+
+    Blobs in the same database are stored in an event's transaction; others before it, so that an
+    event never refers to what is not durable. Safe to share between threads.
+    """
+
+    def __init__(self, home: LedgerStore, database: Database, appender: Appender) -> None:
+        self.home = home
+        self.model = appender.model
+        self._database = database
+        self._appender = appender
+        self._id = appender.model_id
+
+    def append(self, *items: Append) -> None:
+        """Make events durable, all of them or nothing; see `AppendLog.append`."""
+        self._appender.append(items)
+
+    def head(self) -> Event:
+        """The last event."""
+        event = self._one(_LAST, *self._span())
+        if event is None:
+            raise CorruptLedger(f"the log of {self.model!r} has no event", seq=0)
+        return event
+
+    def event(self, seq: int) -> Event | None:
+        """One event; CorruptLedger when the row does not match its header."""
+        return self._one(_BY_KEY, self._key(seq))
+
+    def annotation(self, seq: int) -> Annotation | None:
+        """The free text beside an event."""
+        return self.annotations([seq]).get(seq)
+
+    def annotations(self, seqs: Iterable[int]) -> Mapping[int, Annotation]:
+        """The free text beside each of some events, by seq; those without are left out."""
+        found: dict[int, Annotation] = {}
+        with self._database.read() as execute:
+            for piece in pieces(self._key(seq) for seq in seqs):
+                read = execute(f"{_ANNOTATIONS} WHERE event_key IN ({marks(len(piece))})", piece)
+                found |= {seq: Annotation(*texts) for seq, *texts in read.fetchall()}
+        return found
+
+    def by_number(self, series: str, number: int) -> Event | None:
+        """The event that is update n ("updates") or version n ("versions")."""
+        if not 0 <= number <= _MOST_NUMBER:
+            return None
+        return self._one(_BY_NUMBER, self._id, series, number)
+
+    def last_number(self, series: str) -> int | None:
+        """The highest number of a series; None before the first."""
+        with self._database.read() as execute:
+            (number,) = execute(_LAST_NUMBER, (self._id, series)).fetchone()
+        return None if number is None else int(number)
+
+    def listed_versions(self) -> list[Listed]:
+        """The versions that are not retired, by number."""
+        return self._listed(f"{_LISTED} ORDER BY number", self._id)
+
+    def listed_version(self, number: int) -> Listed | None:
+        """The version with this number, if it is not retired."""
+        return next(iter(self._listed(f"{_LISTED} AND number = ?", self._id, number)), None)
+
+    def listed_before(self, node: int) -> Listed | None:
+        """Of the versions that name this node or the nearest smaller one the newest."""
+        return next(iter(self._listed(_LISTED_BEFORE, self._id, node)), None)
+
+    def by_key(self, idempotency_key: str) -> Event | None:
+        """The event that used this idempotency key."""
+        return self._one(_BY_IDEMPOTENCY, self._id, idempotency_key)
+
+    def by_state(self, digest: bytes) -> Event | None:
+        """The last state-changing event that led to this state digest."""
+        return self._one(_BY_STATE, *self._span(), digest)
+
+    def at_time(self, recorded_at: int) -> Event | None:
+        """The last event recorded at or before a time (UTC microseconds)."""
+        with self._database.read() as execute:
+            seq = search.seq_at(execute, self._id, recorded_at)
+        return self.event(seq)
+
+    def state_change_before(self, seq: int, back: int) -> Event | None:
+        """The state-changing event `back` places before the one at or before `seq`."""
+        if back < 0:
+            return None
+        first, last = self._key(0), self._key(seq)
+        return self._one(_STATE_CHANGE, first, last, min(back, SEQ_MASK))
+
+    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
+        """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad row.
+
+        Reads in pages and holds no transaction between them.
+        """
+        expected = self._key(max(start, 0))
+        last = self._key(SEQ_MASK if stop is None else stop - 1)
+        while True:
+            with self._database.read() as execute:
+                page = execute(_RANGE, (expected, last)).fetchall()
+            for row in page:
+                if row[0] != expected:
+                    seq = expected & SEQ_MASK
+                    raise CorruptLedger(f"event {seq} is missing", seq=seq)
+                yield self._event(row)
+                expected += 1
+            if len(page) < _PAGE:
+                return
+
+    def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
+        """Events as they are stored, unchecked; see `RawLog.raw`."""
+        for first in range(start, stop, _RAW_PAGE):
+            bounds = self._key(first), self._key(min(first + _RAW_PAGE, stop) - 1)
+            with self._database.read() as execute:
+                page = execute(_RAW, (*bounds, self._id)).fetchall()
+                notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
+                beside = {note[0]: note for note in notes.fetchall()}
+            yield page, beside
+
+    def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
+        """Events that pass the filter, at most `limit`."""
+        with self._database.read() as execute:
+            found = search.select(
+                execute, self._database.backend, self._id, where, limit, newest_first
+            )
+        return [self._event(row) for row in found]
+
+    def state_changes(self, start: int, stop: int) -> list[StateChange]:
+        """State-changing events with start <= seq < stop, in order."""
+        bounds = self._key(max(start, 0)), self._key(stop - 1)
+        with self._database.read() as execute:
+            return list(map(StateChange._make, execute(_STATE_CHANGES, bounds)))
+
+    def update_counts(self) -> Mapping[str, int]:
+        """How many applied updates touched each full state name (those with at least one)."""
+        with self._database.read() as execute:
+            found = execute(_UPDATE_COUNTS, (self._id,)).fetchall()
+        return {name: count for name, count in found if count is not None}
+
+    def payload(self, event: Event) -> bytes:
+        """The event's payload, checked against its digests; CorruptLedger names the seq."""
+        return self.payloads([event])[0]
+
+    def payloads(self, events: Sequence[Event]) -> list[bytes]:
+        """The payloads of events, each as of `payload`; the inline ones are read together."""
+        inline: dict[int, bytes | None] = {}
+        with self._database.read() as execute:
+            for piece in pieces(self._key(event.seq) for event in events):
+                read = execute(
+                    f"SELECT event_key & {SEQ_MASK}, payload FROM events"
+                    f" WHERE event_key IN ({marks(len(piece))})",
+                    tuple(piece),
+                )
+                inline.update(read.fetchall())
+        return [self._payload(event, inline) for event in events]
+
+    def _payload(self, event: Event, inline: Mapping[int, bytes | None]) -> bytes:
+        if event.seq not in inline:
+            raise CorruptLedger(f"event {event.seq} is missing", seq=event.seq)
+        held = inline[event.seq]
+        if held is None:
+            return payloads.from_blobs(event, self.home.blobs)
+        return payloads.checked(event, held)
+
+    def snapshots(self) -> list[Snapshot]:
+        """The anchors of a model, by node."""
+        with self._database.read() as execute:
+            found = execute(f"{_SNAPSHOTS} ORDER BY node", (self._id,))
+            return [Snapshot(*row) for row in found]
+
+    def snapshots_near(self, node: int, most: int) -> list[Snapshot]:
+        """Of the anchors at or before a node the last `most`, and the first `most` after it."""
+        with self._database.read() as execute:
+            older = execute(_OLDER_SNAPSHOTS, (self._id, node, most)).fetchall()
+            newer = execute(_NEWER_SNAPSHOTS, (self._id, node, most)).fetchall()
+        return [Snapshot(*row) for row in (*reversed(older), *newer)]
+
+    def add_snapshot(self, snapshot: Snapshot) -> None:
+        """Remember an anchor whose blobs are already stored; adding it twice is fine."""
+        with self._database.write() as execute:
+            remember_snapshot(execute, self._id, snapshot)
+
+    def _one(self, sql: str, *params: Any) -> Event | None:
+        with self._database.read() as execute:
+            row = execute(sql, params).fetchone()
+        return None if row is None else self._event(row)
+
+    def _listed(self, sql: str, *params: int) -> list[Listed]:
+        with self._database.read() as execute:
+            rows_listed = execute(sql, params).fetchall()
+        return [
+            Listed(number, seq, node, bool(pinned)) for number, seq, node, pinned in rows_listed
+        ]
+
+    def _event(self, row: Any) -> Event:
+        return rows.from_row(row, self._id, self.model)
+
+    def _key(self, seq: int) -> int:
+        return rows.key_of(self._id, seq)
+
+    def _span(self) -> tuple[int, int]:
+        """The first and the last key that the model's events can have."""
+        return self._key(0), self._key(SEQ_MASK)
