@@ -303,10 +303,12 @@ def test_a_restart_brings_adapters_back(tmp_path: Path, folders: dict[str, Path]
 REBUILD = """
 import sys
 from weightledger import Ledger
-from weightledger.ledger.tensors.digest import StateDigest, content_digest
-from weightledger.ledger.tensors.spec import TensorSpec, lanes
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes, spec_of
+from weightledger.ledger.tensors.state import StateDigest
+
 with Ledger.open(sys.argv[1], upgrade=False) as ledger:
-    history = weightledger.ledger.history.reader("tiny")
+    history = ledger.history("tiny")
     for position in ("seq:0", "seq:1", "seq:2", "head"):
         target = history.resolve(position)
         _, tensors = history.rebuild(target.node, target.state)

@@ -43,7 +43,7 @@ with Ledger.open(sys.argv[1]) as ledger:
         log.apply(Update(name, learning_rate=0.01, factors=factors))
     log.apply_batch([Update(name, 1e-3, 0.5) for name in base])
     digests = [event.state_after.hex() for event in log.events()]
-    rebuilt = weightledger.ledger.history.reader("m").state("head")
+    rebuilt = ledger.history("m").state("head")
     live = {name: log.projector.engine.tensor(name) for name in base}
     same = all(torch.equal(rebuilt[name].view(torch.uint8), live[name].view(torch.uint8))
                for name in base)
@@ -57,7 +57,7 @@ import torch
 from weightledger import Ledger
 
 with Ledger.open(sys.argv[1]) as ledger:
-    history = weightledger.ledger.history.reader("m")
+    history = ledger.history("m")
     for seq in range(history.head().seq + 1):
         history.state(f"seq:{seq}")  # raises unless every bit is as recorded
     print(json.dumps({"level": torch.backends.cpu.get_cpu_capability()}))

@@ -25,9 +25,9 @@ UPDATES = 200
 REPLAY = """
 import hashlib, json, sys
 from weightledger import Ledger
-from weightledger.ledger.tensors.spec import lanes
+from weightledger.ledger.tensors.lanes import lanes
 with Ledger.open(sys.argv[1], upgrade=False) as ledger:
-    history = weightledger.ledger.history.reader("minilm")
+    history = ledger.history("minilm")
     for name in json.loads(sys.argv[2]):
         sha = hashlib.sha256()
         for key, tensor in sorted(history.state(name).items()):

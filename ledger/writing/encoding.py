@@ -20,7 +20,7 @@ from weightledger.ledger.codecs import factors, on_device
 from weightledger.ledger.codecs.delta import Delta, at, compare
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.codecs.frames import encode_frame
-from weightledger.ledger.codecs.tiles import tiles_of
+from weightledger.ledger.codecs.tiling import tiles_of
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.events.changes import FACTORS, FRAMES, TensorChange
 from weightledger.ledger.tensors.digest import (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from weightledger.ledger.codecs.factors import Factors, apply_factors
-from weightledger.ledger.codecs.tiles import tile_elements, tile_starts
+from weightledger.ledger.codecs.tiling import tile_elements, tile_starts
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest

@@ -3,7 +3,7 @@
 import pytest
 
 from weightledger.ledger.codecs import TILE_LANES
-from weightledger.ledger.codecs.tiles import tiles_of
+from weightledger.ledger.codecs.tiling import tiles_of
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
 from weightledger.ledger.tensors.spec import TensorSpec
 
