@@ -307,6 +307,16 @@ class Log:
         """Show what other processes appended; returns the head."""
         return self._writer.catch_up()
 
+    def follow(self) -> Event:
+        """What a process does while nobody writes: catch up, and look at every live tensor.
+
+        Raises WeightsChangedOutside, naming them, if something else wrote to some.
+        """
+        with self._writer.lock:
+            head = self.catch_up()
+            self.projector.check_live()
+            return head
+
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""
         return verify(self.history, progress)

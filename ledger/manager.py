@@ -226,9 +226,12 @@ class DynamicModelManager:
         return await self._run(lambda: self._rollback(version_id, caller))
 
     async def catch_up(self) -> None:
-        """Show what other processes appended; `fault` says why that failed, if it did."""
+        """Show what other processes appended and look at the live weights.
+
+        `fault` says why that failed, if it did.
+        """
         try:
-            await self._run(self.log.catch_up)
+            await self._run(self.log.follow)
         except LedgerError as error:
             self._fault = str(error)
             raise

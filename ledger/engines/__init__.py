@@ -16,7 +16,7 @@ The contract
   RemoteEngine for what that changes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,8 +69,12 @@ class Engine(Protocol):
     def tensor(self, name: str) -> torch.Tensor:
         """The live tensor of that name; read only."""
 
-    def check_untouched(self) -> None:
-        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published.
+
+        With `names`, which an update is about to change, those are looked at and the next few of
+        the others in turn, so that an update costs what it changes.
+        """
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Prepared:
         """The next version with these tensors (now the engine's), the rest as live.

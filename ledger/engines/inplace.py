@@ -5,20 +5,23 @@ publishing waits for those that are held and copies the new values in behind it.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from weightledger.ledger.engines import copying, naming, parametrised
-from weightledger.ledger.engines.counters import Counters, refuse
+from weightledger.ledger.engines.counters import Counters, Rota, refuse
 from weightledger.ledger.engines.gate import Gate
 from weightledger.ledger.engines.intake import as_live, checked, like, settle
 from weightledger.ledger.engines.versions import unpublished
 from weightledger.ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
 from weightledger.ledger.tensors.lanes import torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
+
+_Home = tuple[str, Mapping[str, torch.Tensor | None], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,9 @@ class InplaceEngine:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._naming = naming.of_module(module)
-        self._homes = list(naming.homes(module))
+        self._homes = self._homes_of(module)
+        self._sharing = _sharing(self._naming.tensors)
+        self._rota = Rota(list(self._naming.tensors))
         for name, tensor in self._naming.tensors.items():
             _require_writable(name, tensor)
         self._counters = Counters(self._naming.tensors)
@@ -86,9 +91,10 @@ class InplaceEngine:
         """The live tensor of that name; read only."""
         return self._naming.tensors[name]
 
-    def check_untouched(self) -> None:
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
         """Raise WeightsChangedOutside if a live tensor was written or replaced in its module."""
-        refuse(dict.fromkeys(self._replaced() + self._counters.changed()))
+        looked = self._homes if names is None else dict.fromkeys([*names, *self._rota.turn()])
+        refuse(dict.fromkeys(self._replaced(looked) + self._counters.changed(looked)))
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> InplaceCandidate:
         """New values, checked so that copying them in cannot fail.
@@ -117,16 +123,16 @@ class InplaceEngine:
             if prepared.base != self._published:
                 raise Conflict("another version was published after this one was prepared")
             refuse([n for n in prepared.tensors if self._respecified(n)])
-            outside = [name for name in self._counters.changed() if name not in prepared.tensors]
+            counted = self._counted(prepared.tensors)
             self._torn = True
             try:
                 self._copy_in(prepared.tensors)
             except BaseException:
                 # The values are committed and a mixture must not be seen: finish, then raise.
                 self._copy_in(prepared.tensors)
-                self._published_as(seq, digest, outside)
+                self._published_as(seq, digest, counted)
                 raise
-            self._published_as(seq, digest, outside)
+            self._published_as(seq, digest, counted)
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Held]:
@@ -155,23 +161,43 @@ class InplaceEngine:
             parametrised.forget()
         settle(live[name] for name in new)
 
-    def _published_as(self, seq: int, digest: bytes, outside: list[str]) -> None:
-        self._counters = self._counters.rewritten(outside)
+    def _published_as(self, seq: int, digest: bytes, counted: Collection[str]) -> None:
+        self._counters = self._counters.replaced(self._naming.tensors, counted)
         self._state = (seq, digest)
         self._published += 1
         self._torn = False
 
-    def _replaced(self) -> list[str]:
-        tensors, aliases = self._naming.tensors, self._naming.aliases
+    def _counted(self, new: Mapping[str, torch.Tensor]) -> list[str]:
+        """The tensors whose counts go up when these are written; not what was written outside."""
+        beside = {other for name in new for other in self._sharing.get(name, ())} - new.keys()
+        return [*new, *(beside - set(self._counters.changed(beside)))]
+
+    def _homes_of(self, module: nn.Module) -> Mapping[str, list[_Home]]:
+        """Where each tensor lives, under its own name and those that are tied to it."""
+        homes: dict[str, list[_Home]] = {name: [] for name in self._naming.tensors}
+        for name, table, key in naming.homes(module):
+            homes[self._naming.aliases.get(name, name)].append((name, table, key))
+        return homes
+
+    def _replaced(self, names: Iterable[str]) -> list[str]:
         return [
-            name
-            for name, table, key in self._homes
-            if key not in table or table[key] is not tensors[aliases.get(name, name)]
+            own
+            for name in names
+            for own, table, key in self._homes[name]
+            if key not in table or table[key] is not self._naming.tensors[name]
         ]
 
     def _respecified(self, name: str) -> bool:
         tensor, spec = self._naming.tensors[name], self._naming.specs[name]
         return tuple(tensor.shape) != spec.shape or tensor.dtype != torch_dtype(spec)
+
+
+def _sharing(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Collection[str]]:
+    """The tensors in one storage, by each of them: writing one may count for all."""
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        groups[tensor.untyped_storage()._cdata].append(name)
+    return {name: group for group in groups.values() if len(group) > 1 for name in group}
 
 
 def _require_writable(name: str, tensor: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """StateEngine: tensors without a module, for writing a log where nothing is served."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -40,15 +40,15 @@ class StateEngine:
         """The live tensor of that name; read only."""
         return self._versions.tensors[name]
 
-    def check_untouched(self) -> None:
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._versions.check_untouched()
+        self._versions.check_untouched(names)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The tensors of the next state, checked."""
         live = self._versions.tensors
         taken = checked(self._naming, tensors)
-        return Candidate(taken, None, {**live, **taken} if taken else live, live)
+        return Candidate(taken, None, live.replaced(taken) if taken else live, live)
 
     def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
         """Make the next state the current one: one assignment."""

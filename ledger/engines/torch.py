@@ -3,7 +3,7 @@
 Each version is a module of its own; the tensors that did not change are shared between them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -48,9 +48,9 @@ class TorchEngine:
         """The live tensor of that name; read only."""
         return self._versions.tensors[name]
 
-    def check_untouched(self) -> None:
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._versions.check_untouched()
+        self._versions.check_untouched(names)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The next version; untouched tensors are shared, nothing is visible.
@@ -64,7 +64,7 @@ class TorchEngine:
             return Candidate({}, self._module, live, live)
         with torch.inference_mode(False), torch.no_grad():
             fresh = {name: as_live(live[name], like(live[name], t)) for name, t in taken.items()}
-            whole = {**live, **fresh}
+            whole = live.replaced(fresh)
             built = self._skeleton.build(whole)
         settle(fresh.values())
         return Candidate(fresh, built, whole, live)

@@ -9,15 +9,16 @@ import gc
 import queue
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
 from torch import nn
 
-from weightledger.ledger.engines.counters import Counters
+from weightledger.ledger.engines.counters import Counters, Rota
 from weightledger.ledger.errors import Conflict, LedgerError, UnsupportedModel
+from weightledger.ledger.tensors.persistent import PersistentMap
 
 
 class Adapted(Protocol):
@@ -60,8 +61,8 @@ class Candidate:
 
     tensors: Mapping[str, torch.Tensor]
     built: nn.Module | None
-    whole: Mapping[str, torch.Tensor]
-    base: Mapping[str, torch.Tensor]
+    whole: PersistentMap[torch.Tensor]
+    base: PersistentMap[torch.Tensor]
     adapted: Mapping[str, Adapted] = field(default_factory=dict)
 
     @property
@@ -74,9 +75,10 @@ class Versions:
     """The current version, what came before it and is still held, and the write counters."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
+        self.tensors = PersistentMap(tensors)
         self.adapted: Mapping[str, Adapted] = {}
-        self._counters = Counters(tensors)
+        self._counters = Counters(self.tensors)
+        self._rota = Rota(list(tensors))
         self._current: Version | None = None
         self._past: list[weakref.ref[Version | nn.Module]] = []
         # The one queue that may be put to while objects are being destroyed.
@@ -89,9 +91,12 @@ class Versions:
             raise unpublished()
         return version
 
-    def check_untouched(self) -> None:
-        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._counters.check()
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published.
+
+        With `names` only those are looked at and, in turn, some of the others.
+        """
+        self._counters.check(None if names is None else {*names, *self._rota.turn()})
 
     def publish(self, candidate: Candidate, seq: int, digest: bytes) -> None:
         """Make `candidate` current. Raises Conflict if another one was published since."""

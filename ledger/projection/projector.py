@@ -211,6 +211,13 @@ class Projector:
         logger.info("caught up with event %d of %s", head.seq, history.model)
         return head
 
+    def check_live(self) -> None:
+        """Look at every live tensor, as updates do at a few; WeightsChangedOutside names those
+        that something else wrote. What a remote engine shows, following the log looks at.
+        """
+        if self.remote is None:
+            self.engine.check_untouched()
+
     def move(self, history: History, node: int, expected: bytes) -> Changes:
         """The live weights' way to another node, rebuilt and verified but not yet shown."""
         self.engine.check_untouched()
@@ -316,6 +323,8 @@ class Projector:
                 f"event {event.seq} leads to another state than was prepared", seq=event.seq
             )
         candidate = self.prepare(changes).prepared
+        if self._live is None or changes.state.specs is not self._live.state.specs:
+            changes.state.keep_tree()
         self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
         self._chunks.update(changes.chunks)
         self._live = LiveState(event, changes.state, changes.auxiliary)

@@ -13,15 +13,24 @@ State
     tensor has one full line; its other names are aliases. Names hold no control characters.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from weightledger.ledger.errors import NotFound, UnsupportedModel
 from weightledger.ledger.tensors.digest import DIGEST_BYTES
+from weightledger.ledger.tensors.persistent import PersistentMap
 from weightledger.ledger.tensors.spec import TensorSpec, check_name
+
+if TYPE_CHECKING:
+    from weightledger.ledger.tensors.tree import Tree
+
+TREE_BYTES = 64 * 1024
+"""Lines longer than this together are kept as a tree where a state is going to be changed often."""
 
 
 class StateDigest:
@@ -33,7 +42,17 @@ class StateDigest:
     a digest is missing or an alias points nowhere.
     """
 
-    __slots__ = ("_digests", "_heads", "_lines", "_value", "aliases", "specs")
+    __slots__ = (
+        "_changed",
+        "_digests",
+        "_heads",
+        "_lines",
+        "_starts",
+        "_tree",
+        "_value",
+        "aliases",
+        "specs",
+    )
 
     def __init__(
         self,
@@ -50,39 +69,68 @@ class StateDigest:
         for one, other in pairwise(names):
             if one == other:
                 raise UnsupportedModel(f"name {one!r} appears twice in one state", param=one)
-        self._heads: dict[str, bytes] = {s.name: _head(s) for s in listed}
-        self._digests: dict[str, bytes] = {}
-        self._lines: dict[str, bytes] = {}
+        self._heads: Mapping[str, bytes] = {s.name: _head(s) for s in listed}
+        own = {name: _given(digests, name) for name in names if name not in self.aliases}
+        self._digests = PersistentMap(own)
+        self._lines = PersistentMap(
+            {
+                name: self._line(name, own[name]) if name in own else self._alias_line(name)
+                for name in names
+            }
+        )
         self._value: bytes | None = None
-        for name in names:
-            if name in self.aliases:
-                self._lines[name] = self._alias_line(name)
-            else:
-                self._set(name, _given(digests, name))
+        # Where each line starts, the tree of an earlier state, and the lines that differ from it.
+        self._starts: list[int] = []
+        self._tree: Tree | None = None
+        self._changed: frozenset[str] = frozenset()
 
     @property
     def value(self) -> bytes:
         """The digest of the state, 32 bytes."""
         if self._value is None:
-            self._value = blake3(b"".join(self._lines.values())).digest()
+            if self._tree is None:
+                self._value = blake3(self._text()).digest()
+            else:
+                self._tree = self._tree.replaced(self._changed_chunks())
+                self._changed = frozenset()
+                self._value = self._tree.digest
         return self._value
 
     @property
     def digests(self) -> Mapping[str, bytes]:
         """The digest of every tensor, by full state name."""
-        return MappingProxyType(self._digests)
+        return self._digests
+
+    def keep_tree(self) -> None:
+        """Keep BLAKE3's tree over the lines, so that states made of this one and of those that
+        follow hash the lines that change; where they are few that would gain nothing.
+
+        The first time in a process takes a second, on a new installation several, to compile.
+        """
+        if self._tree is not None:
+            return
+        text = self._text()
+        if len(text) < TREE_BYTES:
+            return
+        from weightledger.ledger.tensors.tree import Tree
+
+        self._starts = [0, *accumulate(map(len, self._lines.in_order()))]
+        self._tree = Tree(text)
 
     def with_digests(self, digests: Mapping[str, bytes]) -> "StateDigest":
-        """This state with other tensor digests; costs what changed, and one hash of the lines.
+        """This state with other tensor digests.
 
-        Raises NotFound for a name that is not a tensor of this state.
+        Costs what changed and, unless a tree is kept, one hash of the lines. Raises NotFound for a
+        name that is not a tensor of this state.
         """
+        lines = {name: self._line(name, digest) for name, digest in digests.items()}
         other = object.__new__(StateDigest)
         other.specs, other.aliases, other._heads = self.specs, self.aliases, self._heads
-        other._digests, other._lines = self._digests.copy(), self._lines.copy()
+        other._digests = self._digests.replaced(digests)
+        other._lines = self._lines.replaced(lines)
         other._value = None
-        for name, digest in digests.items():
-            other._set(name, digest)
+        other._starts, other._tree = self._starts, self._tree
+        other._changed = self._changed.union(lines) if self._tree else self._changed
         return other
 
     def moved(self, changes: Mapping[str, tuple[TensorSpec | None, bytes | None]]) -> "StateDigest":
@@ -98,14 +146,35 @@ class StateDigest:
                 specs[name], digests[name] = spec, digest
         return StateDigest(specs.values(), digests, self.aliases)
 
-    def _set(self, name: str, digest: bytes) -> None:
+    def _line(self, name: str, digest: bytes) -> bytes:
         head = self._heads.get(name)
         if head is None:
             raise NotFound(f"the state has no tensor {name!r}", param=name)
         if len(digest) != DIGEST_BYTES:
             raise ValueError(f"the digest of {name!r} is {len(digest)} bytes long, not 32")
-        self._digests[name] = digest
-        self._lines[name] = b"%s%s\n" % (head, digest.hex().encode())
+        return b"%s%s\n" % (head, digest.hex().encode())
+
+    def _text(self) -> bytes:
+        return b"".join(self._lines.in_order())
+
+    def _changed_chunks(self) -> dict[int, bytes]:
+        """The chunks of the text that the changed lines reach into, by number."""
+        from weightledger.ledger.tensors.tree import CHUNK_BYTES
+
+        numbers: set[int] = set()
+        for name in self._changed:
+            place = self._lines.place(name)
+            first, last = self._starts[place], self._starts[place + 1] - 1
+            numbers.update(range(first // CHUNK_BYTES, last // CHUNK_BYTES + 1))
+        return {number: self._chunk(number * CHUNK_BYTES, CHUNK_BYTES) for number in numbers}
+
+    def _chunk(self, start: int, size: int) -> bytes:
+        """So many bytes of the text from `start`, fewer at its end."""
+        starts = self._starts
+        first = bisect_right(starts, start) - 1
+        last = min(bisect_right(starts, start + size - 1), len(starts) - 1)
+        at = start - starts[first]
+        return b"".join(self._lines.between(first, last))[at : at + size]
 
     def _alias_line(self, alias: str) -> bytes:
         check_name(alias)

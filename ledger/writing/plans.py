@@ -136,8 +136,9 @@ def planned(
 ) -> ProposedEvent:
     """The event of a plan, or its refusal by the plan itself or by the guard."""
     staged.make_room()
-    staged.check_untouched()
     plan = planner(staged)
+    # A plan that was refused may have been so for weights that it does not name.
+    staged.check_untouched(None if plan.verdict.reason is not None else plan.weights)
     if plan.verdict.reason is not None:
         return _rejection(staged, plan.facts, plan.verdict)
     payload = PayloadWriter(history.blobs)

@@ -5,7 +5,7 @@ worked out on the one before; readers go on seeing the committed state, and a fa
 the waiting ones away.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -62,9 +62,12 @@ class Staged:
         if not self.pending:
             self._projector.make_room()
 
-    def check_untouched(self) -> None:
-        """Raise WeightsChangedOutside if a live tensor was written since it was published."""
-        self._projector.engine.check_untouched()
+    def check_untouched(self, weights: Collection[str] | None = None) -> None:
+        """Raise WeightsChangedOutside if a live tensor was written since it was published.
+
+        With `weights`, by bare name, those are looked at and a few of the others in turn.
+        """
+        self._projector.engine.check_untouched(weights)
 
     def changed(
         self,
@@ -79,13 +82,10 @@ class Staged:
             {one.change.name: (live.state.specs[one.change.name], one.change.after) for one in kept}
             | {change.name: (change.spec_after, change.after) for change in moved}
         )
-        beside = dict(live.auxiliary)
-        for change in moved:
-            tensor = auxiliary[change.name]
-            if tensor is None:
-                del beside[change.name]
-            else:
-                beside[change.name] = tensor
+        beside = live.auxiliary
+        if moved:
+            new = {change.name: auxiliary[change.name] for change in moved}
+            beside = {name: t for name, t in {**beside, **new}.items() if t is not None}
         return Changes(
             weights={one.change.name: one.after for one in kept},
             chunks={one.change.name: one.chunks for one in kept},

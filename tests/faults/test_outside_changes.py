@@ -1,5 +1,6 @@
 """Live weights that are written behind the ledger are noticed, and nothing is built on them."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,3 +191,19 @@ def test_a_server_whose_model_writes_to_itself(tmp_path: Path) -> None:
         server.start()  # from the log, that is without those changes
         assert inside(*live)[0] == 0
         assert update(used).status_code == 200
+
+
+@pytest.mark.parametrize("write", COUNTED, **by_name)
+@bare_or_versions
+def test_counted_writes_are_noticed_by_a_process_that_only_follows(
+    tmp_path: Path, write: Write, bare: bool
+) -> None:
+    module = models.factory()
+    with managing(tmp_path / "data", module if bare else TorchEngine(module)) as manager:
+        asyncio.run(manager.catch_up())
+        assert manager.fault is None
+        with manager.lease() as live:
+            write(live.module)
+        with pytest.raises(WeightsChangedOutside, match=r"2\.bias"):
+            asyncio.run(manager.catch_up())
+        assert "2.bias" in (manager.fault or "")

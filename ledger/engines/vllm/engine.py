@@ -7,7 +7,7 @@ too the replica is fenced until it converges.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,9 @@ class VllmEngine:
         """The ledger's copy of that tensor; read only."""
         return self._host.tensor(name)
 
-    def check_untouched(self) -> None:
+    def check_untouched(self, names: Collection[str] | None = None) -> None:
         """Raise EngineUnavailable unless the server shows the published state."""
-        self._host.check_untouched()
+        self._host.check_untouched(names)
         self._require_shown(self._replica.shows)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
