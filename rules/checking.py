@@ -40,14 +40,28 @@ def propose(
     """The rule's step for `weight`; nothing passed in is written to.
 
     `activities` are those that `rule.activities` lists, in the weight's dtype and on its device;
-    `state` is what `init` or the last proposal for this parameter and stream returned. Raises
-    RuleError for activities that do not fit and ForeignState for a state that does not.
+    `state` is what `init` or the last proposal for this parameter and stream returned. Where the
+    rule proposes no change its delta is −0.0, so that adding it leaves the weight's bits alone.
+    Raises RuleError for activities that do not fit and ForeignState for a state that does not.
     """
     check_activities(rule, weight, activities)
     own = _own_state(rule, weight, state)
     with torch.no_grad():
         proposal = rule.propose(weight.detach(), activities, own)
-    return replace(proposal, state={VERSION: state[VERSION], **proposal.state})
+    delta = proposal.delta
+    if (delta.shape, delta.dtype) != (weight.shape, weight.dtype):
+        raise RuleError(
+            f"{rule.id} proposes a delta of {_name(delta.dtype)} {tuple(delta.shape)} for a "
+            f"parameter of {_name(weight.dtype)} {tuple(weight.shape)}"
+        )
+    # x + −0.0 is x, bit for bit; x + 0.0 would make 0.0 of −0.0.
+    delta = torch.where(delta == 0, -0.0, delta)
+    return replace(proposal, delta=delta, state={VERSION: state[VERSION], **proposal.state})
+
+
+def moved(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """The weight after a step, bit for bit the same where the step is zero, of either sign."""
+    return torch.where(delta == 0, weight, weight + delta)
 
 
 def check_activities(

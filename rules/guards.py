@@ -126,6 +126,7 @@ class Bounds:
     on_excess: Literal["refuse", "clip"] = "clip"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         check_bounds(self.w_min, self.w_max)
         _check_choice("on_excess", self.on_excess, ("refuse", "clip"))
 

@@ -25,6 +25,7 @@ from weightledger.rules.library.rewarded_stdp import Mstdpet, RStdp
 from weightledger.rules.library.rls import Rls
 from weightledger.rules.library.stdp import PairStdp, TripletStdp
 from weightledger.rules.protocol import ANY_SHAPE, Activity, Rule, Shape
+from weightledger.rules.ranges import of_type
 
 ENTRY_POINTS = "weightledger.rules"
 
@@ -111,20 +112,14 @@ def make_rule(rule_id: str, config: Mapping[str, Any] | None = None) -> Rule:
     """
     rule = get_rule(rule_id)
     defaults = config_of(rule())
+    fields_given = {}
     for name, value in (config or {}).items():
         if name not in defaults:
             raise RuleError(
                 f"{rule_id} has no field {name!r}; it has {', '.join(defaults)}", param=name
             )
-        default = defaults[name]
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            raise RuleError(
-                f"{name} of {rule_id} is a {type(default).__name__} such as {default!r}, "
-                f"got {value!r}",
-                param=name,
-            )
-    return rule(**(config or {}))
+        fields_given[name] = of_type(name, value, defaults[name])
+    return rule(**fields_given)
 
 
 def config_of(rule: Rule) -> dict[str, Any]:

@@ -26,9 +26,7 @@ class Feedback:
     latency_change_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("accuracy_change", "latency_change_ms"):
-            if not math.isfinite(getattr(self, name)):
-                raise RuleError(f"{name} must be finite, got {getattr(self, name)}", param=name)
+        check_ranges(self, finite=["accuracy_change", "latency_change_ms"])
 
     @property
     def value(self) -> float:
@@ -79,9 +77,11 @@ class Fixed:
 class FeedbackThresholds:
     """f > 0.5 the first rule, f > 0 the second, f > −0.5 the third, else the fourth.
 
-    f is smoothed, f̄ ← f̄ + `adaptation_rate` (f − f̄), starting at the first feedback; at rate 1 it
-    is the feedback itself. A rule in use is kept until f̄ is further than `hysteresis` beyond the
-    threshold that separates it from the next, so noise around a threshold does not flip it.
+    f is the feedback of the call itself. At an `adaptation_rate` below 1 it is smoothed instead,
+    f̄ ← f̄ + `adaptation_rate` (f − f̄), starting at the first feedback: at .001 the first feedback
+    then chooses for hundreds of calls. A rule in use is kept until f̄ is further than `hysteresis`
+    beyond the threshold that separates it from the next, so noise around a threshold does not flip
+    it; the evidence says what the thresholds alone would have chosen, `by_thresholds`.
     State: `smoothed` f̄ and `rule`, both None at first.
     """
 
@@ -103,7 +103,7 @@ class FeedbackThresholds:
         before, last = state["smoothed"], state["rule"]
         value = feedback.value
         smoothed = value if before is None else before + self.adaptation_rate * (value - before)
-        band = _band(smoothed)
+        plain = band = _band(smoothed)
         if last is not None:
             if last not in self.rules:
                 raise ForeignState(f"the state's rule {last!r} is not one of {self.rules}")
@@ -114,7 +114,12 @@ class FeedbackThresholds:
             elif band > kept:
                 band = max(kept, _band(smoothed, -self.hysteresis))
         rule = self.rules[band]
-        evidence = {"feedback": value, "smoothed": smoothed, "previous": last}
+        evidence = {
+            "feedback": value,
+            "smoothed": smoothed,
+            "previous": last,
+            "by_thresholds": self.rules[plain],
+        }
         return Choice(rule, evidence, {"smoothed": smoothed, "rule": rule})
 
 

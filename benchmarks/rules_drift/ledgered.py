@@ -42,7 +42,10 @@ def learnt(way: Way, rate: float | None, given: Task, seed: int) -> dict[str, fl
 async def _stream(
     manager: DynamicModelManager, way: Way, rate: float | None, given: Task, seed: int
 ) -> dict[str, float]:
-    config = DTESNLearningConfig(batch_size=1, enable_homeostasis=False)
+    # Each sample is seen once, and θ and the learned rate move within a stream of this length.
+    config = DTESNLearningConfig(
+        batch_size=1, enable_homeostasis=False, max_iterations=1, adaptation_rate=0.1
+    )
     # The norm limit would refuse the harm that this experiment is to show.
     bridge = DTESNDynamicIntegration(manager, config, guards=Guards(norm=None))
     if way.consolidated:

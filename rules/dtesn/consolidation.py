@@ -13,6 +13,7 @@ from weightledger import DynamicModelManager, Event, Plan, Planner, Staged
 from weightledger.rules.checking import init, is_finite, propose
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.event import event
 from weightledger.rules.dtesn.ground import computing_dtype
 from weightledger.rules.errors import RuleError
 from weightledger.rules.library.ewc import Ewc
@@ -126,8 +127,8 @@ async def consolidated(
     }
     if not important:
         return {**facts, "reason": "importance_below_threshold"}, None
-    event = await manager.write(anchor_planner(parameter, current, fisher))
-    return {**facts, "update_id": event.name}, event
+    written = await manager.write(anchor_planner(parameter, current, fisher))
+    return {**facts, "update_id": written.name}, written
 
 
 def held_for(manager: DynamicModelManager, name: str) -> dict[str, torch.Tensor]:
@@ -151,13 +152,11 @@ def _plan(
     parameter: str, operation: str, state: Mapping[str, torch.Tensor], fisher: torch.Tensor
 ) -> Plan:
     facts = {
-        "operation": operation,
-        "parameter": parameter,
         "rule": {"id": Ewc.id, "version": Ewc.version},
         "mean_importance": float(fisher.mean()),
         "max_importance": float(fisher.max()),
     }
-    return Plan(facts, {}, places.named(places.place(parameter, places.CONSOLIDATION), state))
+    return event(operation, parameter, places.CONSOLIDATION, facts, remembered=state)
 
 
 def _check(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from weightledger import NotFound, Plan, Planner, Staged
 from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.event import event
 
 OPERATION = "forget"
 
@@ -10,11 +11,9 @@ def forgetting(parameter: str, stream: str) -> Planner:
     """Removes every tensor of a parameter's stream; NotFound when there is none."""
 
     def plan(staged: Staged) -> Plan:
-        prefix = places.place(parameter, stream)
-        names = places.under(staged.live.auxiliary, prefix)
+        names = places.under(staged.live.auxiliary, places.place(parameter, stream))
         if not names:
             raise NotFound(f"rules remember nothing of {parameter!r} in stream {stream!r}")
-        facts = {"operation": OPERATION, "parameter": parameter, "stream": stream}
-        return Plan(facts, {}, places.removed(prefix, names))
+        return event(OPERATION, parameter, stream, {"stream": stream}, dropped=names)
 
     return plan

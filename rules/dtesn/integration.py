@@ -20,6 +20,7 @@ from weightledger.rules.dtesn.streams import Clock, Stream, Streams
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards import Guards
 from weightledger.rules.library.ewc import Ewc
+from weightledger.rules.ranges import number
 from weightledger.rules.registry import get_rule
 from weightledger.rules.selectors import FeedbackThresholds, Selector
 
@@ -50,7 +51,7 @@ class DTESNDynamicIntegration:
         self.dynamic_manager = dynamic_manager
         self.dtesn_config = config = dtesn_config or DTESNLearningConfig()
         self._counted = history.Counted(dynamic_manager.log)
-        self._selector = selector or FeedbackThresholds(adaptation_rate=config.adaptation_rate)
+        self._selector = selector or FeedbackThresholds()
         self._guards = guards
         self._streams = Streams(
             dynamic_manager, config.max_stream_samples, config.stream_ttl_s, clock
@@ -245,7 +246,10 @@ class DTESNDynamicIntegration:
         key = (options.get("caller") or _ANYONE).idempotency_key
         waiting = self._rewards.find(request_id, key)
         rows = len(next(iter(waiting.activities.values())))
-        given = {**waiting.activities, "reward": torch.full((rows,), float(reward))}
+        given = {
+            **waiting.activities,
+            "reward": torch.full((rows,), float(number("reward", reward))),
+        }
         event = await self.learning(
             waiting.parameter,
             given,

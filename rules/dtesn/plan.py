@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
-from weightledger import OperationDisabled, Plan, Planner, Staged, Write
-from weightledger.rules.checking import init
+from weightledger import OperationDisabled, Plan, Planner, Staged
+from weightledger.rules.checking import VERSION, init
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.event import event
 from weightledger.rules.dtesn.ground import Tensors, activities_of, ground_of
 from weightledger.rules.dtesn.learner import Passes, Taught, follows_weight, scaling_state, teach
 from weightledger.rules.dtesn.request import Lesson, described, digests
 from weightledger.rules.dtesn.verdict import judged
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards import Guards
+from weightledger.rules.library.bcm import Bcm
+from weightledger.rules.library.delta_only import BcmDelta
 from weightledger.rules.library.homeostasis import SynapticScaling
 from weightledger.rules.protocol import Rule
 from weightledger.rules.registry import config_of, get_rule, make_rule
@@ -49,9 +52,9 @@ def _plan(
     rule, rate = _rule(choice, lesson, config, rate_factor)
     keep: dict[str, torch.Tensor] = {}
     activities = activities_of(lesson, ground, rule, keep)
-    passes = _passes(lesson, config, rule, activities)
     device = ground.weight.device
     state = places.rule_state(ground.held, rule.id, device) or init(rule, ground.weight)
+    passes = _passes(lesson, config, rule, state, activities)
     scaling = places.rule_state(ground.held, _SCALING, device) or scaling_state(
         passes.homeostasis, ground.weight
     )
@@ -67,18 +70,13 @@ def _plan(
         # A readout's step is as long as its error asks for, and from zeros there is no scale.
         guards = Guards(norm=None) if "target" in rule.activities else Guards()
     after, verdict = judged(staged, lesson, config, guards, ground, taught, passes, rate)
-    seen = digests(activities)
-    auxiliary: dict[str, torch.Tensor | None] = {}
-    gone = {places.ACTIVITY + name for name in places.kept_activities(ground.held)}
+    dropped = {places.ACTIVITY + name for name in places.kept_activities(ground.held)}
     if config.keep_activities:
         kept = {places.ACTIVITY + name: tensor for name, tensor in activities.items()}
         next_state |= kept
-        gone -= kept.keys()
-    auxiliary |= places.removed(prefix, gone)
-    auxiliary |= places.named(prefix, {**next_state, **keep})
+        dropped -= kept.keys()
+    remembered = {**next_state, **keep}
     facts = {
-        "operation": OPERATION,
-        "parameter": lesson.parameter,
         "stream": lesson.stream,
         "rule": {"id": rule.id, "version": rule.version, "config": config_of(rule)},
         "selector": {
@@ -90,19 +88,28 @@ def _plan(
         "activities": {
             "source": lesson.source,
             "kept": config.keep_activities,
-            "tensors": seen,
+            "tensors": digests(activities),
             **lesson.facts,
         },
         "passes": _passes_json(passes),
         "learnt": _learnt_json(taught),
         "state": {
             "in": dict(ground.before),
-            "out": {name: said["digest"] for name, said in digests({**next_state, **keep}).items()},
+            "out": {name: said["digest"] for name, said in digests(remembered).items()},
         },
     }
     if rate is not None:
         facts["learning_rate"] = rate
-    return Plan(facts, {lesson.parameter: Write(after)}, auxiliary, verdict=verdict)
+    return event(
+        OPERATION,
+        lesson.parameter,
+        lesson.stream,
+        facts,
+        remembered=remembered,
+        dropped=dropped,
+        weight=after,
+        verdict=verdict,
+    )
 
 
 def _choose(lesson: Lesson, held: Tensors) -> Choice:
@@ -134,32 +141,33 @@ def _rule(
         )
     names = kind.__dataclass_fields__
     fields: dict[str, Any] = {}
-    a = config.adaptation_rate
-    if kind.id == "bcm-delta":
-        fields["adaptation_rate"] = a
-    elif kind.id == "bcm" and a < 1:
-        fields["tau_theta"] = -1 / math.log1p(-a)
+    if kind.id == BcmDelta.id:
+        fields["adaptation_rate"] = config.adaptation_rate
+    elif kind.id == Bcm.id and config.adaptation_rate < 1:
+        # A θ slower than the rule's own would make it oscillate or diverge.
+        fields["tau_theta"] = min(Bcm().tau_theta, -1 / math.log1p(-config.adaptation_rate))
     if "learning_rate" in names:
-        own = (
-            lesson.rate if lesson.rate is not None else config.learning_rate * (rate_factor or 1.0)
-        )
-        fields["learning_rate"] = float(own)
+        scaled = config.learning_rate * (1.0 if rate_factor is None else rate_factor)
+        fields["learning_rate"] = float(scaled if lesson.rate is None else lesson.rate)
     elif lesson.rate is not None:
         raise RuleError(f"{kind.id} has no learning rate: leave it out", param="learning_rate")
     rule = make_rule(kind.id, {**fields, **lesson.rule_config})
     return rule, config_of(rule).get("learning_rate")
 
 
-def _passes(lesson: Lesson, config: DTESNLearningConfig, rule: Rule, activities: Tensors) -> Passes:
-    scales = config.enable_homeostasis and "y" in rule.activities and not follows_weight(rule)
+def _passes(
+    lesson: Lesson, config: DTESNLearningConfig, rule: Rule, state: Tensors, activities: Tensors
+) -> Passes:
+    """See `DTESNLearningConfig`."""
+    readout = follows_weight(rule)
+    repeats = readout and state.keys() <= {VERSION} and lesson.gate is None
+    scales = config.enable_homeostasis and "y" in rule.activities and not readout
     homeostasis = None
-    if scales and activities["y"].ndim == 2 and rule.parameter != ("out",):
-        homeostasis = SynapticScaling(rate_step=config.adaptation_rate)
-    if rule.id == _SCALING:
-        homeostasis = None
+    if scales and activities["y"].ndim == 2 and rule.parameter != ("out",) and rule.id != _SCALING:
+        homeostasis = SynapticScaling()
     return Passes(
         lesson.batch_size or config.batch_size,
-        config.max_iterations,
+        config.max_iterations if repeats else 1,
         config.convergence_threshold,
         homeostasis,
         lesson.gate,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from weightledger import Event, Log, Pruned, tensor_digest
-from weightledger.rules.checking import init
+from weightledger.rules.checking import init, moved
 from weightledger.rules.dtesn import history
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.gate import PairedGate
@@ -107,14 +107,14 @@ def _compare(log: Log, event: Event) -> Literal["exact", "close", "state_only"]:
     scale = guards.get("norm", {}).get("scaled_by", 1.0)
     if guards.get("ewc") or guards.get("bounds", {}).get("outside"):
         return "state_only"
-    made = (weight + taught.delta * scale).to(stored.dtype)
+    again = moved(weight, taught.delta * scale).to(stored.dtype)
     recorded = after[body["parameter"]]
-    if torch.equal(made, recorded):
+    if torch.equal(again, recorded):
         return "exact" if exact else "close"
-    moved = _norm(recorded.double() - stored.double())
-    off = _norm(made.double() - recorded.double())
-    if not off <= _ROUNDING * moved:
-        raise ValueError(f"the step is another: off by {off:.3g} of {moved:.3g}")
+    length = _norm(recorded.double() - stored.double())
+    off = _norm(again.double() - recorded.double())
+    if not off <= _ROUNDING * length:
+        raise ValueError(f"the step is another: off by {off:.3g} of {length:.3g}")
     return "close"
 
 

@@ -12,6 +12,7 @@ from weightledger import tensor_digest
 from weightledger.rules.dtesn.gate import PairedGate
 from weightledger.rules.dtesn.state import DEFAULT_STREAM, check_stream
 from weightledger.rules.errors import RuleError
+from weightledger.rules.ranges import count, number, plain
 from weightledger.rules.registry import get_rule
 from weightledger.rules.selectors import Feedback, Fixed, Selector
 
@@ -104,19 +105,17 @@ def asked(
     if gate is not None and not isinstance(gate, PairedGate):
         raise RuleError(f"a gate is a PairedGate, got {gate!r:.50}", param="gate")
     size = options.get("batch_size")
-    if size is not None and (type(size) is not int or size < 1):
-        raise RuleError(f"batch_size is a whole number from 1, got {size!r}", param="batch_size")
     return Lesson(
         parameter=parameter,
         activities=activities,
         source=source,
         selector=chosen,
-        rule_config=options.get("rule_config") or {},
-        rate=rate,
+        rule_config={n: plain(v) for n, v in (options.get("rule_config") or {}).items()},
+        rate=None if rate is None else number("learning_rate", rate),
         stream=check_stream(options.get("stream", DEFAULT_STREAM)),
         feedback=_feedback(context),
         gate=gate,
-        batch_size=size,
+        batch_size=None if size is None else count("batch_size", size),
         derive=options.get("derive"),
         facts=options.get("facts") or {},
     )
@@ -166,11 +165,6 @@ def _feedback(context: Mapping[str, float] | None) -> Feedback | None:
     """The specification's performance context; None where nothing was measured."""
     if not context:
         return None
-    values = {}
-    for name, value in context.items():
-        if name not in ("accuracy_change", "latency_change"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RuleError(f"{name} is a number, got {value!r:.50}", param=name)
-        values[name] = float(value)
+    known = ("accuracy_change", "latency_change")
+    values = {name: float(number(name, context[name])) for name in known if name in context}
     return Feedback(values.get("accuracy_change", 0.0), values.get("latency_change", 0.0))

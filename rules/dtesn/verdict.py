@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from weightledger import Staged, Verdict
-from weightledger.rules.checking import is_finite
+from weightledger.rules.checking import is_finite, moved
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
 from weightledger.rules.dtesn.ground import Ground
@@ -39,7 +39,7 @@ def judged(
         evidence["gate"] = taught.tally.evidence()
         if reason is None and (reason := taught.tally.refusal(passes.gate)) is not None:
             by = "gate"
-    after = (ground.weight + judgement.delta).to(ground.stored)
+    after = moved(ground.weight, judgement.delta).to(ground.stored)
     if reason is None and not is_finite(after):
         reason, by = (
             f"the result does not fit {str(ground.stored).removeprefix('torch.')}",

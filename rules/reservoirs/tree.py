@@ -49,7 +49,8 @@ class TreeReservoir:
         children(self.tree)
         check_ranges(
             self,
-            positive=["inputs", "spectral_radius"],
+            counts=["reservoir_size", "inputs"],
+            positive=["spectral_radius"],
             fraction=["leak", "density"],
             not_negative=["input_scale", "coupling_scale", "bias_scale"],
         )

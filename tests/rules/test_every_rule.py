@@ -4,13 +4,14 @@ import dataclasses
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.rules.examples import activities_for, used_state, weight_for
 from weightledger import rules
-from weightledger.rules import RULES, ForeignState, RuleError
+from weightledger.rules import RULES, ForeignState, RuleError, checking
 from weightledger.rules.protocol import ANY_SHAPE, Rule
 
 EACH_RULE = pytest.mark.parametrize("rule_type", RULES.values(), ids=list(RULES))
@@ -114,6 +115,23 @@ def test_the_learning_rate_is_applied_once(rule_type: type[Rule]) -> None:
     one = step(0.001)
     torch.testing.assert_close(step(0.004), 4 * one, rtol=1e-12, atol=0)
     assert not bool(step(0.0).any())
+
+
+@pytest.mark.parametrize("rule_type", LINEAR.values(), ids=list(LINEAR))
+def test_a_rate_of_zero_leaves_the_sign_of_zeros(rule_type: type[Rule]) -> None:
+    weight = weight_for(rule_type)
+    weight.view(-1)[::2] = 0.0
+    weight.view(-1)[::4] = -0.0
+    rule = rule_type(learning_rate=0.0)  # type: ignore[call-arg]
+    for seed in (2, 3):
+        activities = activities_for(rule, weight, seed=seed)
+        delta = rules.propose(rule, weight, activities, rules.init(rule, weight)).delta
+        for after in (
+            weight + delta,
+            checking.moved(weight, delta),
+            checking.moved(weight, -delta),
+        ):
+            assert torch.equal(after.view(torch.int64), weight.view(torch.int64))
 
 
 @pytest.mark.parametrize("rule_id", IN_TIME)
@@ -314,6 +332,21 @@ def test_rules_without_activities_take_any_shape(rule_id: str, shape: tuple[int,
     weight = torch.full(shape, 0.25)
     proposal = rules.propose(rule, weight, activities_for(rule, weight), rules.init(rule, weight))
     assert proposal.delta.shape == weight.shape
+
+
+@pytest.mark.parametrize("scalar", [np.float32, np.float64, np.array, torch.tensor])
+@EACH_RULE
+def test_every_number_of_its_config_may_be_numpys_or_torchs(
+    rule_type: type[Rule], scalar: Any
+) -> None:
+    plain = rules.config_of(rule_type())
+    given = {n: scalar(v) for n, v in plain.items() if isinstance(v, float)}
+    for rule in (rules.make_rule(rule_type.id, given), rule_type(**given)):
+        config = rules.config_of(rule)
+        assert {name: type(value) for name, value in config.items()} == {
+            name: type(value) for name, value in plain.items()
+        }
+        assert config == pytest.approx(plain)
 
 
 @EACH_RULE

@@ -67,7 +67,12 @@ def test_feedback_is_accuracy_less_a_tenth_of_added_latency(
 def test_the_first_feedback_chooses_by_the_specified_thresholds(value: float, rule: str) -> None:
     [choice] = choices(FeedbackThresholds(adaptation_rate=0.1), value)
     assert choice.rule == rule
-    assert choice.evidence == {"feedback": value, "smoothed": value, "previous": None}
+    assert choice.evidence == {
+        "feedback": value,
+        "smoothed": value,
+        "previous": None,
+        "by_thresholds": rule,
+    }
 
 
 def test_a_rule_in_use_is_kept_until_the_threshold_is_passed_clearly() -> None:
@@ -78,6 +83,12 @@ def test_a_rule_in_use_is_kept_until_the_threshold_is_passed_clearly() -> None:
         *(STDP, STDP, HEBBIAN, HEBBIAN, STDP, STDP),
         *(BCM, BCM, HEBBIAN, REINFORCEMENT, REINFORCEMENT, STDP),
     ]
+
+
+def test_what_hysteresis_kept_is_told_from_what_the_thresholds_say() -> None:
+    kept, passed = choices(FeedbackThresholds(), 0.51, 0.49, 0.3)[1:]
+    assert (kept.rule, kept.evidence["by_thresholds"]) == (HEBBIAN, STDP)
+    assert (passed.rule, passed.evidence["by_thresholds"]) == (STDP, STDP)
 
 
 def test_without_hysteresis_each_feedback_decides() -> None:

@@ -21,12 +21,7 @@ Reply = dict[str, Any]
 def router(integration: DTESNDynamicIntegration) -> APIRouter:
     """The route; `integration` holds what waits for a reward."""
     routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
-    selectors = {
-        "feedback": FeedbackThresholds(
-            adaptation_rate=integration.dtesn_config.adaptation_rate,
-        ),
-        "bandit": DiscountedUcb(),
-    }
+    selectors = {"feedback": FeedbackThresholds(), "bandit": DiscountedUcb()}
 
     @routes.post(
         "/enhanced_update",
