@@ -10,7 +10,6 @@ events of the same size. The rounds take turns; the machine's own limits are mea
 import argparse
 import contextlib
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.sql.backend import Backend, Cursor, Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
+from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 

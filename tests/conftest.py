@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.buckets import S3Server, s3_serving
+from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store.sql_store import SqlStore
 
 _numbers = itertools.count()

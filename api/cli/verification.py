@@ -55,8 +55,10 @@ def verify(
             states=not chain,
             processes=processes,
         )
+        kept_by = history.store.home.version()
     facts = {
         "model": report.model,
+        "database": kept_by,
         "events": report.events,
         "states": report.states,
         "tensor_digests": report.tensors,

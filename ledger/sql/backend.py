@@ -6,6 +6,7 @@ transactions begin and end where we say.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -61,6 +62,19 @@ class KeyLists:
         )
 
 
+class Journal(Protocol):
+    """Looks after a database's journal."""
+
+    def writing(self, patience_s: float) -> AbstractContextManager[None]:
+        """Around each transaction that writes."""
+
+    def committed(self, execute: Execute) -> None:
+        """After each commit, outside of a transaction."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
 class Backend(Protocol):
     """One kind of database."""
 
@@ -89,6 +103,12 @@ class Backend(Protocol):
 
     def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
         """The pool of connections; InvalidRequest for a URL that cannot work."""
+
+    def journal(self, url: sa.URL) -> "Journal | None":
+        """What keeps the database's journal short, where that is ours to do."""
+
+    def version(self, execute: Execute) -> str:
+        """The name and version of the database."""
 
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""

@@ -1,8 +1,8 @@
 """One database: the only place that connects, opens a transaction and reads a driver's errors."""
 
-import sqlite3
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import psycopg
@@ -13,9 +13,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from weightledger.ledger.errors import InvalidRequest, LedgerError, StorageBusy, StorageError
 from weightledger.ledger.sql import postgres, sqlite
 from weightledger.ledger.sql.backend import Backend, Execute
+from weightledger.ledger.sql.sqlite_driver import driver as sqlite_driver
+
+logger = logging.getLogger(__name__)
 
 _BACKENDS: dict[str, Backend] = {"sqlite": sqlite, "postgresql": postgres}
-_DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, SQLAlchemyError)
+_DRIVER_ERRORS = (sqlite_driver.Error, psycopg.Error, SQLAlchemyError)
+_WRITER_WAIT_S = 10.0
 
 
 class Database:
@@ -30,6 +34,7 @@ class Database:
         self.name = engine.url.render_as_string(hide_password=True)
         self.url = engine.url.render_as_string(hide_password=False)
         self._engine = engine
+        self._journal = backend.journal(engine.url)
         self._closed = False
 
     @classmethod
@@ -58,6 +63,8 @@ class Database:
         """Give back every connection; further use is a StorageError."""
         self._closed = True
         self._engine.dispose()
+        if self._journal is not None:
+            self._journal.close()
 
     @contextmanager
     def read(self) -> Iterator[Execute]:
@@ -71,7 +78,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
-        with self._connection() as connection:
+        with self._writing(), self._connection() as connection:
             execute = self.backend.executor(connection)
             execute(self.backend.BEGIN_WRITE)
             yield execute
@@ -84,11 +91,17 @@ class Database:
                         " is not known, look it up before you retry"
                     ) from error
                 raise
+            self._look_after_journal(execute)
 
     @contextmanager
     def change_schema(self) -> Iterator[tuple[sa.Connection, Execute]]:
         """A write transaction for migrations, one process at a time."""
-        with self._explained(), self._engine.connect() as connection, connection.begin():
+        with (
+            self._writing(),
+            self._explained(),
+            self._engine.connect() as connection,
+            connection.begin(),
+        ):
             execute = self.backend.executor(connection.connection.driver_connection)
             execute(self.backend.BEGIN_WRITE)
             self.backend.lock_schema(execute)
@@ -96,8 +109,25 @@ class Database:
 
     def prepare(self) -> None:
         """What has to be done once and outside of a transaction before tables are made."""
-        with self._connection() as connection:
+        with self._writing(), self._connection() as connection:
             self.backend.prepare(self.backend.executor(connection))
+
+    def version(self) -> str:
+        """The name and version of what keeps the database, such as "SQLite 3.53.4"."""
+        with self.read() as execute:
+            return self.backend.version(execute)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._journal.writing(_WRITER_WAIT_S) if self._journal else nullcontext()
+
+    def _look_after_journal(self, execute: Execute) -> None:
+        """After a commit, which stands whatever happens here."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.committed(execute)
+        except _DRIVER_ERRORS as error:
+            logger.error("the journal of %s could not be shortened: %s", self.name, error)
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:

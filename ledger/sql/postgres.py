@@ -68,6 +68,16 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     )
 
 
+def journal(url: sa.URL) -> None:
+    """Nothing: the server looks after its own."""
+
+
+def version(execute: Execute) -> str:
+    """The name and version of the server."""
+    (number,) = execute("SELECT current_setting('server_version')").fetchone()
+    return f"PostgreSQL {number}"
+
+
 def executor(connection: Any) -> Execute:
     """How to run a statement on a driver connection; results come in binary form."""
     run = connection.execute

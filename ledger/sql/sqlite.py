@@ -1,9 +1,10 @@
 """What is particular to SQLite: connecting, locking, its catalogue and its errors."""
 
 import json
-import sqlite3
+import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from weightledger.ledger.errors import (
     StorageError,
     StorageFull,
 )
+from weightledger.ledger.sql import journal as journals
 from weightledger.ledger.sql import triggers
 from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
 from weightledger.ledger.sql.refusals import refusal
+from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
+
+logger = logging.getLogger(__name__)
 
 BEGIN_READ = "BEGIN"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
@@ -32,29 +37,29 @@ _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 
 # page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
-# journal_size_limit gives back the journal that a whole model, written at once, has stretched.
 _PRAGMAS = (
     "PRAGMA page_size = 8192",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA recursive_triggers = ON",
-    "PRAGMA journal_size_limit = 16777216",
 )
 
 
 def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     """An engine whose connections leave BEGIN to us; InvalidRequest for a database in memory."""
-    name = url.database or ":memory:"
-    if ":memory:" in name or url.query.get("mode") == "memory":
+    file = url.database or ":memory:"
+    if ":memory:" in file or url.query.get("mode") == "memory":
         raise InvalidRequest(
             "a SQLite ledger needs a file, such as sqlite:///weights.db: "
             "a database in memory is seen by one connection only",
             param="database_url",
         )
-    if not create and not name.startswith("file:") and not Path(name).exists():
-        raise StorageError(f"there is no database at {name}")
+    if not create and not file.startswith("file:") and not Path(file).exists():
+        raise StorageError(f"there is no database at {file}")
+    _warn_once()
     made = sa.create_engine(
         url,
+        module=driver,
         pool_size=_POOL_SIZE,
         max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
         pool_timeout=_BUSY_S,
@@ -64,10 +69,28 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 
     @event.listens_for(made, "connect")
     def configure(connection: Any, _record: object) -> None:
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, *journals.pragmas()):
             connection.execute(pragma)
 
     return made
+
+
+def journal(url: sa.URL) -> journals.Journal:
+    """What keeps the write-ahead log of this database short."""
+    file = (url.database or "").removeprefix("file:").partition("?")[0]
+    return journals.Journal(Path(file))
+
+
+@cache
+def _warn_once() -> None:
+    weak = weakness()
+    if weak is not None:
+        logger.warning("%s", weak)
+
+
+def version(_execute: Execute) -> str:
+    """The name and version of the library."""
+    return name()
 
 
 def executor(connection: Any) -> Execute:
@@ -112,7 +135,7 @@ def prepare(execute: Execute) -> None:
     while True:
         try:
             execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
+        except driver.OperationalError as error:
             if not _is_busy(error) or time.monotonic() > until:
                 raise
         else:
@@ -150,28 +173,28 @@ def weaknesses(execute: Execute) -> list[str]:
 def explain(error: BaseException, where: str) -> LedgerError:
     """The ledger error for an error of the driver; `where` names the database."""
     code = _code(error)
-    if code == sqlite3.SQLITE_CONSTRAINT:
+    if code == driver.SQLITE_CONSTRAINT:
         return refusal(str(error)) or StorageError(f"{where} refused a row: {error}")
-    if code == sqlite3.SQLITE_FULL:
+    if code == driver.SQLITE_FULL:
         return StorageFull(f"no space is left for {where}; nothing was recorded")
     if _is_busy(error):
         return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
-    if code == sqlite3.SQLITE_CORRUPT or str(error).startswith(_NOT_TEXT):
+    if code == driver.SQLITE_CORRUPT or str(error).startswith(_NOT_TEXT):
         return CorruptLedger(f"{where} is damaged: {error}")
-    if code == sqlite3.SQLITE_NOTADB:
+    if code == driver.SQLITE_NOTADB:
         return StorageError(f"{where} is not a SQLite database")
-    if code == sqlite3.SQLITE_READONLY:
+    if code == driver.SQLITE_READONLY:
         return StorageError(f"{where} cannot be written to: {error}")
-    if code == sqlite3.SQLITE_CANTOPEN:
+    if code == driver.SQLITE_CANTOPEN:
         return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
     return StorageError(f"{where} failed: {error}")
 
 
 def _code(error: BaseException) -> int:
     """The primary result code, https://sqlite.org/rescode.html."""
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code: int = getattr(error, "sqlite_errorcode", driver.SQLITE_ERROR)
     return code & 0xFF
 
 
 def _is_busy(error: BaseException) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in (driver.SQLITE_BUSY, driver.SQLITE_LOCKED)

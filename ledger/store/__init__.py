@@ -226,6 +226,9 @@ class LedgerStore(Protocol):
         SeqTaken when another writer was first; InvalidRequest for an event that is no first one.
         """
 
+    def version(self) -> str:
+        """The name and version of what keeps the events, such as "SQLite 3.53.4"."""
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
 

@@ -55,6 +55,10 @@ class SqlStore:
         """Give back every connection; further use is a StorageError."""
         self._database.close()
 
+    def version(self) -> str:
+        """The name and version of the database."""
+        return self._database.version()
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
         with self._database.read() as execute:

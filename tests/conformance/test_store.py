@@ -1,7 +1,6 @@
 """What every event store promises, on every database."""
 
 import random
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +40,7 @@ from weightledger.ledger.events.event import (
     Event,
 )
 from weightledger.ledger.sql import postgres, sqlite
+from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store import EventFilter, Listed, Snapshot, search
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest

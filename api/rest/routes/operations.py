@@ -29,6 +29,7 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
         remote = manager.log.projector.remote
         try:
             head = manager.log.history.head()
+            database = manager.log.history.store.home.version()
         except LedgerError as error:
             return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
         body: dict[str, Any] = {
@@ -37,6 +38,7 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
             "seq": live.head.state_seq,
             "digest": live.state.value.hex(),
             "lag_events": head.seq - live.head.seq,
+            "database": database,
         }
         if remote is not None:
             body["engine"] = dict(remote.report())

@@ -1,0 +1,114 @@
+"""Keeping SQLite's write-ahead log short, and writers out of each other's way.
+
+SQLite would checkpoint by itself, in whichever connection commits at page 1000. Here every
+connection has that switched off. Writers of all processes take a lock of ours, one at a time, and
+once the log is longer than LIMIT_BYTES the one that has it checkpoints after its commit: nobody
+writes at that moment, so all of the log is copied, readers that come afterwards do not need it, and
+the next writer starts it over. A reader that is under way only puts that off.
+
+The lock is also what makes a library with the WAL-reset fault safe (`ledger.sql.sqlite_driver`): no
+two of our processes write or checkpoint at once.
+"""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightledger.ledger.errors import StorageBusy
+from weightledger.ledger.sql.backend import Execute
+
+LIMIT_BYTES = 8 * 1024 * 1024
+
+_POLL_S = 0.0005
+
+
+def pragmas() -> tuple[str, ...]:
+    """What every connection is told: never to checkpoint, and what to cut a restarted log to."""
+    return ("PRAGMA wal_autocheckpoint = 0", f"PRAGMA journal_size_limit = {LIMIT_BYTES}")
+
+
+class Journal:
+    """The write-ahead log of one database file; safe to share between threads.
+
+    FILE-writer is the file that is locked; it is empty, and the lock goes with its holder.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._lock_file = f"{database}-writer"
+        self._log = f"{database}-wal"
+        self._ours = threading.Lock()
+        self._descriptor: int | None = None
+        self._due = LIMIT_BYTES
+
+    @contextlib.contextmanager
+    def writing(self, patience_s: float) -> Iterator[None]:
+        """While a transaction writes, commits and checkpoints; StorageBusy if others take long."""
+        until = time.monotonic() + patience_s
+        if not self._ours.acquire(timeout=patience_s):
+            raise self._busy(patience_s)
+        try:
+            descriptor = self._opened()
+            if descriptor is None:
+                yield
+                return
+            while not _locked(descriptor):
+                if time.monotonic() > until:
+                    raise self._busy(patience_s)
+                time.sleep(_POLL_S)
+            try:
+                yield
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            self._ours.release()
+
+    def committed(self, execute: Execute) -> None:
+        """After a commit, while `writing`: checkpoint if the log has grown long."""
+        size = self._size()
+        if size <= LIMIT_BYTES:
+            self._due = LIMIT_BYTES
+        elif size > self._due:
+            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._due = size + LIMIT_BYTES // 2  # if a reader holds it up; the next writer cuts it
+
+    def close(self) -> None:
+        """Give the lock's file back."""
+        with self._ours:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def _opened(self) -> int | None:
+        """The file to lock; None where nothing can be written, which the database says better."""
+        if self._descriptor is None:
+            try:
+                mode = self._database.stat().st_mode & 0o666
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(self._lock_file, flags, mode)
+            except OSError:
+                return None
+        return self._descriptor
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self._log).st_size
+        except OSError:
+            return 0
+
+    def _busy(self, patience_s: float) -> StorageBusy:
+        return StorageBusy(
+            f"{self._database} stayed locked by another writer for {patience_s:.0f} s"
+        )
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""SQLite's write-ahead log: short, and no commit is lost when processes checkpoint at once.
+
+The storm runs with the library in use, which is without the WAL-reset fault, and with the system's
+one, which has it: there it is the writers' lock that keeps it harmless.
+"""
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.children import Children
+from tests.faults.folders import MODEL
+from tests.serving import serving
+from weightledger.ledger.sql import database as databases
+from weightledger.ledger.sql import journal, sqlite, sqlite_driver
+from weightledger.ledger.sql.database import Database
+
+PROCESSES = 4
+LIMIT_BYTES = 32 * 1024
+ROW_BYTES = 12_000  # two pages
+LIBRARIES = ("ours", "system")
+
+
+def use(library: str) -> None:
+    """In a process of the storm: short logs, and the library that is asked for."""
+    journal.LIMIT_BYTES = LIMIT_BYTES
+    if library == "system":
+        sqlite.driver = sqlite3
+        databases._DRIVER_ERRORS = (sqlite3.Error, *databases._DRIVER_ERRORS)
+
+
+def write(file: str, library: str, writer: int, start: int, rows: int) -> tuple[int, int]:
+    """Commit rows one by one and count them after each; the longest log that was seen."""
+    use(library)
+    log, longest = Path(f"{file}-wal"), 0
+    first = writer << 32
+    database = Database.connect(f"sqlite:///{file}")
+    for number in range(start, start + rows):
+        with database.write() as execute:
+            execute("INSERT INTO storm VALUES (?, ?)", (first + number, os.urandom(ROW_BYTES)))
+        with contextlib.suppress(FileNotFoundError):
+            longest = max(longest, log.stat().st_size)
+        with database.read() as execute:
+            (seen,) = execute(
+                "SELECT count(*) FROM storm WHERE n BETWEEN ? AND ?", (first, first + number)
+            ).fetchone()
+        assert seen == number + 1, f"{number + 1 - seen} committed rows of writer {writer} are gone"
+    database.close()
+    return start + rows, longest
+
+
+def storm(folder: Path, library: str, rounds: int, rows: int) -> int:
+    """Rounds in which all connections close in between; gives the longest log."""
+    file = str(folder / "storm.db")
+    database = Database.connect(f"sqlite:///{file}")
+    database.prepare()
+    with database.write() as execute:
+        execute("CREATE TABLE storm (n INTEGER PRIMARY KEY, data BLOB)")
+    database.close()
+    children = Children(PROCESSES)
+    longest = 0
+    try:
+        for number in range(rounds):
+            work = [(file, library, writer, number * rows, rows) for writer in range(PROCESSES)]
+            done = children.run(write, *work)
+            assert all(isinstance(one, tuple) for one in done), done
+            longest = max(longest, *(seen for _, seen in done))
+    finally:
+        children.end()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        (count,) = connection.execute("SELECT count(*) FROM storm").fetchone()
+    assert count == PROCESSES * rounds * rows
+    return longest
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_checkpoint_storm_loses_nothing_and_the_log_stays_short(
+    tmp_path: Path, library: str
+) -> None:
+    longest = storm(tmp_path, library, rounds=2, rows=50)
+    assert LIMIT_BYTES < longest < 20 * LIMIT_BYTES  # of 150 that are written
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_long_checkpoint_storm(tmp_path: Path, library: str) -> None:
+    until = time.monotonic() + 300
+    number = 0
+    while time.monotonic() < until:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        storm(folder, library, rounds=3, rows=500)
+        (folder / "storm.db").unlink()
+        number += 1
+
+
+def test_no_connection_checkpoints_by_itself(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with contextlib.closing(Database.connect(url)) as database, database.read() as execute:
+        assert execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+
+
+def test_a_reader_puts_off_the_checkpoint_and_then_the_log_is_short_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "LIMIT_BYTES", LIMIT_BYTES)
+    log = tmp_path / "a.db-wal"
+    with contextlib.closing(Database.connect(f"sqlite:///{tmp_path / 'a.db'}")) as database:
+        database.prepare()
+        with database.write() as execute:
+            execute("CREATE TABLE t (data BLOB)")
+
+        def grow() -> int:
+            for _ in range(20):
+                with database.write() as execute:
+                    execute("INSERT INTO t VALUES (?)", (os.urandom(ROW_BYTES),))
+            return log.stat().st_size
+
+        with database.read() as reading:
+            reading("SELECT count(*) FROM t").fetchone()
+            assert grow() > 4 * LIMIT_BYTES
+        assert grow() <= 2 * LIMIT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ((3, 40, 1), False),
+        ((3, 44, 5), False),
+        ((3, 44, 6), True),
+        ((3, 45, 0), False),
+        ((3, 50, 6), False),
+        ((3, 50, 7), True),
+        ((3, 51, 2), False),
+        ((3, 51, 3), True),
+        ((3, 53, 4), True),
+    ],
+)
+def test_which_versions_are_safe(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], safe: bool
+) -> None:
+    class Library:
+        sqlite_version_info = version
+        sqlite_version = ".".join(map(str, version))
+
+    monkeypatch.setattr(sqlite_driver, "driver", Library)
+    assert sqlite_driver.is_safe() is safe
+    assert (sqlite_driver.weakness() is None) is safe
+    assert ("unsafe" in sqlite_driver.name()) is not safe
+
+
+def test_the_library_here_is_safe_and_health_names_it(tmp_path: Path) -> None:
+    assert sqlite_driver.is_safe()
+    with serving(tmp_path / "data", "--model", MODEL) as server, server.client() as http:
+        assert http.get("/health").json()["database"] == sqlite_driver.name()
