@@ -28,12 +28,17 @@
     SeqTaken and KeyTaken, from a store to the writer, who never lets them out: a race was lost.
 
 The HTTP status is the one the REST face answers with; the classes know nothing of HTTP.
-Messages name what was expected, so that the caller can act on them.
+Messages name what was expected, so that the caller can act on them, and no secret.
 """
+
+from weightledger.ledger.secrets import mask
 
 
 class LedgerError(Exception):
     """Base of every error the ledger raises on purpose."""
+
+    def __str__(self) -> str:
+        return mask(super().__str__())
 
 
 class InvalidRequest(LedgerError, ValueError):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from weightledger.ledger import events
+from weightledger.ledger import events, permissions
 from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
 from weightledger.ledger.engines import Engine, Live
@@ -75,7 +75,7 @@ class DynamicModelManager:
             self.engine = engine_client
         self._owned = ledger is None
         if ledger is None:
-            Path(self.config.backup_dir).mkdir(parents=True, exist_ok=True)
+            permissions.make_folder(Path(self.config.backup_dir))
             ledger = Ledger.open(self.config.url, blob_url=self.config.blob_url)
         self.ledger = ledger
         self.log: Log = ledger.model(

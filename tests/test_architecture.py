@@ -14,6 +14,7 @@ FOLDERS = ("ledger", "rules", "api", "migrations")
 
 # From the ground floor up, each folder on one floor: a file imports from its own folder or below.
 FLOORS = (
+    {"ledger.secrets", "ledger.permissions"},
     {"ledger.errors"},
     {"ledger.config", "ledger.tensors", "ledger.sql"},
     {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},

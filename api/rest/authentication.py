@@ -1,7 +1,7 @@
 """The door: request ids, the API key, and what a server without a key accepts.
 
 Without a key the server listens on loopback only; then a web page in the user's browser is the
-remaining stranger, so Host, Origin and the JSON content type are checked.
+remaining stranger, so Host, Origin and the content type of what is sent are checked.
 """
 
 import hashlib
@@ -11,14 +11,18 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from weightledger.api.rest import origins
 from weightledger.api.rest.errors import error_response, unexpected
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+# Probes, and the pages that ask for the key themselves: none of them tells anything of the model
+# but the name and digest of what is served.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs"})
+OPEN_FOLDERS = ("/docs/",)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Neither JSON nor this can be sent by a form of a web page without asking first.
@@ -27,7 +31,11 @@ _STATIC_KEY_NAME = "api-key"
 
 
 class Door:
-    """ASGI middleware in front of everything."""
+    """ASGI middleware in front of everything.
+
+    `scope["state"]` gets the request's id, its actor, and whether its sender may be told more than
+    strangers are.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
         self.app = app
@@ -38,11 +46,13 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
+        trusted = self._key_digest is None or self._authorized(headers)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["actor"] = None if self._key_digest is None else _STATIC_KEY_NAME
+        state["trusted"] = trusted
 
         started = False
 
@@ -53,41 +63,48 @@ class Door:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        refusal = self._refusal(scope["path"], scope["method"], headers)
+        refusal = self._refusal(scope["path"], scope["method"], headers, trusted)
         if refusal is not None:
             await refusal(scope, receive, send_with_id)
             return
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("%s %s: the client hung up", scope["method"], scope["path"])
         except Exception as error:
             if started:
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await unexpected(error)(scope, receive, send_with_id)
 
-    def _refusal(self, path: str, method: str, headers: Headers) -> ASGIApp | None:
-        if self._key_digest is not None:
-            if path in OPEN_PATHS or self._authorized(headers):
-                return None
+    def _refusal(self, path: str, method: str, headers: Headers, trusted: bool) -> ASGIApp | None:
+        if not trusted and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
             return error_response(
                 401,
                 "expected the header Authorization: Bearer <api key>",
                 headers={"www-authenticate": "Bearer"},
             )
-        host = _host(headers.get("host", ""))
-        if host not in LOOPBACK:
+        if self._key_digest is None:
+            foreign = origins.refusal(headers.getlist("host"), headers.getlist("origin"))
+            if foreign is not None:
+                return error_response(403, foreign)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
             return error_response(
-                403, f"Host {host!r} is not loopback; set an API key to serve other names"
+                415,
+                f"Content-Encoding {encoding!r} is not taken: send the body as it is",
+                param="Content-Encoding",
+                headers={"accept-encoding": "identity"},
             )
-        origin = headers.get("origin")
-        if origin is not None and _host(origin.partition("://")[2]) not in LOOPBACK:
-            return error_response(
-                403, f"Origin {origin!r} may not use this server; set an API key to allow it"
-            )
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        expected = _CONTENT_TYPES.get(path, "application/json")
-        if method == "POST" and content_type != expected:
-            return error_response(400, f"expected Content-Type {expected}, got {content_type!r}")
+        if self._key_digest is None and method == "POST" and _has_body(headers):
+            content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            expected = _CONTENT_TYPES.get(path, "application/json")
+            if content_type != expected:
+                return error_response(
+                    400,
+                    f"expected Content-Type {expected}, got {content_type!r}",
+                    param="Content-Type",
+                )
         return None
 
     def _authorized(self, headers: Headers) -> bool:
@@ -102,7 +119,5 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _host(netloc: str) -> str:
-    if netloc.startswith("["):
-        return netloc[1:].partition("]")[0]
-    return netloc.partition(":")[0].lower()
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip() != "0"

@@ -8,7 +8,8 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import parse
-from weightledger.ledger.errors import InvalidRequest, OperationDisabled
+from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
+from weightledger.ledger.events.event import Event
 from weightledger.ledger.writing.caller import Caller
 
 T = TypeVar("T")
@@ -18,7 +19,9 @@ MAX_KEY = 255
 # Above this a body is parsed on a thread, so that the event loop goes on answering.
 _INLINE_PARSE_BYTES = 64 * 1024
 
-_ETAG = re.compile(r'"([0-9]{1,15})"|([0-9]{1,15})')
+# RFC 9110, section 8.8.3, and the bare seq that our own clients may send.
+_TAG = re.compile(r'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*)"|([0-9]{1,15})')
+_SEQ = re.compile(r"[0-9]{1,15}")
 
 
 async def body(request: Request, adapter: TypeAdapter[T]) -> T:
@@ -29,13 +32,16 @@ async def body(request: Request, adapter: TypeAdapter[T]) -> T:
     return parse(adapter, raw)
 
 
-def caller(request: Request) -> Caller:
-    """The caller of a write, from its headers; InvalidRequest for malformed ones."""
+def caller(request: Request, head: Event) -> Caller:
+    """The caller of a write, from its headers; InvalidRequest for malformed ones.
+
+    `head` is the last event that is shown: it tells which of several tags of If-Match may match.
+    """
     return Caller(
         actor=getattr(request.state, "actor", None),
         request_id=getattr(request.state, "request_id", None),
         idempotency_key=_idempotency_key(request.headers.get("idempotency-key")),
-        expected_seq=_expected_seq(request.headers.get("if-match")),
+        expected_seq=_expected_seq(request.headers.getlist("if-match"), head.state_seq),
     )
 
 
@@ -65,12 +71,28 @@ def _idempotency_key(value: str | None) -> str | None:
     return key
 
 
-def _expected_seq(value: str | None) -> int | None:
-    if value is None or value.strip() == "*":
+def _expected_seq(values: list[str], head_seq: int) -> int | None:
+    """The seq that has to be the last state change's, from the tags of If-Match.
+
+    Of several tags any may match. One that names no seq is none of ours, and never does. A weak
+    tag is what a proxy that compresses replies makes of ours: it names the same seq.
+    """
+    listed = ", ".join(values).strip()
+    if not values or listed == "*":
         return None
-    match = _ETAG.fullmatch(value.strip())
-    if match is None:
+    tags = [tag.strip() for tag in listed.split(",") if tag.strip()]
+    matches = [_TAG.fullmatch(tag) for tag in tags]
+    if not matches or None in matches:
         raise InvalidRequest(
-            f'If-Match must be the ETag of a reply, such as "12"; got {value!r}', param="If-Match"
+            f'If-Match must be the ETag of a reply, such as "12", or several of them, or *; got'
+            f" {listed!r}",
+            param="If-Match",
         )
-    return int(match[1] or match[2])
+    named = [match[1] if match[1] is not None else match[2] for match in matches if match]
+    seqs = {int(name) for name in named if _SEQ.fullmatch(name)}
+    if not seqs:
+        raise PreconditionFailed(
+            f"If-Match has no tag of this ledger; the last state change is seq {head_seq}",
+            head_seq=head_seq,
+        )
+    return head_seq if head_seq in seqs else max(seqs)

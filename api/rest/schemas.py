@@ -1,5 +1,6 @@
 """Request bodies, validated strictly, and where replies get their shape."""
 
+import codecs
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -92,17 +93,38 @@ ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+_OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
 def parse(adapter: TypeAdapter[T], body: bytes) -> T:
-    """A validated body; InvalidRequest names the first wrong field and what was expected."""
+    """A validated body; InvalidRequest names the first wrong field and what was expected.
+
+    A byte order mark before it, which Windows programs write, is skipped.
+    """
+    if not body:
+        raise InvalidRequest("the body is empty, but this route expects a JSON object")
+    if body.startswith(_OTHER_UNICODE):
+        raise InvalidRequest("the body is not the JSON expected: it has to be in UTF-8")
     try:
-        return adapter.validate_json(body)
+        return adapter.validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or None
         where = f"{field}: " if field else "the body is not the JSON expected: "
         raise InvalidRequest(where + first["msg"], param=field) from None
+
+
+def json_object(text: str | None, param: str) -> dict[str, Any] | None:
+    """A query parameter that holds a JSON object; InvalidRequest otherwise."""
+    if text is None:
+        return None
+    try:
+        return _OBJECT.validate_json(text)
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise InvalidRequest(f"{param} must be a JSON object: {reason}", param=param) from None
 
 
 def json_body(model: type[Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from weightledger import DynamicModelManager
 from weightledger.api.rest import errors
 from weightledger.api.rest.authentication import Door
+from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.router import router
 from weightledger.api.server.settings import Settings
@@ -52,6 +53,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     app.openapi()
     errors.install(app)
     app.add_middleware(TooLargeInOurForm)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Door, api_key=settings.api_key)
     return app
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import sqlalchemy as sa
 import torch
 from safetensors.torch import load_file
 
@@ -10,6 +9,7 @@ from weightledger.api.server.settings import Settings
 from weightledger.ledger.engines.vllm.engine import VllmEngine
 from weightledger.ledger.engines.vllm.server import Server
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.sql.database import parse_url
 
 
 def drive(settings: Settings) -> tuple[str, VllmEngine]:
@@ -49,7 +49,7 @@ def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 
 def _from_elsewhere(url: str) -> str:
     """A database URL that means the same in a process with another working directory."""
-    parsed = sa.make_url(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         parsed = parsed.set(database=str(Path(parsed.database).resolve()))
     return parsed.render_as_string(hide_password=False)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from weightledger.ledger import permissions
 from weightledger.ledger.errors import LedgerInUse, StorageError
 
 _LOCK_FILE = "serve.lock"
@@ -29,8 +30,10 @@ class Holder:
 def hold(folder: Path, url: str) -> Iterator[None]:
     """Hold the folder while serving at `url`; LedgerInUse names the holder if there is one."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        permissions.make_folder(folder)
+        permissions.tighten(folder)
+        lock = folder / _LOCK_FILE
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, permissions.PRIVATE_FILE)
     except OSError as error:
         raise StorageError(f"cannot use data folder {folder}: {error}") from error
     with os.fdopen(descriptor, "r+") as file:

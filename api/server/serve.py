@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import logging
+import os
 import sys
 
 import uvicorn
 
 from weightledger import DynamicModelManager, Engine
-from weightledger.api.rest.authentication import LOOPBACK
+from weightledger.api.rest.origins import is_loopback
 from weightledger.api.rest.uploads import discard_leftovers
 from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
@@ -25,18 +26,22 @@ logger = logging.getLogger(__name__)
 # computes. Measured by the prototype of this project: p99 1.4 × idle by default, 1.0–1.1 × at this.
 _SWITCH_INTERVAL_S = 0.0005
 
+# Whatever this process writes, what libraries write for it included, is its owner's only.
+_UMASK = 0o077
+
 # Told to stop, the server lets replies finish for so long; a generation may take minutes.
 _GRACE_S = 5
 
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop; raises a LedgerError when it cannot start."""
-    if settings.api_key is None and settings.host not in LOOPBACK:
+    if settings.api_key is None and not is_loopback(settings.host):
         raise InvalidRequest(
             f"--host {settings.host} is not loopback: set --api-key (or WEIGHTLEDGER_API_KEY) "
             "to listen there",
             param="host",
         )
+    os.umask(_UMASK)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     url = f"http://{_bracketed(settings.host)}:{settings.port}"
     with hold(settings.data_dir, url):

@@ -58,6 +58,15 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: str | None) -> str | None:
         return (value or "").strip() or None
 
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, value: str | None) -> str | None:
+        if value is not None and not all("!" <= character <= "~" for character in value):
+            raise ValueError(
+                "an API key is sent in a header: it has visible ASCII characters only, no spaces"
+            )
+        return value
+
     @property
     def writes_enabled(self) -> bool:
         """Whether neither of the two switches is set to 0."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from weightledger.ledger import permissions
 from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
 from weightledger.ledger.errors import StorageError, StorageFull, StorageUnavailable
 from weightledger.ledger.tensors.digest import DIGEST_BYTES, content_digest
@@ -52,7 +53,8 @@ class FolderBlobs:
         """A store in a folder that is empty, new, or one already; StorageError for any other."""
         made = cls(folder)
         with made._explained():
-            folder.mkdir(parents=True, exist_ok=True)
+            permissions.make_folder(folder)
+            permissions.warn_if_open(folder)
             if not (folder / MARKER).exists():
                 made._lay_out()
             made._require_marker()
@@ -170,7 +172,7 @@ class FolderBlobs:
                 f"folder {self.folder} holds other files: blobs need a folder of their own"
             )
         for name in (TEMPORARY, *_FANS):
-            (self.folder / name).mkdir(exist_ok=True)
+            permissions.make_folder(self.folder / name)
         temporary = self._temporary(MARKER)
         _write(temporary, memoryview(_FORMAT.encode()))
         _sync(self.folder)
@@ -192,7 +194,7 @@ class FolderBlobs:
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, permissions.PRIVATE_FILE)
         try:
             fcntl.flock(descriptor, how)
             yield
@@ -236,7 +238,7 @@ class FolderBlobs:
 
 def _write(path: Path, view: memoryview) -> None:
     """A new file with these bytes, on disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions.PRIVATE_FILE)
     try:
         at = 0
         while at < len(view):

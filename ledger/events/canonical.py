@@ -27,7 +27,15 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
             with contextlib.suppress(orjson.JSONEncodeError):
                 return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+    except rfc8785.IntegerDomainError as error:
+        raise InvalidRequest(
+            f"not representable as canonical JSON: {error}, so other programs would read another"
+            " number; send it as a string",
+            param=param,
+        ) from None
+    except RecursionError:
+        raise InvalidRequest("nested too deeply for canonical JSON", param=param) from None
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise InvalidRequest(f"not representable as canonical JSON: {error}", param=param) from None
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from weightledger.ledger.errors import InvalidRequest, LedgerError, StorageBusy, StorageError
+from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql import postgres, sqlite
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite_driver
@@ -31,8 +32,9 @@ class Database:
 
     def __init__(self, engine: sa.Engine, backend: Backend) -> None:
         self.backend = backend
-        self.name = engine.url.render_as_string(hide_password=True)
         self.url = engine.url.render_as_string(hide_password=False)
+        self.name = mask(self.url)
+        self._secrets = secrets_of(self.url)
         self._engine = engine
         self._journal = backend.journal(engine.url)
         self._closed = False
@@ -44,20 +46,17 @@ class Database:
         Raises InvalidRequest for a URL that is none or names another kind of database. With
         `create=False` a SQLite file has to exist.
         """
+        parsed = parse_url(url)
+        backend = _BACKENDS[parsed.get_backend_name()]
         try:
-            parsed = sa.make_url(url)
-        except ArgumentError:
+            return cls(backend.engine(parsed, create=create), backend)
+        except (ArgumentError, ImportError, TypeError, ValueError) as error:
+            if isinstance(error, LedgerError):
+                raise
             raise InvalidRequest(
-                "the database is given as a URL: sqlite:///PATH or postgresql://USER@HOST/NAME",
+                f"the database URL {mask(url)} cannot be used: {mask(str(error), secrets_of(url))}",
                 param="database_url",
             ) from None
-        kind = parsed.get_backend_name()
-        if kind not in _BACKENDS:
-            raise InvalidRequest(
-                f"databases are sqlite:///… or postgresql://…, not {kind!r}", param="database_url"
-            )
-        backend = _BACKENDS[kind]
-        return cls(backend.engine(parsed, create=create), backend)
 
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
@@ -159,4 +158,24 @@ class Database:
 
     def _explain(self, error: Exception) -> LedgerError:
         original = getattr(error, "orig", None) or error
-        return self.backend.explain(original, self.name)
+        explained = self.backend.explain(original, self.name)
+        explained.args = tuple(mask(str(arg), self._secrets) for arg in explained.args)
+        return explained
+
+
+def parse_url(url: str) -> sa.URL:
+    """A database URL, taken apart; InvalidRequest for what is none or of another database."""
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
+        raise InvalidRequest(
+            "the database is given as a URL, sqlite:///PATH or postgresql://USER@HOST:PORT/NAME,"
+            f" not {mask(url)}",
+            param="database_url",
+        ) from None
+    kind = parsed.get_backend_name()
+    if kind not in _BACKENDS:
+        raise InvalidRequest(
+            f"databases are sqlite:///… or postgresql://…, not {kind!r}", param="database_url"
+        )
+    return parsed

@@ -1,5 +1,6 @@
 """What is particular to SQLite: connecting, locking, its catalogue and its errors."""
 
+import contextlib
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from weightledger.ledger import permissions
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
@@ -67,6 +69,10 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
         connect_args={"isolation_level": None, "timeout": _BUSY_S, "check_same_thread": False},
     )
 
+    @event.listens_for(made, "do_connect")
+    def make_private(*_: object) -> None:
+        _make_private(_path(url))
+
     @event.listens_for(made, "connect")
     def configure(connection: Any, _record: object) -> None:
         for pragma in (*_PRAGMAS, *journals.pragmas()):
@@ -77,8 +83,11 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 
 def journal(url: sa.URL) -> journals.Journal:
     """What keeps the write-ahead log of this database short."""
-    file = (url.database or "").removeprefix("file:").partition("?")[0]
-    return journals.Journal(Path(file))
+    return journals.Journal(_path(url))
+
+
+def _path(url: sa.URL) -> Path:
+    return Path((url.database or "").removeprefix("file:").partition("?")[0])
 
 
 @cache
@@ -91,6 +100,13 @@ def _warn_once() -> None:
 def version(_execute: Execute) -> str:
     """The name and version of the library."""
     return name()
+
+
+def _make_private(path: Path) -> None:
+    """Make a new database's file for its owner only: SQLite gives the files beside it its mode."""
+    with contextlib.suppress(OSError):  # SQLite says what is wrong, in its own words
+        permissions.make_file(path)
+    permissions.warn_if_open(path)
 
 
 def executor(connection: Any) -> Execute:

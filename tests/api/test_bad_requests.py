@@ -1,8 +1,11 @@
 """Bad input: the stated error, in the one form, and nothing changed."""
 
+import codecs
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 UPDATE = "/v1/models/incremental_update"
 
@@ -57,7 +60,8 @@ def test_updates(http, sent, status, message, param) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the body is not the JSON expected"),
+        (b"", "the body is empty"),
+        ('{"parameter_name":"2.bias"}'.encode("utf-16"), "has to be in UTF-8"),
         (b"{", "the body is not the JSON expected"),
         (b"\xff\xfe", "the body is not the JSON expected"),
         (b"[" * 100_000, "the body is not the JSON expected"),
@@ -66,6 +70,18 @@ def test_updates(http, sent, status, message, param) -> None:
         (b'{"parameter_name":"2.bias","update_data":1' + b"0" * 400 + b"}", "overflows"),
         (b'{"parameter_name":"2.bias","update_data":1,"learning_rate":NaN}', "learning_rate"),
         (b'{"parameter_name":"2.bias","update_data":1,"metadata":{"x":NaN}}', "canonical JSON"),
+        (
+            b'{"parameter_name":"2.bias","update_data":1,"metadata":{"x":[9007199254740993]}}',
+            "9007199254740993 exceeds safe integer domain",
+        ),
+        (
+            b'{"parameter_name":"2.bias","update_data":1,"metadata":{"x":-9007199254740993}}',
+            "send it as a string",
+        ),
+        (
+            b'{"parameter_name":"2.bias","update_data":' + b"[" * 3000 + b"]" * 3000 + b"}",
+            "recursion",
+        ),
     ],
 )
 def test_bodies(http, body, message) -> None:
@@ -86,6 +102,26 @@ def test_a_body_that_is_too_large_names_the_way_out(http) -> None:
         413,
         "larger than this route takes; send large updates to /v1/models/batch_update",
     )
+    assert head(http) == before
+
+
+def test_a_byte_order_mark_before_json_is_skipped(http) -> None:
+    body = codecs.BOM_UTF8 + json.dumps(update()).encode()
+    reply = http.post(UPDATE, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[" * 3000, '{"a":' * 3000, "[1]", "x", "", "null", '{"a":NaN}']
+)
+def test_metadata_in_a_query_is_a_json_object(http, metadata) -> None:
+    before = head(http)
+    headers = {"content-type": "application/octet-stream"}
+    body = save({"2.bias": np.zeros(10, "f4")})
+    reply = http.post(
+        "/v1/models/batch_update", params={"metadata": metadata}, content=body, headers=headers
+    )
+    check(http, reply, 400, "", "metadata")
     assert head(http) == before
 
 
@@ -175,7 +211,7 @@ def test_idempotency_keys_have_1_to_255_characters(http, key) -> None:
     assert head(http) == before
 
 
-@pytest.mark.parametrize("tag", ["abc", '"', "-1", '"1", "2"'])
+@pytest.mark.parametrize("tag", ["abc", '"', "-1", '"1" "2"', "", ",", "*, *", "W/1", '"1"x'])
 def test_if_match_is_an_etag_of_ours(http, tag) -> None:
     reply = http.post(UPDATE, json=update(), headers={"If-Match": tag})
     check(http, reply, 400, "If-Match", "If-Match")

@@ -37,6 +37,34 @@ def test_if_match_lets_exactly_one_of_many_win(http, server) -> None:
     assert http.post(UPDATE, json=update(), headers={"If-Match": "*"}).status_code == 200
 
 
+def test_if_match_as_clients_and_proxies_write_it(http) -> None:
+    seq = int(http.get("/v1/models/status").headers["etag"].strip('"'))
+    tags = [
+        '"{}"',
+        "{}",
+        'W/"{}"',  # what a proxy that compresses replies makes of our tag
+        '"1", "{}"',
+        '"{}" , "99999"',
+        '"foreign",W/"{}"',
+        ', "{}" ,',
+    ]
+    for tag in tags:
+        reply = http.post(UPDATE, json=update(), headers={"If-Match": tag.format(seq)})
+        assert reply.status_code == 200, (tag, reply.text)
+        stale = http.post(UPDATE, json=update(), headers={"If-Match": tag.format(seq)})
+        assert stale.status_code == 412, (tag, stale.text)
+        seq = int(reply.headers["etag"].strip('"'))
+        assert stale.headers["etag"] == f'"{seq}"'
+    twice = [("If-Match", '"0"'), ("If-Match", f'"{seq}"')]
+    assert http.post(UPDATE, json=update(), headers=twice).status_code == 200
+
+
+def test_a_tag_of_somebody_else_never_matches(http) -> None:
+    reply = http.post(UPDATE, json=update(), headers={"If-Match": '"33a64df5"'})
+    assert reply.status_code == 412
+    assert reply.json()["error"]["code"] == "precondition_failed"
+
+
 def test_naming_a_version_does_not_move_the_etag(http) -> None:
     tag = http.get("/v1/models/status").headers["etag"]
     http.post("/v1/models/create_version", json={"description": "x"}, headers={"If-Match": tag})

@@ -1,5 +1,6 @@
 """Who may come in: API keys, loopback without one, and what a browser could be made to send."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import sys
 import openai
 import pytest
 
-from tests.serving import serving
+from tests.serving import Server, serving
+from weightledger.api.rest import origins
+from weightledger.api.server.settings import Settings
 
 
 def test_the_openai_client_lists_the_model(server) -> None:
@@ -29,7 +32,6 @@ def test_with_a_key_every_route_but_the_probes_asks_for_it(tmp_path) -> None:
                 ("POST", "/v1/models/verify"),
                 ("POST", "/invocations"),
                 ("GET", "/metrics"),
-                ("GET", "/docs"),
                 ("GET", "/openapi.json"),
                 ("GET", "/nowhere"),
             ):
@@ -95,3 +97,105 @@ def test_a_page_in_the_users_browser_cannot_write(http, headers, status, message
 @pytest.mark.parametrize("host", ["localhost", "localhost:2242", "127.0.0.1", "[::1]:2242"])
 def test_loopback_names_are_welcome(http, host) -> None:
     assert http.get("/livez", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("LOCALHOST", "localhost.", "localhost:", "127.0.0.2:80", "[::1]", "[0:0:0:0:0:0:0:1]:1"),
+        "[0000::1]:65535",
+    ],
+)
+def test_loopback_in_other_words_is_welcome_too(host) -> None:
+    assert origins.refusal([host], []) is None
+    assert origins.refusal(["localhost"], [f"HTTP://{host}"]) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", " ", "evil.example", "localhost.evil.com", "127.0.0.1.evil.com", "127.0.0.1.."),
+        *("[::1].evil.com", "[::1]evil.com:80", "[::1", "::1]", "::1", "[::1]:x", "[::1]:80:80"),
+        *("[::1%25eth0]", "[::1%eth0]", "[fe80::1%25lo]", "[::ffff:8.8.8.8]", "[127.0.0.1]"),
+        *("evil.com@localhost", "localhost@evil.com", "user:pw@127.0.0.1", "localhost:80@evil.com"),
+        *("localhost:x", "localhost:123456", "localhost:-1", "localhost/x", "localhost?x"),
+        *(
+            "localhost#.evil.com",
+            "localhost\\.evil.com",
+            "localhost evil.com",
+            "localhost,evil.com",
+        ),
+        *("0.0.0.0", "[::]", "0177.0.0.1", "127.1", "2130706433", "ⓛocalhost", "localhost\t"),
+    ],
+)
+def test_every_other_host_is_a_stranger(host) -> None:
+    assert "not loopback" in str(origins.refusal([host], []))
+    assert "may not use" in str(origins.refusal(["localhost"], [f"http://{host}"]))
+
+
+@pytest.mark.parametrize("origin", ["null", "NULL", "", "localhost", "file://", "ftp://localhost"])
+def test_an_origin_is_a_web_address(origin) -> None:
+    assert "may not use" in str(origins.refusal(["localhost"], [origin]))
+
+
+def test_headers_that_come_twice_are_refused() -> None:
+    assert origins.refusal([], []) is not None
+    assert origins.refusal(["localhost", "localhost"], []) is not None
+    assert origins.refusal(["localhost"], ["http://localhost", "http://localhost"]) is not None
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "wl secret", "wl\nkey", "wl_\x7f", "ключ"])
+def test_a_key_that_no_header_can_carry_is_no_key(key) -> None:
+    with pytest.raises(ValueError, match="visible ASCII characters"):
+        Settings(api_key=key)
+
+
+def test_such_a_key_is_refused_at_start(tmp_path) -> None:
+    said = Server(tmp_path / "data", "--api-key", "schlüssel").refuse_to_start()
+    assert "api_key: " in said and "visible ASCII characters" in said
+    assert "schlüssel" not in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/v1/models", "/v1/models/status", "/metrics"]
+)
+def test_head_answers_as_get_without_a_body(http, path) -> None:
+    reply, beside = http.head(path), http.get(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert reply.headers["content-type"] == beside.headers["content-type"]
+    assert "content-length" in reply.headers
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/models/none", "/v1/models/updates/x"])
+def test_head_of_nothing_is_404(http, path) -> None:
+    assert http.head(path).status_code == 404
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate", "gzip, identity", "x"])
+@pytest.mark.parametrize("path", ["/v1/models/incremental_update", "/v1/models/batch_update"])
+def test_an_encoded_body_is_refused_by_name(http, path, encoding) -> None:
+    headers = {"content-encoding": encoding, "content-type": "application/json"}
+    reply = http.post(path, content=gzip.compress(b"{}"), headers=headers)
+    assert reply.status_code == 415
+    assert encoding.lower() in reply.json()["error"]["message"]
+    assert reply.json()["error"]["param"] == "Content-Encoding"
+    assert reply.headers["accept-encoding"] == "identity"
+
+
+def test_a_post_without_a_body_needs_no_content_type(http) -> None:
+    assert http.post("/v1/models/verify").status_code == 200
+    version = http.get("/v1/models/status").json()["current_version"]
+    for verb in ("pin", "unpin"):
+        assert http.post(f"/v1/models/versions/{version}/{verb}").status_code == 200
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert http.post("/v1/models/verify", content=b"", headers=form).status_code == 200
+    foreign = http.post("/v1/models/verify", headers={"origin": "https://evil.example"})
+    assert foreign.status_code == 403
+
+
+def test_a_post_that_needs_a_body_says_so(http) -> None:
+    reply = http.post("/v1/models/rollback")
+    assert reply.status_code == 400
+    assert "the body is empty" in reply.json()["error"]["message"]

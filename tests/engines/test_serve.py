@@ -39,7 +39,7 @@ def test_a_driven_server_over_rest(replica: Replica, folder: Path) -> None:
         assert health["engine"]["weight_version"] == f"ledger:2:{health['digest'][:16]}"
         assert http.post("/v1/models/verify", json={}).status_code == 200
         replica.kill()
-        assert replica.url in until_ready(http, 503)["reason"]
+        assert replica.url in until_ready(http, 503)["detail"]
         refused = http.post("/v1/models/incremental_update", json=body)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "engine_unavailable"

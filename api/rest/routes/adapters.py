@@ -84,7 +84,10 @@ def router(manager: DynamicModelManager) -> APIRouter:
         if sent.lora_name in RESERVED:
             raise InvalidRequest(f"lora_name {sent.lora_name!r} is reserved", param="lora_name")
         event = await manager.load_adapter(
-            sent.lora_name, sent.lora_path, sent.load_inplace, caller=caller(request)
+            sent.lora_name,
+            sent.lora_path,
+            sent.load_inplace,
+            caller=caller(request, manager.log.live.head),
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' added successfully.", event)
 
@@ -92,7 +95,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def unload(request: Request) -> Response:
         """Stop serving an adapter."""
         sent = await body(request, UNLOAD)
-        event = await manager.unload_adapter(sent.lora_name, caller=caller(request))
+        event = await manager.unload_adapter(
+            sent.lora_name, caller=caller(request, manager.log.live.head)
+        )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' removed successfully.", event)
 
     @routes.post("/models/merge_adapter", openapi_extra=json_body(MergeBody))
@@ -100,7 +105,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         """Add an adapter to the base weights: one event, which can be rolled back exactly."""
         sent = await body(request, MERGE)
         event = await manager.merge_adapter(
-            sent.lora_name, unload=sent.unload, caller=caller(request)
+            sent.lora_name, unload=sent.unload, caller=caller(request, manager.log.live.head)
         )
         response.headers["etag"] = f'"{event.state_seq}"'
         result = manager.update_result(event)

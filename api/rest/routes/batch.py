@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest.requests import caller, require_writes
-from weightledger.api.rest.schemas import update_reply
-from weightledger.api.rest.uploads import OCTET_STREAM, body_file, json_object, mapped_tensors
+from weightledger.api.rest.schemas import json_object, update_reply
+from weightledger.api.rest.uploads import OCTET_STREAM, body_file, mapped_tensors
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.tensors.spec import TensorSpec
 
@@ -50,7 +50,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
         async with body_file(request, folder if folder.is_dir() else None) as path:
             with mapped_tensors(path) as tensors:
                 requests = _requests(tensors, manager.log.specs, update_type, learning_rate)
-                event = await manager.update_batch(requests, caller=caller(request), metadata=facts)
+                event = await manager.update_batch(
+                    requests, caller=caller(request, manager.log.live.head), metadata=facts
+                )
         response.headers["etag"] = f'"{event.state_seq}"'
         done = f"Successfully applied {len(requests)} updates as one event"
         return update_reply(manager.update_result(event), done)

@@ -26,7 +26,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def incremental_update(request: Request, response: Response) -> Reply:
         """Apply one update to one parameter."""
         sent = await body(request, schemas.UPDATE)
-        who = caller(request)
+        who = caller(request, manager.log.live.head)
         if sent.factors is None and "update_data" not in sent.model_fields_set:
             raise InvalidRequest("update_data: Field required", param="update_data")
         event = await manager.update(
@@ -54,7 +54,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def create_version(request: Request, response: Response) -> Reply:
         """Name the current state."""
         sent = await body(request, schemas.VERSION)
-        event = await manager.name_version(sent.description, caller=caller(request))
+        event = await manager.name_version(
+            sent.description, caller=caller(request, manager.log.live.head)
+        )
         _tag(response, event)
         message = f"Successfully created model version: {event.name}"
         return {"success": True, "message": message, "data": {"version_id": event.name}}
@@ -65,7 +67,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def rollback(request: Request, response: Response) -> Reply:
         """Move the model to a version, or to any other position."""
         sent = await body(request, schemas.ROLLBACK)
-        event, result = await manager.rollback(sent.version_id, caller=caller(request))
+        event, result = await manager.rollback(
+            sent.version_id, caller=caller(request, manager.log.live.head)
+        )
         _tag(response, event)
         message = f"Successfully rolled back to version: {sent.version_id}"
         data = {key: value for key, value in result.items() if key != "success"}
@@ -82,7 +86,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return await set_pin(request, response, version_id, False)
 
     async def set_pin(request: Request, response: Response, version_id: str, pinned: bool) -> Reply:
-        who = caller(request)
+        who = caller(request, manager.log.live.head)
         event = await manager.pin_version(version_id, pinned=pinned, caller=who)
         _tag(response, event)
         done = "pinned" if pinned else "unpinned"

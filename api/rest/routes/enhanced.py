@@ -35,7 +35,7 @@ def router(integration: DTESNDynamicIntegration) -> APIRouter:
         whose reward comes later is sent with a `request_id` and no reward; then the reward alone.
         """
         sent = await body(request, schemas.ENHANCED)
-        who = caller(request)
+        who = caller(request, integration.dynamic_manager.log.live.head)
         if sent.request_id is not None and sent.activities is not None:
             return _remember(integration, sent)
         event = await _event(integration, sent, who, selectors)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
@@ -21,17 +21,21 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
 
     @routes.get("/readyz")
     @routes.get("/health")
-    def readyz() -> Response:
-        """The database answers, and live weights show the head of the log."""
-        if manager.fault is not None:
-            return JSONResponse({"status": "unavailable", "reason": manager.fault}, 503)
+    def readyz(request: Request) -> Response:
+        """The database answers, and live weights show the head of the log.
+
+        Strangers are told why not in few words, who is let in everything.
+        """
         live = manager.log.live
         remote = manager.log.projector.remote
+        if manager.fault is not None:
+            fenced = remote is not None and remote.fault is not None
+            return _unavailable(request, _FENCED if fenced else _BEHIND, manager.fault)
         try:
             head = manager.log.history.head()
             database = manager.log.history.store.home.version()
         except LedgerError as error:
-            return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
+            return _unavailable(request, _NO_DATABASE, str(error))
         body: dict[str, Any] = {
             "status": "ok",
             "model": manager.model_name,
@@ -50,3 +54,15 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
         return Response(metrics.exposition(), media_type=metrics.content_type)
 
     return routes
+
+
+_FENCED = "the engine does not show the ledger's state"
+_BEHIND = "the log cannot be followed"
+_NO_DATABASE = "the database does not answer"
+
+
+def _unavailable(request: Request, reason: str, detail: str) -> Response:
+    body = {"status": "unavailable", "reason": reason}
+    if getattr(request.state, "trusted", False):
+        body["detail"] = detail
+    return JSONResponse(body, status_code=503)
