@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import long_log
 from benchmarks.measure import Report
 from weightledger.ledger.audit import parallel
-from weightledger.ledger.events.event import KINDS
+from weightledger.ledger.events import KINDS
 from weightledger.ledger.store import EventFilter, EventStore
 from weightledger.ledger.store.sql_store import SqlStore
 

@@ -13,8 +13,7 @@ from itertools import chain
 from typing import Any
 
 from benchmarks import bulk
-from weightledger.ledger.events.changes import TensorChange
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     REGISTERED,
     ROLLED_BACK,
     STATE_CHANGING,
@@ -31,6 +30,7 @@ from weightledger.ledger.events.event import (
     leaf_hash,
     seal,
 )
+from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.sql.tables import SEQ_BITS
 from weightledger.ledger.store.sql_store import SqlStore
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import bulk
 from weightledger import IncrementalUpdateRequest, Ledger
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     RETIRED,
     ROLLED_BACK,
     THIS_VERSION,

@@ -11,7 +11,7 @@ from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.errors import SeqTaken
-from weightledger.ledger.events.event import Annotation, seal
+from weightledger.ledger.events import Annotation, seal
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.log import Log

@@ -21,8 +21,8 @@ from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.verify import Report, verify
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound
+from weightledger.ledger.events import Event
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.event import Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.anchoring import Anchoring

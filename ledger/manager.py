@@ -22,7 +22,7 @@ from weightledger.ledger.engines import Engine, Live
 from weightledger.ledger.engines.adapted import through
 from weightledger.ledger.engines.inplace import InplaceEngine
 from weightledger.ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.evaluation import Evaluator

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.errors import InvalidRequest, Pruned
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
     PRUNED,
@@ -117,14 +117,10 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
         plan = planned.get(head.seq) or _plan(history, head, cutoff, told)
         planned.clear()
         planned[head.seq] = plan
-        body = {
-            **pruning.body(plan.seqs, plan.nodes),
-            "retained": plan.retained,
-            "pruned": len(plan.seqs),
-        }
+        body = pruning.body(plan.seqs, plan.nodes, plan.retained)
         draft = Draft(
             kind=PRUNED,
-            body=body,
+            body=body.to_json(),
             state_after=head.state_after,
             series=PRUNINGS,
             number=history.pruned.runs,

@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 
 from tests.serving import Server, serving
-from weightledger.ledger.events.event import decode
+from weightledger.ledger.events import decode
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("[A-Z]*.md")]

@@ -16,8 +16,8 @@ from weightledger.ledger.errors import (
     NotFound,
     PreconditionFailed,
 )
+from weightledger.ledger.events import UPDATE_REJECTED
 from weightledger.ledger.events.changes import FACTORS
-from weightledger.ledger.events.event import UPDATE_REJECTED
 from weightledger.ledger.store import Append
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.writing.plans import Plan, Write

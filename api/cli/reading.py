@@ -23,7 +23,7 @@ from weightledger.api.cli.source import open_history
 from weightledger.api.rest.schemas import event_item, iso_time
 from weightledger.api.server.folder import holder
 from weightledger.ledger.errors import InvalidRequest, StorageError
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter

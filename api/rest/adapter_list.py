@@ -4,7 +4,7 @@ from typing import Any
 
 from weightledger import DynamicModelManager
 from weightledger.ledger import adapters
-from weightledger.ledger.events.event import ADAPTER_LOADED
+from weightledger.ledger.events import ADAPTER_LOADED
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.writing.adapter_plans import digest_of
 

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from weightledger import DynamicModelManager
-from weightledger.ledger.events.event import ROLLED_BACK, UPDATE_REJECTED, UPDATED
+from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
 from weightledger.ledger.writing.writer import Committed
 
 _OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}

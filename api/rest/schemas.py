@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.event import Annotation, Event
+from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.log import MAX_DESCRIPTION
 
 T = TypeVar("T")

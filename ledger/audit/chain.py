@@ -15,8 +15,7 @@ from typing import Any
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.changes import FACTORS
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     LEAF_PREFIX,
     STATE_CHANGING,
     UPDATED,
@@ -26,6 +25,7 @@ from weightledger.ledger.events.event import (
     Event,
     annotation_digest,
 )
+from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.store import EventStore, Note, RawEvent
 from weightledger.ledger.store.facts import event_of
 

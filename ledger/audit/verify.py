@@ -14,8 +14,9 @@ from weightledger.ledger import events
 from weightledger.ledger.audit import parallel
 from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.errors import CorruptLedger, Pruned
+from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of, pin_of
 from weightledger.ledger.events.changes import WHOLE
-from weightledger.ledger.events.event import Event
 from weightledger.ledger.history.lineage import cheapest
 from weightledger.ledger.history.pruning import Prunings
 from weightledger.ledger.history.reader import History
@@ -142,13 +143,14 @@ def _check_listed(history: History) -> None:
     for event in store.select(said, limit=head + 1, newest_first=False):
         if event.kind == events.VERSION_CREATED:
             assert event.number is not None
-            node = event.body["names"]["node"]
+            node = body_of(event, VersionCreated).names.node
             listed[event.number] = Listed(event.number, event.seq, node, False)
         elif event.kind == events.VERSION_RETIRED:
             listed.pop(event.number, None)
-        elif (number := event.body["number"]) in listed:
-            pinned = event.kind == events.VERSION_PINNED
-            listed[number] = listed[number]._replace(pinned=pinned)
+        else:
+            number, pinned = pin_of(event)
+            if number in listed:
+                listed[number] = listed[number]._replace(pinned=pinned)
     if found != sorted(listed.values()):
         raise CorruptLedger("the list of versions is not what the log says")
 

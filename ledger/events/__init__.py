@@ -1,6 +1,15 @@
 """Events: what the log is made of."""
 
 from weightledger.ledger.events.event import (
+    Annotation,
+    BlobRef,
+    Counts,
+    Event,
+    annotation_digest,
+    decode,
+    leaf_hash,
+)
+from weightledger.ledger.events.kinds import (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
     FORMAT,
@@ -24,14 +33,9 @@ from weightledger.ledger.events.event import (
     VERSION_RETIRED,
     VERSION_UNPINNED,
     VERSIONS,
-    Annotation,
-    BlobRef,
-    Counts,
+)
+from weightledger.ledger.events.sealing import (
     Draft,
-    Event,
-    annotation_digest,
-    decode,
-    leaf_hash,
     seal,
 )
 

@@ -15,43 +15,15 @@ from typing import Any
 import orjson
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
-
-FORMAT = 1
-
-INLINE_BYTES = 256 * 1024
-"""A payload up to this size, in one piece, is stored in the event's own row."""
-
-LEAF_PREFIX = b"\x00"  # RFC 6962: keeps leaves and inner nodes of the hash tree apart
-
-# Permanent names: they are in stored headers, so they are never renamed or reused.
-REGISTERED = "registered"
-UPDATED = "updated"
-UPDATE_REJECTED = "update_rejected"
-ROLLED_BACK = "rolled_back"
-VERSION_CREATED = "version_created"
-VERSION_RETIRED = "version_retired"
-VERSION_PINNED = "version_pinned"
-VERSION_UNPINNED = "version_unpinned"
-ADAPTER_LOADED = "adapter_loaded"
-ADAPTER_UNLOADED = "adapter_unloaded"
-PRUNED = "pruned"
-
-KINDS = (
-    REGISTERED,
-    UPDATED,
+from weightledger.ledger.events.kinds import (
+    FORMAT,
+    INLINE_BYTES,
+    LEAF_PREFIX,
     UPDATE_REJECTED,
-    ROLLED_BACK,
+    UPDATED,
     VERSION_CREATED,
-    VERSION_RETIRED,
-    VERSION_PINNED,
-    VERSION_UNPINNED,
-    ADAPTER_LOADED,
-    ADAPTER_UNLOADED,
-    PRUNED,
 )
-STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +32,6 @@ class BlobRef:
 
     digest: bytes
     size: int
-
-
-# Series that number events, each from the index (model, series, number) in the store.
-UPDATES = "updates"  # updates tried, from 1: the n of update_{n}
-VERSIONS = "versions"  # versions named, from 0: the n of v{n}
-RETIRED = "retired"  # the n of the version that a version_retired event retires
-PINS = "pins"  # versions pinned or unpinned, from 0
-PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +66,6 @@ def annotation_digest(salt: bytes, name: str, value: str) -> str:
     return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()
 
 
-KEEP_ACTIVE = -1
-THIS_VERSION = -2
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An event as its writer proposes it, before the log gives it a place.
-
-    A draft of a state-changing kind names the digest it leads to; the node it leads to is the
-    event itself, or `target_node` for a rollback. `series` numbers it: the next number of that
-    series, or `number` where the writer gives one. `active` is the number of the version that is
-    active afterwards: KEEP_ACTIVE leaves it as it is, THIS_VERSION is the one being named.
-    """
-
-    kind: str
-    body: Mapping[str, Any]
-    state_after: bytes
-    target_node: int | None = None
-    series: str | None = None
-    number: int | None = None
-    active: int | None = KEEP_ACTIVE
-    payload: tuple[BlobRef, ...] = ()
-    annotation: Annotation = field(default_factory=Annotation)
-    request_id: str | None = None
-    idempotency_key: str | None = None
-    request_digest: bytes | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
     """One sealed event, as read from the log.
@@ -138,12 +74,14 @@ class Event:
     led there; `parent` is, for a state-changing event, the node the model was in before.
     `state_seq` is the seq of the last state-changing event up to and including this one.
     `active` is the number of the active version after the event: the nearest named ancestor.
-    `recorded_at` is UTC microseconds since the epoch and never decreases along a log.
+    `recorded_at` is UTC microseconds since the epoch and never decreases along a log. `body` holds
+    the facts of the kind as they are stored, by `schema`; `events.bodies` reads them.
     """
 
     model: str
     seq: int
     kind: str
+    schema: int
     recorded_at: int
     node: int
     parent: int | None
@@ -211,67 +149,6 @@ def leaf_hash(header: bytes) -> bytes:
     return hashlib.sha256(LEAF_PREFIX + header).digest()
 
 
-def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
-    """Give a draft its place after `last` (None for the first event of a model).
-
-    `now` is UTC microseconds; a clock that stepped back is held at the last event's time.
-    """
-    seq = 0 if last is None else last.seq + 1
-    changes_state = draft.kind in STATE_CHANGING
-    counts = last.counts if last else Counts()
-    number = draft.number
-    if draft.series == UPDATES:
-        number = counts.updates + 1
-    elif draft.series == VERSIONS:
-        number = counts.versions
-    counts = Counts(
-        updates=counts.updates + (draft.series == UPDATES),
-        applied=counts.applied + (draft.kind == UPDATED),
-        versions=counts.versions + (draft.series == VERSIONS),
-    )
-    active = draft.active
-    if active == KEEP_ACTIVE:
-        active = last.active if last else None
-    elif active == THIS_VERSION:
-        active = number
-    if not changes_state:
-        assert last is not None and draft.state_after == last.state_after
-        node = last.node
-    else:
-        node = seq if draft.target_node is None else draft.target_node
-    fields: dict[str, Any] = {
-        "format": FORMAT,
-        "model": model,
-        "seq": seq,
-        "kind": draft.kind,
-        "recorded_at": max(now, last.recorded_at) if last else now,
-        "node": node,
-        "parent": last.node if last and changes_state else None,
-        "state_seq": seq if last is None or changes_state else last.state_seq,
-        "state_before": last.state_after.hex() if last else None,
-        "state_after": draft.state_after.hex(),
-        "counts": {
-            "updates": counts.updates,
-            "applied": counts.applied,
-            "versions": counts.versions,
-        },
-        "series": draft.series,
-        "number": number,
-        "active": active,
-        "body": draft.body,
-        "payload": [{"digest": ref.digest.hex(), "size": ref.size} for ref in draft.payload],
-        "actor": draft.annotation.digest("actor"),
-        "reason": draft.annotation.digest("reason"),
-        "metadata": draft.annotation.digest("metadata"),
-        "request_id": draft.request_id,
-        "idempotency_key": draft.idempotency_key,
-        "request_digest": draft.request_digest.hex() if draft.request_digest else None,
-        "prev": last.hash.hex() if last else None,
-    }
-    header = canonical({key: value for key, value in fields.items() if value is not None})
-    return decode(header)
-
-
 def decode(header: bytes) -> Event:
     """Read a stored header; CorruptLedger when it is not one of a known format."""
     try:
@@ -282,6 +159,7 @@ def decode(header: bytes) -> Event:
             model=fields["model"],
             seq=fields["seq"],
             kind=fields["kind"],
+            schema=fields.get("schema", 1),
             recorded_at=fields["recorded_at"],
             node=fields["node"],
             parent=fields.get("parent"),

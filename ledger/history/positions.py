@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from weightledger.ledger.errors import NotFound
-from weightledger.ledger.events.event import UPDATES, VERSIONS, Event
+from weightledger.ledger.events import UPDATES, VERSIONS, Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.store import EventStore
 
 _NUMBERED = re.compile(r"(update_|v)([0-9]{1,15})_([0-9]{1,15})")
@@ -40,8 +41,8 @@ def resolve(store: EventStore, text: str) -> Position:
     event = _find(store, text)
     here = Position(text, event, event.node, event.state_after)
     if here.is_version:
-        named = event.body["names"]
-        return Position(text, event, named["node"], bytes.fromhex(named["state"]))
+        named = body_of(event, VersionCreated).names
+        return Position(text, event, named.node, named.state)
     return here
 
 

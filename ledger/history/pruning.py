@@ -1,11 +1,11 @@
 """What gc has dropped, told by the log itself: the fold of its `pruned` events."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from weightledger.ledger.events.event import PRUNED, Event
+from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import Pruning, body_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def fold(events: Iterable[Event]) -> Prunings:
     runs = 0
     for event in events:
         runs += 1
-        assert event.kind == PRUNED
-        ranges += [(first, last) for first, last in event.body["ranges"]]
-        snapshots |= set(event.body["snapshots"])
+        pruning = body_of(event, Pruning)
+        ranges += pruning.ranges
+        snapshots |= set(pruning.snapshots)
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -58,12 +58,12 @@ def fold(events: Iterable[Event]) -> Prunings:
     )
 
 
-def body(seqs: Iterable[int], snapshots: Iterable[int]) -> dict[str, Any]:
-    """The facts of a `pruned` event: ascending seqs as ranges, and the snapshots dropped."""
-    ranges: list[list[int]] = []
+def body(seqs: Sequence[int], snapshots: Iterable[int], retained: int) -> Pruning:
+    """The body of a `pruned` event: ascending seqs as ranges, and the snapshots dropped."""
+    ranges: list[tuple[int, int]] = []
     for seq in seqs:
         if ranges and seq == ranges[-1][1] + 1:
-            ranges[-1][1] = seq
+            ranges[-1] = (ranges[-1][0], seq)
         else:
-            ranges.append([seq, seq])
-    return {"ranges": ranges, "snapshots": sorted(snapshots)}
+            ranges.append((seq, seq))
+    return Pruning(tuple(ranges), tuple(sorted(snapshots)), retained, len(seqs))

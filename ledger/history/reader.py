@@ -14,7 +14,7 @@ from itertools import chain
 import torch
 
 from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
-from weightledger.ledger.events.event import PRUNINGS, Event
+from weightledger.ledger.events import PRUNINGS, Event
 from weightledger.ledger.history import lineage, snapshots, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, fold

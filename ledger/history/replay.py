@@ -16,8 +16,8 @@ import torch
 from weightledger.ledger.codecs import factors
 from weightledger.ledger.codecs.frames import apply_frames
 from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import Event
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
-from weightledger.ledger.events.event import Event
 from weightledger.ledger.tensors.digest import CHUNK_BYTES, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from weightledger.ledger.events.event import PINS, ROLLED_BACK, Event
+from weightledger.ledger.events import PINS, ROLLED_BACK, Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.store import EventFilter, EventStore
 
 _MOST_ROLLBACKS = 256  # that are read at a time
@@ -75,15 +76,15 @@ def next_pin(store: EventStore) -> int:
 
 def describe(event: Event, *, active: bool, pinned: bool = False) -> ModelVersion:
     """The version that a `version_created` event names."""
-    named = event.body["names"]
+    body = body_of(event, VersionCreated)
     return ModelVersion(
         version_id=event.name,
         timestamp=event.timestamp,
-        description=event.body["description"],
+        description=body.description,
         is_active=active,
-        performance_metrics=dict(event.body["performance_metrics"]),
-        seq=named["seq"],
-        digest=bytes.fromhex(named["state"]),
+        performance_metrics=dict(body.performance_metrics),
+        seq=body.names.seq,
+        digest=body.names.state,
         pinned=pinned,
     )
 

@@ -5,7 +5,7 @@ at α times the model's bytes the next snapshot is due, so restoring reads at mo
 """
 
 from weightledger.ledger import events
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import EVENT_COST
 from weightledger.ledger.history.reader import History

@@ -24,7 +24,7 @@ from weightledger.ledger.errors import (
     WeightsChangedOutside,
     WeightsMismatch,
 )
-from weightledger.ledger.events.event import REGISTERED, Draft, Event
+from weightledger.ledger.events import REGISTERED, Draft, Event
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root

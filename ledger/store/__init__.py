@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.blobs import BlobStore, Buffer
-from weightledger.ledger.events.event import Annotation, Event
+from weightledger.ledger.events import Annotation, Event
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs
 from weightledger.ledger.errors import InvalidRequest, StorageError
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     INLINE_BYTES,
     PINS,
     RETIRED,
     UPDATED,
-    VERSION_PINNED,
     VERSIONS,
 )
+from weightledger.ledger.events.bodies import VersionCreated, body_of, pin_of
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
@@ -143,12 +143,12 @@ def _append_rest(execute: Execute, model_id: int, item: Append) -> None:
         texts = (note.actor, note.reason, note.metadata)
         execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
     if event.series == VERSIONS:
-        execute(_LIST, (model_id, event.number, key, event.body["names"]["node"]))
+        execute(_LIST, (model_id, event.number, key, body_of(event, VersionCreated).names.node))
     elif event.series == RETIRED:
         execute(_UNLIST, (model_id, event.number))
     elif event.series == PINS:
-        pinned = int(event.kind == VERSION_PINNED)
-        execute(_PIN, (pinned, model_id, event.body["number"]))
+        number, pinned = pin_of(event)
+        execute(_PIN, (int(pinned), model_id, number))
     if item.blobs:
         store_blobs(execute, item.blobs)
     if item.snapshot is not None:

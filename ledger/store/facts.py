@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.event import STATE_CHANGING, Event, decode
+from weightledger.ledger.events import STATE_CHANGING, Event, decode
 
 
 class Facts(NamedTuple):

@@ -2,7 +2,7 @@
 
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.tensors.digest import content_digest
 
 

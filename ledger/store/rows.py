@@ -3,7 +3,7 @@
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.store.facts import Facts, event_of, facts_of
 

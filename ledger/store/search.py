@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from weightledger.ledger.events.event import KINDS, UPDATED
+from weightledger.ledger.events import KINDS, UPDATED
 from weightledger.ledger.sql.backend import Backend, Execute, KeyLists
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.tables import SEQ_MASK

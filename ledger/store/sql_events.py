@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events.event import Annotation, Event
+from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.tables import SEQ_MASK

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from weightledger.ledger.errors import Conflict, SeqTaken
-from weightledger.ledger.events.event import Annotation, Draft, Event, seal
+from weightledger.ledger.events import Annotation, Draft, Event, seal
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import Append
 from weightledger.ledger.writing.caller import ANYONE, Caller

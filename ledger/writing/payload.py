@@ -8,7 +8,7 @@ the event never comes, such a piece is an orphan that `gc` finds; it is never vi
 from dataclasses import dataclass
 
 from weightledger.ledger.blobs import BlobStore, Buffer
-from weightledger.ledger.events.event import INLINE_BYTES, BlobRef
+from weightledger.ledger.events import INLINE_BYTES, BlobRef
 from weightledger.ledger.tensors.digest import content_digest
 
 SPILL_BYTES = 32 * 1024 * 1024

@@ -17,8 +17,8 @@ from weightledger.ledger.blobs import Buffer
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.codecs.on_device import same_bits
 from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.changes import WHOLE, TensorChange
-from weightledger.ledger.events.event import Draft, Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
+from weightledger.ledger.events import Event
 from weightledger.ledger.events.changes import TensorChange
-from weightledger.ledger.events.event import Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, LiveState, Projector
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec

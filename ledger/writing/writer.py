@@ -23,7 +23,7 @@ from weightledger.ledger.errors import (
     PublishFailed,
     SeqTaken,
 )
-from weightledger.ledger.events.event import Annotation, Event, seal
+from weightledger.ledger.events import Annotation, Event, seal
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, Projector
 from weightledger.ledger.store import Append

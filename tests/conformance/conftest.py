@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
 from tests.conftest import new_database
 from tests.waiting import PATIENCE_S
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     REGISTERED,
     UPDATED,
     UPDATES,
@@ -24,6 +24,7 @@ from weightledger.ledger.events.event import (
     Event,
     seal,
 )
+from weightledger.ledger.events.bodies import NamedState, VersionCreated
 from weightledger.ledger.store import Append, EventStore
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
@@ -96,9 +97,10 @@ class Writer:
         if kind == UPDATED:
             draft.setdefault("series", UPDATES)
         body: dict[str, Any] = {}
-        if kind == VERSION_CREATED:
-            assert self.last is not None
-            body = {"names": {"node": self.last.node}}
+        if kind == VERSION_CREATED and self.last is not None:
+            last = self.last
+            names = NamedState(last.state_seq, last.node, last.state_after)
+            body = VersionCreated("a state", names).to_json()
         ref = BlobRef(content_digest(payload), len(payload))
         note = annotation or Annotation()
         made = Draft(

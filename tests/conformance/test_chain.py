@@ -13,8 +13,8 @@ from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit import chain, parallel
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.events import UPDATED, decode, leaf_hash
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.event import UPDATED, decode, leaf_hash
 from weightledger.ledger.log import Log
 from weightledger.ledger.store.facts import Facts, facts_of
 from weightledger.ledger.writing.caller import Caller

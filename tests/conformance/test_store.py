@@ -22,7 +22,7 @@ from weightledger.ledger.errors import (
     StorageError,
     StorageFull,
 )
-from weightledger.ledger.events.event import (
+from weightledger.ledger.events import (
     INLINE_BYTES,
     KINDS,
     PINS,
@@ -217,7 +217,9 @@ def test_the_list_says_what_is_pinned(writer: Any) -> None:
     assert store.last_number(PINS) is None
     kinds = (VERSION_PINNED, VERSION_UNPINNED, VERSION_PINNED)
     for at, (kind, number) in enumerate(zip(kinds, (0, 0, 1), strict=True)):
-        writer.append(kind, series=PINS, number=at, body={"number": number})
+        writer.append(
+            kind, series=PINS, number=at, body={"version_id": f"v{number}", "number": number}
+        )
         assert store.last_number(PINS) == at
     assert [version.pinned for version in store.listed_versions()] == [False, True]
 
@@ -634,7 +636,7 @@ def test_a_full_disk_records_nothing_and_the_store_goes_on(
 
 KILLED_WRITER = """
 from dataclasses import replace
-from weightledger.ledger.events.event import Annotation, Draft, BlobRef, UPDATED, UPDATES, seal
+from weightledger.ledger.events import Annotation, Draft, BlobRef, UPDATED, UPDATES, seal
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.store import Append
 from weightledger.ledger.store.sql_store import SqlStore

@@ -20,7 +20,7 @@ from weightledger.ledger.errors import (
     StorageError,
     WeightsMismatch,
 )
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.history import replay
 
 NAMES = [

@@ -24,7 +24,7 @@ from tests.serving import Server, serving
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import Conflict, IdempotencyMismatch, LedgerError
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.log import Log
 from weightledger.ledger.store import rows
 from weightledger.ledger.store.sql_store import SqlStore

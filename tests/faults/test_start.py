@@ -21,7 +21,7 @@ from tests.faults.folders import ABANDONED, BACK, BLOB, HEAD, INLINE, MODEL
 from tests.serving import Server, serving
 from weightledger.api.cli import main
 from weightledger.api.server.folder import holder
-from weightledger.ledger.events.event import leaf_hash
+from weightledger.ledger.events import leaf_hash
 from weightledger.ledger.sql.roles import grants
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import lanes

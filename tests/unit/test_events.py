@@ -7,8 +7,8 @@ import pytest
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, decode, seal
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.event import Annotation, BlobRef, Draft, Event, decode, seal
 
 STATE = [bytes([n]) * 32 for n in range(4)]
 SALT = bytes(range(16))

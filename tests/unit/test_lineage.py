@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightledger.ledger.events.event import ROLLED_BACK, UPDATED
+from weightledger.ledger.events import ROLLED_BACK, UPDATED
 from weightledger.ledger.history.lineage import Lineage, Path, cheapest
 from weightledger.ledger.store import Step
 

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightledger.ledger.events.event import ROLLED_BACK
+from weightledger.ledger.events import ROLLED_BACK
 from weightledger.ledger.history.versions import nearest
 from weightledger.ledger.store import EventFilter, Listed
 

@@ -10,7 +10,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.schemas import json_body, update_reply
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 
 # `GET /v1/models/NAME` of an adapter called so would lead elsewhere.
 RESERVED = frozenset(

@@ -8,7 +8,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest import paging
 from weightledger.api.rest.schemas import event_item
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.event import KINDS, UPDATE_REJECTED, UPDATED, Event
+from weightledger.ledger.events import KINDS, UPDATE_REJECTED, UPDATED, Event
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.store import EventFilter
 

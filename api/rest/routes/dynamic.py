@@ -8,7 +8,7 @@ from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import schemas
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 
 Reply = dict[str, Any]
 

@@ -1,0 +1,160 @@
+"""Bodies of the kinds that move a model from state to state, or were to."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from weightledger.ledger.events.bodies.protocol import (
+    Json,
+    Metrics,
+    changes_in,
+    changes_json,
+    without,
+)
+from weightledger.ledger.events.changes import TensorChange
+from weightledger.ledger.events.kinds import (
+    REGISTERED,
+    ROLLED_BACK,
+    UPDATE_REJECTED,
+    UPDATED,
+    UPDATES,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A model was registered with so many tensors, of so many bytes."""
+
+    tensors_total: int
+    size_bytes: int
+
+    KIND: ClassVar = REGISTERED
+    SERIES: ClassVar[str | None] = None
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tensors_total": self.tensors_total, "bytes": self.size_bytes}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(value["tensors_total"], value["bytes"])
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Parameters were changed.
+
+    `facts` are whoever's who made the update: "operation", what it was computed from, the rule.
+    `delta_norm` is the L2 norm of all differences, None where it is not a finite number.
+    """
+
+    facts: Json
+    tensors: tuple[TensorChange, ...]
+    delta_norm: float | None
+    pre_metrics: Metrics = field(default_factory=dict)
+    post_metrics: Metrics = field(default_factory=dict)
+    evidence: Json = field(default_factory=dict)
+
+    KIND: ClassVar = UPDATED
+    SERIES: ClassVar[str | None] = UPDATES
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "tensors": changes_json(self.tensors),
+            "delta_norm": self.delta_norm,
+            "pre_metrics": dict(self.pre_metrics),
+            "post_metrics": dict(self.post_metrics),
+            **({"evidence": dict(self.evidence)} if self.evidence else {}),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        own = ("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence")
+        return cls(
+            without(value, own),
+            changes_in(value),
+            value["delta_norm"],
+            value["pre_metrics"],
+            value["post_metrics"],
+            value.get("evidence", {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRejected:
+    """An update was refused for a reason, and why; `facts` as for Updated."""
+
+    facts: Json
+    reason: str
+    pre_metrics: Metrics = field(default_factory=dict)
+    post_metrics: Metrics = field(default_factory=dict)
+    evidence: Json = field(default_factory=dict)
+
+    KIND: ClassVar = UPDATE_REJECTED
+    SERIES: ClassVar[str | None] = UPDATES
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
+            "pre_metrics": dict(self.pre_metrics),
+            "post_metrics": dict(self.post_metrics),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        own = ("reason", "evidence", "pre_metrics", "post_metrics")
+        return cls(
+            without(value, own),
+            value["reason"],
+            value["pre_metrics"],
+            value["post_metrics"],
+            value["evidence"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The model went to another state.
+
+    `to` is the position as it was asked for, `to_event` the event it named, `to_seq` the node it
+    stands for, `from_seq` the last state change before. `reason` says why where nobody asked.
+    """
+
+    to: str
+    to_event: int
+    to_seq: int
+    from_seq: int
+    version_id: str | None
+    cause: str
+    reason: str | None = None
+
+    KIND: ClassVar = ROLLED_BACK
+    SERIES: ClassVar[str | None] = None
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "to": self.to,
+            "to_event": self.to_event,
+            "to_seq": self.to_seq,
+            "from_seq": self.from_seq,
+            "version_id": self.version_id,
+            "cause": self.cause,
+            **({} if self.reason is None else {"reason": self.reason}),
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(
+            value["to"],
+            value["to_event"],
+            value["to_seq"],
+            value["from_seq"],
+            value["version_id"],
+            value["cause"],
+            value.get("reason"),
+        )

@@ -1,0 +1,48 @@
+"""Permanent names and numbers of the log: they are in stored headers, so none is ever renamed or
+reused."""
+
+FORMAT = 1
+
+INLINE_BYTES = 256 * 1024
+"""A payload up to this size, in one piece, is stored in the event's own row."""
+
+LEAF_PREFIX = b"\x00"  # RFC 6962: keeps leaves and inner nodes of the hash tree apart
+
+# Kinds of events.
+REGISTERED = "registered"
+UPDATED = "updated"
+UPDATE_REJECTED = "update_rejected"
+ROLLED_BACK = "rolled_back"
+VERSION_CREATED = "version_created"
+VERSION_RETIRED = "version_retired"
+VERSION_PINNED = "version_pinned"
+VERSION_UNPINNED = "version_unpinned"
+ADAPTER_LOADED = "adapter_loaded"
+ADAPTER_UNLOADED = "adapter_unloaded"
+PRUNED = "pruned"
+
+KINDS = (
+    REGISTERED,
+    UPDATED,
+    UPDATE_REJECTED,
+    ROLLED_BACK,
+    VERSION_CREATED,
+    VERSION_RETIRED,
+    VERSION_PINNED,
+    VERSION_UNPINNED,
+    ADAPTER_LOADED,
+    ADAPTER_UNLOADED,
+    PRUNED,
+)
+STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
+
+# Series that number events, each from the index (model, series, number) in the store.
+UPDATES = "updates"  # updates tried, from 1: the n of update_{n}
+VERSIONS = "versions"  # versions named, from 0: the n of v{n}
+RETIRED = "retired"  # the n of the version that a version_retired event retires
+PINS = "pins"  # versions pinned or unpinned, from 0
+PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
+
+# What a draft says of the active version.
+KEEP_ACTIVE = -1
+THIS_VERSION = -2

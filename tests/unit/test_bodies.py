@@ -1,0 +1,157 @@
+"""Bodies: what was stored reads back for ever, as exactly the bytes that it was."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import KINDS, ROLLED_BACK, Draft, Event, decode, seal
+from weightledger.ledger.events.bodies import (
+    BODIES,
+    AdapterLoaded,
+    AdapterUnloaded,
+    Body,
+    NamedState,
+    Pruning,
+    Registered,
+    RolledBack,
+    Updated,
+    UpdateRejected,
+    VersionCreated,
+    VersionPinned,
+    VersionRetired,
+    VersionUnpinned,
+    body_of,
+)
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.changes import FACTORS, FRAMES, WHOLE, TensorChange
+from weightledger.ledger.tensors.spec import TensorSpec
+
+FROZEN = Path(__file__).parent.parent / "fixtures" / "events" / "headers.json"
+LOGS = [[row.encode() for row in log] for log in json.loads(FROZEN.read_text())]
+HEADERS = [header for log in LOGS for header in log]
+
+
+class Notes:
+    """The digests of an annotation whose texts are not at hand."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def digest(self, name: str) -> str | None:
+        digest: str | None = getattr(self._event, f"{name}_digest")
+        return digest
+
+
+def sealed_again(event: Event, last: Event | None) -> Event:
+    """The event that today's code makes of the same facts."""
+    draft = Draft(
+        kind=event.kind,
+        body=body_of(event, BODIES[event.kind]).to_json(),
+        state_after=event.state_after,
+        target_node=event.node if event.kind == ROLLED_BACK else None,
+        series=event.series,
+        number=event.number,
+        active=event.active,
+        payload=event.payload,
+        annotation=Notes(event),  # type: ignore[arg-type]
+        request_id=event.request_id,
+        idempotency_key=event.idempotency_key,
+        request_digest=event.request_digest,
+    )
+    return seal(draft, event.model, last, event.recorded_at)
+
+
+def test_frozen_headers_are_sealed_to_the_same_bytes() -> None:
+    for log in LOGS:
+        last = None
+        for header in log:
+            event = decode(header)
+            assert sealed_again(event, last).header == header
+            last = event
+
+
+def test_a_header_of_every_kind_is_frozen() -> None:
+    assert {decode(header).kind for header in HEADERS} == set(KINDS) == set(BODIES)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+NUMBERS = st.floats(-1e15, 1e15)  # larger whole ones read back as integers
+METRICS = st.dictionaries(st.text(max_size=8), NUMBERS, max_size=3)
+TAKEN = {f.name for kind in (Updated, UpdateRejected) for f in dataclasses.fields(kind)}
+FACTS = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in TAKEN), JSON)
+SEQS = st.integers(0, 2**40)
+DIGESTS = st.binary(min_size=32, max_size=32)
+SPECS = st.builds(TensorSpec, st.just("weights/w"), st.just("bfloat16"), st.just((3, 4)))
+CHANGES = st.lists(
+    st.builds(
+        TensorChange,
+        st.just("weights/w"),
+        st.none() | DIGESTS,
+        st.none() | DIGESTS,
+        SEQS,
+        SEQS,
+        st.sampled_from([FRAMES, FACTORS, WHOLE]),
+        st.none() | SPECS,
+        st.none() | SPECS,
+    ),
+    max_size=3,
+).map(tuple)
+STATES = st.builds(NamedState, SEQS, SEQS, DIGESTS)
+ENDS = st.tuples(SEQS, SEQS)
+TEXTS = st.none() | st.text()
+MADE: dict[str, st.SearchStrategy[Body]] = {
+    "registered": st.builds(Registered, SEQS, SEQS),
+    "updated": st.builds(Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS),
+    "update_rejected": st.builds(UpdateRejected, FACTS, st.text(), METRICS, METRICS, FACTS),
+    "rolled_back": st.builds(RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS),
+    "version_created": st.builds(VersionCreated, st.text(), STATES, METRICS),
+    "version_retired": st.builds(VersionRetired, st.text()),
+    "version_pinned": st.builds(VersionPinned, st.text(), SEQS),
+    "version_unpinned": st.builds(VersionUnpinned, st.text(), SEQS),
+    "adapter_loaded": st.builds(AdapterLoaded, FACTS, CHANGES),
+    "adapter_unloaded": st.builds(AdapterUnloaded, FACTS, CHANGES),
+    "pruned": st.builds(Pruning, st.lists(ENDS).map(tuple), st.lists(SEQS).map(tuple), SEQS, SEQS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_a_body_reads_back_from_its_bytes(kind: str, data: st.DataObject) -> None:
+    body = data.draw(MADE[kind])
+    assert kind == body.KIND
+    stored = canonical(body.to_json())
+    read = type(body).from_json(json.loads(stored))
+    assert read == body
+    assert canonical(read.to_json()) == stored
+
+
+def altered(**changes: Any) -> Event:
+    """A stored update, something about it being otherwise."""
+    event = next(e for e in map(decode, HEADERS) if e.kind == "updated")
+    return dataclasses.replace(event, **changes)
+
+
+def test_a_body_that_lacks_something_is_corrupt_and_names_its_event() -> None:
+    with pytest.raises(CorruptLedger, match="its body is not that of 'updated'") as caught:
+        body_of(altered(body={}), Updated)
+    assert caught.value.seq == altered().seq
+
+
+def test_a_schema_of_a_newer_release_is_an_error() -> None:
+    with pytest.raises(CorruptLedger, match="schema 2 of 'updated' is not known"):
+        body_of(altered(schema=2), Updated)
+
+
+def test_an_event_of_another_kind_is_an_error() -> None:
+    with pytest.raises(CorruptLedger, match="is 'updated', expected 'rolled_back'"):
+        body_of(altered(), RolledBack)
