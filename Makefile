@@ -33,6 +33,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed
 	$(BIN)/python -m benchmarks.storage --peers $(PEERS_VENV)
 	$(BIN)/python -m benchmarks.codec_choice
 	$(BIN)/python -m benchmarks.small_updates
+	$(BIN)/python -m benchmarks.writers
 	$(BIN)/python -m benchmarks.history_length
 	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference

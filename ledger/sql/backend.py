@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import sqlalchemy as sa
 
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.sql.turns import Lock
 
 
 class Cursor(Protocol):
@@ -106,6 +107,9 @@ class Backend(Protocol):
 
     def journal(self, url: sa.URL) -> "Journal | None":
         """What keeps the database's journal short, where that is ours to do."""
+
+    def turns(self, engine: sa.Engine, model_id: int) -> Lock:
+        """The lock that writers of a model take in turn."""
 
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""

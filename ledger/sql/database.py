@@ -15,6 +15,7 @@ from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql import postgres, sqlite
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite_driver
+from weightledger.ledger.sql.turns import Turnstile
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Database:
         self._secrets = secrets_of(self.url)
         self._engine = engine
         self._journal = backend.journal(engine.url)
+        self._turnstiles: dict[int, Turnstile] = {}
         self._closed = False
 
     @classmethod
@@ -61,6 +63,8 @@ class Database:
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._closed = True
+        for turnstile in self._turnstiles.values():
+            turnstile.close()
         self._engine.dispose()
         if self._journal is not None:
             self._journal.close()
@@ -73,6 +77,12 @@ class Database:
             execute(self.backend.BEGIN_READ)
             yield execute
             execute("COMMIT")
+
+    @contextmanager
+    def look(self) -> Iterator[Execute]:
+        """For statements that each see one state of the database by themselves: no transaction."""
+        with self._connection() as connection:
+            yield self.backend.executor(connection)
 
     @contextmanager
     def write(self) -> Iterator[Execute]:
@@ -91,6 +101,11 @@ class Database:
                     ) from error
                 raise
             self._look_after_journal(execute)
+
+    def turnstile(self, model_id: int, model: str) -> Turnstile:
+        """Where writers of a model, in whatever process, wait for their turn."""
+        lock = self.backend.turns(self._engine, model_id)
+        return self._turnstiles.setdefault(model_id, Turnstile(lock, model))
 
     @contextmanager
     def change_schema(self) -> Iterator[tuple[sa.Connection, Execute]]:

@@ -21,6 +21,7 @@ from weightledger.ledger.errors import (
     StorageUnavailable,
 )
 from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import Cursor, Execute, KeyLists, Kind
 from weightledger.ledger.sql.refusals import refusal
 
@@ -70,6 +71,16 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 
 def journal(url: sa.URL) -> None:
     """Nothing: the server looks after its own."""
+
+
+def turns(engine: sa.Engine, model_id: int) -> AdvisoryLock:
+    """The lock that writers of a model take in turn, on a connection of its own."""
+
+    def connect() -> psycopg.Connection[Any]:
+        (args, options) = engine.dialect.create_connect_args(engine.url)
+        return psycopg.connect(*args, **{**options, "autocommit": True})
+
+    return AdvisoryLock(connect, model_id)
 
 
 def version(execute: Execute) -> str:

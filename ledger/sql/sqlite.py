@@ -24,6 +24,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.sql import journal as journals
 from weightledger.ledger.sql import triggers
 from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
+from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.refusals import refusal
 from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
 
@@ -84,6 +85,11 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 def journal(url: sa.URL) -> journals.Journal:
     """What keeps the write-ahead log of this database short."""
     return journals.Journal(_path(url))
+
+
+def turns(engine: sa.Engine, model_id: int) -> FileLock:
+    """The lock that writers of a model take in turn."""
+    return FileLock(_path(engine.url), model_id)
 
 
 def _path(url: sa.URL) -> Path:

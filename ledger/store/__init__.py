@@ -8,11 +8,13 @@ implementation has to pass. Every method may raise StorageError.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.sql.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,12 @@ class AppendLog(Protocol):
         Raises SeqTaken when the seq exists (or the predecessor does not), KeyTaken when the
         idempotency key exists, Conflict when its series has its number already, InvalidRequest
         for another model's event.
+        """
+
+    def turn(self) -> AbstractContextManager[Turn]:
+        """Around catching up, working out an event and appending it: one writer at a time.
+
+        Those of other processes wait, in order. A courtesy to them: the log is right without.
         """
 
     def head(self) -> Event:

@@ -1,6 +1,7 @@
 """One model's events over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
@@ -8,6 +9,7 @@ from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import (
     Append,
     EventFilter,
@@ -75,10 +77,15 @@ class SqlEvents:
         self._database = database
         self._appender = appender
         self._id = appender.model_id
+        self._turnstile = database.turnstile(self._id, self.model)
 
     def append(self, *items: Append) -> None:
         """Make events durable, all of them or nothing; see `AppendLog.append`."""
         self._appender.append(items)
+
+    def turn(self) -> AbstractContextManager[Turn]:
+        """This writer's turn; see `AppendLog.turn`."""
+        return self._turnstile.turn()
 
     def head(self) -> Event:
         """The last event."""
@@ -98,7 +105,7 @@ class SqlEvents:
     def annotations(self, seqs: Iterable[int]) -> Mapping[int, Annotation]:
         """The free text beside each of some events, by seq; those without are left out."""
         found: dict[int, Annotation] = {}
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             for piece in pieces(self._key(seq) for seq in seqs):
                 read = execute(f"{_ANNOTATIONS} WHERE event_key IN ({marks(len(piece))})", piece)
                 found |= {seq: Annotation(*texts) for seq, *texts in read.fetchall()}
@@ -112,7 +119,7 @@ class SqlEvents:
 
     def last_number(self, series: str) -> int | None:
         """The highest number of a series; None before the first."""
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             (number,) = execute(_LAST_NUMBER, (self._id, series)).fetchone()
         return None if number is None else int(number)
 
@@ -157,7 +164,7 @@ class SqlEvents:
         expected = self._key(max(start, 0))
         last = self._key(SEQ_MASK if stop is None else stop - 1)
         while True:
-            with self._database.read() as execute:
+            with self._database.look() as execute:
                 page = execute(_RANGE, (expected, last)).fetchall()
             for row in page:
                 if row[0] != expected:
@@ -189,12 +196,12 @@ class SqlEvents:
     def state_changes(self, start: int, stop: int) -> list[StateChange]:
         """State-changing events with start <= seq < stop, in order."""
         bounds = self._key(max(start, 0)), self._key(stop - 1)
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             return list(map(StateChange._make, execute(_STATE_CHANGES, bounds)))
 
     def update_counts(self) -> Mapping[str, int]:
         """How many applied updates touched each full state name (those with at least one)."""
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             found = execute(_UPDATE_COUNTS, (self._id,)).fetchall()
         return {name: count for name, count in found if count is not None}
 
@@ -205,7 +212,7 @@ class SqlEvents:
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
         """The payloads of events, each as of `payload`; the inline ones are read together."""
         inline: dict[int, bytes | None] = {}
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             for piece in pieces(self._key(event.seq) for event in events):
                 read = execute(
                     f"SELECT event_key & {SEQ_MASK}, payload FROM events"
@@ -225,7 +232,7 @@ class SqlEvents:
 
     def snapshots(self) -> list[Snapshot]:
         """The anchors of a model, by node."""
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             found = execute(f"{_SNAPSHOTS} ORDER BY node", (self._id,))
             return [Snapshot(*row) for row in found]
 
@@ -242,12 +249,12 @@ class SqlEvents:
             remember_snapshot(execute, self._id, snapshot)
 
     def _one(self, sql: str, *params: Any) -> Event | None:
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             row = execute(sql, params).fetchone()
         return None if row is None else self._event(row)
 
     def _listed(self, sql: str, *params: int) -> list[Listed]:
-        with self._database.read() as execute:
+        with self._database.look() as execute:
             rows_listed = execute(sql, params).fetchall()
         return [
             Listed(number, seq, node, bool(pinned)) for number, seq, node, pinned in rows_listed

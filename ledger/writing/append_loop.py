@@ -35,6 +35,13 @@ def append_stateless(
 
     Conflict when it goes on losing.
     """
+    with history.store.turn() as turn:
+        event = _appended(history, propose, caller)
+        turn.head = event.seq
+    return event
+
+
+def _appended(history: History, propose: Callable[[Event], Stateless], caller: Caller) -> Event:
     annotation = Annotation(caller.actor, caller.reason)
     started = time.perf_counter()
     attempts = 0

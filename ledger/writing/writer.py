@@ -2,10 +2,11 @@
 
 Whoever holds the lock works the queue off, for all who wait. Writes that allow it are worked out
 one on another and appended in one transaction; one that looks at the committed state goes alone.
-Between processes the append's compare-and-set decides, and the loser catches up and works its
-writes out again.
+Between processes writers take turns; the append's compare-and-set decides all the same, and a loser
+catches up and works its writes out again.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from weightledger.ledger.errors import (
     EngineUnavailable,
     IdempotencyMismatch,
     KeyTaken,
+    LedgerError,
     PreconditionFailed,
     PublishFailed,
     SeqTaken,
@@ -26,6 +28,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import Annotation, Event, seal
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, Projector
+from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import Append
 from weightledger.ledger.writing import plans
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 # What one transaction takes at most: events, and bytes of new weights held until it commits.
 _GROUP_EVENTS = 64
 _GROUP_BYTES = 32 * 1024 * 1024
+# Losing the race in a turn, to a writer that goes without: once more before the turn is given on.
+_TRIES_A_TURN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +140,22 @@ class Writer:
         outer, self._thread = self._thread, threading.get_ident()
         try:
             while self._queue and not (last and last.result.done()):
-                self._append(self._gather())
+                with self._history.store.turn() as turn:
+                    self._work_off(turn)
         finally:
             self._thread = outer
             self._staged.clear()
+
+    def _work_off(self, turn: Turn) -> None:
+        """Append what waits, as far as it goes into one transaction."""
+        if turn.head is not None and turn.head > self._projector.live.head.seq:
+            # What fails here fails again, and is told, when the append loses to these events.
+            with contextlib.suppress(LedgerError):
+                self.catch_up()
+        for _ in range(_TRIES_A_TURN):
+            if self._append(self._gather()):
+                break
+        turn.head = self._projector.live.head.seq
 
     def _gather(self) -> list[_Waiting]:
         """Take writes off the queue and work them out, one on another, until one must go alone."""
@@ -193,10 +210,10 @@ class Writer:
         event = self._seal(proposal, annotation, request)
         return _Waiting(job, _append(event, annotation, proposal), proposal)
 
-    def _append(self, group: list[_Waiting]) -> None:
-        """One transaction, one publication, and an answer for each."""
+    def _append(self, group: list[_Waiting]) -> bool:
+        """One transaction, one publication, and an answer for each; False if others were first."""
         if not group:
-            return
+            return True
         try:
             changes = self._prepared(group)
             append_started = time.perf_counter()
@@ -210,14 +227,14 @@ class Writer:
         except (SeqTaken, KeyTaken):
             self._staged.clear()
             self._lost([waiting.job for waiting in group])
-            return
+            return False
         except BaseException as error:
             self._staged.clear()
             for waiting in group:
                 waiting.job.result.set_exception(error)
             if not isinstance(error, Exception):
                 raise
-            return
+            return True
         self._staged.clear()
         shown = time.perf_counter()
         try:
@@ -229,6 +246,7 @@ class Writer:
         finally:  # they are written, whatever interrupts what follows
             for waiting in group:
                 self._finish(waiting.job, waiting.append.event)
+        return True
 
     def _show(self, event: Event, changes: Changes | None) -> None:
         try:
@@ -285,7 +303,8 @@ class Writer:
                 job.result.set_exception(gave_up(job.attempts, self._history.model))
             else:
                 self._queue.appendleft(job)
-        back_off(attempts)
+        if attempts > 1:  # the first time because nobody had told of them; they are done by now
+            back_off(attempts)
         try:
             self.catch_up()
         except Exception as error:  # noqa: BLE001  (it is for whoever waits for these writes)

@@ -1,0 +1,91 @@
+"""Turns on PostgreSQL: an advisory lock a model, which the server gives in the order of asking.
+
+It belongs to a transaction on a connection of its own, so it goes with the connection, and a pooler
+between does not keep it. That transaction reads the log's last event once it has the lock and
+writes nothing.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from weightledger.ledger.errors import StorageUnavailable
+from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
+
+_SPACE = 0x77656967  # "weig", beside the ids of models
+
+
+class AdvisoryLock:
+    """`ledger.sql.turns.Lock` over `pg_advisory_xact_lock`; `connect` gives an autocommit one."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], model_id: int) -> None:
+        self._connect = connect
+        self._key = f"{_SPACE}, {model_id}"
+        first = model_id << SEQ_BITS
+        self._read = (
+            f"SELECT max(event_key) & {SEQ_MASK} FROM events"
+            f" WHERE event_key BETWEEN {first} AND {first | SEQ_MASK}"
+        )
+        self._connection: psycopg.Connection[Any] | None = None
+        self._head: int | None = None
+        self._held = False
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Whether it is held now; with 0 it is only tried."""
+        self._head = None
+        if timeout_s:
+            milliseconds = max(int(timeout_s * 1000), 1)
+            ask = f"SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock"
+        else:
+            ask = "SELECT pg_try_advisory_xact_lock"
+        try:
+            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}")
+        except errors.LockNotAvailable:
+            self._run("ROLLBACK")
+            return False
+        self._head = answers[-1]
+        self._held = bool(timeout_s) or bool(answers[-2])
+        if not self._held:
+            self._run("ROLLBACK")
+        return self._held
+
+    def release(self, head: int | None) -> None:
+        """Let it go."""
+        self._held = False
+        self._run("COMMIT")
+
+    def head(self) -> int | None:
+        """The last event's seq; while the lock is held, as it was when that began."""
+        if self._held:
+            return self._head
+        (head,) = self._run(self._read)
+        return None if head is None else int(head)
+
+    def close(self) -> None:
+        """Close the connection; what is held is let go with it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _run(self, statements: str) -> list[Any]:
+        """Send statements in one message; the first column of the row of each that gives one."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            cursor = self._connection.execute(statements, prepare=False)
+            rows = []
+            while True:
+                if cursor.description is not None:
+                    (first, *_) = cursor.fetchone() or (None,)
+                    rows.append(first)
+                if not cursor.nextset():
+                    return rows
+        except errors.LockNotAvailable:
+            raise
+        except psycopg.Error as error:
+            with contextlib.suppress(psycopg.Error):
+                self.close()
+            raise StorageUnavailable(f"the connection for turns was lost: {error}") from error

@@ -1,0 +1,127 @@
+"""Turns on SQLite: two locked files a model, which together make a queue.
+
+    FILE-turns/ID.next    held by whoever is next; the others wait for it
+    FILE-turns/ID.turn    held during a turn; has the seq of the log's last event as eight bytes
+
+Who comes waits for the first lock, with it for the second, and lets the first go once it has the
+second. The holder of a turn has to queue like everybody else for another one, which a single lock
+does not see to: its holder would take it again before those who wait have woken up.
+
+The operating system offers no time limit for waiting, so a thread waits where one has to.
+"""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+_HEAD_BYTES = 8
+
+
+class FileLock:
+    """`ledger.sql.turns.Lock` over the two files."""
+
+    def __init__(self, database: Path, model_id: int) -> None:
+        self._database = database
+        self._folder = Path(f"{database}-turns")
+        self._next_file = self._folder / f"{model_id}.next"
+        self._turn_file = self._folder / f"{model_id}.turn"
+        self._next: int | None = None
+        self._turn: int | None = None
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Whether it is held now; with 0 it is only tried."""
+        until = time.monotonic() + timeout_s
+        if self._next is None:
+            self._next = self._opened(self._next_file)
+        if not _try(self._next):
+            if not timeout_s:
+                return False
+            given_up, self._next = self._next, None
+            if not _wait(given_up, timeout_s):
+                return False
+            self._next = given_up
+        try:
+            if self._turn is None:
+                self._turn = self._opened(self._turn_file)
+            if _try(self._turn):
+                return True
+            if not timeout_s:
+                return False
+            given_up, self._turn = self._turn, None
+            if not _wait(given_up, max(until - time.monotonic(), 0.0)):
+                return False
+            self._turn = given_up
+            return True
+        finally:
+            fcntl.flock(self._next, fcntl.LOCK_UN)
+
+    def release(self, head: int | None) -> None:
+        """Let it go, and leave what is known of the log to whoever comes next."""
+        assert self._turn is not None
+        if head is not None:
+            os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big"), 0)
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+    def head(self) -> int | None:
+        """What the last holder left."""
+        if self._turn is None:
+            self._turn = self._opened(self._turn_file)
+        left = os.pread(self._turn, _HEAD_BYTES, 0)
+        return int.from_bytes(left, "big") if len(left) == _HEAD_BYTES else None
+
+    def close(self) -> None:
+        """Close the files; what is held is let go with them."""
+        for descriptor in (self._next, self._turn):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._next = self._turn = None
+
+    def _opened(self, file: Path) -> int:
+        """A descriptor of a file, which may be used by whoever may use the database."""
+        mode = self._database.stat().st_mode & 0o666
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(file, flags, mode)
+        except FileNotFoundError:
+            self._folder.mkdir(mode=mode | (mode & 0o444) >> 2, exist_ok=True)
+            return os.open(file, flags, mode)
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(descriptor: int, timeout_s: float) -> bool:
+    """Whether the lock came in time; otherwise the descriptor is closed once it comes."""
+    guard, came = threading.Lock(), threading.Event()
+    given_up = False
+    failure: list[OSError] = []
+
+    def wait() -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            failure.append(error)
+        with guard:
+            if given_up:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            came.set()
+
+    threading.Thread(target=wait, name="ledger-turn", daemon=True).start()
+    came.wait(timeout_s)
+    with guard:
+        if not came.is_set():
+            given_up = True
+            return False
+    if failure:
+        os.close(descriptor)
+        raise failure[0]
+    return True

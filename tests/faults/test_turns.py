@@ -1,0 +1,136 @@
+"""Writers of one model in several processes: equal, never refused, and never held up for ever."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.children import Children
+from tests.waiting import until
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.events import UPDATED
+from weightledger.ledger.sql import turns
+from weightledger.ledger.store import EventFilter
+
+MODEL = "m"
+WRITERS, EACH = 8, 40
+FAIR = 0.5  # of few writes; `benchmarks.writers` holds many to 0.8
+
+_ours: list[Log] = []  # in a child: its log, from one piece of work to the next
+
+
+def request(actor: str) -> IncrementalUpdateRequest:
+    return IncrementalUpdateRequest("w", 1.0, learning_rate=1.0, actor=actor)
+
+
+def take_up(url: str) -> int:
+    torch.set_num_threads(1)
+    _ours[:] = [Ledger.open(url).model(MODEL)]
+    return os.getpid()
+
+
+def write(actor: str, count: int) -> int:
+    for _ in range(count):
+        _ours[0].apply(request(actor))
+    return count
+
+
+def stop_in_turn(file: str) -> int:
+    """Take a turn, say so, and be stopped from outside; then write."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    with _ours[0].history.store.turn():
+        Path(file).touch()
+        signal.pause()
+    return write("stopped", 1)
+
+
+@pytest.fixture
+def log(database_url: str) -> Iterator[Log]:
+    with Ledger.open(database_url) as ledger:
+        yield ledger.model(MODEL, base={"w": torch.zeros(16, 16)})
+
+
+def children(count: int, url: str) -> tuple[Children, list[int]]:
+    started = Children(count)
+    return started, started.run(take_up, *[(url,)] * count)
+
+
+def test_eight_writing_processes_are_equal_and_none_is_refused(database_url: str, log: Log) -> None:
+    running, _ = children(WRITERS, database_url)
+    try:
+        done = running.run(write, *[(f"writer {number}", EACH) for number in range(WRITERS)])
+    finally:
+        running.end()
+    assert done == [EACH] * WRITERS
+    order = [
+        log.history.store.annotation(event.seq).actor
+        for event in log.history.events(EventFilter(kinds=[UPDATED]), newest_first=False)
+    ]
+    assert Counter(order) == {f"writer {number}": EACH for number in range(WRITERS)}
+    # From when the last one came until the first one left, all of them wrote.
+    came = max(order.index(actor) for actor in set(order))
+    left = min(len(order) - order[::-1].index(actor) for actor in set(order))
+    assert left - came > WRITERS * EACH // 4, "they did not write at the same time"
+    counts = Counter(order[came:left])
+    assert min(counts.values()) >= FAIR * max(counts.values()), counts
+    log.catch_up()
+    assert torch.equal(log.state()["w"], torch.full((16, 16), float(WRITERS * EACH)))
+    assert verify(log.history).problem is None
+
+
+def test_a_writer_killed_in_its_turn_holds_nobody_up(
+    database_url: str, log: Log, tmp_path: Path
+) -> None:
+    running, (pid,) = children(1, database_url)
+    running._pipes[0].send((stop_in_turn, (str(tmp_path / "in-turn"),)))
+    until((tmp_path / "in-turn").exists)
+    os.kill(pid, signal.SIGKILL)
+    running.end()
+    log.apply(request("other"))
+    assert log.history.store._turnstile._stuck is False  # it had its turn
+
+
+def test_a_writer_stopped_in_its_turn_is_not_waited_for_for_ever(
+    database_url: str, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    running, (pid,) = children(1, database_url)
+    running._pipes[0].send((stop_in_turn, (str(tmp_path / "in-turn"),)))
+    until((tmp_path / "in-turn").exists)
+    os.kill(pid, signal.SIGSTOP)
+    turnstile = log.history.store._turnstile
+    for number in range(3):  # the first one waits, the others only try
+        log.apply(request(f"other {number}"))
+        assert turnstile._stuck
+    os.kill(pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGUSR1)  # ends the pause
+    assert running._pipes[0].recv() == 1
+    running.end()
+    log.apply(request("last"))
+    assert not turnstile._stuck
+    assert log.history.head().counts.applied == 5
+    assert verify(log.history).problem is None
+
+
+def test_where_files_cannot_be_locked_writers_go_without_turns(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(sqlite_url.removeprefix("sqlite:///") + "-turns").write_text("in the way")
+    with Ledger.open(sqlite_url) as ledger:
+        log = ledger.model(MODEL, base={"w": torch.zeros(4)})
+        log.apply(request("one"))
+        assert log.history.head().counts.applied == 1
+    assert "go without turns" in caplog.text
+
+
+def test_a_turn_within_a_turn_is_the_same(log: Log) -> None:
+    with log.history.store.turn() as outer:
+        log.apply(request("within"))
+        with log.history.store.turn() as inner:
+            assert inner is outer
+        assert outer.head == log.history.head().seq
