@@ -16,7 +16,9 @@ class SynapticScaling:
     """ΔW = η (ρ* − ρ̄) ⊙ W: all inputs of a neuron grow while it fires less than ρ*, and shrink.
 
     State: `rate` ρ̄ [out], starting at ρ*: ρ̄ ← ρ̄ + `rate_step` (⟨y⟩ − ρ̄), moved before it is
-    used. Ratios between a neuron's weights stay as they are.
+    used. Ratios between a neuron's weights stay as they are. A neuron that is silent because its
+    inputs are would be scaled up for ever: its weights grow until the largest is `w_max`, and those
+    that are larger already only shrink.
 
     Turrigiano, "The self-tuning neuron: synaptic scaling of excitatory synapses", Cell 135, 2008;
     the form is van Rossum, Bi & Turrigiano's, J. Neuroscience 20, 2000.
@@ -33,9 +35,15 @@ class SynapticScaling:
     learning_rate: float = 0.01
     target_rate: float = 0.1
     rate_step: float = 0.1
+    w_max: float = 10.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate", "target_rate"], fraction=["rate_step"])
+        check_ranges(
+            self,
+            not_negative=["learning_rate", "target_rate"],
+            fraction=["rate_step"],
+            positive=["w_max"],
+        )
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`rate` [out] = the target."""
@@ -50,6 +58,9 @@ class SynapticScaling:
         """The step; see the class."""
         rate = torch.lerp(state["rate"], activities["y"].mean(0), self.rate_step)
         growth = (self.target_rate - rate).mul_(self.learning_rate)
+        low, high = torch.aminmax(weight, dim=1)
+        room = (self.w_max / torch.maximum(-low, high)).sub_(1).clamp_(min=0)
+        torch.minimum(growth, room, out=growth)
         return Proposal(weight * growth[:, None], {"rate": rate}, {"rate_mean": float(rate.mean())})
 
 

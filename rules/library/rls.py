@@ -25,13 +25,22 @@ class Rls:
     gives the same result; y is the output before the batch. With λ = 1 and W starting at 0 the
     weight after any number of samples equals ridge regression with penalty `alpha` exactly.
 
+    With λ < 1 what is known of a direction fades unless inputs excite it, and P grows there by 1/λ
+    a sample, until its numbers lose all digits. So P's eigenvalues are held at `ceiling`/alpha: a
+    direction of which so little is known forgets no more, the others go on as they did. It is
+    looked at after each block, and acted upon once ‖P‖ (Frobenius) is twice what the bound allows.
+    Inputs that excite every direction, with a mean square well above alpha (1 − λ)/`ceiling`, give
+    the plain formulas bit for bit. A low ceiling (1: P never beyond its start) is better where the
+    memory 1/(1 − λ) is shorter than the inputs are many.
+
     State: `P` [in, in], always float64 and symmetric, starting at I/alpha. The arithmetic is in
     float64; the delta is rounded once to the weight's dtype. The memory is in², not that of W.
 
     Sussillo & Abbott, "Generating coherent patterns of activity from chaotic neural networks",
-    Neuron 63, 2009, equations 4–5; λ after Haykin, "Adaptive Filter Theory", chapter 10.
-    Raises RuleError if rounding made P lose positive definiteness (λ < 1 and inputs that leave
-    directions unexcited for long).
+    Neuron 63, 2009, equations 4–5; λ after Haykin, "Adaptive Filter Theory", chapter 10. The bound
+    is selective forgetting, Parkum, Poulsen & Holst, "Recursive forgetting algorithms", Int. J.
+    Control 55, 1992: a λ for each eigenvector of P, 1 where its eigenvalue would grow too large.
+    Raises RuleError if rounding made P lose positive definiteness.
     """
 
     id: ClassVar[str] = "rls"
@@ -42,9 +51,12 @@ class Rls:
 
     alpha: float = 1.0
     forgetting: float = 1.0
+    ceiling: float = 100.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, positive=["alpha"], fraction=["forgetting"])
+        check_ranges(self, positive=["alpha"], fraction=["forgetting"], finite=["ceiling"])
+        if self.ceiling < 1:
+            raise RuleError(f"ceiling is at least 1, got {self.ceiling}", param="ceiling")
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`P` [in, in] = I/alpha, float64."""
@@ -69,6 +81,8 @@ class Rls:
         for first in range(0, len(x), block):
             inputs = x[first : first + block]
             gain, inverse = _absorb(inverse, inputs, self.forgetting)
+            if self.forgetting < 1:
+                inverse = _bounded(inverse, self.ceiling / self.alpha)
             missing = error[first : first + block] - inputs @ delta.mT
             delta.addmm_(missing.mT, gain.mT)
         return Proposal(delta.to(weight.dtype), {"P": inverse}, metrics)
@@ -105,6 +119,18 @@ def _absorb(
     after = torch.addmm(inverse, root, root.mT, beta=growth, alpha=-1)
     _symmetrise(after)
     return gain, after
+
+
+def _bounded(inverse: torch.Tensor, largest: float) -> torch.Tensor:
+    """P with no eigenvalue above `largest`, looked at once its norm is twice what that allows."""
+    allowed = largest * len(inverse) ** 0.5
+    if float(torch.linalg.matrix_norm(inverse)) <= 2 * allowed:
+        return inverse
+    values, vectors = torch.linalg.eigh(inverse)
+    excess = (values - largest).clamp_(min=0)
+    after = torch.addmm(inverse, vectors * excess, vectors.mT, alpha=-1)
+    _symmetrise(after)
+    return after
 
 
 def _symmetrise(matrix: torch.Tensor) -> None:

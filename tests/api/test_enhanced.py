@@ -264,7 +264,7 @@ def test_learn_refuses_files_it_cannot_trust(server: Server, tmp_path: Path) -> 
 def test_rules_are_listed_and_shown(server: Server) -> None:
     listed = command(server, "rules", "list", "--json")
     found = {item["id"]: item for item in json.loads(listed.stdout)}
-    assert found["rls"]["config"] == {"alpha": 1.0, "forgetting": 1.0}
+    assert found["rls"]["config"] == {"alpha": 1.0, "forgetting": 1.0, "ceiling": 100.0}
     assert command(server, "rules", "list", "-q").stdout.split() == list(found)
     shown = command(server, "rules", "show", "bcm")
     assert "Bienenstock" in shown.stdout

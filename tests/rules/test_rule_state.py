@@ -140,7 +140,7 @@ def test_the_event_says_what_a_step_was_made_from(integrate: Integrate) -> None:
     assert second["rule"] == {
         "id": "rls",
         "version": 1,
-        "config": {"alpha": 1.0, "forgetting": 1.0},
+        "config": {"alpha": 1.0, "forgetting": 1.0, "ceiling": 100.0},
     }
     assert first["state"]["in"] == {}
     assert second["state"]["in"] == first["state"]["out"]
