@@ -31,7 +31,7 @@ from weightledger.ledger.events import (
     seal,
 )
 from weightledger.ledger.events.changes import TensorChange
-from weightledger.ledger.sql.tables import SEQ_BITS
+from weightledger.ledger.sql.layout import SEQ_BITS
 from weightledger.ledger.store.sql_store import SqlStore
 
 MODEL = "long"

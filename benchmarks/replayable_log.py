@@ -35,7 +35,7 @@ from weightledger.ledger.events import (
     seal,
 )
 from weightledger.ledger.history import snapshots
-from weightledger.ledger.sql.tables import SEQ_BITS
+from weightledger.ledger.sql.layout import SEQ_BITS
 from weightledger.ledger.store import Snapshot, rows
 
 MODEL = "tiny"

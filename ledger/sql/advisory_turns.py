@@ -13,7 +13,7 @@ import psycopg
 from psycopg import errors
 
 from weightledger.ledger.errors import StorageUnavailable
-from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
 

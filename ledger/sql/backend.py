@@ -82,6 +82,7 @@ class Backend(Protocol):
     BEGIN_READ: str  # several statements see one state of the database
     BEGIN_WRITE: str
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+    ERRORS: tuple[type[Exception], ...]  # what the driver raises
 
     def among(self, kind: Kind) -> str:
         """A comparison: is one of the values of one parameter made by `many`."""
@@ -113,6 +114,9 @@ class Backend(Protocol):
 
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""
+
+    def is_lost(self, connection: Any) -> bool:
+        """Whether a driver connection broke, so that what became of a commit is not known."""
 
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""

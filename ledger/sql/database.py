@@ -3,24 +3,25 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from weightledger.ledger.errors import InvalidRequest, LedgerError, StorageBusy, StorageError
 from weightledger.ledger.secrets import mask, secrets_of
-from weightledger.ledger.sql import postgres, sqlite
 from weightledger.ledger.sql.backend import Backend, Execute
-from weightledger.ledger.sql.sqlite_driver import driver as sqlite_driver
 from weightledger.ledger.sql.turns import Turnstile
 
 logger = logging.getLogger(__name__)
 
-_BACKENDS: dict[str, Backend] = {"sqlite": sqlite, "postgresql": postgres}
-_DRIVER_ERRORS = (sqlite_driver.Error, psycopg.Error, SQLAlchemyError)
+# A backend, with its driver, is imported when a URL of its kind is opened.
+_BACKENDS = {
+    "sqlite": "weightledger.ledger.sql.sqlite",
+    "postgresql": "weightledger.ledger.sql.postgres",
+}
 _WRITER_WAIT_S = 10.0
 
 
@@ -39,6 +40,7 @@ class Database:
         self._engine = engine
         self._journal = backend.journal(engine.url)
         self._turnstiles: dict[int, Turnstile] = {}
+        self._errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
         self._closed = False
 
     @classmethod
@@ -49,7 +51,7 @@ class Database:
         `create=False` a SQLite file has to exist.
         """
         parsed = parse_url(url)
-        backend = _BACKENDS[parsed.get_backend_name()]
+        backend: Any = import_module(_BACKENDS[parsed.get_backend_name()])
         try:
             return cls(backend.engine(parsed, create=create), backend)
         except (ArgumentError, ImportError, TypeError, ValueError) as error:
@@ -93,8 +95,8 @@ class Database:
             yield execute
             try:
                 execute("COMMIT")
-            except psycopg.OperationalError as error:
-                if connection.broken:
+            except self.backend.ERRORS as error:
+                if self.backend.is_lost(connection):
                     raise StorageError(
                         f"{self.name} was lost while committing: whether the change was recorded"
                         " is not known, look it up before you retry"
@@ -140,7 +142,7 @@ class Database:
             return
         try:
             self._journal.committed(execute)
-        except _DRIVER_ERRORS as error:
+        except self._errors as error:
             logger.error("the journal of %s could not be shortened: %s", self.name, error)
 
     @contextmanager
@@ -154,7 +156,7 @@ class Database:
             except BaseException:
                 try:
                     pooled.rollback()
-                except _DRIVER_ERRORS:
+                except self._errors:
                     pooled.invalidate()
                 raise
             finally:
@@ -166,7 +168,7 @@ class Database:
             yield
         except PoolTimeout as error:
             raise StorageBusy(f"every connection to {self.name} is in use") from error
-        except _DRIVER_ERRORS as error:
+        except self._errors as error:
             raise self._explain(error) from error
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"text that is not Unicode cannot be stored: {error}") from None

@@ -29,6 +29,7 @@ BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Not READ WRITE: whoever makes the database read-only by its settings means us as well.
 BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 FOR_UPDATE = "FOR UPDATE"
+ERRORS = (psycopg.Error,)
 
 _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
@@ -87,6 +88,11 @@ def version(execute: Execute) -> str:
     """The name and version of the server."""
     (number,) = execute("SELECT current_setting('server_version')").fetchone()
     return f"PostgreSQL {number}"
+
+
+def is_lost(connection: Any) -> bool:
+    """Whether the connection broke, so that what became of a commit is not known."""
+    return bool(connection.broken)
 
 
 def executor(connection: Any) -> Execute:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from weightledger.ledger.errors import SchemaMismatch
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.sql.tables import REVISION
+from weightledger.ledger.sql.layout import REVISION
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 BEGIN_READ = "BEGIN"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 FOR_UPDATE = ""  # a writer holds the whole database
+ERRORS = (driver.Error,)
 
 _BUSY_S = 10.0
 _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
@@ -113,6 +114,11 @@ def _make_private(path: Path) -> None:
     with contextlib.suppress(OSError):  # SQLite says what is wrong, in its own words
         permissions.make_file(path)
     permissions.warn_if_open(path)
+
+
+def is_lost(_connection: Any) -> bool:
+    """Never: the library is in this process."""
+    return False
 
 
 def executor(connection: Any) -> Execute:

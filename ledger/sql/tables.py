@@ -1,18 +1,16 @@
-"""The tables, as SQLAlchemy Core; nothing else, so that migrations can import them.
+"""The tables, as SQLAlchemy Core: what a database has once every migration has run.
 
-An event's primary key is `(model_id << 40) | seq`: inserting it is the compare-and-set that orders
-a model's log, and a range of seqs is a range of keys. Every further index costs append
-throughput; each one below names the query that needs it. Foreign keys guard the tables that are
-written once per model; on the hot tables the predecessor trigger does that work.
+Migrations are SQL of their own, frozen; a test compares the two. An event's primary key is
+`(model_id << 40) | seq`: inserting it is the compare-and-set that orders a model's log, and a range
+of seqs is a range of keys. Every further index costs append throughput; each one below names the
+query that needs it. Foreign keys guard the tables that are written once per model; on the hot
+tables the predecessor trigger does that work.
 """
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text
 
-REVISION = "0001"  # the alembic revision that these tables are
-
-SEQ_BITS = 40
-SEQ_MASK = (1 << SEQ_BITS) - 1
+from weightledger.ledger.sql.layout import SEQ_BITS
 
 # Only a column declared INTEGER is the rowid itself on SQLite.
 Key = BigInteger().with_variant(Integer(), "sqlite")

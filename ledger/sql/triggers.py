@@ -7,7 +7,7 @@ for recursive triggers, and a connection from elsewhere does not.
 
 from dataclasses import dataclass
 
-from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.sql.layout import SEQ_MASK
 
 # Messages with which the database refuses; `ledger.sql.refusals` tells them apart.
 GAP = "weightledger: this seq does not follow the last event"

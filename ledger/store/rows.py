@@ -4,7 +4,7 @@ from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
-from weightledger.ledger.sql.tables import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.store.facts import Facts, event_of, facts_of
 
 _FACTS = Facts._fields[1:]  # the seq is in the key

@@ -13,7 +13,7 @@ from typing import Any
 from weightledger.ledger.events import KINDS, UPDATED
 from weightledger.ledger.sql.backend import Backend, Execute, KeyLists
 from weightledger.ledger.sql.bulk import marks, pieces
-from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.store import EventFilter, rows
 from weightledger.ledger.store.rows import key_of
 

@@ -8,7 +8,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.sql.tables import SEQ_MASK
+from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import (
     Append,

@@ -1,20 +1,25 @@
 """Opening databases: fresh ones, other people's, newer ones, ones that were tampered with."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import torch
 from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from tests.conformance.schemas import schema
+from tests.conftest import new_database
+from tests.fixtures import databases
+from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import SchemaMismatch, StorageError
-from weightledger.ledger.sql import schema, tables, triggers
+from weightledger.ledger.sql import layout, tables, triggers
+from weightledger.ledger.sql import schema as schemas
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -25,24 +30,60 @@ def engine(url: str) -> sa.Engine:
     return sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
 
 
-def test_migrating_makes_the_tables_that_the_store_uses(store: SqlStore, database_url: str) -> None:
-    other = engine(database_url)
-    with other.connect() as connection:
-        context = MigrationContext.configure(connection)
-        assert compare_metadata(context, tables.metadata) == []
-        found = sa.inspect(connection).get_indexes("events")
-    assert {index["name"] for index in found} == {
-        "events_idempotency",
-        "events_number",
-        "events_kind",
-        "events_state",
-    }
-    other.dispose()
+@pytest.fixture
+def frozen_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[str]:
+    """A database of the same kind as `database_url`, as a release left it."""
+    kind = "sqlite" if database_url.startswith("sqlite") else "postgresql"
+    folder = tmp_path / "frozen"
+    folder.mkdir()
+    with new_database(request, kind, folder) as url:
+        databases.restore(url, None if kind == "sqlite" else request.getfixturevalue("plain")(url))
+        yield url
+
+
+def test_migrating_makes_the_tables_that_every_database_has(
+    store: SqlStore, database_url: str, frozen_url: str, plain: Plain
+) -> None:
+    ours = schema(database_url, plain(database_url))
+    assert ours == schema(frozen_url, plain(frozen_url))
+    assert len(ours) > 30
+
+
+def test_the_frozen_statements_make_what_the_code_says_there_is(
+    database_url: str, request: pytest.FixtureRequest, tmp_path: Path, plain: Plain
+) -> None:
+    kind = "sqlite" if database_url.startswith("sqlite") else "postgresql"
+    made = engine(database_url)
+    tables.metadata.create_all(made)
+    made.dispose()
+    connection = plain(database_url)
+    if kind == "postgresql":
+        for table, column in (("events", "payload"), ("events", "header"), ("blob_parts", "data")):
+            connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL")
+    for statement in triggers.statements(kind):
+        connection.execute(statement)
+    said = schema(database_url, connection)
+    folder = tmp_path / "migrated"
+    folder.mkdir()
+    with new_database(request, kind, folder) as url:
+        SqlStore.open(url).close()
+        assert schema(url, plain(url)) == said
+
+
+def test_a_frozen_ledger_is_whole_and_goes_on(frozen_url: str) -> None:
+    with Ledger.open(frozen_url, upgrade=False) as ledger:
+        log = ledger.model(databases.MODEL)
+        report = verify(log.history)
+        assert (report.problem, report.events) == (None, 8)
+        assert torch.equal(log.state()["w"], torch.arange(6.0).reshape(2, 3) + 0.5)
+        event = log.apply(IncrementalUpdateRequest("w", 1.0, 1.0, idempotency_key="k2"))
+        assert (event.seq, event.number) == (8, 4)
+        assert verify(log.history).ok
 
 
 def test_the_newest_revision_is_the_one_the_store_asks_for() -> None:
-    script = ScriptDirectory.from_config(schema._config())
-    assert script.get_heads() == [tables.REVISION]
+    script = ScriptDirectory.from_config(schemas._config())
+    assert script.get_heads() == [layout.REVISION]
 
 
 def test_opening_again_keeps_everything(database_url: str, new_writer: Any) -> None:
@@ -100,7 +141,7 @@ def test_a_newer_revision_is_refused_by_name(
 ) -> None:
     plain(database_url).execute("UPDATE alembic_version SET version_num = '9999'")
     for upgrade in (True, False):
-        with pytest.raises(SchemaMismatch, match=f"9999.*{tables.REVISION}.*newer release"):
+        with pytest.raises(SchemaMismatch, match=f"9999.*{layout.REVISION}.*newer release"):
             SqlStore.open(database_url, upgrade=upgrade)
 
 
@@ -213,7 +254,7 @@ def test_a_weakened_trigger_is_noticed_on_sqlite(sqlite_url: str, plain: Plain) 
 def test_there_is_no_way_back(store: SqlStore, database_url: str, new_writer: Any) -> None:
     new_writer(store).append()
     database = Database.connect(database_url)
-    config = schema._config()
+    config = schemas._config()
 
     def downgrade() -> None:
         with database.change_schema() as (connection, _):
@@ -231,7 +272,7 @@ def test_a_failed_migration_leaves_the_database_as_it_was(database_url: str, pla
 
     def migrate_and_fail() -> None:
         with database.change_schema() as (connection, _):
-            schema._run_alembic(connection)
+            schemas._run_alembic(connection)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -15,7 +15,6 @@ import pytest
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import serving
-from weightledger.ledger.sql import database as databases
 from weightledger.ledger.sql import journal, sqlite, sqlite_driver
 from weightledger.ledger.sql.database import Database
 
@@ -30,7 +29,7 @@ def use(library: str) -> None:
     journal.LIMIT_BYTES = LIMIT_BYTES
     if library == "system":
         sqlite.driver = sqlite3
-        databases._DRIVER_ERRORS = (sqlite3.Error, *databases._DRIVER_ERRORS)
+        sqlite.ERRORS = (sqlite3.Error,)
 
 
 def write(file: str, library: str, writer: int, start: int, rows: int) -> tuple[int, int]:
