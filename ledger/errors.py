@@ -19,6 +19,7 @@
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     └── StorageError            503  the database or blob store failed
+        ├── OutcomeUnknown           failed while committing: recorded or not, nobody knows
         ├── StorageFull              no space left
         ├── StorageBusy              locked beyond the busy timeout
         ├── StorageUnavailable       cannot be reached right now
@@ -142,11 +143,22 @@ class CorruptLedger(LedgerError):
 
 
 class StorageError(LedgerError):
-    """The database or blob store failed; nothing was recorded."""
+    """The database or blob store failed; nothing was recorded, but for OutcomeUnknown."""
 
 
 class StorageFull(StorageError):
     """No space is left; free some and retry."""
+
+
+class OutcomeUnknown(StorageError):
+    """It failed while committing: the change may turn out to be recorded, after a crash even later.
+
+    Sent again with its idempotency key it is recorded once, whichever it was.
+    """
+
+
+class FullOutcomeUnknown(StorageFull, OutcomeUnknown):
+    """No space is left to commit, nor to make sure that nothing of it stays."""
 
 
 class StorageBusy(StorageError):

@@ -27,6 +27,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
     (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),
     (errors.StorageFull, 503, "server_error", "storage_full"),
+    (errors.OutcomeUnknown, 503, "server_error", "outcome_unknown"),
     (errors.StorageError, 503, "server_error", "storage_unavailable"),
     (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
     (errors.Unavailable, 503, "server_error", "unavailable"),
@@ -97,7 +98,9 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.PreconditionFailed):
         headers["etag"] = f'"{error.head_seq}"'
-    if status == 503:
+    if isinstance(error, errors.OutcomeUnknown) and "idempotency-key" not in request.headers:
+        headers["x-should-retry"] = "false"  # it might be recorded twice
+    elif status == 503:
         headers["retry-after"] = "1"
     return JSONResponse(body, status_code=status, headers=headers or None)
 

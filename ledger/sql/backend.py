@@ -115,9 +115,6 @@ class Backend(Protocol):
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""
 
-    def is_lost(self, connection: Any) -> bool:
-        """Whether a driver connection broke, so that what became of a commit is not known."""
-
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""
 
@@ -132,6 +129,12 @@ class Backend(Protocol):
 
     def weaknesses(self, execute: Execute) -> list[str]:
         """What no longer keeps the log append-only, in words; see `ledger.sql.triggers`."""
+
+    def withdraw(self, connection: Any) -> bool:
+        """After a COMMIT that failed: whether it is certain now that nothing of it will show."""
+
+    def is_full(self, error: BaseException, url: sa.URL) -> bool:
+        """Whether an error of the driver that does not say so means that no space is left."""
 
     def explain(self, error: BaseException, where: str) -> LedgerError:
         """The ledger error for an error of the driver."""

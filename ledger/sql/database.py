@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from weightledger.ledger.errors import InvalidRequest, LedgerError, StorageBusy, StorageError
+from weightledger.ledger.errors import (
+    FullOutcomeUnknown,
+    InvalidRequest,
+    LedgerError,
+    OutcomeUnknown,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+)
 from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.turns import Turnstile
@@ -96,11 +104,9 @@ class Database:
             try:
                 execute("COMMIT")
             except self.backend.ERRORS as error:
-                if self.backend.is_lost(connection):
-                    raise StorageError(
-                        f"{self.name} was lost while committing: whether the change was recorded"
-                        " is not known, look it up before you retry"
-                    ) from error
+                unknown = self._withdrawn(connection, error)
+                if unknown is not None:
+                    raise unknown from error
                 raise
             self._look_after_journal(execute)
 
@@ -135,6 +141,21 @@ class Database:
 
     def _writing(self) -> AbstractContextManager[None]:
         return self._journal.writing(_WRITER_WAIT_S) if self._journal else nullcontext()
+
+    def _withdrawn(self, connection: Any, error: Exception) -> LedgerError | None:
+        """After a COMMIT that failed: None when nothing of it stays, else what to raise."""
+        full = self._is_full(error)
+        if self.backend.withdraw(connection):
+            return None
+        cause = "no space was left for" if full else "the connection or the disk failed under"
+        return (FullOutcomeUnknown if full else OutcomeUnknown)(
+            f"{cause} {self.name} while committing: whether the change was recorded is not known."
+            " Send it again with the same idempotency key: then it is recorded once, whichever it"
+            " was. Without a key, look whether it is there first"
+        )
+
+    def _is_full(self, error: Exception) -> bool:
+        return self.backend.is_full(getattr(error, "orig", None) or error, self._engine.url)
 
     def _look_after_journal(self, execute: Execute) -> None:
         """After a commit, which stands whatever happens here."""
@@ -176,6 +197,8 @@ class Database:
     def _explain(self, error: Exception) -> LedgerError:
         original = getattr(error, "orig", None) or error
         explained = self.backend.explain(original, self.name)
+        if self._is_full(error):
+            explained = StorageFull(f"no space is left for {self.name}; nothing was recorded")
         explained.args = tuple(mask(str(arg), self._secrets) for arg in explained.args)
         return explained
 

@@ -61,9 +61,11 @@ class FileLock:
     def release(self, head: int | None) -> None:
         """Let it go, and leave what is known of the log to whoever comes next."""
         assert self._turn is not None
-        if head is not None:
-            os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big"), 0)
-        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        try:
+            if head is not None:
+                os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big"), 0)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
     def head(self) -> int | None:
         """What the last holder left."""

@@ -90,11 +90,6 @@ def version(execute: Execute) -> str:
     return f"PostgreSQL {number}"
 
 
-def is_lost(connection: Any) -> bool:
-    """Whether the connection broke, so that what became of a commit is not known."""
-    return bool(connection.broken)
-
-
 def executor(connection: Any) -> Execute:
     """How to run a statement on a driver connection; results come in binary form."""
     run = connection.execute
@@ -184,6 +179,16 @@ def weaknesses(execute: Execute) -> list[str]:
         f"{what} {name} on {table} is not the ledger's"
         for what, name, table in (execute(_ROUND_ABOUT, (list(triggers.PROTECTED),) * 3))
     ]
+
+
+def withdraw(connection: Any) -> bool:
+    """A server that still answers has undone what it did not commit."""
+    return not connection.broken
+
+
+def is_full(_error: BaseException, _url: sa.URL) -> bool:
+    """Never: the server says so by its own code."""
+    return False
 
 
 def explain(error: BaseException, where: str) -> LedgerError:

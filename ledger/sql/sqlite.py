@@ -1,8 +1,11 @@
 """What is particular to SQLite: connecting, locking, its catalogue and its errors."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -37,6 +40,7 @@ ERRORS = (driver.Error,)
 
 _BUSY_S = 10.0
 _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
+_PROBE_BYTES = 64 * 1024
 _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 
@@ -116,11 +120,6 @@ def _make_private(path: Path) -> None:
     permissions.warn_if_open(path)
 
 
-def is_lost(_connection: Any) -> bool:
-    """Never: the library is in this process."""
-    return False
-
-
 def executor(connection: Any) -> Execute:
     """How to run a statement on a driver connection."""
     run: Execute = connection.execute
@@ -198,6 +197,43 @@ def weaknesses(execute: Execute) -> list[str]:
     ]
 
 
+def withdraw(connection: Any) -> bool:
+    """Write over what a failed commit left in the journal.
+
+    When syncing fails, the transaction's pages stand there all the same, and whoever recovers the
+    journal after a crash takes them for committed. A transaction that changes nothing takes their
+    place, and what follows it no longer fits.
+    """
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("COMMIT")
+    except driver.Error as error:
+        logger.error("a commit that failed could not be withdrawn: %s", error)
+        return False
+    return True
+
+
+def is_full(error: BaseException, url: sa.URL) -> bool:
+    """Whether an I/O error means that no space is left, which SQLite tells of writes only."""
+    if _code(error) != driver.SQLITE_IOERR:
+        return False
+    file = _path(url)
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+        with Path(f"{file}-wal").open("rb") as journal_file:
+            os.fsync(journal_file.fileno())
+    except OSError as failure:
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
+
+
 def explain(error: BaseException, where: str) -> LedgerError:
     """The ledger error for an error of the driver; `where` names the database."""
     code = _code(error)
@@ -215,7 +251,7 @@ def explain(error: BaseException, where: str) -> LedgerError:
         return StorageError(f"{where} cannot be written to: {error}")
     if code == driver.SQLITE_CANTOPEN:
         return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
-    return StorageError(f"{where} failed: {error}")
+    return StorageError(f"{where} failed: {error}; nothing was recorded")
 
 
 def _code(error: BaseException) -> int:

@@ -220,10 +220,7 @@ class Writer:
             self._history.store.append(*[waiting.append for waiting in group])
             appended = time.perf_counter()
             last = group[-1].append.event
-            if any(one.append.event.kind in events.STATE_CHANGING for one in group):
-                self._show(last, changes)
-            else:
-                self._projector.note(last)
+            self._show_appended(group, last, changes)
         except (SeqTaken, KeyTaken):
             self._staged.clear()
             self._lost([waiting.job for waiting in group])
@@ -247,6 +244,20 @@ class Writer:
             for waiting in group:
                 self._finish(waiting.job, waiting.append.event)
         return True
+
+    def _show_appended(self, group: list[_Waiting], last: Event, changes: Changes | None) -> None:
+        """Make what was appended visible; what fails here does not make it unrecorded."""
+        try:
+            if any(one.append.event.kind in events.STATE_CHANGING for one in group):
+                self._show(last, changes)
+            else:
+                self._projector.note(last)
+        except Exception as error:
+            logger.exception("%s of %s is recorded but not shown", last.name, last.model)
+            raise EngineUnavailable(
+                f"{last.name} is recorded, but the live weights could not be brought to it"
+                f" ({error}); the next write or a restart brings them there"
+            ) from error
 
     def _show(self, event: Event, changes: Changes | None) -> None:
         try:
