@@ -60,7 +60,7 @@ $(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) torch
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[demo,test,bench]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,bench]'
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from weightledger.ledger.errors import InvalidRequest
 
@@ -79,4 +80,17 @@ class DynamicUpdateConfig:
     @property
     def url(self) -> str:
         """The database that is used."""
-        return self.database_url or f"sqlite:///{Path(self.backup_dir) / DATABASE_FILE}"
+        return self.database_url or sqlite_url(self.file)
+
+    @property
+    def file(self) -> Path:
+        """The SQLite file of the data folder."""
+        return Path(self.backup_dir) / DATABASE_FILE
+
+
+def sqlite_url(path: str | Path) -> str:
+    """The database URL of a file, whatever characters its path has."""
+    try:
+        return f"sqlite:///{quote(str(path))}"
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"the path {str(path)!r} is not Unicode", param="data_dir") from None

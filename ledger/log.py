@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,23 +188,11 @@ class Log:
         `limits`, and an engine that shows no adapters.
         """
         adapters.check_name(name, self.history.model)
-
-        @cache
-        def read() -> adapter_plans.Folder:
-            engine, live = self.projector.engine, self.projector.live
-            return adapter_plans.reading(engine, live, name, path, inplace=inplace, limits=limits)
-
-        # Before it queues, since it may take long; the folder of a retry may be gone by now.
-        if not self._answered(caller):
-            read()
-        planner = adapter_plans.loading(read, name, inplace=inplace, limits=limits)
+        planner = adapter_plans.loading(
+            self.projector.engine, name, path, inplace=inplace, limits=limits
+        )
         asked = {"adapter": name, "path": str(path), "inplace": inplace}
         return self.write(planner, caller=caller, request_digest=_digest_of("load_adapter", asked))
-
-    def _answered(self, caller: Caller) -> bool:
-        """Whether the idempotency key has led to an event already."""
-        key = caller.idempotency_key
-        return key is not None and self.history.store.by_key(key) is not None
 
     def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
         """Stop serving an adapter; NotFound when it is not loaded."""

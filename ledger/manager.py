@@ -23,6 +23,7 @@ from weightledger.ledger.engines.adapted import through
 from weightledger.ledger.engines.inplace import InplaceEngine
 from weightledger.ledger.errors import LedgerError, NotFound, OperationDisabled, PublishFailed
 from weightledger.ledger.events import Event
+from weightledger.ledger.history.versions import updates_since_active
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.evaluation import Evaluator
@@ -265,6 +266,7 @@ class DynamicModelManager:
         applied = self.log.history.events(EventFilter(kinds=[events.UPDATED]), limit=_RECENT)
         return {
             "current_version": next((v.version_id for v in versions if v.is_active), None),
+            "updates_since_version": updates_since_active(self.log.history.store),
             "total_versions": len(versions),
             "total_updates": head.counts.applied,
             "config": {

@@ -31,12 +31,12 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self._options = options
         self._env = {**os.environ, **(env or {})}
-        self._log = folder.parent / f"{folder.name}.log"
+        self.log = folder.parent / f"{folder.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Server":
         """Start, and wait until it is ready; raises with its output when it gives up."""
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *self._command,
@@ -73,7 +73,7 @@ class Server:
         raise AssertionError("the server started")
 
     def output(self) -> str:
-        return self._log.read_text()
+        return self.log.read_text()
 
     def kill(self) -> None:
         """kill -9."""

@@ -16,7 +16,7 @@ FOLDERS = ("ledger", "rules", "api", "migrations")
 FLOORS = (
     {"ledger.secrets", "ledger.permissions"},
     {"ledger.errors"},
-    {"ledger.config", "ledger.tensors", "ledger.sql"},
+    {"ledger.config", "ledger.http", "ledger.tensors", "ledger.sql"},
     {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},
     {"ledger.store", "ledger.adapters"},
     {"ledger.history"},

@@ -1,46 +1,59 @@
 """The `weightledger` command.
 
-Reading commands work on the database alone; writing ones go to the server that holds the data
-folder, when one does. Exit status: 0 success, 1 failed or found a problem, 2 usage.
+Reading commands work on the database alone, or on a server with --url; writing ones go to the
+server that serves the database. Exit status: 0 success, 1 failed or found a problem, 2 usage.
 """
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from weightledger.api.cli import (
-    database,
-    learning,
-    reading,
-    retention,
-    rules,
-    serving,
-    verification,
-    versions,
-    writing,
-)
+from weightledger.api.cli.lazy import Entry, group
 from weightledger.ledger.errors import LedgerError
+
+COMMANDS = {
+    "serve": Entry("serving:serve", "Serve a model whose every weight change is an event."),
+    "status": Entry("reading:status", "Where a model stands."),
+    "log": Entry("reading:log", "Events, newest first."),
+    "show": Entry("reading:show", "One event, whole."),
+    "update": Entry("writing:update", "Apply one update to one parameter."),
+    "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
+    "version": Entry("versions:app", "Name states, and list the names."),
+    "learn": Entry("learning:learn", "Learn from a file through the server."),
+    "rules": Entry("rules:app", "The learning rules there are."),
+    "replay": Entry("reading:replay", "Rebuild a state from the log and write it to a file."),
+    "verify": Entry("verification:verify", "Recompute every digest from the log."),
+    "gc": Entry("retention:gc", "Drop what no listed version needs."),
+    "config": Entry("configuration:app", "The settings in force, and all there are."),
+    "db": Entry("database:app", "The database's tables and roles."),
+}
 
 app = typer.Typer(
     name="weightledger",
+    cls=group(COMMANDS),
     help="An event-sourced ledger of live model weights.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command()(serving.serve)
-app.command()(reading.status)
-app.command()(reading.log)
-app.command()(reading.show)
-app.command()(reading.replay)
-app.command()(verification.verify)
-app.command()(writing.update)
-app.command()(writing.rollback)
-app.command()(retention.gc)
-app.command()(learning.learn)
-app.add_typer(versions.app, name="version")
-app.add_typer(rules.app, name="rules")
-app.add_typer(database.app, name="db")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"weightledger {version('weightledger')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """An event-sourced ledger of live model weights."""
 
 
 def main() -> None:
@@ -48,5 +61,8 @@ def main() -> None:
     try:
         app()
     except LedgerError as error:
-        print(f"weightledger: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        from weightledger.api.cli.text import plain
+        from weightledger.api.server.sources import FlagError
+
+        print(f"weightledger: {plain(str(error))}", file=sys.stderr)  # noqa: T201
+        sys.exit(2 if isinstance(error, FlagError) else 1)

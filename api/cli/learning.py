@@ -11,14 +11,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from weightledger.api.cli import output
-from weightledger.api.cli.client import Client
-from weightledger.api.cli.options import DEFAULT_DATA_DIR, ApiKey, DataDir, Json, Url
-from weightledger.api.cli.reading import parse_json
-from weightledger.api.cli.source import server_url
-from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.api.cli.options import WHERE, Actor, Json, Model, Reason, configured
+from weightledger.api.cli.source import writing
+from weightledger.api.cli.writing import parse_json
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.errors import InvalidRequest
 
 
+@configured(*WHERE)
 def learn(
+    settings: Settings,
     parameter: Annotated[str, typer.Argument(help="The parameter's name.")],
     file: Annotated[
         Path,
@@ -36,16 +38,19 @@ def learn(
         ),
     ] = True,
     stream: Annotated[str, typer.Option(help="Whose traces and state to go on with.")] = "default",
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    url: Url = None,
-    api_key: ApiKey = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Learn from a file through the server; exit 1 when no window was adopted."""
-    server = server_url(url, data_dir)
-    if server is None:
-        raise NotFound(f"no server holds {data_dir}; start one, or give --url")
-    client = Client(server, api_key)
+    """Learn from a file through the server.
+
+    Each window of samples is one event. Exit status 1 when none was adopted.
+
+    Example: weightledger learn 2.weight samples.npz --rule rls --window 100
+    """
+    server = writing(settings, model, reason=reason, actor=actor)
+    assert server is not None
     adopted = refused = samples = 0
     last: dict[str, Any] = {}
     for activities in windows(read(file), window):
@@ -59,7 +64,7 @@ def learn(
             "batch_size": batch,
             "stream": stream,
         }
-        reply = client.enhanced_update(body)
+        reply = server.enhanced_update(body)
         adopted += reply["success"]
         refused += not reply["success"]
         samples += len(next(iter(activities.values())))

@@ -1,13 +1,20 @@
-"""How results are printed: a table for people, JSON, CSV or bare ids for programs."""
+"""How results are printed: a table for people, JSON, CSV or bare ids for programs.
+
+Every text goes through `text.plain` or `text.cell`, or is JSON, which escapes by itself.
+"""
 
 import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from weightledger.api.cli.text import cell, plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 200  # where there is no terminal, lines are not cut
 
 
 def listing(
@@ -25,36 +32,87 @@ def listing(
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)
-        writer.writerows([item[column] for column in columns] for item in items)
+        writer.writerows([_for_csv(item[column]) for column in columns] for item in items)
     elif quiet:
-        sys.stdout.writelines(f"{item[id_key]}\n" for item in items)
+        sys.stdout.writelines(f"{plain(str(item[id_key]))}\n" for item in items)
     else:
-        table = Table(*columns, box=None, pad_edge=False)
-        for item in items:
-            table.add_row(*(_cell(item[column]) for column in columns))
-        console().print(table)
+        table(items, columns, whole={id_key})
+
+
+def table(
+    items: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    whole: set[str],
+    styles: Sequence[str] = (),
+) -> None:
+    """Print items as a table; columns in `whole` are never cut or wrapped. `styles` by row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        grid.add_column(column, no_wrap=column in whole, overflow="fold")
+    for number, item in enumerate(items):
+        style = styles[number] if styles else ""
+        grid.add_row(*(Text(_cell(item[column])) for column in columns), style=style)
+    console().print(grid)
 
 
 def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one thing's fields, a line each, or as JSON."""
+    """Print one thing's fields, a line each, or as JSON; what is within one stands below it."""
     if as_json:
         sys.stdout.write(json.dumps(dict(values), indent=2) + "\n")
         return
-    width = max(len(key) for key in values)
+    _print_facts(values, "")
+
+
+def _print_facts(values: Mapping[str, Any], indent: str) -> None:
+    width = max((len(key) for key in values), default=0)
     for key, value in values.items():
-        sys.stdout.write(f"{key:<{width}}  {_cell(value)}\n")
+        name = plain(key)
+        if isinstance(value, Mapping) and value:
+            sys.stdout.write(f"{indent}{name}\n")
+            _print_facts(value, indent + "  ")
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            sys.stdout.write(f"{indent}{name}\n")
+            for one in value:
+                sys.stdout.write(f"{indent}  - {_on_one_line(one)}\n")
+        else:
+            sys.stdout.write(f"{indent}{name:<{width}}  {_cell(value)}\n")
 
 
-def console() -> Console:
+def _on_one_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{plain(key)} {_cell(value)}" for key, value in values.items())
+
+
+def console() -> "Console":
     """Standard output; wide when it is not a terminal, so that lines are not cut."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False)
+
+
+def note(message: str) -> None:
+    """A remark for people, on stderr."""
+    sys.stderr.write(f"{plain(message)}\n")
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value == {} or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
+        return ", ".join(_cell(one) for one in value)
     if isinstance(value, dict | list):
         return json.dumps(value)
-    return str(value)
+    return plain(str(value))
+
+
+def _for_csv(value: Any) -> Any:
+    if isinstance(value, str):
+        return cell(value)
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, dict | list) else value

@@ -1,186 +1,215 @@
 """Commands that only read: status, log, show, replay."""
 
-import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from weightledger.api.cli import output
-from weightledger.api.cli.options import (
-    DEFAULT_DATA_DIR,
-    Csv,
-    Database,
-    DataDir,
-    Json,
-    Model,
-    Quiet,
-)
-from weightledger.api.cli.source import open_history
-from weightledger.api.rest.schemas import event_item, iso_time
-from weightledger.api.server.folder import holder
-from weightledger.ledger.errors import InvalidRequest, StorageError
-from weightledger.ledger.events import Event
-from weightledger.ledger.history.positions import parse_time
-from weightledger.ledger.history.reader import History
-from weightledger.ledger.store import EventFilter
-from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.api.cli.moments import moment
+from weightledger.api.cli.options import WHERE, Csv, Json, Model, Quiet, configured
+from weightledger.api.cli.source import reading
+from weightledger.api.server.settings import Settings
+from weightledger.api.server.sources import FlagError
+from weightledger.ledger.errors import StorageError
+from weightledger.ledger.events import KINDS, ROLLED_BACK, UPDATE_REJECTED
+
+Item = Mapping[str, Any]
+
+_COLUMNS = ("seq", "recorded_at", "id", "kind", "what", "delta_norm", "actor", "reason")
+_STYLES = {UPDATE_REJECTED: "red", ROLLED_BACK: "yellow"}
 
 
-def status(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
-    model: Model = None,
-    as_json: Json = False,
-) -> None:
-    """Where a model stands."""
-    with open_history(data_dir, database, model) as history:
-        head = history.head()
-        listed = history.versions()
-        server = holder(data_dir)
-        output.facts(
-            {
-                "model": history.model,
-                "head_seq": head.seq,
-                "state_seq": head.state_seq,
-                "digest": head.state_after.hex(),
-                "recorded_at": iso_time(head.recorded_at),
-                "total_updates": head.counts.applied,
-                "total_versions": len(listed),
-                "current_version": next((v.version_id for v in listed if v.is_active), None),
-                "server": server.url if server else None,
-            },
-            as_json=as_json,
-        )
+@configured(*WHERE)
+def status(settings: Settings, model: Model = None, as_json: Json = False) -> None:
+    """Where a model stands.
+
+    Example: weightledger status --url http://127.0.0.1:2242
+    """
+    with reading(settings, model) as source:
+        facts = source.status()
+    if not as_json and facts["current_version"] and facts["updates_since_version"]:
+        facts["current_version"] += f" +{facts['updates_since_version']}"
+    output.facts(facts, as_json=as_json)
 
 
+@configured(*WHERE)
 def log(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
     model: Model = None,
     parameter: Annotated[str | None, typer.Option(help="Glob over parameter names.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of event; repeatable.")] = None,
-    actor: Annotated[list[str] | None, typer.Option(help="Who wrote it; repeatable.")] = None,
-    since: Annotated[str | None, typer.Option(help="UTC time, inclusive.")] = None,
-    until: Annotated[str | None, typer.Option(help="UTC time, inclusive.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Kind of event, repeatable: {', '.join(KINDS)}."),
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--actor", help="Who wrote it; repeatable.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A time: 1h, 2d, yesterday, or ISO 8601 (UTC).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The same; inclusive.")] = None,
     number: Annotated[int, typer.Option("-n", min=1, help="How many, newest first.")] = 20,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(help="A column with this key of the metadata, such as loss; repeatable."),
+    ] = None,
     as_json: Json = False,
     as_csv: Csv = False,
     quiet: Quiet = False,
 ) -> None:
-    """Events, newest first."""
-    where = EventFilter(
-        kinds=kind or (),
-        actors=actor or (),
-        parameter=parameter,
-        since=_moment("--since", since),
-        until=_moment("--until", until),
-    )
-    with open_history(data_dir, database, model) as history:
-        items = [
-            _item(history, event) | {"what": summary(event)}
-            for event in history.events(where, limit=number)
-        ]
-    output.listing(
-        items,
-        ("seq", "recorded_at", "id", "kind", "what", "actor"),
-        id_key="id",
-        as_json=as_json,
-        as_csv=as_csv,
-        quiet=quiet,
-    )
+    """Events, newest first.
+
+    HEAD and the versions stand beside the states they name. Refused updates and rollbacks have a
+    colour on a terminal, unless NO_COLOR is set.
+
+    Example: weightledger log --parameter 'layers.*' --since 1h -n 5
+    """
+    unknown = sorted(set(kind or ()) - set(KINDS))
+    if unknown:
+        raise FlagError(
+            f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}", param="kind"
+        )
+    given = {"parameter": parameter, "kind": kind, "actor": by}
+    given |= {"since": moment("--since", since), "until": moment("--until", until)}
+    query = {name: value for name, value in given.items() if value}
+    with reading(settings, model) as source:
+        events = source.events(query, number)
+        marks = _marks(source) if not (as_json or as_csv or quiet) else {}
+    keys = metadata or []
+    items = [{**event, **_summary(event), **_asked(event, keys)} for event in events]
+    if as_json or as_csv or quiet:
+        output.listing(
+            items,
+            (*_COLUMNS, *keys),
+            id_key="id",
+            as_json=as_json,
+            as_csv=as_csv,
+            quiet=quiet,
+        )
+        return
+    _print(items, keys, marks)
 
 
+@configured(*WHERE)
 def show(
-    event_id: Annotated[str, typer.Argument(help="Update id, version id or seq:N.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
+    event_id: Annotated[
+        str, typer.Argument(metavar="EVENT", help="update_3, v1, 12, head, a digest's start …")
+    ],
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """One event, whole."""
-    with open_history(data_dir, database, model) as history:
-        item = _item(history, history.event(event_id))
+    """One event, whole.
+
+    Example: weightledger show head
+    """
+    with reading(settings, model) as source:
+        item = source.event(event_id)
     output.facts(item, as_json=as_json)
 
 
+@configured(*WHERE)
 def replay(
+    settings: Settings,
     out: Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")],
-    to: Annotated[str, typer.Option(help="A position: version id, seq:N, head~N, a time …")] = (
-        "head"
-    ),
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    to: Annotated[
+        str, typer.Option(metavar="POSITION", help="v1, update_3, 12, head~1, a time …")
+    ] = "head",
     model: Model = None,
+    as_json: Json = False,
 ) -> None:
-    """Rebuild a state from the log, verify its digests, and write it as safetensors."""
-    with open_history(data_dir, database, model) as history:
-        position = history.resolve(to)
-        state, tensors = history.rebuild(position.node, position.state)
-        name = history.model
-    named = {key.removeprefix(WEIGHTS): tensor for key, tensor in tensors.items()}
-    for alias, first in state.aliases.items():  # safetensors stores no shared memory
-        named[alias.removeprefix(WEIGHTS)] = tensors[first].clone()
-    _write(out, named, {"model": name, "seq": str(position.node), "digest": state.value.hex()})
+    """Rebuild a state from the log and write it to a file.
+
+    Every digest on the way is verified. The file is safetensors; its metadata say which state it
+    is.
+
+    Example: weightledger replay --to v1 -o v1.safetensors
+    """
+    partial = out.with_name(out.name + ".part")
+    with reading(settings, model) as source:
+        try:
+            facts = source.save(to, partial)
+            partial.replace(out)
+        except OSError as error:
+            raise StorageError(f"cannot write {out}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
     output.facts(
-        {
-            "model": name,
-            "position": position.text,
-            "seq": position.node,
-            "digest": state.value.hex(),
-            "tensors": len(named),
-            "bytes": out.stat().st_size,
-            "file": str(out),
-        },
-        as_json=False,
+        {**facts, "position": to, "bytes": out.stat().st_size, "file": str(out)}, as_json=as_json
     )
 
 
-def summary(event: Event) -> str:
+def _summary(event: Item) -> dict[str, Any]:
+    return {"what": summary(event), "delta_norm": event["facts"].get("delta_norm")}
+
+
+def summary(event: Item) -> str:
     """What an event did, in a few words."""
-    body = event.body
-    if "operation" in body:
-        parts = [body["operation"], body.get("parameter", body.get("adapter", ""))]
-        if "learning_rate" in body:
-            parts.append(f"lr {body['learning_rate']}")
-        parts.append(f"{sum(change.changed for change in event.changes)} changed")
+    facts = event["facts"]
+    if "operation" in facts:
+        parts = [facts["operation"], facts.get("parameter", facts.get("adapter", ""))]
+        if "learning_rate" in facts:
+            parts.append(f"lr {facts['learning_rate']}")
+        if event["kind"] == UPDATE_REJECTED:
+            parts.append("refused")
+        else:
+            parts.append(f"{sum(one['changed'] for one in facts.get('tensors', ()))} changed")
         return " ".join(part for part in parts if part)
-    if "to" in body:
-        return f"to {body['to']} ({body['cause']})"
-    if "description" in body:
-        return str(body["description"])
-    return str(body.get("version_id", ""))
+    if "to" in facts:
+        return f"to {facts['to']} ({facts['cause']})"
+    if "description" in facts:
+        return str(facts["description"])
+    return str(facts.get("version_id", ""))
 
 
-def _item(history: History, event: Event) -> dict[str, Any]:
-    return event_item(event, history.store.annotation(event.seq))
+def _asked(event: Item, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: (event["metadata"] or {}).get(key) for key in keys}
 
 
-def _moment(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    moment = parse_time(text)
-    if moment is None:
-        raise InvalidRequest(f"{option} takes a time such as 2026-11-22T10:00:00Z, got {text!r}")
-    return moment
+def _marks(source: Any) -> dict[int, list[str]]:
+    """What stands beside the state-changing event whose result it names: HEAD, versions."""
+    marks: dict[int, list[str]] = {}
+    (head,) = source.events({}, 1)
+    marks.setdefault(head["state_seq"], []).append("HEAD")
+    for one in source.versions():
+        marks.setdefault(one["seq"], []).append(one["version_id"].rpartition("_")[0])
+    return marks
 
 
-def _write(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    partial = out.with_name(out.name + ".part")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(out)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {out}: {error}") from error
+def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[str]]) -> None:
+    rows = [
+        {
+            "seq": one["seq"],
+            "recorded at": _when(one["recorded_at"]),
+            "id": one["id"],
+            "what": _what(one, marks),
+            "|Δ|": None if one["delta_norm"] is None else f"{one['delta_norm']:.3g}",
+            "actor": one["actor"],
+            "reason": one["reason"],
+            **{key: one[key] for key in keys},
+        }
+        for one in items
+    ]
+    columns = ["seq", "recorded at", "id", "what", "|Δ|", "actor", "reason", *keys]
+    columns = [c for c in columns if c in ("seq", "id") or any(row[c] is not None for row in rows)]
+    output.table(
+        rows,
+        columns,
+        whole={"seq", "id", "|Δ|"},
+        styles=[_STYLES.get(one["kind"], "") for one in items],
+    )
 
 
-def parse_json(option: str, text: str) -> Any:
-    """A JSON option, or `@file` with JSON in it."""
-    try:
-        source = Path(text[1:]).read_text() if text.startswith("@") else text
-        return json.loads(source)
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{option} takes JSON or @file: {error}") from None
+def _what(event: Item, marks: Mapping[int, list[str]]) -> str:
+    names = marks.get(event["seq"], [])
+    said = f"{event['kind'].replace('_', ' ')} {event['what']}".strip()
+    return f"({', '.join(names)}) {said}" if names else said
+
+
+def _when(iso: str) -> str:
+    """A time as people read it, in UTC, without the year where it is this one."""
+    at = datetime.fromisoformat(iso)
+    return at.strftime("%m-%d %H:%M:%S" if at.year == datetime.now(UTC).year else "%Y-%m-%d %H:%M")

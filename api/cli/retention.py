@@ -1,4 +1,4 @@
-"""`weightledger gc`, and pinning versions."""
+"""`weightledger gc`."""
 
 from typing import Annotated
 
@@ -6,33 +6,43 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from weightledger import Ledger
 from weightledger.api.cli import output
-from weightledger.api.cli.options import DEFAULT_DATA_DIR, Database, DataDir, Json, Model
-from weightledger.api.cli.source import choose_model, open_ledger
+from weightledger.api.cli.local import choose_model, require_ledger
+from weightledger.api.cli.options import Actor, Json, Model, Reason, configured
+from weightledger.api.cli.source import offline_caller
+from weightledger.api.server.settings import Settings
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.retention import collect
 
 
+@configured("data_dir", "database")
 def gc(
+    settings: Settings,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go, and drop nothing.")
     ] = False,
     grace: Annotated[
         float, typer.Option(help="Seconds for which everything new is kept whatever it is.")
     ] = MIN_GRACE_S,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    reason: Reason = None,
+    actor: Actor = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Drop what no listed version needs; a server may go on serving meanwhile.
+    """Drop what no listed version needs.
+
+    A server may go on serving meanwhile.
 
     The head, the listed versions and what is younger than the grace period stay restorable. Other
     positions become "pruned"; their events and digests stay. Stopped half-way, it goes on with the
     next run.
+
+    Example: weightledger gc --dry-run
     """
+    require_ledger(settings)
     with (
-        open_ledger(data_dir, database) as ledger,
+        Ledger.open(settings.update_config().url, upgrade=False) as ledger,
         Progress(
             TextColumn("{task.description}"),
             TextColumn("{task.completed}"),
@@ -40,12 +50,13 @@ def gc(
             transient=True,
         ) as bar,
     ):
-        chosen = choose_model(ledger, model)
+        chosen = choose_model(ledger.models(), model)
         task = bar.add_task("reading", total=None)
         report = collect(
             ledger.history(chosen),
             dry_run=dry_run,
             grace_s=grace,
+            caller=offline_caller(reason, actor),
             progress=lambda what, done: bar.update(task, description=what, completed=done),
         )
     output.facts(

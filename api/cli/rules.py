@@ -16,7 +16,10 @@ _COLUMNS = ("id", "version", "parameter", "summary")
 
 @app.command("list")
 def list_(as_json: Json = False, as_csv: Csv = False, quiet: Quiet = False) -> None:
-    """All rules, those of installed packages last."""
+    """All rules, those of installed packages last.
+
+    Example: weightledger rules list -q
+    """
     items: list[dict[str, Any]] = [asdict(describe(rule_id)) for rule_id in rule_ids()]
     output.listing(items, _COLUMNS, id_key="id", as_json=as_json, as_csv=as_csv, quiet=quiet)
 
@@ -25,5 +28,8 @@ def list_(as_json: Json = False, as_csv: Csv = False, quiet: Quiet = False) -> N
 def show(
     rule_id: Annotated[str, typer.Argument(help="The rule's id.")], as_json: Json = False
 ) -> None:
-    """One rule: its config, activities, state, and where it comes from."""
+    """One rule: its config, activities, state, and where it comes from.
+
+    Example: weightledger rules show oja
+    """
     output.facts(asdict(describe(rule_id)), as_json=as_json)

@@ -1,49 +1,120 @@
-"""Where commands read from and write to."""
+"""Where commands read from and write to.
+
+There is one way to find a server: the one that --url names, else the one that announces itself at
+the database.
+"""
 
 import contextlib
+import getpass
+import socket
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
-from weightledger import Ledger
-from weightledger.api.server.folder import holder
-from weightledger.ledger.config import DynamicUpdateConfig
+from weightledger.api.cli.local import Local, opened, require_ledger
+from weightledger.api.cli.remote import Remote
+from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.history.reader import History
+from weightledger.ledger.http import is_loopback
+from weightledger.ledger.sql.presence import Announced, servers
+
+if TYPE_CHECKING:
+    from weightledger import Caller
 
 
 @contextlib.contextmanager
-def open_ledger(data_dir: Path, database: str | None, *, guarded: bool = True) -> Iterator[Ledger]:
-    """The ledger of a data folder or database URL, as it is: nothing is created or upgraded."""
-    config = DynamicUpdateConfig(backup_dir=data_dir, database_url=database)
-    if database is None and not Path(config.url.removeprefix("sqlite:///")).exists():
-        raise NotFound(f"no ledger in {data_dir}; start one with: weightledger serve")
-    with Ledger.open(config.url, upgrade=False, guarded=guarded) as ledger:
-        yield ledger
+def reading(settings: Settings, model: str | None) -> Iterator[Local | Remote]:
+    """The server that --url names, else the database itself."""
+    if settings.url is not None:
+        remote = Remote(settings.url, settings.api_key)
+        _require_served(remote, model)
+        yield remote
+        return
+    with opened(settings, model) as history:
+        yield Local(history, settings.update_config().url)
 
 
-def choose_model(ledger: Ledger, name: str | None) -> str:
-    """The model to work on: the one named, or the only one there is."""
-    models = ledger.models()
-    if name is not None:
-        return name
-    if len(models) != 1:
-        known = ", ".join(models) or "none"
-        raise InvalidRequest(f"say which model with --model; registered: {known}", param="model")
-    return models[0]
+def writing(
+    settings: Settings,
+    model: str | None,
+    *,
+    reason: str | None = None,
+    actor: str | None = None,
+    offline: bool = False,
+) -> Remote | None:
+    """The server to write to; None to write to the database itself, which --offline asks for.
+
+    Raises NotFound when no server is found and none of this was asked for, InvalidRequest when
+    --offline would write beside a server.
+    """
+    url = settings.url or _found(settings, model)
+    if offline:
+        if url is not None:
+            raise InvalidRequest(
+                f"{url} serves this ledger: leave out --offline, or stop that server first"
+            )
+        return None
+    if url is None:
+        require_ledger(settings)
+        raise NotFound(
+            "no server serves this ledger: start one (weightledger serve), name one with --url, or "
+            "write to the database itself with --offline"
+        )
+    # Who holds a key is called by the key's name, so nobody says who they are by default.
+    named = actor or (None if settings.api_key else whoami())
+    headers = {"x-actor": named, "x-reason": reason}
+    sent = {name: quote(text, safe=" ") for name, text in headers.items() if text}
+    remote = Remote(url, settings.api_key, sent)
+    _require_served(remote, model)
+    return remote
 
 
-@contextlib.contextmanager
-def open_history(
-    data_dir: Path, database: str | None, model: str | None, *, guarded: bool = True
-) -> Iterator[History]:
-    """One model's log, to read; unguarded also from a database that is not append-only."""
-    with open_ledger(data_dir, database, guarded=guarded) as ledger:
-        yield ledger.history(choose_model(ledger, model))
+def offline_caller(reason: str | None, actor: str | None) -> "Caller":
+    """Who writes to the database itself: by default the user of this process."""
+    from weightledger.ledger.writing.caller import Caller
+
+    return Caller(actor=actor or whoami(), reason=reason)
 
 
-def server_url(url: str | None, data_dir: Path) -> str | None:
-    """The server to write to: the one given, or the one that holds the data folder."""
-    if url is not None:
-        return url.rstrip("/")
-    held = holder(data_dir)
-    return held.url if held else None
+def whoami() -> str:
+    """The user of this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "unknown user"
+
+
+def _found(settings: Settings, model: str | None) -> str | None:
+    """The server that announces itself at the database and serves the model, if there is one."""
+    config = settings.update_config()
+    if config.database_url is None and not config.file.exists():
+        return None
+    announced = servers(config.url)
+    if len(announced) <= 1:
+        return _reachable(announced[0]) if announced else None
+    by_model: dict[str, Announced] = {}
+    for one in announced:
+        by_model.setdefault(Remote(_reachable(one), settings.api_key).model(), one)
+    if model is None and len(by_model) == 1:
+        (model,) = by_model
+    if model is None or model not in by_model:
+        serving = ", ".join(f"{name} ({one.url})" for name, one in by_model.items())
+        raise InvalidRequest(
+            f"say which model with --model, or which server with --url: {serving}", param="model"
+        )
+    return by_model[model].url
+
+
+def _reachable(server: Announced) -> str:
+    """Its URL; InvalidRequest when only another machine can use it."""
+    if server.host != socket.gethostname() and is_loopback(urlsplit(server.url).hostname or ""):
+        raise InvalidRequest(
+            f"this ledger is served on {server.host} at {server.url}, which only that machine can "
+            "reach: run the command there, or name a way with --url"
+        )
+    return server.url
+
+
+def _require_served(remote: Remote, model: str | None) -> None:
+    if model is not None and (served := remote.model()) != model:
+        raise InvalidRequest(f"{remote.url} serves {served!r}, not {model!r}", param="model")

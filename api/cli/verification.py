@@ -1,32 +1,25 @@
 """`weightledger verify`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from weightledger.api.cli import output
-from weightledger.api.cli.client import Client
-from weightledger.api.cli.options import (
-    DEFAULT_DATA_DIR,
-    ApiKey,
-    Database,
-    DataDir,
-    Json,
-    Model,
-    Url,
-)
-from weightledger.api.cli.source import open_history, server_url
-from weightledger.api.cli.writing import local_log
+from weightledger.api.cli.local import opened
+from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.source import writing
+from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit.verify import verify as check
-from weightledger.ledger.errors import NotFound
-from weightledger.rules.dtesn import recompute
+
+if TYPE_CHECKING:
+    from weightledger.rules.dtesn.recomputing import Recomputed
 
 
+@configured(*WHERE)
 def verify(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
     model: Model = None,
     live: Annotated[
         bool, typer.Option("--live", help="Also hash the tensors that the server serves.")
@@ -38,14 +31,17 @@ def verify(
         bool, typer.Option("--rules", help="Also run learning rules again, where inputs were kept.")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes that check the chain.")] = 1,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute every digest from the log; exit 1 and name the first bad event."""
+    """Recompute every digest from the log.
+
+    Exit status 1, and the first bad event, when something does not fit.
+
+    Example: weightledger verify --live --processes 2
+    """
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
-        open_history(data_dir, database, model, guarded=False) as history,
+        opened(settings, model, guarded=False) as history,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task("events")
@@ -69,15 +65,13 @@ def verify(
         "head_hash": report.head_hash.hex() if report.head_hash else None,
     }
     if report.ok and live:
-        server = server_url(url, data_dir)
-        if server is None:
-            raise NotFound(f"no server holds {data_dir}; start one, or give --url")
-        served = Client(server, api_key).verify()
+        server = writing(settings, model)
+        assert server is not None
+        served = server.verify()
         facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]
     problem = report.problem
     if report.ok and rules:
-        with local_log(data_dir, database, model) as log:
-            again = recompute(log)
+        again = _recomputed(settings, report.model)
         facts["rules_exact"], facts["rules_close"] = again.exact, again.close
         facts["rules_state_only"] = again.state_only
         facts["rules_without_activities"] = again.without_activities
@@ -89,3 +83,12 @@ def verify(
     output.facts(facts, as_json=as_json)
     if problem is not None:
         raise typer.Exit(1)
+
+
+def _recomputed(settings: Settings, model: str) -> "Recomputed":
+    """What learning rules give when they are run again."""
+    from weightledger import Ledger
+    from weightledger.rules.dtesn import recompute
+
+    with Ledger.open(settings.update_config().url, upgrade=False) as ledger:
+        return recompute(ledger.model(model))

@@ -1,139 +1,142 @@
 """`weightledger version create | list | show | pin | unpin`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from weightledger.api.cli import output
-from weightledger.api.cli.client import Client
 from weightledger.api.cli.options import (
-    DEFAULT_DATA_DIR,
-    ApiKey,
+    WHERE,
+    Actor,
     Csv,
-    Database,
-    DataDir,
     Json,
     Model,
+    Offline,
     Quiet,
-    Url,
+    Reason,
+    configured,
 )
-from weightledger.api.cli.source import open_history, server_url
-from weightledger.api.cli.writing import local_log
-from weightledger.api.rest.schemas import iso_time
-from weightledger.ledger.errors import NotFound
-from weightledger.ledger.history.versions import ModelVersion
+from weightledger.api.cli.source import offline_caller, reading, writing
+from weightledger.api.server.settings import Settings
 
 app = typer.Typer(help="Name states, and list the names.", no_args_is_help=True)
+
+VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="v1, or the whole id.")]
 
 _COLUMNS = ("version_id", "recorded_at", "is_active", "pinned", "seq", "description")
 
 
 @app.command()
+@configured(*WHERE)
 def create(
+    settings: Settings,
     description: Annotated[str, typer.Argument(help="1 to 500 characters.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
     model: Model = None,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Name the current state."""
-    server = server_url(url, data_dir)
+    """Name the current state.
+
+    Example: weightledger version create 'before the holidays'
+    """
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
     if server is not None:
-        version_id = Client(server, api_key).create_version(description)["data"]["version_id"]
+        version_id = server.create_version(description)["data"]["version_id"]
     else:
-        with local_log(data_dir, database, model) as log:
-            version_id = log.create_version(description).name
+        from weightledger.api.cli.offline import offline as opened  # imports torch
+
+        with opened(settings, model, offline_caller(reason, actor)) as log:
+            version_id = log.create_version(description)
     output.facts({"version_id": version_id}, as_json=as_json)
 
 
 @app.command("list")
+@configured(*WHERE)
 def list_(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
     model: Model = None,
     as_json: Json = False,
     as_csv: Csv = False,
     quiet: Quiet = False,
 ) -> None:
-    """Versions, newest first."""
-    with open_history(data_dir, database, model) as history:
-        items = [_item(version) for version in history.versions()]
+    """Versions, newest first.
+
+    Example: weightledger version list --csv
+    """
+    with reading(settings, model) as source:
+        items = source.versions()
     output.listing(
         items, _COLUMNS, id_key="version_id", as_json=as_json, as_csv=as_csv, quiet=quiet
     )
 
 
 @app.command()
+@configured(*WHERE)
 def show(
-    version_id: Annotated[str, typer.Argument(help="The version's id.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
-    model: Model = None,
-    as_json: Json = False,
+    settings: Settings, version_id: VersionId, model: Model = None, as_json: Json = False
 ) -> None:
-    """One listed version."""
-    with open_history(data_dir, database, model) as history:
-        found = [v for v in history.versions() if v.version_id == version_id]
-    if not found:
-        raise NotFound(f"Version {version_id} not found")
-    output.facts(_item(found[0]), as_json=as_json)
+    """One listed version.
+
+    Example: weightledger version show v1
+    """
+    with reading(settings, model) as source:
+        output.facts(source.version(version_id), as_json=as_json)
 
 
 @app.command()
+@configured(*WHERE)
 def pin(
-    version_id: Annotated[str, typer.Argument(help="The version's id.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
+    version_id: VersionId,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
     model: Model = None,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Keep a version for ever: it is never retired, and gc keeps its state."""
-    _set_pin(version_id, True, data_dir, database, model, url, api_key, as_json)
+    """Keep a version for ever: it is never retired, and gc keeps its state.
+
+    Example: weightledger version pin v1 -m 'the audited one'
+    """
+    _set_pin(settings, version_id, True, reason, actor, offline, model, as_json)
 
 
 @app.command()
+@configured(*WHERE)
 def unpin(
-    version_id: Annotated[str, typer.Argument(help="The version's id.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
+    version_id: VersionId,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
     model: Model = None,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Let a version be retired again."""
-    _set_pin(version_id, False, data_dir, database, model, url, api_key, as_json)
+    """Let a version be retired again.
+
+    Example: weightledger version unpin v1
+    """
+    _set_pin(settings, version_id, False, reason, actor, offline, model, as_json)
 
 
 def _set_pin(
+    settings: Settings,
     version_id: str,
     pinned: bool,
-    data_dir: Path,
-    database: str | None,
+    reason: str | None,
+    actor: str | None,
+    offline: bool,
     model: str | None,
-    url: str | None,
-    api_key: str | None,
     as_json: bool,
 ) -> None:
-    server = server_url(url, data_dir)
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
     if server is not None:
-        Client(server, api_key).pin(version_id, pinned)
+        server.pin(version_id, pinned)
     else:
-        with local_log(data_dir, database, model) as log:
-            log.pin(version_id) if pinned else log.unpin(version_id)
+        from weightledger.api.cli.offline import offline as opened  # imports torch
+
+        with opened(settings, model, offline_caller(reason, actor)) as log:
+            log.pin(version_id, pinned)
     output.facts({"version_id": version_id, "pinned": pinned}, as_json=as_json)
-
-
-def _item(version: ModelVersion) -> dict[str, object]:
-    return {
-        **version.to_dict(),
-        "recorded_at": iso_time(int(version.timestamp * 1_000_000)),
-        "pinned": version.pinned,
-        "seq": version.seq,
-        "digest": version.digest.hex(),
-    }

@@ -1,30 +1,30 @@
-"""Commands that write: update and rollback. A running server does the work when there is one."""
+"""Commands that write: update and rollback. The server that serves the ledger does the work."""
 
-import contextlib
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weightledger import IncrementalUpdateRequest, Log
 from weightledger.api.cli import output
-from weightledger.api.cli.client import Client
+from weightledger.api.cli.moves import move
 from weightledger.api.cli.options import (
-    DEFAULT_DATA_DIR,
-    ApiKey,
-    Database,
-    DataDir,
+    WHERE,
+    Actor,
     Json,
     Model,
-    Url,
+    Offline,
+    Reason,
+    configured,
 )
-from weightledger.api.cli.reading import parse_json
-from weightledger.api.cli.source import choose_model, open_ledger, server_url
-from weightledger.ledger.manager import update_result
+from weightledger.api.cli.source import offline_caller, reading, writing
+from weightledger.api.server.settings import Settings
+from weightledger.api.server.sources import FlagError
 
 
+@configured(*WHERE)
 def update(
+    settings: Settings,
     parameter: Annotated[str, typer.Argument(help="The parameter's name.")],
     data: Annotated[
         str, typer.Option(help="JSON: the parameter's shape, flat, or one number; or @file.")
@@ -34,14 +34,26 @@ def update(
     ] = "additive",
     learning_rate: Annotated[float, typer.Option("--lr", help="In [0, 1].")] = 0.01,
     metadata: Annotated[str | None, typer.Option(help="A JSON object, or @file.")] = None,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
     model: Model = None,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Apply one update to one parameter."""
+    """Apply one update to one parameter.
+
+    How the new weight is made of the weight w, the data u and the learning rate lr:
+
+    additive: w + lr · u
+
+    multiplicative: w · (1 + lr · u)
+
+    replace: u, without the learning rate
+
+    Exit status 1 when the update is refused.
+
+    Example: weightledger update layers.0.bias --data 0.5 --lr 0.1 -m 'lift the bias'
+    """
     body: dict[str, Any] = {
         "parameter_name": parameter,
         "update_data": parse_json("--data", data),
@@ -50,40 +62,61 @@ def update(
     }
     if metadata is not None:
         body["metadata"] = parse_json("--metadata", metadata)
-    server = server_url(url, data_dir)
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
     if server is not None:
-        result = Client(server, api_key).update(body)["data"]
+        result = server.update(body)["data"]
         result.setdefault("success", True)
     else:
-        with local_log(data_dir, database, model) as log:
-            result = update_result(log.apply(IncrementalUpdateRequest(**body)))
+        from weightledger.api.cli.offline import offline as opened  # imports torch
+
+        with opened(settings, model, offline_caller(reason, actor)) as log:
+            result = log.update(body)
     output.facts(result, as_json=as_json)
     if not result["success"]:
         raise typer.Exit(1)
 
 
+@configured(*WHERE)
 def rollback(
-    to: Annotated[str, typer.Option(help="A position: version id, seq:N, head~N, a time …")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    database: Database = None,
+    settings: Settings,
+    to: Annotated[str, typer.Option(metavar="POSITION", help="v1, update_3, 12, head~1, a time …")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be undone, and change nothing.")
+    ] = False,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
     model: Model = None,
-    url: Url = None,
-    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Move the model to another state, bit for bit."""
-    server = server_url(url, data_dir)
-    if server is not None:
-        result = Client(server, api_key).rollback(to)["data"]
-    else:
-        with local_log(data_dir, database, model) as log:
-            event = log.rollback(to)
-            result = {"rolled_back_to": to, "seq": event.seq, "digest": event.state_after.hex()}
-    output.facts(result, as_json=as_json)
+    """Move the model to another state, bit for bit.
+
+    A rollback is an event of its own: what it undoes stays in the log and can be gone back to.
+
+    Example: weightledger rollback --to head~1 -m 'wrong labels' --dry-run
+    """
+    start, end = "head", to
+    if not dry_run:
+        server = writing(settings, model, reason=reason, actor=actor, offline=offline)
+        if server is not None:
+            seq = server.rollback(to)
+        else:
+            from weightledger.api.cli.offline import offline as opened  # imports torch
+
+            with opened(settings, model, offline_caller(reason, actor)) as log:
+                seq = log.rollback(to)
+    with reading(settings, model) as source:
+        if not dry_run:
+            done = source.event(f"seq:{seq}")["facts"]
+            start, end = f"seq:{done['from_seq']}", f"seq:{done['to_event']}"
+        found = move(source, start, end)
+    output.facts({"dry_run": dry_run, **found}, as_json=as_json)
 
 
-@contextlib.contextmanager
-def local_log(data_dir: Path, database: str | None, model: str | None) -> Iterator[Log]:
-    """The log of a model that no server serves: the next start shows what is written here."""
-    with open_ledger(data_dir, database) as ledger:
-        yield ledger.model(choose_model(ledger, model))
+def parse_json(option: str, text: str) -> Any:
+    """A JSON option, or `@file` with JSON in it."""
+    try:
+        source = Path(text[1:]).read_text() if text.startswith("@") else text
+        return json.loads(source)
+    except (OSError, ValueError) as error:
+        raise FlagError(f"{option} takes JSON or @file: {error}") from None

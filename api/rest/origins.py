@@ -1,24 +1,16 @@
 """Which Host and Origin headers mean this very machine (RFC 3986, section 3.2; RFC 6454)."""
 
-import ipaddress
 import re
 from collections.abc import Sequence
 
+from weightledger.ledger.http import is_loopback
+
 _AUTHORITY = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z.-]+))(?::[0-9]{0,5})?")
 _ORIGIN = re.compile(r"https?://(?P<authority>.*)", re.IGNORECASE)
-_NAMES = ("localhost", "localhost.")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address, without brackets or port, leads back to this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in _NAMES
 
 
 def is_loopback_authority(authority: str) -> bool:
-    """The same of `host` or `host:port`, as a Host header has it: nothing before, nothing after."""
+    """Whether `host` or `host:port` is this machine: nothing before it, nothing after."""
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
         return False

@@ -3,18 +3,20 @@
 import asyncio
 import re
 from typing import TypeVar
+from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import parse
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
-from weightledger.ledger.events.event import Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.writing.caller import Caller
 
 T = TypeVar("T")
 
 MAX_KEY = 255
+MAX_TEXT = 500  # of an actor and a reason
 
 # Above this a body is parsed on a thread, so that the event loop goes on answering.
 _INLINE_PARSE_BYTES = 64 * 1024
@@ -38,11 +40,39 @@ def caller(request: Request, head: Event) -> Caller:
     `head` is the last event that is shown: it tells which of several tags of If-Match may match.
     """
     return Caller(
-        actor=getattr(request.state, "actor", None),
+        actor=_actor(request),
+        reason=_text(request, "x-reason"),
         request_id=getattr(request.state, "request_id", None),
         idempotency_key=_idempotency_key(request.headers.get("idempotency-key")),
         expected_seq=_expected_seq(request.headers.getlist("if-match"), head.state_seq),
     )
+
+
+def _actor(request: Request) -> str | None:
+    """Who asks: the API key's name, or without one who they say they are."""
+    known: str | None = getattr(request.state, "actor", None)
+    named = _text(request, "x-actor")
+    if known is not None and named not in (None, known):
+        raise InvalidRequest(
+            f"with an API key the actor is the key's name, {known!r}; leave out X-Actor",
+            param="X-Actor",
+        )
+    return known or named
+
+
+def _text(request: Request, header: str) -> str | None:
+    """A header with a text in it, percent-encoded UTF-8 where it is not ASCII."""
+    value = request.headers.get(header)
+    if value is None or not value.strip():
+        return None
+    name = header.title()
+    try:
+        text = unquote(value.strip(), errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name} must be percent-encoded UTF-8", param=name) from None
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(f"{name} may have {MAX_TEXT} characters, got {len(text)}", param=name)
+    return text
 
 
 async def require_writes(request: Request) -> None:

@@ -4,6 +4,8 @@ app.include_router(weightledger.api.router(manager))
 weightledger.api.install_errors(app)
 """
 
+import threading
+
 from fastapi import APIRouter
 
 from weightledger import DynamicModelManager
@@ -18,6 +20,7 @@ from weightledger.api.rest.routes import (
     inference,
     operations,
     verification,
+    versions,
 )
 from weightledger.api.rest.text import routes as text
 from weightledger.api.rest.workers import Workers
@@ -38,16 +41,17 @@ def router(
     inference_threads: int = INFERENCE_THREADS,
     inference_queue: int = INFERENCE_QUEUE,
     integration: DTESNDynamicIntegration | None = None,
+    ending: threading.Event | None = None,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
     JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
     `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
-    given.
+    given. Whoever stops the server sets `ending`: then generations end with a last event.
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
-    workers = Workers(inference_threads, inference_queue)
+    workers = Workers(inference_threads, inference_queue, ending)
     learning = integration or DTESNDynamicIntegration(manager)
     routes.include_router(_json(manager, max_body_bytes, workers, learning))
     return routes
@@ -74,6 +78,7 @@ def _json(
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
     routes.include_router(audit.router(manager))
+    routes.include_router(versions.router(manager))
     routes.include_router(verification.router(manager))
     routes.include_router(catalog.router(manager))
     routes.include_router(catalog.by_name(manager))

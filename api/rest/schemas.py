@@ -1,15 +1,12 @@
 """Request bodies, validated strictly, and where replies get their shape."""
 
 import codecs
-import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.log import MAX_DESCRIPTION
 
 T = TypeVar("T")
@@ -141,33 +138,3 @@ def update_reply(
         return {"success": False, "message": f"{failed}: {result['reason']}", "data": dict(result)}
     data = {key: value for key, value in result.items() if key != "success"}
     return {"success": True, "message": done, "data": data}
-
-
-def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
-    """One event as the audit routes and `--json` show it."""
-    return {
-        "id": event.name,
-        "object": "event",
-        "seq": event.seq,
-        "kind": event.kind,
-        "recorded_at": iso_time(event.recorded_at),
-        "actor": annotation.actor if annotation else None,
-        "reason": annotation.reason if annotation else None,
-        "request_id": event.request_id,
-        "idempotency_key": event.idempotency_key,
-        "state_seq": event.state_seq,
-        "node": event.node,
-        "state_before": event.state_before.hex() if event.state_before else None,
-        "state_after": event.state_after.hex(),
-        "payload_bytes": event.payload_size,
-        "event_hash": event.hash.hex(),
-        "metadata": json.loads(annotation.metadata) if annotation and annotation.metadata else None,
-        "facts": dict(event.body),
-    }
-
-
-def iso_time(recorded_at: int) -> str:
-    """UTC microseconds since the epoch as ISO 8601 with a Z."""
-    seconds, micros = divmod(recorded_at, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

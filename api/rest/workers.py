@@ -11,20 +11,27 @@ T = TypeVar("T")
 
 
 class Workers:
-    """A thread pool whose line has an end."""
+    """A thread pool whose line has an end; `ending` is set when the server is about to stop."""
 
-    def __init__(self, threads: int, queue: int) -> None:
+    def __init__(self, threads: int, queue: int, ending: threading.Event | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._threads = threads
         self._queue = queue
         self._inside = 0
         self._lock = threading.Lock()
+        self._ending = ending or threading.Event()
+
+    def check(self) -> None:
+        """Raise Unavailable when the server is about to stop: what still runs ends with that."""
+        if self._ending.is_set():
+            raise Unavailable("the server is stopping; ask again when it is back")
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """Run `work` on a thread; Unavailable when all are busy and the line is full.
 
         Cancelling what is returned takes it out of the line.
         """
+        self.check()
         with self._lock:
             if self._inside >= self._threads + self._queue:
                 raise Unavailable(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -39,6 +40,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.writes_enabled
+    app.state.ending = threading.Event()
     app.include_router(
         router(
             manager,
@@ -46,6 +48,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             max_upload_bytes=settings.max_upload_bytes,
             inference_threads=settings.inference_threads,
             inference_queue=settings.inference_queue,
+            ending=app.state.ending,
         )
     )
     # FastAPI builds included routes at their first use, under a filter of warnings that threads

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from weightledger import Engine, TorchEngine
-from weightledger.api.server import builtin
+from weightledger.api.server import digits
+from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.evaluation import Evaluator
 
@@ -27,19 +28,28 @@ def load(model: str, data_dir: Path, name: str | None = None) -> Loaded:
 
     `name` is the one to serve it under, instead of the folder's or `module:factory`.
     """
-    if model == builtin.NAME:
-        module, evaluator = builtin.load_digits(data_dir)
-        return Loaded(name or builtin.NAME, TorchEngine(module), evaluator)
+    if model == digits.NAME:
+        module, evaluator = digits.load_digits(data_dir)
+        return Loaded(name or digits.NAME, TorchEngine(module), evaluator)
     path = Path(model)
     if path.is_dir():
         return Loaded(name or path.resolve().name, _from_folder(path))
     if ":" not in model:
         raise InvalidRequest(
-            f"--model must be {builtin.NAME!r}, a Hugging Face folder (config.json, *.safetensors "
+            f"--model must be {digits.NAME!r}, a Hugging Face folder (config.json, *.safetensors "
             f"and tokenizer files) or module:factory, got {model!r}",
             param="model",
         )
     return Loaded(name or model, TorchEngine(_from_factory(model)))
+
+
+def configured(settings: Settings, name: str) -> Loaded | None:
+    """What a server with these settings would serve under that name, if it has an evaluator."""
+    if settings.engine != "embedded" or settings.model != digits.NAME:
+        return None
+    if name != (settings.served_model_name or digits.NAME):
+        return None
+    return load(settings.model, settings.data_dir, name)
 
 
 def _from_folder(path: Path) -> Engine:

@@ -1,24 +1,32 @@
 """The composition root of the server: settings in, a running process out."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
+import socket
 import sys
+import threading
+from collections.abc import Callable
 
 import uvicorn
 
 from weightledger import DynamicModelManager, Engine
-from weightledger.api.rest.origins import is_loopback
 from weightledger.api.rest.uploads import discard_leftovers
 from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
+from weightledger.api.server.greeting import greeting
+from weightledger.api.server.listening import bound, url_of
 from weightledger.api.server.loading import load
 from weightledger.api.server.settings import Settings
+from weightledger.api.server.stopping import Stop
 from weightledger.ledger.codecs.warming import warm
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.sql.presence import announce
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +37,13 @@ _SWITCH_INTERVAL_S = 0.0005
 # Whatever this process writes, what libraries write for it included, is its owner's only.
 _UMASK = 0o077
 
-# Told to stop, the server lets replies finish for so long; a generation may take minutes.
+# Told to stop, the server lets replies finish for so long; a generation may take minutes. Streams
+# end with a last event some time before, so that it still arrives.
 _GRACE_S = 5
+_STREAMS_S = 3.0
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, stop: Stop | None = None) -> None:
     """Serve until told to stop; raises a LedgerError when it cannot start."""
     if settings.api_key is None and not is_loopback(settings.host):
         raise InvalidRequest(
@@ -43,34 +53,71 @@ def serve(settings: Settings) -> None:
         )
     os.umask(_UMASK)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    url = f"http://{_bracketed(settings.host)}:{settings.port}"
-    with hold(settings.data_dir, url):
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(bound(settings.host, settings.port))
+        url = url_of(listener)
+        opened.enter_context(hold(settings.data_dir, url))
         discard_leftovers(settings.data_dir)
+        logger.info("loading the model %s", settings.model)
         name, engine, evaluator = _engine(settings)
+        config = settings.update_config()
+        logger.info("opening the ledger of %s", name)
         manager = DynamicModelManager(
             engine,
             name,
             settings.lora_config(),
-            config=settings.update_config(),
+            config=config,
             evaluator=evaluator,
             on_mismatch=settings.on_mismatch,
         )
-        try:
-            if settings.enable_versioning:
-                asyncio.run(manager.create_initial_version("Initial model state"))
-            warm(spec.element.lane for spec in manager.log.specs.values())
-            logger.info("serving %s at seq %d on %s", name, manager.log.live.head.state_seq, url)
-            _settle()
-            config = uvicorn.Config(
-                create_app(manager, settings),
-                host=settings.host,
-                port=settings.port,
-                log_level="warning",
-                timeout_graceful_shutdown=_GRACE_S,
-            )
-            uvicorn.Server(config).run()
-        finally:
-            manager.close()
+        opened.callback(manager.close)
+        opened.enter_context(announce(config.url, url))
+        if settings.enable_versioning:
+            asyncio.run(manager.create_initial_version("Initial model state"))
+        logger.info("compiling what updates need")
+        warm(spec.element.lane for spec in manager.log.specs.values())
+        _settle()
+        _run(manager, settings, listener, url, stop)
+
+
+def _run(
+    manager: DynamicModelManager,
+    settings: Settings,
+    listener: socket.socket,
+    url: str,
+    stop: Stop | None,
+) -> None:
+    app = create_app(manager, settings)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
+
+    def started() -> bool:
+        sys.stdout.write(greeting(manager, settings, url))
+        sys.stdout.flush()
+        return stop is None or not stop.asked
+
+    if stop is not None:
+        stop.interrupts = False  # the server ends by itself
+    _Server(config, started, app.state.ending).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and ends streams before it ends."""
+
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], bool], ending: threading.Event
+    ) -> None:
+        super().__init__(config)
+        self._goes_on = started
+        self._ending = ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if not self._goes_on():
+            self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(_STREAMS_S, self._ending.set)
+        await super().shutdown(sockets=sockets)
 
 
 def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
@@ -89,7 +136,3 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

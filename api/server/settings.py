@@ -1,12 +1,22 @@
-"""Server settings, read once at the edge: flags win over environment, environment over defaults."""
+"""The settings: one table that makes flags, environment, file, help and documentation.
 
+Each field is `WEIGHTLEDGER_<NAME>` in the environment, `name` in the file and `--name` on the
+command line; `api.server.sources` says where a value comes from. A field's type, its default and
+the words beside it are all that is written about it anywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from annotated_types import Ge, Gt, Le
 
-from weightledger import DynamicUpdateConfig, LoRAConfig
+from weightledger.ledger.config import DEFAULT_DATA_DIR, METRICS, DynamicUpdateConfig
+from weightledger.ledger.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from weightledger import LoRAConfig
 
 JSON_BODY_BYTES = 4 * 1024 * 1024
 UPLOAD_BYTES = 64 * 1024**3
@@ -15,79 +25,141 @@ UPLOAD_BYTES = 64 * 1024**3
 INFERENCE_THREADS = 4
 INFERENCE_QUEUE = 64
 
+# Names in DynamicUpdateConfig, which are the specification's, of settings that people call so.
+_SPECIFIED = {"backup_dir": "data_dir", "database_url": "database"}
 
-class Settings(BaseSettings):
-    """Everything `weightledger serve` can be told; each field is WEIGHTLEDGER_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="WEIGHTLEDGER_", env_nested_delimiter="__")
+def setting(
+    default: Any, help: str, *, secret: bool = False, env: str | None = None, serve: bool = True
+) -> Any:
+    """A field of the settings.
 
-    model: str = "digits"
-    served_model_name: str | None = None
-    data_dir: Path = Path("weightledger-data")
-    database: str | None = None
-    blob_url: str | None = None
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 2242
-    api_key: str | None = None
-    engine: Literal["embedded", "vllm", "aphrodite"] = "embedded"
-    engine_url: str | None = None
-    engine_api_key: str | None = None
-    engine_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    on_mismatch: Literal["refuse", "ledger"] = "refuse"
-    max_versions: Annotated[int, Field(ge=1)] = 10
-    checkpoint_interval: Annotated[int, Field(ge=1)] = 100
-    auto_rollback_threshold: Annotated[float, Field(ge=0)] = 0.1
-    auto_rollback_metrics: Annotated[tuple[str, ...], NoDecode] = ("accuracy",)
-    enable_incremental_learning: bool = True
-    enable_versioning: bool = True
-    max_held_versions: Annotated[int, Field(ge=1)] = 16
-    held_versions_wait_s: Annotated[float, Field(ge=0)] = 5.0
-    inference_threads: Annotated[int, Field(ge=1)] = INFERENCE_THREADS
-    inference_queue: Annotated[int, Field(ge=0)] = INFERENCE_QUEUE
-    max_body_bytes: Annotated[int, Field(ge=1024)] = JSON_BODY_BYTES
-    max_upload_bytes: Annotated[int, Field(ge=1024)] = UPLOAD_BYTES
-    max_loras: Annotated[int, Field(ge=1)] = 8
-    max_lora_rank: Annotated[int, Field(ge=1)] = 64
-    allow_runtime_updating: bool = True
-    aphrodite_allows: Annotated[
-        bool, Field(validation_alias="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING")
-    ] = True
+    `help` is one sentence for --help and the documentation. A `secret` is never shown. `env` is the
+    variable, where another project has named it; such a field has no flag. `serve` False: for the
+    commands that talk to a server, not for the server.
+    """
+    return field(
+        default=default, metadata={"help": help, "secret": secret, "env": env, "serve": serve}
+    )
 
-    @field_validator("api_key", "blob_url")
-    @classmethod
-    def _empty_is_none(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None
 
-    @field_validator("api_key")
-    @classmethod
-    def _can_be_sent(cls, value: str | None) -> str | None:
-        if value is not None and not all("!" <= character <= "~" for character in value):
-            raise ValueError(
-                "an API key is sent in a header: it has visible ASCII characters only, no spaces"
-            )
-        return value
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Raises InvalidRequest for values that cannot be."""
+
+    model: str = setting("digits", "'digits' (built in), a Hugging Face folder, or module:factory.")
+    served_model_name: str | None = setting(
+        None, "The model's name in the ledger; by default from --model."
+    )
+    data_dir: Path = setting(Path(DEFAULT_DATA_DIR), "The data folder.")  # noqa: RUF009
+    database: str | None = setting(
+        None,
+        "A database URL, sqlite:///PATH or postgresql://USER@HOST/NAME; by default SQLite in the"
+        " data folder.",
+    )
+    blob_url: str | None = setting(
+        None,
+        "Where a new ledger keeps large payloads and snapshots: a folder or s3://BUCKET/PREFIX."
+        " It is remembered. By default the database.",
+    )
+    host: str = setting("127.0.0.1", "Address to listen on; any but loopback needs an API key.")
+    port: Annotated[int, Ge(0), Le(65535)] = setting(
+        2242, "Port to listen on; 0 takes a free one and says which."
+    )
+    api_key: str | None = setting(
+        None, "The key that the server asks for and that commands show it.", secret=True
+    )
+    url: str | None = setting(
+        None,
+        "The server that commands talk to; by default the one that serves the database.",
+        serve=False,
+    )
+    engine: Literal["embedded", "vllm", "aphrodite"] = setting(
+        "embedded", "'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL)."
+    )
+    engine_url: str | None = setting(None, "Base URL of the server that --engine drives.")
+    engine_api_key: str | None = setting(
+        None, "The key of the server that --engine drives.", secret=True
+    )
+    engine_timeout_s: Annotated[float, Gt(0)] = setting(
+        60.0, "Seconds that the driven server may take for an answer."
+    )
+    engine_wait_s: Annotated[float, Ge(0)] = setting(
+        600.0, "Seconds to wait at start for the server that --engine drives."
+    )
+    on_mismatch: Literal["refuse", "ledger"] = setting(
+        "refuse", "'ledger' loads the ledger's weights over a model's unknown ones."
+    )
+    max_versions: Annotated[int, Ge(1)] = setting(10, "Listed versions kept.")
+    checkpoint_interval: Annotated[int, Ge(1)] = setting(100, "Updates between automatic versions.")
+    auto_rollback_threshold: Annotated[float, Ge(0)] = setting(
+        0.1, "Relative degradation that refuses an update; 0: off."
+    )
+    auto_rollback_metrics: tuple[str, ...] = setting(
+        ("accuracy",), f"What the threshold applies to, of {', '.join(METRICS)}."
+    )
+    enable_incremental_learning: bool = setting(True, "Whether updates are allowed.")
+    enable_versioning: bool = setting(True, "Whether versions can be made and rolled back to.")
+    snapshot_alpha: Annotated[float, Gt(0)] = setting(
+        1.0, "A snapshot is written when deltas since the last reach this multiple of the model."
+    )
+    max_held_versions: Annotated[int, Ge(1)] = setting(
+        16, "Past versions that readers may hold before updates wait."
+    )
+    held_versions_wait_s: Annotated[float, Ge(0)] = setting(
+        5.0, "Seconds that updates wait for those readers before they are refused."
+    )
+    inference_threads: Annotated[int, Ge(1)] = setting(
+        INFERENCE_THREADS, "Texts embedded or generated at a time."
+    )
+    inference_queue: Annotated[int, Ge(0)] = setting(
+        INFERENCE_QUEUE, "Texts that wait for their turn; the next is refused."
+    )
+    max_body_bytes: Annotated[int, Ge(1024)] = setting(JSON_BODY_BYTES, "Largest JSON body.")
+    max_upload_bytes: Annotated[int, Ge(1024)] = setting(UPLOAD_BYTES, "Largest upload.")
+    max_loras: Annotated[int, Ge(1)] = setting(8, "Adapters loaded at a time.")
+    max_lora_rank: Annotated[int, Ge(1)] = setting(64, "Largest rank of an adapter.")
+    allow_runtime_updating: bool = setting(
+        True, "Whether the server takes writes; without, they are answered 403."
+    )
+    aphrodite_allows: bool = setting(
+        True,
+        "The same switch by its name in Aphrodite; writes need both.",
+        env="APHRODITE_ALLOW_RUNTIME_LORA_UPDATING",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("api_key", "engine_api_key"):
+            value = getattr(self, name)
+            if value is not None and not all("!" <= character <= "~" for character in value):
+                raise InvalidRequest(
+                    "an API key is sent in a header: it has visible ASCII characters only, no "
+                    "spaces",
+                    param=name,
+                )
+        self.update_config()
 
     @property
     def writes_enabled(self) -> bool:
         """Whether neither of the two switches is set to 0."""
         return self.allow_runtime_updating and self.aphrodite_allows
 
-    def lora_config(self) -> LoRAConfig:
+    def lora_config(self) -> "LoRAConfig":
         """The limits for adapters."""
-        return LoRAConfig(max_loras=self.max_loras, max_lora_rank=self.max_lora_rank)
+        from weightledger import LoRAConfig  # imports torch
+
+        return LoRAConfig(**self._share(LoRAConfig))
 
     def update_config(self) -> DynamicUpdateConfig:
         """The manager's share of the settings."""
-        return DynamicUpdateConfig(
-            max_versions=self.max_versions,
-            checkpoint_interval=self.checkpoint_interval,
-            auto_rollback_threshold=self.auto_rollback_threshold,
-            enable_incremental_learning=self.enable_incremental_learning,
-            enable_versioning=self.enable_versioning,
-            backup_dir=self.data_dir,
-            database_url=self.database,
-            blob_url=self.blob_url,
-            auto_rollback_metrics=self.auto_rollback_metrics,
-            max_held_versions=self.max_held_versions,
-            held_versions_wait_s=self.held_versions_wait_s,
-        )
+        return DynamicUpdateConfig(**self._share(DynamicUpdateConfig))
+
+    def _share(self, config: Callable[..., Any]) -> dict[str, Any]:
+        """The values of a config's fields, each from the setting of that name."""
+        names = [one.name for one in fields(config)]  # type: ignore[arg-type]
+        return {name: getattr(self, _SPECIFIED.get(name, name)) for name in names}
+
+
+def problem_of(error: InvalidRequest) -> str | None:
+    """The setting that an error is about, by its own name."""
+    return None if error.param is None else _SPECIFIED.get(error.param, error.param)

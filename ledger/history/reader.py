@@ -56,7 +56,7 @@ class History:
         return self.store.head()
 
     def event(self, name: str) -> Event:
-        """The event with a public name (update id, version id, `seq:N`); NotFound otherwise."""
+        """The event that a position names, see `history.positions`; NotFound otherwise."""
         return find_event(self.store, name)
 
     def events(
@@ -73,6 +73,14 @@ class History:
     def resolve(self, position: str) -> Position:
         """The state a position names; NotFound otherwise. `history.positions` lists the forms."""
         return resolve(self.store, position)
+
+    def version(self, name: str) -> versions.ModelVersion:
+        """One listed version by any name that a position has; NotFound otherwise."""
+        event = self.event(name)
+        for one in self.versions():
+            if one.version_id == event.name:
+                return one
+        raise NotFound(f"Version {name} not found", param="version_id")
 
     def versions(self) -> list[versions.ModelVersion]:
         """Listed versions, newest first."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import PINS, ROLLED_BACK, Event
 from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.store import EventFilter, EventStore
@@ -113,3 +114,31 @@ def nearest(store: EventStore, node: int) -> int | None:
         if named.node > at:
             named = store.listed_before(at)
     return None if named is None else named.number
+
+
+def updates_since_active(store: EventStore) -> int | None:
+    """How many applied updates lie between the active version's state and the head's.
+
+    None without an active version. Costs as much as `nearest`.
+    """
+    head = store.head()
+    active = None if head.active is None else store.listed_version(head.active)
+    if active is None:
+        return None
+    total, at = 0, head.node
+    while True:
+        # Between two rollbacks every state stands on the one before it.
+        earlier = EventFilter(kinds=[ROLLED_BACK], min_seq=active.node + 1, max_seq=at)
+        rollback = next(iter(store.select(earlier, limit=1)), None)
+        below = active.node if rollback is None else rollback.seq
+        total += _applied(store, at) - _applied(store, below)
+        if rollback is None:
+            return total
+        at = rollback.node
+
+
+def _applied(store: EventStore, seq: int) -> int:
+    event = store.event(seq)
+    if event is None:
+        raise CorruptLedger(f"event {seq} is missing from the log", seq=seq)
+    return event.counts.applied

@@ -129,6 +129,12 @@ class Database:
             self.backend.lock_schema(execute)
             yield connection, execute
 
+    @contextmanager
+    def session(self) -> Iterator[Execute]:
+        """A connection for as long as the block runs, outside of any transaction."""
+        with self._connection() as connection:
+            yield self.backend.executor(connection)
+
     def prepare(self) -> None:
         """What has to be done once and outside of a transaction before tables are made."""
         with self._writing(), self._connection() as connection:

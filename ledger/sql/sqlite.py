@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -77,7 +78,7 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 
     @event.listens_for(made, "do_connect")
     def make_private(*_: object) -> None:
-        _make_private(_path(url))
+        _make_private(file_of(url))
 
     @event.listens_for(made, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -89,16 +90,20 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
 
 def journal(url: sa.URL) -> journals.Journal:
     """What keeps the write-ahead log of this database short."""
-    return journals.Journal(_path(url))
+    return journals.Journal(file_of(url))
 
 
 def turns(engine: sa.Engine, model_id: int) -> FileLock:
     """The lock that writers of a model take in turn."""
-    return FileLock(_path(engine.url), model_id)
+    return FileLock(file_of(engine.url), model_id)
 
 
-def _path(url: sa.URL) -> Path:
-    return Path((url.database or "").removeprefix("file:").partition("?")[0])
+def file_of(url: sa.URL) -> Path:
+    """The database's file; its name may hold what a URL gives a meaning to."""
+    name = url.database or ""
+    if not name.startswith("file:"):
+        return Path(name)
+    return Path(unquote(name.removeprefix("file:").partition("?")[0]))
 
 
 @cache
@@ -221,7 +226,7 @@ def is_full(error: BaseException, url: sa.URL) -> bool:
     """Whether an I/O error means that no space is left, which SQLite tells of writes only."""
     if _code(error) != driver.SQLITE_IOERR:
         return False
-    file = _path(url)
+    file = file_of(url)
     try:
         with tempfile.TemporaryFile(dir=file.parent) as probe:
             probe.write(bytes(_PROBE_BYTES))

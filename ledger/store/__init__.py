@@ -153,6 +153,10 @@ class EventLookup(Protocol):
     def by_state(self, digest: bytes) -> Event | None:
         """Some state-changing event that led to this state digest."""
 
+    def states_between(self, first: bytes, last: bytes, limit: int) -> list[Event]:
+        """Of each state whose digest lies within bounds, some event that led to it; at most
+        `limit`, in the order of their digests."""
+
     def at_time(self, recorded_at: int) -> Event | None:
         """The last event recorded at or before a time (UTC microseconds)."""
 

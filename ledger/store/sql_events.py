@@ -41,6 +41,10 @@ _BY_STATE = (
     f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1 AND state_after = ?"
     " ORDER BY event_key DESC LIMIT 1"
 )
+_STATES_BETWEEN = (
+    "SELECT max(event_key) FROM events WHERE event_key BETWEEN ? AND ? AND changes_state = 1"
+    " AND state_after BETWEEN ? AND ? GROUP BY state_after ORDER BY state_after LIMIT ?"
+)
 _BY_NUMBER = f"{rows.SELECT} WHERE model_id = ? AND series = ? AND number = ?"
 _LAST_NUMBER = (  # numbers that are null are not in the index
     "SELECT max(number) FROM events WHERE model_id = ? AND series = ? AND number IS NOT NULL"
@@ -142,6 +146,13 @@ class SqlEvents:
     def by_state(self, digest: bytes) -> Event | None:
         """The last state-changing event that led to this state digest."""
         return self._one(_BY_STATE, *self._span(), digest)
+
+    def states_between(self, first: bytes, last: bytes, limit: int) -> list[Event]:
+        """Of each state whose digest lies within bounds, the last event that led to it."""
+        with self._database.read() as execute:
+            keys = execute(_STATES_BETWEEN, (*self._span(), first, last, limit)).fetchall()
+            found = [execute(_BY_KEY, (key,)).fetchone() for (key,) in keys]
+        return [self._event(row) for row in found]
 
     def at_time(self, recorded_at: int) -> Event | None:
         """The last event recorded at or before a time (UTC microseconds)."""

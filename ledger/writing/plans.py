@@ -224,7 +224,7 @@ def pin(history: History, staged: Staged, version_id: str, kind: str) -> Propose
     return ProposedEvent(
         Draft(
             kind=kind,
-            body={"version_id": version_id, "number": named.number},
+            body={"version_id": named.name, "number": named.number},
             state_after=staged.live.state.value,
             series=events.PINS,
             number=versions.next_pin(history.store),

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
-
-from tests.serving import Server
+from tests.api.test_command import as_json, inside
+from tests.serving import Server, serving
+from tests.waiting import until
+from weightledger import IncrementalUpdateRequest, Ledger
 
 UPDATE = "/v1/models/incremental_update"
 
@@ -50,25 +51,13 @@ def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path:
     assert json.loads(report.stdout)["head_digest"] == digest
 
 
-def test_a_server_follows_what_others_write_to_its_database(database_url, tmp_path) -> None:
+def test_a_server_follows_what_programs_write_to_its_database(database_url, tmp_path) -> None:
     server = Server(tmp_path / "data", "--database", database_url).start()
-    writer = [
-        sys.executable,
-        "-m",
-        "weightledger",
-        "update",
-        "2.bias",
-        "--data",
-        "0.25",
-        "--lr",
-        "1",
-    ]
-    elsewhere = ["--data-dir", str(tmp_path / "elsewhere"), "--database", database_url]
     try:
-        with server.client() as http:
+        with server.client() as http, Ledger.open(database_url) as ledger:
             before = http.get("/readyz").json()["seq"]
-            subprocess.run(writer + elsewhere, check=True, capture_output=True)
-            assert _followed(http, before)
+            ledger.model("digits").apply(IncrementalUpdateRequest("2.bias", 0.25))
+            until(lambda: http.get("/readyz").json()["seq"] > before, pid=server.process.pid)
             mine = http.post(UPDATE, json={"parameter_name": "0.bias", "update_data": 0.0})
             assert mine.json()["data"]["update_count"] == 2
             assert http.post("/v1/models/verify", json={}).status_code == 200
@@ -76,6 +65,18 @@ def test_a_server_follows_what_others_write_to_its_database(database_url, tmp_pa
         server.stop()
 
 
-def _followed(http: httpx2.Client, before: int) -> bool:
-    """Whether live weights come to show another writer's event; polling takes a moment."""
-    return any(http.get("/readyz").json()["seq"] > before for _ in range(2000))
+def test_commands_find_the_server_through_its_database(database_url, tmp_path) -> None:
+    """From another folder, knowing nothing but the database, nobody writes beside a server."""
+    at = ("--database", database_url, "--data-dir", str(tmp_path / "elsewhere"))
+    with serving(tmp_path / "data", "--database", database_url) as server:
+        assert as_json("status", *at)["server"] == server.url
+        status, out, _ = inside("update", "2.weight", "--data", "0", "--type", "replace", *at)
+        assert (status, "Automatic rollback" in out) == (1, True)
+        assert as_json("log", "-n", "1", *at)[0]["request_id"] is not None  # by REST
+        status, _, said = inside("update", "2.bias", "--data", "0", "--offline", *at)
+        assert status == 1
+        assert f"{server.url} serves this ledger" in said
+        server.kill()
+        assert as_json("status", *at)["server"] is None
+        status, _, said = inside("update", "2.bias", "--data", "0", *at)
+        assert (status, "--offline" in said) == (1, True)

@@ -7,7 +7,7 @@ import torch
 
 from tests.serving import serving
 from weightledger import Ledger
-from weightledger.api.server.builtin import digits_module
+from weightledger.api.server.digits import digits_module
 
 READERS = 8
 UPDATES = 60

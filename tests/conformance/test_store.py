@@ -28,6 +28,7 @@ from weightledger.ledger.events import (
     PINS,
     RETIRED,
     ROLLED_BACK,
+    STATE_CHANGING,
     UPDATE_REJECTED,
     UPDATED,
     UPDATES,
@@ -95,6 +96,12 @@ def test_every_field_of_every_kind_reads_back(writer: Any) -> None:
     assert store.listed_versions() == []
     assert store.by_state(written[4].state_after) == written[4]
     assert store.by_state(bytes(32)) is None
+    digests = {one.state_after for one in written if one.kind in STATE_CHANGING}
+    every = store.states_between(bytes(32), b"\xff" * 32, 100)
+    assert [one.state_after for one in every] == sorted(digests)
+    assert store.states_between(bytes(32), b"\xff" * 32, 1) == every[:1]
+    assert store.states_between(every[0].state_after, every[0].state_after, 9) == every[:1]
+    assert store.states_between(b"\xff" * 32, bytes(32), 9) == []
 
 
 def test_positions_that_do_not_exist_are_none_and_never_another_models_events(

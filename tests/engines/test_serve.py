@@ -1,5 +1,6 @@
 """`weightledger serve --engine …` from outside: what an operator and a client see."""
 
+import threading
 from pathlib import Path
 
 import httpx2
@@ -47,6 +48,34 @@ def test_a_driven_server_over_rest(replica: Replica, folder: Path) -> None:
         until_ready(http, 200)
         assert replica.answers() == after
         assert http.get("/v1/models/updates?limit=1").json()["data"][0]["seq"] == 2
+
+
+def test_either_side_may_be_started_first(replica: Replica, folder: Path) -> None:
+    replica.kill()
+    options = ("--engine", replica.surface, "--engine-url", replica.url)
+    server = Server(folder, *options, "--model", str(replica.model))
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    try:
+        until(lambda: server.log.exists() and "waiting for" in server.output())
+        assert f"{replica.surface} at {replica.url}, 600 s at most" in server.output()
+        replica.start()
+        starting.join()
+        with server.client() as http:
+            assert http.get("/readyz").status_code == 200
+        assert replica.answers() == answers(checkpoint())
+    finally:
+        server.stop()
+
+
+def test_a_server_that_never_comes_is_waited_for_as_long_as_one_is_told(
+    replica: Replica, folder: Path
+) -> None:
+    replica.kill()
+    options = ("--engine", replica.surface, "--engine-url", replica.url, "--engine-wait-s", "0")
+    said = Server(folder, *options, "--model", str(replica.model)).refuse_to_start()
+    assert f"{replica.surface} did not answer within --engine-wait-s 0" in said
+    assert "Traceback" not in said
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def folder(pristine: Path, tmp_path: Path) -> Path:
 
 def refused(folder: Path, *options: str, model: str = MODEL) -> str:
     """`serve` in this process, which must give up with status 1; its message."""
-    status, _, err = command("serve", "--data-dir", str(folder), "--model", model, *options)
+    status, _, err = command(
+        "serve", "--data-dir", str(folder), "--model", model, "--port", "0", *options
+    )
     assert status == 1, err
     return err.splitlines()[-1].removeprefix("weightledger: ")
 
@@ -62,7 +64,7 @@ class Started(BaseException):
 def command(*args: str) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
 
-    def listen(_server: uvicorn.Server) -> None:
+    def listen(_server: uvicorn.Server, sockets: object = None) -> None:
         raise Started
 
     with (
@@ -89,7 +91,7 @@ def verified(folder: Path, *options: str) -> tuple[int, str, str]:
 
 def test_a_folder_has_one_server_and_is_free_when_it_dies(folder: Path) -> None:
     with serving(folder, "--model", MODEL) as first:
-        message = refused(folder, "--port", "1")
+        message = refused(folder, "--port", "0")
         assert message == (
             f"data folder {folder} is held by process {first.process.pid} at {first.url}"
         )

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from weightledger import DynamicModelManager
+from weightledger.api.items import event_item
 from weightledger.api.rest import paging
-from weightledger.api.rest.schemas import event_item
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import KINDS, UPDATE_REJECTED, UPDATED, Event
 from weightledger.ledger.history.positions import parse_time

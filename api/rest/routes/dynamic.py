@@ -41,6 +41,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
                 idempotency_key=who.idempotency_key,
                 expected_seq=who.expected_seq,
                 actor=who.actor,
+                reason=who.reason,
                 request_id=who.request_id,
             )
         )

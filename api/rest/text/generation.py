@@ -66,6 +66,7 @@ class Generation:
     """
 
     def __init__(self, workers: Workers, generates: Generates, served: Served, ask: Ask) -> None:
+        self._workers = workers
         self._generates = generates
         self._served = served
         self._ask = ask
@@ -109,6 +110,7 @@ class Generation:
                 sampling = replace(self._ask.sampling, max_tokens=limit)
 
                 def emit(text: str, index: int = index) -> bool:
+                    self._workers.check()
                     if text:
                         self._say(Piece(index, text))
                     return not self._cancelled.is_set()

@@ -11,6 +11,7 @@ import httpx2
 
 from weightledger.ledger.engines.vllm import Target
 from weightledger.ledger.errors import EngineUnavailable
+from weightledger.ledger.http import client
 
 _ASK_S = 5.0
 
@@ -35,7 +36,7 @@ class Server:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # Connections go before the server's own keep-alive time (5 s) closes them under a request.
         limits = httpx2.Limits(keepalive_expiry=2.0)
-        self._client = httpx2.Client(base_url=self.url, headers=headers, limits=limits)
+        self._client = client(self.url, param="engine_url", headers=headers, limits=limits)
         self._timeout_s = timeout_s
 
     def close(self) -> None:

@@ -1,0 +1,117 @@
+"""A ledger's database, for commands that read it without a server."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from weightledger.api.items import event_item, iso_time, version_item
+from weightledger.api.server.settings import Settings
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.history.positions import parse_time
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.versions import updates_since_active
+from weightledger.ledger.sql.presence import servers
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store.sql_store import SqlStore
+
+Item = dict[str, Any]
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, model: str | None, *, guarded: bool = True) -> Iterator[History]:
+    """One model's log as it is: nothing is created or upgraded.
+
+    Unguarded, also from a database that is not append-only.
+    """
+    require_ledger(settings)
+    store = SqlStore.open(settings.update_config().url, upgrade=False, guarded=guarded)
+    with contextlib.closing(store), ThreadPoolExecutor(2) as pool:
+        name = choose_model(store.models(), model)
+        yield History(store.model(name), pool)
+
+
+def require_ledger(settings: Settings) -> None:
+    """NotFound unless there is a database, or one that is somewhere else."""
+    config = settings.update_config()
+    if config.database_url is None and not config.file.exists():
+        raise NotFound(f"no ledger in {settings.data_dir}; start one with: weightledger serve")
+
+
+def choose_model(models: list[str], name: str | None) -> str:
+    """The model to work on: the one named, or the only one there is."""
+    if name is not None and name in models:
+        return name
+    if name is not None or len(models) != 1:
+        known = ", ".join(models) or "none"
+        said = f"no model {name!r}" if name is not None else "say which model with --model"
+        raise InvalidRequest(f"{said}; registered: {known}", param="model")
+    return models[0]
+
+
+class Local:
+    """One model's log; the same questions as a `remote.Remote` answers."""
+
+    def __init__(self, history: History, database_url: str) -> None:
+        self._history = history
+        self._url = database_url
+
+    def model(self) -> str:
+        return self._history.model
+
+    def status(self) -> Item:
+        """Where the model stands."""
+        history = self._history
+        head, listed = history.head(), history.versions()
+        active = next((one for one in listed if one.is_active), None)
+        serving = servers(self._url)
+        return {
+            "model": history.model,
+            "head_seq": head.seq,
+            "state_seq": head.state_seq,
+            "digest": head.state_after.hex(),
+            "recorded_at": iso_time(head.recorded_at),
+            "total_updates": head.counts.applied,
+            "total_versions": len(listed),
+            "current_version": active.version_id if active else None,
+            "updates_since_version": updates_since_active(history.store),
+            "server": ", ".join(one.url for one in serving) or None,
+        }
+
+    def events(self, query: Mapping[str, Any], number: int) -> list[Item]:
+        """Events that pass the filters, named as those of `GET /v1/models/updates`."""
+        where = EventFilter(
+            kinds=query.get("kind", ()),
+            actors=query.get("actor", ()),
+            parameter=query.get("parameter"),
+            since=_micros(query.get("since")),
+            until=_micros(query.get("until")),
+            max_seq=int(query["max_seq"]) if "max_seq" in query else None,
+        )
+        events = self._history.events(where, limit=number)
+        notes = self._history.store.annotations([event.seq for event in events])
+        return [event_item(event, notes.get(event.seq)) for event in events]
+
+    def event(self, name: str) -> Item:
+        """One event."""
+        event = self._history.event(name)
+        return event_item(event, self._history.store.annotation(event.seq))
+
+    def versions(self) -> list[Item]:
+        """Listed versions, newest first."""
+        return [version_item(one) for one in self._history.versions()]
+
+    def version(self, name: str) -> Item:
+        """One listed version; NotFound otherwise."""
+        return version_item(self._history.version(name))
+
+    def save(self, position: str, out: Path) -> Item:
+        """Write a state's tensors to a file, rebuilt and verified."""
+        from weightledger.api.weights import save_state  # imports torch
+
+        return save_state(self._history, position, out)
+
+
+def _micros(text: str | None) -> int | None:
+    return None if text is None else parse_time(text)

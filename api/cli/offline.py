@@ -1,0 +1,78 @@
+"""Writing to a database that no server serves, as a server would.
+
+The configured evaluator judges candidates where there is one; where there is none, that is said on
+stderr and in the event.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from weightledger import Caller, DynamicModelManager, IncrementalUpdateRequest, Ledger, StateEngine
+from weightledger.api.cli import output
+from weightledger.api.cli.local import choose_model, require_ledger
+from weightledger.api.server.loading import configured
+from weightledger.api.server.settings import Settings
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """One model of a database, written to by this process; the answers are the server's."""
+
+    manager: DynamicModelManager
+    caller: Caller
+
+    def update(self, body: Item) -> Item:
+        """What `POST /v1/models/incremental_update` does."""
+        request = IncrementalUpdateRequest(
+            **body, actor=self.caller.actor, reason=self.caller.reason
+        )
+        event = asyncio.run(self.manager.update(request))
+        return self.manager.update_result(event)
+
+    def create_version(self, description: str) -> str:
+        """What `POST /v1/models/create_version` does; the version's id."""
+        event = asyncio.run(self.manager.name_version(description, caller=self.caller))
+        return event.name
+
+    def pin(self, version_id: str, pinned: bool) -> None:
+        """What `POST /v1/models/versions/{id}/pin` does."""
+        asyncio.run(self.manager.pin_version(version_id, pinned=pinned, caller=self.caller))
+
+    def rollback(self, position: str) -> int:
+        """What `POST /v1/models/rollback` does; the seq of its event."""
+        event, _ = asyncio.run(self.manager.rollback(position, caller=self.caller))
+        return event.seq
+
+
+@contextlib.contextmanager
+def offline(settings: Settings, model: str | None, caller: Caller) -> Iterator[Offline]:
+    """A model of the database, as it is: nothing is created or upgraded."""
+    require_ledger(settings)
+    config = settings.update_config()
+    with Ledger.open(config.url, upgrade=False) as ledger:
+        name = choose_model(ledger.models(), model)
+        served = configured(settings, name)
+        engine = served.engine if served else StateEngine(ledger.history(name).weights("head"))
+        evaluator = served.evaluator if served else None
+        if evaluator is None:
+            output.note(f"offline: no evaluator is configured for {name}: nothing is evaluated")
+        else:
+            output.note(f"offline: the evaluator of {name} judges updates, as in a server")
+        manager = DynamicModelManager(
+            engine,
+            name,
+            settings.lora_config(),
+            config=config,
+            evaluator=evaluator,
+            ledger=ledger,
+            on_mismatch="ledger",
+        )
+        try:
+            yield Offline(manager, caller)
+        finally:
+            manager.close()

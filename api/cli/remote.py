@@ -1,0 +1,174 @@
+"""A running server, for commands that read from it or write to it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound, StorageError
+from weightledger.ledger.http import client
+
+_TIMEOUT_S = 120.0
+_PAGE = 100
+_MODELS = "/v1/models"
+
+Item = dict[str, Any]
+
+
+class ServerError(LedgerError):
+    """The server refused, or could not be reached."""
+
+
+class Remote:
+    """One server; every error becomes a ServerError with the server's own words.
+
+    `caller` are the headers that say who asks and why.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, caller: Mapping[str, str] | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {**(caller or {})}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key}"
+
+    # Reads
+
+    def model(self) -> str:
+        """The name of the model it serves."""
+        return str(self._get(_MODELS)["data"][0]["id"])
+
+    def status(self) -> Item:
+        """Where the model stands."""
+        status = self._get(f"{_MODELS}/status")
+        (head,) = self._get(f"{_MODELS}/updates", {"limit": "1"})["data"]
+        return {
+            "model": self.model(),
+            "head_seq": head["seq"],
+            "state_seq": head["state_seq"],
+            "digest": head["state_after"],
+            "recorded_at": head["recorded_at"],
+            "total_updates": status["total_updates"],
+            "total_versions": status["total_versions"],
+            "current_version": status["current_version"],
+            "updates_since_version": status.get("updates_since_version"),
+            "server": self.url,
+        }
+
+    def events(self, query: Mapping[str, Any], number: int) -> list[Item]:
+        """Events that pass the filters of `GET /v1/models/updates`, newest first."""
+        found: list[Item] = []
+        asked: dict[str, Any] = dict(query)
+        while len(found) < number:
+            asked["limit"] = str(min(_PAGE, number - len(found)))
+            page = self._get(f"{_MODELS}/updates", asked)
+            found += page["data"]
+            if not page["has_more"]:
+                break
+            asked["after"] = page["last_id"]
+        return found
+
+    def event(self, name: str) -> Item:
+        """One event."""
+        return self._get(f"{_MODELS}/updates/{quote(name, safe='')}")
+
+    def versions(self) -> list[Item]:
+        """Listed versions, newest first."""
+        listed = self._get(f"{_MODELS}/versions")["versions"]
+        return [self.version(one["version_id"]) for one in listed]
+
+    def version(self, name: str) -> Item:
+        """One listed version."""
+        return self._get(f"{_MODELS}/versions/{quote(name, safe='')}")
+
+    def save(self, position: str, out: Path) -> Item:
+        """Write a state's tensors to a file; what the server says of it."""
+        path = f"{_MODELS}/versions/{quote(position, safe='')}/weights"
+        try:
+            with (
+                self._client() as http,
+                http.stream("GET", path) as reply,
+                out.open("wb") as file,
+            ):
+                if reply.status_code != 200:
+                    reply.read()
+                    raise self._refusal(reply)
+                for piece in reply.iter_bytes():
+                    file.write(piece)
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        except OSError as error:
+            raise StorageError(f"cannot write {out}: {error}") from error
+        return {
+            "model": reply.headers["x-weights-model"],
+            "seq": int(reply.headers["x-weights-seq"]),
+            "digest": reply.headers["x-weights-digest"],
+        }
+
+    # Writes
+
+    def update(self, body: Mapping[str, Any]) -> Item:
+        """POST /v1/models/incremental_update"""
+        return self._post(f"{_MODELS}/incremental_update", body)
+
+    def enhanced_update(self, body: Mapping[str, Any]) -> Item:
+        """POST /v1/models/enhanced_update"""
+        return self._post(f"{_MODELS}/enhanced_update", body)
+
+    def create_version(self, description: str) -> Item:
+        """POST /v1/models/create_version"""
+        return self._post(f"{_MODELS}/create_version", {"description": description})
+
+    def pin(self, version_id: str, pinned: bool) -> Item:
+        """POST /v1/models/versions/{id}/pin or /unpin"""
+        verb = "pin" if pinned else "unpin"
+        return self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
+
+    def rollback(self, position: str) -> int:
+        """POST /v1/models/rollback; the seq of its event."""
+        reply = self._reply("POST", f"{_MODELS}/rollback", json={"version_id": position})
+        return int(reply.headers["etag"].strip('"'))
+
+    def verify(self) -> Item:
+        """POST /v1/models/verify"""
+        return self._post(f"{_MODELS}/verify", {})
+
+    def _client(self) -> httpx2.Client:
+        return client(self.url, param="url", headers=self._headers, timeout=_TIMEOUT_S)
+
+    def _get(self, path: str, query: Mapping[str, str | Sequence[str]] | None = None) -> Item:
+        return self._answer("GET", path, params=query)
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Item:
+        return self._answer("POST", path, json=dict(body))
+
+    def _answer(self, method: str, path: str, **options: Any) -> Item:
+        reply = self._reply(method, path, **options)
+        try:
+            return dict(reply.json())
+        except ValueError as error:
+            raise self._unreachable(error) from error
+
+    def _reply(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            with self._client() as http:
+                reply = http.request(method, path, **options)
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        if reply.status_code != 200:
+            raise self._refusal(reply)
+        return reply
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        return ServerError(f"no answer from {self.url}: {error}")
+
+    def _refusal(self, reply: httpx2.Response) -> LedgerError:
+        try:
+            message = str(reply.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
+        kind = {400: InvalidRequest, 404: NotFound}.get(reply.status_code, ServerError)
+        return kind(message)

@@ -1,0 +1,49 @@
+"""Events and versions as every face shows them: plain JSON."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.history.versions import ModelVersion
+
+
+def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
+    """One event as the audit routes and `--json` show it."""
+    return {
+        "id": event.name,
+        "object": "event",
+        "seq": event.seq,
+        "kind": event.kind,
+        "recorded_at": iso_time(event.recorded_at),
+        "actor": annotation.actor if annotation else None,
+        "reason": annotation.reason if annotation else None,
+        "request_id": event.request_id,
+        "idempotency_key": event.idempotency_key,
+        "state_seq": event.state_seq,
+        "node": event.node,
+        "state_before": event.state_before.hex() if event.state_before else None,
+        "state_after": event.state_after.hex(),
+        "payload_bytes": event.payload_size,
+        "event_hash": event.hash.hex(),
+        "metadata": json.loads(annotation.metadata) if annotation and annotation.metadata else None,
+        "facts": dict(event.body),
+    }
+
+
+def version_item(version: ModelVersion) -> dict[str, Any]:
+    """One listed version, with what the specification's five fields leave out."""
+    return {
+        **version.to_dict(),
+        "recorded_at": iso_time(int(version.timestamp * 1_000_000)),
+        "pinned": version.pinned,
+        "seq": version.seq,
+        "digest": version.digest.hex(),
+    }
+
+
+def iso_time(recorded_at: int) -> str:
+    """UTC microseconds since the epoch as ISO 8601 with a Z."""
+    seconds, micros = divmod(recorded_at, 1_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,52 @@
+"""One version, and the weights of a state."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from weightledger import DynamicModelManager
+from weightledger.api.items import version_item
+from weightledger.api.weights import save_state
+from weightledger.ledger.errors import StorageError
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`GET /v1/models/versions/{id}` and `/versions/{id}/weights`."""
+    routes = APIRouter(prefix="/v1/models/versions", tags=["versions"])
+    history = manager.log.history
+
+    @routes.get("/{version_id}")
+    def version(version_id: str) -> dict[str, Any]:
+        """One listed version, by any name it has."""
+        return version_item(history.version(version_id))
+
+    @routes.get("/{version_id}/weights")
+    def weights(version_id: str) -> FileResponse:
+        """The tensors of a version, or of any other position, as safetensors."""
+        try:
+            folder = tempfile.TemporaryDirectory(dir=manager.config.backup_dir)
+        except OSError as error:
+            raise StorageError(f"cannot write the weights: {error}") from error
+        file = Path(folder.name) / "weights.safetensors"
+        try:
+            facts = save_state(history, version_id, file)
+        except BaseException:
+            folder.cleanup()
+            raise
+        headers = {
+            "x-weights-model": facts["model"].encode("unicode_escape").decode(),
+            "x-weights-seq": str(facts["seq"]),
+            "x-weights-digest": facts["digest"],
+        }
+        return FileResponse(
+            file,
+            media_type="application/octet-stream",
+            headers=headers,
+            background=BackgroundTask(folder.cleanup),
+        )
+
+    return routes

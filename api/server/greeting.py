@@ -1,0 +1,32 @@
+"""What a server says once it listens."""
+
+import os
+from importlib.metadata import version
+
+import sqlalchemy as sa
+
+from weightledger import DynamicModelManager
+from weightledger.api.server.settings import Settings
+
+
+def greeting(manager: DynamicModelManager, settings: Settings, url: str) -> str:
+    """One block: what is served, from where, to whom, and how to stop it."""
+    database = sa.make_url(settings.update_config().url).render_as_string(hide_password=True)
+    if settings.engine != "embedded":
+        held = f"shown by {settings.engine} at {settings.engine_url}"
+    else:
+        held = "in this process"
+    access = "no API key: loopback only" if settings.api_key is None else "with the API key"
+    if not settings.writes_enabled:
+        access += ", no writes"
+    lines = {
+        "address": url,
+        "docs": f"{url}/docs",
+        "model": f"{manager.model_name} at seq {manager.log.live.head.state_seq}, {held}",
+        "data": str(settings.data_dir.resolve()),
+        "database": database,
+        "access": access,
+        "stop": f"Ctrl-C, or: kill {os.getpid()}",
+    }
+    said = "".join(f"  {name:<9} {text}\n" for name, text in lines.items())
+    return f"Weight Ledger {version('weightledger')} is serving\n{said}"

@@ -1,0 +1,41 @@
+"""The one way to make an HTTP client: proxies are for other machines, never for this one."""
+
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from weightledger.ledger.errors import InvalidRequest
+
+_NAMES = ("localhost", "localhost.")
+
+
+def client(base_url: str, *, param: str | None = None, **options: Any) -> httpx2.Client:
+    """A client of the server at `base_url`; `options` are httpx's.
+
+    Requests to this machine go straight, whatever HTTP_PROXY says. Raises InvalidRequest for a URL
+    that is none, or one that needs a kind of proxy that is not supported here; `param` names the
+    setting it came from.
+    """
+    try:
+        host = urlsplit(base_url).hostname
+        if urlsplit(base_url).scheme not in ("http", "https") or not host:
+            raise ValueError("expected http://HOST:PORT or https://HOST")
+        return httpx2.Client(base_url=base_url, trust_env=not is_loopback(host), **options)
+    except ImportError as error:  # a SOCKS proxy needs a package of its own
+        raise InvalidRequest(
+            f"{base_url} would be reached by a proxy of the environment, which cannot be used: "
+            f"{error}. Name the host in NO_PROXY to go straight",
+            param=param,
+        ) from None
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise InvalidRequest(f"{base_url!r} is no server's URL: {error}", param=param) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address, without brackets or port, leads back to this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in _NAMES

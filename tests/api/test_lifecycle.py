@@ -1,0 +1,222 @@
+"""Start and stop as an operator sees them: addresses, what is said, and an orderly end."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+from safetensors.torch import save_file
+
+from tests.api.test_command import as_json, inside, ok
+from tests.serving import Server, serving
+from tests.text_models import save_llama
+from tests.waiting import PATIENCE_S, until
+from weightledger import Ledger
+from weightledger.api.server.digits import digits_module, load_digits
+from weightledger.ledger.config import DynamicUpdateConfig
+from weightledger.ledger.http import client
+from weightledger.ledger.sql.presence import Announced, announce, servers
+
+# Of whoever writes, a server or not; empty, and left there.
+LOCKS = {"ledger.db-writer", "ledger.db-turns"}
+UPDATE = "/v1/models/incremental_update"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_closes_and_says_so(number: int, tmp_path: Path) -> None:
+    server = Server(tmp_path / "data").start()
+    assert server.process is not None
+    acknowledged: list[str] = []
+    failures: list[Exception] = []
+
+    def write() -> None:
+        body = {"parameter_name": "2.bias", "update_data": 1e-6}
+        with contextlib.suppress(httpx2.HTTPError), server.client() as http:
+            while True:
+                reply = http.post(UPDATE, json=body).json()
+                if "data" not in reply:
+                    failures.append(RuntimeError(reply))
+                    return
+                acknowledged.append(reply["data"]["update_id"])
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    until(lambda: len(acknowledged) > 20, pid=server.process.pid)
+    server.process.send_signal(number)
+    assert server.process.wait(PATIENCE_S) == 0
+    for writer in writers:
+        writer.join()
+    assert failures == []
+    assert server.output().splitlines()[-1].endswith("stopped")
+    assert "Traceback" not in server.output()
+    assert {path.name for path in server.folder.iterdir()} - LOCKS == {"ledger.db"}
+    # The file alone is the whole ledger.
+    (tmp_path / "copy").mkdir()
+    shutil.copy(server.folder / "ledger.db", tmp_path / "copy")
+    copied = ok("log", "-n", "100000", "-q", "--data-dir", str(tmp_path / "copy")).split()
+    assert set(acknowledged) <= set(copied)
+    ok("verify", "--data-dir", str(tmp_path / "copy"))
+
+
+def test_a_stream_ends_with_a_last_event(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "tiny-llama", max_position_embeddings=200_000, eos_token_id=None)
+    with serving(tmp_path / "data", "--model", str(model)) as server:
+        assert server.process is not None
+        asked = {"model": "tiny-llama", "prompt": "x", "max_tokens": 100_000, "stream": True}
+        with (
+            server.client() as http,
+            http.stream("POST", "/v1/completions", json=asked) as reply,
+        ):
+            lines = reply.iter_lines()
+            assert next(lines).startswith("data: {")
+            server.process.terminate()
+            said = [line.removeprefix("data: ") for line in lines if line]
+        error = json.loads(said[-1])["error"]
+        assert error["message"].startswith("the server is stopping")
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_told_to_stop_while_it_starts_it_stops(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file(dict(digits_module().state_dict()), folder / "model.safetensors")
+    options = ("--engine", "vllm", "--engine-url", "http://127.0.0.1:9", "--model", str(folder))
+    server = Server(tmp_path / "data", *options)
+    starting = threading.Thread(target=_start, args=(server,))
+    starting.start()
+    until(lambda: server.log.exists() and "waiting for vllm" in server.output())
+    assert server.process is not None
+    server.process.terminate()
+    assert server.process.wait(PATIENCE_S) == 0
+    starting.join()
+    assert server.output().splitlines()[-1].endswith("stopped")
+    assert list(server.folder.iterdir()) == []
+
+
+def _start(server: Server) -> None:
+    with contextlib.suppress(RuntimeError):
+        server.start()
+
+
+def test_port_0_is_named_as_what_it_became(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "weightledger", "serve", "--port", "0", "--data-dir", "data"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        block: list[str] = []
+        while not block or not block[-1].startswith("  stop"):
+            line = process.stdout.readline()
+            assert line, block
+            block.append(line)
+        said = dict(re.findall(r"^  (\w+) +(.*)$", "".join(block), re.M))
+        url = said["address"]
+        assert not url.endswith(":0")
+        assert httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
+        data = tmp_path / "data"
+        assert said["docs"] == f"{url}/docs"
+        assert said["data"] == str(data)
+        assert said["access"] == "no API key: loopback only"
+        assert said["model"].startswith("digits at seq 0")
+        assert said["stop"] == f"Ctrl-C, or: kill {process.pid}"
+        assert as_json("status", "--data-dir", str(data))["server"] == url
+        assert json.loads((data / "serve.lock").read_text())["url"] == url
+        ok("update", "2.bias", "--data", "0", "--data-dir", str(data))
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        at = ("--data-dir", str(tmp_path / "data"))
+        status, _, err = inside("serve", "--port", str(port), *at)
+    assert status == 1
+    assert f"port {port} of 127.0.0.1 is in use" in err.splitlines()[-1]
+    assert not (tmp_path / "data").exists()
+    status, _, err = inside("serve", "--host", "no such host", "--api-key", "k", *at)
+    assert (status, "is no address here" in err) == (1, True)
+
+
+def test_the_built_in_model_needs_no_scikit_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    module, evaluator = load_digits(tmp_path)
+    assert evaluator(module)["accuracy"] > 0.95
+    own = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+    save_file(own, tmp_path / "digits.safetensors")  # as earlier releases left it
+    assert bool((load_digits(tmp_path)[0].state_dict()["0.bias"] == own["0.bias"]).all())
+
+
+PATHS = ["run?lr=1", "run?lr=2", "a%20b", "a#b", "a b", "ü", "a&b=c;d", "100%", "a:b", "[x]", "'\""]
+
+
+def test_folders_of_any_name_are_folders_of_their_own(tmp_path: Path) -> None:
+    for name in PATHS:
+        config = DynamicUpdateConfig(backup_dir=tmp_path / name)
+        (tmp_path / name).mkdir()
+        blobs = tmp_path / name / "blobs ?#%"
+        with Ledger.open(config.url, blob_url=str(blobs)) as ledger:
+            ledger.model(name, base=digits_module())
+            ledger.model(name).snapshot()
+        with announce(config.url, f"http://127.0.0.1/{len(name)}"):
+            found = servers(config.url)
+        assert found == [Announced(f"http://127.0.0.1/{len(name)}", socket.gethostname())]
+        assert servers(config.url) == []
+        left = {path.name for path in (tmp_path / name).iterdir()}
+        assert left - LOCKS == {"ledger.db", blobs.name}
+    assert {path.name for path in tmp_path.iterdir()} == set(PATHS)
+    for name in PATHS:
+        at = ("--data-dir", str(tmp_path / name))
+        assert as_json("status", *at)["model"] == name
+        with contextlib.closing(sqlite3.connect(tmp_path / name / "ledger.db")) as connection:
+            assert connection.execute("SELECT count(*) FROM models").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_this_machine_is_reached_without_a_proxy(
+    server: Server, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv(name.lower(), proxy)
+    for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+        assert as_json("status", "--url", url)["model"] == "digits"
+        ok("update", "2.bias", "--data", "0", "--url", url)
+        with client(url) as http:
+            assert http.get("/livez").status_code == 200
+    status, _, err = inside("status", "--url", "http://example.invalid:80")
+    assert status == 1
+    assert len(err.splitlines()) == 1
+    assert "example.invalid" in err
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:2242", "ftp://x", "http://", "http://[::1", "x"])
+def test_a_url_that_is_none_is_refused_in_one_line(url: str) -> None:
+    status, _, err = inside("status", "--url", url)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "is no server's URL" in err
+
+
+def test_a_held_folder_is_free_when_its_holder_dies(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    child = os.fork()
+    if child == 0:
+        with announce(url, "http://127.0.0.1:1"):
+            signal.pause()
+    until(lambda: servers(url))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert servers(url) == []
+    with announce(url, "http://127.0.0.1:2"):
+        assert [one.url for one in servers(url)] == ["http://127.0.0.1:2"]
