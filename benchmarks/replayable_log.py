@@ -35,6 +35,7 @@ from weightledger.ledger.events import (
     seal,
 )
 from weightledger.ledger.history import snapshots
+from weightledger.ledger.history.snapshot_tensors import store_tensors
 from weightledger.ledger.sql.layout import SEQ_BITS
 from weightledger.ledger.store import Snapshot, rows
 
@@ -94,7 +95,7 @@ def load(url: str, count: int, scratch: Path, *, listed: int = LISTED) -> None:
         for number in range(1, _CYCLE + 1):
             event = around.apply(update(number))
             state, tensor = around.live.state, around.projector.tensor
-            snapshots.store_tensors(ledger.blobs, state, tensor)
+            store_tensors(ledger.store.blobs, state, tensor)
             anchor, _ = snapshots.describe(0, state)
             turns.append(Turn(event, around.history.store.payload(event), anchor))
         assert turns[-1].event.state_after == first.state_after

@@ -17,6 +17,7 @@
     ├── Unavailable             503  not now, though nothing is wrong; retry
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
+    ├── PluginError             500  an installed package's entry point cannot be used; names it
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     └── StorageError            503  the database or blob store failed
         ├── OutcomeUnknown           failed while committing: recorded or not, nobody knows
@@ -129,6 +130,10 @@ class EngineUnavailable(LedgerError):
 
 class PublishFailed(EngineUnavailable):
     """A remote engine could not be brought to a state, and shows the one before it."""
+
+
+class PluginError(LedgerError):
+    """What an installed package brings cannot be used; the message names the package."""
 
 
 class CorruptLedger(LedgerError):

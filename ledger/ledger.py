@@ -1,23 +1,21 @@
 """The way in: open a ledger, register a model or take up its log."""
 
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
-from weightledger.ledger.engines import Engine
-from weightledger.ledger.engines.state import StateEngine
-from weightledger.ledger.errors import SeqTaken
-from weightledger.ledger.events import Annotation, seal
-from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.log import Log
-from weightledger.ledger.projection.projector import OnMismatch, Projector
-from weightledger.ledger.store import Append, LedgerStore
+from weightledger.ledger.store import LedgerStore
 from weightledger.ledger.store.sql_store import SqlStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from weightledger.ledger.engines import Engine
+    from weightledger.ledger.log import Log
+    from weightledger.ledger.projection.projector import OnMismatch
 
 _HASHING_THREADS = 2
 
@@ -81,14 +79,14 @@ class Ledger:
     def model(
         self,
         name: str,
-        base: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
+        base: "torch.nn.Module | Mapping[str, torch.Tensor] | None" = None,
         *,
-        engine: Engine | None = None,
-        on_mismatch: OnMismatch = "refuse",
+        engine: "Engine | None" = None,
+        on_mismatch: "OnMismatch" = "refuse",
         alpha: float = 1.0,
         max_held_versions: int = MAX_HELD_VERSIONS,
         held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
-    ) -> Log:
+    ) -> "Log":
         """The log of a model, to read and write; `base` registers it at first use.
 
         `base` is copied: record what becomes of it with `Log.record`. An `engine` holds live
@@ -97,40 +95,17 @@ class Ledger:
         given equal no state of the log. `max_held_versions` and `held_versions_wait_s` are
         explained at `DynamicUpdateConfig`.
         """
-        projector = Projector(
-            engine or self._state_engine(name, base),
+        # The writing half, with torch and the engines, is imported by those who write.
+        from weightledger.ledger.opening import open_log
+
+        return open_log(
+            self.store,
             self._pool,
+            name,
+            base,
+            engine,
+            on_mismatch,
+            alpha=alpha,
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
         )
-        if name not in self.store.models():
-            self._register(name, projector)
-        history = self.history(name)
-        if not projector.attached:
-            projector.attach(history, on_mismatch)
-        return Log(history, projector, alpha=alpha)
-
-    def _state_engine(
-        self, name: str, base: torch.nn.Module | Mapping[str, torch.Tensor] | None
-    ) -> Engine:
-        return StateEngine(self.history(name).weights("head") if base is None else base)
-
-    def _register(self, name: str, projector: Projector) -> None:
-        """Append the first event with its snapshot; leave the projector be if another was first."""
-        draft, state = projector.genesis()
-        event = seal(draft, name, None, time.time_ns() // 1000)
-        anchor, manifest = snapshots.describe(0, state)
-        blobs = snapshots.tensor_blobs(state, projector.tensor)
-        try:
-            self.store.register(
-                Append(
-                    event,
-                    Annotation(),
-                    parameters=list(state.specs),
-                    blobs={**blobs, anchor.manifest: manifest},
-                    snapshot=anchor,
-                )
-            )
-        except SeqTaken:
-            return
-        projector.adopt(event, state)

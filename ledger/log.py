@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from weightledger.ledger import adapters, events
-from weightledger.ledger.adapters import Adapter, LoRAConfig
+from weightledger.ledger.adapters import LoRAConfig
+from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.verify import Report, verify
 from weightledger.ledger.blobs import MIN_GRACE_S
@@ -359,7 +360,7 @@ class Log:
     @property
     def adapters(self) -> Mapping[str, Adapter]:
         """The adapters of the live state, by name."""
-        return adapters.all_of(self.live.auxiliary)
+        return all_of(self.live.auxiliary)
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:

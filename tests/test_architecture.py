@@ -16,6 +16,7 @@ FOLDERS = ("ledger", "rules", "api", "migrations")
 FLOORS = (
     {"ledger.secrets", "ledger.permissions"},
     {"ledger.errors"},
+    {"ledger.plugins"},
     {"ledger.config", "ledger.http", "ledger.tensors", "ledger.sql"},
     {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},
     {"ledger.store", "ledger.adapters"},
@@ -25,6 +26,7 @@ FLOORS = (
     {"ledger.writing"},
     {"ledger.retention", "ledger.monitoring"},
     {"ledger.log"},
+    {"ledger.opening"},
     {"ledger.ledger"},
     {"ledger.manager"},
     {"rules"},

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.tensors.lanes import finite
 from weightledger.ledger.tensors.spec import TensorSpec

@@ -15,7 +15,7 @@ The contract
 
 Adding one is a file with such a class and a row in `registry`; the conformance suite and
 the frozen bytes run over the table. Other packages add theirs through the entry-point group
-`weightledger.codecs`, each entry naming a codec instance.
+`weightledger.codecs`: an entry's name is the codec's id, its object a codec instance.
 """
 
 from weightledger.ledger.codecs.delta import (

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import numpy as np
 
+from weightledger.ledger import plugins
 from weightledger.ledger.codecs.delta import Delta
 from weightledger.ledger.codecs.dense import Dense
 from weightledger.ledger.codecs.sparse import Sparse
 from weightledger.ledger.codecs.unchanged import Unchanged
-from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.errors import CorruptLedger, PluginError
 
 ENTRY_POINTS = "weightledger.codecs"
 
@@ -48,20 +48,20 @@ CODECS: dict[str, Codec] = table((Unchanged(), Sparse(), Dense()))
 """The codecs that come with the ledger."""
 
 
+@cache
 def get_codec(codec_id: str) -> Codec:
     """The codec with this id, ours or an installed package's.
 
-    Raises CorruptLedger if there is none: the bytes at hand cannot be read.
+    Raises CorruptLedger if there is none, PluginError if it cannot be loaded or has another id: the
+    bytes at hand cannot be read.
     """
-    codec = CODECS.get(codec_id) or _installed().get(codec_id)
+    ours = CODECS.get(codec_id)
+    if ours is not None:
+        return ours
+    codec: Codec | None = plugins.load(ENTRY_POINTS, codec_id)
     if codec is None:
-        raise CorruptLedger(
-            f"no codec {codec_id!r} is installed; known are {', '.join(_installed())}"
-        )
+        known = ", ".join([*CODECS, *plugins.ids(ENTRY_POINTS)])
+        raise CorruptLedger(f"no codec {codec_id!r} is installed; known are {known}")
+    if codec.id != codec_id:
+        raise PluginError(f"the entry point of codec {codec_id!r} brings {codec.id!r}")
     return codec
-
-
-@cache
-def _installed() -> dict[str, Codec]:
-    others = [point.load() for point in entry_points(group=ENTRY_POINTS)]
-    return table([*CODECS.values(), *others])

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines import Engine, Live, Prepared
 from weightledger.ledger.engines.versions import Version
 from weightledger.ledger.errors import ModelNotFound

@@ -1,7 +1,8 @@
 """The read side of one model's log: events, versions, and any state it ever had.
 
 Works on the store alone: no engine and no server are needed. Rebuilding starts from the cheapest
-place and reads what the path needs, never the whole log.
+place and reads what the path needs, never the whole log; it is in `history.rebuilding`, which is
+imported when a state is first asked for, so that events are read without torch.
 """
 
 import contextlib
@@ -9,19 +10,23 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-
-from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
+from weightledger.ledger.errors import CorruptLedger, NotFound
 from weightledger.ledger.events import PRUNINGS, Event
 from weightledger.ledger.history import lineage, snapshots, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, fold
-from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
 from weightledger.ledger.store import EventFilter, EventStore, Snapshot
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightledger.ledger.history.rebuilding import States
+    from weightledger.ledger.history.replay import Rebuilt
 
 EVERYTHING = EventFilter()
 
@@ -88,35 +93,32 @@ class History:
 
     # States
 
-    def state(self, position: str = "head") -> dict[str, torch.Tensor]:
+    def state(self, position: str = "head") -> dict[str, "Tensor"]:
         """Every tensor at a position, by bare name, aliases included (as the same tensor).
 
         What is not a weight of the model keeps its full name: `adapter/…`, `rule/…`.
         """
         return {name.removeprefix(WEIGHTS): t for name, t in self._full_names(position).items()}
 
-    def weights(self, position: str = "head") -> dict[str, torch.Tensor]:
+    def weights(self, position: str = "head") -> dict[str, "Tensor"]:
         """`state`, without the tensors beside the weights."""
         found = self._full_names(position).items()
         return {name.removeprefix(WEIGHTS): t for name, t in found if name.startswith(WEIGHTS)}
 
-    def _full_names(self, position: str) -> dict[str, torch.Tensor]:
+    def _full_names(self, position: str) -> dict[str, "Tensor"]:
         target = self.resolve(position)
         digest, tensors = self.rebuild(target.node, target.state)
         return {**tensors, **{alias: tensors[first] for alias, first in digest.aliases.items()}}
 
-    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, "Tensor"]]:
         """The whole state at a node from its cheapest snapshot, every tensor verified."""
-        base, path = self.plan(node)
-        loaded: dict[str, torch.Tensor] = {}
+        return self._states.rebuild(node, expected)
 
-        def fetch(name: str) -> torch.Tensor:
-            return self.anchored(path.start, base, name)
+    @cached_property
+    def _states(self) -> "States":
+        from weightledger.ledger.history.rebuilding import States
 
-        rebuilt = self.follow(base, fetch, path, expected)
-        for name in rebuilt.state.specs:
-            loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-        return rebuilt.state, loaded
+        return States(self)
 
     @property
     def pruned(self) -> Prunings:
@@ -130,27 +132,13 @@ class History:
 
     def tensors(
         self, node: int, expected: bytes, names: Collection[str] | None = None
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, "Tensor"]:
         """Some tensors at a node (all by default), by full name, each verified.
 
         Reads their part of the cheapest snapshot and the events that changed them since. Raises
         NotFound for a name that is not in the state.
         """
-        base, path = self.plan(node)
-
-        def fetch(name: str) -> torch.Tensor:
-            return self.anchored(path.start, base, name)
-
-        only = None if names is None else frozenset(names)
-        rebuilt = self.follow(base, fetch, path, expected, only=only)
-        wanted = rebuilt.state.specs if names is None else names
-        for name in wanted:
-            if name not in rebuilt.state.specs:
-                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
-        return {
-            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-            for name in wanted
-        }
+        return self._states.tensors(node, expected, names)
 
     def plan(self, node: int) -> tuple[StateDigest, lineage.Path]:
         """The snapshot to start from for a node, and the path from there.
@@ -206,41 +194,23 @@ class History:
             )
         return state
 
-    def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
+    def anchored(self, node: int, state: StateDigest, name: str) -> "Tensor":
         """A tensor of the snapshot at a node, verified; CorruptLedger names the node."""
-        try:
-            return snapshots.load_tensor(self.blobs, state.specs[name], state.digests[name])
-        except CorruptLedger as error:
-            raise CorruptLedger(
-                f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
-            ) from error
+        return self._states.anchored(node, state, name)
 
     def follow(
         self,
         base: StateDigest,
-        tensor: Callable[[str], torch.Tensor],
+        tensor: Callable[[str], "Tensor"],
         path: lineage.Path,
         expected: bytes,
-        only: Collection[str] | None = None,
-    ) -> Rebuilt:
+    ) -> "Rebuilt":
         """Replay a path from `base`; see `history.replay.replay`."""
-        moves = chain(
-            (Move(event, undo=True) for event in self.require_all(path.undo)),
-            (Move(event, undo=False) for event in self.require_all(path.redo)),
-        )
-        sources = Sources(tensor, self.store.payloads, self.whole)
-        try:
-            return replay(base, moves, sources, expected, self.pool, only)
-        except CorruptLedger as error:
-            if error.seq is not None and self.pruned(error.seq):  # while it was on the way there
-                raise Pruned(
-                    f"what event {error.seq} stored was pruned by gc", seq=error.seq
-                ) from error
-            raise
+        return self._states.follow(base, tensor, path, expected)
 
-    def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
+    def whole(self, spec: TensorSpec, digest: bytes) -> "Tensor":
         """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""
-        return snapshots.load_tensor(self.blobs, spec, digest)
+        return self._states.whole(spec, digest)
 
     def require(self, seq: int) -> Event:
         """The event at a seq that the log refers to; CorruptLedger when it is not there."""

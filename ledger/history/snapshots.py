@@ -2,21 +2,16 @@
 
 A snapshot is a manifest blob (canonical JSON: every tensor's name, dtype, shape and digest, and
 the aliases) and one blob per tensor, addressed by the tensor's digest. So a tensor that did not
-change since another snapshot is not stored again, and a manifest is small.
+change since another snapshot is not stored again, and a manifest is small. Manifests are here,
+tensors in `history.snapshot_tensors`.
 """
 
 import json
-from collections.abc import Callable, Mapping
 
-import numpy as np
-import torch
-
-from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.store import Snapshot
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import empty, lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -63,30 +58,3 @@ def describe(node: int, state: StateDigest) -> tuple[Snapshot, bytes]:
     data = manifest(state)
     size = len(data) + sum(spec.nbytes for spec in state.specs.values())
     return Snapshot(node, content_digest(data), size), data
-
-
-def tensor_blobs(
-    state: StateDigest, tensor: Callable[[str], torch.Tensor]
-) -> Mapping[bytes, Buffer]:
-    """Digest and bytes of every tensor of a state, by reference to its memory where it can."""
-    return {state.digests[name]: lanes(tensor(name), name).view(np.uint8) for name in state.specs}
-
-
-def store_tensors(
-    blobs: BlobStore, state: StateDigest, tensor: Callable[[str], torch.Tensor]
-) -> None:
-    """Make the tensors and the manifest of a state durable, one blob at a time."""
-    absent = blobs.missing(state.digests.values())
-    for name, digest in state.digests.items():
-        if digest in absent:
-            blobs.put(digest, lanes(tensor(name), name).view(np.uint8))
-            absent.discard(digest)
-    data = manifest(state)
-    blobs.put(content_digest(data), data)
-
-
-def load_tensor(blobs: BlobStore, spec: TensorSpec, digest: bytes) -> torch.Tensor:
-    """A new tensor with the bytes of a blob, which are checked against the digest."""
-    out = empty(spec)
-    blobs.read_into(digest, lanes(out, spec.name).view(np.uint8))
-    return out

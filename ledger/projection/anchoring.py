@@ -9,6 +9,7 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import EVENT_COST
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.snapshot_tensors import store_tensors
 from weightledger.ledger.projection.projector import Projector
 
 # A tiny model would otherwise be snapshotted every few updates, to save reading next to nothing.
@@ -43,7 +44,7 @@ class Anchoring:
         live = self._projector.live
         store, node = self._history.store, live.head.node
         if all(anchor.node != node for anchor in store.snapshots_near(node, 1)):
-            snapshots.store_tensors(self._history.blobs, live.state, self._projector.tensor)
+            store_tensors(self._history.blobs, live.state, self._projector.tensor)
             anchor, _ = snapshots.describe(live.head.node, live.state)
             store.add_snapshot(anchor)
         self._node, self._distance = live.head.node, 0

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from weightledger.ledger.adapters import all_of
+from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.engines import Engine, Prepared, RemoteEngine
 from weightledger.ledger.engines.adapted import AdapterEngine

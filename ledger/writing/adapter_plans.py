@@ -8,6 +8,7 @@ import torch
 
 from weightledger.ledger import adapters, events
 from weightledger.ledger.adapters import LoRAConfig, folder
+from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.adapters.fit import Target, targets
 from weightledger.ledger.codecs.factors import working_dtype
 from weightledger.ledger.engines import Engine
@@ -97,7 +98,7 @@ def merging(engine: Engine, name: str, *, unload: bool) -> Planner:
 
     def plan(staged: Staged) -> Plan:
         stored = _require_loaded(staged, name)
-        adapter = adapters.all_of(stored)[name]
+        adapter = all_of(stored)[name]
         specs, aliases = engine.specs(), engine.aliases()
         tied = {*aliases, *aliases.values()}
         requests = []

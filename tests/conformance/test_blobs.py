@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,15 +21,22 @@ from tests.conformance.homes import (
     open_home,
     put_new,
 )
+from tests.installed import install
 from tests.waiting import PATIENCE_S
-from weightledger.ledger.blobs import BlobStore, Stored
+from weightledger.ledger.blobs import BlobStore, Stored, registry
 from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
 from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
 from weightledger.ledger.blobs.objects import ObjectBlobs
-from weightledger.ledger.blobs.registry import BLOB_STORES, Buckets, get_opener, table
+from weightledger.ledger.blobs.registry import BLOB_STORES, get_opener
 from weightledger.ledger.blobs.sql import PART_BYTES
-from weightledger.ledger.errors import CorruptLedger, InvalidRequest, SeqTaken, StorageError
+from weightledger.ledger.errors import (
+    CorruptLedger,
+    InvalidRequest,
+    PluginError,
+    SeqTaken,
+    StorageError,
+)
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -547,8 +555,29 @@ FolderBlobs.create(Path(folder)).put(content_digest(b"x"), b"x")
     assert FolderBlobs(tmp_path / "new").get(content_digest(b"x")) == b"x"
 
 
-def test_a_scheme_has_one_store() -> None:
-    with pytest.raises(ValueError, match="two blob stores have the scheme 's3'"):
-        table([*BLOB_STORES.values(), Buckets("s3", allow_http="X")])
-    with pytest.raises(ValueError, match="'S3'"):
-        table([Buckets("S3", allow_http="X")])
+@pytest.mark.parametrize("scheme", BLOB_STORES)
+def test_what_opens_a_scheme_is_of_that_scheme(scheme: str) -> None:
+    assert get_opener(f"{scheme}://bucket/x" if scheme != "file" else "x").scheme == scheme
+
+
+def test_installed_packages_bring_their_blob_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is imported when a URL of its scheme is met; what is wrong with it is said then."""
+    group = registry.ENTRY_POINTS
+    entries = {"ours": "stores:OURS", "other": "stores:OURS", "twice": "stores:OURS"}
+    source = "class Opener:\n    scheme = 'ours'\nOURS = Opener()\n"
+    install(tmp_path, "stores", group, entries, source)
+    install(tmp_path, "more", group, {"twice": "more:OURS", "broken": "more:x"}, "1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_opener("s3://bucket/x").scheme == "s3"
+    with pytest.raises(InvalidRequest, match="az://…, broken://…, other://…, ours://…, twice://…"):
+        get_opener("gone://x")
+    assert not {"stores", "more"} & set(sys.modules)
+    assert get_opener("ours://x").scheme == "ours"
+    with pytest.raises(PluginError, match="two packages: more and stores"):
+        get_opener("twice://x")
+    with pytest.raises(PluginError, match=r"'broken' .* package more .*ZeroDivisionError"):
+        get_opener("broken://x")
+    with pytest.raises(PluginError, match="'other' opens 'ours'"):
+        get_opener("other://x")

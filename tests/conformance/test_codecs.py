@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.installed import install
 from weightledger.ledger import codecs
 from weightledger.ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry, warming
 from weightledger.ledger.codecs.streams import Reader, u32
-from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.errors import CorruptLedger, LedgerError, PluginError
 from weightledger.ledger.tensors.digest import chunk_digests, rehash
 from weightledger.ledger.tensors.spec import DTYPES, ElementType, Lanes
 
@@ -316,6 +317,7 @@ def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
 WARMED = """
 import sys
 import numpy as np
+from tests.installed import install
 from weightledger.ledger import codecs
 from weightledger.ledger.codecs import compiled as loops, warming
 
@@ -540,31 +542,28 @@ def test_two_codecs_cannot_share_an_id() -> None:
 def test_installed_packages_bring_their_codecs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "first", "ours.1")
+    """Each is imported when it is asked for; a broken one is in nobody's way."""
+    entries = {"ours.1": "first:codec", "other.1": "first:codec", "broken.1": "broken:codec"}
+    install(tmp_path, "first", registry.ENTRY_POINTS, entries, CODEC)
     monkeypatch.syspath_prepend(tmp_path)
-    registry._installed.cache_clear()
-    try:
-        assert codecs.get_codec("ours.1").encode(Delta(1, None, np.ones(1, np.uint8))) == b"!"
-        assert codecs.get_codec("sparse.1") is CODECS["sparse.1"]
-        install(tmp_path, "second", "sparse.1")
-        registry._installed.cache_clear()
-        with pytest.raises(ValueError, match="two codecs"):
-            codecs.get_codec("ours.1")
-    finally:
-        registry._installed.cache_clear()
+    assert codecs.get_codec("sparse.1") is CODECS["sparse.1"]
+    with pytest.raises(CorruptLedger, match=r"'x\.1' .*dense\.1, broken\.1, other\.1, ours\.1"):
+        codecs.get_codec("x.1")
+    assert "first" not in sys.modules
+    assert codecs.get_codec("ours.1").encode(Delta(1, None, np.ones(1, np.uint8))) == b"!"
+    with pytest.raises(PluginError, match=r"'broken\.1' .* package first \(broken:codec\)"):
+        codecs.get_codec("broken.1")
+    with pytest.raises(PluginError, match=r"codec 'other\.1' brings 'ours\.1'"):
+        codecs.get_codec("other.1")
 
 
-def install(site: Path, package: str, codec_id: str) -> None:
-    info = site / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        f"[{registry.ENTRY_POINTS}]\n{package} = {package}:codec\n"
-    )
-    (site / f"{package}.py").write_text(
-        f"class Codec:\n    id = {codec_id!r}\n    def encode(self, delta):\n        return b'!'\n"
-        "codec = Codec()\n"
-    )
+CODEC = """
+class Codec:
+    id = "ours.1"
+    def encode(self, delta):
+        return b"!"
+codec = Codec()
+"""
 
 
 def load_frozen() -> list[dict[str, Any]]:

@@ -5,32 +5,32 @@ from hypothesis import strategies as st
 
 from weightledger.ledger.events import ROLLED_BACK, UPDATED
 from weightledger.ledger.history.lineage import Lineage, Path, cheapest
-from weightledger.ledger.store import Step
+from weightledger.ledger.store import StateChange
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> tuple[list[Step], list[int]]:
+def trees(draw: st.DrawFn) -> tuple[list[StateChange], list[int]]:
     """A log of updates and rollbacks: its steps, and the nodes there are."""
-    steps = [Step(0, "registered", 0, None, 0)]
+    steps = [StateChange(0, "registered", 0, None, 0)]
     nodes = [0]
     at = 0
     for seq in range(1, draw(st.integers(2, 40))):
         if draw(st.booleans()) or seq == 1:
             size = draw(st.integers(0, 50))
-            steps.append(Step(seq, UPDATED, seq, at, size))
+            steps.append(StateChange(seq, UPDATED, seq, at, size))
             nodes.append(seq)
             at = seq
         else:
             at = draw(st.sampled_from(nodes))
-            steps.append(Step(seq, ROLLED_BACK, at, seq - 1, 0))
+            steps.append(StateChange(seq, ROLLED_BACK, at, seq - 1, 0))
     return steps, nodes
 
 
-def lineage_of(steps: list[Step]) -> Lineage:
+def lineage_of(steps: list[StateChange]) -> Lineage:
     return Lineage(lambda start, stop: [s for s in steps if start <= s.seq < stop], event_cost=0)
 
 
-def brute_force(steps: list[Step], starts: dict[int, int], target: int) -> int:
+def brute_force(steps: list[StateChange], starts: dict[int, int], target: int) -> int:
     """Fewest bytes to reach `target`, by relaxing every edge both ways until nothing moves."""
     best = dict(starts)
     edges = [(s.node, s.parent, s.size) for s in steps if s.node == s.seq and s.parent is not None]
@@ -73,22 +73,25 @@ def test_the_cheapest_path_reads_the_fewest_bytes(tree, data) -> None:
 
 
 def test_a_node_appended_after_a_page_was_read_is_found() -> None:
-    steps = [Step(0, "registered", 0, None, 0)]
+    steps = [StateChange(0, "registered", 0, None, 0)]
     lineage = lineage_of(steps)
     assert lineage.parent(0) is None
-    steps.append(Step(1, UPDATED, 1, 0, 7))
+    steps.append(StateChange(1, UPDATED, 1, 0, 7))
     assert (lineage.parent(1), lineage.size(1)) == (0, 7)
 
 
 def test_a_state_on_a_young_branch_is_not_reached_across_the_old_one() -> None:
     """Anchors near by seq stand on the branch that was left; the way from them is the history."""
     last = 20_000
-    steps = [Step(0, "registered", 0, None, 0)]
-    steps += [Step(seq, UPDATED, seq, seq - 1, 1) for seq in range(1, last)]
-    steps += [Step(last, ROLLED_BACK, 5, last - 1, 0), Step(last + 1, UPDATED, last + 1, 5, 1)]
+    steps = [StateChange(0, "registered", 0, None, 0)]
+    steps += [StateChange(seq, UPDATED, seq, seq - 1, 1) for seq in range(1, last)]
+    steps += [
+        StateChange(last, ROLLED_BACK, 5, last - 1, 0),
+        StateChange(last + 1, UPDATED, last + 1, 5, 1),
+    ]
     loaded: list[int] = []
 
-    def load(start: int, stop: int) -> list[Step]:
+    def load(start: int, stop: int) -> list[StateChange]:
         loaded.extend(step.seq for step in steps[start:stop])
         return steps[start:stop]
 
@@ -100,15 +103,15 @@ def test_a_state_on_a_young_branch_is_not_reached_across_the_old_one() -> None:
 
 
 def test_only_what_came_since_is_read_again() -> None:
-    steps = [Step(0, "registered", 0, None, 0)]
+    steps = [StateChange(0, "registered", 0, None, 0)]
     loaded: list[int] = []
 
-    def load(start: int, stop: int) -> list[Step]:
+    def load(start: int, stop: int) -> list[StateChange]:
         loaded.extend(step.seq for step in steps[start:stop])
         return steps[start:stop]
 
     lineage = Lineage(load)
     for seq in range(1, 30):
-        steps.append(Step(seq, UPDATED, seq, seq - 1, 1))
+        steps.append(StateChange(seq, UPDATED, seq, seq - 1, 1))
         assert lineage.parent(seq) == seq - 1
     assert loaded == list(range(30))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.torch import TorchEngine
 from weightledger.ledger.engines.transformers import folder
 from weightledger.ledger.engines.transformers.causal import CausalLM

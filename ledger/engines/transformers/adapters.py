@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.adapters.fit import Target, targets
 from weightledger.ledger.engines import copying
 from weightledger.ledger.engines.naming import Naming, of_module

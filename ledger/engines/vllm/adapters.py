@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.errors import StorageError, UnsupportedModel
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from weightledger.ledger.adapters import Adapter
+from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.engines.versions import Candidate, Version
 from weightledger.ledger.engines.vllm import Target

@@ -1,0 +1,98 @@
+"""States rebuilt: tensors read from a snapshot and taken along a path, every one verified.
+
+The half of `history.reader` that needs torch, imported when a state is first asked for.
+"""
+
+from collections.abc import Callable, Collection
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
+from weightledger.ledger.history.lineage import Path
+from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.history.snapshot_tensors import load_tensor
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.state import StateDigest
+
+if TYPE_CHECKING:
+    from weightledger.ledger.history.reader import History
+
+
+class States:
+    """The states of one log; see the methods of `History` with the same names."""
+
+    def __init__(self, history: "History") -> None:
+        self._history = history
+
+    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+        """See `History.rebuild`."""
+        base, path = self._history.plan(node)
+        loaded: dict[str, torch.Tensor] = {}
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        rebuilt = self.follow(base, fetch, path, expected)
+        for name in rebuilt.state.specs:
+            loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+        return rebuilt.state, loaded
+
+    def tensors(
+        self, node: int, expected: bytes, names: Collection[str] | None
+    ) -> dict[str, torch.Tensor]:
+        """See `History.tensors`."""
+        base, path = self._history.plan(node)
+
+        def fetch(name: str) -> torch.Tensor:
+            return self.anchored(path.start, base, name)
+
+        only = None if names is None else frozenset(names)
+        rebuilt = self.follow(base, fetch, path, expected, only)
+        wanted = rebuilt.state.specs if names is None else names
+        for name in wanted:
+            if name not in rebuilt.state.specs:
+                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
+        return {
+            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+            for name in wanted
+        }
+
+    def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
+        """See `History.anchored`."""
+        try:
+            return load_tensor(self._history.blobs, state.specs[name], state.digests[name])
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
+            ) from error
+
+    def follow(
+        self,
+        base: StateDigest,
+        tensor: Callable[[str], torch.Tensor],
+        path: Path,
+        expected: bytes,
+        only: Collection[str] | None = None,
+    ) -> Rebuilt:
+        """See `History.follow`."""
+        moves = chain(
+            (Move(event, undo=True) for event in self._history.require_all(path.undo)),
+            (Move(event, undo=False) for event in self._history.require_all(path.redo)),
+        )
+        sources = Sources(tensor, self._history.store.payloads, self.whole)
+        try:
+            return replay(base, moves, sources, expected, self._history.pool, only)
+        except CorruptLedger as error:
+            if error.seq is not None and self._history.pruned(
+                error.seq
+            ):  # while it was on the way there
+                raise Pruned(
+                    f"what event {error.seq} stored was pruned by gc", seq=error.seq
+                ) from error
+            raise
+
+    def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
+        """See `History.whole`."""
+        return load_tensor(self._history.blobs, spec, digest)

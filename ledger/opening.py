@@ -1,0 +1,70 @@
+"""Taking up a model to write to: registered at first use, its live weights brought to the head."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+
+import torch
+
+from weightledger.ledger.engines import Engine
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.errors import SeqTaken
+from weightledger.ledger.events import Annotation, seal
+from weightledger.ledger.history import snapshots
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.snapshot_tensors import tensor_blobs
+from weightledger.ledger.log import Log
+from weightledger.ledger.projection.projector import OnMismatch, Projector
+from weightledger.ledger.store import Append, LedgerStore
+
+
+def open_log(
+    store: LedgerStore,
+    pool: Executor,
+    name: str,
+    base: torch.nn.Module | Mapping[str, torch.Tensor] | None,
+    engine: Engine | None,
+    on_mismatch: OnMismatch,
+    *,
+    alpha: float,
+    max_held_versions: int,
+    held_versions_wait_s: float,
+) -> Log:
+    """See `Ledger.model`."""
+    if engine is None:
+        engine = StateEngine(
+            History(store.model(name), pool).weights("head") if base is None else base
+        )
+    projector = Projector(
+        engine,
+        pool,
+        max_held_versions=max_held_versions,
+        held_versions_wait_s=held_versions_wait_s,
+    )
+    if name not in store.models():
+        _register(store, name, projector)
+    history = History(store.model(name), pool)
+    if not projector.attached:
+        projector.attach(history, on_mismatch)
+    return Log(history, projector, alpha=alpha)
+
+
+def _register(store: LedgerStore, name: str, projector: Projector) -> None:
+    """Append the first event with its snapshot; leave the projector be if another was first."""
+    draft, state = projector.genesis()
+    event = seal(draft, name, None, time.time_ns() // 1000)
+    anchor, manifest = snapshots.describe(0, state)
+    blobs = tensor_blobs(state, projector.tensor)
+    try:
+        store.register(
+            Append(
+                event,
+                Annotation(),
+                parameters=list(state.specs),
+                blobs={**blobs, anchor.manifest: manifest},
+                snapshot=anchor,
+            )
+        )
+    except SeqTaken:
+        return
+    projector.adopt(event, state)
