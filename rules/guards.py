@@ -18,7 +18,7 @@ from weightledger.rules.checking import is_finite, propose
 from weightledger.rules.errors import RuleError
 from weightledger.rules.library.ewc import Ewc
 from weightledger.rules.protocol import Proposal
-from weightledger.rules.ranges import check_bounds, check_ranges
+from weightledger.rules.ranges import check_bounds, check_choice, check_ranges
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """A score of each item of a fixed set, [items], higher is better, with the weight given."""
@@ -72,7 +72,7 @@ class NormLimit:
 
     def __post_init__(self) -> None:
         check_ranges(self, positive=["kappa"], not_negative=["floor"])
-        _check_choice("on_excess", self.on_excess, ("refuse", "scale"))
+        check_choice("on_excess", self.on_excess, ("refuse", "scale"))
 
     def __call__(self, weight: torch.Tensor, proposal: Proposal) -> Finding:
         """See the class."""
@@ -128,7 +128,7 @@ class Bounds:
     def __post_init__(self) -> None:
         check_ranges(self)
         check_bounds(self.w_min, self.w_max)
-        _check_choice("on_excess", self.on_excess, ("refuse", "clip"))
+        check_choice("on_excess", self.on_excess, ("refuse", "clip"))
 
     def __call__(self, weight: torch.Tensor, proposal: Proposal) -> Finding:
         """See the class."""
@@ -198,7 +198,7 @@ class ShadowScore:
 
     def __post_init__(self) -> None:
         check_ranges(self, fraction=["alpha"], not_negative=["max_drop"])
-        _check_choice("require", self.require, ("not worse", "better"))
+        check_choice("require", self.require, ("not worse", "better"))
 
     def __call__(self, weight: torch.Tensor, proposal: Proposal) -> Finding:
         """See the class."""
@@ -292,8 +292,3 @@ def _norm(tensor: torch.Tensor) -> float:
 
 def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RuleError(f"{name} is one of {', '.join(choices)}, got {value!r}", param=name)

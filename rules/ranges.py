@@ -49,6 +49,12 @@ def check_bounds(low: float, high: float) -> None:
         raise RuleError(f"w_min must be less than w_max, got {low} and {high}", param="w_min")
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise RuleError unless the value is one of the choices."""
+    if value not in choices:
+        raise RuleError(f"{name} is one of {', '.join(choices)}, got {value!r}", param=name)
+
+
 def number(name: str, value: Any) -> float:
     """A real number as Python's own int or float; RuleError for booleans and all else."""
     scalar = plain(value)

@@ -1,21 +1,22 @@
 """Spike timing that a later reward turns into learning: eligibility per synapse.
 
 Each row of the window is one step of `dt_ms`, in which traces and eligibility decay, then take
-the step's own spikes, then are used with the step's own reward. Coincident spikes count both
+the step's own spikes, then are used with the step's own reward (`Mstdpet` has the other order too).
+Coincident spikes count both
 ways, as in `library.stdp`. Per synapse the window is c_t = λ c_{t−1} + STDP_t and Σ_t g_t c_t with
 one number g_t a step, so it is two matrix products, whatever the window's length.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
 from weightledger.rules.library.stdp import SPIKES, clip_step, silent_traces, stacked
 from weightledger.rules.library.traces import decay, discounted_sums, filtered
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_bounds, check_ranges
+from weightledger.rules.ranges import check_bounds, check_choice, check_ranges
 
 REWARDED_SPIKES: Mapping[str, Activity] = {
     **SPIKES,
@@ -110,6 +111,12 @@ class Mstdpet:
     `pre_trace` [in], `post_trace` [out]. γ is `learning_rate`. The result is clipped to
     [w_min, w_max] once per proposal.
 
+    `reward_timing` says which z the reward of a row meets. "same step": the z that the row's own
+    spikes are in already, as spikingjelly and snntorch have it. "next step": the z that the row
+    before left, so that a reward answers spikes one step after them, as in the paper's discrete
+    form, Δw(t) = γ r(t + δt) z(t + δt) with z(t + δt) = β z(t) + ζ(t)/τ_e. The two differ by a
+    shift of the rewards by one row, and vanish in each other for a small dt.
+
     Florian, "Reinforcement learning through modulation of spike-timing-dependent synaptic
     plasticity", Neural Computation 19, 2007, equations 24–28 (MSTDPET).
     """
@@ -129,6 +136,7 @@ class Mstdpet:
     dt_ms: float = 1.0
     w_min: float = -1.0
     w_max: float = 1.0
+    reward_timing: Literal["same step", "next step"] = "same step"
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -137,6 +145,7 @@ class Mstdpet:
             positive=["tau_plus_ms", "tau_minus_ms", "tau_eligibility_ms", "dt_ms"],
         )
         check_bounds(self.w_min, self.w_max)
+        check_choice("reward_timing", self.reward_timing, ("same step", "next step"))
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Traces and eligibility at 0."""
@@ -153,12 +162,16 @@ class Mstdpet:
         x = filtered(pre, state["pre_trace"], decay(self.dt_ms, self.tau_plus_ms))
         y = filtered(post, state["post_trace"], decay(self.dt_ms, self.tau_minus_ms))
         per_ms = 1 / self.tau_eligibility_ms
+        before, gain = state["eligibility"], reward * self.learning_rate
+        late = self.reward_timing == "next step"
         delta, eligibility = integrate(
-            state["eligibility"],
+            before,
             stacked(post, x, y, pre, self.a_plus * per_ms, self.a_minus * per_ms),
-            reward * self.learning_rate,
+            torch.cat([gain[1:], torch.zeros_like(gain[:1])]) if late else gain,
             decay(self.dt_ms, self.tau_eligibility_ms),
         )
+        if late:  # the first reward meets what the window before left
+            delta.addcmul_(before, gain[0])
         clip_step(delta, weight, self.w_min, self.w_max)
         after = {
             "pre_trace": x[-1].clone(),

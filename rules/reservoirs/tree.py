@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from weightledger.rules.errors import RuleError
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_choice, check_ranges
 from weightledger.rules.reservoirs.rooted_trees import Tree, children
 from weightledger.rules.reservoirs.spectral import scale_to_radius
 
@@ -60,10 +60,8 @@ class TreeReservoir:
                 f"{len(self.tree)} nodes",
                 param="reservoir_size",
             )
-        if self.recurrent not in ("gaussian", "orthogonal"):
-            raise RuleError(f"recurrent is gaussian or orthogonal, got {self.recurrent!r}")
-        if self.inputs_to not in ("all", "leaves"):
-            raise RuleError(f"inputs_to is all or leaves, got {self.inputs_to!r}")
+        check_choice("recurrent", self.recurrent, ("gaussian", "orthogonal"))
+        check_choice("inputs_to", self.inputs_to, ("all", "leaves"))
 
     @property
     def sizes(self) -> tuple[int, ...]:

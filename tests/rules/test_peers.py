@@ -120,6 +120,33 @@ def test_mstdpet_is_spikingjellys(golden: Any) -> None:
     assert_same(proposal.state["eligibility"], golden["spikingjelly"]["eligibility"])
 
 
+@pytest.mark.parametrize("timing", ["next step", "same step"])
+@pytest.mark.parametrize("window", [40, 7, 1])
+def test_mstdpet_is_bindsnets_in_both_timings_of_the_reward(timing: str, window: int) -> None:
+    case = tensors(json.loads((GOLDEN.parent / "reward_timing.json").read_text()))
+    config = {
+        "learning_rate": 0.5,
+        "a_plus": 0.3,
+        "a_minus": 0.2,
+        "tau_plus_ms": 7.0,
+        "tau_minus_ms": 11.0,
+        "tau_eligibility_ms": 9.0,
+        "w_min": -100.0,
+        "w_max": 100.0,
+        "reward_timing": timing,
+    }
+    rule = rules.make_rule("mstdpet", config)
+    weight = torch.zeros(3, 4, dtype=torch.float64)
+    state = rules.init(rule, weight)
+    for start in range(0, 40, window):
+        rows = {name: train[start : start + window] for name, train in case["spikes"].items()}
+        proposal = rules.propose(rule, weight, rows, state)
+        weight, state = weight + proposal.delta, dict(proposal.state)
+    assert_same(weight, case["bindsnet"][timing.replace(" ", "_")])
+    other = case["bindsnet"]["same_step" if timing == "next step" else "next_step"]
+    assert float((weight - other).abs().max()) > 0.01
+
+
 def test_pair_stdp_and_r_stdp_are_brians(golden: Any) -> None:
     config = {"a_plus": 0.3, "a_minus": 0.2, "tau_plus_ms": 20.0, "tau_minus_ms": 25.0}
     case = golden["brian2"]
