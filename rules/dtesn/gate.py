@@ -3,6 +3,11 @@
 Each sample of the window is first answered by the live weight and by the one that has learnt from
 the samples before it; then it is learnt from. At the end a paired sign test decides whether what
 was learnt replaces the live weight.
+
+The sign test, and not the more powerful signed-rank test, because the samples are not independent
+of each other here: how far the two answers are apart depends on how the samples before came out.
+Whatever was learnt before, a sample is answered better with a chance of at most one half where
+learning does not help, so the number of better answers is at most binomial, and the level exact.
 """
 
 from collections.abc import Mapping
@@ -13,8 +18,8 @@ import torch
 
 from weightledger.rules.checking import is_finite
 from weightledger.rules.errors import RuleError
-from weightledger.rules.guards import sign_test
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_choice, check_ranges
+from weightledger.rules.significance import sign_test
 
 SCORED = ("x", "y", "target")
 """What a gate scores with: the layer's input, its output and what that should have been."""
@@ -23,47 +28,70 @@ SCORED = ("x", "y", "target")
 @dataclass(frozen=True, slots=True)
 class PairedGate:
     """`require` "better" adopts a window only with evidence for it; "not worse" unless there is
-    evidence against it. `alpha` is the one-sided exact level.
+    evidence against it. `alpha` is the one-sided level.
+
+    `score` says what of two answers to a sample is the better one. "answers": the right one, whose
+    largest output is the target's largest. "loss": the one with the smaller Σ (target − y)²; then
+    "better" asks for a smaller mean as well. "auto": answers where every target is one 1 and
+    otherwise 0s, of two or more; else loss, as for regression.
     """
 
     require: Literal["better", "not worse"] = "better"
     alpha: float = 0.05
+    score: Literal["auto", "answers", "loss"] = "auto"
 
     def __post_init__(self) -> None:
         check_ranges(self, fraction=["alpha"])
-        if self.require not in ("better", "not worse"):
-            raise RuleError(
-                f"require is one of better, not worse, got {self.require!r}", param="require"
-            )
+        check_choice("require", self.require, ("better", "not worse"))
+        check_choice("score", self.score, ("auto", "answers", "loss"))
 
 
 @dataclass(slots=True)
 class Tally:
-    """Answers of the live weight and of the learning one, sample by sample; an answer is right
-    when its largest output is the target's."""
+    """Answers of the live weight and of the learning one, sample by sample.
 
+    `before` and `after` sum up what is scored: right answers, or losses.
+    """
+
+    score: Literal["answers", "loss"]
     items: int = 0
-    right_before: int = 0
-    right_after: int = 0
+    before: float = 0.0
+    after: float = 0.0
     better: int = 0
     worse: int = 0
 
     def add(self, live: torch.Tensor, learnt: torch.Tensor, target: torch.Tensor) -> None:
-        """Outputs and targets, [batch, out]."""
-        wanted = target.argmax(1)
-        before, after = live.argmax(1) == wanted, learnt.argmax(1) == wanted
-        self.items += len(wanted)
-        self.right_before += int(before.sum())
-        self.right_after += int(after.sum())
-        self.better += int((after & ~before).sum())
-        self.worse += int((before & ~after).sum())
+        """Outputs and targets, [batch, out]; an answer that is not finite is the worst there is."""
+        before, after = (self._costs(answer, target) for answer in (live, learnt))
+        self.items += len(target)
+        self.better += int((after < before).sum())
+        self.worse += int((after > before).sum())
+        if self.score == "answers":
+            before, after = 1 - before, 1 - after
+        self.before += float(before.sum())
+        self.after += float(after.sum())
+
+    def _costs(self, answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What an answer costs, [batch]: 1 if it is wrong, or its loss."""
+        finite = answer.isfinite().all(1)
+        if self.score == "answers":
+            return 1 - (finite & (answer.argmax(1) == target.argmax(1))).double()
+        loss = (target.double() - answer.double()).square().sum(1)
+        return loss.masked_fill(~finite, torch.inf)
 
     def evidence(self) -> dict[str, Any]:
         """What was counted, as JSON."""
+        if self.score == "answers":
+            sums = {"right_before": int(self.before), "right_after": int(self.after)}
+        else:
+            sums = {
+                name: None if not torch.inf > total else total / max(1, self.items)
+                for name, total in (("loss_before", self.before), ("loss_after", self.after))
+            }
         return {
+            "score": self.score,
             "items": self.items,
-            "right_before": self.right_before,
-            "right_after": self.right_after,
+            **sums,
             "better": self.better,
             "worse": self.worse,
             "p_better": sign_test(self.better, self.worse),
@@ -74,14 +102,44 @@ class Tally:
         """Why the window is not adopted; None adopts it."""
         if gate.require == "better":
             refused = sign_test(self.better, self.worse) > gate.alpha
+            refused |= self.score == "loss" and not self.after < self.before
         else:
             refused = sign_test(self.worse, self.better) <= gate.alpha
         if not refused:
             return None
+        mean = ""
+        if self.score == "loss":
+            means = (total / max(1, self.items) for total in (self.before, self.after))
+            mean = ", mean loss {:.6g} → {:.6g}".format(*means)
         return (
-            f"of {self.items} samples {self.better} were answered better and {self.worse} worse, "
-            f"required: {gate.require} at {gate.alpha:g}"
+            f"of {self.items} samples {self.better} were answered better and {self.worse} worse"
+            f"{mean}, required: {gate.require} at {gate.alpha:g}"
         )
+
+
+def tally_for(gate: PairedGate, target: torch.Tensor) -> Tally:
+    """An empty tally of what the gate scores, `target` [batch, out].
+
+    RuleError where right answers are asked for and the targets do not say which is right.
+    """
+    if gate.score == "loss":
+        return Tally("loss")
+    if gate.score == "auto":
+        return Tally("answers" if _one_hot(target) else "loss")
+    largest = target == target.max(1, keepdim=True).values
+    if target.shape[1] < 2 or bool((largest.sum(1) > 1).any()):
+        raise RuleError(
+            "answers are right where the largest of two or more outputs is the target's: these "
+            f"targets are {list(target.shape)} and have no single largest each; score by loss",
+            param="gate",
+        )
+    return Tally("answers")
+
+
+def _one_hot(target: torch.Tensor) -> bool:
+    ones = target == 1
+    whole = bool((ones | (target == 0)).all()) and bool((ones.sum(1) == 1).all())
+    return whole and target.shape[1] > 1
 
 
 def check_scored(weight: torch.Tensor, activities: Mapping[str, torch.Tensor]) -> None:

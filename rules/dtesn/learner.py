@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from weightledger.rules.checking import check_activities, init, is_finite, propose
-from weightledger.rules.dtesn.gate import SCORED, PairedGate, Tally, check_scored
+from weightledger.rules.dtesn.gate import SCORED, PairedGate, Tally, check_scored, tally_for
 from weightledger.rules.dtesn.samples import Samples, samples
 from weightledger.rules.library.homeostasis import SynapticScaling
 from weightledger.rules.protocol import MATRIX, Rule
@@ -87,9 +87,10 @@ def teach(
     scored on all of x, which then is for that and nothing else. Raises what `rules.propose` raises.
     """
     check_activities(rule, weight, {name: activities[name] for name in rule.activities})
-    tally = Tally() if passes.gate is not None else None
-    if tally is not None:
+    tally = None
+    if passes.gate is not None:
         check_scored(weight, activities)
+        tally = tally_for(passes.gate, activities["target"])
     given = samples(rule, activities)
     learner = _Learner(rule, weight, state, scaling, passes.homeostasis, torch.zeros_like(weight))
     size = _norm(weight)

@@ -15,7 +15,6 @@ from weightledger import Event, Log, Pruned, tensor_digest
 from weightledger.rules.checking import init, moved
 from weightledger.rules.dtesn import history
 from weightledger.rules.dtesn import state as places
-from weightledger.rules.dtesn.gate import PairedGate
 from weightledger.rules.dtesn.ground import computing_dtype
 from weightledger.rules.dtesn.learner import Passes, scaling_state, teach
 from weightledger.rules.errors import RuleError
@@ -133,13 +132,13 @@ def _same_state(
 
 
 def _passes(said: Mapping[str, Any]) -> Passes:
-    scaling, gate = said["homeostasis"], said["gate"]
+    """A gate only looks: what is learnt is the same without it."""
+    scaling = said["homeostasis"]
     return Passes(
         said["batch_size"],
         said["max_iterations"],
         said["convergence_threshold"],
         None if scaling is None else SynapticScaling(**scaling),
-        None if gate is None else PairedGate(gate["require"], gate["alpha"]),
     )
 
 

@@ -15,9 +15,9 @@ from weightledger.rules.guards import (
     NormLimit,
     ShadowScore,
     TrustRegion,
-    sign_test,
 )
 from weightledger.rules.library.ewc import Ewc
+from weightledger.rules.significance import sign_test
 
 WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 NOTHING = Guards(finite=None, norm=None)
@@ -137,7 +137,10 @@ def test_a_strict_shadow_score_asks_for_evidence_of_good() -> None:
     assert judged(only("shadow", useless), tensor(1, 0, 0, 0)).refused_by == "shadow"
 
 
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (5, 0), (7, 3), (3, 7), (900, 800)])
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [(0, 0), (5, 0), (7, 3), (3, 7), (490, 510), (900, 800), (600, 900), (60_000, 59_500)],
+)
 def test_the_sign_test_is_scipys(better: int, worse: int) -> None:
     from scipy.stats import binomtest
 
