@@ -81,6 +81,7 @@ class Tally:
 
     def evidence(self) -> dict[str, Any]:
         """What was counted, as JSON."""
+        sums: dict[str, float | None]
         if self.score == "answers":
             sums = {"right_before": int(self.before), "right_after": int(self.after)}
         else:
