@@ -19,6 +19,7 @@
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── PluginError             500  an installed package's entry point cannot be used; names it
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
+    │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
     └── StorageError            503  the database or blob store failed
         ├── OutcomeUnknown           failed while committing: recorded or not, nobody knows
         ├── StorageFull              no space left
@@ -145,6 +146,14 @@ class CorruptLedger(LedgerError):
     def __init__(self, message: str, *, seq: int | None = None) -> None:
         super().__init__(message)
         self.seq = seq
+
+
+class DamagedSnapshot(CorruptLedger):
+    """A snapshot is not what the log says; `seq` is the state change that it is a snapshot of."""
+
+    def __init__(self, message: str, *, seq: int) -> None:
+        super().__init__(message, seq=seq)
+        self.node = seq
 
 
 class StorageError(LedgerError):

@@ -42,6 +42,9 @@ class BlobStore(Protocol):
     def put(self, digest: bytes, data: Buffer) -> None:
         """Store `data` under its digest; a blob that exists is touched, not written again."""
 
+    def rewrite(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` in place of what is stored under its digest, which turned out damaged."""
+
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
 

@@ -71,18 +71,12 @@ class FolderBlobs:
             if self._touch(path, len(view)):
                 _sync(path.parent)  # its writer may not have come to that yet
                 return
-            self._require_marker()
-            temporary = self._temporary(digest.hex())
-            try:
-                _write(temporary, view)
-                with self._locked(fcntl.LOCK_SH):
-                    os.utime(temporary)  # writing may have taken long
-                    os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):  # `sweep` finds it
-                    temporary.unlink(missing_ok=True)
-                raise
-            _sync(path.parent)
+            self._publish(digest, view)
+
+    def rewrite(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` in place of what is stored under its digest."""
+        with self._explained():
+            self._publish(digest, as_view(data))
 
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
@@ -179,6 +173,22 @@ class FolderBlobs:
         os.replace(temporary, self.folder / MARKER)
         _sync(self.folder)
         _sync(self.folder.parent)
+
+    def _publish(self, digest: bytes, view: memoryview) -> None:
+        """Write a blob's file, durable under its name when this returns."""
+        path = self._path(digest)
+        self._require_marker()
+        temporary = self._temporary(digest.hex())
+        try:
+            _write(temporary, view)
+            with self._locked(fcntl.LOCK_SH):
+                os.utime(temporary)  # writing may have taken long
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # `sweep` finds it
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
 
     def _touch(self, path: Path, size: int | None = None) -> bool:
         """Whether the blob is there (and has this size); if so, it now counts as touched."""

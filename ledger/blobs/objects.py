@@ -95,14 +95,13 @@ class ObjectBlobs:
         newest = self._newest(digest)
         if newest and newest.size == len(view) and self._touch(digest, newest):
             return
-        with explained(self.url):
-            obstore.put(
-                self._store,
-                _new_path(digest),
-                view,
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_ONCE,
-            )
+        self._upload(digest, view)
+
+    def rewrite(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` in place of what is stored under its digest."""
+        damaged_copies = self._copies(digest)
+        self._upload(digest, as_view(data))
+        self._delete(damaged_copies)
 
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match.
@@ -155,6 +154,17 @@ class ObjectBlobs:
             self._delete(replaced)
             swept += len(replaced)
         return swept
+
+    def _upload(self, digest: bytes, view: memoryview) -> None:
+        """A new copy, sent in parts from where it lies."""
+        with explained(self.url):
+            obstore.put(
+                self._store,
+                _new_path(digest),
+                view,
+                chunk_size=PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
 
     def _copies(self, digest: bytes) -> list[Copy]:
         with explained(self.url):

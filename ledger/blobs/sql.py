@@ -54,6 +54,13 @@ class SqlBlobs:
         with self._database.write() as execute:
             store_blobs(execute, {digest: data})
 
+    def rewrite(self, digest: bytes, data: Buffer) -> None:
+        """Store `data` in place of what is stored under its digest."""
+        with self._database.write() as execute:
+            execute(_DELETE_PARTS, (digest,))
+            execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            store_blobs(execute, {digest: data})
+
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
         with self._database.read() as execute:

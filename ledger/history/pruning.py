@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Pruning, body_of
@@ -34,6 +34,13 @@ class Prunings:
 NOTHING_PRUNED = Prunings()
 
 
+def barring(prunings: Prunings, seqs: Iterable[int]) -> Prunings:
+    """The same, with further state changes that lead nowhere."""
+    ranges = list(zip(prunings.firsts, prunings.lasts, strict=True)) + [(seq, seq) for seq in seqs]
+    firsts, lasts = _merged(ranges)
+    return replace(prunings, firsts=firsts, lasts=lasts)
+
+
 def fold(events: Iterable[Event]) -> Prunings:
     """All that the `pruned` events of a log dropped."""
     ranges: list[tuple[int, int]] = []
@@ -44,18 +51,19 @@ def fold(events: Iterable[Event]) -> Prunings:
         pruning = body_of(event, Pruning)
         ranges += pruning.ranges
         snapshots |= set(pruning.snapshots)
+    firsts, lasts = _merged(ranges)
+    return Prunings(firsts, lasts, frozenset(snapshots), runs)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First and last seqs of the ranges, ascending and disjoint."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
         else:
             merged.append((first, last))
-    return Prunings(
-        tuple(first for first, _ in merged),
-        tuple(last for _, last in merged),
-        frozenset(snapshots),
-        runs,
-    )
+    return tuple(first for first, _ in merged), tuple(last for _, last in merged)
 
 
 def body(seqs: Sequence[int], snapshots: Iterable[int], retained: int) -> Pruning:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from weightledger.ledger.errors import CorruptLedger, NotFound, Pruned
+from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound, Pruned
 from weightledger.ledger.history.lineage import Path
 from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
 from weightledger.ledger.history.snapshot_tensors import load_tensor
@@ -26,45 +26,54 @@ class States:
     def __init__(self, history: "History") -> None:
         self._history = history
 
-    def rebuild(self, node: int, expected: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+    def rebuild(
+        self, node: int, expected: bytes, without: Collection[int] = ()
+    ) -> tuple[StateDigest, dict[str, torch.Tensor]]:
         """See `History.rebuild`."""
-        base, path = self._history.plan(node)
-        loaded: dict[str, torch.Tensor] = {}
 
-        def fetch(name: str) -> torch.Tensor:
-            return self.anchored(path.start, base, name)
+        def along(base: StateDigest, path: Path) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+            def fetch(name: str) -> torch.Tensor:
+                return self.anchored(path.start, base, name)
 
-        rebuilt = self.follow(base, fetch, path, expected)
-        for name in rebuilt.state.specs:
-            loaded[name] = rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-        return rebuilt.state, loaded
+            rebuilt = self.follow(base, fetch, path, expected)
+            state = rebuilt.state
+            return state, {
+                name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+                for name in state.specs
+            }
+
+        return self._history.travel(node, along, without=without)
 
     def tensors(
         self, node: int, expected: bytes, names: Collection[str] | None
     ) -> dict[str, torch.Tensor]:
         """See `History.tensors`."""
-        base, path = self._history.plan(node)
-
-        def fetch(name: str) -> torch.Tensor:
-            return self.anchored(path.start, base, name)
-
         only = None if names is None else frozenset(names)
-        rebuilt = self.follow(base, fetch, path, expected, only)
-        wanted = rebuilt.state.specs if names is None else names
-        for name in wanted:
-            if name not in rebuilt.state.specs:
-                raise NotFound(f"the state after event {node} has no tensor {name!r}", param=name)
-        return {
-            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-            for name in wanted
-        }
+
+        def along(base: StateDigest, path: Path) -> dict[str, torch.Tensor]:
+            def fetch(name: str) -> torch.Tensor:
+                return self.anchored(path.start, base, name)
+
+            rebuilt = self.follow(base, fetch, path, expected, only)
+            wanted = rebuilt.state.specs if names is None else names
+            for name in wanted:
+                if name not in rebuilt.state.specs:
+                    raise NotFound(
+                        f"the state after event {node} has no tensor {name!r}", param=name
+                    )
+            return {
+                name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+                for name in wanted
+            }
+
+        return self._history.travel(node, along)
 
     def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
         """See `History.anchored`."""
         try:
             return load_tensor(self._history.blobs, state.specs[name], state.digests[name])
         except CorruptLedger as error:
-            raise CorruptLedger(
+            raise DamagedSnapshot(
                 f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
             ) from error
 

@@ -137,27 +137,29 @@ class Projector:
         differ; with `on_mismatch="ledger"` the ledger's state replaces them.
         """
         head = history.head()
-        base, path = history.plan(head.node)
         own = self._hash_engine()
-        self._require_same_tensors(own, base)
-        if on_mismatch == "refuse":
-            self._require_known(history, own, head)
-        rebuilt = history.follow(
-            base,
-            lambda name: history.anchored(path.start, base, name),
-            path,
-            head.state_after,
-        )
-        replaced: dict[str, torch.Tensor] = {}
-        chunks: dict[str, bytearray] = {}
-        for name, digest in rebuilt.state.digests.items():
-            tensor = rebuilt.tensors.get(name)
-            if tensor is None:  # untouched since the anchor: read it all the same, to verify it
-                tensor = history.anchored(path.start, base, name)
-            if own.digests.get(name) != digest:
-                replaced[name] = tensor
-                chunks[name] = chunk_digests(lanes(tensor, name))
-        self._show(head, self._changes(replaced, chunks, rebuilt.state, {}))
+
+        def along(base: StateDigest, path: lineage.Path) -> Changes:
+            self._require_same_tensors(own, base)
+            if on_mismatch == "refuse":
+                self._require_known(history, own, head)
+
+            def fetch(name: str) -> torch.Tensor:
+                return history.anchored(path.start, base, name)
+
+            rebuilt = history.follow(base, fetch, path, head.state_after)
+            replaced: dict[str, torch.Tensor] = {}
+            chunks: dict[str, bytearray] = {}
+            for name, digest in rebuilt.state.digests.items():
+                tensor = rebuilt.tensors.get(name)
+                if tensor is None:  # untouched since the anchor: read all the same, to verify it
+                    tensor = fetch(name)
+                if own.digests.get(name) != digest:
+                    replaced[name] = tensor
+                    chunks[name] = chunk_digests(lanes(tensor, name))
+            return self._changes(replaced, chunks, rebuilt.state, {})
+
+        self._show(head, history.travel(head.node, along))
 
     def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
         weights = {name: spec for name, spec in ledger.specs.items() if name.startswith(WEIGHTS)}
@@ -222,27 +224,26 @@ class Projector:
         """The live weights' way to another node, rebuilt and verified but not yet shown."""
         self.engine.check_untouched()
         live = self.live
-        starts = history.anchors(node)
-        costs = {at: max(anchor.size, 1) for at, anchor in starts.items()}
-        costs[live.head.node] = 0
-        path = lineage.cheapest(history.lineage, costs, node, history.pruned)
-        if path.start == live.head.node:
-            rebuilt = history.follow(live.state, self.copy, path, expected)
-            return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.auxiliary)
-        base = history.anchor_state(starts[path.start])
 
-        def fetch(name: str) -> torch.Tensor:
-            return history.anchored(path.start, base, name)
+        def along(base: StateDigest, path: lineage.Path) -> Changes:
+            if path.start == live.head.node:
+                rebuilt = history.follow(base, self.copy, path, expected)
+                return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.auxiliary)
 
-        rebuilt = history.follow(base, fetch, path, expected)
-        changed = {
-            name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-            for name, digest in rebuilt.state.digests.items()
-            if digest != live.state.digests.get(name)
-        }
-        hashed = hash_many([lanes(tensor, name) for name, tensor in changed.items()], self._pool)
-        chunks = dict(zip(changed, hashed, strict=True))
-        return self._changes(changed, chunks, rebuilt.state, live.auxiliary)
+            def fetch(name: str) -> torch.Tensor:
+                return history.anchored(path.start, base, name)
+
+            rebuilt = history.follow(base, fetch, path, expected)
+            changed = {
+                name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
+                for name, digest in rebuilt.state.digests.items()
+                if digest != live.state.digests.get(name)
+            }
+            hashed = hash_many([lanes(tensor, n) for n, tensor in changed.items()], self._pool)
+            chunks = dict(zip(changed, hashed, strict=True))
+            return self._changes(changed, chunks, rebuilt.state, live.auxiliary)
+
+        return history.travel(node, along, live=(live.head.node, live.state))
 
     def prepare(self, changes: Changes) -> Changes:
         """The same changes with the engine's next version; everything that can fail fails here."""

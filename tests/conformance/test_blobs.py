@@ -118,6 +118,18 @@ def test_a_damaged_blob_is_not_given_out(home: Home, found: bytes) -> None:
         home.blobs.read_into(digest, np.empty(4, np.uint8))
 
 
+@pytest.mark.parametrize("damage", [b"other", b""])
+def test_a_damaged_blob_is_whole_again_when_it_is_rewritten(home: Home, damage: bytes) -> None:
+    digest = put_new(home.blobs, b"whole")
+    home.overwrite(digest, damage)
+    home.blobs.rewrite(digest, b"whole")
+    assert home.blobs.get(digest) == b"whole"
+    home.remove(digest)
+    home.blobs.rewrite(digest, b"whole")
+    assert home.blobs.get(digest) == b"whole"
+    assert [item.digest for item in home.blobs.stored()] == [digest]
+
+
 def test_a_damaged_row_is_not_given_out(store: SqlStore, database_url: str, plain: Plain) -> None:
     quoted = "X'{}'" if database_url.startswith("sqlite") else "'\\x{}'"
     for number, damage in enumerate(
