@@ -205,7 +205,7 @@ def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[
 
 def _what(event: Item, marks: Mapping[int, list[str]]) -> str:
     names = marks.get(event["seq"], [])
-    said = f"{event['kind'].replace('_', ' ')} {event['what']}".strip()
+    said = event["kind"].replace("_", " ") + (f": {event['what']}" if event["what"] else "")
     return f"({', '.join(names)}) {said}" if names else said
 
 
