@@ -17,7 +17,11 @@
     ├── Unavailable             503  not now, though nothing is wrong; retry
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
+
     ├── PluginError             500  an installed package's entry point cannot be used; names it
+
+
+    ├── ProofError              422  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
     └── StorageError            503  the database or blob store failed
@@ -133,8 +137,13 @@ class PublishFailed(EngineUnavailable):
     """A remote engine could not be brought to a state, and shows the one before it."""
 
 
+
 class PluginError(LedgerError):
     """What an installed package brings cannot be used; the message names the package."""
+
+
+class ProofError(LedgerError):
+    """A proof, a checkpoint or a signature does not hold; the message says what it leads to."""
 
 
 class CorruptLedger(LedgerError):
