@@ -190,7 +190,7 @@ def test_two_writers_retire_each_version_once(url) -> None:
 
 def test_unknown_positions_name_the_forms(log) -> None:
     for position in ("", "seq:٣", "seq:-1", "head~", "v1", 5, None):
-        with pytest.raises(NotFound, match="expected a version id"):
+        with pytest.raises(NotFound, match="expected v3, update_17"):
             log.rollback(position)
 
 

@@ -63,6 +63,7 @@ def verify(
         "head_seq": report.head_seq,
         "head_digest": report.head_digest.hex() if report.head_digest else None,
         "head_hash": report.head_hash.hex() if report.head_hash else None,
+        "tree_root": report.tree_root.hex() if report.tree_root else None,
     }
     if report.ok and live:
         server = writing(settings, model)

@@ -9,9 +9,9 @@ import base64
 import re
 from dataclasses import dataclass
 
-from weightledger.ledger.audit.merkle import HASH_BYTES, MOST_LEAVES
 from weightledger.ledger.audit.notes import Note, decoded
 from weightledger.ledger.errors import ProofError
+from weightledger.ledger.events.merkle import HASH_BYTES, MOST_LEAVES
 
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 

@@ -16,10 +16,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightledger.ledger.audit import checkpoints, merkle, notes
+from weightledger.ledger.audit import checkpoints, notes
 from weightledger.ledger.audit.checkpoints import Checkpoint
 from weightledger.ledger.audit.notes import Note, VerifierKey
 from weightledger.ledger.errors import ProofError
+from weightledger.ledger.events import merkle
 from weightledger.ledger.events.event import leaf_hash
 
 FIRST_LINE = "c2sp.org/tlog-proof@v1"

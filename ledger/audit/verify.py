@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from weightledger.ledger import events
-from weightledger.ledger.audit import parallel
+from weightledger.ledger.audit import parallel, tree
 from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.errors import CorruptLedger, Pruned
 from weightledger.ledger.events import Event
@@ -47,6 +47,7 @@ class Report:
     head_seq: int | None = None
     head_digest: bytes | None = None
     head_hash: bytes | None = None
+    tree_root: bytes | None = None
     problem: str | None = None
     bad_seq: int | None = None
 
@@ -105,6 +106,7 @@ def _verify(
         raise broken
     head = history.require(total - 1)
     report.head_seq, report.head_digest, report.head_hash = head.seq, head.state_after, head.hash
+    report.tree_root = tree.check(history.store, total)
     _check_listed(history)
     if states:
         _check_snapshots(history, report)

@@ -179,3 +179,15 @@ blob_location = Table(
     Column("url", Text),
     CheckConstraint("only_row = 1", name="blob_location_only_row"),
 )
+
+# The hash tree over a model's events: the roots of perfect subtrees of 256, 65,536 … events, as the
+# last event of each is appended. What lies below is computed from `events.event_hash`.
+tree_nodes = Table(
+    "tree_nodes",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("level", sa.SmallInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", Bytes, nullable=False),
+    sqlite_with_rowid=False,
+)

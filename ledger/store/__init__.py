@@ -91,6 +91,10 @@ class EventFilter:
 Note = tuple[int, str | None, str | None, str | None, bytes]
 """An event's seq and the fields of its Annotation, which is made from them where it is needed."""
 
+TILE_LEVELS = 8
+"""A store keeps the hash tree's nodes of every eighth level, as they become complete."""
+TILE = 1 << TILE_LEVELS
+
 RawEvent = tuple[Any, ...]
 """The fields of `ledger.store.facts.Facts`, as they are stored."""
 
@@ -205,6 +209,13 @@ class RawLog(Protocol):
     def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
         """Events with start <= seq < stop in order, in pages, each with the annotations beside it
         by seq; what is stored under another model's name is left out."""
+
+    def tree_hashes(self, level: int, start: int, stop: int) -> list[bytes]:
+        """The roots of the perfect subtrees of 2^level events with start <= number < stop.
+
+        `level` is a multiple of TILE_LEVELS; those of level 0 are the events' own hashes. What is
+        not complete yet is left out.
+        """
 
 
 class EventStore(AppendLog, EventLookup, VersionList, Anchors, RawLog, Protocol):

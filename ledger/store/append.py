@@ -17,7 +17,7 @@ from weightledger.ledger.events.bodies import VersionCreated, body_of, pin_of
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.store import Append, Snapshot, rows
+from weightledger.ledger.store import Append, Snapshot, rows, tree_rows
 from weightledger.ledger.store.rows import key_of
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
@@ -155,6 +155,7 @@ def _append_rest(execute: Execute, model_id: int, item: Append) -> None:
         remember_snapshot(execute, model_id, item.snapshot)
     for node in item.dropped_snapshots:
         execute(_FORGET, (model_id, node))
+    tree_rows.grow(execute, model_id, event.seq)
 
 
 def remember_snapshot(execute: Execute, model_id: int, snapshot: Snapshot) -> None:

@@ -22,6 +22,7 @@ from weightledger.ledger.store import (
     payloads,
     rows,
     search,
+    tree_rows,
 )
 from weightledger.ledger.store.append import Appender, remember_snapshot
 
@@ -195,6 +196,11 @@ class SqlEvents:
                 notes = execute(f"{_ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
                 beside = {note[0]: note for note in notes.fetchall()}
             yield page, beside
+
+    def tree_hashes(self, level: int, start: int, stop: int) -> list[bytes]:
+        """Nodes of the hash tree; see `RawLog.tree_hashes`."""
+        with self._database.read() as execute:
+            return tree_rows.hashes(execute, self._id, level, start, stop)
 
     def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
         """Events that pass the filter, at most `limit`."""

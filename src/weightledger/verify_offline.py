@@ -4,10 +4,10 @@
     python -m weightledger.verify_offline log FILE [--key VKEY --checkpoint FILE …]
     python -m weightledger.verify_offline weights FILE --digest HEX
 
-It needs Python's standard library, `cryptography` and, for weights, `blake3`; neither a database nor
-this package. It is written apart from the package on purpose, from the published formats: RFC 6962,
-c2sp.org/signed-note, tlog-checkpoint, tlog-cosignature and tlog-proof, and the ledger's own page on
-formats. Exit status 0: all of it holds; 1: something does not, and the first is named; 2: usage.
+It needs Python's standard library, `cryptography` and, for weights, `blake3`; neither a database
+nor this package. It is written apart from the package on purpose, from the published formats: RFC
+6962, c2sp.org/signed-note, tlog-checkpoint, tlog-cosignature and tlog-proof, and the ledger's own
+page on formats. Exit status 0: all of it holds; 1: something does not, which is named; 2: usage.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def unbase64(text: str, what: str) -> bytes:
 
 
 class Key:
-    """A verifier key, `NAME+ID+base64(type ‖ Ed25519 key)`: type 1 of a log, type 4 of a witness."""
+    """A verifier key `NAME+ID+base64(type ‖ Ed25519 key)`: type 1 of a log, 4 of a witness."""
 
     def __init__(self, text: str) -> None:
         parts = text.strip().split("+", 2)

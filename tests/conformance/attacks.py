@@ -1,4 +1,4 @@
-"""What someone may try on a database, as whom, and what comes of it: the README's table."""
+"""What someone may try on a database, as whom, and what comes of it, as docs/security.md says."""
 
 from dataclasses import dataclass
 
@@ -145,7 +145,7 @@ ATTACKS = (
 
 
 def table() -> str:
-    """The table as the README shows it."""
+    """The table as the page shows it."""
     lines = [f"| Attempt | {' | '.join(ROLES)} |", "|---|---|---|---|"]
     for attack in ATTACKS:
         outcomes = " | ".join(attack.outcome(role) for role in ROLES)

@@ -45,6 +45,7 @@ def test_migrating_makes_the_tables_that_every_database_has(
     store: SqlStore, database_url: str, frozen_url: str, plain: Plain
 ) -> None:
     ours = schema(database_url, plain(database_url))
+    SqlStore.open(frozen_url).close()
     assert ours == schema(frozen_url, plain(frozen_url))
     assert len(ours) > 30
 
@@ -71,7 +72,7 @@ def test_the_frozen_statements_make_what_the_code_says_there_is(
 
 
 def test_a_frozen_ledger_is_whole_and_goes_on(frozen_url: str) -> None:
-    with Ledger.open(frozen_url, upgrade=False) as ledger:
+    with Ledger.open(frozen_url) as ledger:
         log = ledger.model(databases.MODEL)
         report = verify(log.history)
         assert (report.problem, report.events) == (None, 8)

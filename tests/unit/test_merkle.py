@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightledger.ledger.audit import merkle
 from weightledger.ledger.errors import ProofError
+from weightledger.ledger.events import merkle
 
 FIXTURE = Path(__file__).parent.parent / "fixtures/merkle/rfc6962.json"
 CASES = json.loads(FIXTURE.read_text())["cases"]

@@ -1,0 +1,82 @@
+"""The Merkle tree over a log, as its store keeps it: roots and proofs for any number of events.
+
+Nothing here is trusted by whoever checks a proof; `audit.verify` recomputes the whole tree.
+"""
+
+from collections.abc import Iterator
+
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import merkle
+from weightledger.ledger.store import TILE, TILE_LEVELS, EventStore
+
+
+class Tree:
+    """The tree of one log; what it has read it keeps, so make one for a question or a few."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._tiles: dict[tuple[int, int], list[bytes]] = {}
+
+    def root(self, size: int) -> bytes:
+        """The root of the first `size` events, 32 bytes."""
+        return merkle.root(size, self._perfect)
+
+    def inclusion_proof(self, seq: int, size: int) -> list[bytes]:
+        """What proves event `seq` to be among the first `size`; ProofError when it is not."""
+        return merkle.inclusion_proof(seq, size, self._perfect)
+
+    def consistency_proof(self, first: int, second: int) -> list[bytes]:
+        """What proves the first `first` events to be the beginning of the first `second`."""
+        return merkle.consistency_proof(first, second, self._perfect)
+
+    def _perfect(self, level: int, number: int) -> bytes:
+        """The root of the `number`-th perfect subtree of 2^level events."""
+        stored = level // TILE_LEVELS * TILE_LEVELS
+        width = 1 << (level - stored)
+        start = number * width
+        tile = self._tile(stored, start // TILE)
+        hashes = tile[start % TILE : start % TILE + width]
+        if len(hashes) != width:
+            raise CorruptLedger(
+                f"the hash tree lacks nodes of level {stored} from {start} on: run"
+                " `weightledger verify`"
+            )
+        return merkle.fold(hashes)
+
+    def _tile(self, level: int, number: int) -> list[bytes]:
+        key = level, number
+        if key not in self._tiles:
+            start = number * TILE
+            self._tiles[key] = self._store.tree_hashes(level, start, start + TILE)
+        return self._tiles[key]
+
+
+def check(store: EventStore, size: int) -> bytes:
+    """The root over the first `size` events, from their hashes; CorruptLedger where the store's
+    nodes are not what the events come to."""
+    level, count = 0, size
+    below = _pages(store, 0, count)
+    while True:
+        nodes: list[bytes] = []
+        for number, tile in enumerate(below):
+            if len(tile) < TILE:
+                break
+            node = merkle.fold(tile)
+            if store.tree_hashes(level + TILE_LEVELS, number, number + 1) != [node]:
+                raise CorruptLedger(
+                    f"node {number} of level {level + TILE_LEVELS} of the hash tree is not what"
+                    " the events come to"
+                )
+            nodes.append(node)
+        if store.tree_hashes(level + TILE_LEVELS, len(nodes), len(nodes) + TILE):
+            raise CorruptLedger(f"the hash tree has nodes after the {size} events of the log")
+        if not nodes:
+            return Tree(store).root(size)
+        level, count = level + TILE_LEVELS, len(nodes)
+        below = (nodes[at : at + TILE] for at in range(0, count, TILE))
+
+
+def _pages(store: EventStore, level: int, count: int) -> Iterator[list[bytes]]:
+    """The first `count` nodes of a level, a tile at a time."""
+    for start in range(0, count, TILE):
+        yield store.tree_hashes(level, start, min(start + TILE, count))
