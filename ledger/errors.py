@@ -137,7 +137,6 @@ class PublishFailed(EngineUnavailable):
     """A remote engine could not be brought to a state, and shows the one before it."""
 
 
-
 class PluginError(LedgerError):
     """What an installed package brings cannot be used; the message names the package."""
 
