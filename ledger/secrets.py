@@ -18,9 +18,11 @@ _NAMES = (
     r"[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|token(?!s)|signature|credential"
     r"|api[_-]?key|access[_-]?key)[\w.-]*|sig"
 )
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _NAMED = re.compile(
-    rf"(?<![\w.%-])(['\"]?(?:{_NAMES})['\"]?\s*[=:]\s*)"
-    r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?!\*)[^\s&;,'\")\]}]+)",
+    rf"(?<![\w.%-])(['\"]?(?:{_NAMES})['\"]?\s*)"
+    # A colon also ends a word of a sentence: only quotes make a value of what follows.
+    rf"(=\s*(?:{_QUOTED}|(?!\*)[^\s&;,'\")\]}}]+)|:\s*(?:{_QUOTED}))",
     re.IGNORECASE,
 )
 _IS_SECRET = re.compile(_NAMES, re.IGNORECASE)
@@ -42,7 +44,7 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
             text = text.replace(secret, HIDDEN)
     text = _USER_AND_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _USER.sub(rf"\1{HIDDEN}@", text)
-    text = _NAMED.sub(rf"\1{HIDDEN}", text)
+    text = _NAMED.sub(lambda match: f"{match[1]}{match[2][0]}{HIDDEN}", text)
     return _BEARER.sub(rf"\1{HIDDEN}", text)
 
 

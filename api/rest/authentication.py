@@ -21,13 +21,18 @@ logger = logging.getLogger(__name__)
 
 # Probes, and the pages that ask for the key themselves: none of them tells anything of the model
 # but the name and digest of what is served.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs"})
-OPEN_FOLDERS = ("/docs/",)
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs"})
+_OPEN_FOLDERS = ("/docs/",)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Neither JSON nor this can be sent by a form of a web page without asking first.
 _CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
 _STATIC_KEY_NAME = "api-key"
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
 class Door:
@@ -78,7 +83,7 @@ class Door:
             await unexpected(error)(scope, receive, send_with_id)
 
     def _refusal(self, path: str, method: str, headers: Headers, trusted: bool) -> ASGIApp | None:
-        if not trusted and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
+        if not trusted and not is_open(path):
             return error_response(
                 401,
                 "expected the header Authorization: Bearer <api key>",

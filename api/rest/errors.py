@@ -7,9 +7,12 @@ import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from weightledger.api.rest.queries import first_problem
 from weightledger.ledger import errors
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ def install(app: FastAPI) -> None:
     """Answer the ledger's and HTTP's errors in the one form; `Door` answers unexpected ones."""
     app.add_exception_handler(errors.LedgerError, _ledger_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
 
 
 def openai_error(error: errors.LedgerError) -> tuple[int, dict[str, Any]]:
@@ -113,6 +117,21 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
     return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)
+
+
+def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    route = request.scope.get("route")
+    known = route.dependant.query_params if isinstance(route, APIRoute) else []
+    names = [name for field in known for name in _fields_of(field)]
+    message, param = first_problem(error.errors(), names)
+    return error_response(400, message, param=param)
+
+
+def _fields_of(field: Any) -> list[str]:
+    """The parameters that a declared query stands for: a model's fields, or itself."""
+    model = field.field_info.annotation
+    return list(model.model_fields) if hasattr(model, "model_fields") else [field.alias]
 
 
 def unexpected(error: Exception) -> JSONResponse:

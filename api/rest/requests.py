@@ -93,9 +93,10 @@ def _idempotency_key(value: str | None) -> str | None:
     key = value.strip()
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = key[1:-1]
-    if not 1 <= len(key) <= MAX_KEY:
+    if not 1 <= len(key) <= MAX_KEY or not key.isascii() or not key.isprintable():
         raise InvalidRequest(
-            f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}",
+            f"Idempotency-Key must have 1 to {MAX_KEY} characters of printable ASCII, got"
+            f" {len(key)}: {key[:20]!r}",
             param="Idempotency-Key",
         )
     return key

@@ -124,12 +124,6 @@ def json_object(text: str | None, param: str) -> dict[str, Any] | None:
         raise InvalidRequest(f"{param} must be a JSON object: {reason}", param=param) from None
 
 
-def json_body(model: type[Any]) -> dict[str, Any]:
-    """Show a body's schema in /docs; the route parses the raw body itself."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 def update_reply(
     result: Mapping[str, Any], done: str, failed: str = "Failed to apply update"
 ) -> dict[str, Any]:

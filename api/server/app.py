@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest import errors
+from weightledger.api.rest import documentation, errors, pages
 from weightledger.api.rest.authentication import Door
 from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.limits import TooLargeInOurForm
@@ -36,7 +37,11 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Weight Ledger",
+        version=importlib.metadata.version("weightledger"),
         summary="An event-sourced ledger of live model weights.",
+        description=documentation.DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.writes_enabled
@@ -51,9 +56,10 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             ending=app.state.ending,
         )
     )
+    app.include_router(pages.router())
     # FastAPI builds included routes at their first use, under a filter of warnings that threads
     # share; done here, the first request is as fast as the next and no thread sees the filter.
-    app.openapi()
+    documentation.describe(app, keyed=settings.api_key is not None)
     errors.install(app)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)

@@ -96,3 +96,8 @@ def test_parameters(http) -> None:
     assert first["has_more"] is True
     rest = http.get("/v1/models/parameters", params={"after": first["last_id"]}).json()
     assert first["data"] + rest["data"] == page["data"]
+
+
+def test_filters_that_exclude_each_other_list_nothing(http) -> None:
+    reply = http.get("/v1/models/updates", params={"kind": "registered", "outcome": "applied"})
+    assert (reply.status_code, reply.json()["data"]) == (200, [])

@@ -1,4 +1,7 @@
-"""Bad input: the stated error, in the one form, and nothing changed."""
+"""Bad input: the stated error, in the one form, and nothing changed.
+
+What each message says; `test_generated_requests` makes the rest from the document.
+"""
 
 import codecs
 import json
@@ -174,14 +177,14 @@ def test_invocations(http, sent, message) -> None:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ({"limit": "0"}, "limit must be an integer from 1 to 100"),
-        ({"limit": "101"}, "limit must be an integer from 1 to 100"),
-        ({"limit": "x"}, "limit must be an integer"),
-        ({"kind": "deleted"}, "kind must be one of"),
-        ({"outcome": "maybe"}, "outcome must be one of"),
-        ({"since": "yesterday"}, "since must be an ISO 8601 time"),
-        ({"min_seq": "-1"}, "min_seq must be an integer"),
-        ({"parametre": "x"}, "unknown query parameter 'parametre'"),
+        ({"limit": "0"}, "limit: Input should be greater than or equal to 1, got '0'"),
+        ({"limit": "101"}, "limit: Input should be less than or equal to 100"),
+        ({"limit": "x"}, "limit: Input should be a valid integer"),
+        ({"kind": "deleted"}, "kind: must be one of"),
+        ({"outcome": "maybe"}, "outcome: Input should be 'applied' or 'rejected'"),
+        ({"since": "yesterday"}, "since: must be an ISO 8601 time"),
+        ({"min_seq": "-1"}, "min_seq: Input should be greater than or equal to 0"),
+        ({"parametre": "x"}, "unknown query parameter 'parametre'; expected some of actor, after,"),
     ],
 )
 def test_audit_queries(http, query, message) -> None:

@@ -8,7 +8,7 @@ import sys
 import openai
 import pytest
 
-from tests.serving import Server, serving
+from tests.serving import serving
 from weightledger.api.rest import origins
 from weightledger.api.server.settings import Settings
 
@@ -151,11 +151,17 @@ def test_a_key_that_no_header_can_carry_is_no_key(key) -> None:
 
 
 def test_such_a_key_is_refused_at_start(tmp_path) -> None:
-    said = Server(tmp_path / "data", "--api-key", "schlüssel").refuse_to_start()
-    assert "api_key: " in said and "visible ASCII characters" in said
-    assert "schlüssel" not in said
-    assert "Traceback" not in said
-    assert not (tmp_path / "data").exists()
+    ran = subprocess.run(
+        [sys.executable, "-m", "weightledger", "serve", "--api-key", "schlüssel"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 2
+    assert "--api-key" in ran.stderr and "visible ASCII characters" in ran.stderr
+    assert "schlüssel" not in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_secrets_are_masked(text) -> None:
         "sqlite:////srv/ledger.db",
         "http://127.0.0.1:2242/v1/models",
         "max_tokens=5, prompt_tokens: 7",
+        "flag --api-key: an API key is sent in a header",
         "idempotency key 'abc' was used for another request",
         'password authentication failed for user "ledger"',
         "the body holds 3 values, expected 10",

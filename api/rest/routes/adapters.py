@@ -7,8 +7,10 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.answers import UpdateReply
+from weightledger.api.rest.documentation import TEXT_WRITE_ERRORS, answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
-from weightledger.api.rest.schemas import json_body, update_reply
+from weightledger.api.rest.schemas import update_reply
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 
@@ -63,6 +65,8 @@ class MergeBody(_Body):
     unload: bool = True
 
 
+_ADAPTER = {"lora_name": "style", "lora_path": "/srv/adapters/style"}
+
 LOAD: TypeAdapter[LoadBody] = TypeAdapter(LoadBody)
 UNLOAD: TypeAdapter[UnloadBody] = TypeAdapter(UnloadBody)
 MERGE: TypeAdapter[MergeBody] = TypeAdapter(MergeBody)
@@ -70,10 +74,15 @@ MERGE: TypeAdapter[MergeBody] = TypeAdapter(MergeBody)
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """`/v1/load_lora_adapter`, `/v1/unload_lora_adapter` and `/v1/models/merge_adapter`."""
-    routes = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[Depends(require_writes)])
+    routes = documented(prefix="/v1", tags=["adapters"], dependencies=[Depends(require_writes)])
 
-    @routes.post("/load_lora_adapter", openapi_extra=json_body(LoadBody))
-    async def load(request: Request) -> Response:
+    @routes.post(
+        "/load_lora_adapter",
+        response_class=PlainTextResponse,
+        responses=TEXT_WRITE_ERRORS,
+        openapi_extra=json_body(LoadBody, _ADAPTER, write=True),
+    )
+    async def load_lora_adapter(request: Request) -> Response:
         """Serve the adapter in a folder of the server under a name."""
         sent = await body(request, LOAD)
         if not sent.lora_name or not sent.lora_path:
@@ -91,8 +100,13 @@ def router(manager: DynamicModelManager) -> APIRouter:
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' added successfully.", event)
 
-    @routes.post("/unload_lora_adapter", openapi_extra=json_body(UnloadBody))
-    async def unload(request: Request) -> Response:
+    @routes.post(
+        "/unload_lora_adapter",
+        response_class=PlainTextResponse,
+        responses=TEXT_WRITE_ERRORS,
+        openapi_extra=json_body(UnloadBody, {"lora_name": "style"}, write=True),
+    )
+    async def unload_lora_adapter(request: Request) -> Response:
         """Stop serving an adapter."""
         sent = await body(request, UNLOAD)
         event = await manager.unload_adapter(
@@ -100,8 +114,12 @@ def router(manager: DynamicModelManager) -> APIRouter:
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' removed successfully.", event)
 
-    @routes.post("/models/merge_adapter", openapi_extra=json_body(MergeBody))
-    async def merge(request: Request, response: Response) -> dict[str, Any]:
+    @routes.post(
+        "/models/merge_adapter",
+        responses=answers(UpdateReply, write=True),
+        openapi_extra=json_body(MergeBody, {"lora_name": "style"}, write=True),
+    )
+    async def merge_adapter(request: Request, response: Response) -> dict[str, Any]:
         """Add an adapter to the base weights: one event, which can be rolled back exactly."""
         sent = await body(request, MERGE)
         event = await manager.merge_adapter(

@@ -1,63 +1,50 @@
 """The history over HTTP: what happened, newest first."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import event_item
-from weightledger.api.rest import paging
-from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events import KINDS, UPDATE_REJECTED, UPDATED, Event
+from weightledger.api.rest import paging, queries
+from weightledger.api.rest.answers import Event as EventReply
+from weightledger.api.rest.answers import EventList
+from weightledger.api.rest.documentation import answers, documented
+from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Event
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.store import EventFilter
 
-_QUERY = frozenset(
-    {
-        "parameter",
-        "kind",
-        "actor",
-        "outcome",
-        "since",
-        "until",
-        "min_seq",
-        "max_seq",
-        "after",
-        "before",
-        "limit",
-    }
-)
 _OUTCOMES = {"applied": UPDATED, "rejected": UPDATE_REJECTED}
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """The list of events, and one event."""
-    routes = APIRouter(prefix="/v1/models/updates", tags=["audit"])
+    routes = documented(prefix="/v1/models/updates", tags=["audit"])
     history = manager.log.history
 
     def shown(events: list[Event]) -> list[dict[str, Any]]:
         notes = history.store.annotations([event.seq for event in events])
         return [event_item(event, notes.get(event.seq)) for event in events]
 
-    @routes.get("")
-    def updates(request: Request) -> dict[str, Any]:
+    @routes.get("", responses=answers(EventList))
+    def list_updates(query: Annotated[queries.Updates, Query()]) -> dict[str, Any]:
         """Events that pass the filters, newest first; `after` and `before` take an item's id."""
-        paging.require_known(request, _QUERY)
-        query = request.query_params
-        limit = paging.limit(request)
-        least, most = paging.integer(request, "min_seq"), paging.integer(request, "max_seq")
-        if query.get("after") is not None:  # further down the list: older
-            most = _least(most, history.event(query["after"]).seq - 1)
-        backwards = query.get("before") is not None
-        if backwards:  # further up the list: newer
-            seq = history.event(query["before"]).seq + 1
+        limit, least, most = query.limit, query.min_seq, query.max_seq
+        if query.after is not None:  # further down the list: older
+            most = _least(most, history.event(query.after).seq - 1)
+        backwards = query.before is not None
+        if query.before is not None:  # further up the list: newer
+            seq = history.event(query.before).seq + 1
             least = seq if least is None else max(least, seq)
+        kinds = _kinds(query.kind, query.outcome)
+        if kinds is None:
+            return paging.page([], "id", has_more=False)
         where = EventFilter(
-            kinds=_kinds(query.getlist("kind"), query.get("outcome")),
-            actors=query.getlist("actor"),
-            parameter=query.get("parameter"),
-            since=_moment(request, "since"),
-            until=_moment(request, "until"),
+            kinds=kinds,
+            actors=query.actor,
+            parameter=query.parameter,
+            since=_moment(query.since),
+            until=_moment(query.until),
             min_seq=least,
             max_seq=most,
         )
@@ -68,8 +55,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
             found.reverse()
         return paging.page(shown(found), "id", has_more=has_more)
 
-    @routes.get("/{event_id}")
-    def update(event_id: str) -> dict[str, Any]:
+    @routes.get("/{event_id}", responses=answers(EventReply))
+    def get_update(event_id: str) -> dict[str, Any]:
         """One event by update id, version id or `event_{seq}`."""
         return shown([history.event(event_id)])[0]
 
@@ -80,31 +67,13 @@ def _least(one: int | None, other: int) -> int:
     return other if one is None else min(one, other)
 
 
-def _kinds(kinds: list[str], outcome: str | None) -> list[str]:
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown:
-        raise InvalidRequest(
-            f"kind must be one of {', '.join(KINDS)}; got {unknown[0]!r}", param="kind"
-        )
+def _kinds(kinds: list[str], outcome: str | None) -> list[str] | None:
+    """The kinds that pass both filters: none listed is all of them, and None is none of them."""
     if outcome is None:
         return kinds
-    if outcome not in _OUTCOMES:
-        raise InvalidRequest(
-            f"outcome must be one of {', '.join(_OUTCOMES)}; got {outcome!r}", param="outcome"
-        )
-    if kinds and _OUTCOMES[outcome] not in kinds:
-        raise InvalidRequest(f"outcome {outcome!r} excludes every kind asked for", param="outcome")
-    return [_OUTCOMES[outcome]]
+    wanted = _OUTCOMES[outcome]
+    return [wanted] if not kinds or wanted in kinds else None
 
 
-def _moment(request: Request, name: str) -> int | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return None
-    moment = parse_time(text)
-    if moment is None:
-        raise InvalidRequest(
-            f"{name} must be an ISO 8601 time such as 2026-11-22T10:00:00Z, got {text!r}",
-            param=name,
-        )
-    return moment
+def _moment(text: str | None) -> int | None:
+    return None if text is None else parse_time(text)

@@ -8,6 +8,9 @@ import torch
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
+from weightledger.api.rest import queries
+from weightledger.api.rest.answers import UpdateReply
+from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.requests import caller, require_writes
 from weightledger.api.rest.schemas import json_object, update_reply
 from weightledger.api.rest.uploads import OCTET_STREAM, body_file, mapped_tensors
@@ -20,24 +23,22 @@ _PARTS = ("indices", "a", "b")
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """The route for bodies that are too large for JSON."""
-    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
 
     @routes.post(
         "/batch_update",
         dependencies=[Depends(require_writes)],
+        responses=answers(UpdateReply, write=True),
         openapi_extra={
             "requestBody": {
                 "required": True,
                 "content": {OCTET_STREAM: {"schema": {"type": "string", "format": "binary"}}},
-            }
+            },
+            **write_headers(),
         },
     )
     async def batch_update(
-        request: Request,
-        response: Response,
-        update_type: Annotated[str, Query()] = "additive",
-        learning_rate: Annotated[float, Query(ge=0, le=1)] = 0.01,
-        metadata: Annotated[str | None, Query(description="A JSON object.")] = None,
+        request: Request, response: Response, query: Annotated[queries.Batch, Query()]
     ) -> dict[str, Any]:
         """Apply one update to each parameter named in a safetensors file, all or none.
 
@@ -45,11 +46,11 @@ def router(manager: DynamicModelManager) -> APIRouter:
         positions) it has one value for each; NAME@a [rows, r] and NAME@b [r, columns] stand in its
         place as low-rank factors.
         """
-        facts = json_object(metadata, "metadata")
+        facts = json_object(query.metadata, "metadata")
         folder = Path(manager.config.backup_dir)
         async with body_file(request, folder if folder.is_dir() else None) as path:
             with mapped_tensors(path) as tensors:
-                requests = _requests(tensors, manager.log.specs, update_type, learning_rate)
+                requests = _requests(tensors, manager.log.specs, query)
                 event = await manager.update_batch(
                     requests, caller=caller(request, manager.log.live.head), metadata=facts
                 )
@@ -63,8 +64,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 def _requests(
     tensors: Mapping[str, torch.Tensor],
     specs: Mapping[str, TensorSpec],
-    update_type: str,
-    learning_rate: float,
+    query: queries.Batch,
 ) -> list[IncrementalUpdateRequest]:
     """One request for each parameter named, in the order of the names."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -89,7 +89,10 @@ def _requests(
             fields = {"update_data": given["data"], "indices": given.get("indices")}
         made.append(
             IncrementalUpdateRequest(
-                name, learning_rate=learning_rate, update_type=update_type, **fields
+                name,
+                learning_rate=query.learning_rate,
+                update_type=query.update_type,
+                **fields,
             )
         )
     return made

@@ -1,33 +1,32 @@
 """Which models and parameters there are."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest import paging
+from weightledger.api.rest import paging, queries
 from weightledger.api.rest.adapter_list import describe_adapters
+from weightledger.api.rest.answers import Model, ModelList, ParameterList
+from weightledger.api.rest.documentation import answers, documented
 from weightledger.api.rest.model_selection import resolve
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """The OpenAI model list, and the parameters of the served model."""
-    routes = APIRouter(prefix="/v1/models", tags=["models"])
-    paged = frozenset({"after", "before", "limit"})
+    routes = documented(prefix="/v1/models", tags=["models"])
 
-    @routes.get("")
-    def models() -> dict[str, Any]:
+    @routes.get("", responses=answers(ModelList))
+    def list_models() -> dict[str, Any]:
         """The served model and its adapters, as a list."""
         loaded = describe_adapters(manager)
         return {"object": "list", "data": [_described(manager), *loaded.values()]}
 
-    @routes.get("/parameters")
-    def parameters(request: Request) -> dict[str, Any]:
+    @routes.get("/parameters", responses=answers(ParameterList))
+    def list_parameters(query: Annotated[queries.Page, Query()]) -> dict[str, Any]:
         """Every tensor at the head, by name; the cursor is the name."""
-        paging.require_known(request, paged)
         listed = manager.log.history.parameters(manager.log.live.state)
-        after, before = request.query_params.get("after"), request.query_params.get("before")
-        limit = paging.limit(request)
+        after, before, limit = query.after, query.before, query.limit
         chosen = [
             p
             for p in listed
@@ -53,10 +52,10 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
 def by_name(manager: DynamicModelManager) -> APIRouter:
     """`/v1/models/{model}`, to be included after every static name below `/v1/models`."""
-    routes = APIRouter(prefix="/v1/models", tags=["models"])
+    routes = documented(prefix="/v1/models", tags=["models"])
 
-    @routes.get("/{model:path}")
-    def model(model: str) -> dict[str, Any]:
+    @routes.get("/{model:path}", responses=answers(Model))
+    def get_model(model: str) -> dict[str, Any]:
         """One model of the list."""
         name = resolve(manager, model).name
         return describe_adapters(manager).get(name) or _described(manager)

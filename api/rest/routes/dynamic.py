@@ -6,22 +6,43 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import schemas
+from weightledger.api.rest.answers import (
+    PinReply,
+    RollbackReply,
+    Status,
+    UpdateReply,
+    VersionList,
+    VersionReply,
+)
+from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 
 Reply = dict[str, Any]
 
+_UPDATES = (
+    {
+        "parameter_name": "2.bias",
+        "update_data": [0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        "learning_rate": 0.01,
+        "update_type": "additive",
+        "metadata": {"ticket": "OPS-17"},
+    },
+    {"parameter_name": "2.bias", "update_data": 0.001},
+)
+
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """Routes that change the model and name its versions."""
-    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
     writes = [Depends(require_writes)]
 
     @routes.post(
         "/incremental_update",
         dependencies=writes,
-        openapi_extra=schemas.json_body(schemas.IncrementalUpdateBody),
+        responses=answers(UpdateReply, write=True),
+        openapi_extra=json_body(schemas.IncrementalUpdateBody, *_UPDATES, write=True),
     )
     async def incremental_update(request: Request, response: Response) -> Reply:
         """Apply one update to one parameter."""
@@ -50,7 +71,12 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return schemas.update_reply(manager.update_result(event), done)
 
     @routes.post(
-        "/create_version", dependencies=writes, openapi_extra=schemas.json_body(schemas.VersionBody)
+        "/create_version",
+        dependencies=writes,
+        responses=answers(VersionReply, write=True),
+        openapi_extra=json_body(
+            schemas.VersionBody, {"description": "after the night run"}, write=True
+        ),
     )
     async def create_version(request: Request, response: Response) -> Reply:
         """Name the current state."""
@@ -63,7 +89,10 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return {"success": True, "message": message, "data": {"version_id": event.name}}
 
     @routes.post(
-        "/rollback", dependencies=writes, openapi_extra=schemas.json_body(schemas.RollbackBody)
+        "/rollback",
+        dependencies=writes,
+        responses=answers(RollbackReply, write=True),
+        openapi_extra=json_body(schemas.RollbackBody, {"version_id": "head~1"}, write=True),
     )
     async def rollback(request: Request, response: Response) -> Reply:
         """Move the model to a version, or to any other position."""
@@ -76,13 +105,23 @@ def router(manager: DynamicModelManager) -> APIRouter:
         data = {key: value for key, value in result.items() if key != "success"}
         return {"success": True, "message": message, "data": data}
 
-    @routes.post("/versions/{version_id}/pin", dependencies=writes)
-    async def pin(request: Request, response: Response, version_id: str) -> Reply:
+    @routes.post(
+        "/versions/{version_id}/pin",
+        dependencies=writes,
+        responses=answers(PinReply, write=True),
+        openapi_extra=write_headers(),
+    )
+    async def pin_version(request: Request, response: Response, version_id: str) -> Reply:
         """Keep a version for ever: it is never retired."""
         return await set_pin(request, response, version_id, True)
 
-    @routes.post("/versions/{version_id}/unpin", dependencies=writes)
-    async def unpin(request: Request, response: Response, version_id: str) -> Reply:
+    @routes.post(
+        "/versions/{version_id}/unpin",
+        dependencies=writes,
+        responses=answers(PinReply, write=True),
+        openapi_extra=write_headers(),
+    )
+    async def unpin_version(request: Request, response: Response, version_id: str) -> Reply:
         """Let a version be retired again."""
         return await set_pin(request, response, version_id, False)
 
@@ -94,14 +133,14 @@ def router(manager: DynamicModelManager) -> APIRouter:
         data = {"version_id": version_id, "pinned": pinned}
         return {"success": True, "message": f"Version {version_id} {done}", "data": data}
 
-    @routes.get("/versions")
-    def versions() -> Reply:
+    @routes.get("/versions", responses=answers(VersionList))
+    def list_versions() -> Reply:
         """Listed versions, newest first."""
         listed = manager.list_versions()
         return {"versions": listed, "total_count": len(listed)}
 
-    @routes.get("/status")
-    def status(response: Response) -> Reply:
+    @routes.get("/status", responses=answers(Status))
+    def get_status(response: Response) -> Reply:
         """Where the model stands."""
         _tag(response, manager.log.live.head)
         return manager.get_status()

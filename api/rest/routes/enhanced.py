@@ -6,6 +6,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import Caller, Event
 from weightledger.api.rest import schemas
+from weightledger.api.rest.answers import LearningReply
+from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.rules import (
@@ -17,16 +19,23 @@ from weightledger.rules import (
 
 Reply = dict[str, Any]
 
+_EXAMPLE = {
+    "parameter_name": "2.bias",
+    "update_data": 0.001,
+    "performance_context": {"accuracy_change": 0.01},
+}
+
 
 def router(integration: DTESNDynamicIntegration) -> APIRouter:
     """The route; `integration` holds what waits for a reward."""
-    routes = APIRouter(prefix="/v1/models", tags=["dynamic updates"])
+    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
     selectors = {"feedback": FeedbackThresholds(), "bandit": DiscountedUcb()}
 
     @routes.post(
         "/enhanced_update",
         dependencies=[Depends(require_writes)],
-        openapi_extra=schemas.json_body(schemas.EnhancedUpdateBody),
+        responses=answers(LearningReply, write=True),
+        openapi_extra=json_body(schemas.EnhancedUpdateBody, _EXAMPLE, write=True),
     )
     async def enhanced_update(request: Request, response: Response) -> Reply:
         """Apply one update that a learning rule proposes.

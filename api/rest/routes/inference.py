@@ -9,6 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import schemas
+from weightledger.api.rest.answers import Predictions
+from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin
 from weightledger.api.rest.requests import body
 from weightledger.ledger.errors import InvalidRequest
@@ -18,18 +20,12 @@ from weightledger.ledger.writing.operands import leaf_types
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """`/invocations`."""
-    routes = APIRouter(tags=["inference"])
+    routes = documented(tags=["inference"])
 
     @routes.post(
         "/invocations",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": schemas.InvocationBody.model_json_schema()}
-                },
-            }
-        },
+        responses=answers(Predictions),
+        openapi_extra=json_body(schemas.InvocationBody, {"inputs": [[0.0] * 64]}),
     )
     async def invocations(request: Request) -> Response:
         """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""

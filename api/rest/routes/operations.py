@@ -3,29 +3,44 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.answers import Alive, NotReady, Ready
+from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.errors import LedgerError
+
+_PROBE: dict[int | str, dict[str, Any]] = {
+    200: {"model": Ready},
+    503: {"model": NotReady, "description": "Not now"},
+    "default": READ_ERRORS["default"],
+}
 
 
 def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
     """`/livez`, `/readyz`, `/health`, `/metrics`."""
-    routes = APIRouter(tags=["operations"])
+    routes = documented(tags=["operations"])
 
-    @routes.get("/livez")
+    @routes.get("/livez", responses={200: {"model": Alive}, "default": READ_ERRORS["default"]})
     async def livez() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @routes.get("/readyz")
-    @routes.get("/health")
+    @routes.get("/readyz", responses=_PROBE)
     def readyz(request: Request) -> Response:
-        """The database answers, and live weights show the head of the log.
+        """The database answers, and what is served is the head of the log.
 
-        Strangers are told why not in few words, who is let in everything.
+        Strangers are told why not in few words, whoever is let in everything.
         """
+        return probe(request)
+
+    @routes.get("/health", responses=_PROBE)
+    def health(request: Request) -> Response:
+        """What `/readyz` says."""
+        return probe(request)
+
+    def probe(request: Request) -> Response:
         live = manager.log.live
         remote = manager.log.projector.remote
         if manager.fault is not None:
@@ -48,8 +63,8 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
             body["engine"] = dict(remote.report())
         return JSONResponse(body)
 
-    @routes.get("/metrics")
-    def prometheus() -> Response:
+    @routes.get("/metrics", response_class=PlainTextResponse, responses=TEXT_READ_ERRORS)
+    def get_metrics() -> Response:
         """Prometheus exposition."""
         return Response(metrics.exposition(), media_type=metrics.content_type)
 

@@ -5,14 +5,16 @@ from typing import Any
 from fastapi import APIRouter
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.answers import Verification
+from weightledger.api.rest.documentation import answers, documented
 from weightledger.ledger.errors import WeightsMismatch
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """`POST /v1/models/verify`: hash the tensors that are served right now."""
-    routes = APIRouter(prefix="/v1/models", tags=["audit"])
+    routes = documented(prefix="/v1/models", tags=["audit"])
 
-    @routes.post("/verify")
+    @routes.post("/verify", responses=answers(Verification))
     def verify() -> dict[str, Any]:
         """The digest of the live tensors, hashed afresh; 503 when it is not the ledger's."""
         live, hashed = manager.log.verify_live()

@@ -10,22 +10,33 @@ from starlette.background import BackgroundTask
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import version_item
+from weightledger.api.rest.answers import VersionDetails
+from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
 from weightledger.api.weights import save_state
 from weightledger.ledger.errors import StorageError
+
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A safetensors file",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """`GET /v1/models/versions/{id}` and `/versions/{id}/weights`."""
-    routes = APIRouter(prefix="/v1/models/versions", tags=["versions"])
+    routes = documented(prefix="/v1/models/versions", tags=["versions"])
     history = manager.log.history
 
-    @routes.get("/{version_id}")
-    def version(version_id: str) -> dict[str, Any]:
+    @routes.get("/{version_id}", responses=answers(VersionDetails))
+    def get_version(version_id: str) -> dict[str, Any]:
         """One listed version, by any name it has."""
         return version_item(history.version(version_id))
 
-    @routes.get("/{version_id}/weights")
-    def weights(version_id: str) -> FileResponse:
+    @routes.get(
+        "/{version_id}/weights", response_class=FileResponse, responses=_FILE | TEXT_READ_ERRORS
+    )
+    def get_weights(version_id: str) -> FileResponse:
         """The tensors of a version, or of any other position, as safetensors."""
         try:
             folder = tempfile.TemporaryDirectory(dir=manager.config.backup_dir)

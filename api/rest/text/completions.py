@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 from weightledger import DynamicModelManager
 from weightledger.api.rest import replies
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
+from weightledger.api.rest.documentation import READ_ERRORS, json_body
 from weightledger.api.rest.errors import openai_error
 from weightledger.api.rest.model_selection import resolve
 from weightledger.api.rest.replies import Envelope, Form, usage
 from weightledger.api.rest.requests import body
-from weightledger.api.rest.schemas import json_body
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.generation import Ask, Ended, Generation, Piece, Started
 from weightledger.api.rest.text.schemas import ChatBody, CompletionBody
@@ -37,7 +37,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
     """The routes of a model that generates text."""
     routes = APIRouter(prefix="/v1", tags=["inference"])
 
-    @routes.post("/completions", openapi_extra=json_body(CompletionBody))
+    @routes.post("/completions", responses=READ_ERRORS, openapi_extra=json_body(CompletionBody))
     async def completions(request: Request) -> Response:
         """Continue each prompt."""
         sent = await body(request, schemas.COMPLETION)
@@ -50,7 +50,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         )
         return await reply(request, sent, ask, replies.TEXT)
 
-    @routes.post("/chat/completions", openapi_extra=json_body(ChatBody))
+    @routes.post("/chat/completions", responses=READ_ERRORS, openapi_extra=json_body(ChatBody))
     async def chat(request: Request) -> Response:
         """The next message of a conversation."""
         sent = await body(request, schemas.CHAT)

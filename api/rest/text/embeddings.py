@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
+from weightledger.api.rest.documentation import READ_ERRORS, json_body
 from weightledger.api.rest.model_selection import Origin, Served, resolve
 from weightledger.api.rest.requests import body
-from weightledger.api.rest.schemas import json_body
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.schemas import EmbeddingsBody
 from weightledger.api.rest.workers import Workers
@@ -32,7 +32,7 @@ def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> AP
     """The route of a model that embeds text."""
     routes = APIRouter(prefix="/v1", tags=["inference"])
 
-    @routes.post("/embeddings", openapi_extra=json_body(EmbeddingsBody))
+    @routes.post("/embeddings", responses=READ_ERRORS, openapi_extra=json_body(EmbeddingsBody))
     async def embeddings(request: Request) -> Response:
         """One vector for each text, all from the same state."""
         sent = await body(request, schemas.EMBEDDINGS)

@@ -1,0 +1,244 @@
+"""The replies, for the document: routes give plain dicts, and the tests hold them against this."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Metrics = dict[str, float]
+"""`accuracy`, `latency_ms`, `throughput`, `memory_usage_mb`, `timestamp`: what was measured."""
+
+
+class _Exact(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class UpdateData(BaseModel):
+    """An update that was applied has its running count; one that was refused has the reason."""
+
+    update_id: str = Field(examples=["update_1_1795397017"])
+    update_count: int | None = None
+    success: bool | None = Field(None, description="False when it was refused.")
+    reason: str | None = None
+    pre_metrics: Metrics | None = Field(None, description="Of the state before.")
+    post_metrics: Metrics | None = Field(None, description="Of the candidate.")
+
+
+class UpdateReply(_Exact):
+    """An update: `success` false when a guard or evaluator refused it, which is recorded too."""
+
+    success: bool
+    message: str
+    data: UpdateData
+
+
+class LearningReply(_Exact):
+    """An update by a learning rule, or an action that waits for its reward."""
+
+    success: bool
+    message: str
+    data: dict[str, Any]
+
+
+class VersionData(_Exact):
+    """A version by its id."""
+
+    version_id: str = Field(examples=["v1_1795397018"])
+
+
+class VersionReply(_Exact):
+    """A version that was created."""
+
+    success: Literal[True]
+    message: str
+    data: VersionData
+
+
+class PinData(_Exact):
+    """Whether a version is kept for ever."""
+
+    version_id: str
+    pinned: bool
+
+
+class PinReply(_Exact):
+    """A version that was pinned or unpinned."""
+
+    success: Literal[True]
+    message: str
+    data: PinData
+
+
+class RollbackData(_Exact):
+    """Where a rollback led to."""
+
+    rolled_back_to: str
+    timestamp: float = Field(description="When that state came about, seconds since 1970.")
+    description: str
+
+
+class RollbackReply(_Exact):
+    """A rollback."""
+
+    success: Literal[True]
+    message: str
+    data: RollbackData
+
+
+class Version(_Exact):
+    """A listed version."""
+
+    version_id: str
+    timestamp: float
+    description: str
+    is_active: bool = Field(description="The nearest named ancestor of what is served.")
+    performance_metrics: Metrics | None = None
+
+
+class VersionDetails(BaseModel):
+    """A listed version, with where it stands in the log."""
+
+    version_id: str
+    timestamp: float
+    description: str
+    is_active: bool
+    performance_metrics: Metrics | None = None
+    recorded_at: str
+    pinned: bool
+    seq: int
+    digest: str
+
+
+class VersionList(_Exact):
+    """Listed versions, newest first."""
+
+    versions: list[Version]
+    total_count: int
+
+
+class StatusConfig(_Exact):
+    """The server's configuration of updates."""
+
+    max_versions: int
+    checkpoint_interval: int
+    auto_rollback_threshold: float
+    incremental_learning_enabled: bool
+    versioning_enabled: bool
+
+
+class Status(BaseModel):
+    """Where the model stands."""
+
+    current_version: str | None
+    total_versions: int
+    total_updates: int
+    config: StatusConfig
+    recent_performance: list[Metrics]
+
+
+class Event(BaseModel):
+    """One event of the log."""
+
+    id: str = Field(description="The update id, the version id, else event_{seq}.")
+    object: Literal["event"]
+    seq: int
+    kind: str
+    recorded_at: str
+    actor: str | None
+    reason: str | None
+    request_id: str | None
+    idempotency_key: str | None
+    state_seq: int = Field(description="The last state change at or before this event.")
+    node: int = Field(description="The state the model is in afterwards.")
+    state_before: str | None
+    state_after: str
+    payload_bytes: int
+    event_hash: str
+    metadata: dict[str, Any] | None
+    facts: dict[str, Any] = Field(description="What events of this kind record.")
+
+
+class EventList(_Exact):
+    """A page of events, newest first."""
+
+    object: Literal["list"]
+    data: list[Event]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Parameter(_Exact):
+    """One tensor of the model."""
+
+    name: str
+    object: Literal["parameter"]
+    dtype: str
+    shape: list[int]
+    digest: str
+    update_count: int
+
+
+class ParameterList(_Exact):
+    """A page of parameters, by name."""
+
+    object: Literal["list"]
+    data: list[Parameter]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Model(BaseModel):
+    """The served model, or one of its adapters (then with `parent`)."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """The served model and its adapters."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Verification(BaseModel):
+    """The tensors served right now, hashed afresh, are the ledger's."""
+
+    object: Literal["verification"]
+    seq: int
+    digest: str
+    tensors: int
+    ok: Literal[True]
+
+
+class Predictions(_Exact):
+    """What the model gave for a batch: nested lists."""
+
+    predictions: Any
+
+
+class Alive(_Exact):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    """The database answers, and what is served is the head of the log."""
+
+    status: Literal["ok"]
+    model: str
+    seq: int
+    digest: str
+    lag_events: int
+
+
+class NotReady(BaseModel):
+    """Why not, in few words; `detail` for whoever may know more."""
+
+    status: Literal["unavailable"]
+    reason: str
+    detail: str | None = None

@@ -1,0 +1,200 @@
+"""What the OpenAPI document says beyond what FastAPI reads off the routes.
+
+Bodies are parsed by hand (`requests.body`), so the routes describe them here; so do headers that
+every write takes, the one form of an error, and the key. Bodies are written out in place, so the
+routes can be mounted in an application of somebody else's; ours gives them names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+
+from weightledger.api.rest.authentication import is_open
+
+DESCRIPTION = """
+Every change to the served model's weights is one immutable event.
+
+**Errors** have one form, `{"error": {"message", "type", "param", "code"}}`; `code` is stable.
+
+**Writes** take `Idempotency-Key`: the same key with the same request happens once. They take
+`If-Match` with the `ETag` of a reply: 412 when the weights have changed since.
+
+**Positions** are a version id, an update id, `seq:N`, `head`, `head~N` or a UTC time.
+"""
+
+JSON = "application/json"
+
+
+class ErrorDetails(BaseModel):
+    """What went wrong, for people (`message`) and for programs (`code`, `param`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str = Field(description="What was expected, or what to do.")
+    type: str = Field(description="The kind of error, as OpenAI's clients know it.")
+    param: str | None = Field(description="The field, query parameter or header that is wrong.")
+    code: str = Field(description="Stable, for programs.")
+
+
+class ErrorReply(BaseModel):
+    """Every error reply."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "message": "Parameter '2.bais' not found",
+                        "type": "not_found_error",
+                        "param": "parameter_name",
+                        "code": "not_found",
+                    }
+                }
+            ]
+        },
+    )
+
+    error: ErrorDetails
+
+
+_MEANINGS = {
+    400: "Malformed, or it does not fit the model; nothing was changed",
+    401: "No API key, or another one",
+    403: "Switched off, or a stranger's Host or Origin",
+    404: "No such thing",
+    409: "Other writers kept winning; nothing was changed",
+    410: "Its data were dropped by gc",
+    412: "If-Match is not the last state change; its ETag is in the reply",
+    413: "The body is larger than this route takes",
+    415: "The body is encoded",
+    422: "The idempotency key was used for another request",
+    503: "Not now: the database, the disk or the engine; Retry-After says when to ask again",
+}
+_READ = (400, 401, 403, 404, 410, 503)
+_WRITE = (400, 401, 403, 404, 409, 412, 413, 415, 422, 503)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    told: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses
+    }
+    return {**told, "default": {"model": ErrorReply, "description": "Any other error"}}
+
+
+READ_ERRORS = _errors(*_READ)
+WRITE_ERRORS = _errors(*_WRITE)
+
+
+def _as_text(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """The same errors on a route whose reply is text: FastAPI would call them text as well."""
+    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
+    return {
+        status: {"description": told["description"], "content": {JSON: {"schema": schema}}}
+        for status, told in errors.items()
+    }
+
+
+TEXT_READ_ERRORS = _as_text(READ_ERRORS)
+TEXT_WRITE_ERRORS = _as_text(WRITE_ERRORS)
+
+
+def answers(model: type[BaseModel], *, write: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: its reply, and the errors it may answer."""
+    return {200: {"model": model}, **(WRITE_ERRORS if write else READ_ERRORS)}
+
+
+_KEY = "^[!-~]([ -~]*[!-~])?$"
+_TAG = '(W/)?"[0-9]{1,15}"'
+_WRITE_HEADERS = [
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "The same key with the same request happens once, and gets the same reply.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": _KEY},
+    },
+    {
+        "name": "If-Match",
+        "in": "header",
+        "required": False,
+        "description": 'The ETag of a reply, such as "12", several of them, or *.',
+        "schema": {"type": "string", "pattern": rf"^(\*|{_TAG}(, {_TAG})*|[0-9]{{1,15}})$"},
+    },
+]
+
+
+def write_headers() -> dict[str, Any]:
+    """The headers of a write that has no body, for `openapi_extra`."""
+    return {"parameters": [dict(header) for header in _WRITE_HEADERS]}
+
+
+def json_body(
+    model: type[BaseModel], *examples: Mapping[str, Any], write: bool = False
+) -> dict[str, Any]:
+    """A JSON body, for `openapi_extra`; the route parses it itself."""
+    media: dict[str, Any] = {"schema": inlined(model.model_json_schema())}
+    if examples:
+        media["examples"] = {
+            f"example {number}": {"value": dict(example)}
+            for number, example in enumerate(examples, 1)
+        }
+    described = {"requestBody": {"required": True, "content": {JSON: media}}}
+    return {**described, **(write_headers() if write else {})}
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema with the definitions it refers to written out in place."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            name = str(value.get("$ref", "")).removeprefix("#/$defs/")
+            if name in definitions:
+                beside = {key: one for key, one in value.items() if key != "$ref"}
+                return {**resolve(definitions[name]), **beside}
+            return {key: resolve(one) for key, one in value.items()}
+        return [resolve(one) for one in value] if isinstance(value, list) else value
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
+
+
+def named_by_function(route: APIRoute) -> str:
+    """Operation ids that read well in a generated client."""
+    return route.name
+
+
+def documented(**options: Any) -> APIRouter:
+    """A router whose operations are named by their functions."""
+    return APIRouter(generate_unique_id_function=named_by_function, **options)
+
+
+def describe(app: FastAPI, *, keyed: bool) -> None:
+    """Fix the document of an application: bodies by name, and the key where it has one."""
+    document = app.openapi()
+    components = document["components"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            media = operation.get("requestBody", {}).get("content", {}).get(JSON)
+            if media is not None:
+                name = media["schema"]["title"]
+                components["schemas"][name] = media["schema"]
+                media["schema"] = {"$ref": f"#/components/schemas/{name}"}
+    schemes = components.setdefault("securitySchemes", {})
+    schemes["ApiKey"] = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The key of --api-key or WEIGHTLEDGER_API_KEY. Without one the server "
+        "listens on loopback only and asks for none.",
+    }
+    if keyed:
+        document["security"] = [{"ApiKey": []}]
+        for path, operations in document["paths"].items():
+            if is_open(path):
+                for operation in operations.values():
+                    operation["security"] = []
+    app.openapi_schema = document

@@ -1,0 +1,87 @@
+"""Query parameters, validated by typed models: unknown names and wrong values are errors."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from weightledger.ledger.events import KINDS
+from weightledger.ledger.history.positions import parse_time
+
+MAX_LIMIT = 100
+DEFAULT_LIMIT = 20
+
+_MOST_SEQ = 1 << 40
+
+
+def _kind(value: str) -> str:
+    if value not in KINDS:
+        raise ValueError(f"must be one of {', '.join(KINDS)}")
+    return value
+
+
+def _moment(value: str) -> str:
+    if parse_time(value) is None:
+        raise ValueError("must be an ISO 8601 time such as 2026-11-22T10:00:00Z")
+    return value
+
+
+Kind = Annotated[
+    str, AfterValidator(_kind), WithJsonSchema({"type": "string", "enum": list(KINDS)})
+]
+Moment = Annotated[
+    str,
+    AfterValidator(_moment),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+    Field(examples=["2026-11-22T10:00:00Z"], description="An ISO 8601 time; UTC without a zone."),
+]
+Seq = Annotated[int, Field(ge=0, le=_MOST_SEQ)]
+
+
+class Query(BaseModel):
+    """The base of every query: a name that the route does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Query):
+    """A page of a list."""
+
+    after: str | None = Field(None, description="The item that the page begins behind.")
+    before: str | None = Field(None, description="The item that the page ends before.")
+    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Items on the page.")
+
+
+class Updates(Page):
+    """Which events are listed; all filters have to pass."""
+
+    parameter: str | None = Field(None, description="A name or glob, such as layers.3.*")
+    kind: list[Kind] = Field(default_factory=list, description="One or several kinds of events.")
+    actor: list[str] = Field(default_factory=list, description="One or several actors.")
+    outcome: Literal["applied", "rejected"] | None = Field(None, description="Of updates.")
+    since: Moment | None = None
+    until: Moment | None = None
+    min_seq: Seq | None = None
+    max_seq: Seq | None = None
+
+
+class Batch(Query):
+    """How every update of a batch is applied."""
+
+    update_type: Literal["additive", "multiplicative", "replace"] = "additive"
+    learning_rate: float = Field(0.01, ge=0, le=1)
+    metadata: Annotated[
+        str | None,
+        WithJsonSchema({"type": "string", "contentMediaType": "application/json"}),
+        Field(description="A JSON object.", examples=['{"run": 7}']),
+    ] = None
+
+
+def first_problem(errors: Any, known: list[str]) -> tuple[str, str | None]:
+    """The message about the first wrong parameter of a request, and the parameter's name."""
+    first = errors[0]
+    name = next((str(part) for part in first["loc"][1:]), None)
+    if first["type"] == "extra_forbidden":
+        listed = ", ".join(sorted(known)) or "none"
+        return f"unknown query parameter {name!r}; expected some of {listed}", name
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {problem}, got {str(first.get('input'))[:80]!r}", name
