@@ -11,12 +11,12 @@ from typing import Any
 from weightledger.ledger.errors import PluginError
 
 
-def ids(group: str) -> list[str]:
+def plugin_ids(group: str) -> list[str]:
     """The ids that installed packages bring to a group, in order; nothing is loaded."""
     return sorted({point.name for point in entry_points(group=group)})
 
 
-def load(group: str, plugin_id: str) -> Any | None:
+def load_plugin(group: str, plugin_id: str) -> Any | None:
     """What an installed package brings under an id; None when none does.
 
     Raises PluginError, which names the package, for one that cannot be imported, and for an id that

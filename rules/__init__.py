@@ -8,8 +8,9 @@ ledger's business. Rules know only the public names of `ledger`.
     proposal = rules.propose(rule, weight, {"x": x, "y": y}, state)
     judgement = rules.judge(rules.Guards(), weight, proposal)
 
-A package adds a rule by an entry point in the group `weightledger.rules`, each entry naming a
-class that keeps the contract of `rules.protocol` and has a default for each of its fields.
+A package adds a rule by an entry point in the group `weightledger.rules`, named by the rule's id
+("decay = package.module:Decay"), which brings a class that keeps the contract of `rules.protocol`
+and has a default for each of its fields. It is loaded when its id is asked for.
 """
 
 from weightledger.rules.checking import init, propose

@@ -1,13 +1,17 @@
-"""Which rules there are: one table of ours, and those that installed packages bring."""
+"""Which rules there are: one table of ours, and those that installed packages bring.
+
+A package's rule is loaded when its id is asked for, the name of its entry point, so one that is
+broken is in nobody's way until then. No package can take the id of one of ours.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 
+from weightledger import PluginError, load_plugin, plugin_ids
 from weightledger.rules.errors import RuleError, UnknownRule
 from weightledger.rules.library.bcm import Bcm
 from weightledger.rules.library.delta_only import (
@@ -90,16 +94,19 @@ class Description:
 
 
 def rule_ids() -> list[str]:
-    """The ids of all rules, ours first."""
-    return list(_installed())
+    """The ids of all rules, ours first; nobody's code is loaded."""
+    return [*RULES, *(rule_id for rule_id in plugin_ids(ENTRY_POINTS) if rule_id not in RULES)]
 
 
 def get_rule(rule_id: str) -> type[Rule]:
-    """The rule with this id, ours or an installed package's; raises UnknownRule."""
-    rule = RULES.get(rule_id) or _installed().get(rule_id)
+    """The rule with this id, ours or an installed package's.
+
+    Raises UnknownRule if there is none, PluginError if the package's cannot be used.
+    """
+    rule = RULES.get(rule_id) or _installed(rule_id)
     if rule is None:
         raise UnknownRule(
-            f"there is no rule {rule_id!r}; known are {', '.join(_installed())}", param="rule"
+            f"there is no rule {rule_id!r}; known are {', '.join(rule_ids())}", param="rule"
         )
     return rule
 
@@ -128,8 +135,11 @@ def config_of(rule: Rule) -> dict[str, Any]:
 
 
 def describe(rule_id: str) -> Description:
-    """What there is to know about the rule with this id; raises UnknownRule."""
-    rule = get_rule(rule_id)
+    """What there is to know about the rule with this id; raises what `get_rule` raises."""
+    return _described(get_rule(rule_id))
+
+
+def _described(rule: type[Rule]) -> Description:
     return Description(
         id=rule.id,
         version=rule.version,
@@ -163,6 +173,21 @@ def _state_shapes(rule: Rule) -> dict[str, str]:
 
 
 @cache
-def _installed() -> dict[str, type[Rule]]:
-    others = [point.load() for point in entry_points(group=ENTRY_POINTS)]
-    return table([*RULES.values(), *others])
+def _installed(rule_id: str) -> type[Rule] | None:
+    """A package's rule; None where none brings this id. What was loaded once stays."""
+    rule: type[Rule] | None = load_plugin(ENTRY_POINTS, rule_id)
+    if rule is None:
+        return None
+    try:
+        described = _described(table((rule,))[rule.id])
+    except Exception as error:
+        raise PluginError(
+            f"the entry point of rule {rule_id!r} brings {rule!r:.80}, which does not keep the "
+            f"contract of weightledger.rules.protocol: {error!r}"
+        ) from error
+    if described.id != rule_id:
+        raise PluginError(
+            f"the entry point of rule {rule_id!r} brings the rule {described.id!r}: an entry "
+            "point's name is the id of its rule"
+        )
+    return rule

@@ -146,12 +146,15 @@ def test_the_public_surface_is_what_it_was() -> None:
         "OperationDisabled",
         "Plan",
         "Planner",
+        "PluginError",
         "Pruned",
         "Staged",
         "StateEngine",
         "TorchEngine",
         "Verdict",
         "Write",
+        "load_plugin",
+        "plugin_ids",
         "tensor_digest",
     ]
     assert all(hasattr(weightledger, name) for name in weightledger.__all__)

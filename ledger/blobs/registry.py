@@ -10,9 +10,9 @@ from functools import cache
 from pkgutil import resolve_name
 from urllib.parse import urlsplit
 
-from weightledger.ledger import plugins
 from weightledger.ledger.blobs.opener import PARAM, Opener
 from weightledger.ledger.errors import InvalidRequest, PluginError
+from weightledger.ledger.plugins import load_plugin, plugin_ids
 
 ENTRY_POINTS = "weightledger.blobs"
 
@@ -35,7 +35,7 @@ def get_opener(url: str) -> Opener:
     scheme = url.partition("://")[0].lower() if "://" in url else "file"
     opener = _opener(scheme)
     if opener is None:
-        known = ", ".join(f"{name}://…" for name in [*BLOB_STORES, *plugins.ids(ENTRY_POINTS)])
+        known = ", ".join(f"{name}://…" for name in [*BLOB_STORES, *plugin_ids(ENTRY_POINTS)])
         raise InvalidRequest(f"blob stores are {known} or a path, not {scheme}://…", param=PARAM)
     parts = urlsplit(url)
     if "://" in url and ("@" in parts.netloc or parts.query or parts.fragment):
@@ -53,7 +53,7 @@ def _opener(scheme: str) -> Opener | None:
     if scheme in BLOB_STORES:
         opener = resolve_name(BLOB_STORES[scheme])
         return opener
-    opener = plugins.load(ENTRY_POINTS, scheme)
+    opener = load_plugin(ENTRY_POINTS, scheme)
     if opener is not None and opener.scheme != scheme:
         raise PluginError(f"the entry point of blob store {scheme!r} opens {opener.scheme!r}")
     return opener

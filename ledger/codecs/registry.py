@@ -6,12 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
-from weightledger.ledger import plugins
 from weightledger.ledger.codecs.delta import Delta
 from weightledger.ledger.codecs.dense import Dense
 from weightledger.ledger.codecs.sparse import Sparse
 from weightledger.ledger.codecs.unchanged import Unchanged
 from weightledger.ledger.errors import CorruptLedger, PluginError
+from weightledger.ledger.plugins import load_plugin, plugin_ids
 
 ENTRY_POINTS = "weightledger.codecs"
 
@@ -58,9 +58,9 @@ def get_codec(codec_id: str) -> Codec:
     ours = CODECS.get(codec_id)
     if ours is not None:
         return ours
-    codec: Codec | None = plugins.load(ENTRY_POINTS, codec_id)
+    codec: Codec | None = load_plugin(ENTRY_POINTS, codec_id)
     if codec is None:
-        known = ", ".join([*CODECS, *plugins.ids(ENTRY_POINTS)])
+        known = ", ".join([*CODECS, *plugin_ids(ENTRY_POINTS)])
         raise CorruptLedger(f"no codec {codec_id!r} is installed; known are {known}")
     if codec.id != codec_id:
         raise PluginError(f"the entry point of codec {codec_id!r} brings {codec.id!r}")

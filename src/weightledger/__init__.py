@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LedgerError,
         NotFound,
         OperationDisabled,
+        PluginError,
         Pruned,
     )
     from weightledger.ledger.events.event import Event
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.ledger import Ledger
     from weightledger.ledger.log import Log
     from weightledger.ledger.manager import DynamicModelManager
+    from weightledger.ledger.plugins import load_plugin, plugin_ids
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
     from weightledger.ledger.writing.plans import Plan, Planner, Verdict, Write
@@ -52,8 +54,11 @@ _HOMES = {
     "OperationDisabled": "weightledger.ledger.errors",
     "Plan": "weightledger.ledger.writing.plans",
     "Planner": "weightledger.ledger.writing.plans",
+    "PluginError": "weightledger.ledger.errors",
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
+    "load_plugin": "weightledger.ledger.plugins",
+    "plugin_ids": "weightledger.ledger.plugins",
     "tensor_digest": "weightledger.ledger.tensors.lanes",
     "Staged": "weightledger.ledger.writing.staged",
     "TorchEngine": "weightledger.ledger.engines.torch",
@@ -81,12 +86,15 @@ __all__ = [
     "OperationDisabled",
     "Plan",
     "Planner",
+    "PluginError",
     "Pruned",
     "Staged",
     "StateEngine",
     "TorchEngine",
     "Verdict",
     "Write",
+    "load_plugin",
+    "plugin_ids",
     "tensor_digest",
 ]
 

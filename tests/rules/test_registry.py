@@ -1,14 +1,17 @@
 """Finding, describing and adding rules."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from weightledger import rules
+from weightledger import PluginError, rules
+from weightledger.api import cli
 from weightledger.rules import RULES, RuleError, UnknownRule, registry
 from weightledger.rules.protocol import Rule
 
@@ -83,16 +86,20 @@ def test_a_rule_is_made_from_its_id_and_config() -> None:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of installed packages, seen by the registry."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
     registry._installed.cache_clear()
     yield tmp_path
     registry._installed.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def install(site: Path, package: str, rule_id: str) -> None:
     info = site / f"{package}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    entry = f"[{registry.ENTRY_POINTS}]\n{package} = {package}:Decay\n"
+    entry = f"[{registry.ENTRY_POINTS}]\n{rule_id} = {package}:Decay\n"
     (info / "entry_points.txt").write_text(entry)
     (site / f"{package}.py").write_text(
         "from dataclasses import dataclass\n"
@@ -123,8 +130,67 @@ def test_a_package_brings_a_rule_through_its_entry_point(installed: Path) -> Non
         rules.propose(rule, weight, {"x": torch.ones(1, 4)}, state)
 
 
-def test_an_installed_rule_cannot_take_the_id_of_another(installed: Path) -> None:
+def test_an_installed_rule_cannot_take_the_id_of_one_of_ours(installed: Path) -> None:
     install(installed, "usurping_rule", "oja")
-    with pytest.raises(ValueError, match="two rules have the id 'oja'"):
-        rules.rule_ids()
+    assert rules.rule_ids() == IDS
     assert rules.get_rule("oja") is RULES["oja"]
+
+
+def test_a_package_is_loaded_when_its_rule_is_asked_for(installed: Path) -> None:
+    install(installed, "decaying_rule", "decay")
+    assert "decay" in rules.rule_ids()
+    rules.make_rule("oja")
+    with pytest.raises(UnknownRule, match="decay"):
+        rules.get_rule("backprop")
+    assert "decaying_rule" not in sys.modules
+    rules.get_rule("decay")
+    assert "decaying_rule" in sys.modules
+
+
+def spoil(site: Path, package: str, old: str, new: str) -> None:
+    module = site / f"{package}.py"
+    text = module.read_text()
+    assert old in text
+    module.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("from dataclasses", "1 / 0\nfrom dataclasses", "ZeroDivisionError"),
+        ("from dataclasses", "import absent\nfrom dataclasses", "absent"),
+        ("class Decay", "class Other", "Decay"),
+        ("summary = ", "summing = ", "summary"),
+        ("learning_rate: float = 0.5", "learning_rate: float", "learning_rate"),
+        ("@dataclass(frozen=True)\n", "", "dataclass"),
+        ("id, version, summary = 'broken'", "id, version, summary = 'other'", "'other'"),
+    ],
+)
+def test_a_broken_package_is_named_when_it_is_asked_for_and_in_nobodys_way(
+    installed: Path, old: str, new: str, message: str
+) -> None:
+    install(installed, "broken_rule", "broken")
+    install(installed, "decaying_rule", "decay")
+    spoil(installed, "broken_rule", old, new)
+    assert rules.rule_ids() == [*IDS, "broken", "decay"]
+    assert rules.describe("decay").version == 3
+    with pytest.raises(PluginError, match="'broken'") as caught:
+        rules.make_rule("broken")
+    assert message in str(caught.value)
+    listed = CliRunner().invoke(cli.app, ["rules", "list", "--json"])
+    assert listed.exit_code == 0, listed.output
+    rows = {row["id"]: row for row in json.loads(listed.output)}
+    assert message in rows["broken"]["unavailable"]
+    assert rows["decay"]["unavailable"] is None and rows["decay"]["version"] == 3
+    for form in ([], ["--csv"], ["-q"]):
+        shown = CliRunner().invoke(cli.app, ["rules", "list", *form], env={"COLUMNS": "400"})
+        assert shown.exit_code == 0 and "broken" in shown.output
+        assert ("unavailable:" in shown.output) == (form != ["-q"])
+
+
+def test_an_id_that_two_packages_bring_is_neithers(installed: Path) -> None:
+    install(installed, "one_rule", "decay")
+    install(installed, "another_rule", "decay")
+    assert rules.rule_ids() == [*IDS, "decay"]
+    with pytest.raises(PluginError, match="another_rule and one_rule"):
+        rules.get_rule("decay")
