@@ -22,7 +22,7 @@ FORMATS = (ROOT / "docs/formats.md").read_text()
 # What differs from run to run: times, ids made of them, digests, measurements.
 VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
-    (re.compile(r"\b\d\d-\d\d \d\d:\d\d:\d\d\b"), "TIME"),
+    (re.compile(r"\b(?:\d\d:\d\d:\d\d|\d\d-\d\d \d\d:\d\d)\b"), "TIME"),  # around midnight
     (re.compile(r"\b[0-9a-f]{64}\b"), "DIGEST"),
     (re.compile(r"(update_\d+|v\d+)_\d{10}"), r"\1_UNIX"),
     (re.compile(r"\d+\.\d+"), "NUMBER"),

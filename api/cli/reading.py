@@ -1,5 +1,6 @@
 """Commands that only read: status, log, show, replay."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from weightledger.ledger.events import KINDS, ROLLED_BACK, UPDATE_REJECTED
 Item = Mapping[str, Any]
 
 _COLUMNS = ("seq", "recorded_at", "id", "kind", "what", "delta_norm", "actor", "reason")
+_TIMED = re.compile(r"((?:v|update_)[0-9]+)_[0-9]+")
 _STYLES = {UPDATE_REJECTED: "red", ROLLED_BACK: "yellow"}
 
 
@@ -148,21 +150,26 @@ def _summary(event: Item) -> dict[str, Any]:
 
 def summary(event: Item) -> str:
     """What an event did, in a few words."""
-    facts = event["facts"]
+    facts, kind = event["facts"], event["kind"]
     if "operation" in facts:
         parts = [facts["operation"], facts.get("parameter", facts.get("adapter", ""))]
         if "learning_rate" in facts:
             parts.append(f"lr {facts['learning_rate']}")
-        if event["kind"] == UPDATE_REJECTED:
-            parts.append("refused")
-        else:
-            parts.append(f"{sum(one['changed'] for one in facts.get('tensors', ()))} changed")
+        if kind == UPDATE_REJECTED:
+            return "refused: " + " ".join(part for part in parts if part)
+        parts.append(f"{sum(one['changed'] for one in facts.get('tensors', ()))} changed")
         return " ".join(part for part in parts if part)
     if "to" in facts:
-        return f"to {facts['to']} ({facts['cause']})"
-    if "description" in facts:
-        return str(facts["description"])
-    return str(facts.get("version_id", ""))
+        cause = "" if facts["cause"] == "manual" else f" ({facts['cause']})"
+        return f"rolled back to {short(facts['to'])}{cause}"
+    said = facts.get("description") or short(str(facts.get("version_id", "")))
+    words = str(kind).replace("_", " ")
+    return f"{words}: {said}" if said else words
+
+
+def short(name: str) -> str:
+    """A name without its time: `v1`, `update_3`."""
+    return _TIMED.sub(r"\1", name)
 
 
 def _asked(event: Item, keys: Sequence[str]) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def _marks(source: Any) -> dict[int, list[str]]:
     (head,) = source.events({}, 1)
     marks.setdefault(head["state_seq"], []).append("HEAD")
     for one in source.versions():
-        marks.setdefault(one["seq"], []).append(one["version_id"].rpartition("_")[0])
+        marks.setdefault(one["seq"], []).append(short(one["version_id"]))
     return marks
 
 
@@ -183,7 +190,7 @@ def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[
     rows = [
         {
             "seq": one["seq"],
-            "recorded at": _when(one["recorded_at"]),
+            "at (UTC)": _when(one["recorded_at"]),
             "id": one["id"],
             "what": _what(one, marks),
             "|Δ|": None if one["delta_norm"] is None else f"{one['delta_norm']:.3g}",
@@ -193,23 +200,24 @@ def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[
         }
         for one in items
     ]
-    columns = ["seq", "recorded at", "id", "what", "|Δ|", "actor", "reason", *keys]
+    columns = ["seq", "at (UTC)", "id", "what", "|Δ|", "actor", "reason", *keys]
     columns = [c for c in columns if c in ("seq", "id") or any(row[c] is not None for row in rows)]
     output.table(
         rows,
         columns,
-        whole={"seq", "id", "|Δ|"},
+        whole={"seq", "at (UTC)", "id", "|Δ|"},
         styles=[_STYLES.get(one["kind"], "") for one in items],
     )
 
 
 def _what(event: Item, marks: Mapping[int, list[str]]) -> str:
     names = marks.get(event["seq"], [])
-    said = event["kind"].replace("_", " ") + (f": {event['what']}" if event["what"] else "")
-    return f"({', '.join(names)}) {said}" if names else said
+    return f"({', '.join(names)}) {event['what']}" if names else str(event["what"])
 
 
 def _when(iso: str) -> str:
-    """A time as people read it, in UTC, without the year where it is this one."""
-    at = datetime.fromisoformat(iso)
-    return at.strftime("%m-%d %H:%M:%S" if at.year == datetime.now(UTC).year else "%Y-%m-%d %H:%M")
+    """A time as people read it, in UTC: what it shares with now is left out."""
+    at, now = datetime.fromisoformat(iso), datetime.now(UTC)
+    if at.date() == now.date():
+        return at.strftime("%H:%M:%S")
+    return at.strftime("%m-%d %H:%M" if at.year == now.year else "%Y-%m-%d")

@@ -110,7 +110,22 @@ def rollback(
             done = source.event(f"seq:{seq}")["facts"]
             start, end = f"seq:{done['from_seq']}", f"seq:{done['to_event']}"
         found = move(source, start, end)
-    output.facts({"dry_run": dry_run, **found}, as_json=as_json)
+    if as_json:
+        output.facts({"dry_run": dry_run, **found}, as_json=True)
+        return
+    output.facts(
+        {
+            "from": _state(found["from"]),
+            "to": _state(found["to"]),
+            "would undo" if dry_run else "undone": found["undone"],
+            "would redo" if dry_run else "redone": found["redone"],
+        },
+        as_json=False,
+    )
+
+
+def _state(one: dict[str, Any]) -> str:
+    return f"{one['id']} (seq {one['seq']}, digest {one['digest'][:12]}…)"
 
 
 def parse_json(option: str, text: str) -> Any:

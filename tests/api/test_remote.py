@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from tests.api.test_command import as_json, inside, ok
 from tests.serving import Server, serving
+from weightledger.api.cli import output
 from weightledger.api.cli.moves import move
 
 
@@ -79,11 +80,23 @@ def test_who_and_why_are_kept_and_shown(busy: Server) -> None:
     assert as_json("show", "v1", *at)["reason"] == "for the audit"
     table = ok("log", "--metadata", "loss", *at)
     assert "Zoë" in table and "why: ü =1" in table and "0.25" in table
-    assert "(HEAD) updated: additive 0.bias" in table
-    assert "(v1) updated: additive 2.bias" in table
-    assert "update rejected: replace 2.weight lr 0.01 refused" in table
+    assert "(HEAD) additive 0.bias" in table
+    assert "(v1) additive 2.bias" in table
+    assert "refused: replace 2.weight lr 0.01" in table
+    assert "rolled back to update_1 " in table
     for line in table.splitlines()[1:]:
         assert any(event in line for event in ok("log", "-q", *at).split())
+
+
+def test_ids_are_whole_at_80_columns(busy: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = ("--url", busy.url)
+    ids = ok("log", "-q", *at).split()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr(output, "_WIDE", None)
+    lines = ok("log", *at).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [one for line in lines for one in ids if one in line.split()] == ids
 
 
 def test_the_current_version_is_honest(busy: Server) -> None:
