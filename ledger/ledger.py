@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.engines import Engine
     from weightledger.ledger.log import Log
     from weightledger.ledger.projection.projector import OnMismatch
+    from weightledger.ledger.writing.policy import Policy
 
 _HASHING_THREADS = 2
 
@@ -86,6 +87,7 @@ class Ledger:
         alpha: float = 1.0,
         max_held_versions: int = MAX_HELD_VERSIONS,
         held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
+        policy: "Policy | None" = None,
     ) -> "Log":
         """The log of a model, to read and write; `base` registers it at first use.
 
@@ -93,7 +95,8 @@ class Ledger:
         weights that follow the log instead. With neither, a registered model is loaded from the
         log. Raises NotFound for an unknown model without base, WeightsMismatch when the weights
         given equal no state of the log. `max_held_versions` and `held_versions_wait_s` are
-        explained at `DynamicUpdateConfig`.
+        explained at `DynamicUpdateConfig`. Every write to the log meets `policy`: its guard, the
+        limits of adapters, what is switched off.
         """
         # The writing half, with torch and the engines, is imported by those who write.
         from weightledger.ledger.opening import open_log
@@ -108,4 +111,5 @@ class Ledger:
             alpha=alpha,
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
+            policy=policy,
         )

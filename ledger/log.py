@@ -1,6 +1,7 @@
-"""The log of one model and the live weights that follow it: the write path.
+"""The log of one model and the live weights that follow it.
 
-A write is proposed (validate, compute, encode, verify, prepare), appended in one transaction, and
+Writes are commands (`writing.commands`); the methods here that write only put one together. A
+command is worked out (validate, compute, encode, verify, prepare), appended in one transaction, and
 shown by one assignment; `writing.writer` orders the writers. Everything that can fail happens
 before the append.
 """
@@ -10,20 +11,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from weightledger.ledger import adapters, events
-from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.verify import Report, verify
 from weightledger.ledger.blobs import MIN_GRACE_S
-from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound
+from weightledger.ledger.errors import LedgerError, NotFound
 from weightledger.ledger.events import Event
-from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.anchoring import Anchoring
@@ -31,120 +28,85 @@ from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
 from weightledger.ledger.store import EventFilter
-from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
-from weightledger.ledger.writing import adapter_plans, plans
+from weightledger.ledger.writing import commands
 from weightledger.ledger.writing.caller import ANYONE, Caller
-from weightledger.ledger.writing.plans import Guard, Planner
-from weightledger.ledger.writing.recording import require_same_tensors
-from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
-from weightledger.ledger.writing.staged import Staged
-from weightledger.ledger.writing.writer import Committed, Request, Writer
+from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
+from weightledger.ledger.writing.recording import record_command
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
+from weightledger.ledger.writing.update_commands import batch_command, update_command
+from weightledger.ledger.writing.writer import Committed, Writer
 
 logger = logging.getLogger(__name__)
-
-MAX_DESCRIPTION = 500
-MAX_BATCH = 4096
-"""Most updates in one event."""
-
 Listener = Callable[[Committed], None]
 
 
 class Log:
-    """The log of one model and its live weights. Safe to use from any thread."""
+    """The log of one model and its live weights. Safe to use from any thread.
 
-    def __init__(self, history: History, projector: Projector, *, alpha: float = 1.0) -> None:
+    `policy` is what every write meets, whoever asks for it. `first_names` maps the further names of
+    tied tensors to the first.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        projector: Projector,
+        *,
+        alpha: float = 1.0,
+        policy: Policy = ANYTHING_GOES,
+    ) -> None:
         self.history = history
         self.projector = projector
         self._anchoring = Anchoring(history, projector, alpha)
-        self._writer = Writer(history, projector, self._afterwards)
+        self._writer = Writer(history, projector, policy, self._afterwards)
         self._listeners: list[Listener] = []
-        self._first_names = projector.engine.aliases()
+        self.first_names = projector.engine.aliases()
 
-    # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict or StorageError as
-    # well as what it names; after an error neither the log nor the model has changed.
+    # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict, OperationDisabled or
+    # StorageError as well as what it names, and has changed nothing then.
 
-    def apply(self, request: IncrementalUpdateRequest, guard: Guard | None = None) -> Event:
-        """Apply an update as one event.
+    def execute(self, command: commands.Command) -> Event:
+        """Carry out a command, and give its event; it is durable and visible then.
 
-        Returns the `updated` event, or the `update_rejected` event when the guard refuses the
-        candidate or the result would not be finite. Raises InvalidRequest or NotFound for a
-        request that does not fit the model.
+        Changes of weights give an `updated` event, or an `update_rejected` one when the guard
+        refuses the candidate or the result would not be finite.
         """
-        return self._writer.write(self._update(request, guard))
+        return self._writer.execute(command)
 
-    def submit(
-        self, request: IncrementalUpdateRequest, guard: Guard | None = None
-    ) -> "Future[Event]":
-        """Queue an update for `drain`, which appends all that wait in few transactions.
+    def submit(self, command: commands.Command) -> "Future[Event]":
+        """Queue a command for `drain`, which appends all that wait in few transactions.
 
-        The future gives what `apply` gives or raises.
+        The future gives what `execute` gives or raises. Where the command's row has something to
+        read, `ready` does that first.
         """
-        return self._writer.submit(lambda: self._update(request, guard))
+        return self._writer.submit(command)
+
+    def ready(self, command: commands.Command) -> commands.Command:
+        """Do what takes long and needs no lock; gives the command to queue."""
+        return self._writer.ready(command)
 
     def drain(self) -> None:
-        """Work off all queued updates; each future is done afterwards."""
+        """Work off all that was queued; each future is done afterwards."""
         self._writer.drain()
+
+    def apply(self, request: IncrementalUpdateRequest) -> Event:
+        """Apply an update as one event; see `execute` and `update_commands`."""
+        return self.execute(update_command(request, self.specs, self.first_names))
 
     def apply_batch(
         self,
         requests: Sequence[IncrementalUpdateRequest],
-        guard: Guard | None = None,
         *,
         caller: Caller = ANYONE,
         metadata: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Apply 1 to MAX_BATCH updates, in order, as one atomic event.
+        """Apply 1 to 4,096 updates, in order, as one event, all or none; see `execute`.
 
-        `caller` and `metadata` belong to the event; a request that has its own is refused. Raises
-        and returns as `apply` does; one update that does not fit refuses all of them.
+        `caller` and `metadata` belong to the event; a request that has its own is refused.
         """
-        if not 1 <= len(requests) <= MAX_BATCH:
-            raise InvalidRequest(f"a batch has 1 to {MAX_BATCH} updates, got {len(requests)}")
-        for number, request in enumerate(requests):
-            _require_bare(number, request)
-        updates = [self._validated(request) for request in requests]
-        text = _metadata(metadata)
-        facts = {"operation": "batch", "updates": [update.facts for update in updates]}
-        return self._writer.write(
-            Request(
-                caller,
-                _digest_of("batch", {"updates": facts["updates"], "metadata": text}),
-                lambda staged: plans.planned(
-                    self.history, staged, plans.updates(updates, facts), guard
-                ),
-                text,
-                alone=plans.runs_alone(guard),
-            )
-        )
-
-    def write(
-        self,
-        planner: Planner,
-        guard: Guard | None = None,
-        *,
-        caller: Caller = ANYONE,
-        request_digest: bytes | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Event:
-        """Append what `planner` works out on the newest state, as one atomic event.
-
-        The planner may change weights and the tensors beside them together; it is asked again
-        when another writer was faster. `request_digest` identifies the request where the caller
-        has an idempotency key.
-        """
-        if caller.idempotency_key is not None and request_digest is None:
-            raise InvalidRequest("an idempotency key needs the digest of the request it is for")
-        return self._writer.write(
-            Request(
-                caller,
-                request_digest,
-                lambda staged: plans.planned(self.history, staged, planner, guard),
-                _metadata(metadata),
-            )
-        )
+        return self.execute(batch_command(requests, self.specs, self.first_names, caller, metadata))
 
     def record(
         self,
@@ -157,65 +119,14 @@ class Log:
         """Record what has become of the model elsewhere, in one atomic event.
 
         `source` is compared with the head tensor by tensor; it must have the same names, dtypes
-        and shapes (InvalidRequest, NotFound). Values are recorded as they are, NaN included.
+        and shapes (InvalidRequest, NotFound). What DataParallel, DDP, `torch.compile` or
+        AveragedModel put into the names is taken off, and the event says what that was. Values
+        are recorded as they are, NaN included.
         """
-        tensors = source.state_dict() if isinstance(source, torch.nn.Module) else source
-        require_same_tensors(tensors, self.specs, self._first_names)
         if reason is not None:
             caller = replace(caller, reason=reason)
-        digest = None
-        if caller.idempotency_key is not None:  # hashing the whole model is for retries only
-            digests = {name: content_digest(lanes(tensors[name])).hex() for name in self.specs}
-            fields = {"tensors": digests, "metadata": _metadata(metadata)}
-            digest = _digest_of("record", fields)
-        return self.write(
-            plans.recording(tensors), caller=caller, request_digest=digest, metadata=metadata
-        )
-
-    def load_adapter(
-        self,
-        name: str,
-        path: str | Path,
-        *,
-        inplace: bool = False,
-        limits: LoRAConfig | None = None,
-        caller: Caller = ANYONE,
-    ) -> Event:
-        """Serve the LoRA adapter in a folder under a name, beside the base, as one event.
-
-        The folder is as PEFT saves it, in safetensors form. With `inplace` it takes the place of
-        an adapter of that name. Raises NotFound when there is no such folder, and InvalidRequest
-        for a name that is taken or not allowed, an adapter that does not fit the model or exceeds
-        `limits`, and an engine that shows no adapters.
-        """
-        adapters.check_name(name, self.history.model)
-        planner = adapter_plans.loading(
-            self.projector.engine, name, path, inplace=inplace, limits=limits
-        )
-        asked = {"adapter": name, "path": str(path), "inplace": inplace}
-        return self.write(planner, caller=caller, request_digest=_digest_of("load_adapter", asked))
-
-    def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
-        """Stop serving an adapter; NotFound when it is not loaded."""
-        digest = _digest_of("unload_adapter", {"adapter": name})
-        return self.write(adapter_plans.unloading(name), caller=caller, request_digest=digest)
-
-    def merge_adapter(
-        self,
-        name: str,
-        guard: Guard | None = None,
-        *,
-        unload: bool = True,
-        caller: Caller = ANYONE,
-    ) -> Event:
-        """Add an adapter to the base weights as one event, and with `unload` take it off.
-
-        Raises NotFound when it is not loaded, InvalidRequest when it changes a tied weight; else
-        returns as `apply` does.
-        """
-        planner = adapter_plans.merging(self.projector.engine, name, unload=unload)
-        digest = _digest_of("merge_adapter", {"adapter": name, "unload": unload})
-        return self.write(planner, guard, caller=caller, request_digest=digest)
+        text = metadata_text(metadata)
+        return self.execute(record_command(source, self.specs, self.first_names, caller, text))
 
     def create_version(
         self,
@@ -228,39 +139,16 @@ class Log:
 
         Raises InvalidRequest unless the description has 1 to 500 characters.
         """
-        check_description(description)
-        facts = {"description": description, "performance_metrics": dict(performance_metrics or {})}
-        with self._writer.lock:
-            head = self.catch_up()
-            if head.counts.versions == 0 and head.node != 0:
-                self.create_initial_version()
-            return self._writer.write(
-                Request(
-                    caller,
-                    _digest_of("create_version", {"description": description}),
-                    lambda staged: plans.version(staged, staged.live.head, facts),
-                )
-            )
+        return self.execute(commands.CreateVersion(description, caller, performance_metrics))
 
     def create_initial_version(
         self, description: str = "Initial version", *, caller: Caller = ANYONE
     ) -> Event:
-        """Name the state the model was registered with, v0; returns v0 if it is named already."""
-        check_description(description)
-        facts = {"description": description, "performance_metrics": {}}
-        with self._writer.lock:
-            self.catch_up()
-            named = self.history.store.by_number(events.VERSIONS, 0)
-            if named is not None:
-                return named
-            first = self.history.require(0)
-            return self._writer.write(
-                Request(
-                    caller,
-                    _digest_of("create_initial_version", {"description": description}),
-                    lambda staged: plans.version(staged, first, facts),
-                )
-            )
+        """Name the state the model was registered with, v0; returns v0 if it is named already.
+
+        Pruned when gc dropped what that state needs before it was named.
+        """
+        return self.execute(commands.CreateInitialVersion(description, caller))
 
     def rollback(self, position: str, *, caller: Caller = ANYONE, cause: str = "manual") -> Event:
         """Move the model to an earlier state (or any other), bit for bit, as one event.
@@ -268,13 +156,7 @@ class Log:
         NotFound when the position names nothing, Pruned when gc dropped what its state needs.
         Later updates branch from the state rolled back to; the states left behind stay in the log.
         """
-
-        def propose(staged: Staged) -> plans.ProposedEvent:
-            target = self.history.resolve(position)
-            return plans.rollback(self.history, staged, target, cause)
-
-        digest = _digest_of("rollback", {"to": position})
-        return self._writer.write(Request(caller, digest, propose))
+        return self.execute(commands.RollBack(position, caller, cause))
 
     def retire_versions(self, keep: int) -> list[Event]:
         """Take the oldest names off the list until `keep` are left.
@@ -284,20 +166,12 @@ class Log:
         retired = []
         with self._writer.lock:
             listed = self.history.store.listed_versions()
-            active = self.projector.live.head.active
+            active = self.live.head.active
             spare = [one.seq for one in listed if not one.pinned and one.number != active]
             for seq in spare[: max(0, len(listed) - keep)]:
                 with contextlib.suppress(NotFound):  # another writer was faster
-                    retired.append(self._retire(self.history.require(seq)))
+                    retired.append(self.execute(commands.Retire(seq)))
         return retired
-
-    def pin(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
-        """Keep a version's name on the list, so that its state stays; NotFound unless listed."""
-        return self._pin(version_id, events.VERSION_PINNED, caller)
-
-    def unpin(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
-        """Let a version be retired again; NotFound unless it is listed."""
-        return self._pin(version_id, events.VERSION_UNPINNED, caller)
 
     def snapshot(self) -> None:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
@@ -318,15 +192,6 @@ class Log:
             self.projector.check_live()
             return head
 
-    def verify(self, progress: Progress | None = None) -> Report:
-        """Recompute every digest from the log; see `ledger.audit.verify`."""
-        return verify(self.history, progress)
-
-    def verify_live(self) -> tuple[LiveState, StateDigest]:
-        """What the live weights should be, and the digests of the tensors as they are now."""
-        with self._writer.lock:
-            return self.projector.live, self.projector.hash_live()
-
     def gc(
         self,
         *,
@@ -337,11 +202,7 @@ class Log:
     ) -> GcReport:
         """Drop what no retained state needs; see `retention`. With `dry_run` only say what."""
         report = collect(
-            self.history,
-            dry_run=dry_run,
-            grace_s=grace_s,
-            caller=caller,
-            progress=progress,
+            self.history, dry_run=dry_run, grace_s=grace_s, caller=caller, progress=progress
         )
         self.catch_up()
         return report
@@ -379,91 +240,24 @@ class Log:
         """Listed versions, newest first."""
         return self.history.versions()
 
-    # One write
+    def verify(self, progress: Progress | None = None) -> Report:
+        """Recompute every digest from the log; see `ledger.audit.verify`."""
+        return verify(self.history, progress)
 
-    def _pin(self, version_id: str, kind: str, caller: Caller) -> Event:
-        def propose(staged: Staged) -> plans.ProposedEvent:
-            return plans.pin(self.history, staged, version_id, kind)
+    def verify_live(self) -> tuple[LiveState, StateDigest]:
+        """What the live weights should be, and the digests of the tensors as they are now."""
+        with self._writer.lock:
+            return self.projector.live, self.projector.hash_live()
 
-        digest = _digest_of(kind, {"version_id": version_id})
-        return self._writer.write(Request(caller, digest, propose))
-
-    def _update(self, request: IncrementalUpdateRequest, guard: Guard | None) -> Request:
-        update = self._validated(request)
-        caller = Caller(
-            request.actor,
-            request.reason,
-            request.request_id,
-            request.idempotency_key,
-            request.expected_seq,
-        )
-        planner = plans.updates([update], update.facts)
-        return Request(
-            caller,
-            update.digest,
-            lambda staged: plans.planned(self.history, staged, planner, guard),
-            update.metadata,
-            alone=plans.runs_alone(guard),
-        )
-
-    def answer_to(self, event: Event) -> Event | None:
-        """The rollback that answered an event which could not be shown, if one did."""
-        after = self.history.store.event(event.seq + 1)
-        if after is None or after.kind != events.ROLLED_BACK:
-            return None
-        return after if after.body["cause"] == plans.PUBLISH_FAILED else None
-
-    def _validated(self, request: IncrementalUpdateRequest) -> Update:
-        first = self._first_names.get(request.parameter_name)
-        if first is not None:
-            request = replace(request, parameter_name=first)
-        return validate(request, self.projector.specs)
-
-    def _afterwards(self, written: Committed) -> None:
+    def _afterwards(self, committed: Committed) -> None:
         """What follows a write. The event is durable and visible, so nothing here may fail it."""
-        event = written.event
+        event = committed.event
         try:
             self._anchoring.after(event)
         except LedgerError as error:
             logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
         for listener in self._listeners:
             try:
-                listener(written)
+                listener(committed)
             except Exception:
                 logger.exception("a listener failed on event %d", event.seq)
-
-    def _retire(self, version_created: Event) -> Event:
-        return self._writer.write(
-            Request(
-                ANYONE, None, lambda staged: plans.retirement(self.history, staged, version_created)
-            )
-        )
-
-
-def check_description(description: str) -> None:
-    """Raise InvalidRequest unless it is a string of 1 to 500 characters."""
-    if not isinstance(description, str) or not 1 <= len(description) <= MAX_DESCRIPTION:
-        got = len(description) if isinstance(description, str) else type(description).__name__
-        raise InvalidRequest(
-            f"description must have 1 to {MAX_DESCRIPTION} characters, got {got}",
-            param="description",
-        )
-
-
-def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
-    for name in ("idempotency_key", "expected_seq", "actor", "reason", "request_id", "metadata"):
-        if getattr(request, name) is not None:
-            raise InvalidRequest(
-                f"update {number} of the batch has its own {name}; the batch is one event: give "
-                "it there",
-                param=name,
-            )
-
-
-def _metadata(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else canonical(dict(value), param="metadata").decode()
-
-
-def _digest_of(operation: str, fields: Mapping[str, Any]) -> bytes:
-    """The digest of a canonical request, 32 bytes."""
-    return content_digest(canonical({"operation": operation, **fields}))

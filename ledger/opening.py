@@ -16,6 +16,7 @@ from weightledger.ledger.history.snapshot_tensors import tensor_blobs
 from weightledger.ledger.log import Log
 from weightledger.ledger.projection.projector import OnMismatch, Projector
 from weightledger.ledger.store import Append, LedgerStore
+from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 
 
 def open_log(
@@ -29,6 +30,7 @@ def open_log(
     alpha: float,
     max_held_versions: int,
     held_versions_wait_s: float,
+    policy: Policy | None,
 ) -> Log:
     """See `Ledger.model`."""
     if engine is None:
@@ -46,7 +48,7 @@ def open_log(
     history = History(store.model(name), pool)
     if not projector.attached:
         projector.attach(history, on_mismatch)
-    return Log(history, projector, alpha=alpha)
+    return Log(history, projector, alpha=alpha, policy=policy or ANYTHING_GOES)
 
 
 def _register(store: LedgerStore, name: str, projector: Projector) -> None:

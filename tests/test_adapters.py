@@ -37,6 +37,7 @@ from weightledger.ledger.errors import (
     NotFound,
     PreconditionFailed,
 )
+from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
 
 GIVEN = torch.tensor([[0, 30, 94, 87, 12, 200]])
 
@@ -76,7 +77,7 @@ def manager(tmp_path: Path) -> Iterator[DynamicModelManager]:
 
 
 def load(manager: DynamicModelManager, name: str, path: Path, **options: Any) -> Any:
-    return asyncio.run(manager.load_adapter(name, path, **options))
+    return asyncio.run(manager.execute(LoadAdapter(name, path, **options)))
 
 
 def logits(manager: DynamicModelManager, adapter: str | None = None) -> torch.Tensor:
@@ -148,7 +149,7 @@ def test_a_tied_head_may_have_an_adapter_but_not_be_merged(tmp_path: Path) -> No
     assert torch.equal(logits(manager, "style"), expected)
     before = digest(manager)
     with pytest.raises(InvalidRequest, match=r"'lm_head.weight', which is tied"):
-        asyncio.run(manager.merge_adapter("style"))
+        asyncio.run(manager.execute(MergeAdapter("style")))
     assert digest(manager) == before
     manager.close()
 
@@ -222,7 +223,7 @@ def test_a_merge_that_degrades_the_model_is_refused(
     manager = managed(tmp_path / "data", evaluator=evaluator)
     load(manager, "style", folders["a"])
     before = digest(manager)
-    event = asyncio.run(manager.merge_adapter("style"))
+    event = asyncio.run(manager.execute(MergeAdapter("style")))
     assert event.kind == "update_rejected"
     assert "degradation" in manager.update_result(event)["reason"]
     assert (digest(manager), list(manager.log.adapters)) == (before, ["style"])
@@ -256,7 +257,7 @@ def test_load_version_reload_rollback_gives_the_same_bits(
     assert (again.seq, again.body["replaced"], again.body["rank"]) == (first.seq + 3, True, 8)
     assert torch.equal(logits(manager, "style"), of(peft_model(folders["wide"])))
     shift_base(manager)
-    asyncio.run(manager.unload_adapter("style"))
+    asyncio.run(manager.execute(UnloadAdapter("style")))
     assert manager.log.adapters == {}
 
     assert asyncio.run(manager.rollback_to_version(version))["success"]
@@ -282,7 +283,7 @@ def test_a_reader_keeps_base_and_adapter_of_its_version(
     with manager.lease("style") as live, torch.inference_mode():
         load(manager, "style", folders["b"], inplace=True)
         shift_base(manager)
-        asyncio.run(manager.unload_adapter("style"))
+        asyncio.run(manager.execute(UnloadAdapter("style")))
         assert torch.equal(live.module(GIVEN).logits, expected)
 
 
@@ -340,7 +341,7 @@ def test_another_process_is_followed(tmp_path: Path, folders: dict[str, Path]) -
     load(one, "style", folders["a"])
     asyncio.run(other.catch_up())
     assert torch.equal(logits(other, "style"), logits(one, "style"))
-    asyncio.run(other.unload_adapter("style"))
+    asyncio.run(other.execute(UnloadAdapter("style")))
     with pytest.raises(InvalidRequest, match="already been loaded"):
         load(other, "a", folders["a"])
         load(one, "a", folders["a"])
@@ -360,7 +361,7 @@ def test_a_merge_is_one_event_and_rolls_back_exactly(
     folder = save_adapter(tmp_path / "adapter", 5, **fields)
     load(manager, "style", folder)
     shown, base, state = logits(manager, "style"), logits(manager), digest(manager)
-    event = asyncio.run(manager.merge_adapter("style"))
+    event = asyncio.run(manager.execute(MergeAdapter("style")))
     assert (event.kind, event.body["operation"]) == ("updated", "merge_adapter")
     assert len(event.body["updates"]) == 6
     forms = {change.form for change in event.changes if change.name.startswith("weights/")}
@@ -378,10 +379,10 @@ def test_a_merge_may_leave_the_adapter_loaded(
     manager: DynamicModelManager, folders: dict[str, Path]
 ) -> None:
     load(manager, "style", folders["a"])
-    asyncio.run(manager.merge_adapter("style", unload=False))
+    asyncio.run(manager.execute(MergeAdapter("style", unload=False)))
     assert list(manager.log.adapters) == ["style"]
     with pytest.raises(NotFound, match="'other' cannot be found"):
-        asyncio.run(manager.merge_adapter("other"))
+        asyncio.run(manager.execute(MergeAdapter("other")))
 
 
 # What is refused, and changes nothing
@@ -548,18 +549,18 @@ def test_retries_and_conditions(manager: DynamicModelManager, folders: dict[str,
     with pytest.raises(IdempotencyMismatch):
         load(manager, "style", folders["b"], caller=key)
     with pytest.raises(PreconditionFailed):
-        asyncio.run(manager.unload_adapter("style", caller=Caller(expected_seq=0)))
+        asyncio.run(manager.execute(UnloadAdapter("style", caller=Caller(expected_seq=0))))
     with pytest.raises(NotFound, match="No adapter found for"):
         load(manager, "other", Path("no/such/folder"))
     with pytest.raises(LedgerError, match="'other' cannot be found"):
-        asyncio.run(manager.unload_adapter("other"))
+        asyncio.run(manager.execute(UnloadAdapter("other")))
 
 
 def test_a_log_shows_what_happened(
     manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     load(manager, "style", folders["a"])
-    asyncio.run(manager.unload_adapter("style"))
+    asyncio.run(manager.execute(UnloadAdapter("style")))
     url = f"sqlite:///{tmp_path / 'data' / 'ledger.db'}"
     with Ledger.open(url, upgrade=False) as ledger:
         state = ledger.history("tiny").state("seq:1")

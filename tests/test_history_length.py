@@ -23,6 +23,7 @@ from weightledger.ledger.history import versions
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.sql_store import SqlStore
+from weightledger.ledger.writing.commands import Pin
 
 SHORT, LONG = 2_000, 8_000
 _EVERY = 20  # instructions between two counts
@@ -125,7 +126,7 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
         of("write a snapshot", counting, log.snapshot)
         of("name", counting, lambda: log.create_version("named"))
         newest = history.resolve("head").event.name
-        of("pin", counting, lambda: log.pin(newest))
+        of("pin", counting, lambda: log.execute(Pin(newest)))
         of("parameters", counting, history.parameters)
         of("an old state", counting, lambda: history.state(old.name))
         of("a state by digest", counting, lambda: store.by_state(middle.state_after))

@@ -16,6 +16,7 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.writing.commands import Pin
 
 MODEL = "m"
 HOUR_US = 3_600_000_000
@@ -123,7 +124,7 @@ def test_a_pinned_version_is_never_retired(log: Log, step: Callable[[], int]) ->
     step()
     pinned = log.create_version("golden").name
     golden = bits(log.state(pinned))
-    log.pin(pinned)
+    log.execute(Pin(pinned))
     for _ in range(4):
         step()
         log.create_version("next")
@@ -131,14 +132,14 @@ def test_a_pinned_version_is_never_retired(log: Log, step: Callable[[], int]) ->
     assert [v.version_id for v in log.versions() if v.pinned] == [pinned]
     gc(log.history)
     assert bits(log.state(pinned)) == golden
-    log.unpin(pinned)
+    log.execute(Pin(pinned, pinned=False))
     log.retire_versions(keep=1)
     assert pinned not in [version.version_id for version in log.versions()]
     gc(log.history)
     with pytest.raises(Pruned):
         log.state(pinned)
     with pytest.raises(NotFound, match="not found"):
-        log.pin(pinned)
+        log.execute(Pin(pinned))
     assert verify(log.history).ok
 
 
@@ -246,7 +247,7 @@ def test_whatever_happens_listed_versions_stay_exact(
             elif move == "version":
                 known[log.create_version("x").name] = bits(log.state())
             elif move in ("pin", "unpin"):
-                getattr(log, move)(data.draw(st.sampled_from(listed)))
+                log.execute(Pin(data.draw(st.sampled_from(listed)), pinned=move == "pin"))
             elif move == "retire":
                 log.retire_versions(keep=2)
             elif move == "rollback":
@@ -262,3 +263,32 @@ def test_whatever_happens_listed_versions_stay_exact(
                 assert bits(log.state(version.version_id)) == known[version.version_id]
         report = verify(log.history)
         assert report.ok, report.problem
+
+
+def test_every_version_on_the_list_can_be_restored_though_the_first_state_is_gone(
+    log: Log, step: Callable[[], int]
+) -> None:
+    """A name that nothing stands behind would be found out on the day it is needed."""
+    for _ in range(3):
+        step()
+    log.snapshot()
+    gc(log.history)
+    with pytest.raises(Pruned):
+        log.state("seq:0")
+    with pytest.raises(Pruned, match="gc dropped what the initial state needs"):
+        log.create_initial_version()
+    seq = log.catch_up().seq
+    named = log.create_version("first that is named")
+    assert named.number == 1  # 0 is the initial state's, for ever
+    assert [event.kind for event in log.events(limit=named.seq - seq)] == [
+        "version_created",
+        "version_retired",
+        "version_created",
+    ]
+    step()
+    log.create_version("second")
+    assert [v.version_id[:2] for v in log.versions()] == ["v2", "v1"]
+    for version in log.versions():
+        assert bits(log.state(version.version_id))
+    log.rollback(named.name)
+    assert verify(log.history).ok

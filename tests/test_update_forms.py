@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, TorchEngine
+from weightledger import Caller, Event, IncrementalUpdateRequest, Ledger, Log, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import (
     IdempotencyMismatch,
@@ -20,7 +20,9 @@ from weightledger.ledger.events import UPDATE_REJECTED
 from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.store import Append
 from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.writing.commands import Learn
 from weightledger.ledger.writing.plans import Plan, Write
+from weightledger.ledger.writing.update_commands import update_command
 
 Request = IncrementalUpdateRequest
 
@@ -249,14 +251,16 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
     database_url: str, log: Log
 ) -> None:
     def learn(number: int, keep: bool = True) -> None:
-        log.write(
-            lambda staged: Plan(
-                {"operation": "learn"},
-                {"0.bias": Write(staged.tensor("weights/0.bias") + number)},
-                {
-                    "rule/trace": torch.full((number,), float(number)) if keep else None,
-                    "rule/count": torch.tensor(number),
-                },
+        log.execute(
+            Learn(
+                lambda staged: Plan(
+                    {"operation": "learn"},
+                    {"0.bias": Write(staged.tensor("weights/0.bias") + number)},
+                    {
+                        "rule/trace": torch.full((number,), float(number)) if keep else None,
+                        "rule/count": torch.tensor(number),
+                    },
+                )
             )
         )
 
@@ -286,6 +290,10 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
 # Many at a time
 
 
+def queue(log: Log, request: Request) -> "Future[Event]":
+    return log.submit(update_command(request, log.specs, log.first_names))
+
+
 def test_queued_updates_share_transactions_and_each_is_its_own_event(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,9 +306,9 @@ def test_queued_updates_share_transactions_and_each_is_its_own_event(
 
     monkeypatch.setattr(store, "append", counted)
     before = log.state()["0.bias"]
-    futures = [log.submit(Request("0.bias", 1.0, 1.0)) for _ in range(100)]
-    refused = log.submit(Request("0.bias", [1.0]))
-    stale = log.submit(Request("0.bias", 1.0, expected_seq=1))
+    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(100)]
+    refused = queue(log, Request("0.bias", float("nan")))
+    stale = queue(log, Request("0.bias", 1.0, expected_seq=1))
     log.drain()
     assert [future.result().seq for future in futures] == list(range(1, 101))
     with pytest.raises(InvalidRequest):
@@ -320,9 +328,9 @@ def test_queued_updates_share_transactions_and_each_is_its_own_event(
 
 
 def test_an_expected_seq_is_held_against_what_is_queued_before_it(log: Log) -> None:
-    first = log.submit(Request("0.bias", 1.0))
-    late = log.submit(Request("0.bias", 2.0, expected_seq=0))
-    next_ = log.submit(Request("0.bias", 3.0, expected_seq=1))
+    first = queue(log, Request("0.bias", 1.0))
+    late = queue(log, Request("0.bias", 2.0, expected_seq=0))
+    next_ = queue(log, Request("0.bias", 3.0, expected_seq=1))
     log.drain()
     assert (first.result().seq, next_.result().seq) == (1, 2)
     with pytest.raises(PreconditionFailed, match="the last state change is seq 1"):
@@ -340,7 +348,7 @@ def test_an_append_that_fails_takes_its_whole_transaction_and_nothing_else(
         append(*items[:-1], *items[:1])  # the last one's place is taken: nothing is stored
 
     monkeypatch.setattr(store, "append", failing)
-    futures = [log.submit(Request("0.bias", 1.0, 1.0)) for _ in range(5)]
+    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(5)]
     log.drain()
     assert [future.result().seq for future in futures] == [1, 2, 3, 4, 5]
     assert verify(log.history).ok
@@ -351,15 +359,15 @@ def test_an_interrupt_after_the_append_leaves_nobody_waiting(log: Log) -> None:
         raise KeyboardInterrupt
 
     log.subscribe(interrupt)
-    futures = [log.submit(Request("0.bias", 1.0, 1.0)) for _ in range(3)]
+    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(3)]
     with pytest.raises(KeyboardInterrupt):
         log.drain()
     assert [future.result(timeout=0).seq for future in futures] == [1, 2, 3]
 
 
 def test_an_idempotency_key_within_one_transaction_is_used_once(log: Log) -> None:
-    one = [log.submit(Request("0.bias", 1.0, idempotency_key="k")) for _ in range(3)]
-    other = log.submit(Request("0.bias", 2.0, idempotency_key="k"))
+    one = [queue(log, Request("0.bias", 1.0, idempotency_key="k")) for _ in range(3)]
+    other = queue(log, Request("0.bias", 2.0, idempotency_key="k"))
     log.drain()
     assert {future.result().seq for future in one} == {1}
     with pytest.raises(IdempotencyMismatch):
@@ -397,4 +405,4 @@ def test_readers_see_committed_states_only_while_threads_write(log: Log) -> None
 
 def test_a_write_that_is_planned_needs_a_digest_for_its_key(log: Log) -> None:
     with pytest.raises(InvalidRequest, match="needs the digest"):
-        log.write(lambda staged: Plan({}), caller=Caller(idempotency_key="k"))
+        log.execute(Learn(lambda staged: Plan({}), Caller(idempotency_key="k")))

@@ -15,6 +15,7 @@ from weightledger.api.cli import output
 from weightledger.api.cli.local import choose_model, require_ledger
 from weightledger.api.server.loading import configured
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.writing.commands import Pin
 
 Item = dict[str, Any]
 
@@ -36,17 +37,15 @@ class Offline:
 
     def create_version(self, description: str) -> str:
         """What `POST /v1/models/create_version` does; the version's id."""
-        event = asyncio.run(self.manager.name_version(description, caller=self.caller))
-        return event.name
+        return asyncio.run(self.manager.create_version(description, caller=self.caller))
 
     def pin(self, version_id: str, pinned: bool) -> None:
         """What `POST /v1/models/versions/{id}/pin` does."""
-        asyncio.run(self.manager.pin_version(version_id, pinned=pinned, caller=self.caller))
+        asyncio.run(self.manager.execute(Pin(version_id, pinned, self.caller)))
 
     def rollback(self, position: str) -> int:
         """What `POST /v1/models/rollback` does; the seq of its event."""
-        event, _ = asyncio.run(self.manager.rollback(position, caller=self.caller))
-        return event.seq
+        return asyncio.run(self.manager.rollback(position, caller=self.caller)).seq
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from weightledger import DynamicModelManager
 from weightledger.ledger import adapters
 from weightledger.ledger.events import ADAPTER_LOADED
 from weightledger.ledger.store import EventFilter
-from weightledger.ledger.writing.adapter_plans import digest_of
+from weightledger.ledger.writing.handlers.adapters import digest_of
 
 
 def describe_adapters(manager: DynamicModelManager) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.log import MAX_DESCRIPTION
+from weightledger.ledger.writing.commands import MAX_DESCRIPTION
 
 T = TypeVar("T")
 

@@ -8,12 +8,13 @@ from dataclasses import asdict
 
 import torch
 
-from weightledger.ledger.monitoring.degradation import degradation
+from weightledger.ledger.engines import Engine
+from weightledger.ledger.monitoring.degradation import degradation, unknown
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.process import memory_usage_mb
 from weightledger.ledger.monitoring.traffic import Traffic
-from weightledger.ledger.projection.projector import Changes, Projector
-from weightledger.ledger.writing.plans import Verdict
+from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.writing.policy import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +25,19 @@ class MetricsGuard:
     """The automatic rollback of a manager.
 
     What can be measured of a candidate that serves no traffic yet is the evaluator's score and
-    the process's memory; what was not measured is absent.
+    the process's memory; what was not measured is absent. A candidate passes only by comparison:
+    where the evaluator fails on either state, or leaves out what is watched, it is refused.
     """
 
     def __init__(
         self,
-        projector: Projector,
+        engine: Engine,
         traffic: Traffic,
         evaluator: Evaluator | None,
         metrics: Sequence[str],
         threshold: float,
     ) -> None:
-        self._projector = projector
+        self._engine = engine
         self._traffic = traffic
         self._evaluator = evaluator
         self._metrics = metrics
@@ -49,13 +51,15 @@ class MetricsGuard:
 
     def current(self) -> dict[str, float]:
         """What is known of the live state: traffic, memory, score, and the time in Unix seconds."""
-        return {**self._traffic.metrics(), **_now(), **self._live_score()}
+        score, _ = self._live_score()
+        return {**self._measured(), **_finite(score)}
 
     def __call__(self, changes: Changes) -> Verdict:
         """Score the candidate and compare it with the live state."""
-        before = self.current()
         if self._evaluator is None:
-            return Verdict(before, _now())
+            return Verdict(self._measured(), _now())
+        live, failed = self._live_score()
+        before = {**self._measured(), **_finite(live)}
         try:
             score = self._score(lambda: changes.prepared.module)
         except Exception as error:
@@ -63,30 +67,38 @@ class MetricsGuard:
             reason = f"Automatic rollback: the evaluator failed on the candidate: {error!r}"
             return Verdict(before, _now(), reason, {"cause": "evaluator_failed"})
         after = {**_now(), **_finite(score)}
-        found = degradation(before, score, self._metrics, self._threshold)
-        if found is not None:
+        if self._threshold:
+            why = failed or unknown(live, score, self._metrics)
+            if why is not None:
+                reason = f"Automatic rollback: the candidate has nothing to be compared with: {why}"
+                return Verdict(before, after, reason, {"cause": "unknown"})
+        worse = degradation(live, score, self._metrics, self._threshold)
+        if worse is not None:
             evidence = {
                 "cause": "degraded",
-                **{k: v for k, v in asdict(found).items() if _is_finite(v)},
+                **{k: v for k, v in asdict(worse).items() if _is_finite(v)},
             }
-            return Verdict(before, after, f"{REASON}: {found}", evidence)
+            return Verdict(before, after, f"{REASON}: {worse}", evidence)
         self._scored = (changes.state.value, score)
-        return Verdict(before, after)
+        return Verdict(before, after, evaluated=True)
 
-    def _live_score(self) -> Mapping[str, float]:
-        """The evaluator's score of the live state; empty when it fails, for then none is known."""
+    def _measured(self) -> dict[str, float]:
+        return {**self._traffic.metrics(), **_now()}
+
+    def _live_score(self) -> tuple[dict[str, float], str | None]:
+        """The evaluator's score of the live state; empty with the reason when it fails."""
         if self._evaluator is None:
-            return {}
+            return {}, None
         scored = self._scored
-        with self._projector.engine.lease() as live:
+        with self._engine.lease() as live:
             if scored is None or scored[0] != live.digest:
                 try:
                     scored = (live.digest, self._score(lambda: live.module))
-                except Exception:
+                except Exception as error:
                     logger.exception("the evaluator failed on the live state")
-                    return {}
+                    return {}, f"the evaluator failed on the live state: {error!r}"
                 self._scored = scored
-        return _finite(scored[1])
+        return scored[1], None
 
     def _score(self, module: Callable[[], torch.nn.Module]) -> dict[str, float]:
         assert self._evaluator is not None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from weightledger.ledger.errors import InvalidRequest
 
 MAX_KEY = 255
@@ -42,6 +44,8 @@ class Caller:
                 f"idempotency_key must have 1 to {MAX_KEY} characters, got {len(key)}",
                 param="idempotency_key",
             )
+        if isinstance(seq, np.integer):
+            object.__setattr__(self, "expected_seq", seq := int(seq))
         if seq is not None and (type(seq) is not int or seq < 0):
             raise InvalidRequest(
                 f"expected_seq must be a seq, 0 or more, got {seq!r}", param="expected_seq"

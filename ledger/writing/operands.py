@@ -113,16 +113,23 @@ def overflow(spec: TensorSpec) -> InvalidRequest:
 
 
 def leaf_types(data: Any) -> set[type]:
-    """The types of what nested lists hold."""
+    """The types of what nested lists hold; numpy's numbers count as Python's."""
     level: list[Any] = [data]
     types: set[type] = set()
     while level:
         kinds = set(map(type, level))
         if list not in kinds and tuple not in kinds:
-            return types | kinds
+            return {_plain(kind) for kind in types | kinds}
         types |= kinds - {list, tuple}
         level = list(chain.from_iterable(x for x in level if type(x) in (list, tuple)))
     return types
+
+
+def _plain(kind: type) -> type:
+    """Python's type of a numpy scalar's."""
+    if issubclass(kind, np.floating):
+        return float
+    return int if issubclass(kind, np.integer) else kind
 
 
 def _matrix(value: Any, name: str, spec: TensorSpec) -> torch.Tensor:

@@ -10,22 +10,34 @@ from dataclasses import replace
 
 import torch
 
+from weightledger.ledger.engines import Engine
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, LiveState, Projector
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.encoding import Recorded
+from weightledger.ledger.writing.policy import Policy
 
 
 class Staged:
-    """One projector's newest state; used by one writer at a time."""
+    """The newest state of one log, and what it is worked on with; used by one writer at a time.
 
-    def __init__(self, projector: Projector) -> None:
+    `history` reads the log, `policy` is what its writes meet.
+    """
+
+    def __init__(self, history: History, projector: Projector, policy: Policy) -> None:
+        self.history = history
+        self.policy = policy
         self._projector = projector
         self._staged: LiveState | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._chunks: dict[str, bytearray] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """What holds the live weights."""
+        return self._projector.engine
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -36,6 +48,11 @@ class Staged:
     def live(self) -> LiveState:
         """The newest event, its state, and the tensors beside the weights."""
         return self._staged or self._projector.live
+
+    @property
+    def committed(self) -> LiveState:
+        """What is shown to readers; may be asked for without the writer's lock."""
+        return self._projector.live
 
     @property
     def pending(self) -> bool:
@@ -58,7 +75,10 @@ class Staged:
         return self._chunks.get(name) or self._projector.chunks(name)
 
     def make_room(self) -> None:
-        """Wait until one more version may be held; what is staged already needs no other."""
+        """Wait until one more version may be held; what is staged already needs no other.
+
+        Unavailable when readers do not let go in time.
+        """
         if not self.pending:
             self._projector.make_room()
 
@@ -98,10 +118,10 @@ class Staged:
         assert not self.pending, "a candidate can be looked at only when nothing waits before it"
         return self._projector.prepare(changes)
 
-    def move(self, history: History, node: int, expected: bytes) -> Changes:
+    def move(self, node: int, expected: bytes) -> Changes:
         """The way to another node, rebuilt and verified but not yet shown."""
         assert not self.pending, "a move starts from the committed state"
-        return self._projector.move(history, node, expected)
+        return self._projector.move(self.history, node, expected)
 
     def stage(self, event: Event, changes: Changes | None) -> None:
         """Let the next proposal be worked out on the state after `event`."""

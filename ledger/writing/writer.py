@@ -1,9 +1,9 @@
-"""The writer: one queue of writes, one lock, and as few transactions as will do.
+"""The writer: one queue of commands, one lock, and as few transactions as will do.
 
-Whoever holds the lock works the queue off, for all who wait. Writes that allow it are worked out
+Whoever holds the lock works the queue off, for all who wait. Commands that allow it are worked out
 one on another and appended in one transaction; one that looks at the committed state goes alone.
 Between processes writers take turns; the append's compare-and-set decides all the same, and a loser
-catches up and works its writes out again.
+catches up and works its commands out again.
 """
 
 import contextlib
@@ -30,10 +30,12 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Changes, Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import Append
-from weightledger.ledger.writing import plans
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
-from weightledger.ledger.writing.caller import Caller
-from weightledger.ledger.writing.plans import ProposedEvent
+from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.handlers import Row, row_of
+from weightledger.ledger.writing.handlers.rollbacks import answer
+from weightledger.ledger.writing.plans import Plan, ProposedEvent, proposed
+from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.staged import Staged
 
 logger = logging.getLogger(__name__)
@@ -43,21 +45,6 @@ _GROUP_EVENTS = 64
 _GROUP_BYTES = 32 * 1024 * 1024
 # Losing the race in a turn, to a writer that goes without: once more before the turn is given on.
 _TRIES_A_TURN = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A write that is asked for: who asks, what identifies it, and how it is worked out.
-
-    `digest` is of the canonical request. `propose` is called on the staged, again after each lost
-    race. With `alone` nothing is worked out before or after it in the same transaction.
-    """
-
-    caller: Caller
-    digest: bytes | None
-    propose: Callable[[Staged], ProposedEvent]
-    metadata: str | None = None
-    alone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,45 +65,49 @@ def _running() -> "Future[Event]":
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One write in the queue. `ready` makes the request, on the thread that works it off."""
+    """One command in the queue; `appends` and `changes` are what its last attempt came to."""
 
-    ready: Callable[[], Request]
+    command: Command
+    row: Row
     result: "Future[Event]" = field(default_factory=_running)
-    request: Request | None = None
+    digest: bytes | None = None
     started: float = 0.0
     attempts: int = 0
+    appends: list[Append] = field(default_factory=list)
+    changes: Changes | None = None
 
-
-@dataclass(slots=True)
-class _Waiting:
-    """A write that has its event but is not appended yet."""
-
-    job: _Job
-    append: Append
-    proposal: ProposedEvent
+    @property
+    def event(self) -> Event:
+        """The event that answers the command."""
+        return self.appends[-1].event
 
 
 class _Later(Exception):
-    """This write has to wait until those before it are appended."""
+    """This command has to wait until those before it are appended."""
 
 
 class Writer:
     """Appends to one log and shows what it appended. Safe to use from any thread."""
 
     def __init__(
-        self, history: History, projector: Projector, afterwards: Callable[[Committed], None]
+        self,
+        history: History,
+        projector: Projector,
+        policy: Policy,
+        afterwards: Callable[[Committed], None],
     ) -> None:
         self.lock = threading.RLock()
         self._history = history
         self._projector = projector
-        self._staged = Staged(projector)
+        self._policy = policy
+        self._staged = Staged(history, projector, policy)
         self._afterwards = afterwards
         self._queue: deque[_Job] = deque()
         self._thread: int | None = None
 
-    def write(self, request: Request) -> Event:
-        """Write, and give the event; it is durable and visible."""
-        job = _Job(lambda: request)
+    def execute(self, command: Command) -> Event:
+        """Carry a command out, and give its event; it is durable and visible."""
+        job = self._job(self.ready(command))
         if self._thread == threading.get_ident():
             self._queue.appendleft(job)  # what follows a write comes before what waits
         else:
@@ -125,9 +116,21 @@ class Writer:
             self._drain(job)
         return job.result.result()
 
-    def submit(self, ready: Callable[[], Request]) -> "Future[Event]":
-        """Queue a write; `drain`, on any thread, works it off together with what waits by then."""
-        job = _Job(ready)
+    def ready(self, command: Command) -> Command:
+        """Do what takes long and needs no lock; gives the command to queue.
+
+        One that was answered already is left as it is: what it reads may be gone by now.
+        """
+        row, key = row_of(command), command.caller.idempotency_key
+        if row.read is None or (key is not None and self._history.store.by_key(key)):
+            return command
+        self._policy.require(row.switch)
+        readied: Command = row.read(command, self._staged)
+        return readied
+
+    def submit(self, command: Command) -> "Future[Event]":
+        """Queue a command; `drain`, on any thread, works it off with what waits by then."""
+        job = self._job(command)
         self._queue.append(job)
         return job.result
 
@@ -135,6 +138,16 @@ class Writer:
         """Work off everything that waits."""
         with self.lock:
             self._drain(None)
+
+    def catch_up(self) -> Event:
+        """Show what other processes appended; returns the head."""
+        with self.lock:
+            return self._projector.catch_up(self._history)
+
+    def _job(self, command: Command) -> _Job:
+        row = row_of(command)
+        self._policy.require(row.switch)
+        return _Job(command, row)
 
     def _drain(self, last: _Job | None) -> None:
         outer, self._thread = self._thread, threading.get_ident()
@@ -157,17 +170,18 @@ class Writer:
                 break
         turn.head = self._projector.live.head.seq
 
-    def _gather(self) -> list[_Waiting]:
-        """Take writes off the queue and work them out, one on another, until one must go alone."""
-        group: list[_Waiting] = []
+    def _gather(self) -> list[_Job]:
+        """Take commands off the queue and work them out, one on another, until one goes alone."""
+        group: list[_Job] = []
         size = 0
         while self._queue and len(group) < _GROUP_EVENTS and size < _GROUP_BYTES:
             job = self._queue.popleft()
+            alone = not job.row.grouped or self._policy.alone
             try:
-                job.request = job.request or job.ready()
-                if group and self._must_wait(job.request, group):
+                if group and (alone or self._must_wait(job.command, group)):
                     raise _Later
-                waiting = self._propose(job, job.request)
+                if not self._worked_out(job):
+                    continue
             except _Later:
                 self._queue.appendleft(job)
                 break
@@ -175,80 +189,117 @@ class Writer:
                 job.result.set_exception(error)
                 continue
             except BaseException as error:
-                for one in (*(waiting.job for waiting in group), job):
+                for one in (*group, job):
                     one.result.set_exception(error)
                 raise
-            if waiting is None:
-                continue
-            group.append(waiting)
-            changes = waiting.proposal.changes
-            self._staged.stage(waiting.append.event, changes)
-            size += sum(tensor.nbytes for tensor in changes.weights.values()) if changes else 0
-            if job.request.alone or self._projector.remote is not None:
+            group.append(job)
+            if job.changes is not None:
+                size += sum(tensor.nbytes for tensor in job.changes.weights.values())
+            if alone or self._projector.remote is not None:
                 break
         return group
 
-    def _must_wait(self, request: Request, group: list[_Waiting]) -> bool:
-        """Whether a write cannot be answered before those in `group` are appended."""
-        key, expected = request.caller.idempotency_key, request.caller.expected_seq
-        return (
-            request.alone
-            or (key is not None and any(one.append.event.idempotency_key == key for one in group))
-            or (expected is not None and expected != self._staged.live.head.state_seq)
+    def _must_wait(self, command: Command, group: list[_Job]) -> bool:
+        """Whether a command cannot be answered before those in `group` are appended."""
+        key, expected = command.caller.idempotency_key, command.caller.expected_seq
+        return (key is not None and any(one.event.idempotency_key == key for one in group)) or (
+            expected is not None and expected != self._staged.live.head.state_seq
         )
 
-    def _propose(self, job: _Job, request: Request) -> _Waiting | None:
-        """The write with its event; None when its idempotency key has been answered already."""
+    def _worked_out(self, job: _Job) -> bool:
+        """Work a command out on the staged state, and stage its events.
+
+        False when there is nothing to append: it was answered before.
+        """
+        command, staged = job.command, self._staged
         job.started = job.started or time.perf_counter()
-        known = self._known(request)
+        job.appends, job.changes = [], None
+        known = self._known(job)
         if known is not None:
             self._finish(job, known)
-            return None
-        self._require_expected(request.caller.expected_seq)
-        proposal = request.propose(self._staged)
-        annotation = Annotation(request.caller.actor, request.caller.reason, request.metadata)
-        event = self._seal(proposal, annotation, request)
-        return _Waiting(job, _append(event, annotation, proposal), proposal)
+            return False
+        self._require_expected(command.caller.expected_seq)
+        try:
+            while True:
+                answered = job.row.handle(command, staged)
+                if isinstance(answered, Event):
+                    self._finish(job, answered)
+                    return False
+                event = proposed(answered, staged) if isinstance(answered, Plan) else answered
+                append = self._sealed(event, job)
+                job.appends.append(append)
+                job.changes = event.changes
+                staged.stage(append.event, event.changes)
+                if not event.more:
+                    return True
+        except BaseException:
+            if job.appends:  # it was alone, so nothing else is staged
+                staged.clear()
+            raise
 
-    def _append(self, group: list[_Waiting]) -> bool:
+    def _sealed(self, proposed: ProposedEvent, job: _Job) -> Append:
+        """The proposed event in its place after the staged head. Only the last event of a command
+        has its key and its words."""
+        command, caller = job.command, job.command.caller
+        draft = replace(proposed.draft, payload=proposed.payload.refs)
+        annotation = Annotation()
+        if not proposed.more:
+            annotation = Annotation(caller.actor, caller.reason, command.metadata)
+            draft = replace(
+                draft,
+                annotation=annotation,
+                request_id=caller.request_id,
+                idempotency_key=caller.idempotency_key,
+                request_digest=job.digest,
+            )
+        event = seal(draft, self._history.model, self._staged.live.head, time.time_ns() // 1000)
+        return Append(
+            event,
+            annotation,
+            proposed.parameters,
+            proposed.payload.inline,
+            proposed.payload.blobs,
+        )
+
+    def _append(self, group: list[_Job]) -> bool:
         """One transaction, one publication, and an answer for each; False if others were first."""
         if not group:
             return True
+        appends = [append for job in group for append in job.appends]
         try:
             changes = self._prepared(group)
             append_started = time.perf_counter()
-            self._history.store.append(*[waiting.append for waiting in group])
+            self._history.store.append(*appends)
             appended = time.perf_counter()
-            last = group[-1].append.event
-            self._show_appended(group, last, changes)
+            self._show_appended(appends, changes)
         except (SeqTaken, KeyTaken):
             self._staged.clear()
-            self._lost([waiting.job for waiting in group])
+            self._lost(group)
             return False
         except BaseException as error:
             self._staged.clear()
-            for waiting in group:
-                waiting.job.result.set_exception(error)
+            for job in group:
+                job.result.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return True
         self._staged.clear()
         shown = time.perf_counter()
         try:
-            for waiting in group:
-                took = Committed(
-                    waiting.append.event, shown - waiting.job.started, appended - append_started
-                )
-                self._afterwards(took)
+            for job in group:
+                for append in job.appends:
+                    took = Committed(append.event, shown - job.started, appended - append_started)
+                    self._afterwards(took)
         finally:  # they are written, whatever interrupts what follows
-            for waiting in group:
-                self._finish(waiting.job, waiting.append.event)
+            for job in group:
+                self._finish(job, job.event)
         return True
 
-    def _show_appended(self, group: list[_Waiting], last: Event, changes: Changes | None) -> None:
+    def _show_appended(self, appends: list[Append], changes: Changes | None) -> None:
         """Make what was appended visible; what fails here does not make it unrecorded."""
+        last = appends[-1].event
         try:
-            if any(one.append.event.kind in events.STATE_CHANGING for one in group):
+            if any(one.event.kind in events.STATE_CHANGING for one in appends):
                 self._show(last, changes)
             else:
                 self._projector.note(last)
@@ -272,7 +323,7 @@ class Writer:
         """
         logger.error("%s of %s: %s", refused.name, refused.model, error)
         started = time.perf_counter()
-        draft = plans.answer(self._projector.live, refused, str(error))
+        draft = answer(self._projector.live, refused, str(error))
         event = seal(draft, self._history.model, refused, time.time_ns() // 1000)
         try:
             self._history.store.append(Append(event, Annotation()))
@@ -297,20 +348,21 @@ class Writer:
         else:
             job.result.set_result(event)
 
-    def _prepared(self, group: list[_Waiting]) -> Changes | None:
+    def _prepared(self, group: list[_Job]) -> Changes | None:
         """What the whole group changes, ready to be shown; None when that is no tensor."""
         if len(group) > 1:
             return self._staged.gathered()
-        changes = group[0].proposal.changes
+        changes = group[0].changes
         return None if changes is None else self._projector.prepare(changes)
 
     def _lost(self, jobs: list[_Job]) -> None:
-        """Another process was faster: catch up and put the writes back, or give up on them."""
+        """Another process was faster: catch up and put the commands back, or give up on them."""
         attempts = 0
         for job in reversed(jobs):
             job.attempts += 1
             attempts = max(attempts, job.attempts)
-            if out_of_patience(job.started):
+            # One that expects a seq is not told that it gave up, but which seq it is now.
+            if job.command.caller.expected_seq is None and out_of_patience(job.started):
                 job.result.set_exception(gave_up(job.attempts, self._history.model))
             else:
                 self._queue.appendleft(job)
@@ -324,32 +376,16 @@ class Writer:
                     self._queue.remove(job)
                     job.result.set_exception(error)
 
-    def catch_up(self) -> Event:
-        """Show what other processes appended; returns the head."""
-        with self.lock:
-            return self._projector.catch_up(self._history)
-
-    def _seal(self, proposal: ProposedEvent, annotation: Annotation, request: Request) -> Event:
-        draft = proposal.draft
-        sealed = replace(
-            draft,
-            payload=proposal.payload.refs,
-            annotation=annotation,
-            request_id=request.caller.request_id,
-            idempotency_key=request.caller.idempotency_key,
-            request_digest=request.digest,
-        )
-        return seal(sealed, self._history.model, self._staged.live.head, time.time_ns() // 1000)
-
-    def _known(self, request: Request) -> Event | None:
+    def _known(self, job: _Job) -> Event | None:
         """The event this idempotency key has led to already."""
-        key = request.caller.idempotency_key
+        job.digest = job.digest or job.command.digest
+        key = job.command.caller.idempotency_key
         if key is None:
             return None
         event = self._history.store.by_key(key)
         if event is None:
             return None
-        if event.request_digest != request.digest:
+        if event.request_digest != job.digest:
             raise IdempotencyMismatch(
                 f"idempotency key {key!r} was used for another request, {event.name}"
             )
@@ -368,14 +404,3 @@ class Writer:
                 f"expected seq {expected}, but the last state change is seq {head.state_seq}",
                 head_seq=head.state_seq,
             )
-
-
-def _append(event: Event, annotation: Annotation, proposal: ProposedEvent) -> Append:
-    payload = proposal.payload
-    return Append(
-        event,
-        annotation,
-        proposal.parameters,
-        payload.inline,
-        payload.blobs,
-    )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         PluginError,
         Pruned,
     )
-    from weightledger.ledger.events.event import Event
+    from weightledger.ledger.events import Event
     from weightledger.ledger.history.versions import ModelVersion
     from weightledger.ledger.ledger import Ledger
     from weightledger.ledger.log import Log
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from weightledger.ledger.plugins import load_plugin, plugin_ids
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
-    from weightledger.ledger.writing.plans import Plan, Planner, Verdict, Write
+    from weightledger.ledger.writing.plans import Plan, Planner, Write
+    from weightledger.ledger.writing.policy import Verdict
     from weightledger.ledger.writing.requests import IncrementalUpdateRequest
     from weightledger.ledger.writing.staged import Staged
 
@@ -62,7 +63,7 @@ _HOMES = {
     "tensor_digest": "weightledger.ledger.tensors.lanes",
     "Staged": "weightledger.ledger.writing.staged",
     "TorchEngine": "weightledger.ledger.engines.torch",
-    "Verdict": "weightledger.ledger.writing.plans",
+    "Verdict": "weightledger.ledger.writing.policy",
     "Write": "weightledger.ledger.writing.plans",
 }
 

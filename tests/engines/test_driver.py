@@ -20,6 +20,7 @@ from weightledger.ledger.engines.vllm import Target
 from weightledger.ledger.engines.vllm.adapters import write_adapter
 from weightledger.ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
 from weightledger.ledger.manager import DynamicModelManager
+from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
 from weightledger.rules import DTESNDynamicIntegration, Guards
 
 ALWAYS = 1000
@@ -310,11 +311,11 @@ def saved_adapter(folder: Path, number: int) -> Path:
 def test_the_server_follows_adapters_as_events(replica: Replica, folder: Path) -> None:
     first, second = saved_adapter(folder, 1), saved_adapter(folder, 2)
     with driving(replica, folder) as manager:
-        run(manager.load_adapter("style", first))
+        run(manager.execute(LoadAdapter("style", first)))
         (one,) = replica.adapters().values()
         assert Path(one).is_relative_to(folder / "adapters" / "style")
         assert torch.equal(matrices(Path(one)), matrices(first))
-        run(manager.load_adapter("style", second, inplace=True))
+        run(manager.execute(LoadAdapter("style", second, inplace=True)))
         (other,) = replica.adapters().values()
         assert other != one, "weights changed under the same path meet stale keys and values"
         run(manager.apply_incremental_update(update()))
@@ -322,10 +323,10 @@ def test_the_server_follows_adapters_as_events(replica: Replica, folder: Path) -
         run(manager.rollback_to_version("seq:1"))
         assert replica.adapters() == {"style": one}
         assert replica.answers() == state(manager, "seq:0")
-        run(manager.load_adapter("more", first))
+        run(manager.execute(LoadAdapter("more", first)))
     with driving(replica, folder) as manager:  # and another driver goes on
         assert set(replica.adapters()) == {"style", "more"}
-        run(manager.merge_adapter("style"))
+        run(manager.execute(MergeAdapter("style")))
         assert list(replica.adapters()) == ["more"]
         assert replica.answers() == state(manager) != state(manager, "seq:0")
         run(manager.rollback_to_version("seq:0"))
@@ -344,7 +345,7 @@ def test_an_adapter_changes_while_no_request_runs(replica: Replica, folder: Path
             change(*given, **options)
 
         server.load_adapter = watched
-        run(manager.load_adapter("style", saved_adapter(folder, 1)))
+        run(manager.execute(LoadAdapter("style", saved_adapter(folder, 1))))
         assert held_back == [True]
         assert replica.answers() is not None
         run(manager.rollback_to_version("seq:0"))
@@ -356,19 +357,19 @@ def test_an_adapter_that_the_server_refuses_is_answered_by_a_rollback(
     with driving(replica, folder) as manager:
         replica.fail("/v1/load_lora_adapter", "refuse", ALWAYS)
         with pytest.raises(PublishFailed, match=r"not loaded: .*load_lora_adapter"):
-            run(manager.load_adapter("style", saved_adapter(folder, 1)))
+            run(manager.execute(LoadAdapter("style", saved_adapter(folder, 1))))
         assert manager.log.adapters == {}
         assert manager.log.history.head().body["cause"] == "publish_failed"
         assert replica.answers() == state(manager)
         replica.heal()
-        run(manager.load_adapter("style", saved_adapter(folder, 1)))
+        run(manager.execute(LoadAdapter("style", saved_adapter(folder, 1))))
         replica.kill()
         replica.start()
         with pytest.raises(EngineUnavailable):
-            run(manager.unload_adapter("style"))
+            run(manager.execute(UnloadAdapter("style")))
         run(manager.catch_up())
         assert list(replica.adapters()) == ["style"]
-        run(manager.unload_adapter("style"))
+        run(manager.execute(UnloadAdapter("style")))
         assert replica.adapters() == {}
 
 

@@ -9,12 +9,8 @@ import torch
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.tensors.lanes import torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing.requests import (
-    IncrementalUpdateRequest,
-    NonFiniteResult,
-    compute,
-    validate,
-)
+from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
 SPECS = {
     "w": TensorSpec("w", "float32", (3, 4)),
@@ -212,3 +208,67 @@ def test_an_operand_that_is_not_finite_is_refused_whatever_it_meets(
     for name, before in (("d", torch.zeros(2, dtype=torch.float64)), ("none", torch.empty(0, 4))):
         with pytest.raises(InvalidRequest, match="must be finite"):
             result(name, before, bad, learning_rate=rate, update_type=update_type)
+
+
+# A rate of nothing, and numpy's numbers
+
+
+FORMS = {
+    "dense": {"update_data": [1.0, -1.0, 0.0, 3.0]},
+    "number": {"update_data": 5.0},
+    "sparse": {"update_data": [1.0, -2.0], "indices": [0, 2]},
+    "factors": {"factors": {"a": [[1.0], [2.0]], "b": [[0.5, -0.5]]}},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("update_type", ["additive", "multiplicative"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rate", [0, 0.0, 1e-60])
+def test_a_rate_of_nothing_changes_no_bit(
+    dtype: str, update_type: str, form: str, rate: float
+) -> None:
+    """-0.0 + 0.0 is 0.0, which are other bits."""
+    if (form == "factors" and update_type == "multiplicative") or (rate and dtype == "float64"):
+        return
+    if form == "factors" and rate:
+        rate = 0.0
+    spec = TensorSpec("p", dtype, (2, 2))
+    before = torch.tensor([[-0.0, 1.0], [-0.0, float("nan")]]).to(torch_dtype(spec))
+    request = IncrementalUpdateRequest(
+        "p", learning_rate=rate, update_type=update_type, **FORMS[form]
+    )
+    after = compute(validate(request, {"p": spec}), before)
+    lane = {2: torch.int16, 4: torch.int32, 8: torch.int64}[before.itemsize]
+    assert torch.equal(after.view(lane), before.view(lane))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_rate_of_nothing_takes_no_operand_that_is_not_finite(bad: float) -> None:
+    request = IncrementalUpdateRequest("w", bad, 0.0)
+    with pytest.raises(InvalidRequest, match="must be finite"):
+        compute(validate(request, SPECS), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(
+    "rate", [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(1), np.uint8(1)]
+)
+def test_numpys_numbers_are_numbers(rate: object) -> None:
+    update = validate(IncrementalUpdateRequest("w", np.float32(2.0), rate), SPECS)
+    assert type(update.learning_rate) is float
+    listed = [[np.float32(1.0), 2, np.int8(3), np.float64(4.0)]] * 3
+    assert validate(IncrementalUpdateRequest("w", listed), SPECS).operand.dtype == torch.float64
+    whole = validate(
+        IncrementalUpdateRequest("i", [[np.int64(1), 2], [3, 4]], update_type="replace"), SPECS
+    )
+    assert whole.operand.dtype == torch.int64
+    sparse = validate(IncrementalUpdateRequest("w", 1.0, indices=[np.int64(3), 1]), SPECS)
+    assert sparse.indices.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("rate", [np.float32(1.5), np.float32("nan"), np.bool_(True), np.int64(-1)])
+def test_numpys_numbers_have_the_same_bounds(rate: object) -> None:
+    with pytest.raises(InvalidRequest, match="learning_rate must be a number in"):
+        validate(IncrementalUpdateRequest("w", 1.0, rate), SPECS)
+    with pytest.raises(InvalidRequest, match="must be numbers, got values of type bool"):
+        validate(IncrementalUpdateRequest("w", [[np.bool_(True)] * 4] * 3), SPECS)

@@ -13,6 +13,7 @@ from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.schemas import update_reply
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
+from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
 
 # `GET /v1/models/NAME` of an adapter called so would lead elsewhere.
 RESERVED = frozenset(
@@ -92,11 +93,13 @@ def router(manager: DynamicModelManager) -> APIRouter:
             )
         if sent.lora_name in RESERVED:
             raise InvalidRequest(f"lora_name {sent.lora_name!r} is reserved", param="lora_name")
-        event = await manager.load_adapter(
-            sent.lora_name,
-            sent.lora_path,
-            sent.load_inplace,
-            caller=caller(request, manager.log.live.head),
+        event = await manager.execute(
+            LoadAdapter(
+                sent.lora_name,
+                sent.lora_path,
+                sent.load_inplace,
+                caller(request, manager.log.live.head),
+            )
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' added successfully.", event)
 
@@ -109,8 +112,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def unload_lora_adapter(request: Request) -> Response:
         """Stop serving an adapter."""
         sent = await body(request, UNLOAD)
-        event = await manager.unload_adapter(
-            sent.lora_name, caller=caller(request, manager.log.live.head)
+        event = await manager.execute(
+            UnloadAdapter(sent.lora_name, caller(request, manager.log.live.head))
         )
         return _done(f"Success: LoRA adapter '{sent.lora_name}' removed successfully.", event)
 
@@ -122,8 +125,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def merge_adapter(request: Request, response: Response) -> dict[str, Any]:
         """Add an adapter to the base weights: one event, which can be rolled back exactly."""
         sent = await body(request, MERGE)
-        event = await manager.merge_adapter(
-            sent.lora_name, unload=sent.unload, caller=caller(request, manager.log.live.head)
+        event = await manager.execute(
+            MergeAdapter(sent.lora_name, sent.unload, caller(request, manager.log.live.head))
         )
         response.headers["etag"] = f'"{event.state_seq}"'
         result = manager.update_result(event)

@@ -1,5 +1,6 @@
 """Many parameters in one atomic event, sent as a safetensors file."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from weightledger.api.rest.schemas import json_object, update_reply
 from weightledger.api.rest.uploads import OCTET_STREAM, body_file, mapped_tensors
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing.update_commands import batch_command
 
 # NAME@indices beside NAME makes it sparse; NAME@a and NAME@b stand in its place, as factors.
 _PARTS = ("indices", "a", "b")
@@ -50,10 +52,17 @@ def router(manager: DynamicModelManager) -> APIRouter:
         folder = Path(manager.config.backup_dir)
         async with body_file(request, folder if folder.is_dir() else None) as path:
             with mapped_tensors(path) as tensors:
-                requests = _requests(tensors, manager.log.specs, query)
-                event = await manager.update_batch(
-                    requests, caller=caller(request, manager.log.live.head), metadata=facts
+                log = manager.log
+                requests = _requests(tensors, log.specs, query)
+                command = await asyncio.to_thread(
+                    batch_command,
+                    requests,
+                    log.specs,
+                    log.first_names,
+                    caller(request, log.live.head),
+                    facts,
                 )
+                event = await manager.execute(command)
         response.headers["etag"] = f'"{event.state_seq}"'
         done = f"Successfully applied {len(requests)} updates as one event"
         return update_reply(manager.update_result(event), done)

@@ -18,6 +18,7 @@ from weightledger.api.rest.documentation import answers, documented, json_body, 
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
+from weightledger.ledger.writing.commands import CreateVersion, Pin
 
 Reply = dict[str, Any]
 
@@ -81,8 +82,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def create_version(request: Request, response: Response) -> Reply:
         """Name the current state."""
         sent = await body(request, schemas.VERSION)
-        event = await manager.name_version(
-            sent.description, caller=caller(request, manager.log.live.head)
+        event = await manager.execute(
+            CreateVersion(sent.description, caller(request, manager.log.live.head))
         )
         _tag(response, event)
         message = f"Successfully created model version: {event.name}"
@@ -97,9 +98,10 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def rollback(request: Request, response: Response) -> Reply:
         """Move the model to a version, or to any other position."""
         sent = await body(request, schemas.ROLLBACK)
-        event, result = await manager.rollback(
+        event = await manager.rollback(
             sent.version_id, caller=caller(request, manager.log.live.head)
         )
+        result = manager.rollback_result(event)
         _tag(response, event)
         message = f"Successfully rolled back to version: {sent.version_id}"
         data = {key: value for key, value in result.items() if key != "success"}
@@ -126,8 +128,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return await set_pin(request, response, version_id, False)
 
     async def set_pin(request: Request, response: Response, version_id: str, pinned: bool) -> Reply:
-        who = caller(request, manager.log.live.head)
-        event = await manager.pin_version(version_id, pinned=pinned, caller=who)
+        event = await manager.execute(
+            Pin(version_id, pinned, caller(request, manager.log.live.head))
+        )
         _tag(response, event)
         done = "pinned" if pinned else "unpinned"
         data = {"version_id": version_id, "pinned": pinned}

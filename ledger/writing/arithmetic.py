@@ -1,0 +1,137 @@
+"""From an update and the value before it to the value after it.
+
+The arithmetic runs once, here, in single precision for half types and in the tensor's own
+precision otherwise, each operation rounded on its own, and rounds once to the stored dtype. What
+the ledger keeps is the resulting bits, so this code is never run again on replay; only low-rank
+factors are kept as they are (`ledger.codecs.factors`).
+"""
+
+import torch
+
+from weightledger.ledger.codecs.factors import apply_factors
+from weightledger.ledger.codecs.tiling import tile_elements, tile_starts
+from weightledger.ledger.tensors.lanes import clone, empty, finite, torch_dtype
+from weightledger.ledger.tensors.rounding import rounded
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing.operands import integers, overflow, require_finite
+from weightledger.ledger.writing.requests import Update
+
+# Up to here a tensor is worked out in one piece.
+_AT_ONCE_BYTES = 256 * 1024
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class NonFiniteResult(Exception):
+    """The update is well-formed but would put NaN or infinity into the weights."""
+
+    def __init__(self, name: str, count: int) -> None:
+        super().__init__(f"update would make {count} value(s) of {name!r} NaN or infinite")
+
+
+def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
+    """The parameter's new value: a contiguous tensor of its shape and dtype, on its device.
+
+    `before` is the parameter's current tensor, of any layout; it is only read. Works a tile at a
+    time, so the operand is never copied whole. Raises InvalidRequest if the operand is not finite
+    or does not fit the dtype, NonFiniteResult if the arithmetic overflows.
+    """
+    spec = update.spec
+    if update.factors is not None:
+        after = clone(before)
+        if update.learning_rate == 0:
+            return after
+        apply_factors(after, update.factors, spec)
+        _require_finite_result(after, before.reshape(spec.shape), spec)
+        return after
+    u = update.operand
+    assert u is not None
+    if update.indices is not None:
+        after = clone(before)
+        flat = after.view(-1)
+        where = update.indices.to(flat.device)
+        new = _new_values(u.to(flat.device), flat.index_select(0, where), update)
+        _scatter(flat, where, new.expand(len(where)))
+        return after
+    flat = before.detach().reshape(-1)
+    if spec.nbytes <= _AT_ONCE_BYTES and update.update_type != "replace":
+        return _moved(u, flat, update).reshape(spec.shape)
+    after = empty(spec).view(-1) if flat.is_cpu else torch.empty_like(flat)
+    step = tile_elements(spec)
+    for start in tile_starts(spec):
+        old = flat[start : start + step]
+        part = u[start : start + step] if u.dim() else u
+        after[start : start + step] = _new_values(part.to(old.device), old, update)
+    return after.reshape(spec.shape)
+
+
+def _scatter(flat: torch.Tensor, where: torch.Tensor, new: torch.Tensor) -> None:
+    """Write values at positions, as bits: scattering float16 changes NaNs that it leaves alone."""
+    bits = _BITS.get(flat.itemsize)
+    if bits is None:
+        flat.index_copy_(0, where, new)
+    else:
+        flat.view(bits).scatter_(0, where, new.view(bits))
+
+
+def _new_values(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
+    if update.update_type == "replace":
+        return _replaced(u, old, update.spec)
+    return _moved(u, old, update)
+
+
+def _replaced(u: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    if spec.element.kind in ("integer", "boolean"):
+        return integers(u, spec).expand_as(old)
+    require_finite(u, spec)
+    new = rounded(u, torch_dtype(spec))
+    if not finite(new) or (spec.element.kind == "float8" and _saturates(u, spec)):
+        raise overflow(spec)
+    return new.expand_as(old)
+
+
+def _saturates(u: torch.Tensor, spec: TensorSpec) -> bool:
+    """Casting to an 8-bit float clips what is too large, and e8m0 has no zero and no sign."""
+    wide = u.to(torch.float64)
+    if spec.dtype == "float8_e8m0fnu" and bool((wide <= 0).any()):
+        return True
+    return bool((wide.abs() > torch.finfo(torch_dtype(spec)).max).any())
+
+
+def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
+    spec, rate = update.spec, update.learning_rate
+    compute = torch.float64 if spec.dtype == "float64" else torch.float32
+    wide, before = u.to(old.device, compute), old.to(dtype=compute)
+    scale = torch.scalar_tensor(rate, dtype=compute)
+    if not scale:  # -0.0 + 0.0 would be 0.0: nothing is added at all
+        _require_fitting(u, wide, spec)
+        return old.clone()
+    # One multiplication and one addition, each rounded: never a fused one.
+    step = torch.mul(wide, scale)
+    if update.update_type == "additive":
+        moved = torch.add(before, step)
+    else:
+        moved = torch.mul(before, torch.add(step, 1.0))
+    new = moved.to(dtype=torch_dtype(spec))
+    # No operand that is not finite leads to finite values, whatever the rate.
+    if not new.numel() or not finite(new):
+        _require_fitting(u, wide, spec)
+        _require_finite_result(new, old, spec)
+    return new
+
+
+def _require_fitting(u: torch.Tensor, wide: torch.Tensor, spec: TensorSpec) -> None:
+    """InvalidRequest unless an operand is finite, and still is in the dtype that is computed in."""
+    require_finite(u, spec)
+    if not finite(wide):
+        raise overflow(spec)
+
+
+def _require_finite_result(new: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> None:
+    """Values that were not finite before, such as a mask of -inf, may stay exactly as they were."""
+    if finite(new):
+        return
+    kept = (new == old) | (torch.isnan(new) & torch.isnan(old))
+    broken = ~torch.isfinite(new) & ~kept
+    if bool(broken.any()):
+        raise NonFiniteResult(spec.name, int(broken.sum()))

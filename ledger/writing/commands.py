@@ -1,0 +1,258 @@
+"""Commands: what can be asked of a log, as data.
+
+A command says what is wanted, who asks and on what condition; it holds no code and knows no state
+of the model, so it can be queued, sent, approved later or tried on another state. Whoever asks
+(REST, the command line, a program) builds the same ones, and `writing.handlers` says what each
+does. `digest` identifies the canonical request: it is in stored headers, and a retry with an old
+idempotency key is compared with it, so what it is taken over never changes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from weightledger.ledger import events
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.plans import Planner
+from weightledger.ledger.writing.requests import Update
+
+MAX_DESCRIPTION = 500
+MAX_BATCH = 4096
+"""Most updates in one event."""
+
+
+class Command(Protocol):
+    """One write that is asked for."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks, and on what condition."""
+
+    @property
+    def metadata(self) -> str | None:
+        """What the caller wants kept beside the event: a JSON object as canonical text."""
+
+    @property
+    def digest(self) -> bytes | None:
+        """The digest of the canonical request, 32 bytes; None for what is never retried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyUpdates:
+    """Change parameters, in order, as one event.
+
+    `batch` tells several updates, or one sent as a batch, from an update alone: their events and
+    their digests differ. The metadata is the update's own where it is alone.
+    """
+
+    updates: tuple[Update, ...]
+    caller: Caller = ANYONE
+    metadata: str | None = None
+    batch: bool = False
+
+    def __post_init__(self) -> None:
+        check_batch(len(self.updates))
+        if len(self.updates) > 1 and not self.batch:
+            raise InvalidRequest("several updates in one event are a batch")
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the event says about what was asked for."""
+        if not self.batch:
+            return self.updates[0].facts
+        return {"operation": "batch", "updates": [update.facts for update in self.updates]}
+
+    @property
+    def digest(self) -> bytes:
+        return content_digest(canonical({**self.facts, "metadata": self.metadata}))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Make the weights what they have become elsewhere. `tensors` have the model's bare names.
+
+    `unwrapped` are the parts that were taken out of the names, such as "module.".
+    """
+
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    caller: Caller = ANYONE
+    metadata: str | None = None
+    unwrapped: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> bytes | None:
+        if self.caller.idempotency_key is None:  # hashing the whole model is for retries only
+            return None
+        digests = {name: content_digest(lanes(one)).hex() for name, one in self.tensors.items()}
+        return _digest_of("record", {"tensors": digests, "metadata": self.metadata})
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Do what a planner works out on the newest state: weights and what is beside them together.
+
+    `digest` identifies the request where the caller has an idempotency key.
+    """
+
+    planner: Planner
+    caller: Caller = ANYONE
+    metadata: str | None = None
+    digest: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.caller.idempotency_key is not None and self.digest is None:
+            raise InvalidRequest("an idempotency key needs the digest of the request it is for")
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVersion:
+    """Name the current state; version 0 is named first. The description has 1 to 500 characters.
+
+    Without `performance_metrics` the version gets what is known of the live state.
+    """
+
+    description: str
+    caller: Caller = ANYONE
+    performance_metrics: Mapping[str, float] | None = None
+    metadata: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_description(self.description)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("create_version", {"description": self.description})
+
+
+@dataclass(frozen=True, slots=True)
+class CreateInitialVersion:
+    """Name the state the model was registered with, v0, unless it is named already."""
+
+    description: str = "Initial version"
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_description(self.description)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("create_initial_version", {"description": self.description})
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Keep a version's name on the list, or with `pinned` False let it be retired again."""
+
+    version_id: str
+    pinned: bool = True
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its event."""
+        return events.VERSION_PINNED if self.pinned else events.VERSION_UNPINNED
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of(self.kind, {"version_id": self.version_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Take a version's name off the list; `seq` is that of the event which named it."""
+
+    seq: int
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+    digest: bytes | None = field(default=None, init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Move the model to the state a position names, bit for bit."""
+
+    to: str
+    caller: Caller = ANYONE
+    cause: str = "manual"
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("rollback", {"to": self.to})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Serve the LoRA adapter in a folder under a name, beside the base.
+
+    The folder is as PEFT saves it, in safetensors form. With `inplace` it takes the place of an
+    adapter of that name. `folder` is what was read of it before the command queued.
+    """
+
+    name: str
+    path: str | Path
+    inplace: bool = False
+    caller: Caller = ANYONE
+    folder: object = field(default=None, compare=False, repr=False)
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        asked = {"adapter": self.name, "path": str(self.path), "inplace": self.inplace}
+        return _digest_of("load_adapter", asked)
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Stop serving an adapter."""
+
+    name: str
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("unload_adapter", {"adapter": self.name})
+
+
+@dataclass(frozen=True, slots=True)
+class MergeAdapter:
+    """Add an adapter to the base weights, and with `unload` take it off, as one event."""
+
+    name: str
+    unload: bool = True
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("merge_adapter", {"adapter": self.name, "unload": self.unload})
+
+
+def check_batch(updates: int) -> None:
+    """Raise InvalidRequest unless so many updates can be one event."""
+    if not 1 <= updates <= MAX_BATCH:
+        raise InvalidRequest(f"a batch has 1 to {MAX_BATCH} updates, got {updates}")
+
+
+def check_description(description: str) -> None:
+    """Raise InvalidRequest unless it is a string of 1 to 500 characters."""
+    if not isinstance(description, str) or not 1 <= len(description) <= MAX_DESCRIPTION:
+        got = len(description) if isinstance(description, str) else type(description).__name__
+        raise InvalidRequest(
+            f"description must have 1 to {MAX_DESCRIPTION} characters, got {got}",
+            param="description",
+        )
+
+
+def _digest_of(operation: str, fields: Mapping[str, Any]) -> bytes:
+    return content_digest(canonical({"operation": operation, **fields}))

@@ -1,0 +1,79 @@
+"""One table: what each command does.
+
+A handler turns a command and the staged state into a plan (which `plans.proposed` records and the
+log's guard judges), into an event that changes no weights, or into an event there is already. It
+is called again on the newer state when another writer was faster, so whatever depends on the model
+is read in it; it appends nothing and shows nothing.
+
+A layer above adds its own command with `add`; a second handler for a command is an error.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from weightledger.ledger.events import Event
+from weightledger.ledger.writing import commands
+from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.handlers import adapters, recording, rollbacks, updates, versions
+from weightledger.ledger.writing.plans import Plan, ProposedEvent
+from weightledger.ledger.writing.policy import Switch
+from weightledger.ledger.writing.staged import Staged
+
+C = TypeVar("C")
+
+Answer = Plan | ProposedEvent | Event
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a kind of command is handled.
+
+    `switch` is what has to be switched on. With `grouped` it can be worked out on events that are
+    not appended yet, and share a transaction with them. `read` is what takes long and needs no
+    lock: it is done before the command queues, and gives the command to queue.
+    """
+
+    handle: Callable[[Any, Staged], Answer]
+    switch: Switch | None = None
+    grouped: bool = False
+    read: Callable[[Any, Staged], Any] | None = None
+
+
+_ROWS: dict[type, Row] = {}
+
+
+def add(
+    command: type[C],
+    handle: Callable[[C, Staged], Answer],
+    *,
+    switch: Switch | None = None,
+    grouped: bool = False,
+    read: Callable[[C, Staged], C] | None = None,
+) -> None:
+    """Give a kind of command its handler; ValueError when it has one."""
+    if command in _ROWS:
+        raise ValueError(f"{command.__name__} has a handler already")
+    _ROWS[command] = Row(handle, switch, grouped, read)
+
+
+def row_of(command: Command) -> Row:
+    """The row of a command; TypeError for one that nobody handles."""
+    row = _ROWS.get(type(command))
+    if row is None:
+        known = ", ".join(sorted(kind.__name__ for kind in _ROWS))
+        raise TypeError(f"{type(command).__name__} is no command; known are {known}")
+    return row
+
+
+add(commands.ApplyUpdates, updates.apply, switch="incremental learning", grouped=True)
+add(commands.Learn, updates.learn, switch="incremental learning")
+add(commands.Record, recording.record, switch="incremental learning")
+add(commands.CreateVersion, versions.create, switch="versioning")
+add(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
+add(commands.Pin, versions.pin, switch="versioning")
+add(commands.Retire, versions.retire)
+add(commands.RollBack, rollbacks.roll_back, switch="versioning")
+add(commands.LoadAdapter, adapters.load, read=adapters.read)
+add(commands.UnloadAdapter, adapters.unload)
+add(commands.MergeAdapter, adapters.merge, switch="incremental learning")

@@ -1,0 +1,46 @@
+"""What updates do: the arithmetic of requests, and whatever a planner works out."""
+
+import torch
+
+from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.commands import ApplyUpdates, Learn
+from weightledger.ledger.writing.plans import Plan, Write
+from weightledger.ledger.writing.policy import Verdict
+from weightledger.ledger.writing.staged import Staged
+
+
+def apply(command: ApplyUpdates, staged: Staged) -> Plan:
+    """Updates of parameters, each computed on what those before it led to."""
+    staged.make_room()
+    writes: dict[str, Write] = {}
+    try:
+        for update in command.updates:
+            name = update.spec.name
+            known = writes.get(name)
+            before = known.after if known else staged.tensor(WEIGHTS + name)
+            after = compute(update, before)
+            if known is None:
+                factors = update.factors if update.learning_rate else None
+                writes[name] = Write(after, update.indices, factors)
+            else:
+                writes[name] = Write(after, _both(known.positions, update.indices))
+    except NonFiniteResult as error:
+        reason = f"Automatic rollback: {error}"
+        refused = Verdict(reason=reason, evidence={"cause": "non_finite"})
+        return Plan(command.facts, verdict=refused)
+    return Plan(command.facts, writes)
+
+
+def learn(command: Learn, staged: Staged) -> Plan:
+    """What the planner works out."""
+    staged.make_room()
+    return command.planner(staged)
+
+
+def _both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """The positions of either; None when one of them is everywhere."""
+    if one is None or other is None:
+        return None
+    both: torch.Tensor = torch.unique(torch.cat((one, other)))
+    return both

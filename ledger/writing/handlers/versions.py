@@ -1,0 +1,99 @@
+"""What naming states does: versions created, pinned and retired."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from weightledger.ledger import events
+from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
+from weightledger.ledger.events import Event
+from weightledger.ledger.history import versions
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.writing.commands import CreateInitialVersion, CreateVersion, Pin, Retire
+from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.staged import Staged
+
+_INITIAL = "Initial version"
+
+
+def create(command: CreateVersion, staged: Staged) -> ProposedEvent:
+    """A name for the current state, once the initial state has its own.
+
+    The initial state is version 0 even where gc dropped what it needs. Then its name does not stay
+    on the list, which holds only what can be restored.
+    """
+    head = staged.live.head
+    if head.counts.versions == 0 and head.node != 0:
+        return _named(staged, staged.history.require(0), _INITIAL, {}, more=True)
+    just_named = staged.pending and head.kind == events.VERSION_CREATED
+    if just_named and not _restorable(staged.history, 0):
+        return _retired(staged, head, more=True)
+    metrics = command.performance_metrics
+    if metrics is None:
+        guard = staged.policy.guard
+        metrics = {} if guard is None else guard.current()
+    return _named(staged, head, command.description, metrics)
+
+
+def create_initial(command: CreateInitialVersion, staged: Staged) -> ProposedEvent | Event:
+    """Version 0, which may be there already; Pruned when its state cannot be restored any more."""
+    history = staged.history
+    known = history.store.by_number(events.VERSIONS, 0)
+    if known is not None:
+        return known
+    if not _restorable(history, 0):
+        raise Pruned("gc dropped what the initial state needs, so it can be named no more", seq=0)
+    return _named(staged, history.require(0), command.description, {})
+
+
+def pin(command: Pin, staged: Staged) -> ProposedEvent:
+    """Pin a listed version, or let go of it."""
+    store = staged.history.store
+    named = staged.history.event(command.version_id)
+    if named.kind != events.VERSION_CREATED or not versions.is_listed(store, named):
+        raise NotFound(f"Version {command.version_id} not found", param="version_id")
+    body = {"version_id": named.name, "number": named.number}
+    number = versions.next_pin(store)
+    return stateless(staged, command.kind, body, events.PINS, number=number)
+
+
+def retire(command: Retire, staged: Staged) -> ProposedEvent:
+    """Take a name off the list; NotFound when another writer already has."""
+    store = staged.history.store
+    named = staged.history.require(command.seq)
+    if not versions.is_listed(store, named):
+        raise NotFound(f"Version {named.name} is retired already")
+    if versions.is_pinned(store, named):
+        raise InvalidRequest(f"Version {named.name} is pinned")
+    return _retired(staged, named)
+
+
+def _named(
+    staged: Staged,
+    of: Event,
+    description: str,
+    metrics: Mapping[str, float],
+    *,
+    more: bool = False,
+) -> ProposedEvent:
+    """A name for the state after an event."""
+    body: dict[str, Any] = {
+        "description": description,
+        "performance_metrics": dict(metrics),
+        "names": {"seq": of.state_seq, "node": of.node, "state": of.state_after.hex()},
+    }
+    return stateless(staged, events.VERSION_CREATED, body, events.VERSIONS, more=more)
+
+
+def _retired(staged: Staged, named: Event, *, more: bool = False) -> ProposedEvent:
+    body = {"version_id": named.name}
+    return stateless(
+        staged, events.VERSION_RETIRED, body, events.RETIRED, number=named.number, more=more
+    )
+
+
+def _restorable(history: History, node: int) -> bool:
+    try:
+        history.plan(node)
+    except Pruned:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""What every write to a log meets, whichever face it comes by.
+
+A log is opened with its policy, so no caller can leave it out: a program that holds the log, REST
+and a learning rule are judged by the same guard and stopped by the same switches.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from weightledger.ledger.adapters import LoRAConfig
+from weightledger.ledger.errors import OperationDisabled
+from weightledger.ledger.projection.projector import Changes
+
+Switch = Literal["incremental learning", "versioning"]
+"""What an operator can switch off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found about a candidate: measurements before and after, and why it is refused.
+
+    `reason` None accepts. `evidence` is JSON that goes into the event. `evaluated` says whether
+    the candidate was scored: an event that comes without says so.
+    """
+
+    pre_metrics: Mapping[str, float] = field(default_factory=dict)
+    post_metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evaluated: bool = False
+
+    def joined(self, other: "Verdict") -> "Verdict":
+        """Both together; the first reason stands."""
+        return Verdict(
+            {**self.pre_metrics, **other.pre_metrics},
+            {**self.post_metrics, **other.post_metrics},
+            self.reason or other.reason,
+            {**self.evidence, **other.evidence},
+            self.evaluated or other.evaluated,
+        )
+
+
+class Guard(Protocol):
+    """Judges changes of weights, which are not visible yet, before their event is appended."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it looks at the candidate module or the live state.
+
+        Then every change waits until the one before it is appended; else several can be judged
+        before the first of them is.
+        """
+
+    def current(self) -> Mapping[str, float]:
+        """What is known of the live state; what was not measured is absent."""
+
+    def __call__(self, changes: Changes) -> Verdict:
+        """The verdict on `changes`; with `alone` the candidate module has been built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The guard of weights, the limits of adapters, and what is switched on."""
+
+    guard: Guard | None = None
+    adapters: LoRAConfig | None = None
+    updates: bool = True
+    versions: bool = True
+
+    @property
+    def alone(self) -> bool:
+        """Whether changes of weights have to be appended one by one."""
+        return self.guard is not None and self.guard.alone
+
+    def require(self, switch: Switch | None) -> None:
+        """Raise OperationDisabled where this is switched off."""
+        on = {"incremental learning": self.updates, "versioning": self.versions, None: True}
+        if not on[switch]:
+            raise OperationDisabled(f"{switch} is switched off by the configuration")
+
+
+ANYTHING_GOES = Policy()
