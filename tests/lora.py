@@ -21,6 +21,7 @@ def save_adapter(
     *,
     base: Any = None,
     dtype: torch.dtype | None = None,
+    save_embedding_layers: bool | str = False,
     **fields: Any,
 ) -> Path:
     """An adapter whose matrices are random and large enough to change every text."""
@@ -34,7 +35,7 @@ def save_adapter(
         if ".lora_" in name:
             matrix.data = torch.randn(matrix.shape, generator=random).mul_(0.2).to(dtype)
     with _unwarned():
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
     return folder
 
 

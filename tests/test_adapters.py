@@ -1,19 +1,36 @@
 """Adapters as events: shown, versioned, rolled back, merged and rebuilt with the base."""
 
 import asyncio
+import contextlib
 import copy
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from tests.lora import change_config, peft_model, save_adapter
 from tests.text_models import llama, tokenizer
@@ -26,7 +43,9 @@ from weightledger import (
     LoRAConfig,
     TorchEngine,
 )
-from weightledger.ledger.adapters.folder import WEIGHTS
+from weightledger.ledger.adapters import fit
+from weightledger.ledger.adapters.folder import WEIGHTS, Description
+from weightledger.ledger.adapters.patterns import Targeting
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.engines.transformers import TransformersEngine
 from weightledger.ledger.errors import (
@@ -352,9 +371,7 @@ def test_another_process_is_followed(tmp_path: Path, folders: dict[str, Path]) -
 # Merging
 
 
-@pytest.mark.parametrize(
-    "fields", [{"r": 16}, {"use_rslora": True, "r": 1}], ids=["bits", "factors"]
-)
+@pytest.mark.parametrize("fields", [{"r": 16}, {"use_rslora": True, "r": 1}])
 def test_a_merge_is_one_event_and_rolls_back_exactly(
     manager: DynamicModelManager, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
@@ -364,8 +381,7 @@ def test_a_merge_is_one_event_and_rolls_back_exactly(
     event = asyncio.run(manager.execute(MergeAdapter("style")))
     assert (event.kind, event.body["operation"]) == ("updated", "merge_adapter")
     assert len(event.body["updates"]) == 6
-    forms = {change.form for change in event.changes if change.name.startswith("weights/")}
-    assert forms == ({"factors.1"} if fields["r"] == 1 else {"frames"})
+    assert {change["operation"] for change in event.body["updates"]} == {"additive"}
     assert manager.log.adapters == {}
     assert torch.allclose(logits(manager), shown, atol=1e-4)
     assert not torch.allclose(logits(manager), base, atol=1e-2)
@@ -373,6 +389,89 @@ def test_a_merge_is_one_event_and_rolls_back_exactly(
     assert digest(manager) == state
     assert torch.equal(logits(manager), base)
     assert torch.equal(logits(manager, "style"), shown)
+
+
+def gpt2(**changes: Any) -> GPT2LMHeadModel:
+    """A random GPT-2, whose linear layers are Conv1D: their weights are [inputs, outputs]."""
+    shape = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=384, **shape, **ends, **changes)).eval()
+
+
+def opt() -> OPTForCausalLM:
+    """A random OPT whose head is not tied, so that an adapter of its embedding may be merged."""
+    shape = {"hidden_size": 48, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    own = {"word_embed_proj_dim": 48, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return OPTForCausalLM(OPTConfig(vocab_size=384, **shape, **own)).eval()
+
+
+MERGED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "linear": (llama, {}),
+    "linear_rslora": (llama, {"use_rslora": True, "r": 3}),
+    "linear_patterns": (
+        llama,
+        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {r"layers.1.self_attn.(q|v)_proj": 3}},
+    ),
+    "linear_flagged": (llama, {"fan_in_fan_out": True}),
+    "half_adapter": (llama, {"dtype": torch.bfloat16}),
+    "half_base": (lambda: llama().to(torch.bfloat16), {}),
+    "half_both": (lambda: llama().to(torch.float16), {"dtype": torch.float16}),
+    "double_base": (lambda: llama().double(), {}),
+    "conv1d": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "conv1d_square": (gpt2, {"target_modules": ["attn.c_proj"], "fan_in_fan_out": True}),
+    "conv1d_all_linear": (gpt2, {"target_modules": "all-linear", "fan_in_fan_out": True}),
+    "conv1d_and_linear": (
+        lambda: gpt2(tie_word_embeddings=False),
+        {"target_modules": ["attn.c_proj", "lm_head"], "fan_in_fan_out": True},
+    ),
+    "embedding": (opt, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding_of_positions": (gpt2, {"target_modules": ["wpe"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("flag", [None, False, True])
+@pytest.mark.parametrize(("base", "fields"), MERGED.values(), ids=MERGED)
+def test_an_adapter_is_shown_and_merged_to_the_bits_of_peft(
+    tmp_path: Path, base: Callable[[], Any], fields: dict[str, Any], flag: bool | None
+) -> None:
+    folder = save_adapter(tmp_path / "adapter", 5, base=base(), **fields)
+    if flag is not None:
+        change_config(folder, fan_in_fan_out=flag)
+    manager = managed(tmp_path / "data", model=base())
+    load(manager, "style", folder)
+    theirs = peft_model(folder, base())
+    assert torch.equal(logits(manager, "style"), of(theirs))
+    asyncio.run(manager.execute(MergeAdapter("style")))
+    merged = theirs.merge_and_unload()
+    assert torch.equal(logits(manager), of(merged))
+    assert not torch.equal(logits(manager), of(base()))
+    expected = merged.state_dict()
+    with manager.lease() as live:
+        for name, tensor in live.module.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+    manager.close()
+
+
+def test_weights_of_the_base_in_an_adapter_have_to_be_the_models_own(tmp_path: Path) -> None:
+    """PEFT saves the whole weight of a head or an embedding that has an adapter along with it."""
+    folder = save_adapter(
+        tmp_path / "adapter", 5, target_modules=["lm_head"], save_embedding_layers=True
+    )
+    key = "base_model.model.lm_head.base_layer.weight"
+    assert key in load_file(folder / WEIGHTS)
+    manager = managed(tmp_path / "data")
+    load(manager, "style", folder)
+    assert torch.equal(logits(manager, "style"), of(peft_model(folder)))
+    assert not any("base_layer" in name for name in manager.log.adapters["style"].tensors)
+    tensors(lambda t: t[key].add_(1))(folder)
+    with pytest.raises(InvalidRequest, match=r"brings 'lm_head.weight' along, other than"):
+        load(manager, "other", folder)
+    manager.close()
 
 
 def test_a_merge_may_leave_the_adapter_loaded(
@@ -383,6 +482,19 @@ def test_a_merge_may_leave_the_adapter_loaded(
     assert list(manager.log.adapters) == ["style"]
     with pytest.raises(NotFound, match="'other' cannot be found"):
         asyncio.run(manager.execute(MergeAdapter("other")))
+
+
+# Every field of PEFT's
+
+
+def test_every_field_of_pefts_config_is_followed_means_nothing_or_is_refused() -> None:
+    """A new field of PEFT's is refused unless it has the value that means nothing."""
+    plain = LoraConfig(target_modules=["q_proj"])
+    known = fit._FOLLOWED | fit._WITHOUT_EFFECT
+    for field in dataclasses.fields(LoraConfig):
+        if field.name not in known:
+            assert getattr(plain, field.name) in fit._NEUTRAL, field.name
+    assert not known - {field.name for field in dataclasses.fields(LoraConfig)}
 
 
 # What is refused, and changes nothing
@@ -410,6 +522,23 @@ def broken_config(folder: Path) -> None:
 
 def listed_config(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("[]")
+
+
+def deep_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"r": ' + "[" * 3000 + "]" * 3000 + "}")
+
+
+def header_too_long(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+
+
+def more_bytes(folder: Path) -> None:
+    with (folder / WEIGHTS).open("ab") as file:
+        file.write(b"\0" * 100)
+
+
+def fewer_bytes(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 4)
 
 
 def config(**fields: Any) -> Callable[[Path], None]:
@@ -440,13 +569,34 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "rank_is_true": (config(r=True), "rank True"),
     "odd_alpha": (config(lora_alpha="8"), "alpha '8'"),
     "odd_pattern": (config(rank_pattern={"(": 4}), "rank_pattern that cannot be read"),
+    "flag_inside": (config(alpha_pattern={"(?i)q_proj": 4}), "alpha_pattern that cannot be read"),
+    "nested_pattern": (config(target_modules="(" * 990 + ")" * 990), "cannot be"),
+    "long_pattern": (config(target_modules="q" * 2001), "at most 2000 characters"),
+    "many_patterns": (
+        config(rank_pattern=dict.fromkeys(map(str, range(1025)), 4)),
+        "1025 patterns",
+    ),
+    "look_ahead": (config(target_modules="(?!x).*q_proj"), "cannot be matched in linear time"),
+    "back_reference": (config(exclude_modules=r"(a)\1"), "cannot be matched in linear time"),
+    "read_differently": (config(target_modules="q{,3}"), "not read alike"),
+    "pattern_list": (config(rank_pattern=[1]), "not a JSON object"),
+    "names_of_numbers": (config(target_modules=[1]), "expected a text or a list of texts"),
+    "layers_as_text": (config(layers_to_transform="1"), "expected a whole number"),
+    "other_layers": (config(layers_to_transform=[0]), "name other modules"),
+    "excluded": (config(exclude_modules=["q_proj"]), "name other modules"),
+    "nested_config": (config(loftq_config=json.loads("[" * 17 + "]" * 17)), "nested more than"),
+    "deep_config": (deep_config, "nested too deeply"),
+    "large_config": (config(base_model_name_or_path="x" * (1 << 20)), "of more than 1048576"),
+    "tied": (config(ensure_weight_tying=True), "ensure_weight_tying=True"),
+    "lora_bias": (config(lora_bias=True), "lora_bias=True"),
+    "parameters": (config(target_parameters=["x"]), "target_parameters"),
     "dora": (config(use_dora=True), "use_dora=True"),
     "bias": (config(bias="all"), "bias='all'"),
     "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save"),
     "pissa": (config(init_lora_weights="pissa"), "another base"),
     "unknown_field": (config(brand_new="x"), "brand_new='x'"),
     "fewer_targets": (config(target_modules=["q_proj"]), "name other modules"),
-    "no_such_target": (config(target_modules=["nothing"]), "does not fit the model"),
+    "no_such_target": (config(target_modules=["nothing"]), "name other modules"),
     "no_such_module": (
         tensors(lambda t: t.update({k.replace("layers.0", "layers.9"): t.pop(k) for k in [*t]})),
         "module 'model.layers.9",
@@ -454,10 +604,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "half": (tensors(lambda t: t.pop(FIRST)), "without its other half"),
     "other_shape": (tensors(lambda t: t.update({FIRST: torch.ones(4, 7)})), r"\[4, 7\]"),
     "not_finite": (tensors(lambda t: t[FIRST].fill_(float("nan"))), "not finite"),
-    "integers": (tensors(lambda t: t.update({FIRST: t[FIRST].int()})), "not finite floats"),
+    "integers": (tensors(lambda t: t.update({FIRST: t[FIRST].int()})), "as 'I32'; expected"),
+    "convolution": (
+        tensors(lambda t: t.update({FIRST: t[FIRST][..., None, None].contiguous()})),
+        r"\[4, 48, 1, 1\]",
+    ),
+    "header_too_long": (header_too_long, "a header of"),
+    "more_bytes": (more_bytes, "where its tensors take"),
+    "fewer_bytes": (fewer_bytes, "where its tensors take"),
     "embedding": (
         tensors(lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.ones(1)})),
-        "linear layers",
+        "without its other half",
     ),
     "base_weight": (
         tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(384, 48)})),
@@ -484,6 +641,130 @@ def test_an_adapter_that_does_not_fit_is_refused_by_what_is_wrong(
             load(manager, name, folder, inplace=inplace)
     assert manager.log.history.head().hash == before.hash
     assert torch.equal(logits(manager, "kept"), expected)
+
+
+CATASTROPHIC = {
+    "rank_pattern": {r"((\w|\.)+)+!": 4},
+    "alpha_pattern": {r"(.*)*(.*)*(.*)*x": 4},
+    "target_modules": r"((\w|\.)+)+!",
+    "exclude_modules": r"((\w|\.)*)*!",
+    "layers_pattern": [r"((\w|\.)+)+!"],
+}
+
+
+@pytest.mark.parametrize("field", CATASTROPHIC)
+def test_expressions_that_would_backtrack_for_ever_are_matched_at_once(
+    manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path, field: str
+) -> None:
+    folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
+    change_config(folder, layers_to_transform=[0, 1], **{field: CATASTROPHIC[field]})
+    with contextlib.suppress(InvalidRequest):
+        load(manager, "style", folder)
+
+
+NAMES = [name for name, _ in llama().named_modules()]
+
+EXPRESSIONS = [
+    "q_proj",
+    r".*\.(q|v)_proj",
+    r"model\.layers\.[01]\..*?_proj",
+    r"(?i)MODEL\.LAYERS\.1\.MLP\..*",
+    r"(?:.*?layers\.\d{1,2}.*?(?:self_attn|mlp)\.(?:q_proj|down_proj))|lm_head",
+    r"\b.*norm\b",
+    ".",
+    ["q_proj", "layers.1.mlp.down_proj", "lm_head", "x"],
+    ["model.layers.0.self_attn.q_proj"],
+    ["proj"],
+]
+
+
+@pytest.mark.parametrize("layers", [None, 1, [0, 5], []], ids=str)
+@pytest.mark.parametrize("between", [None, "layers", ["x", "l.yers"], []], ids=str)
+@pytest.mark.parametrize("excluded", [None, "lm_head", r".*1.*", ["q_proj"]], ids=str)
+def test_modules_are_picked_as_peft_picks_them(layers: Any, between: Any, excluded: Any) -> None:
+    for expression in EXPRESSIONS:
+        chosen = {
+            "target_modules": expression,
+            "exclude_modules": excluded,
+            "layers_to_transform": layers if isinstance(expression, list) else None,
+            "layers_pattern": between if layers and isinstance(expression, list) else None,
+        }
+        ours = Targeting.of({"r": 4, "lora_alpha": 8, **chosen})
+        theirs = LoraConfig(**chosen)
+        picked = {name for name in NAMES if check_target_module_exists(theirs, name)}
+        assert {name for name in NAMES if ours.picks(name)} == picked, chosen
+
+
+# Nothing repeated is repeated again: PEFT's own matching has to come to an end.
+PIECES = ["q", "v", "_proj", ".", r"\.", r"\d", "[01]", "(q|v)", "s?", "[a-z]+", ".*", ".*?"]
+PIECES += ["^", "$", "|", "x{1,2}", "(", ")", "{,2}", "[[:alpha:]]", r"\w", r"\b", "(?i)", "é"]
+
+
+@given(
+    patterns=st.lists(
+        st.lists(st.sampled_from(PIECES), max_size=5).map("".join),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_a_pattern_means_what_it_means_to_peft_or_is_refused(patterns: list[str]) -> None:
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    config["rank_pattern"] = {pattern: n for n, pattern in enumerate(patterns, 10)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ours = Targeting.of(config)
+        except InvalidRequest:
+            return
+        for name in NAMES:
+            key = get_pattern_key(config["rank_pattern"], name)
+            assert ours.rank_of(name) == config["rank_pattern"].get(key, 4), patterns
+
+
+def test_a_file_that_does_not_fit_is_refused_without_being_read(
+    manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A sparse file of 64 GiB: reading it would end the test."""
+    folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
+    size = 1 << 36
+    entry = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    for key in ("useless", FIRST):
+        header = json.dumps({key: entry}).encode()
+        with (folder / WEIGHTS).open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + size)
+        with pytest.raises(InvalidRequest, match=r"expected base_model|without its other half"):
+            load(manager, "style", folder)
+
+
+def test_a_folder_is_read_while_others_write(
+    manager: DynamicModelManager, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading an adapter waits for a write of another thread to be done: no lock is held."""
+    read = Description.read
+    update = IncrementalUpdateRequest("model.layers.0.self_attn.q_proj.weight", 0.5, 1.0)
+
+    def after_a_write(self: Description, name: str) -> Any:
+        writer = threading.Thread(target=manager.log.apply, args=(update,), daemon=True)
+        writer.start()
+        writer.join(60)
+        return read(self, name)
+
+    monkeypatch.setattr(Description, "read", after_a_write)
+    event = load(manager, "style", folders["a"])
+    assert (event.seq, event.kind) == (2, "adapter_loaded")
+
+
+def test_a_retry_needs_the_folder_no_more(
+    manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
+    once = Caller(idempotency_key="once")
+    first = load(manager, "style", folder, caller=once)
+    shutil.rmtree(folder)
+    assert load(manager, "style", folder, caller=once).seq == first.seq
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "a\x7f", "..", "tiny", "x" * 201, 5])

@@ -28,6 +28,15 @@ class AdapterEngine(Engine, Protocol):
         the adapters that are live.
         """
 
+    def ready(self, adapter: Adapter) -> None:
+        """Work out ahead what showing this adapter takes; InvalidRequest if it does not fit.
+
+        May take long and be called from any thread, beside `prepare_with`; shows nothing.
+        """
+
+    def transposed(self, module: str) -> bool | None:
+        """Whether a module keeps its weight as [inputs, outputs]; None where that is not known."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptedLive:

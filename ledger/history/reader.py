@@ -193,6 +193,14 @@ class History:
             )
             first = first or damage
 
+    def restorable(self, node: int) -> bool:
+        """Whether gc has left what the way to a node needs."""
+        try:
+            self._plan(node, None, (), ())
+        except Pruned:
+            return False
+        return True
+
     def _plan(
         self,
         node: int,

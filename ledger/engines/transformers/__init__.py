@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.torch import TorchEngine
@@ -49,6 +50,7 @@ class TransformersEngine(TorchEngine):
         kept = parts.config.use_cache
         parts.config.use_cache = False
         super().__init__(model)
+        self._readied: AdaptedSkeleton | None = None
         parts.config.use_cache = kept
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
@@ -62,11 +64,18 @@ class TransformersEngine(TorchEngine):
         live = self._live_skeletons()
         skeletons = {}
         for name, adapter in adapters.items():
-            known = live.get(name)
-            if known is None or not known.adapter.same_tensors(adapter):
-                known = self._skeleton_of(adapter)
-            skeletons[name] = known
+            candidates = (live.get(name), self._readied)
+            known = next((s for s in candidates if s and s.adapter.same_tensors(adapter)), None)
+            skeletons[name] = known or self._skeleton_of(adapter)
         return self._with(super().prepare(tensors), skeletons)
+
+    def ready(self, adapter: Adapter) -> None:
+        """Let peft make its modules now; the last adapter's are kept until they are shown."""
+        self._readied = self._skeleton_of(adapter)
+
+    def transposed(self, module: str) -> bool | None:
+        """Whether it is a Conv1D, as GPT-2's linear layers are."""
+        return isinstance(self._module.get_submodule(module), Conv1D)
 
     def _with(self, base: Candidate, skeletons: "Mapping[str, AdaptedSkeleton]") -> Candidate:
         """The candidate with a module for each adapter; those that stay as they are are shared."""

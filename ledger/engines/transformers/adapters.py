@@ -5,7 +5,9 @@ of what it made, with the live tensors in their places. Tensors of the base are 
 own module and those of all adapters.
 """
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.adapters.fit import Target, targets
+from weightledger.ledger.adapters.patterns import Targeting
 from weightledger.ledger.engines import copying
 from weightledger.ledger.engines.naming import Naming, of_module
 from weightledger.ledger.errors import InvalidRequest
@@ -21,35 +24,24 @@ from weightledger.ledger.errors import InvalidRequest
 # A name inside of the module only; peft's may hold no dot, ours may.
 _INNER = "default"
 
-_FOLLOWED = [
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-]
-
 
 class AdaptedSkeleton:
     """The structure of a base with one adapter, and that adapter's matrices.
 
-    Half-precision matrices are used in float32, as `PeftModel` does by default.
+    Matrices have the dtype of their weight, or float32 for halves, as `PeftModel` has it.
     Raises InvalidRequest for an adapter that does not fit the base.
     """
 
     def __init__(self, adapter: Adapter, base: copying.Skeleton, naming: Naming) -> None:
         self.adapter = adapter
-        wanted = targets(adapter, naming.specs, naming.aliases)
+        shapes = {key: tensor.shape for key, tensor in adapter.tensors.items()}
+        wanted = targets(adapter.config, shapes, naming.specs, naming.aliases)
         with torch.inference_mode(False), torch.no_grad():
             stand_ins = {name: copying.stand_in(t) for name, t in naming.tensors.items()}
             module = base.build(stand_ins)
-            layers = _injected(module, adapter.config, {target.module for target in wanted})
+            layers = _injected(module, adapter.config, wanted)
             for target in wanted:
-                _fill(layers[target.module], target)
+                _fill(layers[target.module], target, adapter)
             given = of_module(module)
             self._skeleton = copying.Skeleton(module, given)
         names = {id(stand_in): name for name, stand_in in stand_ins.items()}
@@ -70,34 +62,91 @@ class AdaptedModule:
     module: torch.nn.Module
 
 
-def _injected(module: torch.nn.Module, config: Mapping[str, Any], wanted: set[str]) -> Any:
-    """The layers that peft puts in, by name; exactly those that the adapter has matrices for."""
-    chosen = {name: config[name] for name in _FOLLOWED if config.get(name) is not None}
+def _injected(
+    module: torch.nn.Module, config: Mapping[str, Any], wanted: Sequence[Target]
+) -> dict[str, Any]:
+    """The layers that peft puts in, by name; exactly those that the adapter has matrices for.
+
+    peft is told names instead of the config's expressions, which it would match without a limit.
+    """
+    modules = {target.module for target in wanted}
+    targeting = Targeting.of(config)
+    if not targeting.by_kind:
+        _require_same(
+            {name for name, _ in module.named_modules() if targeting.picks(name)}, modules
+        )
     try:
         # The matrices are of no use before they are filled, and random numbers belong to others.
-        inject_adapter_in_model(
-            LoraConfig(**chosen, inference_mode=True),
-            module,
-            adapter_name=_INNER,
-            low_cpu_mem_usage=True,
-        )
+        with warnings.catch_warnings():
+            # That fan_in_fan_out is not as the kind of a layer has it, which then holds.
+            warnings.simplefilter("ignore", UserWarning)
+            inject_adapter_in_model(
+                LoraConfig(
+                    target_modules=config.get("target_modules")
+                    if targeting.by_kind
+                    else sorted(modules),
+                    r=targeting.rank,
+                    lora_alpha=targeting.alpha,  # type: ignore[arg-type]  # any number in truth
+                    rank_pattern=_by_name(modules, targeting.rank_of, targeting.rank),
+                    alpha_pattern=_by_name(modules, targeting.alpha_of, targeting.alpha),
+                    use_rslora=bool(config.get("use_rslora")),
+                    inference_mode=True,
+                ),
+                module,
+                adapter_name=_INNER,
+                low_cpu_mem_usage=True,
+            )
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise InvalidRequest(
             f"the adapter does not fit the model: {error}", param="lora_path"
         ) from error
     layers = {name: part for name, part in module.named_modules() if hasattr(part, "lora_A")}
-    if layers.keys() != wanted:
-        odd = sorted(layers.keys() ^ wanted)
+    _require_same(set(layers), modules)
+    return layers
+
+
+def _by_name(
+    modules: Iterable[str], value_of: Callable[[str], Any], default: Any
+) -> dict[str, Any]:
+    """One pattern for each other value, of the names that have it: peft tries all on each."""
+    names: dict[Any, list[str]] = {}
+    for name in sorted(modules):
+        if value_of(name) != default:
+            names.setdefault(value_of(name), []).append(re.escape(name))
+    return {f"^(?:{'|'.join(alike)})": value for value, alike in names.items()}
+
+
+def _require_same(picked: set[str], modules: set[str]) -> None:
+    if picked != modules:
+        odd = sorted(picked ^ modules)
         raise InvalidRequest(
             "the adapter's target_modules and its matrices name other modules: "
             f"{', '.join(odd[:4])}",
             param="lora_path",
         )
-    return layers
 
 
-def _fill(layer: Any, target: Target) -> None:
-    for part, matrix in ((layer.lora_A, target.a), (layer.lora_B, target.b)):
-        dtype = matrix.dtype if matrix.itemsize > 2 else torch.float32
-        placed = matrix.to(device=layer.weight.device, dtype=dtype)
-        part[_INNER].weight = torch.nn.Parameter(placed, requires_grad=False)
+def _fill(layer: Any, target: Target, adapter: Adapter) -> None:
+    tables = (
+        (layer.lora_embedding_A, layer.lora_embedding_B)
+        if target.embedding
+        else (layer.lora_A, layer.lora_B)
+    )
+    keys = (target.a, target.b)
+    for table, key, matrix in zip(tables, keys, target.matrices(adapter), strict=True):
+        if _INNER not in table:
+            raise InvalidRequest(
+                f"the adapter has a tensor {key!r}, but {target.module!r} is no such module",
+                param="lora_path",
+            )
+        made = table[_INNER] if target.embedding else table[_INNER].weight
+        if made.shape != matrix.shape:
+            raise InvalidRequest(
+                f"the adapter has {key!r} as {list(matrix.shape)}; expected {list(made.shape)}",
+                param="lora_path",
+            )
+        weight = torch.nn.Parameter(matrix.to(layer.weight.device), requires_grad=False)
+        if target.embedding:
+            table[_INNER] = weight
+        else:
+            table[_INNER].weight = weight

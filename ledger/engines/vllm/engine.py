@@ -92,6 +92,14 @@ class VllmEngine:
         made = {name: self._written(adapter) for name, adapter in adapters.items()}
         return replace(self._host.prepare(tensors), adapted=made)
 
+    def ready(self, adapter: Adapter) -> None:
+        """Write the folder that the server will load it from."""
+        self._written(adapter)
+
+    def transposed(self, module: str) -> bool | None:
+        """Not known: the server's modules are its own."""
+        return None
+
     def lease(self) -> Version:
         """The ledger's copy: `.tensors`, `.seq`, `.digest`; infer by asking the server itself."""
         return self._host.lease()

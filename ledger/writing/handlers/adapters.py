@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from weightledger.ledger import adapters, events
-from weightledger.ledger.adapters import Adapter, LoRAConfig, folder
+from weightledger.ledger.adapters import LoRAConfig, folder
+from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.adapters.fit import Target, base_weights, check_values, targets
 from weightledger.ledger.codecs.on_device import same_bits
 from weightledger.ledger.engines import Engine
@@ -103,7 +104,7 @@ def merge(command: MergeAdapter, staged: Staged) -> Plan:
     staged.make_room()
     name, engine = command.name, staged.engine
     stored = _require_loaded(staged, name)
-    adapter = adapters.all_of(stored)[name]
+    adapter = all_of(stored)[name]
     specs, aliases = engine.specs(), engine.aliases()
     tied = {*aliases, *aliases.values()}
     shapes = {key: tensor.shape for key, tensor in adapter.tensors.items()}

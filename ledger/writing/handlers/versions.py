@@ -7,7 +7,6 @@ from weightledger.ledger import events
 from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import versions
-from weightledger.ledger.history.reader import History
 from weightledger.ledger.writing.commands import CreateInitialVersion, CreateVersion, Pin, Retire
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
@@ -25,7 +24,7 @@ def create(command: CreateVersion, staged: Staged) -> ProposedEvent:
     if head.counts.versions == 0 and head.node != 0:
         return _named(staged, staged.history.require(0), _INITIAL, {}, more=True)
     just_named = staged.pending and head.kind == events.VERSION_CREATED
-    if just_named and not _restorable(staged.history, 0):
+    if just_named and not staged.history.restorable(0):
         return _retired(staged, head, more=True)
     metrics = command.performance_metrics
     if metrics is None:
@@ -40,7 +39,7 @@ def create_initial(command: CreateInitialVersion, staged: Staged) -> ProposedEve
     known = history.store.by_number(events.VERSIONS, 0)
     if known is not None:
         return known
-    if not _restorable(history, 0):
+    if not history.restorable(0):
         raise Pruned("gc dropped what the initial state needs, so it can be named no more", seq=0)
     return _named(staged, history.require(0), command.description, {})
 
@@ -89,11 +88,3 @@ def _retired(staged: Staged, named: Event, *, more: bool = False) -> ProposedEve
     return stateless(
         staged, events.VERSION_RETIRED, body, events.RETIRED, number=named.number, more=more
     )
-
-
-def _restorable(history: History, node: int) -> bool:
-    try:
-        history.plan(node)
-    except Pruned:
-        return False
-    return True
