@@ -107,6 +107,11 @@ def _found(settings: Settings, model: str | None) -> str | None:
 
 def _reachable(server: Announced) -> str:
     """Its URL; InvalidRequest when only another machine can use it."""
+    if not server.url:
+        raise InvalidRequest(
+            f"this ledger is served on {server.host}, at an address too long to be found this way:"
+            " name it with --url"
+        )
     if server.host != socket.gethostname() and is_loopback(urlsplit(server.url).hostname or ""):
         raise InvalidRequest(
             f"this ledger is served on {server.host} at {server.url}, which only that machine can "

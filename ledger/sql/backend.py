@@ -121,6 +121,15 @@ class Backend(Protocol):
     def prepare(self, execute: Execute) -> None:
         """Before the first migration, outside of a transaction."""
 
+    def making(self, url: sa.URL) -> AbstractContextManager[None]:
+        """Around `prepare` and the first migration: whoever dies within can go on later."""
+
+    def made(self, url: sa.URL) -> None:
+        """The tables are there, whoever died within `making`."""
+
+    def torn(self, url: sa.URL) -> str | None:
+        """What a database without tables lacks that had some, in the place it was copied from."""
+
     def lock_schema(self, execute: Execute) -> None:
         """Keep other processes from migrating until the transaction ends."""
 

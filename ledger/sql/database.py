@@ -140,6 +140,21 @@ class Database:
         with self._writing(), self._connection() as connection:
             self.backend.prepare(self.backend.executor(connection))
 
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Around the first migration; see `Backend.making`."""
+        with self._explained(), self.backend.making(self._engine.url):
+            yield
+
+    def made(self) -> None:
+        """The tables are there."""
+        with self._explained():
+            self.backend.made(self._engine.url)
+
+    def torn(self) -> str | None:
+        """What a database without tables lacks, if it looks like part of a copy."""
+        return self.backend.torn(self._engine.url)
+
     def version(self) -> str:
         """The name and version of what keeps the database, such as "SQLite 3.53.4"."""
         with self.read() as execute:

@@ -4,7 +4,9 @@ Values travel in binary form. Pipeline mode is never used, nor `executemany`, wh
 hung with payloads of a megabyte.
 """
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -130,6 +132,20 @@ def first_of_each(
 
 def prepare(execute: Execute) -> None:
     """Nothing to do."""
+
+
+def making(_url: sa.URL) -> AbstractContextManager[None]:
+    """Nothing to do: tables are made in one transaction."""
+    return contextlib.nullcontext()
+
+
+def made(_url: sa.URL) -> None:
+    """Nothing to do."""
+
+
+def torn(_url: sa.URL) -> str | None:
+    """Never: a database is whole."""
+    return None
 
 
 def lock_schema(execute: Execute) -> None:

@@ -31,6 +31,8 @@ def open_schema(database: Database, *, upgrade: bool = True, guarded: bool = Tru
     """
     with database.read() as execute:
         found = revision(database, execute)
+    if found is None and database.torn() is not None:
+        found = _tables_of_others(database)
     if found != REVISION:
         _require_known(database, found)
         if not upgrade:
@@ -39,7 +41,10 @@ def open_schema(database: Database, *, upgrade: bool = True, guarded: bool = Tru
                 f"{database.name} {state}, this release needs {REVISION}: "
                 "run `weightledger db upgrade`"
             )
-        _upgrade(database)
+        with database.making():
+            _upgrade(database)
+    elif upgrade:
+        database.made()
     if guarded:
         with database.read() as execute:
             _require_append_only(database, execute)
@@ -58,6 +63,21 @@ def revision(database: Database, execute: Execute) -> str | None:
         raise SchemaMismatch(
             f"{database.name} belongs to another application (it has the tables {names}):"
             " a ledger needs a database of its own"
+        )
+    return found
+
+
+def _tables_of_others(database: Database) -> str:
+    """The revision that another process has made meanwhile; SchemaMismatch for a copy whose tables
+    stayed where it was made."""
+    missing = database.torn()
+    with database.read() as execute:
+        found = revision(database, execute)
+    if found is None:
+        raise SchemaMismatch(
+            f"{database.name} was in use and has no tables: it looks like a copy that was made"
+            f" without {missing}, where they are. Copy both, or copy when no server is running; if"
+            " there never was a ledger here, remove the file"
         )
     return found
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from weightledger.ledger.errors import (
     StorageFull,
 )
 from weightledger.ledger.sql import journal as journals
-from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql import torn_copies, triggers
 from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.refusals import refusal
@@ -174,6 +175,22 @@ def prepare(execute: Execute) -> None:
             return
         execute("BEGIN EXCLUSIVE")
         execute("COMMIT")
+
+
+def making(url: sa.URL) -> AbstractContextManager[None]:
+    """Mark a database as one that is being made."""
+    return torn_copies.making(file_of(url))
+
+
+def made(url: sa.URL) -> None:
+    """Take away a mark that is left."""
+    torn_copies.made(file_of(url))
+
+
+def torn(url: sa.URL) -> str | None:
+    """What is missing beside a database without tables."""
+    file = file_of(url)
+    return f"{file.name}-wal" if torn_copies.is_torn(file) else None
 
 
 def lock_schema(execute: Execute) -> None:

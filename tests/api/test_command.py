@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import getpass
 import io
 import json
 import os
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from tests.serving import Server
+from weightledger import Ledger
 from weightledger.api.cli import main
 
 
@@ -107,6 +110,37 @@ def test_writing_goes_to_the_server_that_holds_the_folder(server: Server) -> Non
         assert http.get("/readyz").json()["seq"] > seq
         assert http.get("/v1/models/versions").json()["versions"][0]["version_id"] == version
     assert as_json("verify", "--live", *at)["live_digest"]
+
+
+def test_a_write_without_a_server_meets_the_evaluator_or_says_that_there_is_none(
+    stopped: str, tmp_path: Path
+) -> None:
+    at = ("--data-dir", stopped, "--offline")
+    status, out, err = inside("update", "2.weight", "--data", "0", "--type", "replace", *at)
+    assert (status, "Automatic rollback" in out) == (1, True)
+    assert "the evaluator of digits judges updates" in err
+    refused = as_json("show", "head", "--data-dir", stopped)
+    assert refused["kind"] == "update_rejected"
+    assert refused["actor"] == getpass.getuser()
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.model("mine", base={"w": torch.zeros(2)})
+    at = ("--data-dir", str(tmp_path), "--offline")
+    status, out, err = inside("update", "w", "--data", "1", "--type", "replace", "-m", "why", *at)
+    assert status == 0
+    assert "offline: no evaluator is configured for mine: nothing is evaluated" in err
+    written = as_json("show", "update_1", "--data-dir", str(tmp_path))
+    assert (written["actor"], written["reason"]) == (getpass.getuser(), "why")
+    for words in (
+        ("update", "w", "--data", "1"),
+        ("rollback", "--to", "head"),
+        ("version", "create", "x"),
+        ("version", "pin", "v0"),
+        ("version", "unpin", "v0"),
+    ):
+        before = ok("log", "-q", "--data-dir", str(tmp_path))
+        status, _, err = inside(*words, "--data-dir", str(tmp_path))
+        assert (status, "--offline" in err) == (1, True)
+        assert ok("log", "-q", "--data-dir", str(tmp_path)) == before
 
 
 def test_a_refused_update_exits_1(server: Server) -> None:

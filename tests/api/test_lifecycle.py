@@ -25,6 +25,7 @@ from weightledger import Ledger
 from weightledger.api.server.digits import digits_module, load_digits
 from weightledger.ledger.config import DynamicUpdateConfig
 from weightledger.ledger.http import client
+from weightledger.ledger.sql import presence
 from weightledger.ledger.sql.presence import Announced, announce, servers
 
 # Of whoever writes, a server or not; empty, and left there.
@@ -220,3 +221,47 @@ def test_a_held_folder_is_free_when_its_holder_dies(tmp_path: Path) -> None:
     assert servers(url) == []
     with announce(url, "http://127.0.0.1:2"):
         assert [one.url for one in servers(url)] == ["http://127.0.0.1:2"]
+
+
+def test_a_url_too_long_to_announce_is_asked_for(postgres_admin, postgres_server) -> None:
+    """PostgreSQL cuts a session's name at 63 bytes; half a URL would lead elsewhere."""
+    url = postgres_server.get_uri(database="migrated")
+    with announce(url, "http://" + "a" * 60 + ":2242"):
+        (found,) = servers(url)
+        assert found.url == ""
+        status, _, err = inside("update", "w", "--data", "0", "--database", url)
+        assert (status, "name it with --url" in err) == (1, True)
+    assert servers(url) == []
+
+
+def test_a_server_on_another_machines_loopback_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with Ledger.open(url) as ledger:
+        ledger.model("m", base=digits_module())
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        held = announce(url, "http://127.0.0.1:2242")
+        held.__enter__()
+    try:
+        status, _, err = inside("update", "0.bias", "--data", "0", "--data-dir", str(tmp_path))
+        assert (status, "is served on elsewhere at http://127.0.0.1:2242" in err) == (1, True)
+    finally:
+        held.__exit__(None, None, None)
+
+
+def test_a_session_that_the_database_ended_is_opened_again(
+    postgres_admin, postgres_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "_CHECK_S", 0.05)
+    url = postgres_server.get_uri(database="migrated")
+    with announce(url, "http://127.0.0.1:2242"):
+        ended = postgres_admin.execute(
+            "SELECT pg_terminate_backend(pid), pid FROM pg_stat_activity"
+            " WHERE application_name LIKE 'weightledger %'"
+        ).fetchall()
+        assert len(ended) == 1
+        again = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'weightledger %'"
+        until(lambda: {row[0] for row in postgres_admin.execute(again)} - {ended[0][1]})
+        assert [one.url for one in servers(url)] == ["http://127.0.0.1:2242"]

@@ -1,6 +1,9 @@
 """Opening databases: fresh ones, other people's, newer ones, ones that were tampered with."""
 
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +138,48 @@ def test_a_database_that_would_need_migrating_is_left_alone_when_asked(
         plain(database_url).execute("VACUUM")
     with pytest.raises(SchemaMismatch, match="weightledger db upgrade"):
         SqlStore.open(database_url, upgrade=False)
+
+
+def test_a_copy_without_its_log_is_not_made_a_new_ledger(tmp_path: Path, new_writer: Any) -> None:
+    used, copy = tmp_path / "used", tmp_path / "copy"
+    used.mkdir()
+    copy.mkdir()
+    store = SqlStore.open(f"sqlite:///{used}/ledger.db")
+    new_writer(store).append()
+    assert not (used / "ledger.db-new").exists()
+    shutil.copy(used / "ledger.db", copy)
+    before = (copy / "ledger.db").read_bytes()
+    for upgrade in (False, True):
+        with pytest.raises(
+            SchemaMismatch, match=r"a copy that was made without ledger\.db-wal"
+        ) as told:
+            SqlStore.open(f"sqlite:///{copy}/ledger.db", upgrade=upgrade)
+        assert "db upgrade" not in str(told.value)
+    assert (copy / "ledger.db").read_bytes() == before
+    # With its log the copy is whole; so is the file alone once the ledger is closed.
+    shutil.copy(used / "ledger.db-wal", copy)
+    assert SqlStore.open(f"sqlite:///{copy}/ledger.db", upgrade=False).models() == store.models()
+    store.close()
+    shutil.copy(used / "ledger.db", tmp_path / "closed.db")
+    closed = SqlStore.open(f"sqlite:///{tmp_path}/closed.db", upgrade=False)
+    assert closed.models() == ["m"]
+    closed.close()
+
+
+def test_a_start_that_was_killed_while_it_made_tables_goes_on(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    program = """
+import os, sys
+from weightledger.ledger.sql import schema
+schema._run_alembic = lambda connection: os._exit(9)
+from weightledger.ledger.store.sql_store import SqlStore
+SqlStore.open(sys.argv[1])
+"""
+    assert subprocess.run([sys.executable, "-c", program, url]).returncode == 9
+    assert (tmp_path / "ledger.db-new").exists()
+    SqlStore.open(url).close()
+    assert not (tmp_path / "ledger.db-new").exists()
+    SqlStore.open(url, upgrade=False).close()
 
 
 def test_a_newer_revision_is_refused_by_name(
