@@ -11,7 +11,6 @@ from weightledger.api.cli.local import opened
 from weightledger.api.cli.options import WHERE, Json, Model, configured
 from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
-from weightledger.ledger.audit.verify import verify as check
 
 if TYPE_CHECKING:
     from weightledger.rules.dtesn.recomputing import Recomputed
@@ -39,6 +38,8 @@ def verify(
 
     Example: weightledger verify --live --processes 2
     """
+    from weightledger.ledger.audit.verify import verify as check  # imports torch
+
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
         opened(settings, model, guarded=False) as history,

@@ -33,8 +33,7 @@ READING = {
     ("log", "-n", "5", "--json"): set(),
     ("show", "head"): set(),
     ("version", "list"): set(),
-    ("version", "show", "v0"): set(),
-    ("verify", "--chain"): set(),
+    ("version", "show", "v0"): set(),  # there is none, which is told as soon
     ("rollback", "--to", "seq:0", "--dry-run"): set(),
     ("config", "show"): {"sqlalchemy"},
     ("config", "list"): {"sqlalchemy"},
@@ -59,7 +58,7 @@ def imported(*args: str, folder: Path | None = None) -> set[str]:
         text=True,
         env={**os.environ, "WEIGHTLEDGER_DATA_DIR": str(folder or "nowhere")},
     )
-    assert ran.returncode in (0, 2), ran.stderr
+    assert ran.returncode in (0, 1), ran.stderr
     return set(json.loads(ran.stderr.splitlines()[-1]))
 
 
@@ -69,8 +68,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_that_reads_is_tried() -> None:
-    writes = {"serve", "update", "learn", "gc", "rules", "replay"}
-    assert set(COMMANDS) - {args[0] for args in READING} == writes
+    others = {"serve", "update", "learn", "gc", "rules", "replay", "verify"}
+    assert set(COMMANDS) - {args[0] for args in READING} == others
 
 
 @pytest.mark.parametrize("args", READING, ids=" ".join)
@@ -78,9 +77,7 @@ def test_a_command_that_reads_imports_nothing_large(args: tuple[str, ...], folde
     assert not imported(*args, folder=folder) & (HEAVY | READING[args])
 
 
-@pytest.mark.parametrize(
-    "args", [(), ("--help",), ("--version",), ("nonsense",)], ids=lambda args: " ".join(args)
-)
+@pytest.mark.parametrize("args", [("--help",), ("--version",)], ids=" ".join)
 def test_what_needs_no_ledger_imports_none(args: tuple[str, ...]) -> None:
     assert not imported(*args) & WITHOUT_LEDGER
 
