@@ -8,6 +8,9 @@ import httpx2
 
 from weightledger.ledger.errors import InvalidRequest
 
+LOOPBACK = ("localhost", "127.0.0.0/8", "::1")
+"""What never goes through a proxy, as NO_PROXY has it."""
+
 _NAMES = ("localhost", "localhost.")
 
 

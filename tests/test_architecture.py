@@ -120,6 +120,34 @@ def test_migrations_are_frozen_and_import_nothing_of_ours(path: Path) -> None:
     assert not own_imports(path)
 
 
+def called(path: Path) -> set[str]:
+    """What a file calls, as far as it is a dotted name."""
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+    }
+
+
+@pytest.mark.parametrize("path", modules("ledger", "rules", "api"), ids=name_of)
+def test_http_clients_are_made_in_one_place(path: Path) -> None:
+    """Where it is decided what goes through a proxy."""
+    ways = {"Client", "AsyncClient", "get", "post", "put", "request", "stream"}
+    made = {name for name in called(path) if name.startswith("httpx2.")}
+    if name_of(path) != "ledger.http":
+        assert not {name.removeprefix("httpx2.") for name in made} & ways
+    assert not {"urlopen", "urllib.request.urlopen", "http.client.HTTPConnection"} & called(path)
+
+
+@pytest.mark.parametrize("path", modules("ledger", "rules", "api"), ids=name_of)
+def test_paths_become_urls_in_one_place(path: Path) -> None:
+    if name_of(path) == "ledger.config":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            assert not str(node.values[0].value).startswith(("sqlite:", "file:"))
+
+
 @pytest.mark.parametrize("path", modules(*FOLDERS), ids=name_of)
 def test_no_pickle(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "dill", "cloudpickle"}

@@ -24,6 +24,7 @@ from tests.conformance.homes import (
 from tests.installed import install
 from tests.waiting import PATIENCE_S
 from weightledger.ledger.blobs import BlobStore, Stored, registry
+from weightledger.ledger.blobs.buckets import S3
 from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
 from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
@@ -593,3 +594,14 @@ def test_installed_packages_bring_their_blob_stores(
         get_opener("broken://x")
     with pytest.raises(PluginError, match="'other' opens 'ours'"):
         get_opener("other://x")
+
+
+def test_a_bucket_on_this_machine_is_reached_without_a_proxy(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    store = S3.open(bucket_url, create=True)
+    store.put(content_digest(b"here"), b"here")
+    assert bytes(store.get(content_digest(b"here"))) == b"here"
