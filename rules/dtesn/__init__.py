@@ -5,8 +5,8 @@
     await integration.learn("fc.weight", {"x": x, "y": y, "target": d}, rule="rls")
 
 A call is one event: the weight's change and the rule's next state, or a refusal that changes
-neither. `learner` is the pure part; `plan` runs it on the newest state of the model, and `event` is
-all that knows how an event is written.
+neither. `calls` checks what was sent, `learner` is the pure part, `plan` runs it on the newest
+state of the model, and `event` is all that knows how an event is written.
 """
 
 from weightledger.rules.dtesn.config import DTESNLearningConfig

@@ -7,27 +7,16 @@ from typing import Any
 
 import torch
 
-from weightledger import Caller, DynamicModelManager, Event, NotFound
+from weightledger import Caller, DynamicModelManager, Event
 from weightledger.rules.dtesn import consolidation, history
 from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.calls import ANYONE, Activities, Calls
 from weightledger.rules.dtesn.config import DTESNLearningConfig
-from weightledger.rules.dtesn.forgetting import forgetting
-from weightledger.rules.dtesn.plan import planner
-from weightledger.rules.dtesn.readout import driven_by
-from weightledger.rules.dtesn.request import as_tensor, asked
-from weightledger.rules.dtesn.rewards import Rewards, check_action
-from weightledger.rules.dtesn.streams import Clock, Stream, Streams
-from weightledger.rules.errors import RuleError
+from weightledger.rules.dtesn.request import as_tensor
+from weightledger.rules.dtesn.streams import Clock, Stream
 from weightledger.rules.guards import Guards
 from weightledger.rules.library.ewc import Ewc
-from weightledger.rules.ranges import number
-from weightledger.rules.registry import get_rule
-from weightledger.rules.selectors import FeedbackThresholds, Selector
-
-_ANYONE = Caller()
-
-Activities = Mapping[str, Any]
-"""Tensors, arrays or nested lists by the names that the rule gives its activities."""
+from weightledger.rules.selectors import Selector
 
 
 class DTESNDynamicIntegration:
@@ -35,8 +24,9 @@ class DTESNDynamicIntegration:
 
     `selector` chooses the rule where a call names none, by default the specification's feedback
     thresholds over the delta-only rules. `guards` judge every step; by default a delta or state
-    that is not finite is refused, and for rules without a target ‖Δ‖ ≤ 0.1 ‖W‖. All methods
-    raise RuleError, UnknownRule or NotFound for what does not fit, and then nothing has changed.
+    that is not finite is refused, and for rules without a target ‖Δ‖ ≤ 0.1 ‖W‖. `calls` has the
+    same calls giving their events. All methods raise RuleError, UnknownRule or NotFound for what
+    does not fit, and then nothing has changed.
     """
 
     def __init__(
@@ -50,13 +40,8 @@ class DTESNDynamicIntegration:
     ) -> None:
         self.dynamic_manager = dynamic_manager
         self.dtesn_config = config = dtesn_config or DTESNLearningConfig()
+        self.calls = Calls(dynamic_manager, config, selector=selector, guards=guards, clock=clock)
         self._counted = history.Counted(dynamic_manager.log)
-        self._selector = selector or FeedbackThresholds()
-        self._guards = guards
-        self._streams = Streams(
-            dynamic_manager, config.max_stream_samples, config.stream_ttl_s, clock
-        )
-        self._rewards = Rewards(config.max_waiting_rewards, config.reward_ttl_s, clock)
 
     # Learning. Each returns the update's result, with `data` about what was learnt.
 
@@ -74,32 +59,10 @@ class DTESNDynamicIntegration:
         applied once. `performance_context` has accuracy_change, a difference of fractions, and
         latency_change in milliseconds. Options are those of `learn`.
         """
-        event = await self.update(
+        event = await self.calls.update(
             parameter_name, update_data, learning_rate, performance_context, **options
         )
         return self.result(event)
-
-    async def update(
-        self,
-        parameter_name: str,
-        update_data: Any,
-        learning_rate: float | None = None,
-        performance_context: Mapping[str, float] | None = None,
-        *,
-        rule: str | None = None,
-        **options: Any,
-    ) -> Event:
-        """`enhanced_incremental_update`, giving its event."""
-        if rule is not None and "delta" not in get_rule(rule).activities:
-            raise RuleError(
-                f"{rule} learns from activities, not from update_data: send activities, or use "
-                "hebbian-delta, stdp-delta, bcm-delta or reinforcement-delta",
-                param="update_data",
-            )
-        sent = {"delta": as_tensor("update_data", update_data)}
-        return await self.learning(
-            parameter_name, sent, "request", rule, learning_rate, performance_context, options
-        )
 
     async def learn(
         self,
@@ -118,77 +81,33 @@ class DTESNDynamicIntegration:
         uses; `rule_config`, fields of the rule; `gate`, a PairedGate; `batch_size`; `selector`;
         `caller`; `metadata`.
         """
-        event = await self.learning(
-            parameter_name, activities, "caller", rule, learning_rate, performance_context, options
+        event = await self.calls.learn(
+            parameter_name,
+            activities,
+            rule=rule,
+            learning_rate=learning_rate,
+            performance_context=performance_context,
+            **options,
         )
         return self.result(event)
 
-    async def learning(
-        self,
-        parameter_name: str,
-        activities: Activities,
-        source: Any,
-        rule: str | None,
-        learning_rate: float | None,
-        performance_context: Mapping[str, float] | None,
-        options: Mapping[str, Any],
-    ) -> Event:
-        """`learn`, giving its event."""
-        name = self._first_name(parameter_name)
-        sent = {name: as_tensor(name, values) for name, values in activities.items()}
-        lesson = asked(
-            name, sent, source, rule, learning_rate, performance_context, options, self._selector
-        )
-        caller: Caller = options.get("caller") or _ANYONE
-        return await self.dynamic_manager.write(
-            planner(lesson, self.dtesn_config, self._guards),
-            caller=caller,
-            request_digest=lesson.digest if caller.idempotency_key is not None else None,
-            metadata=options.get("metadata"),
-        )
-
     async def learn_readout(
-        self,
-        parameter_name: str,
-        inputs: Any,
-        target: Any,
-        *,
-        rule: str = "rls",
-        performance_context: Mapping[str, float] | None = None,
-        learning_rate: float | None = None,
-        **options: Any,
+        self, parameter_name: str, inputs: Any, target: Any, *, rule: str = "rls", **options: Any
     ) -> dict[str, Any]:
         """Learn a linear readout of a reservoir driven by `inputs` [time, inputs].
 
         The parameter is [out, reservoir_size], or one wider for a bias. The reservoir is drawn
         from `reservoir_seed`; its state is the stream's, so the next call goes on where this ended.
         """
-        readout = driven_by(as_tensor("inputs", inputs), self.dtesn_config)
-        event = await self.learning(
-            parameter_name,
-            {"target": target},
-            "reservoir",
-            rule,
-            learning_rate,
-            performance_context,
-            {**options, "derive": readout.derive, "facts": readout.facts},
-        )
+        event = await self.calls.learn_readout(parameter_name, inputs, target, rule=rule, **options)
         return self.result(event)
 
     def open_stream(self, stream: str, parameter_name: str) -> Stream:
         """Begin to see the activities of a parameter's layer; see `rules.dtesn.streams`."""
-        name = self._first_name(parameter_name)
-        return self._streams.open(places.check_stream(stream), name)
+        return self.calls.open_stream(stream, parameter_name)
 
     async def close_stream(
-        self,
-        stream: str,
-        *,
-        rule: str,
-        learning_rate: float | None = None,
-        performance_context: Mapping[str, float] | None = None,
-        activities: Activities | None = None,
-        **options: Any,
+        self, stream: str, *, rule: str, activities: Activities | None = None, **options: Any
     ) -> dict[str, Any]:
         """Learn from what a stream has seen, and close it.
 
@@ -196,22 +115,7 @@ class DTESNDynamicIntegration:
         input and output as pre_spikes and post_spikes. UnknownStream when it is not open. A call
         that fails leaves the stream open, with all it has seen.
         """
-        kind = get_rule(rule)
-        taken = self._streams.take(stream)
-        try:
-            kept = taken.seen_by(kind, scored=options.get("gate") is not None)
-            event = await self.learning(
-                taken.parameter,
-                {**kept, **(activities or {})},
-                "hooks",
-                rule,
-                learning_rate,
-                performance_context,
-                {**options, "stream": stream, "facts": taken.facts},
-            )
-        except BaseException:
-            self._streams.put_back(taken)
-            raise
+        event = await self.calls.close_stream(stream, rule=rule, activities=activities, **options)
         return self.result(event)
 
     def remember(
@@ -224,50 +128,20 @@ class DTESNDynamicIntegration:
         stream: str = places.DEFAULT_STREAM,
     ) -> None:
         """Keep an action until `reward` says how it went; the rule's activities but the reward."""
-        check_action(rule, activities)
-        sent = {name: as_tensor(name, values) for name, values in activities.items()}
-        name = self._first_name(parameter_name)
-        self._rewards.remember(request_id, name, rule, places.check_stream(stream), sent)
+        self.calls.remember(request_id, parameter_name, activities, rule, stream)
 
     async def reward(self, request_id: str, reward: float, **options: Any) -> dict[str, Any]:
-        """Learn from a remembered action, now that its reward is known."""
-        return self.result(await self.rewarding(request_id, reward, **options))
+        """Learn from a remembered action, now that its reward is known.
 
-    async def rewarding(
-        self,
-        request_id: str,
-        reward: float,
-        *,
-        learning_rate: float | None = None,
-        performance_context: Mapping[str, float] | None = None,
-        **options: Any,
-    ) -> Event:
-        """`reward`, giving its event. UnknownRequest when nothing waits for it."""
-        key = (options.get("caller") or _ANYONE).idempotency_key
-        waiting = self._rewards.find(request_id, key)
-        rows = len(next(iter(waiting.activities.values())))
-        given = {
-            **waiting.activities,
-            "reward": torch.full((rows,), float(number("reward", reward))),
-        }
-        event = await self.learning(
-            waiting.parameter,
-            given,
-            "reward",
-            waiting.rule,
-            learning_rate,
-            performance_context,
-            {**options, "stream": waiting.stream, "facts": {"request_id": request_id}},
-        )
-        self._rewards.answer(request_id, key)
-        return event
+        UnknownRequest when nothing waits for it.
+        """
+        return self.result(await self.calls.reward(request_id, reward, **options))
 
     async def forget(
-        self, parameter_name: str, stream: str = places.DEFAULT_STREAM, *, caller: Caller = _ANYONE
+        self, parameter_name: str, stream: str = places.DEFAULT_STREAM, *, caller: Caller = ANYONE
     ) -> dict[str, Any]:
         """Drop what rules remember of a parameter in a stream, as an event; weights stay."""
-        plan = forgetting(self._first_name(parameter_name), places.check_stream(stream))
-        return self.result(await self.dynamic_manager.write(plan, caller=caller))
+        return self.result(await self.calls.forget(parameter_name, stream, caller))
 
     # What was learnt
 
@@ -297,8 +171,8 @@ class DTESNDynamicIntegration:
                 "plasticity_enabled": config.enable_plasticity,
                 "homeostasis_enabled": config.enable_homeostasis,
             },
-            "open_streams": self._streams.names(),
-            "waiting_rewards": len(self._rewards),
+            "open_streams": self.calls.streams.names(),
+            "waiting_rewards": len(self.calls.rewards),
         }
 
     # Elastic weight consolidation
@@ -334,7 +208,7 @@ class DTESNDynamicIntegration:
         by sample. The reference passes `current_params` too: F does not depend on them, so they are
         only checked to have the parameter's shape and to be finite.
         """
-        name = self._first_name(parameter_name)
+        name = self.calls.first_name(parameter_name)
         plan = consolidation.fisher_planner(
             name,
             current_params,
@@ -357,7 +231,7 @@ class DTESNDynamicIntegration:
         From then on every rule's step for it is pulled to the anchor. Without `current_params` the
         live weights are anchored, without `fisher_information` the ledger's F is used.
         """
-        name = self._first_name(parameter_name)
+        name = self.calls.first_name(parameter_name)
         found, event = await consolidation.consolidated(
             self.dynamic_manager, name, current_params, fisher_information, consolidation_threshold
         )
@@ -370,9 +244,3 @@ class DTESNDynamicIntegration:
     def get_fisher_information(self) -> dict[str, torch.Tensor]:
         """Fisher information F, by parameter."""
         return consolidation.held_for(self.dynamic_manager, "fisher")
-
-    def _first_name(self, parameter: str) -> str:
-        first = self.dynamic_manager.engine.aliases().get(parameter, parameter)
-        if first not in self.dynamic_manager.log.specs:
-            raise NotFound(f"Parameter {parameter!r} not found", param="parameter_name")
-        return first

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.serving import Server
 from tests.waiting import PATIENCE_S
 from weightledger.api import cli
+from weightledger.api.server import digits
 
 ENHANCED = "/v1/models/enhanced_update"
 CLASSES, HIDDEN = 10, 64
@@ -215,7 +216,7 @@ def hidden(server: Server, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     data = load_digits()
     images = torch.tensor(data.data[:count], dtype=torch.float32) / 16
-    state = load_file(server.folder / "digits.safetensors")
+    state = load_file(digits.FILE)
     x = torch.relu(images @ state["0.weight"].mT + state["0.bias"])
     labels = torch.tensor(data.target[:count], dtype=torch.int64)
     return x, torch.nn.functional.one_hot(labels, CLASSES).float()

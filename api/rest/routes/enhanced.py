@@ -95,7 +95,7 @@ async def _event(
     if sent.reward is not None:
         if sent.request_id is None:
             raise InvalidRequest("reward: say of which request_id", param="request_id")
-        return await integration.rewarding(
+        return await integration.calls.reward(
             sent.request_id,
             sent.reward,
             learning_rate=rate,
@@ -113,11 +113,16 @@ async def _event(
         )
     name = _parameter(sent)
     if sent.activities is None:
-        return await integration.update(
+        return await integration.calls.update(
             name, sent.update_data, rate, context, rule=sent.rule, **options
         )
-    return await integration.learning(
-        name, sent.activities, "caller", sent.rule, rate, context, options
+    return await integration.calls.learn(
+        name,
+        sent.activities,
+        rule=sent.rule,
+        learning_rate=rate,
+        performance_context=context,
+        **options,
     )
 
 
