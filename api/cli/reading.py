@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.files import replacing
 from weightledger.api.cli.moments import moment
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, Quiet, configured
 from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
-from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events import KINDS, ROLLED_BACK, UPDATE_REJECTED
 
 Item = Mapping[str, Any]
@@ -130,15 +130,8 @@ def replay(
 
     Example: weightledger replay --to v1 -o v1.safetensors
     """
-    partial = out.with_name(out.name + ".part")
-    with reading(settings, model) as source:
-        try:
-            facts = source.save(to, partial)
-            partial.replace(out)
-        except OSError as error:
-            raise StorageError(f"cannot write {out}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+    with reading(settings, model) as source, replacing(out) as partial:
+        facts = source.save(to, partial)
     output.facts(
         {**facts, "position": to, "bytes": out.stat().st_size, "file": str(out)}, as_json=as_json
     )

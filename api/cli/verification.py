@@ -1,5 +1,6 @@
 """`weightledger verify`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +12,17 @@ from weightledger.api.cli.local import opened
 from weightledger.api.cli.options import WHERE, Json, Model, configured
 from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.audit import checkpoints, notes
+from weightledger.ledger.audit.notes import VerifierKey
+from weightledger.ledger.audit.signing import Signer, require_continuation
+from weightledger.ledger.errors import InvalidRequest, ProofError
+from weightledger.ledger.history.reader import History
 
 if TYPE_CHECKING:
     from weightledger.rules.dtesn.recomputing import Recomputed
 
 
-@configured(*WHERE)
+@configured(*WHERE, "signing_key")
 def verify(
     settings: Settings,
     model: Model = None,
@@ -29,6 +35,14 @@ def verify(
     rules: Annotated[
         bool, typer.Option("--rules", help="Also run learning rules again, where inputs were kept.")
     ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint kept elsewhere: nothing before it was changed or cut off."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The verifier key it was signed with; by default this data folder's."),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that check the chain.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -53,6 +67,9 @@ def verify(
             processes=processes,
         )
         kept_by = history.store.home.version()
+        problem = report.problem
+        if checkpoint is not None and problem is None:
+            problem = _departure(settings, history, checkpoint, key)
     facts = {
         "model": report.model,
         "database": kept_by,
@@ -71,8 +88,7 @@ def verify(
         assert server is not None
         served = server.verify()
         facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]
-    problem = report.problem
-    if report.ok and rules:
+    if problem is None and rules:
         again = _recomputed(settings, report.model)
         facts["rules_exact"], facts["rules_close"] = again.exact, again.close
         facts["rules_state_only"] = again.state_only
@@ -85,6 +101,24 @@ def verify(
     output.facts(facts, as_json=as_json)
     if problem is not None:
         raise typer.Exit(1)
+
+
+def _departure(settings: Settings, history: History, file: Path, key: str | None) -> str | None:
+    """What of a log is not what a checkpoint of it says; None when all is."""
+    try:
+        note = notes.parse(file.read_text("utf-8"))
+        if key is None:
+            signer = Signer.open(settings.data_dir, settings.signing_key)
+            verifier = signer.key(history.store).verifier
+        else:
+            verifier = VerifierKey.parse(key)
+        verifier.check(note)
+        require_continuation(history.store, checkpoints.read(note))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} cannot be read: {error}", param="checkpoint") from None
+    except ProofError as error:
+        return str(error)
+    return None
 
 
 def _recomputed(settings: Settings, model: str) -> "Recomputed":

@@ -69,6 +69,13 @@ class Settings:
     api_key: str | None = setting(
         None, "The key that the server asks for and that commands show it.", secret=True
     )
+    signing_key: str | None = setting(
+        None,
+        "The key that checkpoints are signed with, 32 bytes in base64; by default the one in the"
+        " data folder, which is made at first use.",
+        secret=True,
+        serve=False,
+    )
     url: str | None = setting(
         None,
         "The server that commands talk to; by default the one that serves the database.",

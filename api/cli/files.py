@@ -1,0 +1,24 @@
+"""Files that commands write: whole under their name, or not there."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightledger.ledger.errors import StorageError
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write to, which takes its name when all went well.
+
+    StorageError when the file cannot be written.
+    """
+    partial = out.with_name(out.name + ".part")
+    try:
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be out of reach
+            partial.unlink(missing_ok=True)
