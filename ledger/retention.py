@@ -14,12 +14,11 @@ goes on: what the first step named is unreachable already, the second looks for 
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from weightledger.ledger.blobs import MIN_GRACE_S
-from weightledger.ledger.errors import InvalidRequest, Pruned
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned
 from weightledger.ledger.events import (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
@@ -74,6 +73,7 @@ class _Plan:
     retained: int
     seqs: tuple[int, ...]
     nodes: tuple[int, ...]
+    anchors: tuple[int, ...]
 
 
 def collect(
@@ -83,7 +83,7 @@ def collect(
     grace_s: float = MIN_GRACE_S,
     caller: Caller = ANYONE,
     progress: Progress | None = None,
-    now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    now_us: Callable[[], int] | None = None,
 ) -> GcReport:
     """Prune one model's log, then delete what no log of the store refers to.
 
@@ -95,10 +95,11 @@ def collect(
             f"the grace period must be at least {MIN_GRACE_S} s, got {grace_s}", param="grace_s"
         )
     told = progress or (lambda what, done: None)
-    cutoff = now_us() - int(grace_s * 1_000_000)
+    cutoff = (now_us or history.blobs.now)() - int(grace_s * 1_000_000)
     plan = _plan(history, history.head(), cutoff, told)
     report = GcReport(dry_run, plan.retained, len(plan.seqs), len(plan.nodes))
     if not dry_run and (plan.seqs or plan.nodes):
+        _require_whole(history, plan.anchors)
         plan = _mark(history, plan, cutoff, caller, told)
         report.retained, report.pruned, report.snapshots = (
             plan.retained,
@@ -107,6 +108,28 @@ def collect(
         )
     _sweep(history, plan, cutoff, report, told)
     return report
+
+
+def _require_whole(history: History, nodes: Sequence[int]) -> None:
+    """Raise CorruptLedger unless the snapshots that are to be relied on verify.
+
+    What goes may be the only other way to the same states.
+    """
+    read: set[bytes] = set()
+    for snapshot in history.store.snapshots():
+        if snapshot.node not in nodes:
+            continue
+        try:
+            for digest in history.anchor_state(snapshot).digests.values():
+                if digest not in read:
+                    history.blobs.get(digest)
+                    read.add(digest)
+        except CorruptLedger as error:
+            raise CorruptLedger(
+                f"nothing was dropped: the snapshot at event {snapshot.node}, which has to stay, is"
+                f" damaged ({error}); `weightledger repair` writes it anew",
+                seq=snapshot.node,
+            ) from error
 
 
 def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Progress) -> _Plan:
@@ -153,6 +176,7 @@ def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
         len(kept.covered & retained),
         tuple(seq for seq in prunable if seq not in kept.events),
         tuple(sorted(anchors.keys() - kept.anchors)),
+        tuple(sorted(kept.anchors)),
     )
 
 
@@ -197,7 +221,7 @@ def _sweep(
 ) -> None:
     blobs = history.blobs
     # Listed first: what is referred to by the time it is asked may have been put meanwhile.
-    old = {blob.digest: blob.size for blob in blobs.stored() if blob.touched_at < cutoff}
+    old = {blob.digest: blob for blob in blobs.stored() if blob.touched_at < cutoff}
     for digest in _referenced(history, set(plan.seqs), set(plan.nodes), told):
         old.pop(digest, None)
     home = history.store.home
@@ -206,10 +230,12 @@ def _sweep(
             other = History(home.model(name), history.pool)
             for digest in _referenced(other, set(), set(), told):
                 old.pop(digest, None)
-    for done, (digest, size) in enumerate(old.items(), 1):
-        if report.dry_run or blobs.delete_unreferenced(digest, cutoff):
+    for done, blob in enumerate(old.values(), 1):
+        if report.dry_run or blobs.delete_unreferenced(
+            blob.digest, cutoff, last_touched=blob.touched_at
+        ):
             report.blobs += 1
-            report.bytes += size
+            report.bytes += blob.size
         told("blobs deleted", done)
     if not report.dry_run:
         report.leftovers = blobs.sweep(cutoff)

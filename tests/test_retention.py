@@ -179,12 +179,12 @@ def test_a_run_that_was_cut_off_is_taken_up_again(
     promised = gc(log.history, dry_run=True)
     delete, deleted = type(blobs).delete_unreferenced, 0
 
-    def cut_off(self: Any, digest: bytes, older_than: int) -> bool:
+    def cut_off(self: Any, digest: bytes, older_than: int, **more: int) -> bool:
         nonlocal deleted
         deleted += 1
         if deleted == 3:
             raise KeyboardInterrupt
-        return delete(self, digest, older_than)
+        return delete(self, digest, older_than, **more)
 
     monkeypatch.setattr(type(blobs), "delete_unreferenced", cut_off)
     with pytest.raises(KeyboardInterrupt):

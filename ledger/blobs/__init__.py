@@ -8,14 +8,17 @@ The contract
   is read is checked against its address.
 - Blobs outside of the database are put before the event that refers to them is appended. One whose
   event never came is an orphan. Another writer may find it and refer to it: it then has touched it,
-  so `delete_unreferenced` leaves it alone, at whatever moment the two meet. What a collector has to
-  respect in turn is the time from touching to appending: it deletes nothing that was touched less
-  than `MIN_GRACE_S` ago.
+  so `delete_unreferenced` leaves it alone, at whatever moment the two meet.
+- No clock and no pause decides what is safe. Whoever refers to a blob makes sure that it is there
+  and touches it in one piece with what refers to it (the same transaction, or while it is `held`);
+  a collector notes when a blob was touched, then looks what refers to it, and deletes it only if it
+  has not been touched since. A grace period of MIN_GRACE_S keeps it from what is on the way.
 - Failures are StorageUnavailable (passes by itself), StorageFull, or StorageError (credentials,
   a missing bucket, a read-only folder); after each of them nothing was stored that is visible.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,8 +60,21 @@ class BlobStore(Protocol):
     def stored(self) -> Iterator[Stored]:
         """Every blob, read in pages; those put or deleted meanwhile may be listed or not."""
 
-    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
-        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds).
+    def held(self, digests: Iterable[bytes]) -> AbstractContextManager[set[bytes]]:
+        """While the block runs, no collector deletes those of the blobs that are stored.
+
+        They get touched; gives those that are not stored. A store that has no such lock makes sure
+        that they are young at the beginning.
+        """
+
+    def now(self) -> int:
+        """The time by the clock that says when a blob was touched, in UTC microseconds."""
+
+    def delete_unreferenced(
+        self, digest: bytes, older_than: int, *, last_touched: int | None = None
+    ) -> bool:
+        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds), or at
+        another time than `last_touched`, as the listing told it.
 
         Whether it did. The time is looked at within the deletion itself, so that a writer who
         touches the blob meanwhile either saves it or is told that it is missing. The caller vouches

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,12 @@ from numpy.typing import NDArray
 
 from weightledger.ledger import permissions
 from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
-from weightledger.ledger.errors import StorageError, StorageFull, StorageUnavailable
+from weightledger.ledger.errors import (
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
 from weightledger.ledger.tensors.digest import DIGEST_BYTES, content_digest
 
 MARKER = "weightledger-blobs"
@@ -32,6 +38,8 @@ TEMPORARY = "tmp"
 
 _FORMAT = "1\n"
 _LOCK = "lock"
+_PATIENCE_S = 30.0
+_POLL_S = 0.01
 _FANS = tuple(f"{number:02x}" for number in range(256))
 _WRITE_BYTES = 16 * 1024 * 1024  # of one write call
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -123,6 +131,25 @@ class FolderBlobs:
                 self._require_marker()
         return unseen
 
+    @contextlib.contextmanager
+    def held(self, digests: Iterable[bytes]) -> Iterator[set[bytes]]:
+        """Hold the folder's lock, shared, which a collector needs alone."""
+        with contextlib.ExitStack() as stack:
+            with self._explained():
+                stack.enter_context(self._locked(fcntl.LOCK_SH))
+                missing = {digest for digest in set(digests) if not self._touch(self._path(digest))}
+            yield missing
+
+    def now(self) -> int:
+        """The time by the file system's clock, in UTC microseconds."""
+        with self._explained():
+            probe = self._temporary("clock")
+            try:
+                _write(probe, memoryview(b""))
+                return _touched_at(probe.stat())
+            finally:
+                probe.unlink(missing_ok=True)
+
     def stored(self) -> Iterator[Stored]:
         """Every blob by digest, one sub-folder at a time; files with other names are left out."""
         with self._explained():
@@ -132,15 +159,19 @@ class FolderBlobs:
                 page = sorted(_blobs_in(self.folder / name))
             yield from page
 
-    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
-        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds).
+    def delete_unreferenced(
+        self, digest: bytes, older_than: int, *, last_touched: int | None = None
+    ) -> bool:
+        """Delete a blob unless it was touched since; see `BlobStore.delete_unreferenced`.
 
-        While the lock is held, nobody touches or publishes a blob.
+        While the lock is held, nobody touches or publishes a blob, nor relies on one. StorageBusy
+        when writers do not let it go.
         """
         path = self._path(digest)
-        with self._explained(), self._locked(fcntl.LOCK_EX):
+        with self._explained(), self._locked_alone():
             try:
-                if _touched_at(path.stat()) >= older_than:
+                touched_at = _touched_at(path.stat())
+                if touched_at >= older_than or last_touched not in (None, touched_at):
                     return False
                 path.unlink()
             except FileNotFoundError:
@@ -207,6 +238,26 @@ class FolderBlobs:
         descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, permissions.PRIVATE_FILE)
         try:
             fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _locked_alone(self) -> Iterator[None]:
+        """The lock for a collector, who waits for writers, but not for one that is suspended."""
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            until = time.monotonic() + _PATIENCE_S
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise StorageBusy(
+                            f"a writer holds blob folder {self.folder}: nothing more was deleted"
+                        ) from None
+                    time.sleep(_POLL_S)
             yield
         finally:
             os.close(descriptor)

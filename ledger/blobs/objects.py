@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -131,16 +132,30 @@ class ObjectBlobs:
             found = pool.map(is_there, wanted)
             return {digest for digest, there in zip(wanted, found, strict=True) if not there}
 
+    @contextmanager
+    def held(self, digests: Iterable[bytes]) -> Iterator[set[bytes]]:
+        """Each has a copy that is young enough for half a grace period."""
+        yield self.missing(digests)
+
+    def now(self) -> int:
+        """This machine's time: buckets do not tell theirs."""
+        return _now()
+
     def stored(self) -> Iterator[Stored]:
         """Every blob by its newest copy; objects with other names are left out."""
         for digest, copies in self._by_digest():
             newest = max(copies)
             yield Stored(digest, newest.size, newest.touched_at)
 
-    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
-        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds)."""
+    def delete_unreferenced(
+        self, digest: bytes, older_than: int, *, last_touched: int | None = None
+    ) -> bool:
+        """Delete a blob unless it was touched since; see `BlobStore.delete_unreferenced`."""
         copies = self._copies(digest)
-        if not copies or max(copies).touched_at >= older_than:
+        if not copies:
+            return False
+        touched_at = max(copies).touched_at
+        if touched_at >= older_than or last_touched not in (None, touched_at):
             return False
         self._delete(copies)
         return True

@@ -2,30 +2,24 @@
 
 A blob is a row that says how long it is and when it was last put, and its bytes in rows of at most
 16 MiB. Digests are taken in order wherever several rows are locked, so two writers cannot wait for
-each other.
+each other. Times are the database's, and each touch is later than the one before.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.tensors.digest import content_digest
 
 PART_BYTES = 16 * 1024 * 1024
 
-_TOUCH = "UPDATE blobs SET touched_at = ? WHERE digest = ?"
-# Another writer may store the same blob between the two statements.
-_INSERT = (
-    "INSERT INTO blobs (digest, size, touched_at) VALUES (?, ?, ?)"
-    " ON CONFLICT (digest) DO UPDATE SET touched_at = excluded.touched_at"
-)
 _INSERT_PART = (
     "INSERT INTO blob_parts (digest, part, data) VALUES (?, ?, ?)"
     " ON CONFLICT (digest, part) DO NOTHING"
@@ -39,7 +33,10 @@ _PAGE = 1000
 _LIST = f"SELECT digest, size, touched_at FROM blobs WHERE digest > ? ORDER BY digest LIMIT {_PAGE}"
 # Whoever touches the row at the same time goes first or finds it gone: the condition is looked at
 # again once the row's lock is held.
-_DELETE = "DELETE FROM blobs WHERE digest = ? AND touched_at < ?"
+_DELETE = (
+    "DELETE FROM blobs WHERE digest = ? AND touched_at < ?"
+    " AND touched_at = coalesce(CAST(? AS bigint), touched_at)"
+)
 _DELETE_PARTS = "DELETE FROM blob_parts WHERE digest = ?"
 
 
@@ -52,14 +49,14 @@ class SqlBlobs:
     def put(self, digest: bytes, data: Buffer) -> None:
         """Store `data` under its digest; a blob that exists is touched, not written again."""
         with self._database.write() as execute:
-            store_blobs(execute, {digest: data})
+            store_blobs(execute, self._database.backend, {digest: data})
 
     def rewrite(self, digest: bytes, data: Buffer) -> None:
         """Store `data` in place of what is stored under its digest."""
         with self._database.write() as execute:
             execute(_DELETE_PARTS, (digest,))
             execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-            store_blobs(execute, {digest: data})
+            store_blobs(execute, self._database.backend, {digest: data})
 
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
@@ -93,20 +90,21 @@ class SqlBlobs:
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""
         wanted = sorted(set(digests))
-        unseen = set(wanted)
         if not wanted:
-            return unseen
-        now = time.time_ns() // 1000
+            return set()
         with self._database.write() as execute:
-            for piece in pieces(wanted):
-                rows = execute(
-                    "UPDATE blobs SET touched_at = ? WHERE digest IN (SELECT digest FROM blobs"
-                    f" WHERE digest IN ({marks(len(piece))}) ORDER BY digest"
-                    f" {self._database.backend.FOR_UPDATE}) RETURNING digest",
-                    (now, *piece),
-                )
-                unseen.difference_update(digest for (digest,) in rows.fetchall())
-        return unseen
+            return touch_blobs(execute, self._database.backend, wanted)
+
+    @contextmanager
+    def held(self, digests: Iterable[bytes]) -> Iterator[set[bytes]]:
+        """Touched in a transaction of its own: who refers to them does so in the same one."""
+        yield self.missing(digests)
+
+    def now(self) -> int:
+        """The time by the database's clock, in UTC microseconds."""
+        with self._database.look() as execute:
+            (now,) = execute(f"SELECT {self._database.backend.NOW}").fetchone()
+        return int(now)
 
     def stored(self) -> Iterator[Stored]:
         """Every blob by digest; no transaction is held between two pages."""
@@ -119,10 +117,12 @@ class SqlBlobs:
                 return
             last = page[-1].digest
 
-    def delete_unreferenced(self, digest: bytes, older_than: int) -> bool:
-        """Delete a blob unless it was touched at or after `older_than` (UTC microseconds)."""
+    def delete_unreferenced(
+        self, digest: bytes, older_than: int, *, last_touched: int | None = None
+    ) -> bool:
+        """Delete a blob unless it was touched since; see `BlobStore.delete_unreferenced`."""
         with self._database.write() as execute:
-            if not execute(_DELETE, (digest, older_than)).rowcount:
+            if not execute(_DELETE, (digest, older_than, last_touched)).rowcount:
                 return False
             execute(_DELETE_PARTS, (digest,))
         return True
@@ -132,17 +132,38 @@ class SqlBlobs:
         return 0
 
 
-def store_blobs(execute: Execute, blobs: Mapping[bytes, Buffer]) -> None:
+def store_blobs(execute: Execute, backend: Backend, blobs: Mapping[bytes, Buffer]) -> None:
     """Put blobs inside a transaction that is under way."""
-    now = time.time_ns() // 1000
+    touched = f"touched_at = {backend.GREATEST}(blobs.touched_at + 1, {backend.NOW})"
+    touch = f"UPDATE blobs SET {touched} WHERE digest = ?"
+    # Another writer may store the same blob between the two statements.
+    insert = (
+        f"INSERT INTO blobs (digest, size, touched_at) VALUES (?, ?, {backend.NOW})"
+        f" ON CONFLICT (digest) DO UPDATE SET {touched}"
+    )
     for digest in sorted(blobs):
-        if execute(_TOUCH, (now, digest)).rowcount:
+        if execute(touch, (digest,)).rowcount:
             continue
         view = as_view(blobs[digest])
-        execute(_INSERT, (digest, len(view), now))
+        execute(insert, (digest, len(view)))
         for part in range(_parts(len(view))):
             start = part * PART_BYTES
             execute(_INSERT_PART, (digest, part, view[start : start + PART_BYTES]))
+
+
+def touch_blobs(execute: Execute, backend: Backend, digests: Iterable[bytes]) -> set[bytes]:
+    """Touch blobs inside a transaction that is under way; those that are not stored."""
+    wanted = sorted(set(digests))
+    unseen = set(wanted)
+    for piece in pieces(wanted):
+        rows = execute(
+            f"UPDATE blobs SET touched_at = {backend.GREATEST}(touched_at + 1, {backend.NOW})"
+            f" WHERE digest IN (SELECT digest FROM blobs WHERE digest IN ({marks(len(piece))})"
+            f" ORDER BY digest {backend.FOR_UPDATE}) RETURNING digest",
+            piece,
+        )
+        unseen.difference_update(digest for (digest,) in rows.fetchall())
+    return unseen
 
 
 def _parts(size: int) -> int:

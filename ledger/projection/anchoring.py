@@ -5,6 +5,7 @@ at α times the model's bytes the next snapshot is due, so restoring reads at mo
 """
 
 from weightledger.ledger import events
+from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import EVENT_COST
@@ -14,6 +15,8 @@ from weightledger.ledger.projection.projector import Projector
 
 # A tiny model would otherwise be snapshotted every few updates, to save reading next to nothing.
 MIN_SPACING_BYTES = 1 << 20
+
+_TRIES = 5
 
 
 class Anchoring:
@@ -44,9 +47,17 @@ class Anchoring:
         live = self._projector.live
         store, node = self._history.store, live.head.node
         if all(anchor.node != node for anchor in store.snapshots_near(node, 1)):
-            store_tensors(self._history.blobs, live.state, self._projector.tensor)
             anchor, _ = snapshots.describe(live.head.node, live.state)
-            store.add_snapshot(anchor)
+            needed = {anchor.manifest, *live.state.digests.values()}
+            for _ in range(_TRIES):  # a collector that came between takes what nothing refers to
+                store_tensors(self._history.blobs, live.state, self._projector.tensor)
+                missing = store.add_snapshot(anchor, needed)
+                if not missing:
+                    break
+            else:
+                raise StorageUnavailable(
+                    f"blob {min(missing).hex()} of a snapshot is deleted over and over"
+                )
         self._node, self._distance = live.head.node, 0
 
     def _measured(self, node: int) -> int:

@@ -81,6 +81,8 @@ class Backend(Protocol):
 
     BEGIN_READ: str  # several statements see one state of the database
     BEGIN_WRITE: str
+    NOW: str  # UTC microseconds by the database's clock, an expression
+    GREATEST: str  # the function that gives the greatest of its arguments
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
     ERRORS: tuple[type[Exception], ...]  # what the driver raises
 

@@ -30,6 +30,8 @@ from weightledger.ledger.sql.refusals import refusal
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Not READ WRITE: whoever makes the database read-only by its settings means us as well.
 BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
+NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+GREATEST = "greatest"
 FOR_UPDATE = "FOR UPDATE"
 ERRORS = (psycopg.Error,)
 

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 BEGIN_READ = "BEGIN"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
+NOW = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+GREATEST = "max"
 FOR_UPDATE = ""  # a writer holds the whole database
 ERRORS = (driver.Error,)
 

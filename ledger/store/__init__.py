@@ -199,8 +199,12 @@ class Anchors(Protocol):
     def snapshots_near(self, node: int, most: int) -> list[Snapshot]:
         """Of the anchors at or before a node the last `most`, and the first `most` after it."""
 
-    def add_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember an anchor whose blobs are already stored; adding it twice is fine."""
+    def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes] = ()) -> set[bytes]:
+        """Remember an anchor, if all of these blobs are stored; adding it twice is fine.
+
+        Gives those that are not: then nothing is remembered. In one piece, so that no collector
+        comes between.
+        """
 
 
 class RawLog(Protocol):

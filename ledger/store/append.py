@@ -1,11 +1,12 @@
 """Appending: one event with all that belongs to it, in one transaction of few statements."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
-from weightledger.ledger.blobs import BlobStore
-from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs
-from weightledger.ledger.errors import InvalidRequest, StorageError
+from weightledger.ledger.blobs import BlobStore, Buffer
+from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs, touch_blobs
+from weightledger.ledger.errors import InvalidRequest, StorageBusy, StorageError
 from weightledger.ledger.events import (
     INLINE_BYTES,
     PINS,
@@ -14,7 +15,7 @@ from weightledger.ledger.events import (
     VERSIONS,
 )
 from weightledger.ledger.events.bodies import VersionCreated, body_of, pin_of
-from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.store import Append, Snapshot, rows, tree_rows
@@ -39,12 +40,11 @@ _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
 
 def register(database: Database, blobs: BlobStore, first: Append) -> int:
     """Write a model's first event; gives the model's id. SeqTaken when another was first."""
-    first = _with_durable_blobs(first, blobs)
-    with database.write() as execute:
+    with _durable_blobs([first], blobs) as (first,), database.write() as execute:
         (model_id,) = execute(_REGISTER, (first.event.model,)).fetchone()
         _append_row(execute, database.name, model_id, first)
         _name_parameters(execute, model_id, first.parameters)
-        _append_rest(execute, model_id, first)
+        _append_rest(execute, database.backend, model_id, first, isinstance(blobs, SqlBlobs))
     return int(model_id)
 
 
@@ -58,6 +58,20 @@ class Appender:
         self._blobs = blobs
         self._parameters: dict[str, int] = {}
 
+    def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes]) -> set[bytes]:
+        """See `Anchors.add_snapshot`."""
+        if isinstance(self._blobs, SqlBlobs):
+            with self._database.write() as execute:
+                missing = touch_blobs(execute, self._database.backend, blobs)
+                if not missing:
+                    remember_snapshot(execute, self.model_id, snapshot)
+            return missing
+        with self._blobs.held(blobs) as missing:
+            if not missing:
+                with self._database.write() as execute:
+                    remember_snapshot(execute, self.model_id, snapshot)
+        return missing
+
     def append(self, items: Sequence[Append]) -> None:
         """See `AppendLog.append`."""
         for item in items:
@@ -65,8 +79,7 @@ class Appender:
                 raise InvalidRequest(
                     f"an event of {item.event.model!r} is not appended to {self.model!r}"
                 )
-        items = [_with_durable_blobs(item, self._blobs) for item in items]
-        with self._database.write() as execute:
+        with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
             learnt = [self._append(execute, item) for item in items]
         for fresh in learnt:
             if fresh:
@@ -82,7 +95,9 @@ class Appender:
         if item.event.kind == UPDATED and item.parameters:
             ids, fresh = self._parameter_ids(execute, item.parameters)
             self._touch(execute, ids, key_of(self.model_id, item.event.seq), item.annotation.actor)
-        _append_rest(execute, self.model_id, item)
+        _append_rest(
+            execute, self._database.backend, self.model_id, item, isinstance(self._blobs, SqlBlobs)
+        )
         return fresh
 
     def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
@@ -111,19 +126,42 @@ class Appender:
         return [known[name] for name in dict.fromkeys(names)], fresh
 
 
-def _with_durable_blobs(item: Append, blobs: BlobStore) -> Append:
-    """The event, whose blobs are written with it, or, where they live elsewhere, before it."""
-    size = item.event.payload_size
-    if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
-        raise InvalidRequest(
-            f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
-            f"got {len(item.payload)}"
-        )
-    if not item.blobs or isinstance(blobs, SqlBlobs):
-        return item
-    for digest, data in item.blobs.items():
+@contextmanager
+def _durable_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequence[Append]]:
+    """The events, whose blobs are written with them, or, where they live elsewhere, before.
+
+    In the block those are there and stay: a writer may have been suspended after it put them.
+    """
+    for item in items:
+        size = item.event.payload_size
+        if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
+            raise InvalidRequest(
+                f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
+                f"got {len(item.payload)}"
+            )
+    put: dict[bytes, Buffer] = {}
+    for item in items:
+        put.update(item.blobs)
+    wanted = put.keys() | {digest for item in items for digest in item.event.blobs}
+    if not wanted or isinstance(blobs, SqlBlobs):
+        yield items
+        return
+    for digest, data in put.items():
         blobs.put(digest, data)
-    return replace(item, blobs={})
+    with blobs.held(wanted) as missing:
+        _require_given(missing - put.keys())
+        for digest in missing:
+            blobs.put(digest, put[digest])
+        yield [replace(item, blobs={}) for item in items]
+
+
+def _require_given(missing: Collection[bytes]) -> None:
+    """Raise unless everything that an event refers to and does not bring is there."""
+    if missing:
+        raise StorageBusy(
+            f"blob {min(missing).hex()} was collected while an event was made that refers to it;"
+            " retry"
+        )
 
 
 def _append_row(execute: Execute, where: str, model_id: int, item: Append) -> None:
@@ -134,7 +172,9 @@ def _append_row(execute: Execute, where: str, model_id: int, item: Append) -> No
         )
 
 
-def _append_rest(execute: Execute, model_id: int, item: Append) -> None:
+def _append_rest(
+    execute: Execute, backend: Backend, model_id: int, item: Append, in_database: bool
+) -> None:
     """What stands beside the event: texts, the list of versions, blobs and snapshots."""
     event = item.event
     key = key_of(model_id, event.seq)
@@ -149,8 +189,12 @@ def _append_rest(execute: Execute, model_id: int, item: Append) -> None:
     elif event.series == PINS:
         number, pinned = pin_of(event)
         execute(_PIN, (int(pinned), model_id, number))
-    if item.blobs:
-        store_blobs(execute, item.blobs)
+    if in_database:
+        if item.blobs:
+            store_blobs(execute, backend, item.blobs)
+        others = set(event.blobs) - item.blobs.keys()
+        if others:
+            _require_given(touch_blobs(execute, backend, others))
     if item.snapshot is not None:
         remember_snapshot(execute, model_id, item.snapshot)
     for node in item.dropped_snapshots:

@@ -24,7 +24,7 @@ from weightledger.ledger.store import (
     search,
     tree_rows,
 )
-from weightledger.ledger.store.append import Appender, remember_snapshot
+from weightledger.ledger.store.append import Appender
 
 _PAGE = 1000  # events that `scan` holds at a time
 _RAW_PAGE = 4096  # rows that `raw` gives at a time
@@ -260,10 +260,9 @@ class SqlEvents:
             newer = execute(_NEWER_SNAPSHOTS, (self._id, node, most)).fetchall()
         return [Snapshot(*row) for row in (*reversed(older), *newer)]
 
-    def add_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember an anchor whose blobs are already stored; adding it twice is fine."""
-        with self._database.write() as execute:
-            remember_snapshot(execute, self._id, snapshot)
+    def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes] = ()) -> set[bytes]:
+        """Remember an anchor, if all of these blobs are stored; see `Anchors.add_snapshot`."""
+        return self._appender.add_snapshot(snapshot, blobs)
 
     def _one(self, sql: str, *params: Any) -> Event | None:
         with self._database.look() as execute:

@@ -23,7 +23,7 @@ from tests.conformance.homes import (
 )
 from tests.installed import install
 from tests.waiting import PATIENCE_S
-from weightledger.ledger.blobs import BlobStore, Stored, registry
+from weightledger.ledger.blobs import BlobStore, Stored, folder, registry
 from weightledger.ledger.blobs.buckets import S3
 from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
 from weightledger.ledger.blobs.location import open_blobs
@@ -36,6 +36,7 @@ from weightledger.ledger.errors import (
     InvalidRequest,
     PluginError,
     SeqTaken,
+    StorageBusy,
     StorageError,
 )
 from weightledger.ledger.store.sql_store import SqlStore
@@ -315,6 +316,40 @@ def test_only_what_is_old_is_deleted(home: Home) -> None:
     assert home.blobs.get(kept) == b"kept"
     assert put_new(home.blobs, b"old") == old
     assert home.blobs.get(old) == b"old"
+
+
+def test_what_was_touched_since_it_was_listed_is_not_deleted_whatever_the_clocks(
+    home: Home,
+) -> None:
+    digest = put_new(home.blobs, b"orphan")
+    (listed,) = home.blobs.stored()
+    moment_after(home.blobs)
+    assert home.blobs.missing([digest]) == set()
+    in_a_day = home.blobs.now() + 86_400_000_000
+    assert not home.blobs.delete_unreferenced(digest, in_a_day, last_touched=listed.touched_at)
+    (listed,) = home.blobs.stored()
+    assert home.blobs.delete_unreferenced(digest, in_a_day, last_touched=listed.touched_at)
+
+
+def test_what_is_held_stays(home: Home) -> None:
+    here, gone = put_new(home.blobs, b"here"), content_digest(b"gone")
+    (listed,) = home.blobs.stored()
+    moment_after(home.blobs)
+    with home.blobs.held([here, gone]) as missing:
+        assert missing == {gone}
+    in_a_day = home.blobs.now() + 86_400_000_000
+    assert not home.blobs.delete_unreferenced(here, in_a_day, last_touched=listed.touched_at)
+
+
+def test_a_collector_waits_for_a_writer_that_holds_a_folder_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_PATIENCE_S", 0.1)
+    blobs = FolderBlobs.create(tmp_path / "blobs")
+    digest = put_new(blobs, b"held")
+    with blobs.held([digest]), pytest.raises(StorageBusy, match="a writer holds"):
+        blobs.delete_unreferenced(digest, 1 << 62)
+    assert blobs.delete_unreferenced(digest, 1 << 62)
 
 
 COLLECT = """
