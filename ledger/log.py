@@ -17,7 +17,8 @@ import torch
 
 from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.audit.chain import Progress
-from weightledger.ledger.audit.verify import Report, verify
+from weightledger.ledger.audit.report import Report
+from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.errors import LedgerError, NotFound
 from weightledger.ledger.events import Event

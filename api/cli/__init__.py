@@ -28,6 +28,7 @@ COMMANDS = {
     "checkpoint": Entry("proofs:checkpoint", "Print a signed checkpoint of the log."),
     "proof": Entry("proofs:proof", "Write a proof that an event is in the log."),
     "export": Entry("proofs:export", "Write the log as lines of JSON."),
+    "repair": Entry("repair:repair", "Derive anew what is kept beside the log."),
     "gc": Entry("retention:gc", "Drop what no listed version needs."),
     "config": Entry("configuration:app", "The settings in force, and all there are."),
     "db": Entry("database:app", "The database's tables and roles."),

@@ -3,7 +3,7 @@
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.registry import get_opener
 from weightledger.ledger.blobs.sql import SqlBlobs
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.database import Database
 
@@ -40,7 +40,12 @@ def open_blobs(url: str | None, database: Database, *, create: bool = True) -> B
 def _find(execute: Execute) -> tuple[bool, str | None]:
     """Whether a location is remembered, and which."""
     row = execute(_FIND).fetchone()
-    return (False, None) if row is None else (True, row[0])
+    if row is None:
+        return False, None
+    (url,) = row
+    if not (url is None or isinstance(url, str)):
+        raise CorruptLedger(f"the blob location that is remembered is no text: {url!r}")
+    return True, url
 
 
 def _open(url: str | None, database: Database, *, create: bool) -> BlobStore:

@@ -20,6 +20,7 @@ VERSION_UNPINNED = "version_unpinned"
 ADAPTER_LOADED = "adapter_loaded"
 ADAPTER_UNLOADED = "adapter_unloaded"
 PRUNED = "pruned"
+REPAIRED = "repaired"
 
 KINDS = (
     REGISTERED,
@@ -33,6 +34,7 @@ KINDS = (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
     PRUNED,
+    REPAIRED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 

@@ -84,6 +84,7 @@ class Backend(Protocol):
     NOW: str  # UTC microseconds by the database's clock, an expression
     GREATEST: str  # the function that gives the greatest of its arguments
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+    KEY_AGAIN: str  # the event of an idempotency key and a model, by another index than the first
     ERRORS: tuple[type[Exception], ...]  # what the driver raises
 
     def among(self, kind: Kind) -> str:
@@ -146,6 +147,18 @@ class Backend(Protocol):
 
     def is_full(self, error: BaseException, url: sa.URL) -> bool:
         """Whether an error of the driver that does not say so means that no space is left."""
+
+    def damage(self, execute: Execute, statements: Sequence[str]) -> list[str]:
+        """What the database's own checks find, in words; `statements` made its tables."""
+
+    def rebuild_indexes(self, execute: Execute, statements: Sequence[str]) -> None:
+        """Make every index from its table anew."""
+
+    def unprotect(self, execute: Execute, tables: Sequence[str]) -> None:
+        """Let rows of these tables be changed, in this transaction, until `protect`."""
+
+    def protect(self, execute: Execute, tables: Sequence[str]) -> None:
+        """Refuse to change rows of these tables again."""
 
     def explain(self, error: BaseException, where: str) -> LedgerError:
         """The ledger error for an error of the driver."""

@@ -155,6 +155,11 @@ class Database:
         """What a database without tables lacks, if it looks like part of a copy."""
         return self.backend.torn(self._engine.url)
 
+    @property
+    def kind(self) -> str:
+        """The kind of database, "sqlite" or "postgresql"."""
+        return self._engine.url.get_backend_name()
+
     def version(self) -> str:
         """The name and version of what keeps the database, such as "SQLite 3.53.4"."""
         with self.read() as execute:

@@ -25,6 +25,10 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.sql import triggers
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import Cursor, Execute, KeyLists, Kind
+from weightledger.ledger.sql.postgres_integrity import damage as damage
+from weightledger.ledger.sql.postgres_integrity import protect as protect
+from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
+from weightledger.ledger.sql.postgres_integrity import unprotect as unprotect
 from weightledger.ledger.sql.refusals import refusal
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -33,6 +37,10 @@ BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 GREATEST = "greatest"
 FOR_UPDATE = "FOR UPDATE"
+KEY_AGAIN = (
+    "SELECT event_key FROM events"
+    " WHERE md5(idempotency_key) = md5(?) AND model_id = ? AND idempotency_key IS NOT NULL"
+)
 ERRORS = (psycopg.Error,)
 
 _POOL_SIZE = 8

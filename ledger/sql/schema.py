@@ -82,6 +82,13 @@ def _tables_of_others(database: Database) -> str:
     return found
 
 
+def statements(kind: str) -> list[str]:
+    """Every statement of the migrations, in order, for "sqlite" or "postgresql"."""
+    files = sorted((_MIGRATIONS / "versions").glob(f"*.{kind}.sql"))
+    texts = (file.read_text("utf-8").split("\n;\n") for file in files)
+    return [statement for text in texts for statement in text if statement.strip()]
+
+
 def _upgrade(database: Database) -> None:
     database.prepare()
     with database.change_schema() as (connection, execute):

@@ -32,6 +32,10 @@ from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.refusals import refusal
 from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
+from weightledger.ledger.sql.sqlite_integrity import damage as damage
+from weightledger.ledger.sql.sqlite_integrity import protect as protect
+from weightledger.ledger.sql.sqlite_integrity import rebuild_indexes as rebuild_indexes
+from weightledger.ledger.sql.sqlite_integrity import unprotect as unprotect
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,10 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 NOW = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
 GREATEST = "max"
 FOR_UPDATE = ""  # a writer holds the whole database
+KEY_AGAIN = (
+    "SELECT event_key FROM events INDEXED BY events_idempotency_again"
+    " WHERE idempotency_key = ? AND model_id = ?"
+)
 ERRORS = (driver.Error,)
 
 _BUSY_S = 10.0

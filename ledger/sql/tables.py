@@ -57,6 +57,21 @@ Index(  # by_key, and keys are unique
     sqlite_where=events.c.idempotency_key.is_not(None),
     postgresql_where=events.c.idempotency_key.is_not(None),
 )
+# by_key again: the two have to agree, so that damage to one of them is noticed before a request
+# that was answered is carried out once more. On PostgreSQL an expression, or the planner might ask
+# the first one twice.
+Index(
+    "events_idempotency_again",
+    events.c.idempotency_key,
+    events.c.model_id,
+    sqlite_where=events.c.idempotency_key.is_not(None),
+).ddl_if(dialect="sqlite")
+Index(
+    "events_idempotency_again",
+    sa.func.md5(events.c.idempotency_key),
+    events.c.model_id,
+    postgresql_where=events.c.idempotency_key.is_not(None),
+).ddl_if(dialect="postgresql")
 Index(  # by_number
     "events_number",
     events.c.model_id,

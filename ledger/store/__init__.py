@@ -7,7 +7,7 @@ for SQLite and PostgreSQL; the suite in `tests/conformance/event_stores.py` is w
 implementation has to pass. Every method may raise StorageError.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -222,7 +222,28 @@ class RawLog(Protocol):
         """
 
 
-class EventStore(AppendLog, EventLookup, VersionList, Anchors, RawLog, Protocol):
+Repairs = Mapping[str, int]
+"""How many rows of each derived table differed."""
+
+
+class Upkeep(Protocol):
+    """What is kept beside the log so that it can be searched, compared with it and put right.
+
+    `weights` are the full names of the tensors that the model was registered with; None where that
+    is not known any more.
+    """
+
+    def discrepancies(self, weights: Collection[str] | None) -> list[str]:
+        """Where it is not what the log says, in words; empty when all is well."""
+
+    def repair(
+        self, weights: Collection[str] | None, record: Callable[[Event, Repairs], Append]
+    ) -> Event:
+        """Derive it from the log anew and append, in the same transaction, what `record` makes of
+        the head and of what differed. CorruptLedger where that cannot be put right."""
+
+
+class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, Protocol):
     """One model's events."""
 
     @property
@@ -255,6 +276,12 @@ class LedgerStore(Protocol):
 
     def version(self) -> str:
         """The name and version of what keeps the events, such as "SQLite 3.53.4"."""
+
+    def damage(self) -> list[str]:
+        """What the database's own checks find, and what no log accounts for, in words."""
+
+    def rebuild_indexes(self) -> None:
+        """Make what events are found by from the events anew."""
 
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""

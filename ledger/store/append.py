@@ -85,6 +85,11 @@ class Appender:
             if fresh:
                 self._parameters |= fresh
 
+    def append_within(self, execute: Execute, item: Append) -> None:
+        """Write one event inside a transaction that is under way and may have changed ids."""
+        self._parameters = {}
+        self._append(execute, item)
+
     def _append(self, execute: Execute, item: Append) -> dict[str, int]:
         """Write one event; gives what is now known of parameters.
 

@@ -1,6 +1,6 @@
 """One model's events over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,8 +17,10 @@ from weightledger.ledger.store import (
     Listed,
     Note,
     RawEvent,
+    Repairs,
     Snapshot,
     StateChange,
+    derived,
     payloads,
     rows,
     search,
@@ -54,7 +56,7 @@ _LISTED = (
     f"SELECT number, event_key & {SEQ_MASK}, node, pinned FROM listed_versions WHERE model_id = ?"
 )
 _LISTED_BEFORE = f"{_LISTED} AND node <= ? ORDER BY node DESC, number DESC LIMIT 1"
-_BY_IDEMPOTENCY = f"{rows.SELECT} WHERE model_id = ? AND idempotency_key = ?"
+_KEY = "SELECT event_key FROM events WHERE model_id = ? AND idempotency_key = ?"
 _STATE_CHANGES = (
     f"SELECT event_key & {SEQ_MASK}, kind, node, parent, payload_size, forward_only FROM events"
     " WHERE event_key BETWEEN ? AND ? AND changes_state = 1 ORDER BY event_key"
@@ -141,8 +143,24 @@ class SqlEvents:
         return next(iter(self._listed(_LISTED_BEFORE, self._id, node)), None)
 
     def by_key(self, idempotency_key: str) -> Event | None:
-        """The event that used this idempotency key."""
-        return self._one(_BY_IDEMPOTENCY, self._id, idempotency_key)
+        """The event that used this idempotency key; CorruptLedger when its indexes disagree."""
+        key = idempotency_key
+        with self._database.read() as execute:
+            query = f"SELECT ({_KEY}), ({self._database.backend.KEY_AGAIN})"
+            one, other = execute(query, (self._id, key, key, self._id)).fetchone()
+            row = None if one is None else execute(_BY_KEY, (one,)).fetchone()
+        if one != other or (one is not None and row is None):
+            raise CorruptLedger(
+                f"the indexes of idempotency keys do not agree on {key!r}. Nothing was recorded;"
+                " run `weightledger verify`, then `weightledger repair`"
+            )
+        event = None if row is None else self._event(row)
+        if event is not None and event.idempotency_key != key:
+            raise CorruptLedger(
+                f"the index of idempotency keys is damaged: it has event {event.seq} under {key!r}",
+                seq=event.seq,
+            )
+        return event
 
     def by_state(self, digest: bytes) -> Event | None:
         """The last state-changing event that led to this state digest."""
@@ -263,6 +281,31 @@ class SqlEvents:
     def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes] = ()) -> set[bytes]:
         """Remember an anchor, if all of these blobs are stored; see `Anchors.add_snapshot`."""
         return self._appender.add_snapshot(snapshot, blobs)
+
+    def discrepancies(self, weights: Collection[str] | None) -> list[str]:
+        """Where what is kept beside the log is not what it says; see `Upkeep`."""
+        with self._database.read() as execute:
+            wanted = derived.derive(execute, self._id, weights)
+            return derived.differences(execute, wanted).described()
+
+    def repair(
+        self, weights: Collection[str] | None, record: Callable[[Event, Repairs], Append]
+    ) -> Event:
+        """Derive what is kept beside the log anew; see `Upkeep`."""
+        backend = self._database.backend
+        with self._database.write() as execute:
+            wanted = derived.derive(execute, self._id, weights)
+            found = derived.differences(execute, wanted)
+            backend.unprotect(execute, derived.PROTECTED)
+            derived.repair(execute, wanted, found)
+            backend.protect(execute, derived.PROTECTED)
+            left = derived.differences(execute, wanted).described()
+            if left:
+                raise CorruptLedger(f"it could not be put right: {'; '.join(left)}")
+            head = self._event(execute(_LAST, self._span()).fetchone())
+            item = record(head, found.counts())
+            self._appender.append_within(execute, item)
+        return item.event
 
     def _one(self, sql: str, *params: Any) -> Event | None:
         with self._database.look() as execute:

@@ -3,9 +3,10 @@
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.sql import schema
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
-from weightledger.ledger.store import Append
+from weightledger.ledger.store import Append, derived
 from weightledger.ledger.store.append import Appender, register
 from weightledger.ledger.store.sql_events import SqlEvents
 
@@ -63,6 +64,19 @@ class SqlStore:
         """What no longer keeps the log append-only, in words; empty when all is well."""
         with self._database.read() as execute:
             return self._database.backend.weaknesses(execute)
+
+    def damage(self) -> list[str]:
+        """What the database's own checks find, and rows that no log accounts for, in words."""
+        kind = self._database.kind
+        with self._database.read() as execute:
+            found = self._database.backend.damage(execute, schema.statements(kind))
+            return found + derived.strays(execute)
+
+    def rebuild_indexes(self) -> None:
+        """Make every index of the database from its table anew."""
+        kind = self._database.kind
+        with self._database.write() as execute:
+            self._database.backend.rebuild_indexes(execute, schema.statements(kind))
 
     def models(self) -> list[str]:
         """Names of the registered models, in order of registration."""

@@ -5,6 +5,8 @@ once in 256 events, and whoever asks for a root or a proof reads a few hundred h
 in between are computed from them, or from the events' own hashes, by `audit.tree`.
 """
 
+from collections.abc import Iterator
+
 from weightledger.ledger.events.merkle import fold
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.store import TILE, TILE_LEVELS
@@ -15,6 +17,7 @@ _NODES = (
     "SELECT hash FROM tree_nodes WHERE model_id = ? AND level = ? AND number BETWEEN ? AND ?"
     " ORDER BY number"
 )
+_ALL = "SELECT level, number, hash FROM tree_nodes WHERE model_id = ?"
 _ADD = "INSERT INTO tree_nodes (model_id, level, number, hash) VALUES (?, ?, ?, ?)"
 
 
@@ -35,3 +38,34 @@ def hashes(execute: Execute, model_id: int, level: int, start: int, stop: int) -
     else:
         rows = execute(_NODES, (model_id, level, start, stop - 1))
     return [bytes(one) for (one,) in rows.fetchall()]
+
+
+def stored(execute: Execute, model_id: int) -> Iterator[tuple[int, int, bytes]]:
+    """Every stored node: its level, its number and its hash."""
+    for level, number, node in execute(_ALL, (model_id,)).fetchall():
+        yield level, number, bytes(node)
+
+
+def grown(execute: Execute, model_id: int, count: int) -> Iterator[tuple[int, int, bytes]]:
+    """Every node that is stored once there are `count` events, from the events' hashes alone."""
+    level, below = 0, list[bytes]()
+    while count >= TILE:
+        nodes = []
+        for start in range(0, count // TILE * TILE, TILE):
+            leaves = level == 0
+            tile = (
+                hashes(execute, model_id, 0, start, start + TILE)
+                if leaves
+                else below[start : start + TILE]
+            )
+            nodes.append(fold(tile))
+        level, below, count = level + TILE_LEVELS, nodes, len(nodes)
+        for number, node in enumerate(nodes):
+            yield level, number, node
+
+
+def rewrite(execute: Execute, model_id: int, count: int) -> None:
+    """Write the tree of `count` events anew."""
+    execute("DELETE FROM tree_nodes WHERE model_id = ?", (model_id,))
+    for level, number, node in grown(execute, model_id, count):
+        execute(_ADD, (model_id, level, number, node))

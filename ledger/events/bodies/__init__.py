@@ -18,7 +18,7 @@ from weightledger.ledger.events.bodies.states import (
     Updated,
     UpdateRejected,
 )
-from weightledger.ledger.events.bodies.upkeep import Pruning
+from weightledger.ledger.events.bodies.upkeep import Pruning, Repair
 from weightledger.ledger.events.bodies.versions import (
     NamedState,
     VersionCreated,
@@ -27,6 +27,7 @@ from weightledger.ledger.events.bodies.versions import (
     VersionUnpinned,
 )
 from weightledger.ledger.events.event import Event
+from weightledger.ledger.tensors.spec import WEIGHTS
 
 __all__ = [
     "BODIES",
@@ -36,6 +37,7 @@ __all__ = [
     "NamedState",
     "Pruning",
     "Registered",
+    "Repair",
     "RolledBack",
     "UpdateRejected",
     "Updated",
@@ -44,6 +46,7 @@ __all__ = [
     "VersionRetired",
     "VersionUnpinned",
     "body_of",
+    "counted_parameters",
     "pin_of",
 ]
 
@@ -63,8 +66,27 @@ BODIES: Mapping[str, type[Body]] = {
         AdapterLoaded,
         AdapterUnloaded,
         Pruning,
+        Repair,
     )
 }
+
+
+def counted_parameters(event: Event) -> list[str]:
+    """The full state names that an event counts as an update of, each once.
+
+    They are those that its facts name, whether or not a bit of them changed; an update whose facts
+    name none counts for the weights that it changed.
+    """
+    if event.kind != Updated.KIND:
+        return []
+    facts = event.body
+    if "counted" in facts:
+        return list(dict.fromkeys(facts["counted"]))
+    named = [one["parameter"] for one in facts.get("updates", [facts]) if "parameter" in one]
+    if named:
+        return list(dict.fromkeys(WEIGHTS + name for name in named))
+    changed = (one["name"] for one in facts.get("tensors", ()))
+    return list(dict.fromkeys(name for name in changed if name.startswith(WEIGHTS)))
 
 
 def pin_of(event: Event) -> tuple[int, bool]:

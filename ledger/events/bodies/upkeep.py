@@ -1,10 +1,11 @@
 """Bodies of the kinds that look after what is stored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weightledger.ledger.events.bodies.protocol import Json
-from weightledger.ledger.events.kinds import PRUNED, PRUNINGS
+from weightledger.ledger.events.kinds import PRUNED, PRUNINGS, REPAIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +36,26 @@ class Pruning:
     def from_json(cls, value: Json) -> Self:
         ranges = tuple((first, last) for first, last in value["ranges"])
         return cls(ranges, tuple(value["snapshots"]), value["retained"], value["pruned"])
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What is kept beside the log was derived from it anew.
+
+    `rows` counts, for each derived table, the rows that were wrong, missing or too many;
+    `snapshots` are the nodes of those that were written anew. The indexes were all rebuilt.
+    """
+
+    rows: Mapping[str, int]
+    snapshots: tuple[int, ...] = ()
+
+    KIND: ClassVar = REPAIRED
+    SERIES: ClassVar[str | None] = None
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": dict(self.rows), "snapshots": list(self.snapshots)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(value["rows"], tuple(value["snapshots"]))

@@ -1,0 +1,27 @@
+"""A second index of idempotency keys, so that a damaged one cannot let a request apply twice.
+
+Whoever looks a key up asks both; what they answer has to be the same.
+"""
+
+from pathlib import Path
+
+from alembic import op
+from alembic.util import CommandError
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the index."""
+    connection = op.get_bind()
+    sql = Path(__file__).with_suffix(f".{connection.dialect.name}.sql").read_text("utf-8")
+    for statement in sql.split("\n;\n"):
+        if statement:
+            connection.exec_driver_sql(statement)
+
+
+def downgrade() -> None:
+    raise CommandError("a ledger is append-only and is not downgraded: restore a backup instead")
