@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_ranges, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,6 @@ class NodePerturbation:
 
 def perturbation(like: torch.Tensor, sigma: float, seed: int) -> torch.Tensor:
     """Gaussian noise in the shape and dtype of `like`, the same for a seed on every device."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(number("seed", seed)))
     noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-    return noise.mul_(sigma).to(like.device)
+    return noise.mul_(number("sigma", sigma)).to(like.device)

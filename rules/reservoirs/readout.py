@@ -7,6 +7,7 @@ no forgetting and `alpha` the ridge penalty, ends at the same weights.
 import torch
 
 from weightledger.rules.errors import RuleError
+from weightledger.rules.ranges import number
 
 
 def with_bias(states: torch.Tensor) -> torch.Tensor:
@@ -25,6 +26,7 @@ def ridge(states: torch.Tensor, targets: torch.Tensor, alpha: float) -> torch.Te
             "states are [samples, features] and targets [samples, targets] of as many samples, "
             f"got {tuple(states.shape)} and {tuple(targets.shape)}"
         )
+    alpha = number("alpha", alpha)
     if not alpha >= 0:
         raise RuleError(f"alpha must not be negative, got {alpha}", param="alpha")
     x, y = states.double(), targets.double()

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from weightledger.rules.errors import RuleError
-from weightledger.rules.ranges import check_choice, check_ranges
+from weightledger.rules.ranges import check_choice, check_ranges, number
 from weightledger.rules.reservoirs.rooted_trees import Tree, children
 from weightledger.rules.reservoirs.spectral import scale_to_radius
 
@@ -76,7 +76,7 @@ class TreeReservoir:
         device: torch.device | str = "cpu",
     ) -> dict[str, torch.Tensor]:
         """All weights, drawn on the CPU in float64, so the same for a seed on every device."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(number("seed", seed)))
         below, sizes = children(self.tree), self.sizes
         drawn: dict[str, torch.Tensor] = {}
         for node, size in enumerate(sizes):

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -213,6 +214,7 @@ def test_noise_is_drawn_from_its_seed() -> None:
     assert torch.equal(noise, rules.perturbation(like, 0.5, seed=7))
     assert not torch.equal(noise, rules.perturbation(like, 0.5, seed=8))
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(noise, rules.perturbation(like, np.float32(0.5), seed=np.int64(7)))
 
 
 def test_lms_goes_down_the_squared_error() -> None:

@@ -1,5 +1,6 @@
 """Finding, describing and adding rules."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,12 @@ def test_a_description_says_all_there_is_to_know(rule_id: str) -> None:
     assert set(described["state"]) == set(rule.init(weight))
     assert len(described["summary"]) <= 90
     assert len(described["documentation"]) > 100
+
+
+def test_the_page_of_the_rules_names_each_rule_and_each_field_of_the_config() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "rules.md").read_text()
+    fields = [field.name for field in dataclasses.fields(rules.DTESNLearningConfig)]
+    assert not [name for name in [*IDS, *fields] if f"`{name}`" not in page]
 
 
 def test_shapes_are_described_by_name() -> None:

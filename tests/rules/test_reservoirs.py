@@ -1,8 +1,11 @@
 """Reservoirs on rooted trees: shapes, equivalences, readouts, and what published tables say."""
 
 import itertools
+import json
+from dataclasses import asdict
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -323,3 +326,17 @@ def test_memory_is_as_long_as_published_and_never_beyond_the_neurons(
     capacities = [memory_capacity(recurrent, radius, scale, seed) for seed in (1, 2, 3)]
     assert sum(capacities) / 3 == pytest.approx(published, abs=2)
     assert max(capacities) <= 50
+
+
+def test_numbers_of_a_reservoir_may_be_numpys() -> None:
+    plain = TreeReservoir(5, 2, leak=0.5)
+    given = TreeReservoir(np.int64(5), np.int32(2), leak=np.float32(0.5))
+    assert json.dumps(asdict(given)) == json.dumps(asdict(plain))
+    one, other = plain.weights(3), given.weights(np.int64(3))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    states, targets = torch.eye(3), torch.ones(3, 1)
+    alpha = np.float32(0.3)
+    assert torch.equal(ridge(states, targets, alpha), ridge(states, targets, alpha.item()))
+    for bad in (True, "5", 0, 1.5):
+        with pytest.raises(RuleError, match="reservoir_size is a whole number from 1"):
+            TreeReservoir(bad, 2)
