@@ -24,18 +24,11 @@ class Checkpoints:
         self._named = self._last_named()
 
     def after(self, committed: Committed) -> None:
-        """Say what happened, name a checkpoint if one is due, retire old names."""
+        """Name a checkpoint if one is due, and retire old names."""
         event = committed.event
-        if event.kind == events.UPDATE_REJECTED:
-            logger.warning("refused %s of %s: %s", event.name, event.model, event.body["reason"])
-        elif event.kind == events.UPDATED:
-            logger.debug("applied %s to %s", event.name, event.model)
-            if self._config.enable_versioning:
-                self._checkpoint()
-        elif event.kind == events.ROLLED_BACK:
-            logger.info("rolled %s back to %s", event.model, event.body["to"])
+        if event.kind == events.UPDATED and self._config.enable_versioning:
+            self._checkpoint()
         elif event.kind == events.VERSION_CREATED:
-            logger.info("created version %s of %s", event.name, event.model)
             self._named = max(self._named, event.counts.applied)
             self._retire()
 

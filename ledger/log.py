@@ -88,6 +88,11 @@ class Log:
         """Do what takes long and needs no lock; gives the command to queue."""
         return self._writer.ready(command)
 
+    @property
+    def waiting(self) -> int:
+        """How many writes are queued."""
+        return self._writer.waiting
+
     def drain(self) -> None:
         """Work off all that was queued; each future is done afterwards."""
         self._writer.drain()

@@ -25,6 +25,7 @@ from weightledger.ledger.errors import LedgerError, NotFound, PublishFailed
 from weightledger.ledger.events import Event
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
+from weightledger.ledger.monitoring import journal
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.guard import MetricsGuard
 from weightledger.ledger.monitoring.traffic import Traffic
@@ -114,6 +115,7 @@ class DynamicModelManager:
             ),
         )
         self._fault: str | None = None
+        self.log.subscribe(journal.record)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
 

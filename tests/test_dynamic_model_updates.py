@@ -377,7 +377,7 @@ def test_loggers_follow_the_module_path(caplog, manager) -> None:
         run(manager.apply_incremental_update(request(77.0, update_type="replace")))
     said = [(r.name, r.levelname) for r in caplog.records if "update_" in r.getMessage()]
     assert said == [
-        ("weightledger.ledger.manager", "DEBUG"),
+        ("weightledger.ledger.manager", "INFO"),
         ("weightledger.ledger.manager", "WARNING"),
     ]
     assert result["update_id"] in caplog.text

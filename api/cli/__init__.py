@@ -65,7 +65,7 @@ def main() -> None:
     try:
         app()
     except LedgerError as error:
-        from weightledger.api.cli.text import plain
+        from weightledger.api.plain_text import plain
         from weightledger.api.server.sources import FlagError
 
         print(f"weightledger: {plain(str(error))}", file=sys.stderr)  # noqa: T201

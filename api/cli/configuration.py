@@ -11,10 +11,9 @@ from weightledger.api.cli.options import ConfigFile, Csv, Json, Quiet
 from weightledger.api.server.documentation import document
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import load, settings_of, shown, strangers
+from weightledger.ledger.secrets import HIDDEN, mask
 
 app = typer.Typer(help="The settings in force, and all there are.", no_args_is_help=True)
-
-_MASK = "***"
 
 
 @app.command()
@@ -35,8 +34,8 @@ def show(
         for name in one.path:
             value = getattr(value, name)
         text = shown(value)
-        if text and (one.secret or one.name == "database"):
-            text = _MASK if one.secret else _without_password(text)
+        if text:
+            text = HIDDEN if one.secret else mask(text)
         items.append({"name": one.name, "value": text, "from": loaded.origins[one.name]})
     output.listing(
         items, ("name", "value", "from"), id_key="name", as_json=as_json, as_csv=as_csv, quiet=quiet
@@ -73,15 +72,3 @@ def list_(
     ]
     columns = ("name", "variable", "default", "help")
     output.listing(items, columns, id_key="name", as_json=as_json, as_csv=as_csv, quiet=quiet)
-
-
-def _without_password(url: str) -> str:
-    """A database URL without passwords, those in its query too."""
-    import sqlalchemy as sa
-
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        return _MASK
-    hidden = {key: _MASK for key in parsed.query if "pass" in key.lower()}
-    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)

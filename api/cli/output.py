@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from weightledger.api.cli.text import cell, plain
+from weightledger.api.plain_text import cell, plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,7 +20,7 @@ def serve(settings: Settings) -> None:
 
     Example: weightledger serve --model package.module:factory --port 8080
     """
-    configure()
+    configure(settings)
     logger.info("starting")
     with stopping() as stop:
         from weightledger.api.server.serve import serve as run  # imports torch: some seconds

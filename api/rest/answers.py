@@ -234,6 +234,28 @@ class Ready(BaseModel):
     seq: int
     digest: str
     lag_events: int
+    database: str = Field(description="The database and its library's version.")
+
+
+class WritesNow(_Exact):
+    """Whether the last writes went through; if not, since when and why."""
+
+    status: Literal["ok", "failing"]
+    code: str | None = None
+    refused: int | None = None
+    since: str | None = None
+
+
+class Healthy(BaseModel):
+    """Reading works; "degraded" when writes do not."""
+
+    status: Literal["ok", "degraded"]
+    model: str
+    seq: int
+    digest: str
+    lag_events: int
+    database: str
+    writes: WritesNow
 
 
 class NotReady(BaseModel):

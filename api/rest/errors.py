@@ -95,8 +95,20 @@ def openai_error(error: errors.LedgerError) -> tuple[int, dict[str, Any]]:
 def _ledger_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.LedgerError)
     status, body = openai_error(error)
+    request.state.code = body["error"]["code"]
     if status >= 500:
-        logger.error("%s %s: %s", request.method, request.url.path, error)
+        logger.error(
+            "%s %s: %s",
+            request.method,
+            request.url.path,
+            error,
+            extra={
+                "request_id": getattr(request.state, "request_id", None),
+                "actor": getattr(request.state, "actor", None),
+                "code": request.state.code,
+                "status": status,
+            },
+        )
     headers: dict[str, str] = {}
     if isinstance(error, errors.Conflict):
         headers["x-should-retry"] = "false"

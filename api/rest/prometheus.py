@@ -1,15 +1,26 @@
-"""Prometheus metrics of one manager, in a registry of its own."""
+"""Prometheus metrics of one manager, in a registry of its own.
 
+They answer when the database does not: what only it could tell is left out then, and
+`weightledger_ready` is 0.
+"""
+
+import logging
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.observing import Writes
+from weightledger.api.rest.workers import Workers
+from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
 from weightledger.ledger.writing.writer import Committed
+
+logger = logging.getLogger(__name__)
 
 _OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -21,6 +32,8 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, manager: DynamicModelManager) -> None:
+        self.writes = Writes()
+        self.inference: Workers | None = None
         self._registry = CollectorRegistry()
         self._model = manager.model_name
         self._updates = Counter(
@@ -44,12 +57,36 @@ class Metrics:
         self._apply = self._histogram("apply", "From request to visible weights.")
         self._append = self._histogram("append", "The database transaction of one event.")
         self._rollback = self._histogram("rollback", "From request to visible weights.")
-        self._registry.register(_Position(manager))
+        self._requests = Counter(
+            "weightledger_requests",
+            "Requests by route and status.",
+            ["route", "method", "status"],
+            registry=self._registry,
+        )
+        self._failed = Counter(
+            "weightledger_failed_writes",
+            "Writes that the server could not carry out, by the code of the reply.",
+            ["model_name", "code"],
+            registry=self._registry,
+        )
+        self._registry.register(_Now(manager, self))
         manager.log.subscribe(self._count)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def seen(self, route: str, method: str, status: int, state: dict[str, object]) -> None:
+        """What a request came to; see `observing.Observed`."""
+        self._requests.labels(route, method, status).inc()
+        if not state.get("write"):
+            return
+        if status >= 500:
+            code = str(state.get("code", "internal"))
+            self._failed.labels(self._model, code).inc()
+            self.writes.failed(code)
+        elif status < 300:
+            self.writes.succeeded()
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(
@@ -72,17 +109,45 @@ class Metrics:
             self._rollback.labels(self._model).observe(written.total_s)
 
 
-class _Position(Collector):
-    def __init__(self, manager: DynamicModelManager) -> None:
-        self._manager = manager
+class _Now(Collector):
+    """What is true at the moment somebody asks."""
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def __init__(self, manager: DynamicModelManager, metrics: Metrics) -> None:
+        self._manager = manager
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
         log = self._manager.log
-        head, live = log.history.head().seq, log.live.head.seq
-        for name, text, value in (
-            ("weightledger_head_seq", "Seq of the last event of the log.", head),
-            ("weightledger_projector_lag_events", "Events not yet shown.", head - live),
-        ):
-            family = GaugeMetricFamily(name, text, labels=["model_name"])
-            family.add_metric([self._manager.model_name], value)
-            yield family
+        live = log.live.head.seq
+        ready = self._manager.fault is None
+        database = None
+        try:
+            head = log.history.head().seq
+            database = log.history.store.home.version()
+        except LedgerError as error:
+            logger.warning("metrics without the database: %s", error)
+            ready = False
+        else:
+            yield self._gauge("head_seq", "Seq of the last event of the log.", head)
+            yield self._gauge("projector_lag_events", "Events not yet shown.", head - live)
+        yield self._gauge("live_seq", "Seq of the last event that is shown.", live)
+        yield self._gauge("ready", "1 when /readyz says so.", ready)
+        failing = self._metrics.writes.outage is not None
+        yield self._gauge("writes_failing", "1 while the last write failed.", failing)
+        held = self._manager.engine.held_versions()
+        yield self._gauge("held_versions", "Past versions that readers hold.", held)
+        depth = GaugeMetricFamily(
+            "weightledger_queue_depth", "What waits for its turn.", labels=["model_name", "queue"]
+        )
+        depth.add_metric([self._manager.model_name, "writes"], log.waiting)
+        if self._metrics.inference is not None:
+            waiting = self._metrics.inference.waiting
+            depth.add_metric([self._manager.model_name, "inference"], waiting)
+        yield depth
+        build = {"version": version("weightledger"), "database": database or "unknown"}
+        yield InfoMetricFamily("weightledger_build", "What runs here.", value=build)
+
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"weightledger_{name}", text, labels=["model_name"])
+        family.add_metric([self._manager.model_name], value)
+        return family

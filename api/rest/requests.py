@@ -76,10 +76,11 @@ def _text(request: Request, header: str) -> str | None:
 
 
 async def require_writes(request: Request) -> None:
-    """Raise OperationDisabled when the operator has switched runtime updates off.
+    """Mark a request as a write; OperationDisabled when the operator has switched updates off.
 
     A coroutine, since a plain function would be called on a thread for every write.
     """
+    request.state.write = True
     if not getattr(request.app.state, "writes_enabled", True):
         raise OperationDisabled(
             "runtime updates are switched off; start the server without "

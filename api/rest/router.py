@@ -42,18 +42,22 @@ def router(
     inference_queue: int = INFERENCE_QUEUE,
     integration: DTESNDynamicIntegration | None = None,
     ending: threading.Event | None = None,
+    metrics: Metrics | None = None,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
     JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
     `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
     given. Whoever stops the server sets `ending`: then generations end with a last event.
+    `metrics` is what `/metrics` shows, metrics of its own unless given.
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
     workers = Workers(inference_threads, inference_queue, ending)
+    metrics = metrics or Metrics(manager)
+    metrics.inference = workers
     learning = integration or DTESNDynamicIntegration(manager)
-    routes.include_router(_json(manager, max_body_bytes, workers, learning))
+    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics))
     return routes
 
 
@@ -68,13 +72,14 @@ def _json(
     max_bytes: int,
     workers: Workers,
     learning: DTESNDynamicIntegration,
+    metrics: Metrics,
 ) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes)
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
     routes.include_router(inference.router(manager))
     routes.include_router(text.router(manager, workers))
-    routes.include_router(operations.router(manager, Metrics(manager)))
+    routes.include_router(operations.router(manager, metrics))
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
     routes.include_router(audit.router(manager))

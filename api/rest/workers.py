@@ -21,6 +21,11 @@ class Workers:
         self._lock = threading.Lock()
         self._ending = ending or threading.Event()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a thread."""
+        return max(0, self._inside - self._threads)
+
     def check(self) -> None:
         """Raise Unavailable when the server is about to stop: what still runs ends with that."""
         if self._ending.is_set():

@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -14,6 +15,8 @@ from weightledger.api.rest import documentation, errors, pages
 from weightledger.api.rest.authentication import Door
 from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.limits import TooLargeInOurForm
+from weightledger.api.rest.observing import Observed
+from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import LedgerError
@@ -46,6 +49,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     )
     app.state.writes_enabled = settings.writes_enabled
     app.state.ending = threading.Event()
+    metrics = Metrics(manager)
     app.include_router(
         router(
             manager,
@@ -54,6 +58,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             inference_threads=settings.inference_threads,
             inference_queue=settings.inference_queue,
             ending=app.state.ending,
+            metrics=metrics,
         )
     )
     app.include_router(pages.router())
@@ -64,19 +69,27 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, api_key=settings.api_key)
+    app.add_middleware(Observed, seen=metrics.seen)
     return app
 
 
 async def _follow(manager: DynamicModelManager) -> None:
-    said: str | None = None
+    problem: str | None = None
+    since = 0.0
     while True:
         await asyncio.sleep(_POLL_S)
         try:
             await manager.catch_up()
-            said = None
         except LedgerError as error:
-            if said != str(error):  # an outage is one line, not two a second
-                said = str(error)
+            if problem is None:
+                since = time.monotonic()
+            if problem != str(error):  # an outage is one line, not two a second
+                problem = str(error)
                 logger.error("cannot follow the log: %s", error)
         except Exception:
             logger.exception("cannot follow the log")
+        else:
+            if problem is not None:
+                problem = None
+                lasted_s = time.monotonic() - since
+                logger.warning("the log can be followed again after %.1f s", lasted_s)

@@ -3,17 +3,16 @@
 import os
 from importlib.metadata import version
 
-import sqlalchemy as sa
-
 from weightledger import DynamicModelManager
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.secrets import mask
 
 
 def greeting(manager: DynamicModelManager, settings: Settings, url: str) -> str:
     """One block: what is served, from where, to whom, and how to stop it."""
-    database = sa.make_url(settings.update_config().url).render_as_string(hide_password=True)
+    database = mask(settings.update_config().url)
     if settings.engine != "embedded":
-        held = f"shown by {settings.engine} at {settings.engine_url}"
+        held = f"shown by {settings.engine} at {mask(str(settings.engine_url))}"
     else:
         held = "in this process"
     access = "no API key: loopback only" if settings.api_key is None else "with the API key"

@@ -126,6 +126,10 @@ class Settings:
     max_upload_bytes: Annotated[int, Ge(1024)] = setting(UPLOAD_BYTES, "Largest upload.")
     max_loras: Annotated[int, Ge(1)] = setting(8, "Adapters loaded at a time.")
     max_lora_rank: Annotated[int, Ge(1)] = setting(64, "Largest rank of an adapter.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "The least that is worth a line of the log."
+    )
+    log_format: Literal["text", "json"] = setting("text", "Lines to read, or JSON objects.")
     allow_runtime_updating: bool = setting(
         True, "Whether the server takes writes; without, they are answered 403."
     )

@@ -54,6 +54,7 @@ class Committed:
     event: Event
     total_s: float
     append_s: float
+    annotation: Annotation = field(default_factory=Annotation)
 
 
 def _running() -> "Future[Event]":
@@ -133,6 +134,11 @@ class Writer:
         job = self._job(command)
         self._queue.append(job)
         return job.result
+
+    @property
+    def waiting(self) -> int:
+        """How many writes are queued."""
+        return len(self._queue)
 
     def drain(self) -> None:
         """Work off everything that waits."""
@@ -288,7 +294,12 @@ class Writer:
         try:
             for job in group:
                 for append in job.appends:
-                    took = Committed(append.event, shown - job.started, appended - append_started)
+                    took = Committed(
+                        append.event,
+                        shown - job.started,
+                        appended - append_started,
+                        append.annotation,
+                    )
                     self._afterwards(took)
         finally:  # they are written, whatever interrupts what follows
             for job in group:

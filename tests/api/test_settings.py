@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,6 +13,7 @@ import uvicorn
 
 from tests.api.test_command import inside
 from weightledger import DynamicUpdateConfig, InvalidRequest, LoRAConfig
+from weightledger.api.server import logs
 from weightledger.api.server import serve as serving
 from weightledger.api.server.documentation import document
 from weightledger.api.server.settings import Settings, setting
@@ -134,6 +136,8 @@ def test_no_setting_is_read_by_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
     seen.clear()
     with contextlib.suppress(Started):
         serving.serve(Watched(data_dir=tmp_path / "one", port=0))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    logs.configure(Watched())
     driven = Watched(
         data_dir=tmp_path / "two",
         port=0,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from weightledger.api.cli import output
 from weightledger.api.cli.moments import moment
-from weightledger.api.cli.text import cell, plain
+from weightledger.api.plain_text import cell, plain
 from weightledger.api.server.sources import FlagError
 
 TEXTS = st.text() | st.sampled_from(

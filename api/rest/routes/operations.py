@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest.answers import Alive, NotReady, Ready
+from weightledger.api.items import iso_time
+from weightledger.api.rest.answers import Alive, Healthy, NotReady, Ready
 from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.errors import LedgerError
@@ -16,6 +17,9 @@ _PROBE: dict[int | str, dict[str, Any]] = {
     503: {"model": NotReady, "description": "Not now"},
     "default": READ_ERRORS["default"],
 }
+
+
+_HEALTH: dict[int | str, dict[str, Any]] = {**_PROBE, 200: {"model": Healthy}}
 
 
 def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
@@ -35,12 +39,17 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
         """
         return probe(request)
 
-    @routes.get("/health", responses=_PROBE)
+    @routes.get("/health", responses=_HEALTH)
     def health(request: Request) -> Response:
-        """What `/readyz` says."""
-        return probe(request)
+        """What `/readyz` says, and whether writes go through, by the last ones' replies."""
+        outage = metrics.writes.outage
+        if outage is None:
+            return probe(request, writes={"status": "ok"})
+        failing = {"status": "failing", "code": outage.code, "refused": outage.refused}
+        since = iso_time(int(outage.since * 1_000_000))
+        return probe(request, status="degraded", writes={**failing, "since": since})
 
-    def probe(request: Request) -> Response:
+    def probe(request: Request, status: str = "ok", **more: Any) -> Response:
         live = manager.log.live
         remote = manager.log.projector.remote
         if manager.fault is not None:
@@ -52,12 +61,13 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
         except LedgerError as error:
             return _unavailable(request, _NO_DATABASE, str(error))
         body: dict[str, Any] = {
-            "status": "ok",
+            "status": status,
             "model": manager.model_name,
             "seq": live.head.state_seq,
             "digest": live.state.value.hex(),
             "lag_events": head.seq - live.head.seq,
             "database": database,
+            **more,
         }
         if remote is not None:
             body["engine"] = dict(remote.report())

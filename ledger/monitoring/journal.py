@@ -1,0 +1,62 @@
+"""What happens to a model, as lines of a log: one for each event of this process.
+
+The logger is the manager's, since that is where people look for what a manager did.
+"""
+
+import logging
+
+from weightledger.ledger import events
+from weightledger.ledger.events import Event
+from weightledger.ledger.writing.writer import Committed
+
+LOGGER = "weightledger.ledger.manager"
+
+_DONE = {
+    events.REGISTERED: "registered",
+    events.UPDATED: "applied",
+    events.UPDATE_REJECTED: "refused",
+    events.ROLLED_BACK: "rolled back",
+    events.ADAPTER_LOADED: "loaded an adapter",
+    events.ADAPTER_UNLOADED: "unloaded an adapter",
+}
+_QUIET = (events.VERSION_RETIRED,)
+
+logger = logging.getLogger(LOGGER)
+
+
+def record(committed: Committed) -> None:
+    """Say what was appended, with seq, actor and request id; refusals are warnings."""
+    event = committed.event
+    level = logging.WARNING if event.kind == events.UPDATE_REJECTED else logging.INFO
+    if event.kind in _QUIET:
+        level = logging.DEBUG
+    if not logger.isEnabledFor(level):
+        return
+    actor = committed.annotation.actor
+    facts = {"seq": event.seq, "actor": actor, "request_id": event.request_id}
+    told = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact is not None)
+    done = _DONE.get(event.kind, event.kind.replace("_", " "))
+    logger.log(
+        level,
+        "%s: %s %s (%s)%s",
+        event.model,
+        done,
+        event.name,
+        told,
+        _why(event),
+        extra={"model": event.model, "event": event.name, "kind": event.kind, **facts},
+    )
+
+
+def _why(event: Event) -> str:
+    """What is particular to the event, for whoever reads the line."""
+    body = event.body
+    if event.kind == events.UPDATE_REJECTED:
+        return f": {body['reason']}"
+    if event.kind == events.ROLLED_BACK:
+        return f": to {body['to']}, {body['cause']}"
+    if event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
+        return f": {body['adapter']}"
+    if event.kind == events.UPDATED and body.get("parameter"):
+        return f": {body['parameter']}"
+    return ""
