@@ -67,7 +67,7 @@ class Server:
             self.start()
         except RuntimeError:
             assert self.process is not None
-            assert self.process.returncode == 1
+            assert self.process.wait() == 1
             return self.output()
         self.stop()
         raise AssertionError("the server started")
