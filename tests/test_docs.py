@@ -70,9 +70,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_session_prints_what_the_page_shows(page: Path, server: Server, tmp_path: Path) -> None:
     bin_dir = tmp_path / ".venv/bin"
     bin_dir.mkdir(parents=True)
-    script = bin_dir / "weightledger"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m weightledger "$@"\n')
-    script.chmod(0o755)
+    for name, options in (("weightledger", "-m weightledger"), ("python", "")):
+        script = bin_dir / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {options} "$@"\n')
+        script.chmod(0o755)
     for command, expected in session(page):
         result = subprocess.run(
             command.replace("localhost:2242", f"localhost:{server.port}"),
