@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.in_process import listening, openai_client
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
 from tests.waiting import until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
+from weightledger.api.rest.text import schemas
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Sampling
 from weightledger.ledger.engines.transformers import TransformersEngine
@@ -263,6 +265,70 @@ def test_without_a_number_of_tokens_completions_give_16_and_chat_fills_the_conte
     assert ended or chat.usage.total_tokens == CONTEXT
 
 
+# Further turns
+
+
+def grown(client: openai.OpenAI, messages: list[Any]) -> list[Any]:
+    """The conversation with the server's answer, which does not depend on how it was sent."""
+    asked: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 5}
+    reply = client.chat.completions.create(temperature=0, **asked).choices[0].message
+    return [*messages, reply, {"role": "user", "content": "and then?"}]
+
+
+def test_a_reply_goes_back_into_the_conversation_as_it_came(client: openai.OpenAI) -> None:
+    first = grown(client, HELLO)
+    second = grown(client, first)
+    plain = [
+        {"role": one.role, "content": one.content} if hasattr(one, "role") else one
+        for one in second
+    ]
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 5, "temperature": 0}
+    expected = client.chat.completions.create(messages=plain, **asked).choices[0].message.content
+    assert (
+        expected
+        == client.chat.completions.create(messages=second, **asked).choices[0].message.content
+    )
+    # As the client's own helpers gather it, which take only replies that came to their end.
+    short = {**asked, "stop": first[1].content[3]}
+    with client.chat.completions.stream(messages=HELLO, **short) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    parsed = client.chat.completions.parse(messages=HELLO, **short).choices[0].message
+    cut = [HELLO[0], {"role": "assistant", "content": streamed.content}, *second[2:]]
+    after = client.chat.completions.create(messages=cut, **asked).choices[0].message.content
+    for one in (streamed, parsed, streamed.model_dump(), parsed.model_dump()):
+        made = client.chat.completions.create(messages=[HELLO[0], one, *second[2:]], **asked)
+        assert made.choices[0].message.content == after
+    streaming = client.chat.completions.create(messages=second, stream=True, **asked)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streaming) == expected
+
+
+def test_what_a_message_leaves_empty_it_does_not_say(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 5, "temperature": 0}
+    plain = [*HELLO, {"role": "assistant", "content": "hi you"}, *HELLO]
+    expected = client.chat.completions.create(messages=plain, **asked).choices[0].message.content
+    empty = dict.fromkeys(schemas._EMPTY_ONLY)
+    parts = [{"type": "text", "text": "hi "}, {"type": "text", "text": "you"}]
+    for message in (
+        {"content": "hi you", **empty},
+        {"content": "hi you", "tool_calls": [], "annotations": [], "name": None},
+        {"content": parts, **empty},
+    ):
+        sent = [*HELLO, {"role": "assistant", **message}, *HELLO]
+        made = client.chat.completions.create(messages=sent, **asked)
+        assert made.choices[0].message.content == expected
+
+
+def test_every_field_of_a_clients_message_is_taken_or_refused_by_name() -> None:
+    known = {"role", "content", "name", *schemas._EMPTY_ONLY}
+    for kind in (
+        openai.types.chat.ChatCompletionMessage,
+        openai.types.chat.ParsedChatCompletionMessage,
+    ):
+        assert kind.model_fields.keys() <= known
+    for kind in typing.get_args(openai.types.chat.ChatCompletionMessageParam):
+        assert typing.get_type_hints(kind).keys() <= known, kind
+
+
 # What is refused
 
 
@@ -333,6 +399,12 @@ def test_an_unknown_model_is_404_in_openais_form(client: openai.OpenAI) -> None:
         ("chat/completions", "messages", [{"role": "user"}]),
         ("chat/completions", "messages", [{"role": "wizard", "content": "x"}]),
         ("chat/completions", "messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+        ("chat/completions", "messages", [{"role": "user", "content": None}]),
+        ("chat/completions", "messages", [HELLO[0] | {"tool_calls": [{"id": "1"}]}]),
+        ("chat/completions", "messages", [HELLO[0] | {"function_call": {"name": "f"}}]),
+        ("chat/completions", "messages", [HELLO[0] | {"refusal": "I cannot"}]),
+        ("chat/completions", "messages", [HELLO[0] | {"audio": {"id": "a"}}]),
+        ("chat/completions", "messages", [HELLO[0] | {"mood": None}]),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_field(

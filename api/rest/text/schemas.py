@@ -118,14 +118,53 @@ class TextPart(BaseModel):
     text: str
 
 
+# What a message may have beside its text. Clients send a reply back as they got it, with these
+# fields there but empty; `parsed` is what the openai client adds by itself.
+_EMPTY_ONLY = {
+    "refusal": "refusals are text like any other here",
+    "tool_calls": "this server calls no tools",
+    "tool_call_id": "this server calls no tools",
+    "function_call": "this server calls no functions",
+    "audio": "this server takes and gives text",
+    "annotations": "this server takes and gives text",
+    "reasoning": "reasoning is no part of a conversation here",
+    "reasoning_content": "reasoning is no part of a conversation here",
+    "parsed": "this server parses no replies",
+}
+
+
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation; a field that is null is one that is not there."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: str
     content: str | list[TextPart]
     name: str | None = None
+    refusal: Any = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+    audio: Any = None
+    annotations: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    parsed: Any = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise ValueError(f"a part of type {kind!r:.40} is not supported here, only 'text'")
+        return value
+
+    @field_validator(*_EMPTY_ONLY, mode="before")
+    @classmethod
+    def _nothing(cls, value: Any, info: Any) -> None:
+        if value not in (None, [], {}, ""):
+            raise ValueError(f"must be null or empty: {_EMPTY_ONLY[info.field_name]}")
 
     @property
     def text(self) -> str:
