@@ -6,20 +6,38 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from tests.in_process import openai_client
 from tests.serving import Server, serving
-from tests.text_models import MINILM, save_llama, tokenizer
+from tests.text_models import MINILM, llama, save_llama, tokenizer
 from weightledger.api.server.loading import load
-from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.engines.transformers import TransformersEngine, sentences
 from weightledger.ledger.engines.transformers.encoder import Pooling, pool
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.engines.transformers.sentences import Sentences
+from weightledger.ledger.engines.transformers.tokens import UNLIMITED
+from weightledger.ledger.errors import ContextTooLong, InvalidRequest
+
+Roberta = (RobertaConfig, RobertaModel)
+XLMRoberta = (XLMRobertaConfig, XLMRobertaModel)
+MPNet = (MPNetConfig, MPNetModel)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +163,7 @@ def minilm_with(folder: Path, *modules: tuple[str, dict[str, object] | None]) ->
     shutil.copytree(MINILM, folder, symlinks=True)
     listed = []
     for number, (kind, config) in enumerate(modules):
-        path = f"{number}_{kind}"
+        path = f"{number}_{kind}" if number else ""
         listed.append({"idx": number, "path": path, "type": f"sentence_transformers.models.{kind}"})
         if config is not None:
             (folder / path).mkdir(exist_ok=True)
@@ -155,39 +173,22 @@ def minilm_with(folder: Path, *modules: tuple[str, dict[str, object] | None]) ->
 
 
 def test_pooling_is_what_the_folder_says(tmp_path: Path) -> None:
-    from weightledger.ledger.engines.transformers.folder import read
-
-    assert read(MINILM).pooling == Pooling("mean", normalize=True)
-    assert read(MINILM).max_tokens == 256
+    read = sentences.read
+    assert read(MINILM) == Sentences(Pooling("mean", normalize=True), 256)
     cls = minilm_with(
         tmp_path / "cls",
         ("Transformer", None),
         ("Pooling", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}),
     )
     assert read(cls).pooling == Pooling("cls", normalize=False)
-    named = minilm_with(tmp_path / "named", ("Pooling", {"pooling_mode": "lasttoken"}))
+    named = minilm_with(
+        tmp_path / "named", ("Transformer", None), ("Pooling", {"pooling_mode": "lasttoken"})
+    )
     assert read(named).pooling == Pooling("lasttoken", normalize=False)
     (named / "modules.json").unlink()
     (named / "sentence_bert_config.json").unlink()
     assert read(named).pooling == Pooling("mean", normalize=False)
     assert read(named).max_tokens is None
-
-
-@pytest.mark.parametrize(
-    ("modules", "says"),
-    [
-        ([("Pooling", {"pooling_mode": "weightedmean"})], "pools by weightedmean"),
-        ([("Pooling", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True})], "and"),
-        ([("Pooling", {})], "pools by nothing"),
-        ([("Dense", {})], "has a module Dense"),
-    ],
-)
-def test_pooling_that_is_not_built_is_refused(
-    tmp_path: Path, modules: list[tuple[str, dict[str, object]]], says: str
-) -> None:
-    folder = minilm_with(tmp_path / "folder", *modules)
-    with pytest.raises(InvalidRequest, match=says):
-        TransformersEngine.load(folder)
 
 
 def test_pooled_vectors_leave_padding_out() -> None:
@@ -215,6 +216,41 @@ def test_an_encoder_without_pooling_files_is_served(tmp_path: Path) -> None:
     assert (engine.embeds.dimensions, engine.embeds.max_tokens) == (16, 512)
 
 
+@pytest.mark.parametrize(("family", "unused"), [(Roberta, 2), (XLMRoberta, 2), (MPNet, 2)])
+def test_positions_that_a_family_leaves_unused_are_no_part_of_its_limit(
+    family: tuple[Any, Any], unused: int
+) -> None:
+    """514 rows of positions are for 512 tokens: the first are for padding."""
+    configured, encoder = family
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = configured(
+        vocab_size=384, num_hidden_layers=1, max_position_embeddings=514, pad_token_id=1, **shape
+    )
+    model = encoder(config).eval()
+    engine = TransformersEngine(model, tokenizer())
+    assert engine.embeds.max_tokens == 514 - unused
+    longest = [5 + n % 300 for n in range(512)]
+    with pytest.raises(ContextTooLong, match="maximum context length is 512 tokens"):
+        engine.embeds.tokens([*longest, 5])
+    got = engine.embeds.embed(engine.prepare({}).module, [engine.embeds.tokens(longest)])
+    with torch.no_grad():
+        expected = model(torch.tensor([longest])).last_hidden_state.mean(1)
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_a_model_without_a_limit_of_its_own_gets_one() -> None:
+    shape = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+    engine = TransformersEngine(BloomForCausalLM(BloomConfig(vocab_size=384, **shape)), tokenizer())
+    assert engine.generates.max_tokens == UNLIMITED
+
+
+def test_tokens_that_the_tokenizer_has_and_the_model_lacks_are_refused() -> None:
+    engine = TransformersEngine(llama(vocab_size=300), tokenizer())
+    assert engine.generates.tokens([299]) == [299]
+    with pytest.raises(InvalidRequest, match="from 0 to 299, got 3"):
+        engine.generates.tokens("weights change under it, and every reply names the state")
+
+
 # Without the extra
 
 UNIMPORTED = """
@@ -232,7 +268,12 @@ ABSENT = """
 import sys
 sys.modules["transformers"] = None
 from weightledger.api.server.loading import load
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.engines.transformers.tokens import UNLIMITED
+from weightledger.ledger.errors import ContextTooLong, InvalidRequest
+
+Roberta = (RobertaConfig, RobertaModel)
+XLMRoberta = (XLMRobertaConfig, XLMRobertaModel)
+MPNet = (MPNetConfig, MPNetModel)
 from pathlib import Path
 try:
     load(sys.argv[1], Path("."))

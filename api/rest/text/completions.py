@@ -42,7 +42,10 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         """Continue each prompt."""
         sent = await body(request, schemas.COMPLETION)
         ask = Ask(
-            lambda: [generates.tokens(prompt, "prompt") for prompt in sent.prompt],
+            lambda: [
+                generates.tokens(prompt, schemas.named("prompt", sent.prompt, n))
+                for n, prompt in enumerate(sent.prompt)
+            ],
             _sampling(sent),
             sent.max_tokens,
             _COMPLETION_TOKENS,

@@ -66,7 +66,10 @@ def _check(sent: EmbeddingsBody, embeds: Embeds) -> None:
 def _embed(
     served: Served, embeds: Embeds, sent: EmbeddingsBody, cancelled: threading.Event
 ) -> Response:
-    texts = [embeds.tokens(text, "input") for text in sent.input]
+    texts = [
+        embeds.tokens(text, schemas.named("input", sent.input, n))
+        for n, text in enumerate(sent.input)
+    ]
     vectors: list[torch.Tensor] = []
     with served.lease() as live:
         origin = Origin(live.seq, live.digest)

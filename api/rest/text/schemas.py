@@ -5,6 +5,7 @@ the neutral one of fields that it has for that one only. `user` and `metadata` d
 either, except label.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
@@ -25,6 +26,11 @@ def _texts(value: Any) -> list[str | list[int]]:
 
 def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def named(field: str, texts: Sequence[Any], number: int) -> str:
+    """How errors name one of a field's texts: by its place, where there are several."""
+    return field if len(texts) == 1 else f"{field}.{number}"
 
 
 Texts = Annotated[

@@ -3,7 +3,8 @@
 Needs the extra `transformers`; nothing else of the ledger imports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from weightledger.ledger.adapters.adapter import Adapter
+from weightledger.ledger.engines.text import Sampling
 from weightledger.ledger.engines.torch import TorchEngine
-from weightledger.ledger.engines.transformers import folder
+from weightledger.ledger.engines.transformers import folder, trial
 from weightledger.ledger.engines.transformers.causal import CausalLM
 from weightledger.ledger.engines.transformers.encoder import MEAN, Encoder, Pooling
+from weightledger.ledger.engines.transformers.generation_settings import settled, stop_strings
 from weightledger.ledger.engines.transformers.tokens import Tokens
 from weightledger.ledger.engines.versions import Candidate
 from weightledger.ledger.errors import InvalidRequest
@@ -29,7 +32,9 @@ class TransformersEngine(TorchEngine):
 
     A model that can generate has `generates`, any other `embeds`; the other is None. `tokenizer`
     is a transformers tokenizer; `pooling` says how an encoder's vectors are made of its tokens',
-    `max_tokens` limits a text below what the model itself takes.
+    `prompt` goes before each of its texts, `max_tokens` limits a text below what the model itself
+    takes. `embeds` True has a model that could generate embed; its forward then has to give
+    hidden states. Raises InvalidRequest for a model that cannot do it: it is tried out here.
 
     A plain call of a version's module, as `/invocations` and evaluators make it, returns no
     key-value cache; generations have one all the same.
@@ -42,16 +47,36 @@ class TransformersEngine(TorchEngine):
         *,
         pooling: Pooling = MEAN,
         max_tokens: int | None = None,
+        prompt: str = "",
+        embeds: bool | None = None,
     ) -> None:
         parts: Any = model
-        tokens = Tokens(tokenizer, parts, max_tokens)
-        self.generates = CausalLM(tokens) if parts.can_generate() else None
-        self.embeds = None if self.generates else Encoder(tokens, parts, pooling)
-        kept = parts.config.use_cache
-        parts.config.use_cache = False
-        super().__init__(model)
         self._readied: AdaptedSkeleton | None = None
-        parts.config.use_cache = kept
+        generates = parts.can_generate() if embeds is None else not embeds
+        with _for_serving(parts, generates=generates):
+            super().__init__(model)
+        # Like versions, it shares their tensors; what a forward leaves in a module stays in this.
+        tried: Any = self._skeleton.build(self._versions.tensors)
+        self.generates: CausalLM | None = None
+        self.embeds: Encoder | None = None
+        try:
+            ids = trial.ordinary(tokenizer, tried)
+            tokens = Tokens(tokenizer, tried, max_tokens, trial.reach(tried, ids[0]))
+            if generates:
+                self.generates = CausalLM(tokens, stop_strings(parts.generation_config))
+                self.generates.generate(tried, ids[:2], Sampling(2, 0.0), lambda _: True)
+            else:
+                width, padded = trial.embedding(tried, ids, tokens.pad)
+                self.embeds = Encoder(tokens, pooling, width=width, prompt=prompt, padded=padded)
+        except InvalidRequest:
+            raise
+        except Exception as error:
+            task = "generating" if generates else "embedding"
+            raise InvalidRequest(
+                f"{type(model).__name__} cannot be served: {task} a few tokens fails with "
+                f"{type(error).__name__}: {error}",
+                param="model",
+            ) from error
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The next version, with the adapters that are live; otherwise as TorchEngine's."""
@@ -111,5 +136,32 @@ class TransformersEngine(TorchEngine):
         without them the mean over all tokens, not normalised. Raises InvalidRequest, naming what
         was expected, for anything else.
         """
-        found = folder.read(path)
-        return cls(found.model, found.tokenizer, pooling=found.pooling, max_tokens=found.max_tokens)
+        read = folder.read(path)
+        return cls(
+            read.model,
+            read.tokenizer,
+            pooling=read.sentences.pooling,
+            max_tokens=read.sentences.max_tokens,
+            prompt=read.sentences.prompt,
+            embeds=read.embeds,
+        )
+
+
+@contextmanager
+def _for_serving(model: Any, *, generates: bool) -> Iterator[None]:
+    """The model with the settings that its versions are to have, which copies of it keep."""
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}
+    caching = [config for config in configs.values() if hasattr(config, "use_cache")]
+    kept = [config.use_cache for config in caching]
+    said = model.generation_config if generates else None
+    try:
+        if generates:
+            model.generation_config = settled(said)
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config, value in zip(caching, kept, strict=True):
+            config.use_cache = value
+        if generates:
+            model.generation_config = said

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
 from weightledger.ledger.engines.text import Emit, Finished, Prompt, Sampling
-from weightledger.ledger.engines.transformers.stops import Stops
+from weightledger.ledger.engines.transformers.stops import LastWords, Stops
 from weightledger.ledger.engines.transformers.tokens import Decoder, Tokens
 
 # Logits divided by less than this overflow; by then the choice is the most likely token anyway.
@@ -24,12 +24,14 @@ _Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class CausalLM:
     """The `Generates` of a causal language model.
 
-    What the folder's generation_config.json says about end tokens and penalties holds; its
-    temperature and top_p do not, since a request says those.
+    What the folder's generation_config.json says about end tokens, stop strings and penalties
+    holds; its lengths and its ways of drawing do not, since a request says those. The table is in
+    `generation_settings`. `last_words` are its stop strings.
     """
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, last_words: Sequence[str] = ()) -> None:
         self._tokens = tokens
+        self._last_words = last_words
         self.max_tokens = tokens.max_tokens
 
     def tokens(self, prompt: Prompt, param: str | None = None) -> list[int]:
@@ -46,7 +48,10 @@ class CausalLM:
         """Continue a prompt; returns when a stop, the limit or `emit` ends it."""
         model: Any = module
         ids = torch.tensor([list(prompt)], device=model.device)
-        turn = _Turn(Decoder(self._tokens.decode), Stops(sampling.stop), _ends(model), emit)
+        decoder = Decoder(self._tokens.decode, prompt)
+        before = self._tokens.decode(prompt) if self._last_words else ""
+        last_words = LastWords(self._last_words, before)
+        turn = _Turn(decoder, Stops(sampling.stop), _ends(model), last_words, emit)
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,
@@ -70,10 +75,13 @@ class CausalLM:
 class _Turn:
     """A stopping criterion of `generate`: sees each new token, and says when it was the last."""
 
-    def __init__(self, decoder: Decoder, stops: Stops, ends: set[int], emit: Emit) -> None:
+    def __init__(
+        self, decoder: Decoder, stops: Stops, ends: set[int], last_words: LastWords, emit: Emit
+    ) -> None:
         self._decoder = decoder
         self._stops = stops
         self._ends = ends
+        self._last_words = last_words
         self._emit = emit
         self._tokens = 0
         self._ended = False
@@ -84,7 +92,9 @@ class _Turn:
             token = int(ids[0, -1])
             self._tokens += 1
             self._ended = token in self._ends
-            text = "" if self._ended else self._stops.add(self._decoder.add(token))
+            piece = "" if self._ended else self._decoder.add(token)
+            self._ended |= self._last_words.end_with(piece)
+            text = self._stops.add(piece)
             goes_on = self._emit(text)
             self._over = self._ended or self._stops.reached or not goes_on
         return torch.full((1,), self._over, device=ids.device)

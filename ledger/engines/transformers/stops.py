@@ -44,3 +44,27 @@ class Stops:
             if any(stop.startswith(self._held[-count:]) for stop in self._stops):
                 return count
         return 0
+
+
+class LastWords:
+    """Texts after which a generation ends, and which stay in it; `before` is the prompt's text.
+
+    As transformers has its `stop_strings`: one may begin in the prompt, and what the token that
+    completes it says beyond is kept too.
+    """
+
+    def __init__(self, words: Sequence[str], before: str) -> None:
+        self._words = words
+        self._longest = max(map(len, words), default=1)
+        self._tail = self._end_of(before)
+
+    def end_with(self, piece: str) -> bool:
+        """Whether this piece of text completes one of them."""
+        if not piece or not self._words:
+            return False
+        known, text = len(self._tail), self._tail + piece
+        self._tail = self._end_of(text)
+        return any(text.rfind(word) + len(word) > known for word in self._words if word in text)
+
+    def _end_of(self, text: str) -> str:
+        return text[len(text) - self._longest + 1 :] if len(text) >= self._longest else text

@@ -11,42 +11,41 @@ from weightledger.ledger.errors import ContextTooLong, InvalidRequest
 # Tokenizers without a limit say so with a huge number.
 _NO_LIMIT = 1 << 30
 
+_BROKEN = "\ufffd"
+"""What stands for bytes that are no whole character."""
+
+UNLIMITED = 32768
+"""Tokens of a text where neither the model nor its tokenizer has a limit: requests need one."""
+
 
 class Tokens:
-    """A tokenizer with the limits of its model: `max_tokens`, and ids below `vocabulary`."""
+    """A tokenizer with the limits of its model: `max_tokens`, and ids below `vocabulary`.
 
-    def __init__(self, tokenizer: Any, model: Any, max_tokens: int | None) -> None:
+    `max_tokens` is the least of what the folder says, what the model's positions were measured to
+    reach, and what its config and its tokenizer say; UNLIMITED where none of them says anything.
+    """
+
+    def __init__(
+        self, tokenizer: Any, model: Any, max_tokens: int | None, measured: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         # Files may set these; changing them at each call is not safe between threads.
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
             backend.no_truncation()
             backend.no_padding()
-        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         text = model.config.get_text_config()
-        limits = (
-            max_tokens,
-            getattr(text, "max_position_embeddings", None),
-            tokenizer.model_max_length,
-        )
+        limits = (max_tokens, measured, _positions(text), tokenizer.model_max_length)
         known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
-        if not known:
-            raise InvalidRequest(
-                "neither the model's config nor its tokenizer says how many tokens it takes; "
-                "expected max_position_embeddings or model_max_length"
-            )
-        self.max_tokens = min(known)
-        self.pad = tokenizer.pad_token_id or 0
+        self.max_tokens = min(known, default=UNLIMITED)
+        pad = tokenizer.pad_token_id
+        self.pad = pad if pad is not None and pad < self.vocabulary else 0
 
     def of(self, prompt: Prompt, param: str | None) -> list[int]:
         """The ids of a text with the special tokens that belong around it, or the ids as given."""
         if isinstance(prompt, str):
             return self._checked(self._ids(prompt, special=True), param)
-        wrong = [t for t in prompt if not 0 <= t < self.vocabulary]
-        if wrong:
-            raise InvalidRequest(
-                f"token ids must be from 0 to {self.vocabulary - 1}, got {wrong[0]}", param=param
-            )
         return self._checked(list(prompt), param)
 
     def of_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -81,6 +80,12 @@ class Tokens:
     def _checked(self, ids: list[int], param: str | None) -> list[int]:
         if not ids:
             raise InvalidRequest("the text is empty; expected at least one token", param=param)
+        # Tokens of a text too: a tokenizer may have more of them than the model.
+        wrong = [t for t in ids if not 0 <= t < self.vocabulary]
+        if wrong:
+            raise InvalidRequest(
+                f"token ids must be from 0 to {self.vocabulary - 1}, got {wrong[0]}", param=param
+            )
         if len(ids) > self.max_tokens:
             raise ContextTooLong(
                 f"This model's maximum context length is {self.max_tokens} tokens, but the text "
@@ -93,22 +98,22 @@ class Tokens:
 class Decoder:
     """Tokens to text as they come, giving out a character once all its bytes are there.
 
-    Only the tokens since the last text was given out are decoded again, after a few before them
-    that some tokenizers need to know about spaces: the way of Hugging Face's text generation
-    server.
+    The text is what follows the prompt's in the text of both: some tokenizers write no space
+    before the first of all words. Only the tokens since the last text was given out are decoded
+    again, after those of the text before, the way of Hugging Face's text generation server.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._tokens: list[int] = []
+        self._tokens = list(prompt)
         self._context = 0
-        self._given = 0
+        self._given = len(self._tokens)
 
     def add(self, token: int) -> str:
         """The text that this token completes; often empty."""
         self._tokens.append(token)
         text = self._new()
-        if not text or text.endswith("\ufffd"):
+        if not text or text.endswith(_BROKEN):
             return ""
         self._context, self._given = self._given, len(self._tokens)
         return text
@@ -121,4 +126,15 @@ class Decoder:
 
     def _new(self) -> str:
         known = self._decode(self._tokens[self._context : self._given])
-        return self._decode(self._tokens[self._context :])[len(known) :]
+        whole = self._decode(self._tokens[self._context :])
+        # A prompt may end inside of a character, which only now gets its last bytes.
+        return whole[len(known if whole.startswith(known) else known.rstrip(_BROKEN)) :]
+
+
+def _positions(config: Any) -> int | None:
+    """What a config says about positions, under the names that families have for it."""
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int):
+            return limit
+    return None
