@@ -1,5 +1,6 @@
 """One thread for small tensors, and a live model that learns through rules."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from tests.rules.bridge import Integrate, manager_in
 from weightledger import DynamicModelManager
-from weightledger.rules import DTESNDynamicIntegration, DTESNLearningConfig
+from weightledger.rules import DTESNDynamicIntegration, DTESNLearningConfig, registry
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +40,16 @@ def integrate(manager: DynamicModelManager) -> Integrate:
         )
 
     return make
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of installed packages, seen by the registry."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    registry._installed.cache_clear()
+    yield tmp_path
+    registry._installed.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.rules.packages import install, spoil
 from weightledger import PluginError, rules
 from weightledger.api import cli
 from weightledger.rules import RULES, RuleError, UnknownRule, registry
@@ -89,41 +89,6 @@ def test_a_rule_is_made_from_its_id_and_config() -> None:
             rules.make_rule(rule_id, config)
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages, seen by the registry."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
-    registry._installed.cache_clear()
-    yield tmp_path
-    registry._installed.cache_clear()
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def install(site: Path, package: str, rule_id: str) -> None:
-    info = site / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    entry = f"[{registry.ENTRY_POINTS}]\n{rule_id} = {package}:Decay\n"
-    (info / "entry_points.txt").write_text(entry)
-    (site / f"{package}.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from weightledger.rules import Activity, Proposal\n"
-        "@dataclass(frozen=True)\n"
-        "class Decay:\n"
-        "    '''Weights decay.'''\n"
-        f"    id, version, summary = {rule_id!r}, 3, 'weights decay'\n"
-        "    parameter, activities = ('out', 'in'), {'x': Activity(('batch', 'in'), 'input')}\n"
-        "    learning_rate: float = 0.5\n"
-        "    def init(self, weight):\n"
-        "        return {}\n"
-        "    def propose(self, weight, activities, state):\n"
-        "        return Proposal(-self.learning_rate * weight, {})\n"
-    )
-
-
 def test_a_package_brings_a_rule_through_its_entry_point(installed: Path) -> None:
     install(installed, "decaying_rule", "decay")
     assert rules.rule_ids() == [*IDS, "decay"]
@@ -152,13 +117,6 @@ def test_a_package_is_loaded_when_its_rule_is_asked_for(installed: Path) -> None
     assert "decaying_rule" not in sys.modules
     rules.get_rule("decay")
     assert "decaying_rule" in sys.modules
-
-
-def spoil(site: Path, package: str, old: str, new: str) -> None:
-    module = site / f"{package}.py"
-    text = module.read_text()
-    assert old in text
-    module.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """Where activities come from: hooks during a stream, rewards that come late, other packages."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.rules.test_registry import install
+from tests.rules.packages import install
 from weightledger import (
     Caller,
     DynamicModelManager,
@@ -21,9 +18,7 @@ from weightledger import (
     TorchEngine,
     rules,
 )
-from weightledger.rules import DTESNDynamicIntegration, DTESNLearningConfig, RuleError
-
-ROOT = Path(__file__).parent.parent.parent
+from weightledger.rules import DTESNDynamicIntegration, DTESNLearningConfig, Guards, RuleError
 
 
 class Clock:
@@ -276,32 +271,12 @@ def test_a_restart_forgets_what_waits_and_says_so(bridge: DTESNDynamicIntegratio
 
 
 def test_an_installed_packages_rule_learns_through_the_bridge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manager: DynamicModelManager, installed: Path
 ) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    install(site, "decaying_rule", "decay")
-    program = (
-        "import asyncio, sys, torch\n"
-        "from weightledger import *\n"
-        "from weightledger.rules import DTESNDynamicIntegration\n"
-        "config = DynamicUpdateConfig(backup_dir=sys.argv[1])\n"
-        "manager = DynamicModelManager(TorchEngine(torch.nn.Linear(3, 2)), 'm', config=config)\n"
-        "from weightledger.rules import Guards\n"
-        "bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))\n"
-        "before = manager.log.state()['weight']\n"
-        "made = asyncio.run(bridge.learn('weight', {'x': torch.ones(1, 3)}, rule='decay',"
-        " learning_rate=0.25))\n"
-        "assert made['success'], made\n"
-        "assert torch.equal(manager.log.state()['weight'], before - 0.25 * before)\n"
-        "assert manager.log.events(limit=1)[0].body['rule']['version'] == 3\n"
-        "manager.close()\n"
-    )
-    env = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
-    for command in (
-        [sys.executable, "-c", program, str(tmp_path / "data")],
-        [sys.executable, "-m", "weightledger", "rules", "list", "-q"],
-    ):
-        ran = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "decay"
+    install(installed, "decaying_rule", "decay")
+    bridge = DTESNDynamicIntegration(manager, guards=Guards(norm=None))
+    before = weight(bridge)
+    seen = {"x": torch.ones(1, 5)}
+    assert run(bridge.learn("2.weight", seen, rule="decay", learning_rate=0.25))["success"]
+    assert torch.equal(weight(bridge), before - 0.25 * before)
+    assert manager.log.events(limit=1)[0].body["rule"]["version"] == 3
