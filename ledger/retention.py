@@ -241,6 +241,11 @@ def _sweep(
         report.leftovers = blobs.sweep(cutoff)
 
 
+def referenced(history: History) -> Iterator[bytes]:
+    """Every blob that a log needs; some more than once."""
+    return _referenced(history, set(), set(), lambda what, done: None)
+
+
 def _referenced(
     history: History, seqs: set[int], nodes: set[int], told: Progress
 ) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ def open_blobs(url: str | None, database: Database, *, create: bool = True) -> B
     with database.read() as execute:
         known, found = _find(execute)
     if not known and create:
-        blobs = _open(asked, database, create=True)
+        blobs = open_at(asked, database, create=True)
         with database.write() as execute:
             if asked is not None and execute(_USED).fetchone() is not None:
                 raise _another(asked, None, database)
@@ -34,7 +34,20 @@ def open_blobs(url: str | None, database: Database, *, create: bool = True) -> B
             return blobs
     if asked is not None and asked != found:
         raise _another(asked, found, database)
-    return _open(found, database, create=False)
+    return open_at(found, database, create=False)
+
+
+def location_of(database: Database) -> str | None:
+    """The permanent URL of a ledger's blob store; None for the database itself."""
+    with database.look() as execute:
+        return _find(execute)[1]
+
+
+def relocate(database: Database, url: str | None) -> None:
+    """Remember another location; every blob that the ledger refers to is there already."""
+    with database.write() as execute:
+        execute("DELETE FROM blob_location")
+        execute(_REMEMBER, (url,))
 
 
 def _find(execute: Execute) -> tuple[bool, str | None]:
@@ -48,14 +61,14 @@ def _find(execute: Execute) -> tuple[bool, str | None]:
     return True, url
 
 
-def _open(url: str | None, database: Database, *, create: bool) -> BlobStore:
+def open_at(url: str | None, database: Database, *, create: bool) -> BlobStore:
+    """The blob store at a permanent URL; None is the database itself."""
     return SqlBlobs(database) if url is None else get_opener(url).open(url, create=create)
 
 
 def _another(asked: str, found: str | None, database: Database) -> InvalidRequest:
     return InvalidRequest(
         f"the ledger in {database.name} keeps its blobs in {found or 'the database'},"
-        f" not in {asked}: leave the blob URL away, or move the blobs and their row in the table"
-        " blob_location",
+        f" not in {asked}: leave the blob URL away, or move the blobs with `weightledger move`",
         param="blob_url",
     )

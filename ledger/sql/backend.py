@@ -142,6 +142,12 @@ class Backend(Protocol):
     def weaknesses(self, execute: Execute) -> list[str]:
         """What no longer keeps the log append-only, in words; see `ledger.sql.triggers`."""
 
+    def stream(self, connection: Any, sql: str, rows: int) -> Iterator[Sequence[Any]]:
+        """The rows of a query in a transaction, of which `rows` are held at a time."""
+
+    def renumber(self, execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
+        """Let columns that count by themselves, given with their tables, go on after their rows."""
+
     def withdraw(self, connection: Any) -> bool:
         """After a COMMIT that failed: whether it is certain now that nothing of it will show."""
 

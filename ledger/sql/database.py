@@ -1,7 +1,7 @@
 """One database: the only place that connects, opens a transaction and reads a driver's errors."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -86,6 +86,15 @@ class Database:
             execute = self.backend.executor(connection)
             execute(self.backend.BEGIN_READ)
             yield execute
+            execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Callable[[str, int], Iterator[Sequence[Any]]]]:
+        """One state of the database: gives what streams a query's rows, so many at a time."""
+        with self._connection() as connection:
+            execute = self.backend.executor(connection)
+            execute(self.backend.BEGIN_READ)
+            yield lambda sql, rows: self.backend.stream(connection, sql, rows)
             execute("COMMIT")
 
     @contextmanager

@@ -5,7 +5,7 @@ hung with payloads of a megabyte.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -205,6 +205,23 @@ def weaknesses(execute: Execute) -> list[str]:
         f"{what} {name} on {table} is not the ledger's"
         for what, name, table in (execute(_ROUND_ABOUT, (list(triggers.PROTECTED),) * 3))
     ]
+
+
+def stream(connection: Any, sql: str, rows: int) -> Iterator[Sequence[Any]]:
+    """The rows of a query, by a cursor of the server's."""
+    with connection.cursor(name="weightledger_rows") as cursor:
+        cursor.itersize = rows
+        cursor.execute(sql, binary=True)
+        yield from cursor
+
+
+def renumber(execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
+    """Set the sequences behind identity columns."""
+    for table, column in counted:
+        execute(
+            f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), max({column}))"
+            f" FROM {table} HAVING max({column}) IS NOT NULL"
+        )
 
 
 def withdraw(connection: Any) -> bool:

@@ -7,12 +7,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -77,6 +77,8 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     if not create and not file.startswith("file:") and not Path(file).exists():
         raise StorageError(f"there is no database at {file}")
     _warn_once()
+    if not create and not file.startswith("file:"):
+        url = _readable(url)
     made = sa.create_engine(
         url,
         module=driver,
@@ -97,6 +99,26 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
             connection.execute(pragma)
 
     return made
+
+
+def _readable(url: sa.URL) -> sa.URL:
+    """The same database; as one that nobody changes, where nothing can be written beside it.
+
+    SQLite wants to write files beside a database with a write-ahead log even to read it.
+    StorageError when there is a log, which has to be worked in first.
+    """
+    file = Path(url.database or "").absolute()
+    if os.access(file.parent, os.W_OK):
+        return url
+    log = file.with_name(file.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise StorageError(
+            f"{file} was in use when it was copied ({log.name} is not empty), and nothing can be"
+            " written beside it: copy both to a folder that can be written to, and read it there"
+        )
+    return url.set(
+        database=f"file:{quote(str(file))}", query={"mode": "ro", "immutable": "1", "uri": "true"}
+    )
 
 
 def journal(url: sa.URL) -> journals.Journal:
@@ -227,6 +249,15 @@ def weaknesses(execute: Execute) -> list[str]:
         for name, (table, _) in found.items()
         if name not in ours and table in triggers.PROTECTED
     ]
+
+
+def stream(connection: Any, sql: str, _rows: int) -> Iterator[Sequence[Any]]:
+    """The rows of a query, one by one."""
+    yield from connection.execute(sql)
+
+
+def renumber(_execute: Execute, _counted: Sequence[tuple[str, str]]) -> None:
+    """Nothing to do: the largest number counts."""
 
 
 def withdraw(connection: Any) -> bool:
