@@ -22,6 +22,7 @@ from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import location_of, open_at, relocate
 from weightledger.ledger.blobs.registry import get_opener
 from weightledger.ledger.blobs.sql import SqlBlobs
+from weightledger.ledger.config import sqlite_url
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, NotFound, StorageError
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.retention import referenced
@@ -69,9 +70,9 @@ def backup(
         try:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
             permissions.make_folder(partial)
-            made = _copied(source, _sqlite_url(partial / FILE), told)
+            made = _copied(source, sqlite_url(partial / FILE), told)
             if check:
-                _verify(_sqlite_url(partial / FILE), told)
+                _verify(sqlite_url(partial / FILE), told)
             for beside in partial.glob(f"{FILE}-*"):  # locks of those who wrote it
                 shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
             _sync(partial)
@@ -102,7 +103,7 @@ def restore(
     told = progress or (lambda what, done: None)
     if not (folder / FILE).is_file():
         raise NotFound(f"there is no backup in {folder}: it would have a {FILE}")
-    source_url = _sqlite_url(folder / FILE)
+    source_url = sqlite_url(folder / FILE)
     with contextlib.closing(Database.connect(source_url, create=False)) as source:
         open_schema(source, upgrade=False)
         made = _copied(source, url, told)
@@ -236,10 +237,6 @@ def _verify(url: str, told: Progress) -> None:
                 raise CorruptLedger(
                     f"the copy of {name!r} does not verify: {report.problem}", seq=report.bad_seq
                 )
-
-
-def _sqlite_url(file: Path) -> str:
-    return sa.URL.create("sqlite", database=str(file.absolute())).render_as_string()
 
 
 def _sync(folder: Path) -> None:

@@ -25,7 +25,7 @@ FLOORS = (
     {"ledger.projection"},
     {"ledger.writing"},
     {"ledger.retention", "ledger.monitoring", "ledger.results"},
-    {"ledger.log"},
+    {"ledger.log", "ledger.backup"},
     {"ledger.opening", "ledger.checkpoints"},
     {"ledger.ledger"},
     {"ledger.manager"},

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -116,9 +116,8 @@ def _readable(url: sa.URL) -> sa.URL:
             f"{file} was in use when it was copied ({log.name} is not empty), and nothing can be"
             " written beside it: copy both to a folder that can be written to, and read it there"
         )
-    return url.set(
-        database=f"file:{quote(str(file))}", query={"mode": "ro", "immutable": "1", "uri": "true"}
-    )
+    query = {"mode": "ro", "immutable": "1", "uri": "true"}
+    return url.set(database=file.as_uri(), query=query)
 
 
 def journal(url: sa.URL) -> journals.Journal:
