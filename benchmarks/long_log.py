@@ -30,6 +30,14 @@ from weightledger.ledger.events import (
     leaf_hash,
     seal,
 )
+from weightledger.ledger.events.bodies import (
+    BODIES,
+    NamedState,
+    Registered,
+    RolledBack,
+    UpdateRejected,
+    VersionCreated,
+)
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.sql.layout import SEQ_BITS
 from weightledger.ledger.store.sql_store import SqlStore
@@ -87,8 +95,14 @@ def _events(count: int) -> Iterator[bulk.Parts]:
         touched: list[int] = []
         if kind in (REGISTERED, UPDATED):
             state, node = hashlib.sha256(b"%d" % seq).digest(), seq
+        if kind == REGISTERED:
+            body = Registered(PARAMETERS, 4 * PARAMETERS).to_json()
         elif kind == ROLLED_BACK:
-            body = {"to": f"seq:{node}", "cause": "manual"}
+            body = RolledBack(f"seq:{node}", node, node, state_seq, None, "manual").to_json()
+        elif kind == UPDATE_REJECTED:
+            body = UpdateRejected({}, "it would not do").to_json()
+        elif kind == VERSION_CREATED:
+            body = VersionCreated("a state", NamedState(state_seq, node, state)).to_json()
         if kind == UPDATED:
             touched = [touched_of[seq]]
             if seq % 10 == 0:
@@ -144,11 +158,9 @@ def _events(count: int) -> Iterator[bulk.Parts]:
         )
         if seq < CHECKED:
             draft = Draft(
-                kind=kind,
-                body=body,
+                body=BODIES[kind].from_json(body),
                 state_after=state,
                 target_node=node if kind == ROLLED_BACK else None,
-                series=series,
                 active=active,
                 annotation=note,
                 payload=(BlobRef(request, size),) if size else (),

@@ -19,20 +19,24 @@ import torch
 from benchmarks import bulk
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.events import (
-    RETIRED,
-    ROLLED_BACK,
     THIS_VERSION,
     UPDATED,
     UPDATES,
     VERSION_CREATED,
-    VERSION_RETIRED,
-    VERSIONS,
     Counts,
     Draft,
     Event,
     decode,
     leaf_hash,
     seal,
+)
+from weightledger.ledger.events.bodies import (
+    NamedState,
+    RolledBack,
+    Updated,
+    VersionCreated,
+    VersionRetired,
+    body_of,
 )
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.snapshot_tensors import store_tensors
@@ -122,14 +126,9 @@ def _events(first: Event, turns: list[Turn], count: int, listed: int) -> Iterato
 
 
 def _naming(named: Event, description: str) -> Draft:
-    names = {"seq": named.state_seq, "node": named.node, "state": named.state_after.hex()}
-    return Draft(
-        VERSION_CREATED,
-        {"description": description, "performance_metrics": {}, "names": names},
-        named.state_after,
-        series=VERSIONS,
-        active=THIS_VERSION,
-    )
+    names = NamedState(named.state_seq, named.node, named.state_after)
+    body = VersionCreated(description, names)
+    return Draft(body, named.state_after, active=THIS_VERSION)
 
 
 class _Round:
@@ -167,10 +166,8 @@ class _Round:
         if seq < CHECKED:
             was = turn.event
             draft = Draft(
-                UPDATED,
-                was.body,
+                body_of(was, Updated),
                 was.state_after,
-                series=UPDATES,
                 payload=was.payload,
                 request_digest=was.request_digest,
             )
@@ -193,16 +190,9 @@ class _Round:
         for _ in range(_CYCLE):
             self.nodes.pop()
         node = self.nodes[-1]
-        body = {
-            "to": f"seq:{node}",
-            "to_event": node,
-            "to_seq": node,
-            "from_seq": self.state_seq,
-            "version_id": None,
-            "cause": "manual",
-        }
+        body = RolledBack(f"seq:{node}", node, node, self.state_seq, None, "manual")
         state = decode(self.header).state_after
-        return self.rare(Draft(ROLLED_BACK, body, state, target_node=node))
+        return self.rare(Draft(body, state, target_node=node))
 
     def rare(self, draft: Draft, *, snapshot: bool = False) -> bulk.Parts:
         """Any other event, sealed as the ledger does it."""
@@ -227,10 +217,8 @@ class _Round:
         number, _, _, name = self.listed[1]
         del self.listed[1]
         return Draft(
-            VERSION_RETIRED,
-            {"version_id": name},
+            VersionRetired(name),
             decode(self.header).state_after,
-            series=RETIRED,
             number=number,
         )
 

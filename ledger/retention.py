@@ -22,8 +22,6 @@ from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned
 from weightledger.ledger.events import (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
-    PRUNED,
-    PRUNINGS,
     STATE_CHANGING,
     UPDATED,
     Draft,
@@ -142,10 +140,8 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
         planned[head.seq] = plan
         body = pruning.body(plan.seqs, plan.nodes, plan.retained)
         draft = Draft(
-            kind=PRUNED,
-            body=body.to_json(),
+            body=body,
             state_after=head.state_after,
-            series=PRUNINGS,
             number=history.pruned.runs,
         )
         return Stateless(draft, plan.nodes)

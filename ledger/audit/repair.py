@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from weightledger.ledger.audit import chain
 from weightledger.ledger.audit.verify import registered_weights
 from weightledger.ledger.errors import Conflict, CorruptLedger, KeyTaken, Pruned, SeqTaken
-from weightledger.ledger.events import REPAIRED, Annotation, Draft, Event, seal
+from weightledger.ledger.events import Annotation, Draft, Event, seal
 from weightledger.ledger.events.bodies import Repair
 from weightledger.ledger.history.anchor_repair import damaged_snapshots, rewrite_snapshot
 from weightledger.ledger.history.reader import History
@@ -64,9 +64,8 @@ def repair(history: History, *, dry_run: bool, note: Annotation | None = None) -
             ) from error
 
     def record(head: Event, rows: Repairs) -> Append:
-        body = Repair(rows, report.snapshots).to_json()
         annotation = note or Annotation()
-        draft = Draft(REPAIRED, body, head.state_after, annotation=annotation)
+        draft = Draft(Repair(rows, report.snapshots), head.state_after, annotation=annotation)
         return Append(seal(draft, history.model, head, time.time_ns() // 1000), annotation)
 
     report.event = store.repair(registered_weights(history), record)

@@ -17,6 +17,7 @@ import orjson
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
 from weightledger.ledger.events.kinds import (
+    FIRST_SCHEMA,
     FORMAT,
     INLINE_BYTES,
     LEAF_PREFIX,
@@ -159,7 +160,7 @@ def decode(header: bytes) -> Event:
             model=fields["model"],
             seq=fields["seq"],
             kind=fields["kind"],
-            schema=fields.get("schema", 1),
+            schema=fields.get("schema", FIRST_SCHEMA),
             recorded_at=fields["recorded_at"],
             node=fields["node"],
             parent=fields.get("parent"),

@@ -3,6 +3,8 @@ reused."""
 
 FORMAT = 1
 
+FIRST_SCHEMA = 1  # of a body, where its header names none
+
 INLINE_BYTES = 256 * 1024
 """A payload up to this size, in one piece, is stored in the event's own row."""
 

@@ -1,12 +1,13 @@
 """Sealing: a draft gets its place in the log, its running values and its bytes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightledger.ledger.events.bodies.protocol import Body
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.event import Annotation, BlobRef, Counts, Event, decode
 from weightledger.ledger.events.kinds import (
+    FIRST_SCHEMA,
     FORMAT,
     KEEP_ACTIVE,
     STATE_CHANGING,
@@ -22,16 +23,14 @@ class Draft:
     """An event as its writer proposes it, before the log gives it a place.
 
     A draft of a state-changing kind names the digest it leads to; the node it leads to is the
-    event itself, or `target_node` for a rollback. `series` numbers it: the next number of that
-    series, or `number` where the writer gives one. `active` is the number of the version that is
+    event itself, or `target_node` for a rollback. The kind's series numbers it: by its next number,
+    or by `number` where the writer gives one. `active` is the number of the version that is
     active afterwards: KEEP_ACTIVE leaves it as it is, THIS_VERSION is the one being named.
     """
 
-    kind: str
-    body: Mapping[str, Any]
+    body: Body
     state_after: bytes
     target_node: int | None = None
-    series: str | None = None
     number: int | None = None
     active: int | None = KEEP_ACTIVE
     payload: tuple[BlobRef, ...] = ()
@@ -39,6 +38,14 @@ class Draft:
     request_id: str | None = None
     idempotency_key: str | None = None
     request_digest: bytes | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.body.KIND
+
+    @property
+    def series(self) -> str | None:
+        return self.body.SERIES
 
 
 def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
@@ -74,6 +81,7 @@ def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
         "model": model,
         "seq": seq,
         "kind": draft.kind,
+        "schema": draft.body.SCHEMA if draft.body.SCHEMA != FIRST_SCHEMA else None,
         "recorded_at": max(now, last.recorded_at) if last else now,
         "node": node,
         "parent": last.node if last and changes_state else None,
@@ -88,7 +96,7 @@ def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
         "series": draft.series,
         "number": number,
         "active": active,
-        "body": draft.body,
+        "body": draft.body.to_json(),
         "payload": [{"digest": ref.digest.hex(), "size": ref.size} for ref in draft.payload],
         "actor": draft.annotation.digest("actor"),
         "reason": draft.annotation.digest("reason"),

@@ -24,7 +24,8 @@ from weightledger.ledger.errors import (
     WeightsChangedOutside,
     WeightsMismatch,
 )
-from weightledger.ledger.events import REGISTERED, Draft, Event
+from weightledger.ledger.events import Draft, Event
+from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
@@ -119,11 +120,8 @@ class Projector:
     def genesis(self) -> tuple[Draft, StateDigest]:
         """The first event of a model that starts with the engine's weights."""
         state = self._hash_engine()
-        body = {
-            "tensors_total": len(state.specs),
-            "bytes": sum(spec.nbytes for spec in state.specs.values()),
-        }
-        return Draft(kind=REGISTERED, body=body, state_after=state.value), state
+        body = Registered(len(state.specs), sum(spec.nbytes for spec in state.specs.values()))
+        return Draft(body, state.value), state
 
     def adopt(self, event: Event, state: StateDigest) -> None:
         """Take the engine's weights, already hashed, as the state after `event`."""

@@ -9,8 +9,7 @@ from weightledger.ledger.sql.sqlite_driver import driver
 
 _MOST = 20  # findings that are listed
 _CATALOGUE = (
-    "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type <> 'trigger'"
-    " AND tbl_name <> 'alembic_version'"
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version'"
 )
 
 
@@ -31,7 +30,7 @@ def damage(execute: Execute, statements: Sequence[str]) -> list[str]:
 def rebuild_indexes(execute: Execute, statements: Sequence[str]) -> None:
     """Make every index from its table anew, those included that are missing or were changed."""
     for kind, name, how, sql in _changed(execute, statements):
-        if kind == "index":
+        if kind == "index" and sql:
             if how == "changed":
                 execute(f"DROP INDEX {name}")
             execute(sql)
@@ -55,12 +54,14 @@ def _triggers(tables: Sequence[str]) -> dict[str, str]:
     return {n: sql for n, sql in made.items() if n.rpartition("_no_")[0] in tables}
 
 
-def _changed(execute: Execute, statements: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+def _changed(
+    execute: Execute, statements: Sequence[str]
+) -> Iterator[tuple[str, str, str, str | None]]:
     """Kind, name, what happened to it and the statement, of what is not as it was made."""
-    there = {(kind, name): sql for kind, name, sql in execute(_CATALOGUE).fetchall()}
+    there = {(kind, name): rest for kind, name, *rest in execute(_CATALOGUE).fetchall()}
     with closing(driver.connect(":memory:")) as memory:
         for statement in statements:
             memory.execute(statement)
-        for kind, name, sql in memory.execute(_CATALOGUE).fetchall():
-            if there.get((kind, name)) != sql:
+        for kind, name, table, sql in memory.execute(_CATALOGUE).fetchall():
+            if there.get((kind, name)) != [table, sql]:
                 yield kind, name, "changed" if (kind, name) in there else "missing", sql

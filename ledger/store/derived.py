@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightledger.ledger.events import PINS, RETIRED, VERSIONS, Event, decode
+from weightledger.ledger.events import PINS, RETIRED, UPDATED, VERSIONS, Event, decode
 from weightledger.ledger.events.bodies import VersionCreated, body_of, counted_parameters, pin_of
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import insert_rows
@@ -58,7 +58,7 @@ class Derivation:
     def add(self, event: Event, actor: str | None) -> None:
         key = key_of(self.model_id, event.seq)
         self.count += 1
-        touched = counted_parameters(event)
+        touched = counted_parameters(event.body) if event.kind == UPDATED else []
         for name in touched:
             self.touches.setdefault(name, array("q")).append(key)
             self.parameters.add(name)

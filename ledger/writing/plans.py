@@ -8,7 +8,7 @@ writer was faster, asks for it again on the newer state.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,14 @@ from weightledger.ledger import events
 from weightledger.ledger.blobs import Buffer
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.events import Draft
+from weightledger.ledger.events.bodies import (
+    AdapterLoaded,
+    AdapterUnloaded,
+    Body,
+    Updated,
+    UpdateRejected,
+    counted_parameters,
+)
 from weightledger.ledger.events.changes import WHOLE, TensorChange
 from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.tensors.digest import content_digest
@@ -105,54 +113,53 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     finished = payload.finish()
     for _, blobs in whole:
         finished.blobs.update(blobs)
-    body = dict(plan.facts)
-    if plan.kind == events.UPDATED:
-        body["delta_norm"] = _norm(recorded)
-        body |= _findings(verdict)
-    changed = [one.change for one in recorded if one.change.changed] + moved
-    draft = Draft(
-        kind=plan.kind,
-        body={**body, "tensors": [change.to_json() for change in changed]},
-        state_after=changes.state.value,
-        series=events.UPDATES if plan.kind == events.UPDATED else None,
-    )
+    changed = (*(one.change for one in recorded if one.change.changed), *moved)
     parameters = [WEIGHTS + name for name in plan.weights]
-    return ProposedEvent(draft, finished, parameters, changes)
+    body = _body(plan, changed, _norm(recorded), verdict, parameters)
+    return ProposedEvent(Draft(body, changes.state.value), finished, parameters, changes)
 
 
 def stateless(
-    staged: Staged,
-    kind: str,
-    body: Mapping[str, Any],
-    series: str,
-    *,
-    number: int | None = None,
-    more: bool = False,
+    staged: Staged, body: Body, *, number: int | None = None, more: bool = False
 ) -> ProposedEvent:
     """An event that changes no state."""
-    active = events.THIS_VERSION if series == events.VERSIONS else events.KEEP_ACTIVE
-    state = staged.live.state.value
-    draft = Draft(
-        kind=kind, body=body, state_after=state, series=series, number=number, active=active
-    )
+    active = events.THIS_VERSION if body.SERIES == events.VERSIONS else events.KEEP_ACTIVE
+    draft = Draft(body, staged.live.state.value, number=number, active=active)
     return ProposedEvent(draft, more=more)
 
 
+def _body(
+    plan: Plan,
+    changed: tuple[TensorChange, ...],
+    norm: float | None,
+    verdict: Verdict,
+    parameters: Sequence[str],
+) -> Body:
+    """What the event of a plan says."""
+    if plan.kind != events.UPDATED:
+        kind = AdapterLoaded if plan.kind == events.ADAPTER_LOADED else AdapterUnloaded
+        return kind(plan.facts, changed)
+    body = Updated(
+        plan.facts, changed, norm, verdict.pre_metrics, verdict.post_metrics, _evidence(verdict)
+    )
+    told = counted_parameters({**plan.facts, "tensors": [{"name": one.name} for one in changed]})
+    return body if told == list(parameters) else replace(body, counted=tuple(parameters))
+
+
 def _refusal(staged: Staged, facts: Mapping[str, Any], verdict: Verdict) -> ProposedEvent:
-    body = {"evidence": {}, **facts, "reason": verdict.reason, **_findings(verdict)}
-    return stateless(staged, events.UPDATE_REJECTED, body, events.UPDATES)
+    assert verdict.reason is not None
+    rest = {name: fact for name, fact in facts.items() if name != "evidence"}
+    evidence = _evidence(verdict) or facts.get("evidence", {})
+    body = UpdateRejected(rest, verdict.reason, verdict.pre_metrics, verdict.post_metrics, evidence)
+    return stateless(staged, body)
 
 
-def _findings(verdict: Verdict) -> dict[str, Any]:
+def _evidence(verdict: Verdict) -> dict[str, Any]:
     """What an event says of its verdict. Without a word on it, the candidate was evaluated."""
     evidence = dict(verdict.evidence)
     if not verdict.evaluated and verdict.reason is None:
         evidence["evaluated"] = False
-    findings: dict[str, Any] = {
-        "pre_metrics": dict(verdict.pre_metrics),
-        "post_metrics": dict(verdict.post_metrics),
-    }
-    return {**findings, "evidence": evidence} if evidence else findings
+    return evidence
 
 
 def _written(staged: Staged, name: str, write: Write) -> TensorWrite:

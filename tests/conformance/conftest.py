@@ -15,16 +15,20 @@ from tests.conftest import new_database
 from tests.waiting import PATIENCE_S
 from weightledger.ledger.events import (
     REGISTERED,
+    ROLLED_BACK,
+    UPDATE_REJECTED,
     UPDATED,
-    UPDATES,
     VERSION_CREATED,
+    VERSION_PINNED,
+    VERSION_RETIRED,
+    VERSION_UNPINNED,
     Annotation,
     BlobRef,
     Draft,
     Event,
     seal,
 )
-from weightledger.ledger.events.bodies import NamedState, VersionCreated
+from weightledger.ledger.events.bodies import BODIES
 from weightledger.ledger.store import Append, EventStore
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
@@ -52,6 +56,27 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
             store = SqlStore.open(url)
             yield DatabaseHome(url, store)
             store.close()
+
+
+_METRICS: dict[str, Any] = {"pre_metrics": {}, "post_metrics": {}}
+PLAIN: dict[str, dict[str, Any]] = {
+    REGISTERED: {"tensors_total": 3, "bytes": 12},
+    UPDATED: {"tensors": [], "delta_norm": None, **_METRICS},
+    UPDATE_REJECTED: {"reason": "no", "evidence": {}, **_METRICS},
+    ROLLED_BACK: {
+        "to": "seq:1",
+        "to_event": 1,
+        "to_seq": 1,
+        "from_seq": 2,
+        "version_id": None,
+        "cause": "manual",
+    },
+    VERSION_CREATED: {"description": "a state", "performance_metrics": {}},
+    VERSION_RETIRED: {"version_id": "v0"},
+    VERSION_PINNED: {"version_id": "v0", "number": 0},
+    VERSION_UNPINNED: {"version_id": "v0", "number": 0},
+}
+"""What bodies say where a test does not care."""
 
 
 @dataclass
@@ -94,18 +119,15 @@ class Writer:
         draft.setdefault(
             "state_after", after if changes or not self.last else self.last.state_after
         )
-        if kind == UPDATED:
-            draft.setdefault("series", UPDATES)
-        body: dict[str, Any] = {}
+        body = PLAIN[kind] | draft.pop("body", {})
         if kind == VERSION_CREATED and self.last is not None:
             last = self.last
-            names = NamedState(last.state_seq, last.node, last.state_after)
-            body = VersionCreated("a state", names).to_json()
+            names = {"seq": last.state_seq, "node": last.node, "state": last.state_after.hex()}
+            body |= {"names": names}
         ref = BlobRef(content_digest(payload), len(payload))
         note = annotation or Annotation()
         made = Draft(
-            kind=kind,
-            body=draft.pop("body", body),
+            body=BODIES[kind].from_json(body),
             payload=(ref,) if payload else (),
             annotation=note,
             **draft,

@@ -26,7 +26,6 @@ from weightledger.ledger.events import (
     INLINE_BYTES,
     KINDS,
     PINS,
-    RETIRED,
     ROLLED_BACK,
     STATE_CHANGING,
     UPDATE_REJECTED,
@@ -64,11 +63,11 @@ def one_of_each(writer: Any) -> list[Event]:
     return [
         writer.events.event(0),
         update,
-        writer.append(UPDATE_REJECTED, series=UPDATES),
-        writer.append(VERSION_CREATED, series=VERSIONS, active=-2),
+        writer.append(UPDATE_REJECTED),
+        writer.append(VERSION_CREATED, active=-2),
         writer.append(payload=b"q" * (INLINE_BYTES + 1), as_blob=True),
         writer.append(ROLLED_BACK, state_after=update.state_after, target_node=update.seq),
-        writer.append(VERSION_RETIRED, series=RETIRED, number=0),
+        writer.append(VERSION_RETIRED, number=0),
     ]
 
 
@@ -164,7 +163,7 @@ def test_a_time_finds_the_last_event_recorded_until_then(writer: Any) -> None:
 def test_updates_are_counted_by_parameter(writer: Any) -> None:
     writer.append(parameters=("weights/a.weight",))
     writer.append(parameters=("weights/a.weight", "adapter/x/new"))
-    writer.append(UPDATE_REJECTED, series=UPDATES, parameters=("weights/b.weight",))
+    writer.append(UPDATE_REJECTED, parameters=("weights/b.weight",))
     reopened = SqlStore(writer.store._database, writer.store.blobs)
     assert reopened.model("m").update_counts() == {"adapter/x/new": 1, "weights/a.weight": 2}
 
@@ -189,12 +188,12 @@ def test_updates_are_counted_across_stores_and_models(
 
 
 def test_versions_are_listed_until_they_are_retired(writer: Any, new_writer: Any) -> None:
-    seqs = [writer.append(VERSION_CREATED, series=VERSIONS).seq for _ in range(4)]
+    seqs = [writer.append(VERSION_CREATED).seq for _ in range(4)]
     other = new_writer(writer.store, "other")
     other.append()
-    other.append(VERSION_CREATED, series=VERSIONS)
+    other.append(VERSION_CREATED)
     for number in (2, 0):
-        writer.append(VERSION_RETIRED, series=RETIRED, number=number)
+        writer.append(VERSION_RETIRED, number=number)
     assert writer.events.listed_versions() == [
         Listed(1, seqs[1], 0, False),
         Listed(3, seqs[3], 0, False),
@@ -210,7 +209,7 @@ def test_versions_are_found_by_the_state_they_name(writer: Any) -> None:
     for _ in range(2):
         writer.append()
         for _ in range(2):
-            writer.append(VERSION_CREATED, series=VERSIONS)
+            writer.append(VERSION_CREATED)
     named = {version.number: version.node for version in store.listed_versions()}
     assert named == {0: 1, 1: 1, 2: 4, 3: 4}
     found = [store.listed_before(node) for node in range(6)]
@@ -220,13 +219,11 @@ def test_versions_are_found_by_the_state_they_name(writer: Any) -> None:
 def test_the_list_says_what_is_pinned(writer: Any) -> None:
     store = writer.events
     for _ in range(2):
-        writer.append(VERSION_CREATED, series=VERSIONS)
+        writer.append(VERSION_CREATED)
     assert store.last_number(PINS) is None
     kinds = (VERSION_PINNED, VERSION_UNPINNED, VERSION_PINNED)
     for at, (kind, number) in enumerate(zip(kinds, (0, 0, 1), strict=True)):
-        writer.append(
-            kind, series=PINS, number=at, body={"version_id": f"v{number}", "number": number}
-        )
+        writer.append(kind, number=at, body={"version_id": f"v{number}", "number": number})
         assert store.last_number(PINS) == at
     assert [version.pinned for version in store.listed_versions()] == [False, True]
 
@@ -397,9 +394,9 @@ def test_an_idempotency_key_is_used_once_per_model(writer: Any, new_writer: Any)
 
 
 def test_a_number_of_a_series_is_used_once(writer: Any) -> None:
-    writer.append(VERSION_RETIRED, series=RETIRED, number=3)
+    writer.append(VERSION_RETIRED, number=3)
     with pytest.raises(Conflict):
-        writer.append(VERSION_RETIRED, series=RETIRED, number=3)
+        writer.append(VERSION_RETIRED, number=3)
 
 
 def test_who_registers_second_leaves_nothing(store: SqlStore, new_writer: Any) -> None:
@@ -643,7 +640,8 @@ def test_a_full_disk_records_nothing_and_the_store_goes_on(
 
 KILLED_WRITER = """
 from dataclasses import replace
-from weightledger.ledger.events import Annotation, Draft, BlobRef, UPDATED, UPDATES, seal
+from weightledger.ledger.events import Annotation, Draft, BlobRef, seal
+from weightledger.ledger.events.bodies import Updated
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.store import Append
 from weightledger.ledger.store.sql_store import SqlStore
@@ -652,7 +650,7 @@ while True:
     payload = b"%d" % last.seq * 1000
     digest = content_digest(payload)
     note = Annotation(actor="killed")
-    draft = Draft(UPDATED, {}, digest, series=UPDATES, annotation=note,
+    draft = Draft(Updated({}, (), None), digest, annotation=note,
                   payload=(BlobRef(digest, len(payload)),))
     last = seal(draft, "m", last, 0)
     events.append(Append(last, note, ("weights/a.weight",), blobs={digest: payload}))
@@ -790,7 +788,6 @@ def random_log(writer: Any, chance: random.Random) -> dict[int, tuple[str, ...]]
         names = tuple(chance.sample(writer.parameters, chance.randint(1, 3)))
         event = writer.append(
             kind,
-            series=VERSIONS if kind == VERSION_CREATED else UPDATES,
             parameters=names,
             annotation=Annotation(actor=chance.choice([None, "ana", "bo", "cy"])),
             now=writer.last.recorded_at + chance.choice([0, 0, 1, 5]),

@@ -8,6 +8,14 @@ import pytest
 from weightledger.ledger import events
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, decode, seal
+from weightledger.ledger.events.bodies import (
+    NamedState,
+    Registered,
+    RolledBack,
+    Updated,
+    UpdateRejected,
+    VersionCreated,
+)
 from weightledger.ledger.events.canonical import canonical
 
 STATE = [bytes([n]) * 32 for n in range(4)]
@@ -15,11 +23,11 @@ SALT = bytes(range(16))
 
 
 def registered() -> Event:
-    return seal(Draft(events.REGISTERED, {}, STATE[0]), "digits", None, 1_700_000_000_000_000)
+    return seal(Draft(Registered(1, 4), STATE[0]), "digits", None, 1_700_000_000_000_000)
 
 
 def updated(last: Event, state: bytes, **fields) -> Event:
-    draft = Draft(events.UPDATED, {"tensors": []}, state, series=events.UPDATES, **fields)
+    draft = Draft(Updated({}, (), None), state, **fields)
     return seal(draft, "digits", last, last.recorded_at + 1)
 
 
@@ -43,10 +51,8 @@ def test_running_values_and_names() -> None:
     one = updated(first, STATE[1])
     version = seal(
         Draft(
-            events.VERSION_CREATED,
-            {},
+            VersionCreated("a state", NamedState(1, 1, STATE[1])),
             STATE[1],
-            series=events.VERSIONS,
             active=events.THIS_VERSION,
         ),
         "digits",
@@ -54,13 +60,13 @@ def test_running_values_and_names() -> None:
         one.recorded_at,
     )
     refused = seal(
-        Draft(events.UPDATE_REJECTED, {}, STATE[1], series=events.UPDATES),
+        Draft(UpdateRejected({}, "no"), STATE[1]),
         "digits",
         version,
         version.recorded_at,
     )
     back = seal(
-        Draft(events.ROLLED_BACK, {}, STATE[0], target_node=0, active=None),
+        Draft(RolledBack("seq:0", 0, 0, 1, None, "manual"), STATE[0], target_node=0, active=None),
         "digits",
         refused,
         refused.recorded_at,
@@ -85,7 +91,7 @@ def test_running_values_and_names() -> None:
 
 def test_time_never_runs_backwards() -> None:
     first = registered()
-    late = seal(Draft(events.UPDATED, {}, STATE[1]), "digits", first, first.recorded_at - 10**9)
+    late = seal(Draft(Updated({}, (), None), STATE[1]), "digits", first, first.recorded_at - 10**9)
     assert late.recorded_at == first.recorded_at
 
 

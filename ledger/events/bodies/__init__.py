@@ -17,6 +17,7 @@ from weightledger.ledger.events.bodies.states import (
     RolledBack,
     Updated,
     UpdateRejected,
+    counted_parameters,
 )
 from weightledger.ledger.events.bodies.upkeep import Pruning, Repair
 from weightledger.ledger.events.bodies.versions import (
@@ -27,7 +28,6 @@ from weightledger.ledger.events.bodies.versions import (
     VersionUnpinned,
 )
 from weightledger.ledger.events.event import Event
-from weightledger.ledger.tensors.spec import WEIGHTS
 
 __all__ = [
     "BODIES",
@@ -69,24 +69,6 @@ BODIES: Mapping[str, type[Body]] = {
         Repair,
     )
 }
-
-
-def counted_parameters(event: Event) -> list[str]:
-    """The full state names that an event counts as an update of, each once.
-
-    They are those that its facts name, whether or not a bit of them changed; an update whose facts
-    name none counts for the weights that it changed.
-    """
-    if event.kind != Updated.KIND:
-        return []
-    facts = event.body
-    if "counted" in facts:
-        return list(dict.fromkeys(facts["counted"]))
-    named = [one["parameter"] for one in facts.get("updates", [facts]) if "parameter" in one]
-    if named:
-        return list(dict.fromkeys(WEIGHTS + name for name in named))
-    changed = (one["name"] for one in facts.get("tensors", ()))
-    return list(dict.fromkeys(name for name in changed if name.startswith(WEIGHTS)))
 
 
 def pin_of(event: Event) -> tuple[int, bool]:

@@ -18,6 +18,7 @@ from weightledger.ledger.events.kinds import (
     UPDATED,
     UPDATES,
 )
+from weightledger.ledger.tensors.spec import WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Updated:
     """Parameters were changed.
 
     `facts` are whoever's who made the update: "operation", what it was computed from, the rule.
-    `delta_norm` is the L2 norm of all differences, None where it is not a finite number.
+    `delta_norm` is the L2 norm of all differences, None where it is not a finite number. `counted`
+    are the full state names that it counts as an update of, where `facts` do not tell them.
     """
 
     facts: Json
@@ -53,6 +55,7 @@ class Updated:
     pre_metrics: Metrics = field(default_factory=dict)
     post_metrics: Metrics = field(default_factory=dict)
     evidence: Json = field(default_factory=dict)
+    counted: tuple[str, ...] | None = None
 
     KIND: ClassVar = UPDATED
     SERIES: ClassVar[str | None] = UPDATES
@@ -66,11 +69,12 @@ class Updated:
             "pre_metrics": dict(self.pre_metrics),
             "post_metrics": dict(self.post_metrics),
             **({"evidence": dict(self.evidence)} if self.evidence else {}),
+            **({} if self.counted is None else {"counted": list(self.counted)}),
         }
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
-        own = ("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence")
+        own = ("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence", "counted")
         return cls(
             without(value, own),
             changes_in(value),
@@ -78,6 +82,7 @@ class Updated:
             value["pre_metrics"],
             value["post_metrics"],
             value.get("evidence", {}),
+            tuple(value["counted"]) if "counted" in value else None,
         )
 
 
@@ -158,3 +163,18 @@ class RolledBack:
             value["cause"],
             value.get("reason"),
         )
+
+
+def counted_parameters(facts: Json) -> list[str]:
+    """The full state names that an update with these facts counts for, each once.
+
+    They are those that it names, whether or not a bit of them changed; an update that names none
+    counts for the weights that it changed.
+    """
+    if "counted" in facts:
+        return list(dict.fromkeys(facts["counted"]))
+    named = [one["parameter"] for one in facts.get("updates", [facts]) if "parameter" in one]
+    if named:
+        return list(dict.fromkeys(WEIGHTS + name for name in named))
+    changed = (one["name"] for one in facts.get("tensors", ()))
+    return list(dict.fromkeys(name for name in changed if name.startswith(WEIGHTS)))

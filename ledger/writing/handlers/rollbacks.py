@@ -2,6 +2,7 @@
 
 from weightledger.ledger import events
 from weightledger.ledger.events import Draft, Event
+from weightledger.ledger.events.bodies import RolledBack, body_of
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import LiveState
@@ -28,16 +29,15 @@ def roll_back(command: RollBack, staged: Staged) -> ProposedEvent:
     changes = None
     if target.node != live.head.node:
         changes = staged.move(target.node, target.state)
-    body = {
-        "to": target.text,
-        "to_event": target.event.seq,
-        "to_seq": target.node,
-        "from_seq": live.head.state_seq,
-        "version_id": named.name if named else None,
-        "cause": command.cause,
-    }
+    body = RolledBack(
+        to=target.text,
+        to_event=target.event.seq,
+        to_seq=target.node,
+        from_seq=live.head.state_seq,
+        version_id=named.name if named else None,
+        cause=command.cause,
+    )
     draft = Draft(
-        kind=events.ROLLED_BACK,
         body=body,
         state_after=target.state,
         target_node=target.node,
@@ -51,17 +51,16 @@ def answer(live: LiveState, refused: Event, reason: str) -> Draft:
 
     The live state is still the one before it.
     """
-    body = {
-        "to": f"seq:{live.head.state_seq}",
-        "to_event": live.head.state_seq,
-        "to_seq": live.head.node,
-        "from_seq": refused.state_seq,
-        "version_id": None,
-        "cause": PUBLISH_FAILED,
-        "reason": reason,
-    }
+    body = RolledBack(
+        to=f"seq:{live.head.state_seq}",
+        to_event=live.head.state_seq,
+        to_seq=live.head.node,
+        from_seq=refused.state_seq,
+        version_id=None,
+        cause=PUBLISH_FAILED,
+        reason=reason,
+    )
     return Draft(
-        kind=events.ROLLED_BACK,
         body=body,
         state_after=live.state.value,
         target_node=live.head.node,
@@ -74,4 +73,4 @@ def answer_to(history: History, event: Event) -> Event | None:
     after = history.store.event(event.seq + 1)
     if after is None or after.kind != events.ROLLED_BACK:
         return None
-    return after if after.body["cause"] == PUBLISH_FAILED else None
+    return after if body_of(after, RolledBack).cause == PUBLISH_FAILED else None

@@ -1,11 +1,17 @@
 """What naming states does: versions created, pinned and retired."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
 from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import (
+    NamedState,
+    VersionCreated,
+    VersionPinned,
+    VersionRetired,
+    VersionUnpinned,
+)
 from weightledger.ledger.history import versions
 from weightledger.ledger.writing.commands import CreateInitialVersion, CreateVersion, Pin, Retire
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
@@ -50,9 +56,9 @@ def pin(command: Pin, staged: Staged) -> ProposedEvent:
     named = staged.history.event(command.version_id)
     if named.kind != events.VERSION_CREATED or not versions.is_listed(store, named):
         raise NotFound(f"Version {command.version_id} not found", param="version_id")
-    body = {"version_id": named.name, "number": named.number}
-    number = versions.next_pin(store)
-    return stateless(staged, command.kind, body, events.PINS, number=number)
+    assert named.number is not None
+    kind = VersionPinned if command.pinned else VersionUnpinned
+    return stateless(staged, kind(named.name, named.number), number=versions.next_pin(store))
 
 
 def retire(command: Retire, staged: Staged) -> ProposedEvent:
@@ -75,16 +81,9 @@ def _named(
     more: bool = False,
 ) -> ProposedEvent:
     """A name for the state after an event."""
-    body: dict[str, Any] = {
-        "description": description,
-        "performance_metrics": dict(metrics),
-        "names": {"seq": of.state_seq, "node": of.node, "state": of.state_after.hex()},
-    }
-    return stateless(staged, events.VERSION_CREATED, body, events.VERSIONS, more=more)
+    names = NamedState(of.state_seq, of.node, of.state_after)
+    return stateless(staged, VersionCreated(description, names, metrics), more=more)
 
 
 def _retired(staged: Staged, named: Event, *, more: bool = False) -> ProposedEvent:
-    body = {"version_id": named.name}
-    return stateless(
-        staged, events.VERSION_RETIRED, body, events.RETIRED, number=named.number, more=more
-    )
+    return stateless(staged, VersionRetired(named.name), number=named.number, more=more)
