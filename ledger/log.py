@@ -262,6 +262,8 @@ class Log:
             self._anchoring.after(event)
         except LedgerError as error:
             logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
+        except Exception:
+            logger.exception("no snapshot after event %d, will try again", event.seq)
         for listener in self._listeners:
             try:
                 listener(committed)

@@ -6,6 +6,7 @@ up the event loop or an inference.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
 from weightledger.ledger.engines import Engine, Live
 from weightledger.ledger.engines.adapted import through
 from weightledger.ledger.engines.inplace import InplaceEngine
-from weightledger.ledger.errors import LedgerError, NotFound, PublishFailed
+from weightledger.ledger.errors import LedgerError, NotFound, PublishFailed, StorageError
 from weightledger.ledger.events import Event
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
@@ -45,6 +46,8 @@ from weightledger.ledger.writing.plans import Planner
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
 from weightledger.ledger.writing.update_commands import is_small, update_command
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -225,8 +228,22 @@ class DynamicModelManager:
         return update_result(event, self._answer_to(event))
 
     def rollback_result(self, event: Event) -> dict[str, Any]:
-        """The specification's reply for a rollback's event."""
-        return rollback_result(event, self.log.history.require(event.body["to_event"]))
+        """The specification's reply for a rollback's event.
+
+        The rollback stands: when its target cannot be read just then, the reply says so.
+        """
+        seq = event.body["to_event"]
+        try:
+            target = self.log.history.require(seq)
+        except StorageError as error:
+            logger.error("%s stands, but event %d cannot be read: %s", event.name, seq, error)
+            return {
+                "success": True,
+                "rolled_back_to": event.body["to"],
+                "timestamp": event.timestamp,
+                "description": f"State after event {seq}, which cannot be read now",
+            }
+        return rollback_result(event, target)
 
     def list_versions(self) -> list[dict[str, Any]]:
         """Listed versions, newest first, in the specification's five fields."""

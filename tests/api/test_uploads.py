@@ -1,4 +1,4 @@
-"""A disk that fails under an upload: the update is refused whole, or stands whatever follows."""
+"""Faults around a commit: before it the write is refused whole, after it the reply stands."""
 
 import errno
 import os
@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from tests.in_process import listening
 from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
 from weightledger.api.rest import uploads
+from weightledger.ledger.errors import StorageUnavailable
 
 BODY = save({"weight": np.ones((4, 4), "f4")})
 FILE = {"content-type": "application/octet-stream"}
@@ -100,3 +101,25 @@ def test_a_file_that_cannot_be_deleted_does_not_undo_the_reply(
     assert left.stat().st_mode & 0o777 == 0o600
     uploads.discard_leftovers(left.parent)
     assert not left.exists()
+
+
+def test_what_fails_after_a_commit_does_not_undo_the_reply(manager, monkeypatch, caplog) -> None:
+    def unreachable(*_: object) -> None:
+        raise StorageUnavailable("the database cannot be reached")
+
+    def lose_the_database(_: object) -> None:
+        monkeypatch.setattr(manager.log.history, "require", unreachable)
+
+    with listening(manager) as url, httpx2.Client(base_url=url) as http:
+        assert send(url).json()["success"]
+        monkeypatch.setattr(manager.log._anchoring, "after", fail(errno.ENOMEM))
+        manager.log.subscribe(lose_the_database)
+        back = http.post("/v1/models/rollback", json={"version_id": "seq:0"})
+        assert back.status_code == 200, back.text
+        assert "State after event 0" in back.json()["data"]["description"]
+        update = {"parameter_name": "bias", "update_data": 1.0}
+        assert http.post("/v1/models/incremental_update", json=update).json()["success"]
+        monkeypatch.undo()
+        assert manager.log.history.head().state_seq == 3
+    assert "no snapshot after event 2" in caplog.text
+    assert "event_2 stands, but event 0 cannot be read" in caplog.text

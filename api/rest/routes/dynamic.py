@@ -1,5 +1,6 @@
 """The five routes of the specification."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -101,7 +102,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         event = await manager.rollback(
             sent.version_id, caller=caller(request, manager.log.live.head)
         )
-        result = manager.rollback_result(event)
+        result = await asyncio.to_thread(manager.rollback_result, event)
         _tag(response, event)
         message = f"Successfully rolled back to version: {sent.version_id}"
         data = {key: value for key, value in result.items() if key != "success"}
