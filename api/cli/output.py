@@ -36,7 +36,7 @@ def listing(
     elif quiet:
         sys.stdout.writelines(f"{plain(str(item[id_key]))}\n" for item in items)
     else:
-        table(items, columns, whole={id_key})
+        table([{**item, **_short_times(item)} for item in items], columns, whole={id_key})
 
 
 def table(
@@ -45,8 +45,12 @@ def table(
     *,
     whole: set[str],
     styles: Sequence[str] = (),
+    marked: str | None = None,
 ) -> None:
-    """Print items as a table; columns in `whole` are never cut or wrapped. `styles` by row."""
+    """Print items as a table; columns in `whole` are never cut or wrapped. `styles` by row.
+
+    What stands in brackets at the start of the column `marked` has a colour of its own.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -55,8 +59,20 @@ def table(
         grid.add_column(column, no_wrap=column in whole, overflow="fold")
     for number, item in enumerate(items):
         style = styles[number] if styles else ""
-        grid.add_row(*(Text(_cell(item[column])) for column in columns), style=style)
+        cells = [Text(_cell(item[column])) for column in columns]
+        if marked is not None:
+            cells[columns.index(marked)].highlight_regex(r"^\([^)]*\)", "bold cyan")
+        grid.add_row(*cells, style=style)
     console().print(grid)
+
+
+def _short_times(item: Mapping[str, Any]) -> dict[str, str]:
+    """Times to the second: tables are read by people."""
+    return {
+        name: f"{value[:10]} {value[11:19]}"
+        for name, value in item.items()
+        if name == "recorded_at" and isinstance(value, str)
+    }
 
 
 def facts(values: Mapping[str, Any], *, as_json: bool) -> None:

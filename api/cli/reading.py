@@ -200,6 +200,7 @@ def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[
         columns,
         whole={"seq", "at (UTC)", "id", "|Δ|"},
         styles=[_STYLES.get(one["kind"], "") for one in items],
+        marked="what",
     )
 
 

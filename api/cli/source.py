@@ -40,10 +40,11 @@ def writing(
     *,
     reason: str | None = None,
     actor: str | None = None,
-    offline: bool = False,
+    offline: bool | None = None,
 ) -> Remote | None:
     """The server to write to; None to write to the database itself, which --offline asks for.
 
+    `offline` None is for what only a server can do.
     Raises NotFound when no server is found and none of this was asked for, InvalidRequest when
     --offline would write beside a server.
     """
@@ -56,10 +57,10 @@ def writing(
         return None
     if url is None:
         require_ledger(settings)
-        raise NotFound(
-            "no server serves this ledger: start one (weightledger serve), name one with --url, or "
-            "write to the database itself with --offline"
-        )
+        ways = "start one (weightledger serve) or name one with --url"
+        if offline is not None:
+            ways += ", or write to the database itself with --offline"
+        raise NotFound(f"no server serves this ledger: {ways}")
     # Who holds a key is called by the key's name, so nobody says who they are by default.
     named = actor or (None if settings.api_key else whoami())
     headers = {"x-actor": named, "x-reason": reason}

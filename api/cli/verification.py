@@ -54,6 +54,7 @@ def verify(
     """
     from weightledger.ledger.audit.verify import verify as check  # imports torch
 
+    server = writing(settings, model) if live else None  # told before the long work, not after it
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
         opened(settings, model, guarded=False) as history,
@@ -83,9 +84,7 @@ def verify(
         "head_hash": report.head_hash.hex() if report.head_hash else None,
         "tree_root": report.tree_root.hex() if report.tree_root else None,
     }
-    if report.ok and live:
-        server = writing(settings, model)
-        assert server is not None
+    if report.ok and server is not None:
         served = server.verify()
         facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]
     if problem is None and rules:

@@ -1,6 +1,7 @@
 """Commands over HTTP say what they say on the database; who asks and why goes with a write."""
 
 import getpass
+import re
 from pathlib import Path
 
 import httpx2
@@ -97,6 +98,20 @@ def test_ids_are_whole_at_80_columns(busy: Server, monkeypatch: pytest.MonkeyPat
     lines = ok("log", *at).splitlines()
     assert max(map(len, lines)) <= 80
     assert [one for line in lines for one in ids if one in line.split()] == ids
+
+
+def test_refusals_rollbacks_and_marks_have_a_colour(
+    busy: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines = ok("log", "--url", busy.url).splitlines()
+    for words, colour in (("refused", "31"), ("rolled back", "33"), ("(HEAD)", "1;36")):
+        assert any(f"\x1b[{colour}m" in line for line in lines if words in line), words
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = ok("log", "--url", busy.url)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", plain)
 
 
 def test_the_current_version_is_honest(busy: Server) -> None:
