@@ -68,7 +68,8 @@ class DynamicModelManager:
     is one that is open already; otherwise the config's database is opened and owned.
 
     Raises WeightsMismatch when the weights equal no state of the model's log, unless
-    `on_mismatch` is "ledger", which loads the log's state.
+    `on_mismatch` is "ledger", which loads the log's state, or "record", which records them as an
+    event, judged like any other.
     """
 
     def __init__(

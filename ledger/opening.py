@@ -46,9 +46,11 @@ def open_log(
     if name not in store.models():
         _register(store, name, projector)
     history = History(store.model(name), pool)
-    if not projector.attached:
-        projector.attach(history, on_mismatch)
-    return Log(history, projector, alpha=alpha, policy=policy or ANYTHING_GOES)
+    brought = None if projector.attached else projector.attach(history, on_mismatch)
+    log = Log(history, projector, alpha=alpha, policy=policy or ANYTHING_GOES)
+    if brought is not None:
+        log.record(brought, "the weights that the model was started with")
+    return log
 
 
 def _register(store: LedgerStore, name: str, projector: Projector) -> None:

@@ -29,9 +29,15 @@ COMMANDS = {
     "proof": Entry("proofs:proof", "Write a proof that an event is in the log."),
     "export": Entry("proofs:export", "Write the log as lines of JSON."),
     "repair": Entry("repair:repair", "Derive anew what is kept beside the log."),
-    "backup": Entry("backup:backup", "Copy the whole ledger while it is in use."),
-    "restore": Entry("backup:restore", "Make a new ledger of a backup."),
-    "move": Entry("backup:move", "Keep blobs at another place."),
+    "backup": Entry(
+        "backup:backup", "Copy the whole ledger, as it is at one moment, while it is in use."
+    ),
+    "restore": Entry(
+        "backup:restore",
+        "Make a new ledger of a backup, in a database of either kind that holds none.",
+    ),
+    "move": Entry("backup:move", "Keep large payloads and snapshots at another place from now on."),
+    "import": Entry("importing:import_", "Record the weights of a checkpoint as one event."),
     "gc": Entry("retention:gc", "Drop what no listed version needs."),
     "config": Entry("configuration:app", "The settings in force, and all there are."),
     "db": Entry("database:app", "The database's tables and roles."),

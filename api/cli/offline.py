@@ -6,9 +6,12 @@ stderr and in the event.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from weightledger import Caller, DynamicModelManager, IncrementalUpdateRequest, Ledger, StateEngine
 from weightledger.api.cli import output
@@ -16,6 +19,7 @@ from weightledger.api.cli.local import choose_model, require_ledger
 from weightledger.api.server.loading import configured
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.writing.commands import Pin
+from weightledger.ledger.writing.recording import record_command
 
 Item = dict[str, Any]
 
@@ -34,6 +38,15 @@ class Offline:
         )
         event = asyncio.run(self.manager.update(request))
         return self.manager.update_result(event)
+
+    def record(self, tensors: Mapping[str, Tensor], metadata: Item) -> Item:
+        """Record a whole checkpoint, by comparing it with the head."""
+        log = self.manager.log
+        command = record_command(
+            tensors, log.specs, log.first_names, self.caller, json.dumps(metadata, sort_keys=True)
+        )
+        event = asyncio.run(self.manager.execute(command))
+        return {**self.manager.update_result(event), "changed": len(event.changes)}
 
     def create_version(self, description: str) -> str:
         """What `POST /v1/models/create_version` does; the version's id."""

@@ -1,14 +1,18 @@
 """A running server, for commands that read from it or write to it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx2
 
 from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound, StorageError
 from weightledger.ledger.http import client
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TIMEOUT_S = 120.0
 _PAGE = 100
@@ -108,7 +112,33 @@ class Remote:
             "digest": reply.headers["x-weights-digest"],
         }
 
+    def parameters(self) -> list[Item]:
+        """Every parameter, with its dtype, shape and digest."""
+        found: list[Item] = []
+        asked = {"limit": str(_PAGE)}
+        while True:
+            page = self._get(f"{_MODELS}/parameters", asked)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            asked["after"] = page["last_id"]
+
     # Writes
+
+    def replace(self, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> Item:
+        """POST /v1/models/batch_update: these parameters, as one event."""
+        if not tensors:
+            return {"success": True, "changed": 0}
+        from safetensors.torch import save
+
+        reply = self._reply(
+            "POST",
+            f"{_MODELS}/batch_update",
+            params={"update_type": "replace", "metadata": json.dumps(metadata)},
+            content=save(dict(tensors)),
+            headers={"content-type": "application/octet-stream"},
+        )
+        return {"success": True, **reply.json()["data"], "changed": len(tensors)}
 
     def update(self, body: Mapping[str, Any]) -> Item:
         """POST /v1/models/incremental_update"""

@@ -94,8 +94,8 @@ class Settings:
     engine_wait_s: Annotated[float, Ge(0)] = setting(
         600.0, "Seconds to wait at start for the server that --engine drives."
     )
-    on_mismatch: Literal["refuse", "ledger"] = setting(
-        "refuse", "'ledger' loads the ledger's weights over a model's unknown ones."
+    on_mismatch: Literal["refuse", "ledger", "record"] = setting(
+        "refuse", "A model's unknown weights: 'ledger' loads the ledger's, 'record' records them."
     )
     max_versions: Annotated[int, Ge(1)] = setting(10, "Listed versions kept.")
     checkpoint_interval: Annotated[int, Ge(1)] = setting(100, "Updates between automatic versions.")

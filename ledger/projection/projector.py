@@ -33,7 +33,7 @@ from weightledger.ledger.tensors.lanes import clone, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
-OnMismatch = Literal["refuse", "ledger"]
+OnMismatch = Literal["refuse", "ledger", "record"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,20 +127,31 @@ class Projector:
         """Take the engine's weights, already hashed, as the state after `event`."""
         self._show(event, Changes({}, {}, state, {}))
 
-    def attach(self, history: History, on_mismatch: OnMismatch) -> None:
+    def attach(self, history: History, on_mismatch: OnMismatch) -> dict[str, torch.Tensor] | None:
         """Bring the engine to the head of an existing log.
 
         Verifies the anchor, the path from it to the head and the head's digest. The engine's own
         weights must equal some state of the log, else WeightsMismatch names the tensors that
-        differ; with `on_mismatch="ledger"` the ledger's state replaces them.
+        differ; with `on_mismatch="ledger"` the ledger's state replaces them. So it does with
+        "record", and copies of the engine's unknown weights are given back, by their bare names, to
+        be recorded.
         """
         head = history.head()
         own = self._hash_engine()
+        unknown: dict[str, torch.Tensor] | None = None
 
         def along(base: StateDigest, path: lineage.Path) -> Changes:
+            nonlocal unknown
             self._require_same_tensors(own, base)
-            if on_mismatch == "refuse":
-                self._require_known(history, own, head)
+            try:
+                if on_mismatch != "ledger":
+                    self._require_known(history, own, head)
+            except WeightsMismatch:
+                if on_mismatch == "refuse":
+                    raise
+                unknown = {
+                    name.removeprefix(WEIGHTS): clone(self.tensor(name)).cpu() for name in own.specs
+                }
 
             def fetch(name: str) -> torch.Tensor:
                 return history.anchored(path.start, base, name)
@@ -158,6 +169,7 @@ class Projector:
             return self._changes(replaced, chunks, rebuilt.state, {})
 
         self._show(head, history.travel(head.node, along))
+        return unknown
 
     def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
         weights = {name: spec for name, spec in ledger.specs.items() if name.startswith(WEIGHTS)}
@@ -189,7 +201,8 @@ class Projector:
             return
         raise WeightsMismatch(
             f"the model's weights equal no state of the ledger; different from its head: "
-            f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights"
+            f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights,"
+            " or with --on-mismatch record to record the model's as an event"
         )
 
     # Afterwards
