@@ -1,4 +1,4 @@
-"""A checkpoint made elsewhere: imported as an event, or recorded by a server that starts with it."""
+"""A checkpoint made elsewhere: imported as an event, or recorded by a server that starts so."""
 
 from pathlib import Path
 
