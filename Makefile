@@ -35,6 +35,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed
 	$(BIN)/python -m benchmarks.small_updates
 	$(BIN)/python -m benchmarks.writers
 	$(BIN)/python -m benchmarks.history_length
+	$(BIN)/python -m benchmarks.model_size
 	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit

@@ -30,7 +30,10 @@ class Prepared(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """The candidate, ready to be scored."""
+        """A copy of the candidate, ready to be scored, made each time it is asked for.
+
+        It shares nothing with what is or will be live, so whoever scores it may do anything to it.
+        """
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

@@ -61,4 +61,4 @@ def through(live: Live, adapter: str) -> AdaptedLive:
     adapted = live.adapted.get(adapter) if isinstance(live, Version) else None
     if adapted is None:
         raise ModelNotFound(f"The model {adapter!r} does not exist", param="model")
-    return AdaptedLive(live, adapted.module)
+    return AdaptedLive(live, adapted.leased())

@@ -2,7 +2,8 @@
 
 `copy.deepcopy` with a memo that maps each tensor to the one to use keeps hooks, plain lists of
 submodules, ties and parametrisations right, because it copies the object graph as it is. Copies are
-taken from a private template that no reader ever runs, whose state is stand-ins without data.
+taken from a private template that no reader ever runs, whose state is stand-ins without data. So is
+the first version; later ones copy only what leads to what changed (see `line`).
 """
 
 import copy
@@ -14,8 +15,11 @@ from torch import nn
 
 from weightledger.ledger.engines import parametrised, reach
 from weightledger.ledger.engines.intake import as_live
+from weightledger.ledger.engines.line import Line
 from weightledger.ledger.engines.naming import Naming, of_module, span
+from weightledger.ledger.engines.scratch import scratches
 from weightledger.ledger.errors import UnsupportedModel
+from weightledger.ledger.tensors.memory import empty
 
 _CONTAINERS = (OrderedDict, dict, list, set)
 
@@ -38,21 +42,44 @@ class Skeleton:
             memo |= _constants(module, naming)
             self._template = _copy(module, memo).eval()
             parametrised.uncached(self._template)
-        self._shared: dict[int, object] = {}
+        self._shared: dict[int, torch.Tensor] = {}
         self._empty: list[nn.Module | object] = []
         self._survey(module, naming)
         self._try(naming)
 
-    def build(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-        """A module with these tensors, one for every name of the state."""
-        memo = self._shared.copy()
-        for name, empty in self._stand_ins.items():
-            memo[id(empty)] = tensors[name]
+    def line(self, tensors: Mapping[str, torch.Tensor]) -> Line:
+        """Versions that start with these tensors, one for every name of the state."""
+        scratch = scratches(self._template)
+        return Line(self._template, self._stand_ins, self._paired, tensors, scratch)
+
+    def build(self, tensors: Mapping[str, torch.Tensor], *, share: bool = True) -> nn.Module:
+        """A module with these tensors, one for every name of the state.
+
+        With `share` its other tensors, which forwards may write to, are those of all versions.
+        """
+        return self._paired(tensors, share)[0]
+
+    def replica(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A module with the values of these tensors, which shares nothing with any other."""
+        with torch.inference_mode(False), torch.no_grad():
+            own = {name: as_live(t, _separate(t)) for name, t in tensors.items()}
+            return self._paired(own, False)[0]
+
+    def _paired(
+        self, tensors: Mapping[str, torch.Tensor], share: bool = True
+    ) -> tuple[nn.Module, dict[int, object]]:
+        """A copy of the template, and of what it was paired with what; with `share` tensors that
+        are not of the state are those of all versions."""
+        memo: dict[int, object] = dict(self._shared)
+        if not share:
+            memo = {key: as_live(t, t.detach().clone()) for key, t in self._shared.items()}
+        for name, stand_in in self._stand_ins.items():
+            memo[id(stand_in)] = tensors[name]
         # Most of a module's attributes are empty tables of hooks, which deepcopy takes long over.
         for container in self._empty:
             memo[id(container)] = type(container)()
         made: nn.Module = copy.deepcopy(self._template, memo)
-        return made
+        return made, memo
 
     def _survey(self, module: nn.Module, naming: Naming) -> None:
         """Find what versions may share, and refuse links from the template to the original."""
@@ -100,6 +127,13 @@ def own(naming: Naming) -> dict[str, torch.Tensor]:
             name: as_live(t, t.clone() if t.is_inference() else t.detach())
             for name, t in naming.tensors.items()
         }
+
+
+def _separate(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of its own, laid out alike."""
+    if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj():
+        return empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+    return torch.empty_like(tensor, requires_grad=False).copy_(tensor)
 
 
 def stand_in(live: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,14 @@ Writes through `tensor.data` or a numpy view have no count; hashing finds those.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.tensors.persistent import PersistentMap
+
+T = TypeVar("T")
 
 _SHOWN = 8
 _Mark = tuple[int, int]
@@ -43,15 +46,15 @@ class Counters:
         return Counters(tensors, self._marks.replaced(_marks(tensors, new)))
 
 
-class Rota:
+class Rota(Generic[T]):
     """Takes turns: each time the next few of many names, so that all come up."""
 
-    def __init__(self, names: Sequence[str], at_once: int = AT_ONCE) -> None:
+    def __init__(self, names: Sequence[T], at_once: int = AT_ONCE) -> None:
         self._names = names
         self._at_once = at_once
         self._next = 0
 
-    def turn(self) -> Sequence[str]:
+    def turn(self) -> Sequence[T]:
         """The next names; all of them where they are few."""
         names, start = self._names, self._next
         if len(names) <= self._at_once:

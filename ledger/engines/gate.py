@@ -1,7 +1,8 @@
 """A gate for weights that are written where they lie: many readers or one writer.
 
 A writer waits for the readers inside; readers that come meanwhile wait for it. Those get in before
-the next writer, so neither side starves.
+the next writer, so neither side starves. Where a model writes into itself as it runs, readers go
+one after another.
 """
 
 import contextlib
@@ -13,9 +14,13 @@ from weightledger.ledger.errors import LedgerError
 
 
 class Gate:
-    """Readers share it, a writer has it alone. Readers may nest; a writer may not be a reader."""
+    """Readers share it, a writer has it alone. Readers may nest; a writer may not be a reader.
 
-    def __init__(self) -> None:
+    With `one_by_one` a reader has it alone too, but for those of its own thread.
+    """
+
+    def __init__(self, *, one_by_one: bool = False) -> None:
+        self._one_by_one = one_by_one
         self._condition = threading.Condition()
         self._writers = threading.Lock()
         self._inside: Counter[int] = Counter()
@@ -23,6 +28,7 @@ class Gate:
         self._round = 0
         self._queued = 0
         self._owed = 0
+        self._waiting = 0
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -30,8 +36,8 @@ class Gate:
         thread = threading.get_ident()
         with self._condition:
             # Waiting in a thread that is inside already would wait for itself.
-            if self._shut and not self._inside[thread]:
-                self._queue()
+            if not self._inside[thread] and (self._shut or self._is_taken()):
+                self._wait()
             self._inside[thread] += 1
         try:
             yield
@@ -65,12 +71,30 @@ class Gate:
         if self._inside.get(threading.get_ident()):
             raise LedgerError("this thread holds a lease of the live weights; leave it to update")
 
-    def _queue(self) -> None:
-        came = self._round
-        self._queued += 1
+    def _is_taken(self) -> bool:
+        return self._one_by_one and bool(self._inside)
+
+    def _wait(self) -> None:
+        """Wait for the writer inside, and for the reader where they go one by one.
+
+        Who waits for a reader is owed an entry before the next writer's, as who waited for a writer
+        is.
+        """
+        if self._shut:
+            came = self._round
+            self._queued += 1
+            try:
+                self._condition.wait_for(lambda: self._round != came)
+            except BaseException:
+                self._owed -= self._round != came
+                raise
+            finally:
+                self._queued -= 1
+        else:
+            self._owed += 1
+        self._waiting += 1
         try:
-            self._condition.wait_for(lambda: self._round != came)
+            self._condition.wait_for(lambda: not self._is_taken())
         finally:
-            self._queued -= 1
-            if self._round != came:
-                self._owed -= 1
+            self._waiting -= 1
+            self._owed -= 1

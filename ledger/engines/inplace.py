@@ -16,6 +16,7 @@ from weightledger.ledger.engines import copying, naming, parametrised
 from weightledger.ledger.engines.counters import Counters, Rota, refuse
 from weightledger.ledger.engines.gate import Gate
 from weightledger.ledger.engines.intake import as_live, checked, like, settle
+from weightledger.ledger.engines.scratch import scratches
 from weightledger.ledger.engines.versions import unpublished
 from weightledger.ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
 from weightledger.ledger.tensors.lanes import torch_dtype
@@ -34,31 +35,30 @@ class Held:
 
 
 class InplaceCandidate:
-    """New values for some tensors; a module with them is built only if it is asked for."""
+    """New values for some tensors."""
 
     def __init__(self, engine: "InplaceEngine", new: Mapping[str, torch.Tensor], base: int) -> None:
         self.tensors = new
         self.base = base
         self._engine = engine
-        self._module: nn.Module | None = None
 
     @property
     def module(self) -> nn.Module:
-        """A copy of the live module with the new values, sharing the rest; in eval mode.
+        """A copy of the live module with the new values, in eval mode, made each time it is asked
+        for: it shares nothing with the live one.
 
-        Good until the next publish. Waits for leases to end, as publishing does. Raises
-        UnsupportedModel for a module whose copies do not stand alone.
+        Waits for leases to end, as publishing does. Raises UnsupportedModel for a module whose
+        copies do not stand alone.
         """
-        if self._module is None:
-            self._module = self._engine.build(self.tensors)
-        return self._module
+        return self._engine.replica(self.tensors)
 
 
 class InplaceEngine:
     """Writes committed values into the very tensors of a module.
 
     The module keeps its train or eval mode. Whoever infers with it takes a lease; calls without
-    one may see an update half-way. `check_untouched` notices counted writes, replaced parameters
+    one may see an update half-way. Where a submodule's forward writes into itself, leases are given
+    to one thread after another. `check_untouched` notices counted writes, replaced parameters
     and `p.data = other`, but not `p.data.add_()` or writes through numpy, which are not counted:
     the write path hashes the tensors that it is about to change.
     """
@@ -74,7 +74,7 @@ class InplaceEngine:
         for name, tensor in self._naming.tensors.items():
             _require_writable(name, tensor)
         self._counters = Counters(self._naming.tensors)
-        self._gate = Gate()
+        self._gate = Gate(one_by_one=bool(scratches(module)))
         self._state: tuple[int, bytes] | None = None
         self._torn = False
         self._published = 0
@@ -104,13 +104,13 @@ class InplaceEngine:
         self._gate.refuse_reader()
         return InplaceCandidate(self, checked(self._naming, tensors), self._published)
 
-    def build(self, new: Mapping[str, torch.Tensor]) -> nn.Module:
-        """A copy of the live module with these values; the other tensors are the live ones."""
+    def replica(self, new: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A copy of the live module with these values, in memory of its own."""
         live = self._naming.tensors
         with self._gate.write(), torch.inference_mode(False), torch.no_grad():
-            whole = copying.own(self._naming)
-            whole |= {name: as_live(live[name], like(live[name], t)) for name, t in new.items()}
-            return copying.Skeleton(self._module, self._naming).build(whole)
+            laid_out = {name: as_live(live[name], like(live[name], t)) for name, t in new.items()}
+            skeleton = copying.Skeleton(self._module, self._naming)
+            return skeleton.replica({**live, **laid_out})
 
     def publish(self, prepared: InplaceCandidate, *, seq: int, digest: bytes) -> None:
         """Copy the new values in while no lease is held.

@@ -21,7 +21,7 @@ from torch import nn
 # Doors out of the model into the interpreter as a whole, where everything reaches everything.
 _DOORS = (type, ModuleType, FrameType, CodeType, logging.Logger, threading.Thread, weakref.ref)
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
-_PASSED_BY = _DOORS + _ATOMS
+PASSED_BY = _DOORS + _ATOMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ def walk(module: nn.Module, landmarks: Mapping[int, Any]) -> Iterator[Found]:
     """
     names = {id(part): name for name, part in module.named_modules()}
     globals_seen: dict[int, set[str]] = {}
+    classes: set[type] = set()
     seen: set[int] = set()
     # Objects made on the way (bound methods, lists of referents) must outlive the ids in `seen`.
     kept: list[Any] = []
@@ -47,7 +48,7 @@ def walk(module: nn.Module, landmarks: Mapping[int, Any]) -> Iterator[Found]:
     while todo:
         found = todo.pop()
         value = found.value
-        if id(value) in seen or isinstance(value, _PASSED_BY):
+        if id(value) in seen or isinstance(value, PASSED_BY):
             continue
         seen.add(id(value))
         kept.append(value)
@@ -55,7 +56,9 @@ def walk(module: nn.Module, landmarks: Mapping[int, Any]) -> Iterator[Found]:
         if isinstance(value, nn.Module):
             at = names.get(id(value), found.submodule)
             todo += [Found(held, at, key) for key, held in value.__dict__.items()]
-            todo += [Found(code, at, key) for key, code in _methods(type(value))]
+            if type(value) not in classes:  # their methods are met once, as everything is
+                classes.add(type(value))
+                todo += [Found(code, at, key) for key, code in _methods(type(value))]
             continue
         if isinstance(value, FunctionType):
             held = _held_by(value) + _named_globals(value, landmarks, globals_seen)

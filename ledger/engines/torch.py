@@ -1,8 +1,9 @@
 """TorchEngine: any nn.Module, several versions side by side, readers without a lock.
 
-Each version is a module of its own; the tensors that did not change are shared between them.
+Each version is a module of its own; what did not change, tensors and submodules, is shared.
 """
 
+import itertools
 from collections.abc import Collection, Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from weightledger.ledger.engines import copying, naming
 from weightledger.ledger.engines.intake import as_live, checked, like, settle
-from weightledger.ledger.engines.versions import Candidate, Version, Versions
+from weightledger.ledger.engines.versions import Adapted, Candidate, Version, Versions
 from weightledger.ledger.tensors.spec import TensorSpec
 
 
@@ -21,6 +22,10 @@ class TorchEngine:
     shares its memory, so from then on only the ledger may write there. `check_untouched` notices
     writes that torch counts; `p.data.add_()` and numpy views are not counted, and only hashing
     finds those. Changing the module in other ways (`train`, `half`, hooks) has no effect here.
+
+    Where a submodule's forward writes into itself, buffers and attributes, each lease has a copy of
+    that submodule: what is written is the reader's own and goes with the lease. Such submodules are
+    found by their code; one that is not is found a little later, by what it wrote.
 
     Raises UnsupportedModel, naming the submodule, for modules whose copies would not stand alone:
     InplaceEngine takes those.
@@ -33,8 +38,9 @@ class TorchEngine:
         self._skeleton = copying.Skeleton(module, given)
         first = copying.own(given)
         self._naming = naming.Naming(first, given.specs, given.aliases)
-        self._module = self._skeleton.build(first)
         self._versions = Versions(first)
+        self._line = self._skeleton.line(first)
+        self._leases = itertools.count(1)
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Tensors of the state by bare name; a tied tensor once."""
@@ -51,6 +57,8 @@ class TorchEngine:
     def check_untouched(self, names: Collection[str] | None = None) -> None:
         """Raise WeightsChangedOutside if a live tensor was written since it was published."""
         self._versions.check_untouched(names)
+        if names is None:
+            self._look()
 
     def prepare(self, tensors: Mapping[str, torch.Tensor]) -> Candidate:
         """The next version; untouched tensors are shared, nothing is visible.
@@ -58,32 +66,43 @@ class TorchEngine:
         A new tensor is laid out and placed as the live one (copied only if it is not yet), so
         that it computes the same bits.
         """
-        live = self._versions.tensors
+        live, replica = self._versions.tensors, self._skeleton.replica
         taken = checked(self._naming, tensors)
         if not taken:
-            return Candidate({}, self._module, live, live)
+            return Candidate({}, None, live, live, replica)
         with torch.inference_mode(False), torch.no_grad():
             fresh = {name: as_live(live[name], like(live[name], t)) for name, t in taken.items()}
             whole = live.replaced(fresh)
-            built = self._skeleton.build(whole)
+            built = self._line.build(fresh, lambda: whole)
         settle(fresh.values())
-        return Candidate(fresh, built, whole, live)
+        return Candidate(fresh, built, whole, live, replica)
 
     def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
         """Make a prepared version the one that the next lease gets: one assignment.
 
         Raises Conflict, changing nothing, if another was published since it was prepared.
         """
-        self._versions.publish(prepared, seq, digest)
-        self._module = prepared.module
+        line, whole = self._line, prepared.whole
+        with line.lock:
+            self._versions.require_newest(prepared)
+            if prepared.built is not None and not line.adopt(prepared.built):
+                # What a reader left in the version before was cleared away since.
+                line.adopt(line.build(prepared.tensors, lambda: whole))
+            private = line.private(lambda: whole)
+            self._versions.publish(prepared, seq, digest, line.module, private)
 
     def current(self) -> Version:
         """The live version; holding the object is the lease."""
-        return self._versions.current()
+        return self.lease()
 
     def lease(self) -> Version:
         """Hold the live version, without a lock and without a wait."""
-        return self._versions.current()
+        turn = next(self._leases)
+        if not turn & (turn - 1):
+            self._look()
+        if self._is_dirty():
+            self._renew()
+        return self._versions.current().leased()
 
     def held_versions(self) -> int:
         """How many past versions readers still hold."""
@@ -92,3 +111,22 @@ class TorchEngine:
     def wait_for_readers(self, most: int, timeout_s: float) -> bool:
         """Wait until readers hold at most that many past versions; False if they still do not."""
         return self._versions.wait_for_readers(most, timeout_s)
+
+    def _look(self) -> None:
+        """Look for what forwards or readers wrote into the modules that readers share."""
+        self._line.look()
+
+    def _is_dirty(self) -> bool:
+        return bool(self._line.dirty)
+
+    def _renew(self) -> None:
+        """Let later leases have the live version without what readers left in it."""
+        with self._line.lock:
+            version = self._versions.current()
+            if self._line.dirty:
+                self._line.adopt(self._line.renewed())
+            private = self._line.private(lambda: version.tensors)
+            self._versions.renew(self._line.module, private, self._renewed_adapted())
+
+    def _renewed_adapted(self) -> Mapping[str, Adapted]:
+        return self._versions.adapted

@@ -9,14 +9,15 @@ import gc
 import queue
 import time
 import weakref
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
 from torch import nn
 
 from weightledger.ledger.engines.counters import Counters, Rota
+from weightledger.ledger.engines.line import Built, Private
 from weightledger.ledger.errors import Conflict, LedgerError, UnsupportedModel
 from weightledger.ledger.tensors.persistent import PersistentMap
 
@@ -24,16 +25,20 @@ from weightledger.ledger.tensors.persistent import PersistentMap
 class Adapted(Protocol):
     """A version through one adapter."""
 
-    @property
-    def module(self) -> nn.Module:
-        """The model to infer with."""
+    def leased(self) -> nn.Module:
+        """The model to infer with, for one reader."""
+
+
+Replica = Callable[[Mapping[str, torch.Tensor]], nn.Module]
+"""Makes a module with the values of these tensors that shares nothing with any other."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
     """One committed state: `tensors` by bare name, `seq` and `digest` of its last change.
 
-    `adapted` has the version through each adapter of the state, by the adapter's name.
+    `adapted` has the version through each adapter of the state, by the adapter's name. `private`
+    makes the module of one reader, where readers cannot share `built`.
     Entering it as a context manager does nothing: the reference is what holds it.
     """
 
@@ -42,11 +47,21 @@ class Version:
     digest: bytes
     built: nn.Module | None
     adapted: Mapping[str, Adapted] = field(default_factory=dict)
+    private: Private | None = None
 
     @property
     def module(self) -> nn.Module:
         """The model to infer with. Raises UnsupportedModel where only tensors are held."""
         return _module(self.built)
+
+    def leased(self) -> "Version":
+        """This version as one reader holds it."""
+        if self.private is None:
+            return self
+        own = self.private()
+        # Whoever holds only the module holds the version.
+        weakref.finalize(own, _let_go, self.built).atexit = False
+        return replace(self, built=own, private=None)
 
     def __enter__(self) -> Self:
         return self
@@ -57,18 +72,24 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A next version that nobody sees yet; `tensors` are the ones it replaces."""
+    """A next version that nobody sees yet; `tensors` are the ones it replaces, `whole` all of it,
+    `base` those of the version it was prepared on. `built` is None where nothing is replaced."""
 
     tensors: Mapping[str, torch.Tensor]
-    built: nn.Module | None
+    built: Built | None
     whole: PersistentMap[torch.Tensor]
     base: PersistentMap[torch.Tensor]
+    replica: Replica | None = None
     adapted: Mapping[str, Adapted] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:
-        """The candidate, ready to be scored. UnsupportedModel where only tensors are held."""
-        return _module(self.built)
+        """A module in this state that shares nothing with what is or will be live, made each time
+        it is asked for: whoever scores it may do with it what they like.
+
+        UnsupportedModel where only tensors are held.
+        """
+        return _module(self.replica and self.replica(self.whole))
 
 
 class Versions:
@@ -98,20 +119,40 @@ class Versions:
         """
         self._counters.check(None if names is None else {*names, *self._rota.turn()})
 
-    def publish(self, candidate: Candidate, seq: int, digest: bytes) -> None:
-        """Make `candidate` current. Raises Conflict if another one was published since."""
+    def require_newest(self, candidate: Candidate) -> None:
+        """Raise Conflict if another version was published since this one was prepared."""
         if candidate.base is not self.tensors:
             raise Conflict("another version was published after this one was prepared")
-        version = Version(candidate.whole, seq, digest, candidate.built, candidate.adapted)
+
+    def publish(
+        self,
+        candidate: Candidate,
+        seq: int,
+        digest: bytes,
+        built: nn.Module | None = None,
+        private: Private | None = None,
+    ) -> None:
+        """Make `candidate` current, with this module. Raises Conflict if another one was published
+        since."""
+        self.require_newest(candidate)
+        version = Version(candidate.whole, seq, digest, built, candidate.adapted, private)
         before = self._current
         self._counters = self._counters.replaced(candidate.whole, candidate.tensors)
         self.tensors = candidate.whole
         self.adapted = candidate.adapted
         self._current = version
         if before is not None and before.tensors is not candidate.whole:
-            released = self._released
-            self._past.append(weakref.ref(before.built or before, lambda _: released.put(None)))
-            self._forget_released()
+            self._count_past(before)
+
+    def renew(
+        self, built: nn.Module, private: Private | None, adapted: Mapping[str, Adapted]
+    ) -> None:
+        """Let later leases get these modules of the current version."""
+        before = self.current()
+        self.adapted = adapted
+        self._current = replace(before, built=built, private=private, adapted=adapted)
+        if before.built is not built:
+            self._count_past(before)
 
     def held(self) -> int:
         """How many past versions somebody still holds."""
@@ -135,6 +176,11 @@ class Versions:
             with contextlib.suppress(queue.Empty):
                 self._released.get(timeout=left)
 
+    def _count_past(self, version: Version) -> None:
+        released = self._released
+        self._past.append(weakref.ref(version.built or version, lambda _: released.put(None)))
+        self._forget_released()
+
     def _forget_released(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
@@ -144,6 +190,10 @@ class Versions:
 def unpublished() -> LedgerError:
     """What a lease says before the engine follows a log."""
     return LedgerError("the engine follows no log yet: hand it to a Ledger first")
+
+
+def _let_go(held: object) -> None:
+    """Nothing: what is held goes with the call."""
 
 
 def _module(built: nn.Module | None) -> nn.Module:

@@ -6,7 +6,11 @@ from typing import TypeAlias
 import torch
 
 Evaluator: TypeAlias = Callable[[torch.nn.Module], Mapping[str, float]]
-"""Takes a module in the state to judge; gives metrics such as {"accuracy": 0.97}."""
+"""Takes a module in the state to judge; gives metrics such as {"accuracy": 0.97}.
+
+The module is the evaluator's own: a copy, weights included, that shares nothing with what is
+served. Whatever an evaluator does to it, then or later, changes nothing else.
+"""
 
 
 class HeldOut:

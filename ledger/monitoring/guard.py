@@ -91,14 +91,26 @@ class MetricsGuard:
             return {}, None
         scored = self._scored
         with self._engine.lease() as live:
-            if scored is None or scored[0] != live.digest:
-                try:
-                    scored = (live.digest, self._score(lambda: live.module))
-                except Exception as error:
-                    logger.exception("the evaluator failed on the live state")
-                    return {}, f"the evaluator failed on the live state: {error!r}"
-                self._scored = scored
+            digest = live.digest
+        if scored is None or scored[0] != digest:
+            try:
+                digest, module = self._copy_of_live()
+                scored = (digest, self._score(lambda: module))
+            except Exception as error:
+                logger.exception("the evaluator failed on the live state")
+                return {}, f"the evaluator failed on the live state: {error!r}"
+            self._scored = scored
         return scored[1], None
+
+    def _copy_of_live(self) -> tuple[bytes, torch.nn.Module]:
+        """The digest of the live state, and a module in it that nobody else has."""
+        while True:
+            with self._engine.lease() as live:
+                digest = live.digest
+            module = self._engine.prepare({}).module
+            with self._engine.lease() as live:
+                if live.digest == digest:  # nothing was published meanwhile
+                    return digest, module
 
     def _score(self, module: Callable[[], torch.nn.Module]) -> dict[str, float]:
         assert self._evaluator is not None

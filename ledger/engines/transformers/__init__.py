@@ -24,7 +24,10 @@ from weightledger.ledger.engines.versions import Candidate
 from weightledger.ledger.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from weightledger.ledger.engines.transformers.adapters import AdaptedSkeleton
+    from weightledger.ledger.engines.transformers.adapters import (
+        AdaptedModule,
+        AdaptedSkeleton,
+    )
 
 
 class TransformersEngine(TorchEngine):
@@ -56,7 +59,7 @@ class TransformersEngine(TorchEngine):
         with _for_serving(parts, generates=generates):
             super().__init__(model)
         # Like versions, it shares their tensors; what a forward leaves in a module stays in this.
-        tried: Any = self._skeleton.build(self._versions.tensors)
+        tried: Any = self._skeleton.build(self._versions.tensors, share=False)
         self.generates: CausalLM | None = None
         self.embeds: Encoder | None = None
         try:
@@ -100,21 +103,44 @@ class TransformersEngine(TorchEngine):
 
     def transposed(self, module: str) -> bool | None:
         """Whether it is a Conv1D, as GPT-2's linear layers are."""
-        return isinstance(self._module.get_submodule(module), Conv1D)
+        return isinstance(self._line.module.get_submodule(module), Conv1D)
+
+    def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
+        """Make a prepared version with its adapters the one that the next lease gets."""
+        with self._line.lock:
+            self._versions.require_newest(prepared)
+            for adapted in _modules(prepared.adapted).values():
+                adapted.show()
+            super().publish(prepared, seq=seq, digest=digest)
 
     def _with(self, base: Candidate, skeletons: "Mapping[str, AdaptedSkeleton]") -> Candidate:
         """The candidate with a module for each adapter; those that stay as they are are shared."""
-        same = self._live_skeletons() if base.whole is base.base else {}
-        live = self._versions.adapted
-        adapted = {
-            name: live[name] if same.get(name) is skeleton else skeleton.build(base.whole)
-            for name, skeleton in skeletons.items()
-        }
+        live = _modules(self._versions.adapted)
+        adapted: dict[str, AdaptedModule] = {}
+        for name, skeleton in skeletons.items():
+            known = live.get(name)
+            if known is None or known.skeleton is not skeleton:
+                adapted[name] = skeleton.start(base)
+            else:
+                adapted[name] = known if base.built is None else known.after(base)
         return replace(base, adapted=adapted)
 
     def _live_skeletons(self) -> "dict[str, AdaptedSkeleton]":
-        live: Any = self._versions.adapted
+        live = _modules(self._versions.adapted)
         return {name: adapted.skeleton for name, adapted in live.items()}
+
+    def _look(self) -> None:
+        super()._look()
+        for adapted in _modules(self._versions.adapted).values():
+            adapted.line.look()
+
+    def _is_dirty(self) -> bool:
+        live = self._versions.adapted
+        return super()._is_dirty() or any(one.line.dirty for one in _modules(live).values())
+
+    def _renewed_adapted(self) -> "Mapping[str, AdaptedModule]":
+        live = _modules(self._versions.adapted)
+        return {name: one.renewed() if one.line.dirty else one for name, one in live.items()}
 
     def _skeleton_of(self, adapter: Adapter) -> "AdaptedSkeleton":
         # peft takes seconds to import, and most servers never need it.
@@ -165,3 +191,9 @@ def _for_serving(model: Any, *, generates: bool) -> Iterator[None]:
             config.use_cache = value
         if generates:
             model.generation_config = said
+
+
+def _modules(adapted: Any) -> "Mapping[str, AdaptedModule]":
+    """What this engine prepared for its adapters."""
+    modules: Mapping[str, AdaptedModule] = adapted
+    return modules

@@ -8,7 +8,6 @@ own module and those of all adapters.
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.adapters.fit import Target, targets
 from weightledger.ledger.adapters.patterns import Targeting
 from weightledger.ledger.engines import copying
+from weightledger.ledger.engines.line import Built, Line, Private
 from weightledger.ledger.engines.naming import Naming, of_module
+from weightledger.ledger.engines.versions import Candidate
 from weightledger.ledger.errors import InvalidRequest
 
 # A name inside of the module only; peft's may hold no dot, ours may.
@@ -46,20 +47,68 @@ class AdaptedSkeleton:
             self._skeleton = copying.Skeleton(module, given)
         names = {id(stand_in): name for name, stand_in in stand_ins.items()}
         self._shared = {key: names[id(t)] for key, t in given.tensors.items() if id(t) in names}
+        self._keys: dict[str, list[str]] = {}
+        for key, name in self._shared.items():
+            self._keys.setdefault(name, []).append(key)
         self._own = {key: t for key, t in given.tensors.items() if id(t) not in names}
 
-    def build(self, tensors: Mapping[str, torch.Tensor]) -> "AdaptedModule":
-        """A module with these tensors of the base, by bare name."""
-        shared = {key: tensors[name] for key, name in self._shared.items()}
-        return AdaptedModule(self, self._skeleton.build({**shared, **self._own}))
+    def start(self, base: Candidate) -> "AdaptedModule":
+        """The module of a version of the base that is the first one with this adapter."""
+        whole = base.whole
+        line = self._skeleton.line(self._tensors(whole))
+        return AdaptedModule(self, line, None, {}, lambda: self._tensors(whole))
+
+    def follow(self, line: Line, base: Candidate) -> "AdaptedModule":
+        """The module of the version of the base that comes after the one that `line` is at."""
+        whole = base.whole
+        new = {key: t for name, t in base.tensors.items() for key in self._keys.get(name, ())}
+        built = line.build(new, lambda: self._tensors(whole))
+        return AdaptedModule(self, line, built, new, lambda: self._tensors(whole))
+
+    def _tensors(self, base: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {**{key: base[name] for key, name in self._shared.items()}, **self._own}
 
 
-@dataclass(frozen=True, slots=True)
 class AdaptedModule:
-    """One version of the base through an adapter, and what the next one is built from."""
+    """One version of the base through an adapter; `built` is None where it is the first one."""
 
-    skeleton: AdaptedSkeleton
-    module: torch.nn.Module
+    def __init__(
+        self,
+        skeleton: AdaptedSkeleton,
+        line: Line,
+        built: Built | None,
+        new: Mapping[str, torch.Tensor],
+        tensors: Callable[[], Mapping[str, torch.Tensor]],
+    ) -> None:
+        self.skeleton = skeleton
+        self.line = line
+        self._built = built
+        self._new = new
+        self._tensors = tensors
+        self.module = line.module if built is None else built.module
+        self._private: Private | None = None
+
+    def after(self, base: Candidate) -> "AdaptedModule":
+        """The same adapter on the next version of the base."""
+        return self.skeleton.follow(self.line, base)
+
+    def show(self) -> None:
+        """Make it the current one of its adapter, when the version of the base becomes current."""
+        if self._built is not None and not self.line.adopt(self._built):
+            # What a reader left in the version before was cleared away since.
+            self.line.adopt(self.line.build(self._new, self._tensors))
+        self._built = None
+        self.module, self._private = self.line.module, self.line.private(self._tensors)
+
+    def renewed(self) -> "AdaptedModule":
+        """The same without what readers left in it."""
+        other = AdaptedModule(self.skeleton, self.line, self.line.renewed(), {}, self._tensors)
+        other.show()
+        return other
+
+    def leased(self) -> torch.nn.Module:
+        """The model to infer with, for one reader."""
+        return self.module if self._private is None else self._private()
 
 
 def _injected(

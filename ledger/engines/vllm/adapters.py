@@ -27,8 +27,7 @@ class Written:
     adapter: Adapter
     folder: Path
 
-    @property
-    def module(self) -> torch.nn.Module:
+    def leased(self) -> torch.nn.Module:
         """There is none here: raises UnsupportedModel."""
         raise UnsupportedModel("the server holds the model; ask it to infer through an adapter")
 

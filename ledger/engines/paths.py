@@ -1,0 +1,170 @@
+"""Copying the ways to what changes in a module.
+
+Objects are made empty first and filled then, so that they may refer to one another in circles. A
+content is what an object holds: a dict by attribute or key, or a list by position. It is kept
+beside the object, so that what is copied is what the ledger put there, never what a reader made
+of it.
+"""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from weightledger.ledger.engines.graph import Graph, Node, Unpathed, parts
+from weightledger.ledger.engines.hooks import TABLES, HookTable, Owner
+
+Content = Any
+
+_ABSENT = object()
+
+
+def copied(
+    graph: Graph,
+    numbers: Sequence[int],
+    contents: Mapping[int, Content],
+    tensors: Mapping[str, torch.Tensor],
+    owner: Owner,
+) -> tuple[dict[int, Any], dict[int, Content]]:
+    """New objects and contents with these numbers, with these tensors in the places of theirs.
+
+    `numbers` hold with each object all that lead to it, as `Graph.above` gives them, and all that
+    lead to one of `tensors`.
+    """
+    nodes = graph.nodes
+    fresh: dict[int, Content] = {number: contents[number].copy() for number in numbers}
+    for name, tensor in tensors.items():
+        for number, key in graph.holders[name]:
+            fresh[number][key] = tensor
+    objects: dict[int, Any] = {}
+    for number in numbers:
+        node = nodes[number]
+        made = _empty(node) if node.order == 0 else _made(node, fresh[number])
+        objects[number] = made
+        for parent, key in node.parents:
+            fresh[parent][key] = made
+    for number, made in objects.items():
+        node = nodes[number]
+        if node.kind == "object":
+            held = vars(made)
+            held.update(fresh[number])
+            _add_own(held, node, owner, number)
+        elif node.kind == "dict":
+            made.update(fresh[number])
+            if type(made) is HookTable:
+                made.watched(owner, node.parents[0][0])
+        elif node.kind == "list":
+            made.extend(fresh[number])
+    for made in objects.values():
+        if isinstance(made, nn.RNNBase):
+            _refer(made)
+    return objects, fresh
+
+
+def paired(
+    graph: Graph,
+    pairs: Mapping[int, Any],
+    tensors: Mapping[str, torch.Tensor],
+    owner: Owner,
+) -> tuple[dict[int, Any], dict[int, Content]]:
+    """The objects and contents of a copy that `deepcopy` made, where it paired each with the
+    original by the original's id. Raises Unpathed where copy and original do not correspond."""
+    objects: dict[int, Any] = {
+        number: pairs.get(id(node.value)) for number, node in enumerate(graph.nodes)
+    }
+    for number, made in objects.items():
+        node = graph.nodes[number]
+        if type(made) is not type(node.value):
+            raise Unpathed(f"a {type(node.value).__name__} copies itself in its own way")
+        if is_hook_table(node):
+            parent, key = node.parents[0]
+            objects[number] = vars(objects[parent])[key] = HookTable(made).watched(owner, parent)
+    contents: dict[int, Content] = {}
+    for number, made in objects.items():
+        node = graph.nodes[number]
+        if node.kind == "object":
+            held = vars(made)
+            contents[number] = {key: v for key, v in held.items() if key not in node.own}
+            _add_own(held, node, owner, number)
+        elif node.kind == "dict":
+            contents[number] = dict(made)
+        else:
+            contents[number] = parts(made, node.kind)
+    for number, node in enumerate(graph.nodes):
+        for parent, key in node.parents:
+            _require_pair(contents[parent], key, objects[number])
+    for name, holders in graph.holders.items():
+        for number, key in holders:
+            _require_pair(contents[number], key, tensors[name])
+    return objects, contents
+
+
+def is_hook_table(node: Node) -> bool:
+    """Whether an object that leads to tensors is a module's table of hooks."""
+    return type(node.value) is OrderedDict and all(key in TABLES for _, key in node.parents)
+
+
+def differing(node: Node, value: Any, content: Content) -> list[Any]:
+    """The attributes or keys at which an object holds something else than was put there."""
+    if node.kind == "object":
+        held = vars(value)
+        odd = [key for key, one in content.items() if held.get(key, _ABSENT) is not one]
+        if len(held) != len(content) + len(node.own):
+            odd += [key for key in held if key not in content and key not in node.own]
+        original = vars(node.value)
+        odd += [
+            key
+            for key in node.own
+            if type(held.get(key)) is not HookTable and len(held.get(key, ())) != len(original[key])
+        ]
+        return odd
+    if node.kind == "dict" and type(value) is not HookTable:
+        odd = [key for key, one in content.items() if value.get(key, _ABSENT) is not one]
+        return odd + [key for key in value if key not in content]
+    return []
+
+
+def _require_pair(content: Content, key: Any, value: Any) -> None:
+    held = content[key] if not isinstance(content, dict) else content.get(key, _ABSENT)
+    if held is not value:
+        raise Unpathed(f"{key!r} is not what the original has there")
+
+
+def _empty(node: Node) -> Any:
+    if is_hook_table(node):
+        return HookTable()
+    cls: Any = type(node.value)
+    return cls.__new__(cls) if node.kind == "object" else cls()
+
+
+def _made(node: Node, content: Sequence[Any]) -> Any:
+    if node.kind == "tuple":
+        return tuple(content)
+    if node.kind == "method":
+        return MethodType(node.value.__func__, content[0])
+    positional = 1 + len(node.value.args)
+    keywords = dict(zip(node.value.keywords, content[positional:], strict=True))
+    return type(node.value)(*content[:positional], **keywords)
+
+
+def _add_own(held: dict[str, Any], node: Node, owner: Owner, number: int) -> None:
+    """Give an object its own containers, as the original's are."""
+    original = vars(node.value)
+    for key in node.own:
+        value = original[key]
+        if key in TABLES:
+            table = HookTable(value) if value else HookTable()
+            held[key] = table.watched(owner, number)
+        else:
+            held[key] = type(value)(value) if value else type(value)()
+
+
+def _refer(module: nn.RNNBase) -> None:
+    """Let an RNN's weak references point to its own weights."""
+    weights = cast(Iterable[Any], module._flat_weights)
+    refs = [weakref.ref(w) if w is not None else None for w in weights]
+    vars(module)["_flat_weight_refs"] = refs
