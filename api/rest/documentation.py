@@ -102,9 +102,17 @@ TEXT_READ_ERRORS = _as_text(READ_ERRORS)
 TEXT_WRITE_ERRORS = _as_text(WRITE_ERRORS)
 
 
-def answers(model: type[BaseModel], *, write: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: its reply, and the errors it may answer."""
-    return {200: {"model": model}, **(WRITE_ERRORS if write else READ_ERRORS)}
+def answers(
+    model: type[BaseModel], *, write: bool = False, also: Mapping[str, Any] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: its reply, and the errors it may answer.
+
+    `also` are other media types that the reply may have.
+    """
+    reply: dict[str, Any] = {"model": model}
+    if also:
+        reply["content"] = dict(also)
+    return {200: reply, **(WRITE_ERRORS if write else READ_ERRORS)}
 
 
 _KEY = "^[!-~]([ -~]*[!-~])?$"

@@ -110,7 +110,8 @@ def parse(adapter: TypeAdapter[T], body: bytes) -> T:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or None
         where = f"{field}: " if field else "the body is not the JSON expected: "
-        raise InvalidRequest(where + first["msg"], param=field) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(where + problem, param=field) from None
 
 
 def json_object(text: str | None, param: str) -> dict[str, Any] | None:

@@ -12,7 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.in_process import listening
 from tests.serving import Server, serving
+from tests.text_models import save_llama
+from weightledger import DynamicModelManager, DynamicUpdateConfig
+from weightledger.ledger.engines.transformers import TransformersEngine
 
 KEY = "wl_documented"
 AUTH = {"authorization": f"Bearer {KEY}"}
@@ -100,21 +104,36 @@ def test_the_examples_work(keyed, document) -> None:
         assert {"kind", "actor", "outcome", "since", "limit", "after"} <= names
 
 
-def test_no_request_gets_a_reply_that_the_document_does_not_have(keyed, tmp_path) -> None:
-    """schemathesis with all its checks, made-up requests and sequences of them."""
+def try_everything(url: str, folder: Path, *options: str) -> None:
+    """schemathesis with all its checks: made-up requests, and sequences of them."""
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(Path(__file__).with_name("schemathesis.toml"))),
-            *("run", f"{keyed.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
+            *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
             *("--checks", "all", "--max-examples", "12", "--seed", "1", "--no-color"),
-            *("--generation-database", "none"),
+            *("--generation-database", "none", *options),
         ],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_no_request_gets_a_reply_that_the_document_does_not_have(keyed, tmp_path) -> None:
+    try_everything(keyed.url, tmp_path)
+
+
+def test_nor_does_any_that_asks_a_text_model(tmp_path) -> None:
+    engine = TransformersEngine.load(save_llama(tmp_path / "llama"))
+    config = DynamicUpdateConfig(backup_dir=tmp_path / "data")
+    manager = DynamicModelManager(engine, "llama", config=config)
+    try:
+        with listening(manager, api_key=KEY) as url:
+            try_everything(url, tmp_path, "--include-path-regex", "completions")
+    finally:
+        manager.close()
 
 
 def test_a_generated_client_is_typed_and_works(keyed, document, tmp_path, monkeypatch) -> None:

@@ -13,12 +13,13 @@ from starlette.types import Receive, Scope, Send
 from weightledger import DynamicModelManager
 from weightledger.api.rest import replies
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
-from weightledger.api.rest.documentation import READ_ERRORS, json_body
+from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.errors import openai_error
 from weightledger.api.rest.model_selection import resolve
 from weightledger.api.rest.replies import Envelope, Form, usage
 from weightledger.api.rest.requests import body
 from weightledger.api.rest.text import schemas
+from weightledger.api.rest.text.answers import STREAMED, ChatReply, CompletionReply
 from weightledger.api.rest.text.generation import Ask, Ended, Generation, Piece, Started
 from weightledger.api.rest.text.schemas import ChatBody, CompletionBody
 from weightledger.api.rest.workers import Workers
@@ -32,12 +33,18 @@ _COMPLETION_TOKENS = 16
 
 _CLIENT_GONE = 499
 
+_CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
 
 def router(manager: DynamicModelManager, generates: Generates, workers: Workers) -> APIRouter:
     """The routes of a model that generates text."""
-    routes = APIRouter(prefix="/v1", tags=["inference"])
+    routes = documented(prefix="/v1", tags=["inference"])
 
-    @routes.post("/completions", responses=READ_ERRORS, openapi_extra=json_body(CompletionBody))
+    @routes.post(
+        "/completions",
+        responses=answers(CompletionReply, also=STREAMED),
+        openapi_extra=json_body(CompletionBody, {"prompt": "Once", "max_tokens": 4}),
+    )
     async def completions(request: Request) -> Response:
         """Continue each prompt."""
         sent = await body(request, schemas.COMPLETION)
@@ -53,8 +60,12 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         )
         return await reply(request, sent, ask, replies.TEXT)
 
-    @routes.post("/chat/completions", responses=READ_ERRORS, openapi_extra=json_body(ChatBody))
-    async def chat(request: Request) -> Response:
+    @routes.post(
+        "/chat/completions",
+        responses=answers(ChatReply, also=STREAMED),
+        openapi_extra=json_body(ChatBody, _CHAT),
+    )
+    async def chat_completions(request: Request) -> Response:
         """The next message of a conversation."""
         sent = await body(request, schemas.CHAT)
         messages = [_message(message) for message in sent.messages]

@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
-from weightledger.api.rest.documentation import READ_ERRORS, json_body
+from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin, Served, resolve
 from weightledger.api.rest.requests import body
 from weightledger.api.rest.text import schemas
+from weightledger.api.rest.text.answers import EmbeddingsReply
 from weightledger.api.rest.text.schemas import EmbeddingsBody
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Embeds
@@ -30,9 +31,13 @@ _CLIENT_GONE = 499
 
 def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> APIRouter:
     """The route of a model that embeds text."""
-    routes = APIRouter(prefix="/v1", tags=["inference"])
+    routes = documented(prefix="/v1", tags=["inference"])
 
-    @routes.post("/embeddings", responses=READ_ERRORS, openapi_extra=json_body(EmbeddingsBody))
+    @routes.post(
+        "/embeddings",
+        responses=answers(EmbeddingsReply),
+        openapi_extra=json_body(EmbeddingsBody, {"input": "a text"}),
+    )
     async def embeddings(request: Request) -> Response:
         """One vector for each text, all from the same state."""
         sent = await body(request, schemas.EMBEDDINGS)

@@ -8,7 +8,15 @@ either, except label.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+)
 
 _SEED = 1 << 63
 
@@ -33,8 +41,17 @@ def named(field: str, texts: Sequence[Any], number: int) -> str:
     return field if len(texts) == 1 else f"{field}.{number}"
 
 
+_TOKENS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_TEXT = {"anyOf": [{"type": "string", "minLength": 1}, _TOKENS]}
 Texts = Annotated[
-    Any, AfterValidator(_texts), Field(description="Text, a list of texts, or either as token ids.")
+    Any,
+    AfterValidator(_texts),
+    WithJsonSchema(
+        {
+            "anyOf": [*_TEXT["anyOf"], {"type": "array", "items": _TEXT, "minItems": 1}],
+            "description": "Text, a list of texts, or either as token ids.",
+        }
+    ),
 ]
 
 # Values that ask for nothing beyond what is done anyway.
@@ -70,13 +87,20 @@ class EmbeddingsBody(_Body):
     dimensions: int | None = None
 
 
+def _only_false(value: bool) -> bool:
+    """For what is not done here: Literal[False] would take 0 as well."""
+    if value:
+        raise ValueError("only false is supported here")
+    return value
+
+
 class StreamOptions(BaseModel):
     """`stream_options`"""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: Annotated[bool, AfterValidator(_only_false)] = False
 
 
 class _GenerationBody(_Body):
