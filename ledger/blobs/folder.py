@@ -245,7 +245,7 @@ class FolderBlobs:
     @contextlib.contextmanager
     def _locked_alone(self) -> Iterator[None]:
         """The lock for a collector, who waits for writers, but not for one that is suspended."""
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, permissions.PRIVATE_FILE)
         try:
             until = time.monotonic() + _PATIENCE_S
             while True:

@@ -1,6 +1,7 @@
 """What strangers learn: no password from any reply, log or command; no file of the data folder."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,3 +143,12 @@ def test_a_ledger_made_by_a_program_is_its_owners_too(tmp_path, caplog) -> None:
     path.chmod(0o644)
     with Ledger.open(f"sqlite:///{path}"):
         assert f"others may read {path}" in caplog.text
+
+
+def test_no_file_is_opened_for_everyone() -> None:
+    """What is made with a mode of its own has one that leaves others out."""
+    root = Path(__file__).parents[2]
+    sources = [path for name in ("ledger", "api") for path in (root / name).rglob("*.py")]
+    for path in sources:
+        modes_there = re.findall(r"(?:O_CREAT[^,\n]*, |mode=)0o([0-7]+)", path.read_text())
+        assert all(mode.endswith("00") for mode in modes_there), path
