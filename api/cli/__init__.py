@@ -25,9 +25,17 @@ COMMANDS = {
     "rules": Entry("rules:app", "The learning rules there are."),
     "replay": Entry("reading:replay", "Rebuild a state from the log and write it to a file."),
     "verify": Entry("verification:verify", "Recompute every digest from the log."),
-    "checkpoint": Entry("proofs:checkpoint", "Print a signed checkpoint of the log."),
-    "proof": Entry("proofs:proof", "Write a proof that an event is in the log."),
-    "export": Entry("proofs:export", "Write the log as lines of JSON."),
+    "checkpoint": Entry(
+        "proofs:checkpoint",
+        "Print a signed checkpoint: how many events the log has, and the root of their tree.",
+    ),
+    "proof": Entry(
+        "proofs:proof", "Write a proof that an event is in the log: one file, checkable offline."
+    ),
+    "export": Entry(
+        "proofs:export",
+        "Write the log as lines of JSON, to be read and checked without the database.",
+    ),
     "repair": Entry("repair:repair", "Derive anew what is kept beside the log."),
     "backup": Entry(
         "backup:backup", "Copy the whole ledger, as it is at one moment, while it is in use."
