@@ -148,6 +148,9 @@ class Backend(Protocol):
     def renumber(self, execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
         """Let columns that count by themselves, given with their tables, go on after their rows."""
 
+    def is_lost(self, connection: Any) -> bool:
+        """Whether a connection that failed is good for nothing any more."""
+
     def withdraw(self, connection: Any) -> bool:
         """After a COMMIT that failed: whether it is certain now that nothing of it will show."""
 

@@ -229,6 +229,11 @@ def withdraw(connection: Any) -> bool:
     return not connection.broken
 
 
+def is_lost(connection: Any) -> bool:
+    """Whether the server has gone, or has closed the connection."""
+    return bool(connection.closed)
+
+
 def is_full(_error: BaseException, _url: sa.URL) -> bool:
     """Never: the server says so by its own code."""
     return False

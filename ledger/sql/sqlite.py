@@ -259,6 +259,11 @@ def renumber(_execute: Execute, _counted: Sequence[tuple[str, str]]) -> None:
     """Nothing to do: the largest number counts."""
 
 
+def is_lost(_connection: Any) -> bool:
+    """Never: a file does not go away."""
+    return False
+
+
 def withdraw(connection: Any) -> bool:
     """Write over what a failed commit left in the journal.
 

@@ -6,6 +6,9 @@ the ledger keeps is the resulting bits, so this code is never run again on repla
 factors are kept as they are (`ledger.codecs.factors`).
 """
 
+import math
+
+import numpy as np
 import torch
 
 from weightledger.ledger.codecs.factors import apply_factors
@@ -19,6 +22,7 @@ from weightledger.ledger.writing.requests import Update
 # Up to here a tensor is worked out in one piece.
 _AT_ONCE_BYTES = 256 * 1024
 
+_SIMPLE = (torch.float32, torch.float64)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,6 +59,10 @@ def compute(update: Update, before: torch.Tensor) -> torch.Tensor:
         return after
     flat = before.detach().reshape(-1)
     if spec.nbytes <= _AT_ONCE_BYTES and update.update_type != "replace":
+        if spec.dtype == "float32" and flat.is_cpu and u.is_cpu and u.dtype in _SIMPLE:
+            quick = _moved_quickly(u, flat, update)
+            if quick is not None:
+                return quick.reshape(spec.shape)
         return _moved(u, flat, update).reshape(spec.shape)
     after = empty(spec).view(-1) if flat.is_cpu else torch.empty_like(flat)
     step = tile_elements(spec)
@@ -118,6 +126,22 @@ def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:
         _require_fitting(u, wide, spec)
         _require_finite_result(new, old, spec)
     return new
+
+
+def _moved_quickly(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor | None:
+    """`_moved` by numpy, whose calls cost a third of torch's; None where anything is special."""
+    scale = np.float32(update.learning_rate)
+    if not scale:
+        return None
+    before = old.numpy()
+    with np.errstate(all="ignore"):  # what is not finite is looked at by `_moved`
+        step = u.numpy().astype(np.float32, copy=False) * scale
+        if update.update_type == "additive":
+            moved = before + step
+        else:
+            moved = before * (step + np.float32(1))
+        total = moved.sum()
+    return torch.from_numpy(moved) if moved.size and math.isfinite(total) else None
 
 
 def _require_fitting(u: torch.Tensor, wide: torch.Tensor, spec: TensorSpec) -> None:

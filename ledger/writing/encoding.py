@@ -26,11 +26,12 @@ from weightledger.ledger.events.changes import FACTORS, FRAMES, TensorChange
 from weightledger.ledger.tensors.digest import (
     CHUNK_BYTES,
     DIGEST_BYTES,
+    chunk_digests,
     rehash,
     root,
     touched_chunks,
 )
-from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.lanes import lanes, shares_memory
 from weightledger.ledger.tensors.spec import WEIGHTS, Lanes, TensorSpec
 from weightledger.ledger.writing.payload import PayloadWriter
 
@@ -86,12 +87,61 @@ def record_tensors(
     A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when a `before`
     does not have the digests it must have.
     """
+    if all(map(_is_small, writes)):
+        return [_recorded_small(written, payload) for written in writes]
     parts = tiles_of([written.spec for written in writes])
     tiles = _encoded(writes, parts, pool)
     return [
         _recorded(written, islice(tiles, len(of)), payload)
         for written, of in zip(writes, parts, strict=True)
     ]
+
+
+def _is_small(written: TensorWrite) -> bool:
+    """Whether a change is one of all of a float32 tensor in memory that is a single chunk."""
+    before, after = written.before, written.after
+    return (
+        written.positions is None
+        and written.factors is None
+        and written.spec.dtype == "float32"
+        and 0 < written.spec.nbytes <= CHUNK_BYTES
+        and shares_memory(before)
+        and shares_memory(after)
+    )
+
+
+def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
+    """`_recorded` without tiles, threads and copies: what they cost is most of a small update."""
+    name, held = written.spec.name, written.chunks
+    old, new = _floats(written.before), _floats(written.after)
+    before, after = old.view(np.uint32), new.view(np.uint32)
+    if chunk_digests(before) != held:
+        raise _changed_outside(written.spec)
+    delta = compare(before, after, True)
+    if delta.indices is None:
+        changed = int(np.count_nonzero(delta.difference))
+    else:
+        changed = len(delta.indices)
+        old, new = old[delta.indices], new[delta.indices]
+    square = 0.0
+    if changed:
+        with np.errstate(all="ignore"):  # of NaN and infinity there is no distance
+            distance = torch.from_numpy(np.subtract(new, old).astype(np.float64))
+        square = float(torch.dot(distance, distance))
+    norm = math.sqrt(square)
+    size = payload.write(encode_frame(delta)) if changed else 0
+    chunks = chunk_digests(after)
+    return Recorded(
+        change=TensorChange(name, root(held), root(chunks), size, changed, FRAMES),
+        after=written.after,
+        chunks=chunks,
+        delta_norm=norm if math.isfinite(norm) else None,
+    )
+
+
+def _floats(tensor: torch.Tensor) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = tensor.detach().numpy().reshape(-1)
+    return flat
 
 
 def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
@@ -216,10 +266,14 @@ def _rehash(
     known = bytes(chunks)
     rehash(chunks, before, numbers)
     if chunks != known:
-        raise WeightsChangedOutside(
-            f"live weights were changed without the ledger: {spec.name.removeprefix(WEIGHTS)}"
-        )
+        raise _changed_outside(spec)
     rehash(chunks, after, numbers)
+
+
+def _changed_outside(spec: TensorSpec) -> WeightsChangedOutside:
+    return WeightsChangedOutside(
+        f"live weights were changed without the ledger: {spec.name.removeprefix(WEIGHTS)}"
+    )
 
 
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:

@@ -247,12 +247,14 @@ class Writer:
         """The proposed event in its place after the staged head. Only the last event of a command
         has its key and its words."""
         command, caller = job.command, job.command.caller
-        draft = replace(proposed.draft, payload=proposed.payload.refs)
         annotation = Annotation()
-        if not proposed.more:
+        if proposed.more:
+            draft = replace(proposed.draft, payload=proposed.payload.refs, annotation=annotation)
+        else:
             annotation = Annotation(caller.actor, caller.reason, command.metadata)
             draft = replace(
-                draft,
+                proposed.draft,
+                payload=proposed.payload.refs,
                 annotation=annotation,
                 request_id=caller.request_id,
                 idempotency_key=caller.idempotency_key,

@@ -27,6 +27,7 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import StorageBusy, StorageError, StorageFull
 from weightledger.ledger.log import Log
 from weightledger.ledger.sql import sqlite
+from weightledger.ledger.sql.database import Database
 
 PAGE_BYTES = 8192
 
@@ -43,8 +44,10 @@ class Pragmas:
 
 
 @pytest.fixture
-def pragmas() -> Iterator[Pragmas]:
+def pragmas(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pragmas]:
     made = Pragmas()
+    # So that a writer's connection is taken from the pool for each write.
+    monkeypatch.setattr(Database, "_keep", lambda self, pooled: pooled.close())
     event.listen(Pool, "checkout", made)
     yield made
     event.remove(Pool, "checkout", made)

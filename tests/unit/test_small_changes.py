@@ -1,0 +1,116 @@
+"""The short way for small float32 tensors leads to what the general way leads to, bit for bit."""
+
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightledger.ledger.errors import InvalidRequest, WeightsChangedOutside
+from weightledger.ledger.tensors.digest import chunk_digests
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing import arithmetic, encoding
+from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
+from weightledger.ledger.writing.payload import PayloadWriter
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
+
+POOL = ThreadPoolExecutor(1)
+# Bits, so that NaN payloads, -0.0, infinities and denormals are among the values.
+BITS = st.integers(0, 2**32 - 1) | st.sampled_from(
+    [0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00001, 1, 0x3F800000]
+)
+
+
+def tensor(bits: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(bits, np.uint32).view(np.float32))
+
+
+def recorded(write: TensorWrite, monkeypatch: pytest.MonkeyPatch, *, short: bool) -> tuple:
+    payload = PayloadWriter(None)  # type: ignore[arg-type]  (nothing is large enough to be put)
+    with monkeypatch.context() as patch:
+        if not short:
+            patch.setattr(encoding, "_is_small", lambda write: False)
+        (one,) = record_tensors([write], payload, POOL)
+    return facts(one), payload.finish()
+
+
+def facts(one: Recorded) -> tuple:
+    norm = None if one.delta_norm is None else struct.pack("<d", one.delta_norm)
+    return one.change, bytes(one.chunks), norm, one.after.numpy().tobytes()
+
+
+@settings(deadline=None)  # the loops are compiled when they are first used
+@given(data=st.data(), count=st.integers(1, 300))
+def test_the_short_way_and_the_general_one_are_equal(data: st.DataObject, count: int) -> None:
+    before = data.draw(st.lists(BITS, min_size=count, max_size=count))
+    after = list(before)
+    most = data.draw(st.sampled_from([0, 1, count // 10, count // 2, count]))
+    for at in data.draw(st.lists(st.integers(0, count - 1), max_size=most, unique=True)):
+        after[at] = data.draw(BITS)
+    old, new = tensor(before), tensor(after)
+    spec = TensorSpec("weights/w", "float32", (count,))
+    write = TensorWrite(spec, old, new, chunk_digests(old.numpy()))
+    assert encoding._is_small(write)
+    with pytest.MonkeyPatch.context() as patch:
+        ways = [recorded(write, patch, short=short) for short in (True, False)]
+    assert ways[0] == ways[1]
+
+
+def test_small_steps_of_many_sizes_are_recorded_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an optimizer does: the payload is what the general way makes of it."""
+    for count in (1, 7, 256, 4096, 65_536):
+        old = torch.randn(count)
+        for step in (torch.randn(count) * 1e-3, torch.zeros(count)):
+            new = old + step
+            spec = TensorSpec("weights/w", "float32", (count,))
+            write = TensorWrite(spec, old, new, chunk_digests(old.numpy()))
+            ways = [recorded(write, monkeypatch, short=short) for short in (True, False)]
+            assert ways[0] == ways[1]
+
+
+def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:
+    old = torch.randn(16)
+    spec = TensorSpec("weights/w", "float32", (16,))
+    write = TensorWrite(spec, old, old + 1, chunk_digests(torch.zeros(16).numpy()))
+    with pytest.raises(WeightsChangedOutside, match="w"):
+        record_tensors([write], PayloadWriter(None), POOL)  # type: ignore[arg-type]
+
+
+@given(
+    data=st.data(),
+    count=st.integers(1, 64),
+    update_type=st.sampled_from(["additive", "multiplicative"]),
+    rate=st.sampled_from([0.0, 1e-60, 1e-3, 0.1, 1 / 3, 1.0]),
+    wide=st.booleans(),
+    alone=st.booleans(),
+)
+def test_the_short_arithmetic_and_the_general_one_are_equal(
+    data: st.DataObject, count: int, update_type: str, rate: float, *, wide: bool, alone: bool
+) -> None:
+    """Denormals, -0.0, NaN payloads and overflows among what is there and what is sent."""
+    before = tensor(data.draw(st.lists(BITS, min_size=count, max_size=count)))
+    if wide:
+        sent = torch.tensor(
+            data.draw(st.lists(st.floats(), min_size=count, max_size=count)), dtype=torch.float64
+        )
+    else:
+        sent = tensor(data.draw(st.lists(BITS, min_size=count, max_size=count)))
+    spec = TensorSpec("w", "float32", (count,))
+    request = IncrementalUpdateRequest(
+        "w", sent[0].item() if alone else sent, rate, update_type=update_type
+    )
+
+    def outcome() -> object:
+        try:
+            return compute(validate(request, {"w": spec}), before).numpy().tobytes()
+        except (InvalidRequest, NonFiniteResult) as error:
+            return repr(error)
+
+    short = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "_SIMPLE", ())
+        assert outcome() == short
