@@ -1,5 +1,8 @@
 """What is kept beside the log, altered: verify says so, repair derives it anew, and says so too."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +215,26 @@ def test_an_index_that_was_dropped_or_changed_is_found_and_made_anew(
         assert "index events_kind is changed" in problem
         assert repair(log.history, dry_run=False).event is not None
         assert verify(log.history).problem is None
+
+
+def test_the_command_says_what_is_wrong_and_puts_it_right(tmp_path: Path, plain: Plain) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with Ledger.open(url) as ledger:
+        ledger.model(MODEL, base={"w": torch.zeros(3)}).apply(add("w", actor="ana"))
+
+    def command(*words: str) -> tuple[int, Any]:
+        run = [sys.executable, "-m", "weightledger", *words, "--data-dir", str(tmp_path), "--json"]
+        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    assert command("repair") == (0, dict(NOTHING_WRONG, dry_run=False))
+    change(url, plain, "DELETE FROM touches")
+    code, told = command("repair", "--dry-run")
+    assert (code, told["recorded_as"]) == (1, None)
+    assert "touches" in told["wrong"][0]
+    code, told = command("repair", "-m", "after the disk failed")
+    assert (code, told["recorded_as"]) == (0, "event_2")
+    assert command("repair", "--dry-run") == (0, dict(NOTHING_WRONG, dry_run=True))
+
+
+NOTHING_WRONG = {"model": MODEL, "wrong": [], "snapshots_rewritten": [], "recorded_as": None}
