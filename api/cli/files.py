@@ -11,8 +11,15 @@ from weightledger.ledger.errors import StorageError
 def replacing(out: Path) -> Iterator[Path]:
     """A path beside `out` to write to, which takes its name when all went well.
 
-    StorageError when the file cannot be written.
+    A device or a pipe is written to itself: a file must not take its place. StorageError when the
+    file cannot be written.
     """
+    if out.exists() and not out.is_file():
+        try:
+            yield out
+        except OSError as error:
+            raise StorageError(f"cannot write {out}: {error}") from error
+        return
     partial = out.with_name(out.name + ".part")
     try:
         yield partial
