@@ -238,6 +238,14 @@ def test_positions_that_a_family_leaves_unused_are_no_part_of_its_limit(
     assert torch.allclose(got, expected, atol=1e-5)
 
 
+def test_a_chat_template_that_trips_over_a_message_refuses_it() -> None:
+    tripping = tokenizer()
+    tripping.chat_template = "{{ messages[0].content + 1 }}"
+    engine = TransformersEngine(llama(), tripping)
+    with pytest.raises(InvalidRequest, match="the chat template refused the messages"):
+        engine.generates.chat_tokens([{"role": "user", "content": "hello"}])
+
+
 def test_a_model_without_a_limit_of_its_own_gets_one() -> None:
     shape = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
     engine = TransformersEngine(BloomForCausalLM(BloomConfig(vocab_size=384, **shape)), tokenizer())

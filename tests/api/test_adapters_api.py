@@ -1,6 +1,7 @@
 """Adapters over HTTP: vLLM's routes, the model list, and generations through an adapter."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import torch
 
 from tests.api.test_generation import greedy, managing, text_of
 from tests.in_process import listening, openai_client
-from tests.lora import peft_model, save_adapter
+from tests.lora import change_config, peft_model, save_adapter
 from tests.serving import Server
 from tests.text_models import llama, save_llama, tokenizer
 from tests.waiting import PATIENCE_S
@@ -198,6 +199,31 @@ def test_bad_loads(http: httpx2.Client, body: dict[str, Any], status: int, says:
     assert reply.status_code == status, reply.text
     assert says in json.dumps(error_of(reply))
     assert http.get("/v1/models/updates").json()["data"][0]["seq"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ('{"r": ' + "[" * 3000 + "]" * 3000 + "}", "nested too deeply"),
+        ("[" * 3000, "nested too deeply"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "rank_pattern that cannot be read"),
+        ({"rank_pattern": {"(" * 900 + ")" * 900: 4}}, "rank_pattern"),
+        ({"target_modules": r"((\w|\.)+)+!"}, "name other modules"),
+        ({"exclude_modules": r"(?=((\w|\.)+)+!)"}, "cannot be matched in linear time"),
+    ],
+    ids=range(6),
+)
+def test_a_config_made_to_harm_is_a_bad_request(
+    http: httpx2.Client, folders: dict[str, Path], tmp_path: Path, config: Any, says: str
+) -> None:
+    folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
+    if isinstance(config, str):
+        (folder / "adapter_config.json").write_text(config)
+    else:
+        change_config(folder, **config)
+    reply = load(http, "style", folder)
+    assert reply.status_code == 400, reply.text
+    assert says in error_of(reply)["message"]
 
 
 def test_adapters_are_reserved_every_static_name(url: str, http: httpx2.Client) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from weightledger.ledger.engines.text import Prompt
 from weightledger.ledger.errors import ContextTooLong, InvalidRequest
 
@@ -58,7 +56,7 @@ class Tokens:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001  (a template may trip over what it was not made for)
             raise InvalidRequest(
                 f"the chat template refused the messages: {error}", param="messages"
             ) from None
