@@ -32,6 +32,8 @@ pytestmark = [
 
 # What transformers can do with them and this cannot, by what the refusal says.
 REFUSED: dict[str, str] = {
+    "big_bird": "for good",
+    "rwkv": "for good",
     "flaubert": "submodule 'ffns.1'",
     "xlm": "ffns.1' would go on using the old weights",
 }

@@ -63,6 +63,7 @@ class TransformersEngine(TorchEngine):
         self.generates: CausalLM | None = None
         self.embeds: Encoder | None = None
         try:
+            before = trial.Settings.of(tried)
             ids = trial.ordinary(tokenizer, tried)
             tokens = Tokens(tokenizer, tried, max_tokens, trial.reach(tried, ids[0]))
             if generates:
@@ -71,6 +72,7 @@ class TransformersEngine(TorchEngine):
             else:
                 width, padded = trial.embedding(tried, ids, tokens.pad)
                 self.embeds = Encoder(tokens, pooling, width=width, prompt=prompt, padded=padded)
+            before.require_same(tried)
         except InvalidRequest:
             raise
         except Exception as error:

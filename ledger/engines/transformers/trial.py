@@ -61,6 +61,40 @@ def embedding(model: Any, ids: Sequence[int], pad: int) -> tuple[int, bool]:
     return alone.shape[-1], far <= scale * (2e-5 if alone.dtype.itemsize > 2 else 0.03)
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a forward must not change: plain attributes of submodules, and tensors."""
+
+    attributes: Mapping[tuple[str, str], Any]
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "Settings":
+        """As they are now."""
+        attributes = {
+            (name, key): value
+            for name, part in model.named_modules()
+            for key, value in vars(part).items()
+            if isinstance(value, str | int | float | None)
+        }
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        return cls(attributes, {name: tensor._version for name, tensor in tensors})
+
+    def require_same(self, model: torch.nn.Module) -> None:
+        """Raise ValueError if a forward since then has changed any.
+
+        Otherwise an answer would depend on the answers before it: BigBird goes over to another
+        attention for good after a short text, RWKV divides its weights.
+        """
+        now = Settings.of(model)
+        for name, key in self.attributes.keys() & now.attributes.keys():
+            if self.attributes[name, key] != now.attributes[name, key]:
+                raise ValueError(f"the forward of submodule {name!r} changes its {key!r} for good")
+        for name in self.versions.keys() & now.versions.keys():
+            if self.versions[name] != now.versions[name]:
+                raise ValueError(f"the forward writes into the tensor {name!r}")
+
+
 def inputs(model: Any, texts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
     """Tokenised texts as a model takes them: ids and, where it has one, the mask of padding."""
     longest = max(len(text) for text in texts)
