@@ -7,26 +7,25 @@ the database.
 import contextlib
 import getpass
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from weightledger.api.cli.local import Local, opened, require_ledger
-from weightledger.api.cli.remote import Remote
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.http import is_loopback
 from weightledger.ledger.sql.presence import Announced, servers
 
 if TYPE_CHECKING:
     from weightledger import Caller
+    from weightledger.api.cli.remote import Remote
 
 
 @contextlib.contextmanager
-def reading(settings: Settings, model: str | None) -> Iterator[Local | Remote]:
+def reading(settings: Settings, model: str | None) -> "Iterator[Local | Remote]":
     """The server that --url names, else the database itself."""
     if settings.url is not None:
-        remote = Remote(settings.url, settings.api_key)
+        remote = _remote(settings.url, settings)
         _require_served(remote, model)
         yield remote
         return
@@ -41,7 +40,7 @@ def writing(
     reason: str | None = None,
     actor: str | None = None,
     offline: bool | None = None,
-) -> Remote | None:
+) -> "Remote | None":
     """The server to write to; None to write to the database itself, which --offline asks for.
 
     `offline` None is for what only a server can do.
@@ -65,7 +64,7 @@ def writing(
     named = actor or (None if settings.api_key else whoami())
     headers = {"x-actor": named, "x-reason": reason}
     sent = {name: quote(text, safe=" ") for name, text in headers.items() if text}
-    remote = Remote(url, settings.api_key, sent)
+    remote = _remote(url, settings, sent)
     _require_served(remote, model)
     return remote
 
@@ -95,7 +94,7 @@ def _found(settings: Settings, model: str | None) -> str | None:
         return _reachable(announced[0]) if announced else None
     by_model: dict[str, Announced] = {}
     for one in announced:
-        by_model.setdefault(Remote(_reachable(one), settings.api_key).model(), one)
+        by_model.setdefault(_remote(_reachable(one), settings).model(), one)
     if model is None and len(by_model) == 1:
         (model,) = by_model
     if model is None or model not in by_model:
@@ -106,6 +105,12 @@ def _found(settings: Settings, model: str | None) -> str | None:
     return by_model[model].url
 
 
+def _remote(url: str, settings: Settings, caller: Mapping[str, str] | None = None) -> "Remote":
+    from weightledger.api.cli.remote import Remote  # imports an HTTP client
+
+    return Remote(url, settings.api_key, caller)
+
+
 def _reachable(server: Announced) -> str:
     """Its URL; InvalidRequest when only another machine can use it."""
     if not server.url:
@@ -113,6 +118,8 @@ def _reachable(server: Announced) -> str:
             f"this ledger is served on {server.host}, at an address too long to be found this way:"
             " name it with --url"
         )
+    from weightledger.ledger.http import is_loopback  # imports an HTTP client
+
     if server.host != socket.gethostname() and is_loopback(urlsplit(server.url).hostname or ""):
         raise InvalidRequest(
             f"this ledger is served on {server.host} at {server.url}, which only that machine can "
@@ -121,6 +128,6 @@ def _reachable(server: Announced) -> str:
     return server.url
 
 
-def _require_served(remote: Remote, model: str | None) -> None:
+def _require_served(remote: "Remote", model: str | None) -> None:
     if model is not None and (served := remote.model()) != model:
         raise InvalidRequest(f"{remote.url} serves {served!r}, not {model!r}", param="model")
