@@ -63,7 +63,7 @@ def embedding(model: Any, ids: Sequence[int], pad: int) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a forward must not change: plain attributes of submodules, and tensors."""
+    """What a forward must not change: plain attributes of submodules, and parameters."""
 
     attributes: Mapping[tuple[str, str], Any]
     versions: Mapping[str, int]
@@ -77,8 +77,8 @@ class Settings:
             for key, value in vars(part).items()
             if isinstance(value, str | int | float | None)
         }
-        tensors = (*model.named_parameters(), *model.named_buffers())
-        return cls(attributes, {name: tensor._version for name, tensor in tensors})
+        # Buffers may be written: where a forward does so, each lease has its own (engines.scratch).
+        return cls(attributes, {name: t._version for name, t in model.named_parameters()})
 
     def require_same(self, model: torch.nn.Module) -> None:
         """Raise ValueError if a forward since then has changed any.
