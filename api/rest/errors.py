@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from weightledger.api.rest.queries import first_problem
@@ -133,17 +132,8 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    route = request.scope.get("route")
-    known = route.dependant.query_params if isinstance(route, APIRoute) else []
-    names = [name for field in known for name in _fields_of(field)]
-    message, param = first_problem(error.errors(), names)
+    message, param = first_problem(error.errors())
     return error_response(400, message, param=param)
-
-
-def _fields_of(field: Any) -> list[str]:
-    """The parameters that a declared query stands for: a model's fields, or itself."""
-    model = field.field_info.annotation
-    return list(model.model_fields) if hasattr(model, "model_fields") else [field.alias]
 
 
 def unexpected(error: Exception) -> JSONResponse:

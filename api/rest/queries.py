@@ -1,9 +1,16 @@
-"""Query parameters, validated by typed models: unknown names and wrong values are errors."""
+"""Query parameters, validated by typed models: unknown names and wrong values are errors.
 
-from typing import Annotated, Any, Literal
+A route without any takes none: `?dry_run=true` at one that knows no dry run must not be the real
+thing.
+"""
 
+from typing import Annotated, Any, Literal, get_origin
+
+from fastapi import Request
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import KINDS
 from weightledger.ledger.history.positions import parse_time
 
@@ -76,12 +83,44 @@ class Batch(Query):
     ] = None
 
 
-def first_problem(errors: Any, known: list[str]) -> tuple[str, str | None]:
+async def refuse_unknown(request: Request) -> None:
+    """InvalidRequest for a query parameter that the route does not have, or a single one repeated.
+
+    A coroutine, since a plain function would be called on a thread for every request.
+    """
+    if not request.scope["query_string"]:
+        return
+    known = parameters(request.scope.get("route"))
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(_unknown(name, known), param=name)
+        times = len(request.query_params.getlist(name))
+        if times > 1 and get_origin(known[name]) is not list:
+            raise InvalidRequest(f"{name}: expected once, got {times} times", param=name)
+
+
+def parameters(route: Any) -> dict[str, Any]:
+    """The query parameters of a route with their types; a model stands for its fields."""
+    declared = route.dependant.query_params if isinstance(route, APIRoute) else []
+    known: dict[str, Any] = {}
+    for one in declared:
+        model: Any = one.field_info.annotation
+        if hasattr(model, "model_fields"):
+            known |= {name: field.annotation for name, field in model.model_fields.items()}
+        else:
+            known[one.alias] = model
+    return known
+
+
+def first_problem(errors: Any) -> tuple[str, str | None]:
     """The message about the first wrong parameter of a request, and the parameter's name."""
     first = errors[0]
     name = next((str(part) for part in first["loc"][1:]), None)
-    if first["type"] == "extra_forbidden":
-        listed = ", ".join(sorted(known)) or "none"
-        return f"unknown query parameter {name!r}; expected some of {listed}", name
     problem = first["msg"].removeprefix("Value error, ")
     return f"{name}: {problem}, got {str(first.get('input'))[:80]!r}", name
+
+
+def _unknown(name: str, known: dict[str, Any]) -> str:
+    if not known:
+        return f"unknown query parameter {name!r}; this route takes none"
+    return f"unknown query parameter {name!r}; expected some of {', '.join(sorted(known))}"

@@ -6,10 +6,11 @@ weightledger.api.install_errors(app)
 
 import threading
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.prometheus import Metrics
+from weightledger.api.rest.queries import refuse_unknown
 from weightledger.api.rest.routes import (
     adapters,
     audit,
@@ -62,7 +63,7 @@ def router(
 
 
 def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes)
+    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(refuse_unknown)])
     routes.include_router(batch.router(manager))
     return routes
 
@@ -74,7 +75,7 @@ def _json(
     learning: DTESNDynamicIntegration,
     metrics: Metrics,
 ) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes)
+    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(refuse_unknown)])
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
     routes.include_router(inference.router(manager))

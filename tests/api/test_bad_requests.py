@@ -185,10 +185,24 @@ def test_invocations(http, sent, message) -> None:
         ({"since": "yesterday"}, "since: must be an ISO 8601 time"),
         ({"min_seq": "-1"}, "min_seq: Input should be greater than or equal to 0"),
         ({"parametre": "x"}, "unknown query parameter 'parametre'; expected some of actor, after,"),
+        ({"limit": ["1", "2"]}, "limit: expected once, got 2 times"),
     ],
 )
 def test_audit_queries(http, query, message) -> None:
     check(http, http.get("/v1/models/updates", params=query), 400, message)
+
+
+def test_no_route_ignores_a_query_parameter(http) -> None:
+    """`?dry_run=true` at a route without a dry run is refused, never the real thing."""
+    before = head(http)
+    routes = http.get("/openapi.json").json()["paths"]
+    for path, methods in routes.items():
+        for method in methods:
+            filled = path.format(model="digits", event_id="event_0", version_id="v0")
+            reply = http.request(method.upper(), filled, params={"dry_run": "true"})
+            message = "unknown query parameter 'dry_run'; "
+            check(http, reply, 400, message, "dry_run")
+    assert head(http) == before
 
 
 @pytest.mark.parametrize(
