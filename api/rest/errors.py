@@ -123,11 +123,16 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
+    headers = dict(error.headers or {})
     if error.status_code == 413:
         message = TOO_LARGE
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
-    return error_response(error.status_code, message, headers=dict(error.headers or {}) or None)
+    if error.status_code == 405:
+        allowed = headers.get("Allow", "another method")
+        headers["Allow"] = allowed.replace("GET", "GET, HEAD")  # `heads` answers it
+        message = f"{request.url.path} takes {headers['Allow']}, not {request.method}"
+    return error_response(error.status_code, message, headers=headers or None)
 
 
 def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:

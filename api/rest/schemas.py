@@ -1,6 +1,7 @@
 """Request bodies, validated strictly, and where replies get their shape."""
 
 import codecs
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,11 +108,21 @@ def parse(adapter: TypeAdapter[T], body: bytes) -> T:
     try:
         return adapter.validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or None
         where = f"{field}: " if field else "the body is not the JSON expected: "
         problem = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(where + problem, param=field) from None
+        raise InvalidRequest(where + problem + _got(first), param=field) from None
+
+
+def _got(problem: Mapping[str, Any]) -> str:
+    """What stood in the field, where that is short enough to repeat; "NaN is at most 1" is odd."""
+    value = problem["input"]
+    # Fields that are missing or too many have another's value as input, as has malformed JSON.
+    tells = problem["type"] in ("missing", "extra_forbidden", "value_error", "json_invalid")
+    if tells or not isinstance(value, str | int | float):
+        return ""
+    return f", got {json.dumps(value)[:80]}"
 
 
 def json_object(text: str | None, param: str) -> dict[str, Any] | None:

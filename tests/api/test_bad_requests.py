@@ -220,6 +220,28 @@ def test_routes_that_are_not_there(http, method, path, status) -> None:
     check(http, http.request(method, path), status, "")
 
 
+def test_a_method_that_a_route_lacks_is_answered_by_those_it_has(http) -> None:
+    reply = http.delete("/v1/models/versions")
+    check(http, reply, 405, "/v1/models/versions takes GET, HEAD, not DELETE")
+    assert reply.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ('{"parameter_name": "2.bias", "update_data": 1, "learning_rate": NaN}', "to 1, got NaN"),
+        ('{"parameter_name": "2.bias", "update_data": 1, "learning_rate": "x"}', 'got "x"'),
+        (
+            '{"parameter_name": 7, "update_data": 1}',
+            "parameter_name: Input should be a valid string",
+        ),
+    ],
+)
+def test_what_stood_in_a_field_is_repeated(http, sent, message) -> None:
+    headers = {"content-type": "application/json"}
+    check(http, http.post(UPDATE, content=sent, headers=headers), 400, message)
+
+
 @pytest.mark.parametrize("key", ["", '""', "x" * 256])
 def test_idempotency_keys_have_1_to_255_characters(http, key) -> None:
     before = head(http)

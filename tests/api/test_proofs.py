@@ -170,6 +170,16 @@ def test_an_export_holds_offline_and_no_altered_one(folder: Path) -> None:
     assert "301 events" in offline(folder, "log", "longer.jsonl", *asked)
 
 
+def test_what_cannot_be_checked_is_not_passed(folder: Path) -> None:
+    """A key without the checkpoint that it is for would be ignored, and a cut log be whole."""
+    run(folder, "export", "-o", "log.jsonl")
+    for asked in (("--key", key(folder)), ("--key", "nonsense"), ("--quorum", "1")):
+        said = offline(folder, "log", "log.jsonl", *asked, status=1)
+        assert "name it with --checkpoint" in said
+    said = offline(folder, "log", "nowhere.jsonl", status=1)
+    assert said.startswith("not checked: ") and "nowhere.jsonl" in said
+
+
 def test_weights_are_those_of_a_state(folder: Path) -> None:
     run(folder, "replay", "--to", "seq:3", "-o", "w.safetensors")
     digest = json.loads(run(folder, "show", "seq:3", "--json"))["state_after"]
