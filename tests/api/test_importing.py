@@ -23,6 +23,12 @@ def finetuned(seed: int = 3) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
+def wider() -> dict[str, torch.Tensor]:
+    """The same with the changed layer in float64: not the model's bits, whatever they round to."""
+    state = finetuned()
+    return state | {"2.weight": state["2.weight"].double()}
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
@@ -68,12 +74,14 @@ def test_what_is_no_checkpoint_of_the_model_changes_nothing(data: Path, tmp_path
     lacking = finetuned()
     del lacking["0.bias"]
     save_file(lacking, tmp_path / "lacking.safetensors")
+    save_file(wider(), tmp_path / "wider.safetensors")
     (tmp_path / "twice").mkdir()
     for name in "ab":
         save_file(finetuned(), tmp_path / "twice" / f"{name}.safetensors")
     for source, said in (
         ("text.safetensors", "cannot be read as safetensors"),
         ("lacking.safetensors", "0.bias"),
+        ("wider.safetensors", "got float64"),
         ("twice", "two files"),
         ("nowhere", "no safetensors file"),
     ):
@@ -91,8 +99,12 @@ def test_a_checkpoint_is_imported_through_the_server(data: Path, tmp_path: Path)
         assert result["success"] and result["changed"] == 1
         again = as_json("import", str(tmp_path / "model.safetensors"), *given)
         assert again == {"success": True, "changed": 0}
+        save_file(wider(), tmp_path / "wider.safetensors")
+        status, _, error = inside("import", str(tmp_path / "wider.safetensors"), *given)
+        assert status == 1 and "'2.weight' is float64" in error, error
     with Ledger.open(folders.url_of(data), upgrade=False) as ledger:
         history = ledger.history(MODEL)
+        assert history.head().counts.applied == 1
         state = history.state()
         assert all(torch.equal(state[name], tensor) for name, tensor in finetuned().items())
         assert history.store.annotation(history.head().seq).reason == "tuned"
