@@ -32,6 +32,7 @@ class AdvisoryLock:
         self._connection: psycopg.Connection[Any] | None = None
         self._head: int | None = None
         self._held = False
+        self._ending = False  # a COMMIT was sent whose answer has not been read
 
     def acquire(self, timeout_s: float) -> bool:
         """Whether it is held now; with 0 it is only tried."""
@@ -53,9 +54,19 @@ class AdvisoryLock:
         return self._held
 
     def release(self, head: int | None) -> None:
-        """Let it go."""
+        """Let it go; the server's answer is read before the next statement.
+
+        Nothing was written, so there is nothing to learn from it that an update could wait for.
+        """
         self._held = False
-        self._run("COMMIT")
+        if self._connection is None:
+            return
+        try:
+            self._connection.pgconn.send_query(b"COMMIT")
+            self._connection.pgconn.flush()
+        except psycopg.Error as error:
+            raise self._lost(error) from error
+        self._ending = True
 
     def head(self) -> int | None:
         """The last event's seq; while the lock is held, as it was when that began."""
@@ -69,10 +80,12 @@ class AdvisoryLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._ending = False
 
     def _run(self, statements: str) -> list[Any]:
         """Send statements in one message; the first column of the row of each that gives one."""
         try:
+            self._end()
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
             cursor = self._connection.execute(statements, prepare=False)
@@ -86,6 +99,17 @@ class AdvisoryLock:
         except errors.LockNotAvailable:
             raise
         except psycopg.Error as error:
-            with contextlib.suppress(psycopg.Error):
-                self.close()
-            raise StorageUnavailable(f"the connection for turns was lost: {error}") from error
+            raise self._lost(error) from error
+
+    def _end(self) -> None:
+        """Read the answer to the last COMMIT, if there is one to read."""
+        if self._ending and self._connection is not None:
+            self._ending = False
+            while self._connection.pgconn.get_result() is not None:
+                pass
+
+    def _lost(self, error: psycopg.Error) -> StorageUnavailable:
+        """Give the connection up: another one is made for the next turn."""
+        with contextlib.suppress(psycopg.Error):
+            self.close()
+        return StorageUnavailable(f"the connection for turns was lost: {error}")

@@ -59,6 +59,7 @@ class Turnstile:
         self._ours = threading.RLock()
         self._turn: Turn | None = None
         self._stuck = False
+        self._left: int | None = None  # the head when our last turn ended
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -86,10 +87,11 @@ class Turnstile:
             if self._stuck:
                 self._stuck = not self._lock.acquire(0)
                 return not self._stuck
-            before = self._lock.head()
+            # The head is asked for only once a wait was in vain: on PostgreSQL it is a round trip.
+            before, known = self._left, self._left is not None
             while not self._lock.acquire(PATIENCE_S):
                 now = self._lock.head()
-                if now == before:
+                if known and now == before:
                     self._stuck = True
                     logger.warning(
                         "a writer of %s holds its turn and has not written for %d s: going on"
@@ -98,7 +100,7 @@ class Turnstile:
                         PATIENCE_S,
                     )
                     return False
-                before = now
+                before, known = now, True
         except (OSError, LedgerError) as error:
             logger.warning("writers of %s go without turns: %s", self._model, error)
             return False
@@ -111,6 +113,7 @@ class Turnstile:
             return None
 
     def _release(self, turn: Turn) -> None:
+        self._left = turn.head
         try:
             self._lock.release(turn.head)
         except (OSError, LedgerError) as error:
