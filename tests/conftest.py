@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 
 from tests.buckets import S3Server, s3_serving
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store.sql_store import SqlStore
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _numbers = itertools.count()
 

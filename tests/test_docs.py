@@ -137,6 +137,20 @@ def test_every_page_is_linked_from_the_readme(page: Path) -> None:
     assert f"(docs/{page.name}" in (ROOT / "README.md").read_text()
 
 
+def test_the_map_of_the_house_is_true() -> None:
+    """Every folder of the core is on it, and every file it names is there."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    wings = [path for path in (ROOT / "ledger").iterdir() if (path / "__init__.py").exists()]
+    for wing in wings:
+        assert f"**`{wing.name}/`**" in text
+    for name in re.findall(r"`((?:api|ledger|rules|migrations|tests|docs)/[\w/.]+)[ `]", text):
+        assert name.startswith("migrations/versions/NNNN") or (ROOT / name).exists(), name
+    homes = [*wings, *(ROOT / "rules").glob("*/"), *(ROOT / "api").glob("*/"), ROOT / "rules"]
+    homes += [ROOT / "ledger", *ROOT.glob("tests/*/"), *ROOT.glob("migrations/*/")]
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert any((home / name).exists() for home in homes), name
+
+
 def test_the_readme_can_be_read_in_one_sitting() -> None:
     assert (ROOT / "README.md").stat().st_size <= 14_000
 

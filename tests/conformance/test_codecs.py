@@ -1,6 +1,6 @@
 """What every codec in the table must do: exact both ways, strict with bad bytes, readable for ever.
 
-`python tests/conformance/test_codecs.py` adds frozen bytes for codecs and lane dtypes that have
+`python -m tests.conformance.test_codecs` adds frozen bytes for codecs and lane dtypes that have
 none in `tests/fixtures/codecs/frozen.json`; rows that are there are never rewritten.
 """
 
@@ -23,7 +23,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.installed import install
 from weightledger.ledger import codecs
-from weightledger.ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry, warming
+from weightledger.ledger.codecs import CODECS, TILE_LANES, Codec, Delta, frames, registry
 from weightledger.ledger.codecs.streams import Reader, u32
 from weightledger.ledger.errors import CorruptLedger, LedgerError, PluginError
 from weightledger.ledger.tensors.digest import chunk_digests, rehash
@@ -34,12 +34,6 @@ LANE_DTYPES = ["u1", "u2", "u4", "u8"]
 EACH_CODEC = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 EACH_DTYPE = pytest.mark.parametrize("element", DTYPES.values(), ids=list(DTYPES))
 EACH_LANE = pytest.mark.parametrize("dtype", LANE_DTYPES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """Hypothesis holds each example to a deadline, which compiling would break."""
-    warming.warm(np.dtype(name) for name in LANE_DTYPES)
 
 
 def odd_patterns(bits: int) -> list[int]:
@@ -135,7 +129,7 @@ def test_comparing_finds_exactly_the_changed_lanes(share: float, count: int) -> 
 @EACH_LANE
 def test_frozen_bytes_are_read_as_they_always_were(codec: Codec, dtype: str) -> None:
     rows = [row for row in load_frozen() if (row["codec"], row["dtype"]) == (codec.id, dtype)]
-    assert rows, f"no frozen bytes for {codec.id} {dtype}: run this file"
+    assert rows, f"no frozen bytes for {codec.id} {dtype}: run python -m {__name__}"
     for row in rows:
         read = codec.decode(bytes.fromhex(row["encoded"]), row["count"], np.dtype(dtype))
         assert read.difference.tobytes().hex() == row["difference"]
