@@ -77,12 +77,12 @@ def _verify(
         from weightledger.ledger.audit.states import check_snapshots
 
         check_snapshots(history, report)
-    damage = history.store.home.damage()
-    if damage:
-        raise CorruptLedger(f"the database is damaged: {'; '.join(damage)}")
     weak = history.store.home.weaknesses()
     if weak:
         raise CorruptLedger(f"the database is not append-only: {'; '.join(weak)}")
+    damage = history.store.home.damage()
+    if damage:
+        raise CorruptLedger(f"the database is damaged: {'; '.join(damage)}")
 
 
 def registered_weights(history: History) -> list[str] | None:
