@@ -31,6 +31,7 @@ from weightledger.ledger.sql.backend import Backend, Cursor, Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
+from weightledger.ledger.store import append, rows
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -40,6 +41,14 @@ PAGE = 64  # events whose payloads are read together
 EACH = 50  # updates of one round
 
 Statement = tuple[str, tuple[Any, ...]]
+
+
+def plain(sql: str, params: Sequence[Any], backend: Backend) -> list[Statement]:
+    """The statements that a single one of ours stands for: the event's row, and its touches."""
+    assert " annotations " not in sql
+    row, (actor, ids) = params[:-2], params[-2:]
+    touch = append.TOUCH.format(key="?", ids=backend.each("bigint"))
+    return [(rows.INSERT, tuple(row)), (touch, (row[0], actor, ids))]
 
 
 class Recording:
@@ -60,7 +69,9 @@ class Recording:
         def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
             nonlocal writing
             writing = writing or sql == begin
-            if writing:
+            if sql.startswith("WITH e AS (INSERT"):
+                sent.extend(((begin, ()), *plain(sql, params, self._backend), ("COMMIT", ())))
+            elif writing:
                 sent.append((sql, tuple(params)))
             writing = writing and sql != "COMMIT"
             return run(sql, params)

@@ -86,6 +86,7 @@ class Backend(Protocol):
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
     KEY_AGAIN: str  # the event of an idempotency key and a model, by another index than the first
     ERRORS: tuple[type[Exception], ...]  # what the driver raises
+    WRITES_ALONE: bool  # one statement, by itself a transaction, can write to several tables
 
     def among(self, kind: Kind) -> str:
         """A comparison: is one of the values of one parameter made by `many`."""
@@ -147,6 +148,12 @@ class Backend(Protocol):
 
     def renumber(self, execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
         """Let columns that count by themselves, given with their tables, go on after their rows."""
+
+    def is_quiet(self, connection: Any) -> bool:
+        """Whether nothing came in over a connection since it was last used, such as its end."""
+
+    def by_isolation(self, error: BaseException) -> bool:
+        """Whether a statement by itself failed for the isolation that the database asks of it."""
 
     def is_lost(self, connection: Any) -> bool:
         """Whether a connection that failed is good for nothing any more."""

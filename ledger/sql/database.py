@@ -120,6 +120,38 @@ class Database:
                 raise
             self._look_after_journal(execute)
 
+    def write_alone(self, sql: str, params: Sequence[Any]) -> int | None:
+        """One statement that is durable when this returns; gives how many rows came of it.
+
+        Where `Backend.WRITES_ALONE`. None, and nothing was written, when it needs a transaction of
+        our own: no connection has written before, the last one may have gone meanwhile (once sent,
+        nobody could say what became of the statement), or the database asks for an isolation.
+        """
+        self._require_open()
+        pooled = self._taken()
+        if pooled is None:
+            return None
+        connection = pooled.driver_connection
+        if not self.backend.is_quiet(connection):
+            self._keep(pooled)
+            return None
+        with self._explained():
+            try:
+                written = self.backend.executor(connection)(sql, params).rowcount
+            except BaseException as error:
+                self._roll_back(pooled)
+                pooled.close()
+                if not isinstance(error, self.backend.ERRORS):
+                    raise
+                if self.backend.by_isolation(error):
+                    return None
+                unknown = self._withdrawn(connection, error)
+                if unknown is not None:
+                    raise unknown from error
+                raise
+        self._keep(pooled)
+        return written
+
     def turnstile(self, model_id: int, model: str) -> Turnstile:
         """Where writers of a model, in whatever process, wait for their turn."""
         lock = self.backend.turns(self._engine, model_id)

@@ -5,6 +5,7 @@ hung with payloads of a megabyte.
 """
 
 import contextlib
+import select
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -42,6 +43,7 @@ KEY_AGAIN = (
     " WHERE md5(idempotency_key) = md5(?) AND model_id = ? AND idempotency_key IS NOT NULL"
 )
 ERRORS = (psycopg.Error,)
+WRITES_ALONE = True
 
 _POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
@@ -227,6 +229,23 @@ def renumber(execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
 def withdraw(connection: Any) -> bool:
     """A server that still answers has undone what it did not commit."""
     return not connection.broken
+
+
+def is_quiet(connection: Any) -> bool:
+    """Whether the server has said nothing since it was last asked.
+
+    It says something unasked when it goes: a statement that has to be sent once only is not sent.
+    """
+    if connection.closed:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return not poll.poll(0)
+
+
+def by_isolation(error: BaseException) -> bool:
+    """A database may be serializable by default, which our own transactions never are."""
+    return isinstance(error, errors.SerializationFailure)
 
 
 def is_lost(connection: Any) -> bool:

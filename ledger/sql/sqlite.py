@@ -49,6 +49,7 @@ KEY_AGAIN = (
     " WHERE idempotency_key = ? AND model_id = ?"
 )
 ERRORS = (driver.Error,)
+WRITES_ALONE = False
 
 _BUSY_S = 10.0
 _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
@@ -257,6 +258,16 @@ def stream(connection: Any, sql: str, _rows: int) -> Iterator[Sequence[Any]]:
 
 def renumber(_execute: Execute, _counted: Sequence[tuple[str, str]]) -> None:
     """Nothing to do: the largest number counts."""
+
+
+def is_quiet(_connection: Any) -> bool:
+    """Always: a file says nothing by itself."""
+    return True
+
+
+def by_isolation(_error: BaseException) -> bool:
+    """Never: there is one isolation."""
+    return False
 
 
 def is_lost(_connection: Any) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs, touch_blobs
@@ -36,6 +37,13 @@ _SNAPSHOT = (
     " ON CONFLICT (model_id, node) DO NOTHING"
 )
 _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
+
+TOUCH = (
+    "INSERT INTO touches (parameter_id, event_key, number, actor)"
+    " SELECT v.value, {key}, 1 + coalesce((SELECT t.number FROM touches t"
+    " WHERE t.parameter_id = v.value ORDER BY t.event_key DESC LIMIT 1), 0), CAST(? AS text)"
+    " FROM {ids}"
+)
 
 
 def register(database: Database, blobs: BlobStore, first: Append) -> int:
@@ -79,11 +87,46 @@ class Appender:
                 raise InvalidRequest(
                     f"an event of {item.event.model!r} is not appended to {self.model!r}"
                 )
+        if len(items) == 1 and self._append_alone(items[0]):
+            return
         with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
             learnt = [self._append(execute, item) for item in items]
         for fresh in learnt:
             if fresh:
                 self._parameters |= fresh
+
+    def _append_alone(self, item: Append) -> bool:
+        """Write a small update by one statement, where that can be: whether it is written.
+
+        The touches are read as they were before the statement. That is what they are: whoever made
+        this event knew the one before, and nobody comes between the two.
+        """
+        event, backend = item.event, self._database.backend
+        if (
+            not backend.WRITES_ALONE
+            or event.kind != UPDATED
+            or not item.parameters
+            or item.blobs
+            or event.blobs
+            or item.payload is None
+            or item.snapshot is not None
+            or item.dropped_snapshots
+            or tree_rows.grows(event.seq)
+            or not self._parameters.keys() >= set(item.parameters)
+        ):
+            return False
+        _require_size(item)
+        values = [*rows.to_row(self.model_id, event), item.payload]
+        note = item.annotation
+        if note:
+            values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
+        ids = [self._parameters[name] for name in dict.fromkeys(item.parameters)]
+        sql = _alone(backend.each("bigint"), noted=bool(note))
+        written = self._database.write_alone(sql, (*values, note.actor, backend.many(ids)))
+        if written is None:
+            return False
+        _require_stored(written, self._database.name, event.seq)
+        return True
 
     def append_within(self, execute: Execute, item: Append) -> None:
         """Write one event inside a transaction that is under way and may have changed ids."""
@@ -108,13 +151,8 @@ class Appender:
     def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
         """Count an update of each parameter; whoever appended the event before has committed."""
         backend = self._database.backend
-        execute(
-            "INSERT INTO touches (parameter_id, event_key, number, actor)"
-            " SELECT v.value, ?, 1 + coalesce((SELECT t.number FROM touches t"
-            " WHERE t.parameter_id = v.value ORDER BY t.event_key DESC LIMIT 1), 0), ?"
-            f" FROM {backend.each('bigint')}",
-            (key, actor, backend.many(ids)),
-        )
+        sql = TOUCH.format(key="?", ids=backend.each("bigint"))
+        execute(sql, (key, actor, backend.many(ids)))
 
     def _parameter_ids(
         self, execute: Execute, names: Sequence[str]
@@ -138,12 +176,7 @@ def _durable_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequen
     In the block those are there and stay: a writer may have been suspended after it put them.
     """
     for item in items:
-        size = item.event.payload_size
-        if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
-            raise InvalidRequest(
-                f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
-                f"got {len(item.payload)}"
-            )
+        _require_size(item)
     put: dict[bytes, Buffer] = {}
     for item in items:
         put.update(item.blobs)
@@ -160,6 +193,15 @@ def _durable_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequen
         yield [replace(item, blobs={}) for item in items]
 
 
+def _require_size(item: Append) -> None:
+    size = item.event.payload_size
+    if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
+        raise InvalidRequest(
+            f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
+            f"got {len(item.payload)}"
+        )
+
+
 def _require_given(missing: Collection[bytes]) -> None:
     """Raise unless everything that an event refers to and does not bring is there."""
     if missing:
@@ -171,10 +213,27 @@ def _require_given(missing: Collection[bytes]) -> None:
 
 def _append_row(execute: Execute, where: str, model_id: int, item: Append) -> None:
     inserted = execute(rows.INSERT, (*rows.to_row(model_id, item.event), item.payload))
-    if inserted.rowcount != 1:  # a rule or a trigger of someone else's
-        raise StorageError(
-            f"{where} took event {item.event.seq} without storing it; nothing was recorded"
+    _require_stored(inserted.rowcount, where, item.event.seq)
+
+
+def _require_stored(count: int, where: str, seq: int) -> None:
+    if count != 1:  # a rule or a trigger of someone else's
+        raise StorageError(f"{where} took event {seq} without storing it; nothing was recorded")
+
+
+@cache
+def _alone(ids: str, *, noted: bool) -> str:
+    """A statement that writes an event's row, its annotation and its touches; one row is right."""
+    parts = [f"e AS ({rows.INSERT} RETURNING event_key)"]
+    if noted:
+        parts.append(
+            "a AS (INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
+            " SELECT e.event_key, CAST(? AS text), CAST(? AS text), CAST(? AS text),"
+            " CAST(? AS text), CAST(? AS bytea) FROM e)"
         )
+    touch = TOUCH.format(key="e.event_key", ids=f"e, {ids}")
+    parts.append(f"t AS ({touch})")
+    return f"WITH {', '.join(parts)} SELECT event_key FROM e"
 
 
 def _append_rest(

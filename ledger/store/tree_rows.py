@@ -21,6 +21,11 @@ _ALL = "SELECT level, number, hash FROM tree_nodes WHERE model_id = ?"
 _ADD = "INSERT INTO tree_nodes (model_id, level, number, hash) VALUES (?, ?, ?, ?)"
 
 
+def grows(seq: int) -> bool:
+    """Whether the event of a seq completes a node that is stored."""
+    return (seq + 1) % TILE == 0
+
+
 def grow(execute: Execute, model_id: int, seq: int) -> None:
     """Write the nodes that the event just inserted completes; nothing for most."""
     count, level = seq + 1, 0
