@@ -6,7 +6,8 @@
     │   ├── ContextTooLong           more tokens than the model takes
     │   └── PayloadTooLarge     413
     ├── NotFound                404  no such parameter, version, update, model or position
-    │   └── ModelNotFound            a request names a model that is not served here
+    │   ├── ModelNotFound            a request names a model that is not served here
+    │   └── Ambiguous                a digest's first digits are those of several states
     ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
     ├── Conflict                409  gave up racing other writers
@@ -17,10 +18,7 @@
     ├── Unavailable             503  not now, though nothing is wrong; retry
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
-
     ├── PluginError             500  an installed package's entry point cannot be used; names it
-
-
     ├── ProofError              422  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
@@ -81,6 +79,10 @@ class NotFound(LedgerError, LookupError):
 
 class ModelNotFound(NotFound):
     """The request names a model that is not served here."""
+
+
+class Ambiguous(NotFound):
+    """The first digits of a digest, which several states have: more digits would name one."""
 
 
 class Pruned(LedgerError):

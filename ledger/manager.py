@@ -22,7 +22,13 @@ from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
 from weightledger.ledger.engines import Engine, Live
 from weightledger.ledger.engines.adapted import through
 from weightledger.ledger.engines.inplace import InplaceEngine
-from weightledger.ledger.errors import LedgerError, NotFound, PublishFailed, StorageError
+from weightledger.ledger.errors import (
+    Ambiguous,
+    LedgerError,
+    NotFound,
+    PublishFailed,
+    StorageError,
+)
 from weightledger.ledger.events import Event
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
@@ -195,9 +201,14 @@ class DynamicModelManager:
         return self.rollback_result(event)
 
     async def rollback(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
-        """`rollback_to_version`, giving its event; NotFound for an unknown version."""
+        """`rollback_to_version`, giving its event; NotFound for an unknown version.
+
+        Its words are the specification's, but for the digits of several states, which are listed.
+        """
         try:
             return await self.execute(RollBack(version_id, caller))
+        except Ambiguous:
+            raise
         except NotFound:
             raise NotFound(f"Version {version_id} not found", param="version_id") from None
 

@@ -5,6 +5,7 @@ against a real server process with a real HTTP client.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -24,6 +25,7 @@ from weightledger import (
     IncrementalUpdateRequest,
     LoRAConfig,
     ModelConfig,
+    StateEngine,
     TorchEngine,
 )
 from weightledger.ledger.errors import InvalidRequest, NotFound, OperationDisabled
@@ -271,6 +273,21 @@ def test_rollback_to_an_unknown_version(manager) -> None:
     for unknown in ("nonexistent_version", "v9_1700000000", "v0_1", ""):
         result = run(manager.rollback_to_version(unknown))
         assert result == {"success": False, "reason": f"Version {unknown} not found"}
+
+
+def test_rolling_back_to_the_digits_of_several_states_lists_them(tmp_path: Path) -> None:
+    """The digests of [120.] and [263.] both begin with 633e."""
+    config = DynamicUpdateConfig(backup_dir=tmp_path / "twins")
+    twins = StateEngine({"w": torch.zeros(1)})
+    with contextlib.closing(DynamicModelManager(twins, "twins", config=config)) as manager:
+        for value in (120.0, 263.0):
+            request = IncrementalUpdateRequest("w", value, update_type="replace")
+            assert run(manager.apply_incremental_update(request))["success"]
+        reason = run(manager.rollback_to_version("633e"))["reason"]
+        assert reason.startswith("digests of several states start with 633e: ")
+        assert "update_1_" in reason and "update_2_" in reason
+        assert run(manager.rollback_to_version("633e650855db9d0b"))["success"]
+        assert manager.log.state("head")["w"].tolist() == [263.0]
 
 
 def test_updates_after_a_rollback_branch_from_there(manager) -> None:

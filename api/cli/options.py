@@ -69,6 +69,7 @@ def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
         run.__signature__ = inspect.Signature([*parameters, file])  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in [*parameters, file]}
+        run.__doc__ = _paragraphs(inspect.cleandoc(command.__doc__ or ""))
         del run.__wrapped__
         return run
 

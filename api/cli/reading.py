@@ -53,7 +53,9 @@ def log(
         str | None, typer.Option(help="A time: 1h, 2d, yesterday, or ISO 8601 (UTC).")
     ] = None,
     until: Annotated[str | None, typer.Option(help="The same; inclusive.")] = None,
-    number: Annotated[int, typer.Option("-n", min=1, help="How many, newest first.")] = 20,
+    number: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")
+    ] = 20,
     metadata: Annotated[
         list[str] | None,
         typer.Option(help="A column with this key of the metadata, such as loss; repeatable."),

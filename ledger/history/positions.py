@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from weightledger.ledger.errors import NotFound
+from weightledger.ledger.errors import Ambiguous, NotFound
 from weightledger.ledger.events import UPDATES, VERSIONS, Event
 from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.store import EventStore
@@ -105,7 +105,7 @@ def _by_digest(store: EventStore, start: str) -> Event:
             for event in states[:_MOST_LISTED]
         )
         more = " and more" if len(states) > _MOST_LISTED else ""
-        raise NotFound(f"digests of several states start with {start}: {listed}{more}")
+        raise Ambiguous(f"digests of several states start with {start}: {listed}{more}")
     return states[0]
 
 

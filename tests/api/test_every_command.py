@@ -67,6 +67,13 @@ def test_each_has_help_with_an_example_that_parses(words: tuple[str, ...]) -> No
     command.make_context(words[-1], given[len(words) :])  # raises where it is no such usage
     for one in command.params:
         assert one.help or one.name == "help", f"{words} {one.name}"
+    # The terminal's width breaks lines, and nothing else does.
+    assert not re.search(r"[^\n]\n[^\n]", command.help.strip()), command.help
+
+
+def test_a_number_of_events_has_a_long_name_too() -> None:
+    """The one that REST has."""
+    assert options(("log",)) >= {"-n", "--limit"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
