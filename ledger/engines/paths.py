@@ -22,6 +22,8 @@ Content = Any
 
 _ABSENT = object()
 
+_COMPARED = (bool, int, float, complex, str, bytes, set, frozenset)
+
 
 def copied(
     graph: Graph,
@@ -119,7 +121,8 @@ def differing(node: Node, value: Any, content: Content) -> list[Any]:
         odd += [
             key
             for key in node.own
-            if type(held.get(key)) is not HookTable and len(held.get(key, ())) != len(original[key])
+            if type(held.get(key)) is not HookTable
+            and not _alike(held.get(key), original[key], set())
         ]
         return odd
     if node.kind == "dict" and type(value) is not HookTable:
@@ -160,7 +163,53 @@ def _add_own(held: dict[str, Any], node: Node, owner: Owner, number: int) -> Non
             table = HookTable(value) if value else HookTable()
             held[key] = table.watched(owner, number)
         else:
-            held[key] = type(value)(value) if value else type(value)()
+            held[key] = _own(value, {}) if value else type(value)()
+
+
+def _own(value: Any, made: dict[int, Any]) -> Any:
+    """A plain container with the same in it; the containers within are copied too.
+
+    `made` are the copies by the id of what was copied: containers may hold one another in circles.
+    """
+    cls: Any = type(value)
+    if id(value) in made:
+        return made[id(value)]
+    if cls in (dict, OrderedDict):
+        table = made[id(value)] = cls()
+        table.update((key, _own(one, made)) for key, one in value.items())
+        return table
+    if cls is list:
+        row = made[id(value)] = []
+        row += [_own(one, made) for one in value]
+        return row
+    if cls is tuple:
+        return tuple(_own(one, made) for one in value)
+    return set(value) if cls is set else value
+
+
+def _alike(value: Any, original: Any, seen: set[int]) -> bool:
+    """Whether a plain container, or what is in one, still has what the original has in it.
+
+    What else is in there is not looked into, beyond its type. `seen` are the ids of the originals
+    that were compared already.
+    """
+    cls: Any = type(original)
+    if type(value) is not cls:
+        return False
+    if id(original) in seen:
+        return True
+    if cls in (dict, OrderedDict, list, tuple):
+        seen.add(id(original))
+        if cls in (dict, OrderedDict):
+            if value.keys() != original.keys():
+                return False
+            value, original = value.values(), original.values()
+        return len(value) == len(original) and all(
+            _alike(one, other, seen) for one, other in zip(value, original, strict=True)
+        )
+    if isinstance(original, torch.Tensor):
+        return value is original
+    return cls not in _COMPARED or value is original or bool(value == original)
 
 
 def _refer(module: nn.RNNBase) -> None:

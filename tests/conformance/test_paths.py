@@ -304,6 +304,71 @@ def test_other_changes_to_a_lease_are_found_and_cleared_away(change: Callable[[A
     assert infer(held.module, kind.given) == changed
 
 
+def test_an_rnn_of_a_later_version_does_not_look_for_its_weights_anew() -> None:
+    """It would do so in every forward, and write what it has found into a module that is shared."""
+    kind = KINDS["lstm"]
+    engine = started(TorchEngine, kind.make())
+    for seq in (1, 2):
+        put(engine, values(engine, seq), seq)
+        with engine.lease() as live:
+            recurrent = [part for part in live.module.modules() if isinstance(part, nn.RNNBase)]
+            assert recurrent and not any(part._weights_have_changed() for part in recurrent)
+
+
+class Noted(nn.Linear):
+    """Keeps settings in containers, which lead to no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.empty: dict[str, float] = {}
+        self.settings = {"scale": 1.0}
+        self.nested: dict[str, list[Any]] = {"scales": [1.0]}
+        self.nested["scales"].append(self.nested)  # in a circle
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.empty.get("scale", 1.0) * self.settings["scale"]
+        return super().forward(x) * scale * self.nested["scales"][0]
+
+
+def _add(part: Noted) -> None:
+    part.empty["scale"] = 0.0
+
+
+def _set(part: Noted) -> None:
+    part.settings["scale"] = 0.0
+
+
+def _set_within(part: Noted) -> None:
+    part.nested["scales"][0] = 0.0
+
+
+@pytest.mark.parametrize("change", [_add, _set, _set_within])
+@pytest.mark.parametrize("copied", [True, False], ids=["on the way", "beside it"])
+def test_what_a_reader_puts_into_a_container_is_in_no_later_version(
+    change: Callable[[Any], None], *, copied: bool
+) -> None:
+    engine = started(TorchEngine, nn.Sequential(Noted(), nn.Linear(4, 3)))
+    given = ramp(5, 4)
+    names = ["0.bias" if copied else "1.bias"]
+
+    def same(seq: int) -> None:
+        put(engine, {name: engine.tensor(name).detach().clone() for name in names}, seq)
+
+    same(1)
+    with engine.lease() as live:
+        expected = infer(live.module, given)
+    held = engine.lease()
+    change(held.module[0])
+    assert infer(held.module, given) != expected
+    engine.check_untouched()
+    for seq in (2, 3):
+        with engine.lease() as live:
+            assert infer(live.module, given) == expected
+        same(seq)
+    with engine.lease() as live:
+        assert infer(live.module, given) == expected
+
+
 def test_a_version_can_be_copied_and_saved_with_its_hook_tables() -> None:
     module = started(TorchEngine, mlp()).lease().module
     copied = copy.deepcopy(module)
