@@ -318,6 +318,7 @@ def test_status(manager) -> None:
     status = manager.get_status()
     assert set(status) == {
         "current_version",
+        "updates_since_version",
         "total_versions",
         "total_updates",
         "config",
@@ -480,6 +481,7 @@ def test_status_route(http) -> None:
     status = http.get("/v1/models/status").json()
     assert set(status) == {
         "current_version",
+        "updates_since_version",
         "total_versions",
         "total_updates",
         "config",

@@ -97,6 +97,10 @@ DAMAGE = {
     ),
     "another kind": ("annotations", "UPDATE annotations SET kind = 'pruned' WHERE actor = 'bo'"),
     "a node of the tree": ("tree_nodes", "DELETE FROM tree_nodes"),
+    "another node of the tree": (
+        "tree_nodes",
+        "UPDATE tree_nodes SET hash = (SELECT max(event_hash) FROM events)",
+    ),
 }
 
 
