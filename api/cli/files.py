@@ -20,6 +20,8 @@ def replacing(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise StorageError(f"cannot write {out}: {error}") from error
         return
+    if not out.parent.is_dir():  # told before the work whose result would be lost
+        raise StorageError(f"cannot write {out}: there is no folder {out.parent}")
     partial = out.with_name(out.name + ".part")
     try:
         yield partial

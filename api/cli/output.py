@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from weightledger.api.plain_text import cell, plain
+from weightledger.api.server.sources import FlagError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,8 @@ def listing(
     quiet: bool,
 ) -> None:
     """Print items; `columns` are the keys shown in a table or in CSV."""
+    if as_json + as_csv + quiet > 1:
+        raise FlagError("of --json, --csv and --quiet only one can be had", param="json")
     if as_json:
         sys.stdout.write(json.dumps(list(items), indent=2) + "\n")
     elif as_csv:
@@ -99,7 +102,14 @@ def _print_facts(values: Mapping[str, Any], indent: str) -> None:
 
 
 def _on_one_line(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{plain(key)} {_cell(value)}" for key, value in values.items())
+    named = sorted(values, key=lambda key: key not in ("name", "parameter"))  # whose they are
+    return ", ".join(f"{plain(key)} {_within(values[key])}" for key in named)
+
+
+def _within(value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        return f"({_on_one_line(value)})"
+    return _cell(value)
 
 
 def console() -> "Console":

@@ -261,7 +261,7 @@ def is_full(_error: BaseException, _url: sa.URL) -> bool:
 def explain(error: BaseException, where: str) -> LedgerError:
     """The ledger error for an error of the driver; `where` names the database."""
     text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    text = text or str(error).strip()
+    text = text or " ".join(str(error).split())  # libpq's advice has lines of its own
     if isinstance(error, errors.UniqueViolation | errors.RaiseException):
         known = refusal(error.diag.constraint_name or error.diag.message_primary or "")
         return known or StorageError(f"{where} refused a row: {text}")

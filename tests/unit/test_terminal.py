@@ -88,3 +88,12 @@ def test_times_as_people_say_them(text: str | None, iso: str | None) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(FlagError, match="--since takes 30m, 1h, 2d, yesterday or a time"):
         moment("--since", text, NOW)
+
+
+def test_what_is_listed_begins_with_whose_it_is_and_has_no_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = {"after": "aa", "before": None, "operand": {"dtype": "float32"}, "parameter": "2.bias"}
+    output.facts({"updates": [one]}, as_json=False)
+    shown = capsys.readouterr().out
+    assert "  - parameter 2.bias, after aa, before -, operand (dtype float32)\n" in shown
