@@ -139,9 +139,10 @@ class Event:
         """Digests of the blobs that redoing or undoing it reads; none for a small payload."""
         inline = len(self.payload) == 1 and self.payload[0].size <= INLINE_BYTES
         found = [] if inline else [ref.digest for ref in self.payload]
-        for change in self.changes:
-            if change.form == WHOLE:
-                found += [end for end in (change.before, change.after) if end is not None]
+        if any(item.get("form") == WHOLE for item in self.body.get("tensors", ())):
+            for change in self.changes:
+                if change.form == WHOLE:
+                    found += [end for end in (change.before, change.after) if end is not None]
         return tuple(found)
 
 

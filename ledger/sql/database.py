@@ -48,7 +48,7 @@ class Database:
         self._engine = engine
         self._journal = backend.journal(engine.url)
         self._turnstiles: dict[int, Turnstile] = {}
-        self._errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
+        self.errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
         self._closed = False
         self._kept: list[sa.PoolProxiedConnection] = []
 
@@ -109,16 +109,20 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
-        with self._writing(), self._begun() as (connection, execute):
-            yield execute
+        # A writer's connection is kept for the next write: taking one from the pool and giving it
+        # back costs a small update a tenth of its time, and on PostgreSQL a round trip to try it.
+        with self._writing(), self._explained():
+            self._require_open()
+            pooled, execute = self._writer()
             try:
-                execute("COMMIT")
-            except self.backend.ERRORS as error:
-                unknown = self._withdrawn(connection, error)
-                if unknown is not None:
-                    raise unknown from error
+                yield execute
+                self._commit(pooled.driver_connection, execute)
+                self._look_after_journal(execute)
+            except BaseException:
+                self._roll_back(pooled)
+                pooled.close()
                 raise
-            self._look_after_journal(execute)
+            self._keep(pooled)
 
     def write_alone(self, sql: str, params: Sequence[Any]) -> int | None:
         """One statement that is durable when this returns; gives how many rows came of it.
@@ -210,6 +214,15 @@ class Database:
     def _writing(self) -> AbstractContextManager[None]:
         return self._journal.writing(_WRITER_WAIT_S) if self._journal else nullcontext()
 
+    def _commit(self, connection: Any, execute: Execute) -> None:
+        try:
+            execute("COMMIT")
+        except self.backend.ERRORS as error:
+            unknown = self._withdrawn(connection, error)
+            if unknown is not None:
+                raise unknown from error
+            raise
+
     def _withdrawn(self, connection: Any, error: Exception) -> LedgerError | None:
         """After a COMMIT that failed: None when nothing of it stays, else what to raise."""
         full = self._is_full(error)
@@ -231,7 +244,7 @@ class Database:
             return
         try:
             self._journal.committed(execute)
-        except self._errors as error:
+        except self.errors as error:
             logger.error("the journal of %s could not be shortened: %s", self.name, error)
 
     @contextmanager
@@ -247,31 +260,13 @@ class Database:
             finally:
                 pooled.close()
 
-    @contextmanager
-    def _begun(self) -> Iterator[tuple[Any, Execute]]:
-        """A connection with a write transaction under way, and how to run statements in it.
-
-        It is kept for the next write: taking one from the pool and giving it back costs a small
-        update a tenth of its time, and on PostgreSQL a round trip to try it.
-        """
-        self._require_open()
-        with self._explained():
-            pooled, execute = self._writer()
-            try:
-                yield pooled.driver_connection, execute
-            except BaseException:
-                self._roll_back(pooled)
-                pooled.close()
-                raise
-            self._keep(pooled)
-
     def _writer(self) -> tuple[sa.PoolProxiedConnection, Execute]:
         """A kept connection, or else a new one, after BEGIN."""
         while (kept := self._taken()) is not None:
             connection = kept.driver_connection
             try:
                 return self._after_begin(kept)
-            except self._errors:
+            except self.errors:
                 # Nothing was written on it: where the server went meanwhile, another one will do.
                 if not self.backend.is_lost(connection):
                     raise
@@ -305,31 +300,50 @@ class Database:
     def _roll_back(self, pooled: sa.PoolProxiedConnection) -> None:
         try:
             pooled.rollback()
-        except self._errors:
+        except self.errors:
             pooled.invalidate()
 
     def _require_open(self) -> None:
         if self._closed:
             raise StorageError(f"{self.name} was closed")
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except PoolTimeout as error:
-            raise StorageBusy(f"every connection to {self.name} is in use") from error
-        except self._errors as error:
-            raise self._explain(error) from error
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"text that is not Unicode cannot be stored: {error}") from None
+    def _explained(self) -> "_Explained":
+        return _Explained(self)
 
-    def _explain(self, error: Exception) -> LedgerError:
+    def explain(self, error: Exception) -> LedgerError:
         original = getattr(error, "orig", None) or error
         explained = self.backend.explain(original, self.name)
         if self._is_full(error):
             explained = StorageFull(f"no space is left for {self.name}; nothing was recorded")
         explained.args = tuple(mask(str(arg), self._secrets) for arg in explained.args)
         return explained
+
+
+class _Explained:
+    """In its block an error of the driver, the pool or of text becomes the ledger's.
+
+    A class, because a generator costs each write more than what it does.
+    """
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            return
+        database = self._database
+        if isinstance(error, PoolTimeout):
+            raise StorageBusy(f"every connection to {database.name} is in use") from error
+        if isinstance(error, database.errors):
+            raise database.explain(error) from error
+        if isinstance(error, UnicodeEncodeError):
+            text = f"text that is not Unicode cannot be stored: {error}"
+            raise InvalidRequest(text) from None
 
 
 def parse_url(url: str) -> sa.URL:

@@ -176,6 +176,8 @@ def each(_kind: Kind) -> str:
 
 def many(values: Sequence[Any]) -> str:
     """Values as the one parameter of `each`."""
+    if len(values) == 1 and type(values[0]) is int:  # an update of one parameter
+        return f"[{values[0]}]"
     return json.dumps(list(values))
 
 
