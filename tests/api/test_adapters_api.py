@@ -243,10 +243,9 @@ def test_the_switches_refuse(tmp_path: Path, folders: dict[str, Path], switch: s
     from weightledger.ledger.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(llama(), tokenizer())
-    key = {"aphrodite_allows": "APHRODITE_ALLOW_RUNTIME_LORA_UPDATING"}.get(switch, switch)
     with (
         managing(engine, tmp_path / "data") as manager,
-        listening(manager, **{key: False}) as url,
+        listening(manager, **{switch: False}) as url,
         httpx2.Client(base_url=url) as http,
     ):
         asked = {"lora_name": "style"}
