@@ -276,12 +276,7 @@ ABSENT = """
 import sys
 sys.modules["transformers"] = None
 from weightledger.api.server.loading import load
-from weightledger.ledger.engines.transformers.tokens import UNLIMITED
-from weightledger.ledger.errors import ContextTooLong, InvalidRequest
-
-Roberta = (RobertaConfig, RobertaModel)
-XLMRoberta = (XLMRobertaConfig, XLMRobertaModel)
-MPNet = (MPNetConfig, MPNetModel)
+from weightledger.ledger.errors import InvalidRequest
 from pathlib import Path
 try:
     load(sys.argv[1], Path("."))

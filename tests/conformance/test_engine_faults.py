@@ -26,7 +26,7 @@ from weightledger.ledger.engines.inplace import InplaceEngine
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.engines.torch import TorchEngine
 from weightledger.ledger.engines.transformers import TransformersEngine
-from weightledger.ledger.errors import Conflict, InvalidRequest
+from weightledger.ledger.errors import Conflict, EngineUnavailable, InvalidRequest
 from weightledger.ledger.tensors.lanes import spec_of
 
 KIND = KINDS["llama_tied"]
@@ -133,7 +133,7 @@ class EngineFaults:
         before = subject.served()
         with monkeypatch.context() as patch:
             patch.setattr(subject.log.projector.engine, "publish", breaks)
-            with pytest.raises(Broken):
+            with pytest.raises(EngineUnavailable, match="is recorded, but"):
                 subject.log.apply(subject.update)
             assert subject.served() == before
             assert subject.log.live.head.seq == 0
@@ -157,7 +157,7 @@ class EngineFaults:
     ) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(subject.log.projector.engine, "publish", breaks)
-            with pytest.raises(Broken):
+            with pytest.raises(EngineUnavailable, match="is recorded, but"):
                 subject.log.apply(subject.update)
         event = subject.log.apply(subject.another)
         assert event.seq == 2

@@ -259,7 +259,7 @@ def test_a_missing_trigger_stops_the_start(folder: Path) -> None:
     for options in ((), ("--chain", "--processes", "2")):
         status, first_bad, result = verified(folder, *options)
         assert (status, first_bad) == (1, "-")
-        assert result.startswith("BAD: the database is not append-only: trigger events_no_delete")
+        assert result.startswith("BAD: ") and "trigger events_no_delete is missing" in result
 
 
 def test_tables_are_made_by_their_owner_and_rights_are_printed(tmp_path: Path) -> None:
