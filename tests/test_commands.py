@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,3 +259,18 @@ def test_a_batch_of_nothing_or_of_too_much_is_no_command() -> None:
     for count in (0, commands.MAX_BATCH + 1):
         with pytest.raises(InvalidRequest, match="a batch has 1 to 4096 updates"):
             batch_command([request("w", 1.0)] * count, SPECS, {})
+
+
+@pytest.mark.parametrize("name", ["actor", "reason", "request_id", "idempotency_key"])
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", 5])
+def test_a_callers_texts_are_what_both_databases_keep(name: str, text: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Caller(**{name: text})
+    assert refused.value.param == name
+
+
+def test_an_event_says_in_a_few_words_what_it_is(tmp_path: Path) -> None:
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(1)})
+        named = log.create_version("first")
+        assert repr(named) == f"<Event 1 version_created {named.name} of m>"

@@ -68,9 +68,10 @@ def verify(
             processes=processes,
         )
         kept_by = history.store.home.version()
-        problem = report.problem
+        problem, continued = report.problem, False
         if checkpoint is not None and problem is None:
             problem = _departure(settings, history, checkpoint, key)
+            continued = problem is None
     facts = {
         "model": report.model,
         "database": kept_by,
@@ -84,6 +85,8 @@ def verify(
         "head_hash": report.head_hash.hex() if report.head_hash else None,
         "tree_root": report.tree_root.hex() if report.tree_root else None,
     }
+    if continued:
+        facts["checkpoint"] = f"{checkpoint} holds"
     if report.ok and server is not None:
         served = server.verify()
         facts["live_seq"], facts["live_digest"] = served["seq"], served["digest"]

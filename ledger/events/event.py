@@ -67,7 +67,7 @@ def annotation_digest(salt: bytes, name: str, value: str) -> str:
     return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Event:
     """One sealed event, as read from the log.
 
@@ -104,6 +104,9 @@ class Event:
     prev: bytes | None
     header: bytes
     hash: bytes
+
+    def __repr__(self) -> str:
+        return f"<Event {self.seq} {self.kind} {self.name} of {self.model}>"
 
     @property
     def name(self) -> str:

@@ -19,6 +19,8 @@ def _check_text(name: str, value: Any) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(f"{name} holds a lone surrogate", param=name) from None
+    if "\0" in value:  # PostgreSQL keeps none, so SQLite does not either
+        raise InvalidRequest(f"{name} holds a NUL character", param=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,10 @@ def test_weights_are_those_of_a_state(folder: Path) -> None:
     )
 
 
+def test_verify_says_that_a_checkpoint_holds(folder: Path) -> None:
+    assert "checkpoint holds" in run(folder, "verify", "--chain", "--checkpoint", "checkpoint")
+
+
 def test_a_log_that_was_cut_off_is_whole_in_itself_and_still_noticed(folder: Path) -> None:
     forge(
         folder,
@@ -200,6 +204,7 @@ def test_a_log_that_was_cut_off_is_whole_in_itself_and_still_noticed(folder: Pat
     run(folder, "verify")
     said = run(folder, "verify", "--checkpoint", "checkpoint", status=1)
     assert "cut off" in said
+    assert "holds" not in said
     assert "cut off" in run(folder, "checkpoint", status=1)
 
 
