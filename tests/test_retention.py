@@ -292,3 +292,25 @@ def test_every_version_on_the_list_can_be_restored_though_the_first_state_is_gon
         assert bits(log.state(version.version_id))
     log.rollback(named.name)
     assert verify(log.history).ok
+
+
+def test_what_another_model_needs_stays(database_url: str) -> None:
+    """The same bytes are one blob for every model: whose gc runs does not decide whose they are."""
+    generator = torch.Generator().manual_seed(11)
+    states = [{"w": torch.randn(LARGE, generator=generator)} for _ in range(4)]
+    with Ledger.open(database_url) as ledger:
+        logs = [ledger.model(name, base=states[0], alpha=1.5) for name in ("one", "other")]
+        for log in logs:
+            for number, state in enumerate(states[1:]):
+                log.record(state)
+                if log.history.model == "other":
+                    log.create_version(str(number))
+        one, other = (log.history for log in logs)
+        kept = {
+            version.version_id: bits(other.state(version.version_id))
+            for version in other.versions()
+        }
+        assert gc(one).pruned
+        assert {name: bits(other.state(name)) for name in kept} == kept
+        assert verify(other).problem is None
+        assert verify(one).problem is None
