@@ -1,6 +1,6 @@
 """Sealing: a draft gets its place in the log, its running values and its bytes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import orjson
@@ -19,6 +19,8 @@ from weightledger.ledger.events.kinds import (
     VERSIONS,
 )
 
+_NO_WORDS = Annotation(salt=bytes(16))  # of no words there are no digests, so nothing to salt
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -36,7 +38,7 @@ class Draft:
     number: int | None = None
     active: int | None = KEEP_ACTIVE
     payload: tuple[BlobRef, ...] = ()
-    annotation: Annotation = field(default_factory=Annotation)
+    annotation: Annotation = _NO_WORDS
     request_id: str | None = None
     idempotency_key: str | None = None
     request_digest: bytes | None = None

@@ -8,7 +8,7 @@ that publishes weights.
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -262,9 +262,10 @@ class Projector:
             return changes
         weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
         if self._adapted is not None:
-            adapters = all_of(changes.auxiliary)
-            return replace(changes, candidate=self._adapted.prepare_with(weights, adapters))
-        return replace(changes, candidate=self.engine.prepare(weights))
+            candidate = self._adapted.prepare_with(weights, all_of(changes.auxiliary))
+        else:
+            candidate = self.engine.prepare(weights)
+        return Changes(changes.weights, changes.chunks, changes.state, changes.auxiliary, candidate)
 
     def make_room(self) -> None:
         """Wait until one more version may be held; Unavailable if readers do not let go in time.

@@ -10,12 +10,10 @@ The lock is also what makes a library with the WAL-reset fault safe (`ledger.sql
 two of our processes write or checkpoint at once.
 """
 
-import contextlib
 import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from weightledger.ledger.errors import StorageBusy
@@ -45,25 +43,30 @@ class Journal:
         self._descriptor: int | None = None
         self._due = LIMIT_BYTES
 
-    @contextlib.contextmanager
-    def writing(self, patience_s: float) -> Iterator[None]:
+    def writing(self, patience_s: float) -> "_Writing":
         """While a transaction writes, commits and checkpoints; StorageBusy if others take long."""
+        return _Writing(self, patience_s)
+
+    def acquire(self, patience_s: float) -> None:
+        """Hold the lock, against threads and processes; StorageBusy if others take long."""
         until = time.monotonic() + patience_s
         if not self._ours.acquire(timeout=patience_s):
             raise self._busy(patience_s)
         try:
             descriptor = self._opened()
-            if descriptor is None:
-                yield
-                return
-            while not _locked(descriptor):
+            while descriptor is not None and not _locked(descriptor):
                 if time.monotonic() > until:
                     raise self._busy(patience_s)
                 time.sleep(_POLL_S)
-            try:
-                yield
-            finally:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        except BaseException:
+            self._ours.release()
+            raise
+
+    def release(self) -> None:
+        """Let it go."""
+        try:
+            if self._descriptor is not None:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         finally:
             self._ours.release()
 
@@ -104,6 +107,22 @@ class Journal:
         return StorageBusy(
             f"{self._database} stayed locked by another writer for {patience_s:.0f} s"
         )
+
+
+class _Writing:
+    """Holds a journal's lock in its block; a class, because a generator costs as much again."""
+
+    __slots__ = ("_journal", "_patience_s")
+
+    def __init__(self, journal: Journal, patience_s: float) -> None:
+        self._journal = journal
+        self._patience_s = patience_s
+
+    def __enter__(self) -> None:
+        self._journal.acquire(self._patience_s)
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.release()
 
 
 def _locked(descriptor: int) -> bool:

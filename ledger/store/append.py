@@ -1,7 +1,7 @@
 """Appending: one event with all that belongs to it, in one transaction of few statements."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -169,21 +169,26 @@ class Appender:
         return [known[name] for name in dict.fromkeys(names)], fresh
 
 
-@contextmanager
-def _durable_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequence[Append]]:
+def _durable_blobs(
+    items: Sequence[Append], blobs: BlobStore
+) -> AbstractContextManager[Sequence[Append]]:
     """The events, whose blobs are written with them, or, where they live elsewhere, before.
 
     In the block those are there and stay: a writer may have been suspended after it put them.
     """
     for item in items:
         _require_size(item)
+    if isinstance(blobs, SqlBlobs) or not any(one.blobs or one.event.blobs for one in items):
+        return nullcontext(items)
+    return _held_blobs(items, blobs)
+
+
+@contextmanager
+def _held_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequence[Append]]:
     put: dict[bytes, Buffer] = {}
     for item in items:
         put.update(item.blobs)
     wanted = put.keys() | {digest for item in items for digest in item.event.blobs}
-    if not wanted or isinstance(blobs, SqlBlobs):
-        yield items
-        return
     for digest, data in put.items():
         blobs.put(digest, data)
     with blobs.held(wanted) as missing:

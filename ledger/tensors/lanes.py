@@ -7,6 +7,7 @@ denormals come through as they are.
 
 import cmath
 import sys
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ _UNKNOWN_TO_NUMPY = {torch.bfloat16} | {
 }
 
 
+@cache
 def name_of(dtype: torch.dtype) -> str:
     """Torch's name of a dtype without its prefix, whether or not the ledger holds it."""
     return str(dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.lanes import lanes, name_of
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.operands import at_indices, low_rank, operand
 
@@ -84,11 +84,11 @@ class Update:
         if self.factors is not None:
             a, b = self.factors.a, self.factors.b
             digest = content_digest(content_digest(lanes(a)) + content_digest(lanes(b)))
-            return {"rank": self.factors.rank, "dtype": _name(a), "digest": digest.hex()}
+            return {"rank": self.factors.rank, "dtype": name_of(a.dtype), "digest": digest.hex()}
         assert self.operand is not None
         described: dict[str, Any] = {
             "digest": content_digest(lanes(self.operand)).hex(),
-            "dtype": _name(self.operand),
+            "dtype": name_of(self.operand.dtype),
             "elements": self.operand.numel(),
         }
         if self.indices is not None:
@@ -158,7 +158,3 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
     if not isinstance(value, Mapping):
         raise InvalidRequest("metadata must be a JSON object", param="metadata")
     return canonical(dict(value), param="metadata").decode()
-
-
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
