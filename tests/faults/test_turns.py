@@ -52,6 +52,11 @@ def stop_in_turn(file: str) -> int:
     return write("stopped", 1)
 
 
+def has_its_turn(log: Log) -> bool:
+    with log.history.store.turn():
+        return not log.history.store._turnstile._stuck
+
+
 @pytest.fixture
 def log(database_url: str) -> Iterator[Log]:
     with Ledger.open(database_url) as ledger:
@@ -150,6 +155,7 @@ def test_a_writer_stopped_in_its_turn_is_not_waited_for_for_ever(
     os.kill(pid, signal.SIGUSR1)  # ends the pause
     assert running._pipes[0].recv() == 1
     running.end()
+    until(lambda: has_its_turn(log))  # the end of the other's may be on its way to the database
     log.apply(request("last"))
     assert not turnstile._stuck
     assert log.history.head().counts.applied == 5
