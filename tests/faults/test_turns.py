@@ -45,10 +45,11 @@ def write(actor: str, count: int) -> int:
 
 def stop_in_turn(file: str) -> int:
     """Take a turn, say so, and be stopped from outside; then write."""
-    signal.signal(signal.SIGUSR1, lambda *_: None)
+    # Blocked, so that it is not lost when it comes before it is waited for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     with _ours[0].history.store.turn():
         Path(file).touch()
-        signal.pause()
+        signal.sigwait([signal.SIGUSR1])
     return write("stopped", 1)
 
 
