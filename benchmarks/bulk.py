@@ -8,7 +8,9 @@ from typing import Any
 
 import psycopg
 
-from weightledger.ledger.store import rows
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.layout import SEQ_MASK
+from weightledger.ledger.store import TILE, rows, tree_rows
 
 EVENTS = f"events ({', '.join(rows.COLUMNS)})"
 EVENTS_WITH_PAYLOAD = f"events ({', '.join(rows.COLUMNS)}, payload)"
@@ -39,6 +41,15 @@ def pages(events: Iterable[Parts]) -> Iterator[Mapping[str, list[tuple[Any, ...]
 
 def write(url: str, events: Iterable[Parts]) -> None:
     """Insert the rows of events in order, all triggers at work, nothing synced before the end."""
+    _insert(url, events)
+    with closing(Database.connect(url)) as database, database.write() as execute:
+        keys = execute("SELECT model_id, max(event_key) FROM events GROUP BY model_id").fetchall()
+        for model_id, last in keys:
+            for seq in range(TILE - 1, (last & SEQ_MASK) + 1, TILE):
+                tree_rows.grow(execute, model_id, seq)
+
+
+def _insert(url: str, events: Iterable[Parts]) -> None:
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             connection.execute("PRAGMA synchronous = OFF")

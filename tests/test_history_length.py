@@ -86,7 +86,7 @@ def counted(url: str) -> Iterator[tuple[Ledger, Counting]]:
     counting = Counting(database.backend)
     blobs = open_blobs(None, database)
     database.backend = counting
-    with Ledger(SqlStore(database, blobs), blobs) as ledger:
+    with Ledger(SqlStore(database, blobs)) as ledger:
         yield ledger, counting
 
 
