@@ -298,7 +298,9 @@ def withdraw(connection: Any) -> bool:
 
 
 def is_full(error: BaseException, url: sa.URL) -> bool:
-    """Whether an I/O error means that no space is left, which SQLite tells of writes only."""
+    """Whether an error means that no space is left; of a sync SQLite says only that it failed."""
+    if _code(error) == driver.SQLITE_FULL:
+        return True
     if _code(error) != driver.SQLITE_IOERR:
         return False
     file = file_of(url)

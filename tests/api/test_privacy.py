@@ -138,7 +138,7 @@ def test_a_ledger_made_by_a_program_is_its_owners_too(tmp_path, caplog) -> None:
         log.create_version("first")
         assert not [name for name, mode in modes(blobs).items() if mode & 0o077]
         for file in tmp_path.glob("weights.db*"):
-            assert file.stat().st_mode & 0o777 == 0o600
+            assert file.stat().st_mode & 0o777 == (0o700 if file.is_dir() else 0o600)
     assert not caplog.records
     path.chmod(0o644)
     with Ledger.open(f"sqlite:///{path}"):

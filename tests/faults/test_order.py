@@ -280,6 +280,15 @@ def post(server: Server, value: float, **headers: str) -> httpx2.Response:
         return http.post("/v1/models/incremental_update", json=sent)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_sqlite_database_is_served_once(database_url: str, tmp_path: Path) -> None:
+    options = ("--model", SERVED, "--database", database_url)
+    with serving(tmp_path / "one", *options) as server:
+        said = Server(tmp_path / "other", *options).refuse_to_start()
+        assert f"is served by the server at {server.url}" in said
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_requests_race_over_two_servers_of_one_database(servers: list[Server]) -> None:
     with servers[0].client() as http, ThreadPoolExecutor(64) as pool:
 
