@@ -45,11 +45,9 @@ def write(actor: str, count: int) -> int:
 
 def stop_in_turn(file: str) -> int:
     """Take a turn, say so, and be stopped from outside; then write."""
-    # Blocked, so that it is not lost when it comes before it is waited for.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     with _ours[0].history.store.turn():
         Path(file).touch()
-        signal.sigwait([signal.SIGUSR1])
+        until(Path(f"{file}-go").exists)
     return write("stopped", 1)
 
 
@@ -153,7 +151,7 @@ def test_a_writer_stopped_in_its_turn_is_not_waited_for_for_ever(
         log.apply(request(f"other {number}"))
         assert turnstile._stuck
     os.kill(pid, signal.SIGCONT)
-    os.kill(pid, signal.SIGUSR1)  # ends the pause
+    (tmp_path / "in-turn-go").touch()
     assert running._pipes[0].recv() == 1
     running.end()
     until(lambda: has_its_turn(log))  # the end of the other's may be on its way to the database
