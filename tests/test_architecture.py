@@ -25,6 +25,7 @@ FLOORS = (
     {"ledger.projection"},
     {"ledger.writing"},
     {"ledger.retention", "ledger.monitoring", "ledger.results"},
+    {"ledger.debug"},
     {"ledger.log", "ledger.backup"},
     {"ledger.opening", "ledger.checkpoints"},
     {"ledger.ledger"},
