@@ -184,6 +184,7 @@ def test_the_public_surface_is_what_it_was() -> None:
         "Write",
         "load_plugin",
         "plugin_ids",
+        "sign_test",
         "tensor_digest",
     ]
     assert all(hasattr(weightledger, name) for name in weightledger.__all__)

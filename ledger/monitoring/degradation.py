@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "throughput"})
+from weightledger.ledger.monitoring.metrics import higher_is_better
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def degradation(
         if metric not in before or metric not in after:
             continue
         loss = before[metric] - after[metric]
-        if metric not in HIGHER_IS_BETTER:
+        if not higher_is_better(metric):
             loss = -loss
         change = loss / abs(before[metric]) if before[metric] else loss
         if change > threshold or not math.isfinite(after[metric]):

@@ -10,7 +10,7 @@ import torch
 
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.monitoring.degradation import degradation, unknown
-from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
 from weightledger.ledger.monitoring.process import memory_usage_mb
 from weightledger.ledger.monitoring.traffic import Traffic
 from weightledger.ledger.projection.projector import Changes
@@ -114,7 +114,7 @@ class MetricsGuard:
 
     def _score(self, module: Callable[[], torch.nn.Module]) -> dict[str, float]:
         assert self._evaluator is not None
-        return {name: float(value) for name, value in self._evaluator(module()).items()}
+        return dict(scores_of(self._evaluator(module())).metrics)
 
 
 def _now() -> dict[str, float]:

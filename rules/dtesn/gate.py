@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 
+from weightledger import sign_test
 from weightledger.rules.checking import is_finite
 from weightledger.rules.errors import RuleError
 from weightledger.rules.ranges import check_choice, check_ranges
-from weightledger.rules.significance import sign_test
 
 SCORED = ("x", "y", "target")
 """What a gate scores with: the layer's input, its output and what that should have been."""

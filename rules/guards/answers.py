@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 
+from weightledger import sign_test
 from weightledger.rules.checking import is_finite
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards.finding import Finding, json_number
 from weightledger.rules.protocol import Proposal
 from weightledger.rules.ranges import check_choice, check_ranges
-from weightledger.rules.significance import sign_test
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """A score of each item of a fixed set, [items], higher is better, with the weight given."""

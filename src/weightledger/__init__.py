@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.ledger import Ledger
     from weightledger.ledger.log import Log
     from weightledger.ledger.manager import DynamicModelManager
+    from weightledger.ledger.monitoring.significance import sign_test
     from weightledger.ledger.plugins import load_plugin, plugin_ids
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
@@ -59,6 +60,7 @@ _HOMES = {
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
     "load_plugin": "weightledger.ledger.plugins",
+    "sign_test": "weightledger.ledger.monitoring.significance",
     "plugin_ids": "weightledger.ledger.plugins",
     "tensor_digest": "weightledger.ledger.tensors.lanes",
     "Staged": "weightledger.ledger.writing.staged",
@@ -96,6 +98,7 @@ __all__ = [
     "Write",
     "load_plugin",
     "plugin_ids",
+    "sign_test",
     "tensor_digest",
 ]
 

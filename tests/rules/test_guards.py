@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from weightledger import rules
+from weightledger import rules, sign_test
 from weightledger.rules import Guards, Judgement, Proposal, RuleError, judge
 from weightledger.rules.guards import (
     Bounds,
@@ -17,7 +17,6 @@ from weightledger.rules.guards import (
     TrustRegion,
 )
 from weightledger.rules.library.ewc import Ewc
-from weightledger.rules.significance import sign_test
 
 WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 NOTHING = Guards(finite=None, norm=None)

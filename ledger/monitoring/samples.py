@@ -1,0 +1,49 @@
+"""What is measured: finished inferences, and single values that something else has measured.
+
+Each says at which seq it was observed: that of the last state change, as in `X-Weights-Seq`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["engine", "server", "evaluator", "pushed"]
+"""Who measured: an engine in this process, a driven server's own figures, an evaluator, or somebody
+outside."""
+
+SOURCES: tuple[Source, ...] = ("engine", "server", "evaluator", "pushed")
+
+Outcome = Literal["ok", "failed", "not_finite"]
+"""`failed`: the model raised. `not_finite`: it answered with NaN or infinities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """One finished request to an engine of this process.
+
+    `at_us` is when it ended, in microseconds since 1970. `latency_ms` is how long the model held
+    it, `queue_ms` how long it waited for its turn before that, `items` how many rows, texts or
+    """
+
+    seq: int
+    at_us: int
+    latency_ms: float
+    outcome: Outcome = "ok"
+    queue_ms: float | None = None
+    items: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of one metric (`metrics.METRICS`)."""
+
+    metric: str
+    value: float
+    at_us: int
+    seq: int
+    source: Source
+
+
+Listener = Callable[[Sequence[Inference]], None]
+"""Is told finished inferences in the order they ended, on the collecting thread, a few times a
+second; what it raises is logged and keeps nobody else from being told."""
