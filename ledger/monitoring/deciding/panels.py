@@ -1,0 +1,90 @@
+"""From a policy to what decides: of two states side by side, or one after another."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from weightledger.ledger.monitoring.deciding.comparisons import (
+    Ceiling,
+    Comparison,
+    Concurrent,
+    Objective,
+    Succession,
+)
+from weightledger.ledger.monitoring.deciding.deciders import Panel, Watched, cost
+from weightledger.ledger.monitoring.deciding.wagers import Array
+from weightledger.ledger.monitoring.policies import RollbackPolicy
+
+_GAUGE = "memory_usage_mb"
+_COUNTED = frozenset({"failed", "accuracy"})
+_CONCURRENT = ("latency_ms", "throughput", "failed", "accuracy")
+
+# Of all requests: how many more may fail before a state is no longer proven to be harmless.
+_FAILURES = 0.01
+
+Reference = Mapping[str, Array]
+"""Values of an old state by metric."""
+
+
+def side_by_side(policy: RollbackPolicy, metrics: Iterable[str], threshold: float) -> Panel:
+    """Of two states that serve at the same time; the policy has a trial."""
+    assert policy.trial is not None
+    share = policy.trial.share
+    tests: list[Watched] = []
+    for metric in metrics:
+        if metric not in _CONCURRENT:
+            continue
+        if metric in _COUNTED:
+            tests.append(Watched(metric, Concurrent("event", share, _FAILURES)))
+            continue
+        margin = policy.margins.get(metric, threshold)
+        tests += [Watched(metric, Concurrent(one, share, margin)) for one in ("typical", "tail")]
+    return _panel(policy, tests)
+
+
+def one_after_another(
+    policy: RollbackPolicy,
+    metrics: Sequence[str],
+    threshold: float,
+    references: Mapping[str, Reference],
+) -> Panel:
+    """Of a state and those before it, by the name of the baseline.
+
+    A baseline with fewer than `policy.minimum` values of a metric says nothing of it.
+    """
+    tests: list[Watched] = []
+    for baseline, reference in references.items():
+        for metric in metrics:
+            known = reference.get(metric, np.empty(0))
+            least = 1 if metric == _GAUGE else policy.minimum
+            if len(known) < least:
+                continue
+            before = (float(known.mean()), len(known))
+            margin = policy.margins.get(metric, threshold)
+            comparisons = _successors(metric, known, margin)
+            tests += [Watched(metric, one, baseline, before) for one in comparisons]
+    return _panel(policy, tests)
+
+
+def _successors(metric: str, known: Array, margin: float) -> list[Comparison]:
+    if metric == _GAUGE:
+        return [Ceiling(float(np.median(known)) * (1 + margin))]
+    if metric == "accuracy":
+        return [Succession("event", cost(metric, known), margin * float(known.mean()))]
+    if metric == "failed":
+        return [Succession("event", known)]
+    costs = cost(metric, known)
+    return [Succession("typical", costs, margin), Succession("tail", costs, margin)]
+
+
+def _panel(policy: RollbackPolicy, tests: list[Watched]) -> Panel:
+    for metric, goal in policy.objectives.items():
+        if metric == _GAUGE:
+            assert goal.limit is not None
+            tests.append(Watched(metric, Ceiling(goal.limit), "objective"))
+        else:
+            limit = goal.limit
+            if limit is not None:
+                limit = float(cost(metric, np.array([limit]))[0])
+            tests.append(Watched(metric, Objective(goal.allowed, limit), "objective"))
+    return Panel(tests, policy.alpha, policy.minimum)
