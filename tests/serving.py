@@ -10,19 +10,29 @@ from pathlib import Path
 
 import httpx2
 
+from tests import warm
 from tests.buckets import free_port
 from tests.waiting import PATIENCE_S, GaveUp, until
 
+# Read once: each client reads them all again, though servers of tests speak no TLS.
+_CERTIFICATES = httpx2.create_ssl_context()
+
+COLD = (sys.executable, "-m", "weightledger", "serve")
+"""The command that people start it by, which imports everything first."""
+
 
 class Server:
-    """One `weightledger serve` process on a port of its own."""
+    """One `weightledger serve` process on a port of its own.
+
+    It is forked from a process that has imported all of it, unless `command` says how to start it.
+    """
 
     def __init__(
         self,
         folder: Path,
         *options: str,
         env: dict[str, str] | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "weightledger", "serve"),
+        command: Sequence[str] | None = None,
         cwd: Path | None = None,
     ) -> None:
         self._command, self._cwd = command, cwd
@@ -32,21 +42,24 @@ class Server:
         self._options = options
         self._env = {**os.environ, **(env or {})}
         self.log = folder.parent / f"{folder.name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | warm.WarmProcess | None = None
 
     def start(self) -> "Server":
         """Start, and wait until it is ready; raises with its output when it gives up."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *self._command,
-                    *("--data-dir", str(self.folder), "--port", str(self.port), *self._options),
-                ],
-                stdout=log,
-                stderr=log,
-                env=self._env,
-                cwd=self._cwd,
-            )
+            options = ("--data-dir", str(self.folder), "--port", str(self.port), *self._options)
+            if self._command is None and warm.suits(self._env):
+                self.process = warm.start(
+                    ["serve", *options], log=log, env=self._env, cwd=self._cwd
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [*(self._command or COLD), *options],
+                    stdout=log,
+                    stderr=log,
+                    env=self._env,
+                    cwd=self._cwd,
+                )
         try:
             until(self._is_ready, "the server is not ready", pid=self.process.pid)
         except GaveUp as error:
@@ -57,8 +70,8 @@ class Server:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError(f"the server gave up:\n{self.output()}")
-        with contextlib.suppress(httpx2.HTTPError):
-            return httpx2.get(f"{self.url}/readyz", timeout=PATIENCE_S).status_code == 200
+        with contextlib.suppress(httpx2.HTTPError), self.client() as client:
+            return client.get("/readyz").status_code == 200
         return False
 
     def refuse_to_start(self) -> str:
@@ -87,7 +100,9 @@ class Server:
             self.process.wait(timeout=PATIENCE_S)
 
     def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+        return httpx2.Client(
+            base_url=self.url, headers=headers, timeout=PATIENCE_S, verify=_CERTIFICATES
+        )
 
 
 @contextlib.contextmanager

@@ -528,6 +528,20 @@ def deep_config(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"r": ' + "[" * 3000 + "]" * 3000 + "}")
 
 
+def ambiguous_config(folder: Path) -> None:
+    text = (folder / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text('{"r": 2,' + text.lstrip().removeprefix("{"))
+
+
+def ambiguous_weights(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip()
+    entry = json.dumps(json.loads(header)[FIRST])
+    twice = header[:-1] + f',"{FIRST}":{entry}}}'.encode()
+    (folder / WEIGHTS).write_bytes(len(twice).to_bytes(8, "little") + twice + data[8 + length :])
+
+
 def header_too_long(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
 
@@ -609,6 +623,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(lambda t: t.update({FIRST: t[FIRST][..., None, None].contiguous()})),
         r"\[4, 48, 1, 1\]",
     ),
+    "ambiguous_config": (ambiguous_config, "'r' stands more than once"),
+    "ambiguous_weights": (ambiguous_weights, f"'{FIRST}' stands more than once"),
     "header_too_long": (header_too_long, "a header of"),
     "more_bytes": (more_bytes, "where its tensors take"),
     "fewer_bytes": (fewer_bytes, "where its tensors take"),

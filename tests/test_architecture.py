@@ -17,7 +17,7 @@ FLOORS = (
     {"ledger.secrets", "ledger.permissions"},
     {"ledger.errors"},
     {"ledger.plugins"},
-    {"ledger.config", "ledger.http", "ledger.tensors", "ledger.sql"},
+    {"ledger.config", "ledger.http", "ledger.json_text", "ledger.tensors", "ledger.sql"},
     {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},
     {"ledger.store", "ledger.adapters"},
     {"ledger.history"},

@@ -91,3 +91,18 @@ def test_a_log_is_read_without_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READING, url, databases.MODEL, json.dumps(HEAVY)]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert json.loads(told) == []
+
+
+ENGINE = """
+import sys
+import torch
+from weightledger import TorchEngine
+TorchEngine(torch.nn.Linear(2, 2))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_model_that_is_not_compiled_needs_no_compiler() -> None:
+    """Importing it takes as long as torch itself."""
+    command = [sys.executable, "-c", ENGINE]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"False\n"

@@ -219,6 +219,14 @@ def test_what_is_not_supported_is_refused_by_name(
         TransformersEngine.load(folder)
 
 
+def test_a_name_that_stands_twice_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    folder = save(tmp_path / "folder", sentence_bert_config={"max_seq_length": 7})
+    file = folder / "sentence_bert_config.json"
+    file.write_text('{"max_seq_length": 9, ' + file.read_text().lstrip().removeprefix("{"))
+    with pytest.raises(InvalidRequest, match="'max_seq_length' stands more than once"):
+        TransformersEngine.load(folder)
+
+
 def test_a_text_longer_than_the_folders_limit_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "folder", sentence_bert_config={"max_seq_length": 4})
     engine = TransformersEngine.load(folder)

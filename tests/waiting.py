@@ -20,6 +20,9 @@ PATIENCE_S = 300.0
 """What clients and locks of tests wait for an answer: more than any load explains."""
 
 _PAUSE_S = 0.005
+
+# To ask for a process's children looks at every process of the machine.
+_LOOK_S = 0.25
 _WHAT = "what the test waits for has not come"
 
 
@@ -36,12 +39,15 @@ def until(
     may use of processor time meanwhile. Raises GaveUp, saying what did not come.
     """
     began = used = _cpu_s(pid)
-    moved = time.monotonic()
+    moved = looked = time.monotonic()
     while True:
         answer = ready()
         if answer:
             return answer
-        now = _cpu_s(pid)
+        time.sleep(_PAUSE_S)
+        if time.monotonic() - looked < _LOOK_S:
+            continue
+        now, looked = _cpu_s(pid), time.monotonic()
         if now is None or began is None:
             raise GaveUp(f"{what}: the process is gone")
         if now != used:
@@ -50,7 +56,6 @@ def until(
             raise GaveUp(f"{what}: not after {cpu_s:.0f} s of processor time")
         if time.monotonic() - moved > STILL_S:
             raise GaveUp(f"{what}: nothing has moved for {STILL_S:.0f} s")
-        time.sleep(_PAUSE_S)
 
 
 def _cpu_s(pid: int | None) -> float | None:

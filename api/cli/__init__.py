@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from weightledger.api.cli.help import App
 from weightledger.api.cli.lazy import Entry, group
 from weightledger.ledger.errors import LedgerError
 
@@ -51,13 +52,11 @@ COMMANDS = {
     "db": Entry("database:app", "The database's tables and roles."),
 }
 
-app = typer.Typer(
+app = App(
     name="weightledger",
     cls=group(COMMANDS),
     help="An event-sourced ledger of live model weights.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
 )
 
 

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.options import ConfigFile, Csv, Json, Quiet
 from weightledger.api.server.documentation import document
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import load, settings_of, shown, strangers
 from weightledger.ledger.secrets import HIDDEN, mask
 
-app = typer.Typer(help="The settings in force, and all there are.", no_args_is_help=True)
+app = App(help="The settings in force, and all there are.", no_args_is_help=True)
 
 
 @app.command()

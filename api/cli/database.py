@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
+from weightledger.api.cli.help import App
 from weightledger.api.cli.options import configured
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.sql.roles import grants
 from weightledger.ledger.store.sql_store import SqlStore
 
-app = typer.Typer(help="The database's tables and roles.", no_args_is_help=True)
+app = App(help="The database's tables and roles.", no_args_is_help=True)
 
 
 @app.command()

@@ -54,14 +54,17 @@ def _read(source: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from weightledger.ledger.json_text import RepeatedName, require_header_names_once
+
     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
     if not files or not all(file.is_file() for file in files):
         raise NotFound(f"there is no safetensors file at {source}")
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
+            require_header_names_once(file)
             read = load_file(file)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RepeatedName) as error:
             raise InvalidRequest(f"{file} cannot be read as safetensors: {error}") from error
         twice = tensors.keys() & read.keys()
         if twice:

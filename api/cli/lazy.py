@@ -11,8 +11,10 @@ from typing import Any
 
 import typer
 from typer import _click
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command
+
+from weightledger.api.cli.help import App, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class _Later(TyperCommand):
         module, attribute = self._entry.place.split(":")
         target = getattr(import_module(f"weightledger.api.cli.{module}"), attribute)
         if not isinstance(target, typer.Typer):
-            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single = App(add_completion=False)
             single.command(self.name)(target)
             target = single
         target._add_completion = False
@@ -53,10 +55,10 @@ class _Later(TyperCommand):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
-def group(entries: Mapping[str, Entry]) -> type[TyperGroup]:
+def group(entries: Mapping[str, Entry]) -> type[Group]:
     """The class of a group that has these commands."""
 
-    class Lazy(TyperGroup):
+    class Lazy(Group):
         def list_commands(self, ctx: _click.Context) -> list[str]:
             return list(entries)
 

@@ -1,6 +1,5 @@
 """`weightledger learn`: a stream of samples from a file, through a rule, window by window."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from weightledger.api.cli.options import WHERE, Actor, Json, Model, Reason, conf
 from weightledger.api.cli.source import writing
 from weightledger.api.cli.writing import parse_json
 from weightledger.api.server.settings import Settings
+from weightledger.ledger import json_text
 from weightledger.ledger.errors import InvalidRequest
 
 
@@ -90,12 +90,15 @@ def read(file: Path) -> dict[str, Any]:
             with np.load(file, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
         elif file.suffix == ".safetensors":
+            json_text.require_header_names_once(file)
             found = load_file(file)
         elif file.suffix == ".jsonl":
-            found = _columns([json.loads(line) for line in file.read_text().splitlines() if line])
+            found = _columns(
+                [json_text.loads(line) for line in file.read_text().splitlines() if line]
+            )
         else:
             raise InvalidRequest(f"{file}: expected .npz, .safetensors or .jsonl")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         if isinstance(error, InvalidRequest):
             raise
         raise InvalidRequest(f"{file} cannot be read: {error}") from None

@@ -7,10 +7,11 @@ import typer
 
 from weightledger import PluginError
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.options import Csv, Json, Quiet
 from weightledger.rules import describe, rule_ids
 
-app = typer.Typer(help="The learning rules there are.", no_args_is_help=True)
+app = App(help="The learning rules there are.", no_args_is_help=True)
 
 _COLUMNS = ("id", "version", "parameter", "summary")
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.options import (
     WHERE,
     Actor,
@@ -19,7 +20,7 @@ from weightledger.api.cli.options import (
 from weightledger.api.cli.source import offline_caller, reading, writing
 from weightledger.api.server.settings import Settings
 
-app = typer.Typer(help="Name states, and list the names.", no_args_is_help=True)
+app = App(help="Name states, and list the names.", no_args_is_help=True)
 
 VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="v1, or the whole id.")]
 

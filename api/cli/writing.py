@@ -1,6 +1,5 @@
 """Commands that write: update and rollback. The server that serves the ledger does the work."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from weightledger.api.cli.options import (
 from weightledger.api.cli.source import offline_caller, reading, writing
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
+from weightledger.ledger import json_text
 
 
 @configured(*WHERE)
@@ -132,6 +132,6 @@ def parse_json(option: str, text: str) -> Any:
     """A JSON option, or `@file` with JSON in it."""
     try:
         source = Path(text[1:]).read_text() if text.startswith("@") else text
-        return json.loads(source)
-    except (OSError, ValueError) as error:
+        return json_text.loads(source)
+    except (OSError, ValueError, RecursionError) as error:
         raise FlagError(f"{option} takes JSON or @file: {error}") from None

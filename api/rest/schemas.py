@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.json_text import RepeatedName, require_names_once
 from weightledger.ledger.writing.commands import MAX_DESCRIPTION
 
 T = TypeVar("T")
@@ -105,8 +106,12 @@ def parse(adapter: TypeAdapter[T], body: bytes) -> T:
         raise InvalidRequest("the body is empty, but this route expects a JSON object")
     if body.startswith(_OTHER_UNICODE):
         raise InvalidRequest("the body is not the JSON expected: it has to be in UTF-8")
+    text = body.removeprefix(codecs.BOM_UTF8)
     try:
-        return adapter.validate_json(body.removeprefix(codecs.BOM_UTF8))
+        require_names_once(text)
+        return adapter.validate_json(text)
+    except RepeatedName as error:
+        raise InvalidRequest(f"the body is ambiguous: {error}", param=error.name) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or None
@@ -130,7 +135,10 @@ def json_object(text: str | None, param: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
+        require_names_once(text)
         return _OBJECT.validate_json(text)
+    except RepeatedName as error:
+        raise InvalidRequest(f"{param} is ambiguous: {error}", param=param) from None
     except ValidationError as error:
         reason = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise InvalidRequest(f"{param} must be a JSON object: {reason}", param=param) from None

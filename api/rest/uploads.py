@@ -15,6 +15,7 @@ from fastapi import Request
 from safetensors import SafetensorError, safe_open
 
 from weightledger.ledger.errors import InvalidRequest, StorageError, StorageFull
+from weightledger.ledger.json_text import RepeatedName, require_header_names_once
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,10 @@ def mapped_tensors(path: Path) -> Iterator[Mapping[str, torch.Tensor]]:
         try:
             with _explained():
                 file = open_files.enter_context(safe_open(path, framework="pt"))
+                require_header_names_once(path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except RepeatedName as error:
+            raise InvalidRequest(f"the body is ambiguous: {error}", param=error.name) from None
         except SafetensorError as error:
             raise InvalidRequest(f"the body is not a safetensors file: {error}") from None
         yield tensors

@@ -4,7 +4,6 @@ Nothing is unpickled, and no code from the folder runs. What a file says it hold
 before any of it is read, so that a file that does not fit the model costs its header only.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from weightledger.ledger import json_text
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.tensors.lanes import clone
@@ -79,7 +79,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise _refused(folder, f"has no {CONFIG}; expected a folder that PEFT saved")
     if file.stat().st_size > _MOST_CONFIG_BYTES:
         raise _refused(folder, f"has a {CONFIG} of more than {_MOST_CONFIG_BYTES} bytes")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = json_text.loads(file.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise _refused(folder, f"has a {CONFIG} that is not a JSON object")
     if _deeper_than(_DEEPEST, config):
@@ -103,7 +103,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 f"has a {WEIGHTS} that cannot be read: a header of {length} bytes in a file of "
                 f"{size}; expected at most {_MOST_HEADER_BYTES}",
             )
-        header = json.loads(opened.read(length))
+        header = json_text.loads(opened.read(length))
     try:
         header.pop("__metadata__", None)
         shapes = {key: tuple(map(int, entry["shape"])) for key, entry in header.items()}

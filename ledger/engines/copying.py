@@ -7,6 +7,7 @@ the first version; later ones copy only what leads to what changed (see `line`).
 """
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -183,10 +184,12 @@ def _culprit(module: nn.Module, memo: Mapping[int, object]) -> str:
 
 
 def _refuse_kinds(module: nn.Module) -> None:
+    # Importing the compiler takes a second and a half, and who wrapped a module by it has done so.
+    compiler = sys.modules.get("torch._dynamo")
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise _refused(name, "is a ScriptModule, whose copies keep tensors of their own")
-        if isinstance(part, torch._dynamo.OptimizedModule):
+        if compiler is not None and isinstance(part, compiler.OptimizedModule):
             raise _refused(
                 name, "is wrapped by torch.compile, whose copies compile anew; give what it wraps"
             )

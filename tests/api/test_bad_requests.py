@@ -94,6 +94,60 @@ def test_bodies(http, body, message) -> None:
     assert head(http) == before
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"parameter_name":"2.bias","update_data":0,"update_data":0}', "update_data"),
+        (b'{"parameter_name":"2.bias","update_data":0,"update_d\\u0061ta":0}', "update_data"),
+        (b'{"parameter_name":"2.bias","update_data":0,"metadata":{"a":1,"a":1}}', "a"),
+        (b'{"parameter_name":"2.bias","update_data":0,"metadata":{"x":[1,{"":1,"":2}]}}', ""),
+        (b'{"parameter_name":"2.bias","factors":{"a":[[1]],"b":[[1]],"a":[[2]]}}', "a"),
+        (b'{"no_field":1,"parameter_name":"2.bias","no_field":NaN}', "no_field"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused_by_name(http, body, name) -> None:
+    """Which of the two is meant is not known."""
+    before = head(http)
+    reply = http.post(UPDATE, content=body, headers={"content-type": "application/json"})
+    check(http, reply, 400, f"ambiguous: {name!r} stands more than once", name)
+    assert head(http) == before
+
+
+def test_no_route_takes_a_name_twice(http) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    routes = [
+        path
+        for path, methods in paths.items()
+        if "application/json" in methods.get("post", {}).get("requestBody", {}).get("content", {})
+    ]
+    assert len(routes) > 6
+    before = head(http)
+    for path in routes:
+        reply = http.post(
+            path, content=b'{"x":1,"x":2}', headers={"content-type": "application/json"}
+        )
+        check(http, reply, 400, "'x' stands more than once", "x")
+    assert head(http) == before
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"2.bias":%s,"2.bias":%s}',
+        '{"__metadata__":{"2.bias":"","2.bias":""},"2.bias":%s}',
+    ],
+)
+def test_a_tensor_that_a_file_has_twice_is_refused_by_name(http, header) -> None:
+    before = head(http)
+    entry = '{"dtype":"F32","shape":[10],"data_offsets":[0,40]}'
+    text = header.replace("%s", entry).encode()
+    body = len(text).to_bytes(8, "little") + text + bytes(40)
+    headers = {"content-type": "application/octet-stream"}
+    reply = http.post("/v1/models/batch_update", content=body, headers=headers)
+    check(http, reply, 400, "'2.bias' stands more than once", "2.bias")
+    assert head(http) == before
+
+
 def test_a_body_that_is_too_large_names_the_way_out(http) -> None:
     before = head(http)
     body = json.dumps(update(update_data=[0.125] * 1_000_000)).encode()
@@ -115,7 +169,8 @@ def test_a_byte_order_mark_before_json_is_skipped(http) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", ["[" * 3000, '{"a":' * 3000, "[1]", "x", "", "null", '{"a":NaN}']
+    "metadata",
+    ["[" * 3000, '{"a":' * 3000, "[1]", "x", "", "null", '{"a":NaN}', '{"a":{"b":1,"b":1}}'],
 )
 def test_metadata_in_a_query_is_a_json_object(http, metadata) -> None:
     before = head(http)

@@ -71,6 +71,29 @@ def test_each_has_help_with_an_example_that_parses(words: tuple[str, ...]) -> No
     assert not re.search(r"[^\n]\n[^\n]", command.help.strip()), command.help
 
 
+@pytest.mark.parametrize("columns", [40, 80, 300])
+@pytest.mark.parametrize("words", [(), *{words[:1] for words in ALL if len(words) > 1}, *ALL])
+def test_help_has_every_name_whole(words: tuple[str, ...], columns: int, monkeypatch) -> None:
+    """However wide the terminal is: flags, and commands with all that is said of them."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, _ = inside(*words, "--help")
+    assert status == 0
+    shown = set(re.findall(r"[^\s,]+", out))
+    inner = [ALL[name] for name in ALL if name[:-1] == words]
+    if words in ALL:
+        for one in ALL[words].params:
+            if one.param_type_name == "option":
+                assert shown >= {*one.opts, *one.secondary_opts}
+            else:
+                assert re.search(rf"^ +{one.display_name_raw}\b", out, re.M)
+    elif words:
+        assert shown >= {one.name for one in inner}
+    else:
+        assert shown >= set(COMMANDS)
+        spaced = " ".join(out.split())
+        assert all(" ".join(one.help.split()) in spaced for one in COMMANDS.values())
+
+
 def test_a_number_of_events_has_a_long_name_too() -> None:
     """The one that REST has."""
     assert options(("log",)) >= {"-n", "--limit"}

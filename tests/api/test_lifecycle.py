@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.api.test_command import as_json, inside, ok
-from tests.serving import Server, serving
+from tests.serving import COLD, Server, serving
 from tests.text_models import save_llama
 from tests.waiting import PATIENCE_S, until
 from weightledger import Ledger
@@ -33,9 +33,13 @@ LOCKS = {"ledger.db-writer", "ledger.db-turns"}
 UPDATE = "/v1/models/incremental_update"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_finishes_closes_and_says_so(number: int, tmp_path: Path) -> None:
-    server = Server(tmp_path / "data").start()
+@pytest.mark.parametrize(
+    ("number", "command"), [(signal.SIGTERM, COLD), (signal.SIGINT, None)], ids=["TERM", "INT"]
+)
+def test_told_to_stop_it_finishes_closes_and_says_so(
+    number: int, command: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "data", command=command).start()
     assert server.process is not None
     acknowledged: list[str] = []
     failures: list[Exception] = []

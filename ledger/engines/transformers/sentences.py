@@ -6,12 +6,12 @@ sentence_bert_config.json          max_seq_length, do_lower_case; other fields i
 config_sentence_transformers.json  the default prompt, truncate_dim; what has no effect on vectors
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightledger.ledger import json_text
 from weightledger.ledger.engines.transformers.encoder import MEAN, MODES, Pooling
 from weightledger.ledger.errors import InvalidRequest
 
@@ -191,7 +191,7 @@ def _object(file: Path) -> Mapping[str, Any]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json_text.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{file} cannot be read: {error}", param="model") from error
 

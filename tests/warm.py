@@ -1,0 +1,153 @@
+"""Server processes that need not import what they run, which takes longer than what they do.
+
+One process per worker of pytest imports torch, FastAPI and the rest once. From it the servers of
+tests are forked: real processes, with arguments, environment, folder and output of their own, that
+run `python -m weightledger …` from its first line on. It ends when the worker does.
+"""
+
+import atexit
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_PRELOADED = (
+    "weightledger.api.server.serve",
+    "weightledger.api.server.app",
+    "weightledger.api.cli.serving",
+    "weightledger.ledger.codecs.compiled",
+    "weightledger.ledger.engines.transformers",
+)
+_MOST_BYTES = 1 << 20
+
+# What the interpreter and the libraries below it read before the first line.
+_TOO_LATE = ("LD_", "PYTHON", "OMP_", "MKL_", "ATEN_", "NUMBA_")
+
+
+def suits(env: Mapping[str, str]) -> bool:
+    """Whether a process with this environment may be forked: what is imported has read its own."""
+    names = {name for name in {*env, *os.environ} if name.startswith(_TOO_LATE)}
+    return all(env.get(name) == os.environ.get(name) for name in names)
+
+
+class WarmProcess:
+    """What `subprocess.Popen` is to others, of a process that was forked from the warm one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._handle = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """The exit status, -N for signal N; None while it runs."""
+        if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
+            self.returncode = _ask({"status": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status; TimeoutExpired after `timeout` seconds."""
+        if self.returncode is None and not select.select([self._handle], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __del__(self) -> None:
+        os.close(self._handle)
+
+
+def start(
+    args: Sequence[str], *, log: BinaryIO, env: Mapping[str, str], cwd: Path | None
+) -> WarmProcess:
+    """`python -m weightledger` with these arguments, writing to `log`."""
+    asked = {"args": list(args), "env": dict(env), "cwd": str(cwd or Path.cwd())}
+    return WarmProcess(_ask(asked, log.fileno()))
+
+
+def _ask(what: Mapping[str, Any], *handles: int) -> int:
+    line = _line()
+    data = json.dumps(what).encode()
+    socket.send_fds(line, [data], list(handles))
+    return int(json.loads(line.recv(_MOST_BYTES)))
+
+
+@functools.cache
+def _line() -> socket.socket:
+    """The line to the warm process, which is started by the first who asks."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    its.set_inheritable(True)
+    search = os.pathsep.join(filter(None, sys.path))
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "tests.warm", str(its.fileno())],
+        {**os.environ, "PYTHONPATH": search},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )
+    its.close()
+    atexit.register(_end, ours, pid)
+    return ours
+
+
+def _end(line: socket.socket, pid: int) -> None:
+    line.close()
+    os.waitpid(pid, 0)
+
+
+def _serve(line: socket.socket) -> dict[str, Any] | None:
+    """Fork who is asked for; what a child has to do, and None when nobody asks any more."""
+    while True:
+        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 1)
+        if not data:
+            return None
+        asked: dict[str, Any] = json.loads(data)
+        if "status" in asked:
+            _, status = os.waitpid(asked["status"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                line.close()
+                return {**asked, "handle": handles[0]}
+            os.close(handles[0])
+        line.send(json.dumps(answer).encode())
+
+
+def _become(args: Sequence[str], env: Mapping[str, str], cwd: str, handle: int) -> None:
+    """Be the process that was asked for."""
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["weightledger", *args]
+    runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    for module in _PRELOADED:
+        importlib.import_module(module)
+    gc.freeze()
+    task = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if task is not None:
+        _become(**task)
