@@ -1,21 +1,26 @@
 """The chain: of every event its row, hash, place, running totals and annotation, not its payload.
 
-Updates, nearly all events, are checked by comparing bytes: a header is canonical, so apart from its
-body it can be written down from the event before it and the columns beside it. Other events, and
-headers that differ from that, are decoded and checked field by field, which also finds the words
-for what is wrong. What an update's body says is checked where its state is rebuilt.
+An update, and nearly all events are, is written anew: from its row, the event before it and the few
+facts that its header alone has. Canonical JSON is one sequence of bytes for what it says, so where
+the header equals what was written every field of both is right. Any other event, and a header that
+differs, is decoded and checked field by field, which finds the words for what is wrong. What an
+update's body says is checked where its state is rebuilt.
+
+Where the hashes of 256 events stand together they are a tile of the hash tree, whose root is given
+to who checks the tree: see `ledger.audit.tree`.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+
+import msgspec
+import orjson
 
 from weightledger.ledger import events
-from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.events import (
+    FORMAT,
     LEAF_PREFIX,
     STATE_CHANGING,
     UPDATED,
@@ -24,20 +29,17 @@ from weightledger.ledger.events import (
     Counts,
     Event,
     annotation_digest,
+    merkle,
 )
+from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS
-from weightledger.ledger.store import EventStore, Note, RawEvent
+from weightledger.ledger.store import TILE, EventStore, Note, RawEvent
 from weightledger.ledger.store.facts import event_of
 
 Progress = Callable[[int, int], None]
 
 _FACTORS = f'"form":"{FACTORS[:-2]}'.encode()  # of any revision; a search for this end is quick
-_HEX = b"0123456789abcdef"
-_PIECE = '{"digest":"', '","size":%d}', 64  # of a payload, and the length of the digest between
-_NOTHING = "", "", 0
-_DIGEST = b',"request_digest":"'
-_ASKED = len(_DIGEST) + 64 + 1
-_REQUEST = re.compile(rb'(?:,"request_digest":"[0-9a-f]{64}")?(?:,"request_id":"[^"\\]*")?')
+_SILENT: Note = (0, None, None, None, b"")
 
 
 @dataclass(slots=True)
@@ -62,10 +64,13 @@ class Place:
         self.applied, self.updates, self.versions = counts.applied, counts.updates, counts.versions
 
 
-def check(store: EventStore, start: int, stop: int, progress: Progress | None = None) -> None:
+def check(
+    store: EventStore, start: int, stop: int, progress: Progress | None = None
+) -> list[bytes]:
     """Check the events start <= seq < stop; CorruptLedger names the first that does not hold.
 
     The event before `start` is taken as it is: whoever checks the events before vouches for it.
+    Gives the roots of the tiles of the hash tree that lie within these events.
     """
     place = Place()
     if start > 0:
@@ -73,138 +78,165 @@ def check(store: EventStore, start: int, stop: int, progress: Progress | None = 
         if before is None:
             raise CorruptLedger(f"event {start - 1} is missing", seq=start - 1)
         place.move(before)
+    tiles: list[bytes] = []
+    hashes: list[bytes] = []
+    before_first_tile = -start % TILE
     for page, annotations in store.raw(start, stop):
-        place = _check_page(page, annotations, store.model, place)
+        for row in page:
+            check_event(row, annotations.get(row[0]), store.model, place)
+            hashes.append(row[-1])
+        del hashes[:before_first_tile]
+        before_first_tile = 0
+        whole = len(hashes) // TILE * TILE
+        tiles += [merkle.fold(hashes[at : at + TILE]) for at in range(0, whole, TILE)]
+        del hashes[:whole]
         if progress is not None:
             progress(place.seq + 1, stop)
     if place.seq + 1 != stop:
         raise CorruptLedger(f"event {place.seq + 1} is missing", seq=place.seq + 1)
+    return tiles
 
 
-def _check_page(page: list[RawEvent], notes: Mapping[int, Note], model: str, place: Place) -> Place:
-    """Where the log stands after these rows."""
-    left = iter(page)
-    while (row := _pass_over(left, notes, model, place)) is not None:
-        seq = row[0]
-        if seq != place.seq + 1:
-            raise CorruptLedger(
-                f"event {place.seq + 1} is missing, event {seq} follows", seq=place.seq + 1
-            )
-        event = event_of(row, model)
-        _check_place(event, model, place)
-        note = notes.get(row[0])
-        _check_annotation(event, None if note is None else Annotation(*note[1:]))
-        place.move(event)
-    return place
+def check_event(row: RawEvent, note: Note | None, model: str, place: Place) -> None:
+    """Check that an event and what stands beside it follow `place`, and move there."""
+    if _written_anew(row, note, model, place):
+        return
+    seq = row[0]
+    if seq != place.seq + 1:
+        raise CorruptLedger(
+            f"event {place.seq + 1} is missing, event {seq} follows", seq=place.seq + 1
+        )
+    event = event_of(row, model)
+    _check_place(event, model, place)
+    _check_annotation(event, None if note is None else Annotation(*note[1:]))
+    _check_form(event)
+    place.move(event)
 
 
-def _pass_over(
-    left: Iterator[RawEvent], notes: Mapping[int, Note], model: str, place: Place
-) -> Any:
-    """Move `place` over the updates that are, byte for byte, what their rows and the event before
-    say; gives the first row that is not, None when there is none left.
+class _Piece(msgspec.Struct, gc=False):
+    """A piece of a payload, as a header says it."""
 
-    That one goes to the checks of every field, so whatever is unusual may end it here. A header is
-    looked at from its end, where all is known but two digests and who asked: `,"counts":` up to
-    the payload's digest, from there up to `recorded_at`, what identifies the request, the rest.
+    digest: str
+    size: int
+
+
+class _Counts(msgspec.Struct, gc=False):
+    applied: int
+    updates: int
+    versions: int
+
+
+class _Own(msgspec.Struct, gc=False):
+    """What neither the row of an update nor the event before it say."""
+
+    body: msgspec.Raw
+    payload: list[_Piece]
+    active: int | None = None
+    request_digest: str | None = None
+    request_id: str | None = None
+    schema: int | None = None
+
+
+class _Header(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
+    """A header's fields in the order of RFC 8785; what is None is not there."""
+
+    active: int | None = None
+    actor: str | None = None
+    body: msgspec.Raw
+    counts: _Counts
+    format: int
+    kind: str
+    metadata: str | None = None
+    model: str
+    node: int
+    number: int
+    parent: int | None = None
+    payload: list[_Piece]
+    prev: str | None = None
+    reason: str | None = None
+    recorded_at: int
+    request_digest: str | None = None
+    request_id: str | None = None
+    schema: int | None = None
+    seq: int
+    series: str
+    state_after: str
+    state_before: str | None = None
+    state_seq: int
+
+
+_own = msgspec.json.Decoder(_Own).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _written_anew(row: RawEvent, note: Note | None, model: str, place: Place) -> bool:
+    """Whether an update is what its row and `place` come to, byte for byte; moves there if so.
+
+    False for whatever is unusual: the check of every field has the last word.
     """
-    named = f'"model":{json.dumps(model, ensure_ascii=False)},"node":'
-    seq, parent, updates = place.seq, place.node, place.updates
-    prev, before, recorded_before = place.hash, place.state, place.recorded_at
-    apart = place.updates - place.applied  # updates that were refused
-    versions = f',"versions":{place.versions}}},"format":1,"kind":"updated",'
-    active, asked = b"{", _ASKED  # how the last header began; the length of what identified it
-    onto = str(parent)
-    unusual = None
-    for row in left:
-        # fmt: off
-        (stored_seq, kind, recorded_at, node, stood_on, changes, forward_only, series, number,
-         idempotency_key, state, size, header, event_hash) = row
-        # fmt: on
-        seq += 1
-        updates += 1
-        if (
-            kind != UPDATED
-            or stored_seq != seq
-            or node != seq
-            or stood_on != parent
-            or changes != 1
-            or forward_only != 0
-            or series != UPDATES
-            or number != updates
-            or idempotency_key is not None
-            or recorded_at < recorded_before
-            or type(header) is not bytes
-            or sha256(LEAF_PREFIX + header).digest() != event_hash
-            or _FACTORS in header
-        ):
-            unusual = row
-            break
-        actor = metadata = reason = ""
-        if (note := notes.get(seq)) is not None:
-            _, said_by, why, beside, salt = note
-            if said_by is not None:
-                actor = f'"actor":"{annotation_digest(salt, "actor", said_by)}",'
-            if why is not None:
-                reason = f',"reason":"{annotation_digest(salt, "reason", why)}"'
-            if beside is not None:
-                metadata = f'"metadata":"{annotation_digest(salt, "metadata", beside)}",'
-        own, after = str(seq), state.hex()
-        piece, of_size, digest = _PIECE if size else _NOTHING
-        middle = (
-            f',"counts":{{"applied":{updates - apart},"updates":{updates}{versions}{metadata}'
-            f'{named}{own},"number":{updates},"parent":{onto},"payload":[{piece}'
-        ).encode()
-        link = (
-            f'{of_size % size if size else ""}],"prev":"{prev}"{reason},"recorded_at":{recorded_at}'
-        ).encode()
-        tail = (
-            f',"seq":{own},"series":"updates","state_after":"{after}","state_before":"{before}",'
-            f'"state_seq":{own}}}'
-        ).encode()
-        request = len(header) - len(tail) - asked
-        counts = request - len(link) - digest - len(middle)
-        if not header.startswith(middle, counts):
-            # Strings escape their quotes, and no list or object stands behind the counts and the
-            # payload, so what is found last is the header's own.
-            counts = header.rfind(b',"counts":')
-            request = counts + len(middle) + digest + len(link)
-            asked = len(header) - len(tail) - request
-        began = f'{actor}"body":{{'.encode()
-        if not (header.startswith(active) and header.startswith(began, len(active))):
-            active = header[: _behind_active(header)]
-        pieces = counts + len(middle)
-        if not (
-            header.startswith(middle, counts)
-            and header.startswith(link, pieces + digest)
-            and header.endswith(tail)
-            and not header[pieces : pieces + digest].translate(None, _HEX)
-            and asked >= 0
-            and _identifies(header[request : request + asked])
-            and header.startswith(began, len(active))
-        ):
-            unusual = row
-            break
-        prev, before, recorded_before = event_hash.hex(), after, recorded_at
-        parent, onto = seq, own
-    if parent != place.node:
-        left_over = unusual is not None
-        place.seq, place.node, place.state_seq = seq - left_over, parent, parent
-        place.hash, place.state, place.recorded_at = prev, before, recorded_before
-        place.updates, place.applied = updates - left_over, updates - left_over - apart
-    return unusual
+    seq, _, recorded_at, *_, state, size, header, event_hash = row
+    updates = place.updates + 1
+    expected = (place.seq + 1, UPDATED, place.seq + 1, place.node, 1, 0, UPDATES, updates, None)
+    if (
+        row[:2] + row[3:10] != expected
+        or recorded_at < place.recorded_at
+        or type(header) is not bytes
+        or sha256(LEAF_PREFIX + header).digest() != event_hash
+        or _FACTORS in header
+    ):
+        return False
+    try:
+        own = _own(header)
+    except msgspec.DecodeError:
+        return False
+    _, actor, reason, metadata, salt = note or _SILENT
+    after, applied = state.hex(), place.applied + 1
+    written = _Header(
+        active=own.active,
+        actor=None if actor is None else annotation_digest(salt, "actor", actor),
+        body=own.body,
+        counts=_Counts(applied, updates, place.versions),
+        format=FORMAT,
+        kind=UPDATED,
+        metadata=None if metadata is None else annotation_digest(salt, "metadata", metadata),
+        model=model,
+        node=seq,
+        number=updates,
+        parent=place.node,
+        payload=own.payload,
+        prev=place.hash,
+        reason=None if reason is None else annotation_digest(salt, "reason", reason),
+        recorded_at=recorded_at,
+        request_digest=own.request_digest,
+        request_id=own.request_id,
+        schema=own.schema,
+        seq=seq,
+        series=UPDATES,
+        state_after=after,
+        state_before=place.state,
+        state_seq=seq,
+    )
+    if (
+        _encode(written) != header
+        or sum([piece.size for piece in own.payload]) != size
+        or not _digests(own)
+    ):
+        return False
+    place.seq = place.node = place.state_seq = seq
+    place.hash, place.state, place.recorded_at = event_hash.hex(), after, recorded_at
+    place.applied, place.updates = applied, updates
+    return True
 
 
-def _identifies(request: bytes) -> bool:
-    """Whether these are the fields of a header that identify a request, or nothing."""
-    if len(request) == _ASKED and request.startswith(_DIGEST) and request.endswith(b'"'):
-        return not request[len(_DIGEST) : -1].translate(None, _HEX)
-    return not request or _REQUEST.fullmatch(request) is not None
-
-
-def _behind_active(header: bytes) -> int:
-    """Where the field behind "active" begins, which is first where it is there at all."""
-    return header.find(b",") + 1 if header.startswith(b'{"active":') else 1
+def _digests(own: _Own) -> bool:
+    """Whether what should be a digest is one."""
+    try:
+        for piece in own.payload:
+            if len(bytes.fromhex(piece.digest)) != 32:
+                return False
+        return own.request_digest is None or len(bytes.fromhex(own.request_digest)) == 32
+    except ValueError:
+        return False
 
 
 def _check_place(event: Event, model: str, place: Place) -> None:
@@ -250,6 +282,16 @@ def _check_annotation(event: Event, note: Annotation | None) -> None:
             raise CorruptLedger(
                 f"event {event.seq}: its {field} is not the one recorded", seq=event.seq
             )
+
+
+def _check_form(event: Event) -> None:
+    """The header is canonical: a reader of another make cannot take it for something else."""
+    try:
+        same = canonical(orjson.loads(event.header)) == event.header
+    except InvalidRequest:
+        same = False
+    if not same:
+        raise CorruptLedger(f"event {event.seq}: its header is not canonical JSON", seq=event.seq)
 
 
 def _bytes(hexadecimal: str | None) -> bytes | None:

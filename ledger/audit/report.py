@@ -7,12 +7,14 @@ from dataclasses import dataclass
 class Report:
     """What a verification covered, and the first thing that did not hold.
 
+    Events before `since` were taken as they are, but for the hash tree over them.
     `pruned` counts state changes whose states gc made unreachable: of these the chain and the
     digests were checked, but no bits rebuilt. `bad_seq` is the first bad event, None when the
     trouble has no seq or there is none.
     """
 
     model: str
+    since: int = 0
     events: int = 0
     states: int = 0
     tensors: int = 0

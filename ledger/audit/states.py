@@ -24,19 +24,23 @@ from weightledger.ledger.tensors.state import StateDigest
 
 
 def rebuild(history: History, report: Report, progress: Progress, stop: int, total: int) -> None:
-    """Rebuild every state of the events before `stop`."""
-    fold: _Fold | None = None
+    """Rebuild every state of the events from `report.since` on and before `stop`.
+
+    The state before them is restored as any other is.
+    """
+    fold = _Fold(history, report, history.pruned)
     last: Event | None = None
-    for event in history.store.scan(0, stop):
-        if fold is None:
-            fold = _Fold(history, report, history.pruned)
+    if report.since > 0:
+        last = history.require(report.since - 1)
+        fold.resume(last)
+    for event in history.store.scan(report.since, stop):
+        if last is None:
             fold.begin(event)
         else:
-            assert last is not None
             fold.advance(event, last)
         last = event
         report.events += 1
-        progress(report.events, total)
+        progress(event.seq + 1, total)
 
 
 def check_snapshots(history: History, report: Report) -> None:
@@ -78,6 +82,10 @@ class _Fold:
             self.report.pruned += 1
         else:
             self.report.states += 1
+
+    def resume(self, last: Event) -> None:
+        """Stand after an event whose state was checked before."""
+        self._jump(last.node, last)
 
     def advance(self, event: Event, last: Event) -> None:
         if event.kind not in events.STATE_CHANGING:

@@ -3,7 +3,7 @@
 Nothing here is trusted by whoever checks a proof; `audit.verify` recomputes the whole tree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import merkle
@@ -51,32 +51,35 @@ class Tree:
         return self._tiles[key]
 
 
-def check(store: EventStore, size: int) -> bytes:
-    """The root over the first `size` events, from their hashes; CorruptLedger where the store's
-    nodes are not what the events come to."""
-    level, count = 0, size
-    below = _pages(store, 0, count)
+def tiles_of(store: EventStore, stop: int) -> list[bytes]:
+    """The roots of the whole tiles before event `stop`, from the events' hashes alone."""
+    return [
+        merkle.fold(store.tree_hashes(0, start, start + TILE))
+        for start in range(0, stop // TILE * TILE, TILE)
+    ]
+
+
+def check(store: EventStore, size: int, tiles: Sequence[bytes]) -> bytes:
+    """The root over the first `size` events; CorruptLedger where the store's nodes are not what the
+    events come to, whose tiles have the roots `tiles`."""
+    level, nodes = TILE_LEVELS, list(tiles)
     while True:
-        nodes: list[bytes] = []
-        for number, tile in enumerate(below):
-            if len(tile) < TILE:
-                break
-            node = merkle.fold(tile)
-            if store.tree_hashes(level + TILE_LEVELS, number, number + 1) != [node]:
-                raise CorruptLedger(
-                    f"node {number} of level {level + TILE_LEVELS} of the hash tree is not what"
-                    " the events come to"
-                )
-            nodes.append(node)
-        if store.tree_hashes(level + TILE_LEVELS, len(nodes), len(nodes) + TILE):
-            raise CorruptLedger(f"the hash tree has nodes after the {size} events of the log")
+        if store.tree_hashes(level, 0, len(nodes) + TILE) != nodes:
+            raise CorruptLedger(_difference(store, level, nodes))
         if not nodes:
             return Tree(store).root(size)
-        level, count = level + TILE_LEVELS, len(nodes)
-        below = (nodes[at : at + TILE] for at in range(0, count, TILE))
+        whole = len(nodes) // TILE * TILE
+        nodes = [merkle.fold(nodes[at : at + TILE]) for at in range(0, whole, TILE)]
+        level += TILE_LEVELS
 
 
-def _pages(store: EventStore, level: int, count: int) -> Iterator[list[bytes]]:
-    """The first `count` nodes of a level, a tile at a time."""
-    for start in range(0, count, TILE):
-        yield store.tree_hashes(level, start, min(start + TILE, count))
+def _difference(store: EventStore, level: int, nodes: Sequence[bytes]) -> str:
+    """Which stored node of a level is wrong, in words."""
+    number = len(nodes)
+    for number, node in enumerate(nodes):
+        if store.tree_hashes(level, number, number + 1) != [node]:
+            break
+    return (
+        f"node {number} of level {level} of the hash tree is not what the events come to:"
+        " `weightledger repair` derives it anew"
+    )

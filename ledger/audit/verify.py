@@ -12,8 +12,9 @@ import contextlib
 from weightledger.ledger.audit import parallel, tree
 from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.report import Report
-from weightledger.ledger.errors import CorruptLedger, Pruned
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.store import TILE
 from weightledger.ledger.tensors.spec import WEIGHTS
 
 
@@ -23,15 +24,19 @@ def verify(
     *,
     states: bool = True,
     processes: int = 1,
+    since: int = 0,
 ) -> Report:
     """Check one model's whole log; never raises for what it finds, reports it instead.
 
-    Without `states` no payload is read and no state rebuilt: hashes, order, rows and annotations
-    only. `processes` share the work of that part. Starts over when gc drops something meanwhile.
+    Without `states` no payload is read and no state rebuilt: hashes, the tree over them, order,
+    rows and annotations only. `processes` share the work of that part. With `since` events before
+    that seq are taken as they are, but for the tree, and snapshots and what is kept beside the log
+    are left to a whole verification. Starts over when gc drops something meanwhile. Raises
+    InvalidRequest when the log has no event `since`.
     """
     told = progress or (lambda done, total: None)
     while True:
-        report, runs = Report(history.model), _gc_runs(history)
+        report, runs = Report(history.model, since), _gc_runs(history)
         try:
             _verify(history, report, told, states, processes)
         except CorruptLedger as error:
@@ -52,11 +57,20 @@ def _gc_runs(history: History) -> int | None:
 def _verify(
     history: History, report: Report, progress: Progress, states: bool, processes: int
 ) -> None:
+    store = history.store
     total = sound = history.head().seq + 1
+    if not 0 <= report.since <= total:
+        raise InvalidRequest(
+            f"the log has {total} events: there is none from {report.since} on", param="since"
+        )
     broken: CorruptLedger | None = None
+    tiles: list[bytes] = []
     try:
         watch = None if states else progress
-        parallel.check(history.store, total, processes, watch)
+        # Up to the tile that event `since` is in the hashes are taken as they are.
+        start = report.since // TILE * TILE
+        tiles = tree.tiles_of(store, start)
+        tiles += parallel.check(store, start, total, processes, watch)
     except CorruptLedger as error:
         broken, sound = error, error.seq or 0
     if states:
@@ -64,25 +78,31 @@ def _verify(
 
         rebuild(history, report, progress, sound, total)
     else:
-        report.events = sound
+        report.events = max(sound - report.since, 0)
     if broken is not None:
         raise broken
     head = history.require(total - 1)
     report.head_seq, report.head_digest, report.head_hash = head.seq, head.state_after, head.hash
-    report.tree_root = tree.check(history.store, total)
-    wrong = history.store.discrepancies(registered_weights(history))
+    report.tree_root = tree.check(store, total, tiles)
+    if report.since == 0:
+        _check_beside(history, report, states)
+    weak = store.home.weaknesses()
+    if weak:
+        raise CorruptLedger(f"the database is not append-only: {'; '.join(weak)}")
+    damage = store.home.damage()
+    if damage:
+        raise CorruptLedger(f"the database is damaged: {'; '.join(damage)}")
+
+
+def _check_beside(history: History, report: Report, states: bool) -> None:
+    """What is kept beside the log so that it can be searched and states be restored."""
+    wrong = history.store.discrepancies(registered_weights(history), tree=False)
     if wrong:
         raise CorruptLedger(f"{'; '.join(wrong)}: `weightledger repair` derives them anew")
     if states:
         from weightledger.ledger.audit.states import check_snapshots
 
         check_snapshots(history, report)
-    weak = history.store.home.weaknesses()
-    if weak:
-        raise CorruptLedger(f"the database is not append-only: {'; '.join(weak)}")
-    damage = history.store.home.damage()
-    if damage:
-        raise CorruptLedger(f"the database is damaged: {'; '.join(damage)}")
 
 
 def registered_weights(history: History) -> list[str] | None:

@@ -29,7 +29,8 @@ def fold(hashes: Sequence[bytes]) -> bytes:
     """The root of a perfect tree over these hashes; their count is a power of two."""
     level = list(hashes)
     while len(level) > 1:
-        level = [node_hash(level[at], level[at + 1]) for at in range(0, len(level), 2)]
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [sha256(_NODE_PREFIX + left + right).digest() for left, right in pairs]
     return level[0]
 
 

@@ -233,8 +233,11 @@ class Upkeep(Protocol):
     is not known any more.
     """
 
-    def discrepancies(self, weights: Collection[str] | None) -> list[str]:
-        """Where it is not what the log says, in words; empty when all is well."""
+    def discrepancies(self, weights: Collection[str] | None, *, tree: bool = True) -> list[str]:
+        """Where it is not what the log says, in words; empty when all is well.
+
+        Without `tree` the hash tree is left out, which `audit.tree` checks.
+        """
 
     def repair(
         self, weights: Collection[str] | None, record: Callable[[Event, Repairs], Append]

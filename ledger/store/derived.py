@@ -121,8 +121,8 @@ def derive(execute: Execute, model_id: int, weights: Collection[str] | None) -> 
         first = page[-1][1] + 1
 
 
-def differences(execute: Execute, derived: Derivation) -> Differences:
-    """How the tables differ from what was derived."""
+def differences(execute: Execute, derived: Derivation, *, tree: bool = True) -> Differences:
+    """How the tables differ from what was derived; the hash tree's is left out on demand."""
     model_id = derived.model_id
     bounds = key_of(model_id, 0), key_of(model_id, SEQ_MASK)
     named = execute(_PARAMETERS, (model_id,)).fetchall()
@@ -135,8 +135,8 @@ def differences(execute: Execute, derived: Derivation) -> Differences:
             touches[1].update((name, *row) for row in set(wanted) - set(there))
     names = {(name,) for name, _ in named}
     listed = {tuple(row) for row in execute(_LISTED, (model_id,)).fetchall()}
-    nodes = set(tree_rows.stored(execute, model_id))
-    grown = set(tree_rows.grown(execute, model_id, derived.count))
+    nodes = set(tree_rows.stored(execute, model_id)) if tree else set()
+    grown = set(tree_rows.grown(execute, model_id, derived.count)) if tree else set()
     parameters, versions = {(name,) for name in derived.parameters}, set(derived.listed.values())
     return Differences(
         extra={

@@ -282,11 +282,11 @@ class SqlEvents:
         """Remember an anchor, if all of these blobs are stored; see `Anchors.add_snapshot`."""
         return self._appender.add_snapshot(snapshot, blobs)
 
-    def discrepancies(self, weights: Collection[str] | None) -> list[str]:
+    def discrepancies(self, weights: Collection[str] | None, *, tree: bool = True) -> list[str]:
         """Where what is kept beside the log is not what it says; see `Upkeep`."""
         with self._database.read() as execute:
             wanted = derived.derive(execute, self._id, weights)
-            return derived.differences(execute, wanted).described()
+            return derived.differences(execute, wanted, tree=tree).described()
 
     def repair(
         self, weights: Collection[str] | None, record: Callable[[Event, Repairs], Append]

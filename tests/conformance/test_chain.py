@@ -68,8 +68,10 @@ def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | 
     assert row[1] == UPDATED
     change(row)
     changed = [*page[:DAMAGED], tuple(row), *page[DAMAGED + 1 :]]
+    place = chain.Place()
     try:
-        chain._check_page(changed, notes, MODEL, chain.Place())
+        for one in changed:
+            chain.check_event(one, notes.get(one[0]), MODEL, place)
     except CorruptLedger as error:
         return error.seq, str(error)
     return None
@@ -142,6 +144,21 @@ def test_what_should_be_a_digest_is_one(log: Log, field: str) -> None:
     found = damaged(log, change)
     assert found is not None
     assert found[0] == DAMAGED
+
+
+def test_a_header_is_canonical(log: Log) -> None:
+    """Under its own hash: other programs could read something else, such as the first of two."""
+    for written in (
+        lambda text: text.replace(b'"format":1', b'"format": 1'),
+        lambda text: text.replace(b'"format":1', b'"format":7,"format":1'),
+        lambda text: text.replace(b'"format":1', b'"format":1,"zzz":1'),
+    ):
+
+        def change(row: list[Any], written: Callable[[bytes], bytes] = written) -> None:
+            row[-2] = written(row[-2])
+            row[-1] = leaf_hash(row[-2])
+
+        assert damaged(log, change) is not None
 
 
 def otherwise(truth: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from weightledger.ledger.audit import tree
+from weightledger.ledger.audit import chain, tree
 from weightledger.ledger.audit.tree import Tree
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import merkle
@@ -102,7 +102,9 @@ def test_verify_notices_nodes_that_are_not_what_the_events_come_to(
     while (writer.append()).seq < TILE + 3:
         pass
     events = store.model(writer.model)
-    assert tree.check(events, TILE + 4) == Tree(events).root(TILE + 4)
+    tiles = chain.check(events, 0, TILE + 4)
+    assert tiles == tree.tiles_of(events, TILE + 4)
+    assert tree.check(events, TILE + 4, tiles) == Tree(events).root(TILE + 4)
     connection = plain(database_url)
     connection.execute(
         {
@@ -113,4 +115,4 @@ def test_verify_notices_nodes_that_are_not_what_the_events_come_to(
     )
     connection.commit()
     with pytest.raises(CorruptLedger, match="hash tree"):
-        tree.check(events, TILE + 4)
+        tree.check(events, TILE + 4, tiles)
