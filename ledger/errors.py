@@ -10,6 +10,7 @@
     │   └── Ambiguous                a digest's first digits are those of several states
     ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
+    ├── NotAllowed              403  the API key is not for this
     ├── Conflict                409  gave up racing other writers
     ├── PreconditionFailed      412  the expected seq is not the last state change
     ├── IdempotencyMismatch     422  the key was used for another request
@@ -98,6 +99,14 @@ class Pruned(LedgerError):
 
 class OperationDisabled(LedgerError):
     """The configuration switches this operation off."""
+
+
+class NotAllowed(LedgerError):
+    """Whoever asks may not do this; `scope` is what their key would have to be for."""
+
+    def __init__(self, message: str, *, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
 
 
 class Conflict(LedgerError):

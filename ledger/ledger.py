@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import LedgerStore
@@ -72,6 +73,11 @@ class Ledger:
     def models(self) -> list[str]:
         """Names of the registered models, oldest first."""
         return self.store.models()
+
+    @property
+    def keys(self) -> ApiKeys:
+        """The API keys of servers that serve this ledger: `create`, `rotate`, `revoke`, `all`."""
+        return self.store.keys
 
     def history(self, model: str) -> History:
         """The log of a registered model, to read; NotFound otherwise."""

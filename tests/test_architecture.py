@@ -18,7 +18,7 @@ FLOORS = (
     {"ledger.errors"},
     {"ledger.plugins"},
     {"ledger.config", "ledger.http", "ledger.json_text", "ledger.tensors", "ledger.sql"},
-    {"ledger.events", "ledger.codecs", "ledger.blobs", "migrations"},
+    {"ledger.events", "ledger.codecs", "ledger.blobs", "ledger.access", "migrations"},
     {"ledger.store", "ledger.adapters"},
     {"ledger.history"},
     {"ledger.engines", "ledger.audit"},

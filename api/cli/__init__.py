@@ -48,6 +48,7 @@ COMMANDS = {
     "move": Entry("backup:move", "Keep large payloads and snapshots at another place from now on."),
     "import": Entry("importing:import_", "Record the weights of a checkpoint as one event."),
     "gc": Entry("retention:gc", "Drop what no listed version needs."),
+    "keys": Entry("keys:app", "API keys: who may ask a server, and for what."),
     "config": Entry("configuration:app", "The settings in force, and all there are."),
     "db": Entry("database:app", "The database's tables and roles."),
 }

@@ -1,11 +1,9 @@
-"""The door: request ids, the API key, and what a server without a key accepts.
+"""The door: request ids, API keys, and what a server without a key accepts.
 
 Without a key the server listens on loopback only; then a web page in the user's browser is the
 remaining stranger, so Host, Origin and the content type of what is sent are checked.
 """
 
-import hashlib
-import hmac
 import logging
 import re
 import uuid
@@ -16,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weightledger.api.rest import origins
 from weightledger.api.rest.errors import error_response, unexpected
+from weightledger.api.rest.keyring import NO_KEY, Access, Keyring, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,6 @@ _OPEN_FOLDERS = ("/docs/",)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Neither JSON nor this can be sent by a form of a web page without asking first.
 _CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
-_STATIC_KEY_NAME = "api-key"
 
 
 def is_open(path: str) -> bool:
@@ -38,13 +36,13 @@ def is_open(path: str) -> bool:
 class Door:
     """ASGI middleware in front of everything.
 
-    `scope["state"]` gets the request's id, its actor, and whether its sender may be told more than
-    strangers are.
+    `scope["state"]` gets the request's id, its actor, the scope of its key (which the routes
+    compare with what they want), and whether its sender may be told more than strangers are.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self.app = app
-        self._key_digest = None if api_key is None else _digest(api_key)
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,11 +51,12 @@ class Door:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
-        trusted = self._key_digest is None or self._authorized(headers)
+        judged = await self._keyring.admit(_bearer(headers))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        state["actor"] = None if self._key_digest is None else _STATIC_KEY_NAME
-        state["trusted"] = trusted
+        state["trusted"] = isinstance(judged, Access)
+        if isinstance(judged, Access):
+            state["actor"], state["scope"] = judged.actor, judged.scope
 
         started = False
 
@@ -68,7 +67,7 @@ class Door:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        refusal = self._refusal(scope["path"], scope["method"], headers, trusted)
+        refusal = self._refusal(scope["path"], scope["method"], headers, judged)
         if refusal is not None:
             await refusal(scope, receive, send_with_id)
             return
@@ -82,14 +81,13 @@ class Door:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await unexpected(error)(scope, receive, send_with_id)
 
-    def _refusal(self, path: str, method: str, headers: Headers, trusted: bool) -> ASGIApp | None:
-        if not trusted and not is_open(path):
-            return error_response(
-                401,
-                "expected the header Authorization: Bearer <api key>",
-                headers={"www-authenticate": "Bearer"},
-            )
-        if self._key_digest is None:
+    def _refusal(
+        self, path: str, method: str, headers: Headers, judged: Access | Refusal
+    ) -> ASGIApp | None:
+        if isinstance(judged, Refusal) and not is_open(path):
+            return _refused(judged)
+        open_to_all = not self._keyring.asks
+        if open_to_all:
             foreign = origins.refusal(headers.getlist("host"), headers.getlist("origin"))
             if foreign is not None:
                 return error_response(403, foreign)
@@ -101,7 +99,7 @@ class Door:
                 param="Content-Encoding",
                 headers={"accept-encoding": "identity"},
             )
-        if self._key_digest is None and method == "POST" and _has_body(headers):
+        if open_to_all and method == "POST" and _has_body(headers):
             content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             expected = _CONTENT_TYPES.get(path, "application/json")
             if content_type != expected:
@@ -112,16 +110,23 @@ class Door:
                 )
         return None
 
-    def _authorized(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        assert self._key_digest is not None
-        return scheme.lower() == "bearer" and hmac.compare_digest(
-            _digest(token.strip()), self._key_digest
-        )
+
+def _bearer(headers: Headers) -> str | None:
+    """The token of a request; None without one, or with more than one."""
+    sent = headers.getlist("authorization")
+    scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _refused(refusal: Refusal) -> ASGIApp:
+    """The reply to a key that lets nobody in (RFC 6750, section 3)."""
+    headers: dict[str, str] = {}
+    if refusal.status == 401:
+        unknown = "" if refusal is NO_KEY else ' error="invalid_token"'
+        headers["www-authenticate"] = f"Bearer{unknown}"
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    return error_response(refusal.status, refusal.message, headers=headers)
 
 
 def _has_body(headers: Headers) -> bool:

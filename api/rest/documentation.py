@@ -5,14 +5,16 @@ every write takes, the one form of an error, and the key. Bodies are written out
 routes can be mounted in an application of somebody else's; ours gives them names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
 from weightledger.api.rest.authentication import is_open
+from weightledger.api.rest.scopes import needs, wanted
+from weightledger.ledger.access.keys import Scope
 
 DESCRIPTION = """
 Every change to the served model's weights is one immutable event.
@@ -63,8 +65,8 @@ class ErrorReply(BaseModel):
 
 _MEANINGS = {
     400: "Malformed, or it does not fit the model; nothing was changed",
-    401: "No API key, or another one",
-    403: "Switched off, or a stranger's Host or Origin",
+    401: "No API key, or one that is unknown, revoked or expired",
+    403: "Switched off, a key that is not for this, or a stranger's Host or Origin",
     404: "No such thing",
     409: "Other writers kept winning; nothing was changed",
     410: "Its data were dropped by gc",
@@ -72,10 +74,11 @@ _MEANINGS = {
     413: "The body is larger than this route takes",
     415: "The body is encoded",
     422: "The idempotency key was used for another request",
+    429: "The key has asked as often as it may; Retry-After says when to ask again",
     503: "Not now: the database, the disk or the engine; Retry-After says when to ask again",
 }
-_READ = (400, 401, 403, 404, 410, 503)
-_WRITE = (400, 401, 403, 404, 409, 412, 413, 415, 422, 503)
+_READ = (400, 401, 403, 404, 410, 429, 503)
+_WRITE = (400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 503)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -141,9 +144,15 @@ def write_headers() -> dict[str, Any]:
 
 
 def json_body(
-    model: type[BaseModel], *examples: Mapping[str, Any], write: bool = False
+    model: type[BaseModel],
+    *examples: Mapping[str, Any],
+    write: bool = False,
+    scope: Scope | None = None,
 ) -> dict[str, Any]:
-    """A JSON body, for `openapi_extra`; the route parses it itself."""
+    """A JSON body, for `openapi_extra`; the route parses it itself.
+
+    `scope` is what a key needs to be for, where the route is no write (see `scopes`).
+    """
     media: dict[str, Any] = {"schema": inlined(model.model_json_schema())}
     if examples:
         media["examples"] = {
@@ -151,7 +160,11 @@ def json_body(
             for number, example in enumerate(examples, 1)
         }
     described = {"requestBody": {"required": True, "content": {JSON: media}}}
-    return {**described, **(write_headers() if write else {})}
+    return {
+        **described,
+        **(write_headers() if write else {}),
+        **(needs(scope) if scope else {}),
+    }
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -182,27 +195,47 @@ def documented(**options: Any) -> APIRouter:
 
 
 def describe(app: FastAPI, *, keyed: bool) -> None:
-    """Fix the document of an application: bodies by name, and the key where it has one."""
+    """Fix the document of an application: bodies by name, and what key each route wants."""
+    app.openapi_schema = None
     document = app.openapi()
     components = document["components"]
-    for operations in document["paths"].values():
-        for operation in operations.values():
+    scopes = _scopes(app)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
             media = operation.get("requestBody", {}).get("content", {}).get(JSON)
             if media is not None:
                 name = media["schema"]["title"]
                 components["schemas"][name] = media["schema"]
                 media["schema"] = {"$ref": f"#/components/schemas/{name}"}
+            operation["x-scope"] = scopes[path, method]
+            if keyed:
+                # OpenAPI 3.1: a scheme of any kind may name the role that a key needs.
+                wanted = [] if is_open(path) else [{"ApiKey": [scopes[path, method]]}]
+                operation["security"] = wanted
     schemes = components.setdefault("securitySchemes", {})
     schemes["ApiKey"] = {
         "type": "http",
         "scheme": "bearer",
-        "description": "The key of --api-key or WEIGHTLEDGER_API_KEY. Without one the server "
+        "description": "A key of `weightledger keys create`, or that of --api-key. Each route says "
+        "its scope: read, write (which includes read) or admin (all). Without any key the server "
         "listens on loopback only and asks for none.",
     }
     if keyed:
         document["security"] = [{"ApiKey": []}]
-        for path, operations in document["paths"].items():
-            if is_open(path):
-                for operation in operations.values():
-                    operation["security"] = []
     app.openapi_schema = document
+
+
+def operations(app: FastAPI) -> Iterator[tuple[str, APIRoute]]:
+    """Every route that answers for itself, with its path."""
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute):
+            yield str(context.path_format), context.original_route
+
+
+def _scopes(app: FastAPI) -> dict[tuple[str, str], str]:
+    """The scope that each operation of the document wants, by its path and method."""
+    return {
+        (path, method.lower()): wanted(route)
+        for path, route in operations(app)
+        for method in route.methods or ()
+    }

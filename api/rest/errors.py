@@ -25,6 +25,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.NotFound, 404, "not_found_error", "not_found"),
     (errors.Pruned, 410, "not_found_error", "pruned"),
     (errors.OperationDisabled, 403, "permission_error", "disabled"),
+    (errors.NotAllowed, 403, "permission_error", "insufficient_scope"),
     (errors.Conflict, 409, "conflict_error", "conflict"),
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
     (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),
@@ -46,6 +47,8 @@ _HTTP_TYPES = {
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "payload_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("server_error", "unavailable"),
 }
 
 
@@ -111,6 +114,8 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, errors.Conflict):
         headers["x-should-retry"] = "false"
+    if isinstance(error, errors.NotAllowed) and error.scope is not None:
+        headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, errors.PreconditionFailed):
         headers["etag"] = f'"{error.head_seq}"'
     if isinstance(error, errors.OutcomeUnknown) and "idempotency-key" not in request.headers:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.prometheus import Metrics
-from weightledger.api.rest.queries import refuse_unknown
 from weightledger.api.rest.routes import (
     adapters,
     audit,
@@ -23,6 +22,7 @@ from weightledger.api.rest.routes import (
     verification,
     versions,
 )
+from weightledger.api.rest.scopes import admitted
 from weightledger.api.rest.text import routes as text
 from weightledger.api.rest.workers import Workers
 from weightledger.api.server.settings import (
@@ -63,7 +63,7 @@ def router(
 
 
 def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(refuse_unknown)])
+    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     routes.include_router(batch.router(manager))
     return routes
 
@@ -75,7 +75,7 @@ def _json(
     learning: DTESNDynamicIntegration,
     metrics: Metrics,
 ) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(refuse_unknown)])
+    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
     routes.include_router(inference.router(manager))

@@ -14,6 +14,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest import documentation, errors, pages
 from weightledger.api.rest.authentication import Door
 from weightledger.api.rest.heads import HeadAsGet
+from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.observing import Observed
 from weightledger.api.rest.prometheus import Metrics
@@ -28,15 +29,24 @@ _POLL_S = 0.5
 
 
 def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
-    """The REST API, its errors, its door, and the task that follows other writers."""
+    """The REST API, its errors, its door, and the tasks that follow other writers and keys."""
+    keyring = Keyring(manager.ledger.keys, settings.api_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(_follow(manager))
+        def describe() -> None:
+            documentation.describe(app, keyed=keyring.asks)
+
+        tasks = [
+            asyncio.create_task(_follow(manager)),
+            asyncio.create_task(keyring.follow(describe)),
+        ]
         yield
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(keyring.write_uses)
 
     app = FastAPI(
         title="Weight Ledger",
@@ -48,6 +58,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.writes_enabled = settings.writes_enabled
+    app.state.keyring = keyring
     app.state.ending = threading.Event()
     metrics = Metrics(manager)
     app.include_router(
@@ -64,11 +75,11 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     app.include_router(pages.router())
     # FastAPI builds included routes at their first use, under a filter of warnings that threads
     # share; done here, the first request is as fast as the next and no thread sees the filter.
-    documentation.describe(app, keyed=settings.api_key is not None)
+    documentation.describe(app, keyed=keyring.asks)
     errors.install(app)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Door, api_key=settings.api_key)
+    app.add_middleware(Door, keyring=keyring)
     app.add_middleware(Observed, seen=metrics.seen)
     return app
 

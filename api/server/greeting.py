@@ -8,14 +8,14 @@ from weightledger.api.server.settings import Settings
 from weightledger.ledger.secrets import mask
 
 
-def greeting(manager: DynamicModelManager, settings: Settings, url: str) -> str:
-    """One block: what is served, from where, to whom, and how to stop it."""
+def greeting(manager: DynamicModelManager, settings: Settings, url: str, *, asks: bool) -> str:
+    """One block: what is served, from where, to whom (`asks`: for a key), and how to stop it."""
     database = mask(settings.update_config().url)
     if settings.engine != "embedded":
         held = f"shown by {settings.engine} at {mask(str(settings.engine_url))}"
     else:
         held = "in this process"
-    access = "no API key: loopback only" if settings.api_key is None else "with the API key"
+    access = "with an API key" if asks else "no API key: loopback only"
     if not settings.writes_enabled:
         access += ", no writes"
     lines = {

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -27,6 +28,7 @@ from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.sql.presence import announce
+from weightledger.ledger.store.sql_store import SqlStore
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +47,10 @@ _STREAMS_S = 3.0
 
 def serve(settings: Settings, stop: Stop | None = None) -> None:
     """Serve until told to stop; raises a LedgerError when it cannot start."""
-    if settings.api_key is None and not is_loopback(settings.host):
+    if not is_loopback(settings.host) and not _has_key(settings):
         raise InvalidRequest(
-            f"--host {settings.host} is not loopback: set --api-key (or WEIGHTLEDGER_API_KEY) "
-            "to listen there",
+            f"--host {settings.host} is not loopback: set --api-key (or WEIGHTLEDGER_API_KEY), or "
+            "make a key with `weightledger keys create`, to listen there",
             param="host",
         )
     os.umask(_UMASK)
@@ -80,6 +82,18 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         _run(manager, settings, listener, url, stop)
 
 
+def _has_key(settings: Settings) -> bool:
+    """Whether anybody could come in: by the key of the settings, or by one of the ledger's."""
+    if settings.api_key is not None:
+        return True
+    config = settings.update_config()
+    if config.database_url is None and not config.file.exists():
+        return False
+    with contextlib.closing(SqlStore.open(config.url)) as store:
+        now = time.time_ns() // 1000
+        return any(key.state(now) == "active" for key in store.keys.all())
+
+
 def _run(
     manager: DynamicModelManager,
     settings: Settings,
@@ -91,7 +105,7 @@ def _run(
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
 
     def started() -> bool:
-        sys.stdout.write(greeting(manager, settings, url))
+        sys.stdout.write(greeting(manager, settings, url, asks=app.state.keyring.asks))
         sys.stdout.flush()
         return stop is None or not stop.asked
 

@@ -67,7 +67,10 @@ class Settings:
         2242, "Port to listen on; 0 takes a free one and says which."
     )
     api_key: str | None = setting(
-        None, "The key that the server asks for and that commands show it.", secret=True
+        None,
+        "A key with every right that the server takes, beside those of `weightledger keys`, and"
+        " the one that commands show a server.",
+        secret=True,
     )
     signing_key: str | None = setting(
         None,

@@ -15,6 +15,7 @@ _SEQ = (
 )
 _KEY = (triggers.KEY_TAKEN, "events_idempotency", "events.idempotency_key")
 _NUMBER = (triggers.NUMBER_TAKEN, "events_number", "events.number")
+_CHANGE = (triggers.CHANGE_TAKEN, "api_key_changes_pkey", "api_key_changes.number")
 
 
 def refusal(reason: str) -> LedgerError | None:
@@ -25,4 +26,6 @@ def refusal(reason: str) -> LedgerError | None:
         return KeyTaken("another writer used this idempotency key first")
     if any(name in reason for name in _NUMBER):
         return Conflict("the log has an event with this number already")
+    if any(name in reason for name in _CHANGE):
+        return Conflict("this key was changed by somebody else just now; look, and try again")
     return None

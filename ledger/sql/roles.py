@@ -6,8 +6,8 @@ a trigger off. SQLite has no roles: there the file's permissions are all there i
 
 from weightledger.ledger.sql import tables
 
-# When a blob is put again, and when a version is pinned or unpinned.
-_UPDATED = {"blobs": "touched_at", "listed_versions": "pinned"}
+# When a blob is put again, when a version is pinned or unpinned, and when a key is used.
+_UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
 _DELETED = ("blobs", "blob_parts", "snapshots", "listed_versions")  # by gc; by retiring a version
 
 

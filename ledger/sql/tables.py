@@ -206,3 +206,28 @@ tree_nodes = Table(
     Column("hash", Bytes, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# What was done to API keys, each row for ever: `digest` is the SHA-256 of the secret that it gave
+# the key. `number` counts a key's changes, so that two at once cannot both be the next one.
+api_key_changes = Table(
+    "api_key_changes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("action", Text, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("actor", Text),
+    Column("digest", Bytes),
+    Column("scope", Text),
+    Column("expires_at", BigInteger),
+    Column("requests_per_minute", BigInteger),
+    Column("old_until", BigInteger),
+)
+
+# When a key was last used, to the minute: the one thing about keys that is written over.
+api_key_uses = Table(
+    "api_key_uses",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("used_at", BigInteger, nullable=False),
+)

@@ -16,6 +16,7 @@ KEY_TAKEN = "weightledger: this idempotency key is taken"
 NUMBER_TAKEN = "weightledger: this number of the series is taken"
 MODEL_TAKEN = "weightledger: this model is registered"
 ROW_TAKEN = "weightledger: this row exists"
+CHANGE_TAKEN = "weightledger: this change of a key exists"
 APPEND_ONLY = "weightledger: append-only, rows are never changed or removed"
 
 # Rows of these tables are never changed or removed, and when a new row would replace one.
@@ -35,6 +36,7 @@ _SAME_ROW = {
         (ROW_TAKEN, "model_id = NEW.model_id AND name = NEW.name"),
     ),
     "touches": ((ROW_TAKEN, "parameter_id = NEW.parameter_id AND event_key = NEW.event_key"),),
+    "api_key_changes": ((CHANGE_TAKEN, "name = NEW.name AND number = NEW.number"),),
 }
 
 PROTECTED = tuple(_SAME_ROW)  # the tables whose rows stay as they are

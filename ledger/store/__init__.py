@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.turns import Turn
@@ -264,6 +265,10 @@ class LedgerStore(Protocol):
     @property
     def blobs(self) -> BlobStore:
         """Payloads that are not inline, and snapshots."""
+
+    @property
+    def keys(self) -> ApiKeys:
+        """Who may ask a server for it."""
 
     def models(self) -> list[str]:
         """Names of the registered models, in order of registration."""

@@ -1,5 +1,6 @@
 """A ledger's store over SQL, for SQLite and PostgreSQL; the port is `ledger.store.LedgerStore`."""
 
+from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.errors import InvalidRequest, NotFound
@@ -19,6 +20,7 @@ class SqlStore:
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self.blobs = blobs
+        self.keys = ApiKeys(database)
         self._database = database
         self._events: dict[str, SqlEvents] = {}
 

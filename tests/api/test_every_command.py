@@ -32,6 +32,7 @@ ALL = dict(commands())
 LISTINGS = [
     ("log",),
     ("version", "list"),
+    ("keys", "list"),
     ("rules", "list"),
     ("config", "show"),
     ("config", "list"),

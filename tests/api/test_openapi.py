@@ -84,8 +84,11 @@ def test_every_operation_is_described(document) -> None:
 def test_the_key_is_a_security_scheme_of_all_routes_but_the_probes(document) -> None:
     assert document["components"]["securitySchemes"]["ApiKey"]["scheme"] == "bearer"
     assert document["security"] == [{"ApiKey": []}]
-    open_to_all = {path for _, path, operation in operations(document) if "security" in operation}
+    wanted = {path: operation["security"] for _, path, operation in operations(document)}
+    open_to_all = {path for path, keys in wanted.items() if not keys}
     assert open_to_all == {"/livez", "/readyz", "/health"}
+    assert wanted["/v1/models/rollback"] == [{"ApiKey": ["write"]}]
+    assert wanted["/v1/models/verify"] == [{"ApiKey": ["read"]}]
 
 
 def test_without_a_key_none_is_asked_for(http) -> None:

@@ -28,7 +28,7 @@ from tests.serving import serving
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import SchemaMismatch, StorageError
-from weightledger.ledger.sql import schema
+from weightledger.ledger.sql import schema, triggers
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.roles import grants
 from weightledger.ledger.store.sql_store import SqlStore
@@ -50,7 +50,11 @@ def fill(url: str) -> None:
         with database.change_schema() as (connection, execute):
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
-            assert database.backend.weaknesses(execute) == [], revision
+            there = database.backend.table_names(execute)
+            missing = [name for name in triggers.PROTECTED if name not in there]
+            weak = database.backend.weaknesses(execute)
+            assert [one for one in weak if not any(name in one for name in missing)] == [], revision
+    assert not missing
     database.close()
     with Ledger.open(url) as ledger:
         log = ledger.model(MODEL, base={"w": torch.zeros(8)})

@@ -25,7 +25,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     @routes.post(
         "/invocations",
         responses=answers(Predictions),
-        openapi_extra=json_body(schemas.InvocationBody, {"inputs": [[0.0] * 64]}),
+        openapi_extra=json_body(schemas.InvocationBody, {"inputs": [[0.0] * 64]}, scope="read"),
     )
     async def invocations(request: Request) -> Response:
         """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""

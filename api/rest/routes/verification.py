@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers import Verification
 from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.scopes import needs
 from weightledger.ledger.errors import WeightsMismatch
 
 
@@ -14,7 +15,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     """`POST /v1/models/verify`: hash the tensors that are served right now."""
     routes = documented(prefix="/v1/models", tags=["audit"])
 
-    @routes.post("/verify", responses=answers(Verification))
+    @routes.post("/verify", responses=answers(Verification), openapi_extra=needs("read"))
     def verify() -> dict[str, Any]:
         """The digest of the live tensors, hashed afresh; 503 when it is not the ledger's."""
         live, hashed = manager.log.verify_live()

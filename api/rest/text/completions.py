@@ -43,7 +43,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
     @routes.post(
         "/completions",
         responses=answers(CompletionReply, also=STREAMED),
-        openapi_extra=json_body(CompletionBody, {"prompt": "Once", "max_tokens": 4}),
+        openapi_extra=json_body(CompletionBody, {"prompt": "Once", "max_tokens": 4}, scope="read"),
     )
     async def completions(request: Request) -> Response:
         """Continue each prompt."""
@@ -63,7 +63,7 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
     @routes.post(
         "/chat/completions",
         responses=answers(ChatReply, also=STREAMED),
-        openapi_extra=json_body(ChatBody, _CHAT),
+        openapi_extra=json_body(ChatBody, _CHAT, scope="read"),
     )
     async def chat_completions(request: Request) -> Response:
         """The next message of a conversation."""

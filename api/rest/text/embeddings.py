@@ -36,7 +36,7 @@ def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> AP
     @routes.post(
         "/embeddings",
         responses=answers(EmbeddingsReply),
-        openapi_extra=json_body(EmbeddingsBody, {"input": "a text"}),
+        openapi_extra=json_body(EmbeddingsBody, {"input": "a text"}, scope="read"),
     )
     async def embeddings(request: Request) -> Response:
         """One vector for each text, all from the same state."""

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.scopes import needs
 from weightledger.api.rest.text import completions, embeddings
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines import text
@@ -26,7 +27,7 @@ def router(manager: DynamicModelManager, workers: Workers) -> APIRouter:
 
 
 def _absent(routes: APIRouter, manager: DynamicModelManager, path: str, needed: str) -> None:
-    @routes.post(path, include_in_schema=False)
+    @routes.post(path, include_in_schema=False, openapi_extra=needs("read"))
     async def refuse() -> Response:
         raise NotFound(
             f"no {path} here: the served model {manager.model_name!r} is not {needed}; start the "

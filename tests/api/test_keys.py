@@ -1,0 +1,224 @@
+"""API keys at a real server and by command: scopes, names, changes while it runs."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+
+from tests.api.test_command import inside
+from tests.in_process import listening
+from tests.serving import serving
+from tests.waiting import PATIENCE_S, until
+from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest
+from weightledger.api.rest import documentation, scopes
+from weightledger.api.rest.authentication import is_open
+from weightledger.api.server.app import create_app
+from weightledger.api.server.serve import serve
+from weightledger.api.server.settings import Settings
+
+STATIC = "wl_static"
+UPDATE = {"parameter_name": "bias", "update_data": 0.001}
+
+
+def keys(folder: Path, *words: str) -> Any:
+    """What a command about keys prints as JSON."""
+    status, out, err = inside("keys", *words, "--data-dir", str(folder), "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+@dataclass(frozen=True)
+class Here:
+    """A server in this process, and its data folder."""
+
+    url: str
+    folder: Path
+
+    def client(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def here(folder: Path, **settings: Any) -> Iterator[Here]:
+    config = DynamicUpdateConfig(backup_dir=folder)
+    manager = DynamicModelManager(torch.nn.Linear(2, 3), "m", config=config)
+    with contextlib.closing(manager), listening(manager, **settings) as url:
+        yield Here(url, folder)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    with here(tmp_path_factory.mktemp("keys") / "data", api_key=STATIC) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def made(running: Here) -> dict[str, str]:
+    """A key of each scope, by its scope."""
+    return {
+        scope: keys(running.folder, "create", f"a {scope} key", "--scope", scope)["key"]
+        for scope in ("read", "write", "admin")
+    }
+
+
+def client(server: Here, key: str, **headers: str) -> httpx2.Client:
+    return server.client(authorization=f"Bearer {key}", **headers)
+
+
+def test_every_route_declares_what_key_it_wants(tmp_path: Path) -> None:
+    manager = DynamicModelManager(
+        torch.nn.Linear(2, 2), "m", config=DynamicUpdateConfig(backup_dir=tmp_path)
+    )
+    app = create_app(manager, Settings(api_key=STATIC))
+    document = app.openapi_schema
+    assert document is not None
+    routes = list(documentation.operations(app))
+    assert len(routes) > 25
+    for path, route in routes:
+        assert scopes.declared(route) in scopes.SCOPES, path
+        for method in route.methods or ():
+            operation = document["paths"].get(path, {}).get(method.lower())
+            if operation is not None:
+                wanted = [] if is_open(path) else [{"ApiKey": [scopes.wanted(route)]}]
+                assert operation["security"] == wanted
+    inference = ("/invocations", "/v1/embeddings", "/v1/completions", "/v1/chat/completions")
+    by_path = dict(routes)
+    assert {scopes.wanted(by_path[path]) for path in inference} == {"read"}
+    assert scopes.wanted(by_path["/v1/models/incremental_update"]) == "write"
+    manager.close()
+
+
+def test_a_scope_opens_what_it_is_for(running: Here, made: dict[str, str]) -> None:
+    inputs = {"inputs": [[0.0, 0.0]]}
+    for scope, key in made.items():
+        with client(running, key) as http:
+            assert http.get("/v1/models/status").status_code == 200
+            assert http.post("/invocations", json=inputs).status_code == 200
+            reply = http.post("/v1/models/incremental_update", json=UPDATE)
+            if scope == "read":
+                assert reply.status_code == 403
+                error = reply.json()["error"]
+                assert set(error) == {"message", "type", "param", "code"}
+                assert (error["type"], error["code"]) == ("permission_error", "insufficient_scope")
+                assert "wants a key with scope write" in error["message"]
+                challenge = reply.headers["www-authenticate"]
+                assert challenge == 'Bearer error="insufficient_scope", scope="write"'
+            else:
+                assert reply.status_code == 200
+
+
+def test_the_keys_name_is_the_actor_and_cannot_be_claimed(
+    running: Here, made: dict[str, str]
+) -> None:
+    with client(running, made["write"]) as http:
+        reply = http.post("/v1/models/incremental_update", json=UPDATE)
+        event = http.get(f"/v1/models/updates/{reply.json()['data']['update_id']}").json()
+        assert event["actor"] == "a write key"
+        claimed = http.post(
+            "/v1/models/incremental_update", json=UPDATE, headers={"x-actor": "a admin key"}
+        )
+        assert claimed.status_code == 400 and claimed.json()["error"]["param"] == "X-Actor"
+        body = http.post("/v1/models/incremental_update", json={**UPDATE, "actor": "ana"})
+        assert body.status_code == 400
+    with client(running, STATIC) as http:
+        event_id = http.post("/v1/models/create_version", json={"description": "x"}).json()
+        event = http.get(f"/v1/models/updates/{event_id['data']['version_id']}").json()
+        assert event["actor"] == "api-key"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer wl_",
+        "Basic {key}",
+        "{key}",
+        "Bearer {key}x",
+        "Bearer x{key}",
+        "Bearer {key} {key}",
+        "Bearer \u00e9",
+        "Bearer " + "wl_" + "a" * 5000,
+    ],
+)
+def test_no_key_and_what_is_none_is_401(
+    running: Here, made: dict[str, str], header: str | None
+) -> None:
+    sent = {} if header is None else {"authorization": header.format(key=made["admin"]).encode()}
+    reply = httpx2.get(f"{running.url}/v1/models/status", headers=sent)
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "unauthorized"
+    assert reply.headers["www-authenticate"].startswith("Bearer")
+    assert made["admin"] not in reply.text
+
+
+def test_two_authorization_headers_are_none(running: Here, made: dict[str, str]) -> None:
+    sent = [("authorization", f"Bearer {made['admin']}"), ("authorization", "Bearer other")]
+    assert httpx2.get(f"{running.url}/v1/models/status", headers=sent).status_code == 401
+
+
+def test_what_is_done_to_keys_is_seen_by_the_server_that_runs(running: Here) -> None:
+    folder = running.folder
+    first = keys(folder, "create", "bot", "--actor", "ana")
+    assert (first["scope"], first["state"], first["created_by"]) == ("read", "active", "ana")
+
+    def status(key: str) -> int:
+        with client(running, key) as http:
+            return http.get("/v1/models/status").status_code
+
+    assert status(first["key"]) == 200  # at once
+    second = keys(folder, "rotate", "bot", "--overlap", "1h")
+    assert status(second["key"]) == status(first["key"]) == 200
+    keys(folder, "rotate", "bot")
+    until(lambda: status(second["key"]) == 401, "the second key still works")
+    third = keys(folder, "rotate", "bot")["key"]
+    assert status(third) == 200
+    keys(folder, "revoke", "bot", "--actor", "bo")
+    until(lambda: status(third) == 401, "the revoked key still works")
+    shown = keys(folder, "show", "bot")
+    assert (shown["state"], shown["revoked_by"]) == ("revoked", "bo")
+    done = [(one["action"], one["actor"]) for one in shown["changes"]]
+    assert done[0] == ("created", "ana") and done[-1] == ("revoked", "bo")
+    assert "key" not in shown
+
+
+def test_too_many_requests_are_told_when_to_come_back(running: Here) -> None:
+    key = keys(running.folder, "create", "slow", "--per-minute", "2")["key"]
+    with client(running, key) as http:
+        replies = [http.get("/v1/models/status") for _ in range(6)]
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert len(refused) >= 3
+    error = refused[0].json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert 1 <= int(refused[0].headers["retry-after"]) <= 30
+
+
+def test_a_server_that_asked_for_none_asks_from_the_first_key_on(tmp_path: Path) -> None:
+    with here(tmp_path / "data") as server, server.client() as stranger:
+        assert stranger.get("/v1/models/status").status_code == 200
+        assert "security" not in stranger.get("/openapi.json").json()
+        key = keys(server.folder, "create", "ops", "--scope", "admin")["key"]
+        until(lambda: stranger.get("/v1/models/status").status_code == 401, "it asks for none")
+        with client(server, key) as http:
+            until(lambda: "security" in http.get("/openapi.json").json(), "the document is old")
+    assert keys(server.folder, "list")[0]["used_at"] is not None
+
+
+def test_a_key_made_before_the_first_start_lets_a_server_listen_anywhere(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    key = keys(folder, "create", "ops", "--scope", "admin")["key"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with serving(folder, "--host", "0.0.0.0") as server:
+        assert httpx2.get(f"{server.url}/v1/models").status_code == 401
+        with server.client(authorization=f"Bearer {key}") as http:
+            assert http.get("/v1/models").status_code == 200
+    keys(folder, "revoke", "ops")
+    with pytest.raises(InvalidRequest, match="weightledger keys create"):
+        serve(Settings(data_dir=folder, host="0.0.0.0"))
