@@ -20,6 +20,10 @@ from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.debug.diff import StateDiff, diff
+from weightledger.ledger.debug.each import Each, each
+from weightledger.ledger.debug.measured import Memo
+from weightledger.ledger.debug.rank import Which
 from weightledger.ledger.errors import LedgerError, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import versions
@@ -63,6 +67,7 @@ class Log:
         self._anchoring = Anchoring(history, projector, alpha)
         self._writer = Writer(history, projector, policy, self._afterwards)
         self._listeners: list[Listener] = []
+        self._memo = Memo()
         self.first_names = projector.engine.aliases()
 
     # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict, OperationDisabled or
@@ -245,6 +250,16 @@ class Log:
     def versions(self) -> Sequence[versions.ModelVersion]:
         """Listed versions, newest first."""
         return self.history.versions()
+
+    # Questions, for when something went wrong
+
+    def diff(self, before: str, after: str = "head", *, ranks: Which = "auto") -> StateDiff:
+        """What differs between the states at two positions; see `debug.diff`."""
+        return diff(self.history, before, after, ranks=ranks, memo=self._memo)
+
+    def each(self, before: str, after: str = "head", *, columns: int = 60) -> Each:
+        """What each update from one state to a later one did, by layer; see `debug.each`."""
+        return each(self.history, before, after, columns=columns)
 
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "status": Entry("reading:status", "Where a model stands."),
     "log": Entry("reading:log", "Events, newest first."),
     "show": Entry("reading:show", "One event, whole."),
+    "diff": Entry("comparing:diff", "What differs between two states."),
     "update": Entry("writing:update", "Apply one update to one parameter."),
     "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
     "version": Entry("versions:app", "Name states, and list the names."),

@@ -106,6 +106,18 @@ class Local:
         """One listed version; NotFound otherwise."""
         return version_item(self._history.version(name))
 
+    def diff(self, query: Mapping[str, Any]) -> Item:
+        """What `GET /v1/models/diff` says."""
+        # Both import torch.
+        from weightledger.ledger.debug.diff import diff
+        from weightledger.ledger.debug.each import each
+
+        before, after = query["from"], query["to"]
+        if query.get("each"):
+            columns = query["columns"]
+            return each(self._history, before, after, columns=columns).to_json()
+        return diff(self._history, before, after, ranks=query["ranks"]).to_json()
+
     def save(self, position: str, out: Path) -> Item:
         """Write a state's tensors to a file, rebuilt and verified."""
         from weightledger.api.weights import save_state  # imports torch

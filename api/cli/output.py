@@ -119,6 +119,11 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False)
 
 
+def text(lines: str) -> None:
+    """Print lines that are ours, or made safe already."""
+    sys.stdout.write(lines)
+
+
 def note(message: str) -> None:
     """A remark for people, on stderr."""
     sys.stderr.write(f"{plain(message)}\n")

@@ -88,6 +88,10 @@ class Remote:
         """One listed version."""
         return self._get(f"{_MODELS}/versions/{quote(name, safe='')}")
 
+    def diff(self, query: Mapping[str, Any]) -> Item:
+        """What differs between two states."""
+        return self._get(f"{_MODELS}/diff", _texts(query))
+
     def save(self, position: str, out: Path) -> Item:
         """Write a state's tensors to a file; what the server says of it."""
         path = f"{_MODELS}/versions/{quote(position, safe='')}/weights"
@@ -202,3 +206,12 @@ class Remote:
             message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
         kind = {400: InvalidRequest, 404: NotFound}.get(reply.status_code, ServerError)
         return kind(message)
+
+
+def _texts(query: Mapping[str, Any]) -> dict[str, str]:
+    """A query's values as they stand in a URL."""
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in query.items()
+        if value is not None
+    }

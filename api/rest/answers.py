@@ -188,6 +188,84 @@ class ParameterList(_Exact):
     has_more: bool
 
 
+class DiffSide(_Exact):
+    """One of two states that are compared."""
+
+    position: str
+    id: str
+    seq: int
+    digest: str
+
+
+class GroupDiff(BaseModel):
+    """What differs in one layer or module; norms are those of the tensors that differ."""
+
+    name: str
+    tensors: int
+    tensors_changed: int
+    elements: int
+    changed: int = Field(description="Elements whose bits differ.")
+    share: float
+    largest_change: float | None
+    change_norm: float | None
+    relative_norm: float | None
+    became_not_finite: int
+
+
+class TensorDiff(BaseModel):
+    """How one tensor differs; a number that is not defined is null."""
+
+    name: str
+    kind: Literal["changed", "added", "removed", "replaced"]
+    dtype: str
+    shape: list[int]
+    elements: int
+    changed: int = Field(description="Elements whose bits differ.")
+    share: float
+    largest_change: float | None
+    mean_change: float | None = Field(description="Of the elements that changed.")
+    change_norm: float | None
+    norm_before: float | None
+    norm_after: float | None
+    relative_norm: float | None = Field(description="change_norm / norm_before")
+    cosine: float | None
+    first_index: list[int] | None
+    not_finite: int
+    became_not_finite: int
+    effective_rank: float | None
+    effective_rank_note: str | None
+
+
+class EachColumn(_Exact):
+    """A state change, or the last of several that share a column."""
+
+    id: str
+    seq: int
+    updates: int
+
+
+class EachLayer(_Exact):
+    """What every column did to one layer: null for nothing, "new" where nothing was before."""
+
+    name: str
+    relative_norm: list[float | Literal["new"] | None]
+
+
+class DiffReply(BaseModel):
+    """Two states compared, what moved farthest first; or with `each` layers by updates."""
+
+    object: Literal["diff", "diff.each"]
+    model: str
+    before: DiffSide | str = Field(alias="from")
+    after: DiffSide | str = Field(alias="to")
+    tensors_changed: int | None = None
+    tensors_unchanged: int | None = None
+    layers: list[GroupDiff] | list[EachLayer]
+    modules: list[GroupDiff] | None = None
+    by_tensor: list[TensorDiff] | None = None
+    columns: list[EachColumn] | None = None
+
+
 class Model(BaseModel):
     """The served model, or one of its adapters (then with `parent`)."""
 

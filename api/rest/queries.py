@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from weightledger.ledger.debug.each import MAX_COLUMNS
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import KINDS
 from weightledger.ledger.history.positions import parse_time
@@ -71,6 +72,23 @@ class Updates(Page):
     max_seq: Seq | None = None
 
 
+class Diff(Query):
+    """Which two states are compared, and how that is told."""
+
+    before: str = Field(
+        alias="from", description="The earlier position: a version, an update, seq:N, head~N …"
+    )
+    after: str = Field("head", alias="to", description="The later position.")
+    each: bool = Field(
+        False, description="What each update on the way did, by layer, instead of the whole."
+    )
+    columns: int = Field(60, ge=1, le=MAX_COLUMNS, description="With each: columns, at most.")
+    ranks: Literal["auto", "all", "none"] = Field(
+        "auto", description="Effective ranks: of small changes, of all, or of none."
+    )
+    form: Literal["json", "csv", "svg"] = Field("json", alias="format")
+
+
 class Batch(Query):
     """How every update of a batch is applied."""
 
@@ -106,7 +124,9 @@ def parameters(route: Any) -> dict[str, Any]:
     for one in declared:
         model: Any = one.field_info.annotation
         if hasattr(model, "model_fields"):
-            known |= {name: field.annotation for name, field in model.model_fields.items()}
+            known |= {
+                field.alias or name: field.annotation for name, field in model.model_fields.items()
+            }
         else:
             known[one.alias] = model
     return known

@@ -15,6 +15,7 @@ from weightledger.api.rest.routes import (
     audit,
     batch,
     catalog,
+    comparing,
     dynamic,
     enhanced,
     inference,
@@ -85,6 +86,7 @@ def _json(
     routes.include_router(enhanced.router(learning))
     routes.include_router(audit.router(manager))
     routes.include_router(versions.router(manager))
+    routes.include_router(comparing.router(manager))
     routes.include_router(verification.router(manager))
     routes.include_router(catalog.router(manager))
     routes.include_router(catalog.by_name(manager))

@@ -48,6 +48,19 @@ class Parameter:
     update_count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A state at hand, from which a way may begin for nothing.
+
+    `tensor(name)` gives a contiguous CPU copy of a tensor of `state`, which the caller may
+    write to.
+    """
+
+    node: int
+    state: StateDigest
+    tensor: Callable[[str], "Tensor"]
+
+
 class History:
     """One registered model's log, read."""
 
@@ -141,14 +154,19 @@ class History:
         return self._pruned
 
     def tensors(
-        self, node: int, expected: bytes, names: Collection[str] | None = None
+        self,
+        node: int,
+        expected: bytes,
+        names: Collection[str] | None = None,
+        *,
+        known: Known | None = None,
     ) -> dict[str, "Tensor"]:
         """Some tensors at a node (all by default), by full name, each verified.
 
-        Reads their part of the cheapest snapshot and the events that changed them since. Raises
-        NotFound for a name that is not in the state.
+        Reads their part of the cheapest snapshot, or of the state that is `known`, and the events
+        that changed them since. Raises NotFound for a name that is not in the state.
         """
-        return self._states.tensors(node, expected, names)
+        return self._states.tensors(node, expected, names, known)
 
     def travel(
         self,
@@ -320,7 +338,11 @@ class History:
         ]
 
     def head_state(self) -> StateDigest:
-        """Names, specs and digests at the head, from recorded digests alone (no tensor is read)."""
+        """Names, specs and digests at the head; see `digests`."""
+        return self.digests(self.head().node)
+
+    def digests(self, node: int, known: Known | None = None) -> StateDigest:
+        """Names, specs and digests at a node, from recorded digests alone (no tensor is read)."""
 
         def along(base: StateDigest, path: lineage.Path) -> StateDigest:
             state = base
@@ -335,4 +357,4 @@ class History:
                 state = state.moved(moved)
             return state
 
-        return self.travel(self.head().node, along)
+        return self.travel(node, along, live=None if known is None else (known.node, known.state))

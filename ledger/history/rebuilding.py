@@ -17,7 +17,7 @@ from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 if TYPE_CHECKING:
-    from weightledger.ledger.history.reader import History
+    from weightledger.ledger.history.reader import History, Known
 
 
 class States:
@@ -45,13 +45,19 @@ class States:
         return self._history.travel(node, along, without=without)
 
     def tensors(
-        self, node: int, expected: bytes, names: Collection[str] | None
+        self,
+        node: int,
+        expected: bytes,
+        names: Collection[str] | None,
+        known: "Known | None",
     ) -> dict[str, torch.Tensor]:
         """See `History.tensors`."""
         only = None if names is None else frozenset(names)
 
         def along(base: StateDigest, path: Path) -> dict[str, torch.Tensor]:
             def fetch(name: str) -> torch.Tensor:
+                if known is not None and base is known.state:
+                    return known.tensor(name)
                 return self.anchored(path.start, base, name)
 
             rebuilt = self.follow(base, fetch, path, expected, only)
@@ -66,7 +72,9 @@ class States:
                 for name in wanted
             }
 
-        return self._history.travel(node, along)
+        return self._history.travel(
+            node, along, live=None if known is None else (known.node, known.state)
+        )
 
     def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
         """See `History.anchored`."""

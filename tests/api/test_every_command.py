@@ -131,7 +131,10 @@ def test_each_that_writes_takes_who_and_why(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("status",), ("log",), ("show",), ("replay",), ("version", "list"), ("version", "show")],
+    [
+        *(("status",), ("log",), ("show",), ("replay",), ("version", "list"), ("version", "show")),
+        ("diff",),
+    ],
     ids=" ".join,
 )
 def test_each_that_reads_takes_a_url(words: tuple[str, ...]) -> None:

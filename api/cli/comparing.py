@@ -1,0 +1,139 @@
+"""What differs between two states."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from weightledger.api.cli import output
+from weightledger.api.cli.files import replacing
+from weightledger.api.cli.options import WHERE, Csv, Json, Model, configured
+from weightledger.api.cli.source import reading
+from weightledger.api.server.settings import Settings
+from weightledger.api.server.sources import FlagError
+from weightledger.api.tables import csv_text, diff_rows
+
+Item = Mapping[str, Any]
+
+By = Annotated[
+    Literal["tensor", "layer", "module"], typer.Option(help="What a row of the table is.")
+]
+Svg = Annotated[
+    Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture to this file too.")
+]
+
+_SHORT = {  # what a table for people shows, and what it calls it
+    "name": "name",
+    "kind": "",
+    "changed": "changed",
+    "share": "share",
+    "largest_change": "max |Δ|",
+    "mean_change": "mean |Δ|",
+    "relative_norm": "‖Δ‖ ÷ ‖w‖",
+    "cosine": "cosine",
+    "effective_rank": "eff. rank",
+    "first_index": "first at",
+    "became_not_finite": "became NaN or inf",
+    "id": "id",
+    "layer": "layer",
+}
+
+
+@configured(*WHERE)
+def diff(
+    settings: Settings,
+    before: Annotated[str, typer.Argument(metavar="A", help="v1, update_3, 12, head~2, a time …")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same.")] = "head",
+    model: Model = None,
+    by: By = "tensor",
+    number: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="Rows of the table, what moved most first.")
+    ] = 20,
+    each: Annotated[
+        bool, typer.Option("--each", help="What each update from A to B did, by layer.")
+    ] = False,
+    columns: Annotated[
+        int, typer.Option(min=1, help="With --each: columns, at most; updates share them.")
+    ] = 60,
+    ranks: Annotated[
+        Literal["auto", "all", "none"],
+        typer.Option(help="Effective ranks of matrices: of small changes, of all, or of none."),
+    ] = "auto",
+    svg: Svg = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """What differs between two states.
+
+    Tensors that are the same are known by their digests and not read. What moved farthest comes
+    first; a number that is not defined is a dash.
+
+    Example: weightledger diff v1 head --by layer --svg what-changed.svg
+    """
+    if as_json and as_csv:
+        raise FlagError("of --json and --csv only one can be had", param="json")
+    query: dict[str, Any] = {"from": before, "to": after}
+    query |= {"each": True, "columns": columns} if each else {"ranks": ranks}
+    with reading(settings, model) as source:
+        found = source.diff(query)
+    if svg is not None:
+        from weightledger.ledger.debug.drawn import diff_picture
+
+        with replacing(svg) as partial:
+            partial.write_text(diff_picture(found))
+    names, rows = diff_rows(found, by)
+    if as_json:
+        output.facts(found, as_json=True)
+    elif as_csv:
+        output.text(csv_text(names, rows))
+    else:
+        _print(found, names, rows, number)
+
+
+def _print(found: Item, names: Sequence[str], rows: Sequence[Item], number: int) -> None:
+    if found["object"] == "diff.each":
+        rows = sorted(rows, key=lambda row: -_size(row["relative_norm"]))
+        output.text(f"{len(found['columns'])} columns, {len(found['layers'])} layers touched\n")
+    else:
+        output.text(_headline(found))
+    if not rows:
+        return
+    chosen = [name for name in _SHORT if name in names]
+    shown = [{_SHORT[name] or " ": _shown(name, row[name]) for name in chosen} for row in rows]
+    heads = [_SHORT[name] or " " for name in chosen]
+    heads = [head for head in heads if any(row[head] not in (None, "") for row in shown)]
+    output.table(shown[:number], heads, whole=set(heads) - {"name"})
+    if len(rows) > number:
+        output.text(f"and {len(rows) - number} more: -n {len(rows)} shows all\n")
+
+
+def _headline(found: Item) -> str:
+    before, after = found["from"], found["to"]
+    if before["digest"] == after["digest"]:
+        return f"seq {before['seq']} and seq {after['seq']} are the same state\n"
+    return (
+        f"seq {before['seq']} → seq {after['seq']}: {found['tensors_changed']} of "
+        f"{found['tensors']} tensors differ, {found['changed']:,} of {found['elements']:,} "
+        f"elements ({found['share']:.3%})\n"
+    )
+
+
+def _shown(name: str, value: Any) -> str | None:
+    if value is None or (name == "kind" and value == "changed"):
+        return None if name != "kind" else ""
+    if name == "share":
+        return f"{value:.2%}"
+    if name == "became_not_finite":
+        return f"{value:,}" if value else None
+    if name == "cosine":
+        return f"{value:.6f}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(value: Any) -> float:
+    return float("inf") if value == "new" else float(value)

@@ -1,0 +1,44 @@
+"""What differs between two states."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+
+from weightledger import DynamicModelManager
+from weightledger.api.rest import queries
+from weightledger.api.rest.answers import DiffReply
+from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.tables import csv_text, diff_rows
+from weightledger.ledger.debug.drawn import diff_picture
+
+_OTHER_FORMS: dict[str, Any] = {
+    "text/csv": {"schema": {"type": "string"}},
+    "image/svg+xml": {"schema": {"type": "string"}},
+}
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`GET /v1/models/diff`."""
+    routes = documented(prefix="/v1/models", tags=["debugging"])
+    log = manager.log
+
+    @routes.get("/diff", responses=answers(DiffReply, also=_OTHER_FORMS))
+    def diff(query: Annotated[queries.Diff, Query()]) -> Response:
+        """What differs between two states, what moved farthest first.
+
+        Tensors that are the same are known by their digests and not read. As JSON, as CSV with a
+        row for each tensor, or as an SVG picture: a bar for each layer, with `each` a heat map of
+        layers by updates.
+        """
+        if query.each:
+            found = log.each(query.before, query.after, columns=query.columns).to_json()
+        else:
+            found = log.diff(query.before, query.after, ranks=query.ranks).to_json()
+        if query.form == "svg":
+            return Response(diff_picture(found), media_type="image/svg+xml")
+        if query.form == "csv":
+            return Response(csv_text(*diff_rows(found)), media_type="text/csv")
+        return JSONResponse(found)
+
+    return routes

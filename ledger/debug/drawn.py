@@ -1,0 +1,51 @@
+"""Which pictures there are of what is asked: diffs as plain JSON in, SVG out."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from weightledger.ledger.debug.pictures import Bar, bars, heat_map
+
+Item = Mapping[str, Any]
+
+_MOST_BARS = 60
+
+
+def diff_picture(found: Item) -> str:
+    """Of `StateDiff.to_json` bars, a layer each; of `Each.to_json` layers × updates."""
+    return _each(found) if found["object"] == "diff.each" else _two(found)
+
+
+def _two(found: Item) -> str:
+    before, after = found["from"]["position"], found["to"]["position"]
+    layers = found["layers"]
+    rows = [
+        Bar(one["name"], one["relative_norm"], alert=one["became_not_finite"] > 0)
+        for one in layers[:_MOST_BARS]
+    ]
+    title = f"{found['model']}: {before} to {after}"
+    shown = f"The {len(rows)} that moved farthest of" if len(rows) < len(layers) else "All"
+    return bars(
+        title,
+        f"{shown} {len(layers)} layers that differ, each with the norm of its change over the norm "
+        "before. Red ones have elements that are not finite any more.",
+        rows,
+    )
+
+
+def _each(found: Item) -> str:
+    columns = [
+        one["id"] if one["updates"] == 1 else f"{one['updates']} updates up to {one['id']}"
+        for one in found["columns"]
+    ]
+    rows = [
+        (one["name"], [math.inf if v == "new" else v for v in one["relative_norm"]])
+        for one in found["layers"]
+    ]
+    return heat_map(
+        f"{found['model']}: each update from {found['from']} to {found['to']}",
+        f"{len(rows)} layers by {len(columns)} columns; the darker, the larger the norm of the "
+        "change over the norm before, on a scale of powers of ten. Red is new or not comparable.",
+        columns,
+        rows,
+    )
