@@ -81,14 +81,15 @@ def wrong_bodies(operation: Operation) -> Iterator[Any]:
 
 def wrong_queries(operation: Operation) -> Iterator[dict[str, str]]:
     declared = operation.parameters("query")
+    needed = {one["name"]: "head" for one in declared if one["required"]}
     if declared:
-        yield {"no_such_parameter": "1"}
+        yield {**needed, "no_such_parameter": "1"}
     for one in declared:
         schema = json.dumps(one["schema"])
         for word, values in QUERY_VALUES.items():
             if f'"{word}"' in schema and '"maxLength"' not in schema:
                 for value in values:
-                    yield {one["name"]: value}
+                    yield {**needed, one["name"]: value}
 
 
 @pytest.fixture(scope="module")
