@@ -1,10 +1,10 @@
 """Events and versions as every face shows them: plain JSON."""
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
 
 
@@ -40,10 +40,3 @@ def version_item(version: ModelVersion) -> dict[str, Any]:
         "seq": version.seq,
         "digest": version.digest.hex(),
     }
-
-
-def iso_time(recorded_at: int) -> str:
-    """UTC microseconds since the epoch as ISO 8601 with a Z."""
-    seconds, micros = divmod(recorded_at, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

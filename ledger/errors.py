@@ -20,6 +20,7 @@
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── PluginError             500  an installed package's entry point cannot be used; names it
+    ├── JudgeFailed             500  who was to judge a state failed, or contradicts itself
     ├── ProofError              422  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
@@ -150,6 +151,13 @@ class PublishFailed(EngineUnavailable):
 
 class PluginError(LedgerError):
     """What an installed package brings cannot be used; the message names the package."""
+
+
+class JudgeFailed(LedgerError):
+    """A command or evaluator that was to judge a state cannot be run, failed, or cannot be right.
+
+    What it judged before stands.
+    """
 
 
 class ProofError(LedgerError):

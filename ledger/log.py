@@ -20,14 +20,18 @@ from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.debug.bisect import session
+from weightledger.ledger.debug.bisect.bisection import Rules
 from weightledger.ledger.debug.diff import StateDiff, diff
 from weightledger.ledger.debug.each import Each, each
 from weightledger.ledger.debug.measured import Memo
 from weightledger.ledger.debug.rank import Which
+from weightledger.ledger.debug.walking import ReplayedState
 from weightledger.ledger.errors import LedgerError, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.monitoring.evaluation import Scores
 from weightledger.ledger.projection.anchoring import Anchoring
 from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.retention import GcReport, collect
@@ -260,6 +264,21 @@ class Log:
     def each(self, before: str, after: str = "head", *, columns: int = 60) -> Each:
         """What each update from one state to a later one did, by layer; see `debug.each`."""
         return each(self.history, before, after, columns=columns)
+
+    def bisect(
+        self,
+        good: str,
+        bad: str,
+        judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None],
+        *,
+        rules: Rules | None = None,
+    ) -> dict[str, Any]:
+        """Find the state change between two positions that made the model bad.
+
+        `judge` gets a state (`.weights`, `.seq`, `.version`) and says True for good, False for bad,
+        None where it cannot be judged; with `rules.metric` it gives metrics. See `debug.bisect`.
+        """
+        return session.bisect(self.history, good, bad, judge, rules)
 
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""

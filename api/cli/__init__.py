@@ -26,6 +26,10 @@ COMMANDS = {
     "learn": Entry("learning:learn", "Learn from a file through the server."),
     "rules": Entry("rules:app", "The learning rules there are."),
     "replay": Entry("reading:replay", "Rebuild a state from the log and write it to a file."),
+    "bisect": Entry(
+        "bisecting:app",
+        "Find the event that made a model bad, by judging states between a good and a bad one.",
+    ),
     "verify": Entry("verification:verify", "Recompute every digest from the log."),
     "checkpoint": Entry(
         "proofs:checkpoint",

@@ -65,5 +65,5 @@ class App(typer.Typer):
         )
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """Register a function as a command, as typer does."""
-        return super().command(name, cls=Command, **options)
+        """Register a function as a command, as typer does; `cls` is a kind of Command."""
+        return super().command(name, **{"cls": Command, **options})

@@ -13,11 +13,11 @@ from weightledger.api.cli import output
 from weightledger.api.cli.local import require_ledger
 from weightledger.api.cli.options import Actor, Csv, Json, Quiet, configured
 from weightledger.api.cli.source import whoami
-from weightledger.api.items import iso_time
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.access.keys import SCOPES, ApiKey
 from weightledger.ledger.access.records import ApiKeys, Issued
+from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.permissions import make_folder
 from weightledger.ledger.store.sql_store import SqlStore
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from weightledger.api.items import event_item, iso_time, version_item
+from weightledger.api.items import event_item, version_item
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.history.positions import parse_time
+from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
 from weightledger.ledger.sql.presence import servers

@@ -119,3 +119,10 @@ def parse_time(text: str) -> int | None:
         moment = moment.replace(tzinfo=UTC)
     elapsed = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
+
+
+def iso_time(recorded_at: int) -> str:
+    """UTC microseconds since the epoch as ISO 8601 with a Z."""
+    seconds, micros = divmod(recorded_at, 1_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

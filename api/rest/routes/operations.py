@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
-from weightledger.api.items import iso_time
 from weightledger.api.rest.answers import Alive, Healthy, NotReady, Ready
 from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.history.positions import iso_time
 
 _PROBE: dict[int | str, dict[str, Any]] = {
     200: {"model": Ready},

@@ -1,0 +1,223 @@
+"""Judges: who says whether a state is good.
+
+A judge gets a state and answers later, so that several can be at it at once. A command runs in a
+process group of its own, which is killed when it takes too long; an evaluator is called here.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from weightledger.ledger.debug.exporting import write_safetensors
+from weightledger.ledger.debug.walking import ReplayedState
+from weightledger.ledger.errors import JudgeFailed, LedgerError
+from weightledger.ledger.monitoring.evaluation import Scores, scores_of
+
+GOOD, SKIP, ABORTS = 0, 125, 128
+_STDERR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a judge said: True for good, False for bad, None where the state cannot be judged.
+
+    `metrics` is what was measured, for those who decide by a metric. `timed_out` says why there is
+    no verdict.
+    """
+
+    good: bool | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    timed_out: bool = False
+
+
+class Asked(Protocol):
+    """A judge at work on one state."""
+
+    def wait(self) -> Answer:
+        """Its answer; JudgeFailed where it fails."""
+
+    def close(self) -> None:
+        """Stop it where it is still at work; nothing of it is left."""
+
+
+class Judge(Protocol):
+    """Judges states."""
+
+    def ask(self, state: ReplayedState) -> Asked:
+        """Begin to judge a state. Raises JudgeFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What was answered at once."""
+
+    answer: Answer
+
+    def wait(self) -> Answer:
+        return self.answer
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class CalledJudge:
+    """A function in this process: of a state it says True, False or None, or gives metrics."""
+
+    judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None]
+
+    def ask(self, state: ReplayedState) -> Asked:
+        try:
+            said = self.judge(state)
+            if not isinstance(said, bool | None):
+                return _Answered(Answer(None, scores_of(said).metrics))
+        except LedgerError:
+            raise
+        except Exception as error:
+            raise JudgeFailed(
+                f"the evaluator failed on the state at seq:{state.seq}: {error!r}"
+            ) from error
+        return _Answered(Answer(said))
+
+
+class CommandJudge:
+    """A command; its last argument is the path of a safetensors file of the state.
+
+    WEIGHTLEDGER_SEQ and WEIGHTLEDGER_VERSION are in its environment. Exit status 0 is good, 125
+    cannot be judged, 1 to 127 bad; 128 or more, or a signal, is a failure of the judge. With
+    `metrics` it prints them as its last line instead: a JSON object of numbers.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        metric: str | None = None,
+    ) -> None:
+        """Raises JudgeFailed for a command that is not there or may not be run."""
+        if not command or shutil.which(command[0]) is None:
+            name = command[0] if command else ""
+            raise JudgeFailed(f"the judge cannot be run: there is no command {name!r}")
+        self._command, self.timeout_s, self.metric = list(command), timeout_s, metric
+
+    def ask(self, state: ReplayedState) -> Asked:
+        folder = tempfile.TemporaryDirectory(prefix="weightledger-bisect-")
+        try:
+            file = Path(folder.name) / f"seq-{state.seq}.safetensors"
+            write_safetensors(state, file)
+            printed = Path(folder.name) / "printed"
+            return _Running(self._started(state, file, printed), state.seq, folder, self)
+        except BaseException:
+            folder.cleanup()
+            raise
+
+    def _started(
+        self, state: ReplayedState, file: Path, printed: Path
+    ) -> "subprocess.Popen[bytes]":
+        environment = {
+            **os.environ,
+            "WEIGHTLEDGER_SEQ": str(state.seq),
+            "WEIGHTLEDGER_VERSION": state.version or "",
+        }
+        with printed.open("wb") as out:
+            # What a judge prints is for people: standard output is ours, and may be JSON.
+            shown = out if self.metric is not None else _STDERR
+            try:
+                return subprocess.Popen(
+                    [*self._command, str(file)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=shown,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise JudgeFailed(f"the judge cannot be run: {error}") from error
+
+
+class _Running:
+    """A command at work."""
+
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        seq: int,
+        folder: "tempfile.TemporaryDirectory[str]",
+        judge: CommandJudge,
+    ) -> None:
+        self._process, self._seq, self._folder, self._judge = process, seq, folder, judge
+        timeout_s = judge.timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def wait(self) -> Answer:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        try:
+            status = self._process.wait(left)
+            return self._answer(status)
+        except subprocess.TimeoutExpired:
+            return Answer(None, timed_out=True)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._folder.cleanup()
+
+    def _answer(self, status: int) -> Answer:
+        seq, metric = self._seq, self._judge.metric
+        if status < 0 or status >= ABORTS:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise JudgeFailed(
+                f"the judge {how} on the state at seq:{seq}: 0 is good, 125 cannot be judged, 1 to "
+                "127 bad, and 128 or more ends the search. What was judged so far is kept"
+            )
+        if status == SKIP:
+            return Answer(None)
+        if metric is None:
+            return Answer(status == GOOD)
+        if status != GOOD:
+            raise JudgeFailed(
+                f"the judge ended with status {status} on the state at seq:{seq}; with a metric it "
+                "has to end with 0, or with 125 where the state cannot be judged"
+            )
+        return Answer(None, _metrics(metric, Path(self._folder.name) / "printed", seq))
+
+
+def _metrics(metric: str, printed: Path, seq: int) -> dict[str, float]:
+    """The last line that was printed: a JSON object, or the one number."""
+    lines = printed.read_text(errors="replace").strip().splitlines()
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        value = json.loads(lines[-1]) if lines else None
+        said = value if isinstance(value, dict) else {metric: value}
+        measured = said.get(metric)
+        if isinstance(measured, int | float) and not isinstance(measured, bool):
+            return {name: float(one) for name, one in said.items() if isinstance(one, int | float)}
+    last = lines[-1][:80] if lines else "nothing"
+    raise JudgeFailed(
+        f"the judge has to print {metric} of the state at seq:{seq} as its last line, such as "
+        f'{{"{metric}": 0.9}}; it printed {last!r}'
+    )
+
+
+def score_of(answer: Answer, metric: str, seq: int) -> float:
+    """The metric that was measured; JudgeFailed where there is none that is a number."""
+    value = answer.metrics.get(metric, math.nan)
+    if math.isnan(value):
+        measured = ", ".join(answer.metrics) or "nothing"
+        raise JudgeFailed(
+            f"the judge gave no {metric} of the state at seq:{seq} that is a number, but {measured}"
+        )
+    return float(value)

@@ -1,0 +1,92 @@
+"""A state in memory that walks from one position of a log to another.
+
+Each move reads the events between the two states, or starts from a snapshot where that is less:
+visiting many states costs the way between them, not a rebuild of each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from weightledger.ledger.history.lineage import Path
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.tensors.lanes import clone
+from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.tensors.state import StateDigest
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedState:
+    """One state, verified against the log; `tensors` are by full state name and only to be read.
+
+    `version` is the id of the newest listed version that names this very state, if one does.
+    """
+
+    model: str
+    seq: int
+    digest: StateDigest
+    tensors: dict[str, torch.Tensor]
+    version: str | None = None
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's tensors by bare name, further names of tied ones included."""
+        named = {n.removeprefix(WEIGHTS): t for n, t in self.tensors.items() if _is_weight(n)}
+        for alias, first in self.digest.aliases.items():
+            named[alias.removeprefix(WEIGHTS)] = self.tensors[first]
+        return named
+
+
+class Walker:
+    """Moves a state through one log; for one thread at a time."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._at: int | None = None
+        self._state: StateDigest | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+        self.read_bytes = 0
+        """What the moves so far have read, as the path finder counts it."""
+
+    def to(self, node: int) -> ReplayedState:
+        """The state after the state-changing event `node`; NotFound, Pruned or CorruptLedger.
+
+        What was given before stays as it was: tensors are replaced, never written to.
+        """
+        event = self._history.require(node)
+        if node != self._at:
+            live = None if self._at is None or self._state is None else (self._at, self._state)
+            self._history.travel(
+                node, lambda base, path: self._take(base, path, event.state_after), live=live
+            )
+            self._at = node
+        assert self._state is not None
+        version = next(
+            (one.version_id for one in self._history.versions() if one.seq == node), None
+        )
+        return ReplayedState(self._history.model, node, self._state, dict(self._tensors), version)
+
+    def _take(self, base: StateDigest, path: Path, expected: bytes) -> None:
+        here = path.start == self._at
+
+        def fetch(name: str) -> torch.Tensor:
+            if here:
+                return clone(self._tensors[name])
+            return self._history.anchored(path.start, base, name)
+
+        rebuilt = self._history.follow(base, fetch, path, expected)
+        held = self._state.digests if self._state is not None else {}
+        tensors = {
+            name: rebuilt.tensors[name]
+            if name in rebuilt.tensors
+            else self._tensors[name]
+            if held.get(name) == digest
+            else fetch(name)
+            for name, digest in rebuilt.state.digests.items()
+        }
+        self._state, self._tensors = rebuilt.state, tensors
+        self.read_bytes += path.size
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith(WEIGHTS)
