@@ -58,6 +58,7 @@ _WHERE = ("data_dir", "database")
 _LEARNT = "learnt"
 _BARS = 40
 _SHOWN = 20
+_OF_DIFF = ("name", "changed", "largest_change", "relative_norm")
 
 
 class _RateMayBeMissing(Command):
@@ -427,6 +428,13 @@ def _show(
             f"judge seq:{seq}, then say bisect good, bad or skip; to get it: "
             f"weightledger replay --to seq:{seq} -o FILE"
         )
-    output.facts(
-        {key: value for key, value in facts.items() if value not in (None, [])}, as_json=False
-    )
+    shown = {key: value for key, value in facts.items() if value not in (None, [])}
+    if facts["diff"] is not None:
+        shown["diff"] = [
+            {key: one[key] for key in _OF_DIFF} for one in facts["diff"]["by_tensor"][:_SHOWN]
+        ]
+    for name in ("undo", "suspected" if facts["next"] and not going.rules.noisy else ""):
+        shown.pop(name, None)
+    output.facts(shown, as_json=False)
+    for line in facts["undo"]:
+        typer.echo(f"to mend it: {line}")
