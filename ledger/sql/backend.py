@@ -72,8 +72,11 @@ class Journal(Protocol):
     def committed(self, execute: Execute) -> None:
         """After each commit, outside of a transaction."""
 
+    def let_go(self) -> None:
+        """Before the connections are closed."""
+
     def close(self) -> None:
-        """Give back what it holds."""
+        """Give back what it holds, after they were."""
 
 
 class Backend(Protocol):
@@ -110,7 +113,7 @@ class Backend(Protocol):
     def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
         """The pool of connections; InvalidRequest for a URL that cannot work."""
 
-    def journal(self, url: sa.URL) -> "Journal | None":
+    def journal(self, engine: sa.Engine) -> "Journal | None":
         """What keeps the database's journal short, where that is ours to do."""
 
     def turns(self, engine: sa.Engine, model_id: int) -> Lock:

@@ -46,7 +46,7 @@ class Database:
         self.name = mask(self.url)
         self._secrets = secrets_of(self.url)
         self._engine = engine
-        self._journal = backend.journal(engine.url)
+        self._journal = backend.journal(engine)
         self._turnstiles: dict[int, Turnstile] = {}
         self.errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
         self._closed = False
@@ -78,6 +78,8 @@ class Database:
             turnstile.close()
         while self._kept:
             self._kept.pop().close()
+        if self._journal is not None:
+            self._journal.let_go()
         self._engine.dispose()
         if self._journal is not None:
             self._journal.close()

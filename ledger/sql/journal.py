@@ -11,6 +11,7 @@ two of our processes write or checkpoint at once.
 """
 
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,9 @@ from pathlib import Path
 
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.hold import Hold
+
+logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 8 * 1024 * 1024
 
@@ -42,6 +46,12 @@ class Journal:
         self._ours = threading.Lock()
         self._descriptor: int | None = None
         self._due = LIMIT_BYTES
+        self._hold = Hold(database)
+
+    def connected(self) -> None:
+        """After a connection was opened."""
+        if not self._hold.complete:
+            self._hold.take()
 
     def writing(self, patience_s: float) -> "_Writing":
         """While a transaction writes, commits and checkpoints; StorageBusy if others take long."""
@@ -53,6 +63,7 @@ class Journal:
         if not self._ours.acquire(timeout=patience_s):
             raise self._busy(patience_s)
         try:
+            self.connected()  # a file that was made meanwhile
             descriptor = self._opened()
             while descriptor is not None and not _locked(descriptor):
                 if time.monotonic() > until:
@@ -73,14 +84,26 @@ class Journal:
     def committed(self, execute: Execute) -> None:
         """After a commit, while `writing`: checkpoint if the log has grown long."""
         size = self._size()
-        if size <= LIMIT_BYTES:
+        if not size:
+            logger.error(
+                "%s was removed while the database was in use; each change is put into the database"
+                " at once from now on. Start again soon: others may not see them until then",
+                self._log,
+            )
+            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        elif size <= LIMIT_BYTES:
             self._due = LIMIT_BYTES
         elif size > self._due:
             execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self._due = size + LIMIT_BYTES // 2  # if a reader holds it up; the next writer cuts it
 
+    def let_go(self) -> None:
+        """Before the connections are closed."""
+        self._hold.let_go()
+
     def close(self) -> None:
-        """Give the lock's file back."""
+        """Give the files back, after the connections were closed."""
+        self._hold.close()
         with self._ours:
             if self._descriptor is not None:
                 os.close(self._descriptor)

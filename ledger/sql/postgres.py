@@ -84,7 +84,7 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     )
 
 
-def journal(url: sa.URL) -> None:
+def journal(engine: sa.Engine) -> None:
     """Nothing: the server looks after its own."""
 
 

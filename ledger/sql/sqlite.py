@@ -121,9 +121,15 @@ def _readable(url: sa.URL) -> sa.URL:
     return url.set(database=file.as_uri(), query=query)
 
 
-def journal(url: sa.URL) -> journals.Journal:
-    """What keeps the write-ahead log of this database short."""
-    return journals.Journal(file_of(url))
+def journal(engine: sa.Engine) -> journals.Journal:
+    """What keeps the write-ahead log of this database short, and there."""
+    kept = journals.Journal(file_of(engine.url))
+
+    @event.listens_for(engine, "connect")
+    def connected(*_: object) -> None:
+        kept.connected()
+
+    return kept
 
 
 def turns(engine: sa.Engine, model_id: int) -> FileLock:
