@@ -346,6 +346,8 @@ class _Explained:
         if isinstance(error, UnicodeEncodeError):
             text = f"text that is not Unicode cannot be stored: {error}"
             raise InvalidRequest(text) from None
+        if isinstance(error, UnicodeDecodeError):  # of a name in the schema, or of what it says
+            raise CorruptLedger(f"{database.name} is damaged: {error}") from error
 
 
 def parse_url(url: str) -> sa.URL:

@@ -1,15 +1,17 @@
 """Keeps SQLite's write-ahead log from being taken away while this process has its database open.
 
 SQLite's own locks are POSIX locks, which belong to a process: whatever descriptor of the file is
-closed in it, all of them are gone. A second copy of the library does that (Python's `sqlite3`, which
-pandas and notebooks use, beside the one that `ledger.sql.sqlite_driver` chooses), and so does any
-other code that opens and closes the file. The next connection that closes, in whatever process, then
-takes itself for the last one and removes the log, and what is committed to it afterwards is lost
-(https://sqlite.org/howtocorrupt.html, "Multiple copies of SQLite linked into the same application").
+closed in it, all of them are gone. A second copy of the library does that (Python's `sqlite3`,
+which pandas and notebooks use, beside the one that `ledger.sql.sqlite_driver` chooses), and so does
+any other code that opens and closes the file. The next connection that closes, in whatever process,
+then takes itself for the last one and removes the log, and what is committed to it afterwards is
+lost (https://sqlite.org/howtocorrupt.html, "Multiple copies of SQLite linked into the same
+application").
 
 So beside SQLite's locks this process holds two of open file descriptions, which go when their own
-descriptor does: on the bytes that say that the database is in use, and on the one that says so of the
-log's index. They are those that a reader of SQLite takes, and keep nobody from reading or writing.
+descriptor does: on the bytes that say that the database is in use, and on the one that says so of
+the log's index. They are those that a reader of SQLite takes, and keep nobody from reading or
+writing.
 """
 
 import contextlib
@@ -18,8 +20,8 @@ import os
 import struct
 from pathlib import Path
 
-# https://sqlite.org/src/file/src/os.h and os_unix.c: a reader's bytes of a database, and the byte of
-# the index that says that it is in use (the "dead man switch").
+# https://sqlite.org/src/file/src/os.h and os_unix.c: a reader's bytes of a database, and the byte
+# of the index that says that it is in use (the "dead man switch").
 _SHARED_FIRST, _SHARED_BYTES = 0x40000002, 510
 _INDEX_IN_USE = 128
 _MODE_AT, _HAS_LOG = 18, b"\2\2"  # https://sqlite.org/fileformat2.html, the database header

@@ -40,8 +40,8 @@ os._exit(0)
 """
 _ELSEWHERE = "subprocess.run([sys.executable, '-c', {code!r}, file], check=True)"
 _LOOK = (
-    "connection = sqlite3.connect(file); connection.execute('SELECT count(*) FROM events').fetchone();"
-    " connection.close()"
+    "connection = sqlite3.connect(file); "
+    "connection.execute('SELECT count(*) FROM events').fetchone(); connection.close()"
 )
 _CODE = f"import sqlite3, sys; file = sys.argv[1]; {_LOOK}"
 _OPEN_AND_CLOSE = "open(file, 'rb').close(); open(file + '-shm', 'rb').close()"
