@@ -17,6 +17,9 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import TILE
 from weightledger.ledger.tensors.spec import WEIGHTS
 
+# What a value of another type than its column's leads to, wherever it is used.
+_UNREADABLE = (TypeError, ValueError, AttributeError, OverflowError, MemoryError)
+
 
 def verify(
     history: History,
@@ -43,6 +46,11 @@ def verify(
             if _gc_runs(history) != runs:
                 continue
             report.problem, report.bad_seq = str(error), error.seq
+        except _UNREADABLE as error:
+            damage = history.store.home.damage()
+            if not damage:
+                raise
+            report.problem = f"the database is damaged: {'; '.join(damage)} ({error!r})"
         return report
 
 

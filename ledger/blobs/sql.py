@@ -174,12 +174,17 @@ def _first(execute: Execute, digest: bytes) -> tuple[int, bytes]:
     row = execute(_FIRST, (digest,)).fetchone()
     if row is None:
         raise absent(digest)
-    return row[0], row[1] or b""
+    return row[0], _part(digest, row[1] or b"")
 
 
 def _next(execute: Execute, digest: bytes, part: int) -> bytes:
     row = execute(_NEXT, (digest, part)).fetchone()
     if row is None:
         raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
-    data: bytes = row[0]
+    return _part(digest, row[0])
+
+
+def _part(digest: bytes, data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise damaged(digest)
     return data

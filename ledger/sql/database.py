@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from weightledger.ledger.errors import (
+    CorruptLedger,
     FullOutcomeUnknown,
     InvalidRequest,
     LedgerError,

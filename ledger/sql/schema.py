@@ -56,7 +56,7 @@ def revision(database: Database, execute: Execute) -> str | None:
     found = None
     if _VERSION_TABLE in tables:
         rows = execute(f"SELECT version_num FROM {_VERSION_TABLE} ORDER BY 1")
-        found = ", ".join(number for (number,) in rows) or None
+        found = ", ".join(str(number) for (number,) in rows) or None
     others = tables - {_VERSION_TABLE}
     if (others and found is None) or (found and not {"models", "events"} <= others):
         names = ", ".join(sorted(tables)[:5])

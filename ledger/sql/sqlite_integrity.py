@@ -8,6 +8,7 @@ from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.sqlite_driver import driver
 
 _MOST = 20  # findings that are listed
+_AFFINITIES = {"INT": "integer", "CHAR": "text", "TEXT": "text", "BLOB": "blob", "REAL": "real"}
 _CATALOGUE = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version'"
 )
@@ -16,15 +17,28 @@ _CATALOGUE = (
 def damage(execute: Execute, statements: Sequence[str]) -> list[str]:
     """What SQLite's own checks find, and tables and indexes that are not as `statements` made them.
 
-    `integrity_check` compares every index with its table, row by row.
+    `integrity_check` compares every index with its table, row by row. It takes a value of any type
+    in any column, as SQLite does; ours hold their own.
     """
     found = [line for (line,) in execute(f"PRAGMA integrity_check({_MOST})").fetchall()]
     found = [] if found == ["ok"] else found
     lost = execute("PRAGMA foreign_key_check").fetchall()
     found += [f"row {row[1]} of {row[0]} refers to a row of {row[2]} that is not" for row in lost]
-    return found + [
-        f"{kind} {name} is {how}" for kind, name, how, _ in _changed(execute, statements)
-    ]
+    found += [f"{kind} {name} is {how}" for kind, name, how, _ in _changed(execute, statements)]
+    return found + list(_mistyped(execute))
+
+
+def _mistyped(execute: Execute) -> Iterator[str]:
+    """Columns with a value of another type than theirs."""
+    names = execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    for (table,) in names:
+        for _, column, declared, *_ in execute(f"PRAGMA table_info({table})").fetchall():
+            own = next((own for word, own in _AFFINITIES.items() if word in declared.upper()), None)
+            (count,) = execute(
+                f"SELECT count(*) FROM {table} WHERE typeof({column}) NOT IN (?, 'null')", (own,)
+            ).fetchone()
+            if own and count:
+                yield f"{count} value(s) of {table}.{column} are not {own}"
 
 
 def rebuild_indexes(execute: Execute, statements: Sequence[str]) -> None:

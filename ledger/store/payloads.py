@@ -16,6 +16,8 @@ def from_blobs(event: Event, blobs: BlobStore) -> bytes:
 
 def checked(event: Event, payload: bytes) -> bytes:
     """An inline payload, if it is the pieces that the header names; CorruptLedger otherwise."""
+    if not isinstance(payload, bytes):
+        raise CorruptLedger(f"payload of event {event.seq} is not bytes", seq=event.seq)
     at = 0
     for ref in event.payload:
         if content_digest(payload[at : at + ref.size]) != ref.digest:

@@ -7,6 +7,7 @@ between cells) is nobody's to find, so what every table and every index says is 
 
 import asyncio
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,60 @@ def test_no_flipped_bit_that_a_query_can_see_goes_unnoticed(
             missed.append((place, bit, told))
     print(f"{count} flips: {dict(outcomes)}")  # noqa: T201
     assert missed == [], missed
+
+
+# What a flipped bit of a record's header makes of a value, and what nobody meant.
+VALUES = [7, -5, 2**62, 1.5, "abc", "a\0b", b"abc", None]
+
+
+@pytest.mark.parametrize("values", [VALUES[4:5], pytest.param(VALUES, marks=pytest.mark.soak)])
+def test_a_value_of_another_type_in_any_column_is_damage(
+    file: Path, tmp_path: Path, values: list[object]
+) -> None:
+    path = tmp_path / "changed.db"
+    connection = driver.connect(file)
+    tables = [
+        (table, column, declared)
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for _, column, declared, *_ in connection.execute(f"PRAGMA table_info({table})")
+    ]
+    connection.close()
+    outcomes: dict[tuple[str, str, object], str] = {}
+    for table, column, declared in tables:
+        of_text = "TEXT" in declared or "CHAR" in declared
+        for value in [b"\xff" if of_text and value == "abc" else value for value in values]:
+            shutil.copy(file, path)
+            if put(path, table, column, value):
+                outcomes[table, column, value] = outcome(path)
+    wrong = {case: told for case, told in outcomes.items() if not told.startswith("noticed")}
+    assert len(outcomes) > 40
+    assert wrong == {}
+
+
+def put(path: Path, table: str, column: str, value: object) -> bool:
+    """Write a value into a row in the middle of a table; whether SQLite took it as it is."""
+    connection = driver.connect(path, isolation_level=None)
+    try:
+        triggers = connection.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        ).fetchall()
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        middle = f"LIMIT 1 OFFSET (SELECT count(*) / 2 FROM {table})"
+        rows = connection.execute(f"SELECT * FROM {table} {middle}")
+        names = [name for name, *_ in rows.description]
+        row = rows.fetchone()
+        if row is None:
+            return False
+        connection.execute(
+            f"UPDATE {table} SET {column} = ? WHERE {' AND '.join(f'{n} IS ?' for n in names)}",
+            (value, *row),
+        )
+        for _, sql in triggers:
+            connection.execute(sql)
+        kept = connection.execute(f"SELECT {column} FROM {table}").fetchall()
+        return row[names.index(column)] != value and (value,) in kept
+    except driver.IntegrityError:
+        return False
+    finally:
+        connection.close()
