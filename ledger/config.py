@@ -41,6 +41,7 @@ class DynamicUpdateConfig:
     max_held_versions: past versions that readers may hold in memory. At this many, updates wait
         for `held_versions_wait_s` seconds and then raise Unavailable; readers never wait, and
         neither does a rollback. In-place engines have one version and know no such limit.
+    metrics_retention_days: how long measurements are kept in the database; 0 writes none.
     """
 
     max_versions: int = 10
@@ -55,6 +56,7 @@ class DynamicUpdateConfig:
     snapshot_alpha: float = 1.0
     max_held_versions: int = MAX_HELD_VERSIONS
     held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
+    metrics_retention_days: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("max_versions", "checkpoint_interval", "max_held_versions"):
@@ -69,6 +71,11 @@ class DynamicUpdateConfig:
         if not self.held_versions_wait_s >= 0:
             raise InvalidRequest(
                 "held_versions_wait_s must be 0 or more", param="held_versions_wait_s"
+            )
+        if not 0 <= self.metrics_retention_days <= 36_500:
+            raise InvalidRequest(
+                "metrics_retention_days must be 0 (none are kept) to 36500",
+                param="metrics_retention_days",
             )
         unknown = set(self.auto_rollback_metrics) - set(METRICS)
         if unknown:

@@ -33,9 +33,12 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring import journal
+from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.guard import MetricsGuard
-from weightledger.ledger.monitoring.traffic import Traffic
+from weightledger.ledger.monitoring.observing import Observing
+from weightledger.ledger.monitoring.samples import Measuring
+from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.projection.projector import OnMismatch
 from weightledger.ledger.results import rollback_result, status, update_result
 from weightledger.ledger.writing.caller import ANYONE, Caller
@@ -56,6 +59,8 @@ from weightledger.ledger.writing.update_commands import is_small, update_command
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_DAY_S = 86_400
 
 # Moves that were asked for as such: not to arrive at them is an error, not a result.
 _ASKED_FOR = {
@@ -102,10 +107,10 @@ class DynamicModelManager:
             permissions.make_folder(Path(self.config.backup_dir))
             ledger = Ledger.open(self.config.url, blob_url=self.config.blob_url)
         self.ledger = ledger
-        self.traffic = Traffic()
+        self.collector = Collector()
         self._guard = MetricsGuard(
             self.engine,
-            self.traffic,
+            self.collector,
             evaluator,
             self.config.auto_rollback_metrics,
             self.config.auto_rollback_threshold,
@@ -125,13 +130,18 @@ class DynamicModelManager:
             ),
         )
         self._fault: str | None = None
+        if self.config.metrics_retention_days > 0:
+            stored = StoredMetrics(self.log.history.store.metrics)
+            self.collector.store_in(stored, self.config.metrics_retention_days * _DAY_S)
         self.log.subscribe(journal.record)
+        self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
 
     def close(self) -> None:
         """Finish the write in progress; close the database if this manager opened it."""
         self._writer.shutdown()
+        self.collector.close()
         if self._owned:
             self.ledger.close()
 
@@ -270,17 +280,36 @@ class DynamicModelManager:
         return self._guard.current()
 
     @contextlib.contextmanager
-    def lease(self, adapter: str | None = None) -> Iterator[Live]:
+    def lease(
+        self, adapter: str | None = None, measuring: Measuring | None = None
+    ) -> Iterator[Live]:
         """One committed state to infer with: `live.module`, `live.seq`, `live.digest`.
 
         With `adapter` the module is the base through that adapter, both of the same state;
         ModelNotFound when the state has none of that name.
-        The time it is held counts as one inference in the latency and throughput metrics.
+        The time it is held counts as one inference in the metrics, with what `measuring` says of
+        it; one that the block raises on as a failed one, unless that is a LedgerError.
         """
+        told = measuring or Measuring()
         started = time.perf_counter()
         with self.engine.lease() as live:
-            yield live if adapter is None else through(live, adapter)
-        self.traffic.record(time.perf_counter() - started)
+            seq = live.seq
+            try:
+                yield live if adapter is None else through(live, adapter)
+            except LedgerError:
+                told.counts &= told.outcome != "ok"
+                raise
+            except Exception:
+                told.outcome = "failed" if told.outcome == "ok" else told.outcome
+                raise
+            except BaseException:
+                told.counts = False
+                raise
+            finally:
+                if told.counts:
+                    queue_ms = None if told.arrived is None else 1000 * (started - told.arrived)
+                    took_ms = 1000 * (time.perf_counter() - started)
+                    self.collector.record(seq, took_ms, told.outcome, queue_ms, told.items)
 
     def _answer_to(self, event: Event) -> Event | None:
         """The rollback of an event that a remote engine could not be brought to."""

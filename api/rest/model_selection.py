@@ -8,14 +8,18 @@ from weightledger import DynamicModelManager
 from weightledger.ledger import adapters
 from weightledger.ledger.engines import Live
 from weightledger.ledger.errors import ModelNotFound
+from weightledger.ledger.monitoring.samples import Measuring
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a `model` field leads to: the name to answer with, and how to hold its weights."""
+    """What a `model` field leads to: the name to answer with, and how to hold its weights.
+
+    What `lease` takes says what is to be measured of the request.
+    """
 
     name: str
-    lease: Callable[[], AbstractContextManager[Live]]
+    lease: Callable[[Measuring], AbstractContextManager[Live]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,9 @@ def resolve(manager: DynamicModelManager, model: str | None) -> Served:
     Raises ModelNotFound with the names that are served.
     """
     if model is None or model == manager.model_name:
-        return Served(manager.model_name, manager.lease)
+        return Served(manager.model_name, lambda measuring: manager.lease(None, measuring))
     loaded = adapters.names(manager.log.live.auxiliary)
     if model not in loaded:
         served = ", ".join([manager.model_name, *loaded])
         raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")
-    return Served(model, lambda: manager.lease(model))
+    return Served(model, lambda measuring: manager.lease(model, measuring))

@@ -119,6 +119,9 @@ class Settings:
     held_versions_wait_s: Annotated[float, Ge(0)] = setting(
         5.0, "Seconds that updates wait for those readers before they are refused."
     )
+    metrics_retention_days: Annotated[float, Ge(0), Le(36_500)] = setting(
+        30.0, "Days that measurements are kept in the database; 0: none are written."
+    )
     inference_threads: Annotated[int, Ge(1)] = setting(
         INFERENCE_THREADS, "Texts embedded or generated at a time."
     )

@@ -9,10 +9,10 @@ from dataclasses import asdict
 import torch
 
 from weightledger.ledger.engines import Engine
+from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.degradation import degradation, unknown
 from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
 from weightledger.ledger.monitoring.process import memory_usage_mb
-from weightledger.ledger.monitoring.traffic import Traffic
 from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.writing.policy import Verdict
 
@@ -32,13 +32,13 @@ class MetricsGuard:
     def __init__(
         self,
         engine: Engine,
-        traffic: Traffic,
+        collector: Collector,
         evaluator: Evaluator | None,
         metrics: Sequence[str],
         threshold: float,
     ) -> None:
         self._engine = engine
-        self._traffic = traffic
+        self._collector = collector
         self._evaluator = evaluator
         self._metrics = metrics
         self._threshold = threshold
@@ -83,7 +83,9 @@ class MetricsGuard:
         return Verdict(before, after, evaluated=True)
 
     def _measured(self) -> dict[str, float]:
-        return {**self._traffic.metrics(), **_now()}
+        with self._engine.lease() as live:
+            seq = live.seq
+        return {**self._collector.recent(seq), **_now()}
 
     def _live_score(self) -> tuple[dict[str, float], str | None]:
         """The evaluator's score of the live state; empty with the reason when it fails."""

@@ -1,9 +1,10 @@
-"""Memory of this process."""
+"""Memory of this process, and of its accelerators."""
 
 import os
 from functools import cache
 
 import psutil
+import torch
 
 _MB = 1 << 20
 
@@ -17,3 +18,11 @@ def memory_usage_mb() -> float:
 def _process(pid: int) -> psutil.Process:
     """Finding out about a process takes longer than asking for its memory."""
     return psutil.Process(pid)
+
+
+def device_memory_mb() -> float | None:
+    """Memory that this process has allocated on its accelerators, in MiB; None without one."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    devices = range(torch.cuda.device_count())
+    return sum(torch.cuda.memory_allocated(device) for device in devices) / _MB

@@ -33,6 +33,20 @@ class Inference:
     items: int | None = None
 
 
+@dataclass(slots=True)
+class Measuring:
+    """What a request says of itself while it holds a lease.
+
+    `arrived` is the `time.perf_counter()` of when it came in, so that it is known how long it
+    waited. `counts` False: nothing is measured, as of one that was given up half-way.
+    """
+
+    arrived: float | None = None
+    items: int | None = None
+    outcome: Outcome = "ok"
+    counts: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One value of one metric (`metrics.METRICS`)."""

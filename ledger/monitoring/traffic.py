@@ -1,35 +1,62 @@
-"""Latency and throughput of real traffic, over a rolling window.
+"""What the last minute's inferences took, by the state they ran on.
 
-Readers record without a lock: appending to a bounded deque is atomic.
+Kept in steps of the collecting thread and not one by one, so that asking costs the same at any
+rate of requests.
 """
 
-import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weightledger.ledger.monitoring.samples import Inference
 
 WINDOW_S = 60.0
-_MAX_SAMPLES = 10_000
+
+
+@dataclass(slots=True)
+class _Step:
+    """What ended between two looks, at one seq."""
+
+    at: float
+    seq: int
+    count: int
+    latency_ms: float
 
 
 class Traffic:
-    """What the last minute's inferences took."""
+    """Not safe to use from several threads: the collector's lock is around it."""
 
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=_MAX_SAMPLES)
-        self._since = time.monotonic()
+    def __init__(self, now: float) -> None:
+        self._steps: deque[_Step] = deque()
+        self._began = now
+        self._seq: int | None = None
 
-    def record(self, latency_s: float) -> None:
-        """Count one finished inference."""
-        self._samples.append((time.monotonic(), latency_s))
+    def add(self, inferences: Sequence[Inference], now: float) -> None:
+        """Count what ended since the last call; `now` is a monotonic time in seconds."""
+        steps: dict[int, _Step] = {}
+        for one in inferences:
+            if one.outcome != "ok":
+                continue
+            step = steps.setdefault(one.seq, _Step(now, one.seq, 0, 0.0))
+            step.count += 1
+            step.latency_ms += one.latency_ms
+        self._steps.extend(steps.values())
+        while self._steps and now - self._steps[0].at > WINDOW_S:
+            self._steps.popleft()
 
-    def metrics(self) -> dict[str, float]:
-        """`latency_ms` (mean) and `throughput` (inferences a second); empty without traffic."""
-        now = time.monotonic()
-        recent = [sample for sample in self._samples.copy() if now - sample[0] <= WINDOW_S]
-        if not recent:
+    def shown(self, seq: int, now: float) -> None:
+        """The state of that seq is live from now on."""
+        self._seq, self._began = seq, now
+
+    def metrics(self, seq: int, now: float) -> dict[str, float]:
+        """`latency_ms` (mean) and `throughput` (inferences a second) of one state in the last
+        minute; empty where it answered nobody."""
+        steps = [step for step in self._steps if step.seq == seq and now - step.at <= WINDOW_S]
+        if not steps:
             return {}
-        # A full deque covers less than the window, so its own span counts then.
-        start = recent[0][0] if len(recent) == _MAX_SAMPLES else max(self._since, now - WINDOW_S)
+        count = sum(step.count for step in steps)
+        began = self._began if self._seq in (seq, None) else steps[0].at
         return {
-            "latency_ms": 1000 * sum(latency for _, latency in recent) / len(recent),
-            "throughput": len(recent) / max(now - start, 1e-3),
+            "latency_ms": sum(step.latency_ms for step in steps) / count,
+            "throughput": count / max(now - max(began, now - WINDOW_S), 1e-3),
         }

@@ -8,7 +8,11 @@ from weightledger.ledger.sql import tables
 
 # When a blob is put again, when a version is pinned or unpinned, and when a key is used.
 _UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
-_DELETED = ("blobs", "blob_parts", "snapshots", "listed_versions")  # by gc; by retiring a version
+# By gc; by retiring a version; as measurements get old.
+_DELETED = (
+    *("blobs", "blob_parts", "snapshots", "listed_versions"),
+    *("metric_rollups", "metric_pushes"),
+)
 
 
 def grants(role: str) -> list[str]:

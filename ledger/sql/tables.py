@@ -231,3 +231,40 @@ api_key_uses = Table(
     Column("name", Text, primary_key=True),
     Column("used_at", BigInteger, nullable=False),
 )
+
+# What was measured, beside the log and no part of it: rows are added, merged into fewer as they get
+# older, and dropped. `first_seq` to `last_seq` are the states that a row's values were observed at.
+metric_rollups = Table(
+    "metric_rollups",
+    metadata,
+    Column("rollup_id", Key, sa.Identity(), primary_key=True),
+    Column("model_id", Integer, ForeignKey("models.model_id"), nullable=False),
+    Column("metric", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("total", sa.Double, nullable=False),
+    Column("squares", sa.Double, nullable=False),
+    Column("least", sa.Double, nullable=False),
+    Column("most", sa.Double, nullable=False),
+    Column("sketch", Bytes, nullable=False),
+)
+Index("metric_rollups_time", metric_rollups.c.model_id, metric_rollups.c.start_us)
+Index(  # select by seq: the few rows behind the last seq are not there yet
+    "metric_rollups_seq", metric_rollups.c.model_id, metric_rollups.c.last_seq
+)
+
+# Which samples were pushed, by their digests, so that one that is sent again counts once; kept for
+# as long as a sample of that time would be taken.
+metric_pushes = Table(
+    "metric_pushes",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("digest", Bytes, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("metric_pushes_time", metric_pushes.c.model_id, metric_pushes.c.at_us)

@@ -16,6 +16,7 @@ from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.store.metric_rows import MetricStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,10 @@ class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, P
     @property
     def home(self) -> "LedgerStore":
         """The store of the ledger that the model belongs to."""
+
+    @property
+    def metrics(self) -> MetricStore:
+        """What was measured of the model, beside its log."""
 
 
 class LedgerStore(Protocol):

@@ -226,7 +226,10 @@ _STRAYS = {
     **{
         f"{table} belong to no model": f"SELECT count(*) FROM {table}"
         " WHERE model_id NOT IN (SELECT model_id FROM models)"
-        for table in ("events", "parameters", "listed_versions", "snapshots", "tree_nodes")
+        for table in (
+            *("events", "parameters", "listed_versions", "snapshots", "tree_nodes"),
+            *("metric_rollups", "metric_pushes"),
+        )
     },
     "events have another model's key": "SELECT count(*) FROM events"
     f" WHERE event_key >> {SEQ_BITS} <> model_id",

@@ -27,6 +27,7 @@ from weightledger.ledger.store import (
     tree_rows,
 )
 from weightledger.ledger.store.append import Appender
+from weightledger.ledger.store.metric_rows import SqlMetrics
 
 _PAGE = 1000  # events that `scan` holds at a time
 _RAW_PAGE = 4096  # rows that `raw` gives at a time
@@ -85,6 +86,7 @@ class SqlEvents:
         self._appender = appender
         self._id = appender.model_id
         self._turnstile = database.turnstile(self._id, self.model)
+        self.metrics = SqlMetrics(database, self._id)
 
     def append(self, *items: Append) -> None:
         """Make events durable, all of them or nothing; see `AppendLog.append`."""

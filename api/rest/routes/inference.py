@@ -1,6 +1,6 @@
 """Inference of the model in this process: each reply names the state it came from."""
 
-from typing import Any
+import time
 
 import torch
 from fastapi import APIRouter, Request, Response
@@ -12,8 +12,10 @@ from weightledger.api.rest import schemas
 from weightledger.api.rest.answers import Predictions
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin
+from weightledger.api.rest.outputs import outcome_of, plain
 from weightledger.api.rest.requests import body
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.tensors.lanes import TORCH_DTYPES
 from weightledger.ledger.writing.operands import leaf_types
 
@@ -30,23 +32,30 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def invocations(request: Request) -> Response:
         """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""
         sent = await body(request, schemas.INVOCATION)
-        return await run_in_threadpool(_infer, manager, sent)
+        measuring = Measuring(arrived=time.perf_counter())
+        return await run_in_threadpool(_infer, manager, sent, measuring)
 
     return routes
 
 
-def _infer(manager: DynamicModelManager, sent: schemas.InvocationBody) -> Response:
+def _infer(
+    manager: DynamicModelManager, sent: schemas.InvocationBody, measuring: Measuring
+) -> Response:
     inputs = _tensor(sent)
-    with manager.lease() as live:
+    measuring.items = len(inputs) if inputs.ndim else 1
+    with manager.lease(measuring=measuring) as live:
         try:
             with torch.inference_mode():
-                predictions = _plain(live.module(inputs))
+                output = live.module(inputs)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            measuring.outcome = "failed"
             raise InvalidRequest(
                 f"the model refused inputs of shape {tuple(inputs.shape)} and dtype {sent.dtype}: "
                 f"{error}",
                 param="inputs",
             ) from None
+        measuring.outcome = outcome_of(output)
+        predictions = plain(output)
         origin = Origin(live.seq, live.digest)
     return Response(
         to_json({"predictions": predictions}, inf_nan_mode="null"),
@@ -66,14 +75,3 @@ def _tensor(sent: schemas.InvocationBody) -> torch.Tensor:
         raise InvalidRequest(
             f"inputs must be numbers in nested lists of equal length: {error}", param="inputs"
         ) from None
-
-
-def _plain(output: Any) -> Any:
-    """Tensors as nested lists, inside whatever containers the model returns."""
-    if isinstance(output, torch.Tensor):
-        return output.tolist()
-    if isinstance(output, dict):
-        return {str(key): _plain(value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
-    return output

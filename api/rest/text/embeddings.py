@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import threading
+import time
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin, Served, resolve
+from weightledger.api.rest.outputs import outcome_of
 from weightledger.api.rest.requests import body
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.answers import EmbeddingsReply
@@ -20,6 +22,7 @@ from weightledger.api.rest.text.schemas import EmbeddingsBody
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Embeds
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.monitoring.samples import Measuring
 
 MAX_TEXTS = 2048
 
@@ -44,7 +47,8 @@ def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> AP
         served = resolve(manager, sent.model)
         _check(sent, embeds)
         cancelled = threading.Event()
-        future = workers.submit(lambda: _embed(served, embeds, sent, cancelled))
+        measuring = Measuring(arrived=time.perf_counter())
+        future = workers.submit(lambda: _embed(served, embeds, sent, cancelled, measuring))
 
         def cancel() -> None:
             cancelled.set()
@@ -69,19 +73,26 @@ def _check(sent: EmbeddingsBody, embeds: Embeds) -> None:
 
 
 def _embed(
-    served: Served, embeds: Embeds, sent: EmbeddingsBody, cancelled: threading.Event
+    served: Served,
+    embeds: Embeds,
+    sent: EmbeddingsBody,
+    cancelled: threading.Event,
+    measuring: Measuring,
 ) -> Response:
     texts = [
         embeds.tokens(text, schemas.named("input", sent.input, n))
         for n, text in enumerate(sent.input)
     ]
     vectors: list[torch.Tensor] = []
-    with served.lease() as live:
+    with served.lease(measuring) as live:
         origin = Origin(live.seq, live.digest)
         for start in range(0, len(texts), BATCH):
             if cancelled.is_set():
+                measuring.counts = False
                 raise ClientGone
             vectors += embeds.embed(live.module, texts[start : start + BATCH])
+        measuring.items = len(texts)
+        measuring.outcome = outcome_of(vectors)
     tokens = sum(len(text) for text in texts)
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, sent.encoding_format)}

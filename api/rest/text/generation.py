@@ -6,6 +6,7 @@ request gets is from one version. Cancelling ends it at the next token.
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from weightledger.api.rest.model_selection import Origin, Served
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Finished, Generates, Sampling
 from weightledger.ledger.errors import ContextTooLong
+from weightledger.ledger.monitoring.samples import Measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Generation:
         self._cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._said: asyncio.Queue[Said | None] = asyncio.Queue()
+        self._measuring = Measuring(arrived=time.perf_counter())
         self._future: Future[None] = workers.submit(self._work)
         self._future.add_done_callback(lambda _: self._say(None))
 
@@ -103,8 +106,9 @@ class Generation:
     def _work(self) -> None:
         prompts = self._ask.tokenize()
         limits = [self._limit(prompt) for prompt in prompts]
-        with self._served.lease() as live:
+        with self._served.lease(self._measuring) as live:
             origin = Origin(live.seq, live.digest)
+            tokens = 0
             self._say(Started(origin, sum(len(prompt) for prompt in prompts)))
             for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
                 sampling = replace(self._ask.sampling, max_tokens=limit)
@@ -117,8 +121,11 @@ class Generation:
 
                 finished = self._generates.generate(live.module, prompt, sampling, emit)
                 if self._cancelled.is_set():
+                    self._measuring.counts = False
                     return
+                tokens += finished.tokens
                 self._say(Ended(index, finished))
+            self._measuring.items = tokens
 
     def _limit(self, prompt: Sequence[int]) -> int:
         """How many tokens may follow the prompt; ContextTooLong if not as many as asked for."""

@@ -1,0 +1,29 @@
+"""What events of this process mean for what is measured: which state is live, and its scores."""
+
+from weightledger.ledger import events
+from weightledger.ledger.monitoring.collector import Collector
+from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.samples import Sample
+from weightledger.ledger.writing.writer import Committed
+
+
+class Observing:
+    """A listener of a log, on the writer's thread."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def after(self, committed: Committed) -> None:
+        """Note the live state, and the evaluator's scores of an update that was applied."""
+        event = committed.event
+        if event.kind not in events.STATE_CHANGING:
+            return
+        self._collector.shown(event.seq)
+        scores = event.body.get("post_metrics", {}) if event.kind == events.UPDATED else {}
+        self._collector.add(
+            [
+                Sample(name, float(value), event.recorded_at, event.seq, "evaluator")
+                for name, value in scores.items()
+                if name in METRICS and METRICS[name].per == "evaluation"
+            ]
+        )

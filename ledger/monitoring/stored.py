@@ -1,0 +1,129 @@
+"""Rollups in the ledger's database: written, pushed, read, and made fewer as they get older."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+from typing import cast
+
+from weightledger.ledger.monitoring.condensing import SPAN_US, WIDER, condensed
+from weightledger.ledger.monitoring.rollups import Rollup, Where, merged, rolled_up
+from weightledger.ledger.monitoring.samples import Sample, Source
+from weightledger.ledger.monitoring.sketches import Sketch
+from weightledger.ledger.store.metric_rows import MetricRow, MetricStore
+
+_SPANS_AT_A_TIME = 100
+
+
+class StoredMetrics:
+    """The rollups of one model in a store. Safe to use from any thread."""
+
+    def __init__(self, store: MetricStore) -> None:
+        self._store = store
+
+    def write(self, rollups: Iterable[Rollup]) -> None:
+        """Make rollups durable, all of them or none."""
+        self._store.add([_row(one) for one in rollups])
+
+    def push(self, samples: Sequence[tuple[Sample, str | None]]) -> list[bool]:
+        """Make samples durable, each with the id it was pushed under; gives which of them are new.
+
+        One that has an id is the same as another with that id; one without is the same as another
+        that is equal. A sample counts once, however often and by whatever process it is pushed.
+        """
+
+        def rows(fresh: Sequence[bool]) -> list[MetricRow]:
+            new = [one for (one, _), is_new in zip(samples, fresh, strict=True) if is_new]
+            return [_row(one) for one in spans_of(new)]
+
+        return self._store.push([(_digest(*one), one[0].at_us) for one in samples], rows)
+
+    def rollups(self, where: Where) -> list[Rollup]:
+        """See `rollups.MetricsReader`."""
+        rows = self._store.select(
+            where.metrics,
+            where.sources,
+            min_seq=where.min_seq,
+            max_seq=where.max_seq,
+            since_us=where.since_us,
+            until_us=where.until_us,
+        )
+        return [_rollup(row) for row in rows]
+
+    def summary(self, metric: str, where: Where) -> Rollup | None:
+        """See `rollups.MetricsReader`."""
+        return summary_of(self.rollups(where), metric)
+
+    def tidy(self, now_us: int, keep_us: int) -> int:
+        """Make older spans wider and forget what is older than `keep_us`; how many rows went in.
+
+        Stopped in between, the next call goes on.
+        """
+        done = self._store.drop(now_us - keep_us)
+        for width_us, age_us in WIDER:
+            for start_us in self._store.spans(width_us, now_us - age_us, _SPANS_AT_A_TIME):
+                done += self._store.merge(start_us, width_us, partial(_wider, width_us))
+        return done
+
+
+def summary_of(rollups: Iterable[Rollup], metric: str) -> Rollup | None:
+    """All rollups of a metric as one."""
+    return merged(one for one in rollups if one.metric == metric)
+
+
+def spans_of(samples: Iterable[Sample]) -> list[Rollup]:
+    """Samples, rolled up by span of time, metric, source and seq."""
+    groups: dict[tuple[int, str, Source, int], list[float]] = {}
+    for one in samples:
+        key = (one.at_us // SPAN_US * SPAN_US, one.metric, one.source, one.seq)
+        groups.setdefault(key, []).append(one.value)
+    return [
+        rolled_up(metric, source, seq, start, start + SPAN_US, values)
+        for (start, metric, source, seq), values in groups.items()
+    ]
+
+
+def _wider(width_us: int, rows: list[MetricRow]) -> list[MetricRow]:
+    start_us = rows[0].start_us // width_us * width_us
+    whole = condensed(map(_rollup, rows), start_us, start_us + width_us)
+    return [_row(one) for one in whole]
+
+
+def _digest(sample: Sample, sample_id: str | None) -> bytes:
+    if sample_id is not None:
+        return sha256(f"id\0{sample_id}".encode()).digest()[:16]
+    facts = (sample.metric, sample.value, sample.at_us, sample.seq, sample.source)
+    return sha256("\0".join(map(repr, facts)).encode()).digest()[:16]
+
+
+def _row(one: Rollup) -> MetricRow:
+    return MetricRow(
+        one.metric,
+        one.source,
+        one.first_seq,
+        one.last_seq,
+        one.start_us,
+        one.end_us,
+        one.count,
+        one.total,
+        one.squares,
+        one.least,
+        one.most,
+        one.sketch.encode(),
+    )
+
+
+def _rollup(row: MetricRow) -> Rollup:
+    return Rollup(
+        row.metric,
+        cast(Source, row.source),
+        row.first_seq,
+        row.last_seq,
+        row.start_us,
+        row.end_us,
+        row.samples,
+        row.total,
+        row.squares,
+        row.least,
+        row.most,
+        Sketch.decode(row.sketch),
+    )
