@@ -32,6 +32,9 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.evaluation import Scores
+from weightledger.ledger.monitoring.reading import By, put_together
+from weightledger.ledger.monitoring.rollups import Rollup, Where
+from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.projection.anchoring import Anchoring
 from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.retention import GcReport, collect
@@ -279,6 +282,14 @@ class Log:
         None where it cannot be judged; with `rules.metric` it gives metrics. See `debug.bisect`.
         """
         return session.bisect(self.history, good, bad, judge, rules)
+
+    def metrics(self, by: By = "seq", **where: Any) -> list[Rollup]:
+        """What was measured and is written, newest first; see `monitoring.reading` for `by`.
+
+        Conditions are the fields of `ledger.monitoring.rollups.Where`.
+        """
+        stored = StoredMetrics(self.history.store.metrics)
+        return put_together(stored.rollups(Where(**where)), by)
 
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""

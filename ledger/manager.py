@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.guard import MetricsGuard
 from weightledger.ledger.monitoring.observing import Observing
+from weightledger.ledger.monitoring.pushing import Pushed, push
 from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.projection.projector import OnMismatch
@@ -234,6 +235,20 @@ class DynamicModelManager:
             raise
         self._fault = None
 
+    async def push_metrics(self, samples: Sequence[Mapping[str, Any]]) -> Pushed:
+        """Take measurements from outside, all or none; see `monitoring.pushing.push`.
+
+        await manager.push_metrics([{"metric": "accuracy", "value": 0.97, "seq": 12}])
+        """
+        return await asyncio.to_thread(
+            push,
+            samples,
+            self.log.history,
+            self.collector.push,
+            now_us=time.time_ns() // 1000,
+            keep_s=(self.config.metrics_retention_days or 1.0) * _DAY_S,
+        )
+
     # Reads
 
     @property
@@ -273,7 +288,7 @@ class DynamicModelManager:
 
     def get_status(self) -> dict[str, Any]:
         """Where the model stands, the configuration, and the metrics of the last five updates."""
-        return status(self.log.history, self.config)
+        return status(self.log.history, self.config, self.collector)
 
     def metrics(self) -> dict[str, float]:
         """What is known of the live state now; what was not measured is absent."""

@@ -1,12 +1,14 @@
 """What the specification's callers are told: about an event, and about where a model stands."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from weightledger.ledger import events
-from weightledger.ledger.config import DynamicUpdateConfig
+from weightledger.ledger.config import METRICS, DynamicUpdateConfig
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
+from weightledger.ledger.monitoring.rollups import MetricsReader, Rollup, Where
 from weightledger.ledger.store import EventFilter
 
 _RECENT = 5
@@ -54,8 +56,13 @@ def rollback_result(event: Event, target: Event) -> dict[str, Any]:
     }
 
 
-def status(history: History, config: DynamicUpdateConfig) -> dict[str, Any]:
-    """Where a model stands, how it is configured, and the metrics of its last five updates."""
+def status(
+    history: History, config: DynamicUpdateConfig, measured: MetricsReader
+) -> dict[str, Any]:
+    """Where a model stands, how it is configured, and the metrics of its last five updates.
+
+    Those are what was known when an update was applied, and what was measured of its state since.
+    """
     versions = history.versions()
     applied = history.events(EventFilter(kinds=[events.UPDATED]), limit=_RECENT)
     return {
@@ -70,7 +77,23 @@ def status(history: History, config: DynamicUpdateConfig) -> dict[str, Any]:
             "incremental_learning_enabled": config.enable_incremental_learning,
             "versioning_enabled": config.enable_versioning,
         },
-        "recent_performance": [
-            event.body["post_metrics"] for event in applied if event.body.get("post_metrics")
-        ],
+        "recent_performance": _performance(applied, measured),
     }
+
+
+def _performance(applied: Sequence[Event], measured: MetricsReader) -> list[dict[str, float]]:
+    if not applied:
+        return []
+    where = Where(metrics=METRICS, min_seq=applied[-1].seq, max_seq=applied[0].seq)
+    of: dict[int, dict[str, list[Rollup]]] = {event.seq: {} for event in applied}
+    for one in measured.rollups(where):
+        if one.first_seq == one.last_seq and one.first_seq in of:
+            of[one.first_seq].setdefault(one.metric, []).append(one)
+    told = []
+    for event in applied:
+        means = {
+            metric: sum(one.total for one in ones) / sum(one.count for one in ones)
+            for metric, ones in of[event.seq].items()
+        }
+        told.append({**event.body.get("post_metrics", {}), **means})
+    return [metrics for metrics in told if metrics]

@@ -25,6 +25,7 @@ COMMANDS = {
     "version": Entry("versions:app", "Name states, and list the names."),
     "learn": Entry("learning:learn", "Learn from a file through the server."),
     "rules": Entry("rules:app", "The learning rules there are."),
+    "metrics": Entry("metrics:app", "What was measured of a model, newest first."),
     "replay": Entry("reading:replay", "Rebuild a state from the log and write it to a file."),
     "bisect": Entry(
         "bisecting:app",

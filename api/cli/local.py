@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from weightledger.api.items import event_item, version_item
+from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
+from weightledger.ledger.monitoring.reading import By
+from weightledger.ledger.monitoring.rollups import Where
+from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.sql.presence import servers
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.sql_store import SqlStore
@@ -117,6 +121,20 @@ class Local:
             columns = query["columns"]
             return each(self._history, before, after, columns=columns).to_json()
         return diff(self._history, before, after, ranks=query["ranks"]).to_json()
+
+    def metrics(self, query: Mapping[str, Any], by: By, number: int) -> list[Item]:
+        """Measurements, by the names of `GET /v1/models/metrics`; what is written of them."""
+        where = Where(
+            metrics=query.get("metric", ()),
+            sources=query.get("source", ()),
+            min_seq=query.get("min_seq"),
+            max_seq=query.get("max_seq"),
+            since_us=_micros(query.get("since")),
+            until_us=_micros(query.get("until")),
+        )
+        stored = StoredMetrics(self._history.store.metrics)
+        data: list[Item] = page(stored.rollups(where), by, limit=number)["data"]
+        return data
 
     def save(self, position: str, out: Path) -> Item:
         """Write a state's tensors to a file, rebuilt and verified."""

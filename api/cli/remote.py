@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 120.0
 _PAGE = 100
+_MEASUREMENTS = 1000
 _MODELS = "/v1/models"
 
 Item = dict[str, Any]
@@ -116,6 +117,19 @@ class Remote:
             "digest": reply.headers["x-weights-digest"],
         }
 
+    def metrics(self, query: Mapping[str, Any], by: str, number: int) -> list[Item]:
+        """Measurements that pass the filters of `GET /v1/models/metrics`, newest first."""
+        told: list[Item] = []
+        asked: dict[str, Any] = {**query, "by": by}
+        while len(told) < number:
+            asked["limit"] = str(min(_MEASUREMENTS, number - len(told)))
+            page = self._get(f"{_MODELS}/metrics", asked)
+            told += page["data"]
+            if not page["has_more"]:
+                break
+            asked["after"] = page["last_id"]
+        return told
+
     def parameters(self) -> list[Item]:
         """Every parameter, with its dtype, shape and digest."""
         found: list[Item] = []
@@ -165,6 +179,10 @@ class Remote:
         """POST /v1/models/rollback; the seq of its event."""
         reply = self._reply("POST", f"{_MODELS}/rollback", json={"version_id": position})
         return int(reply.headers["etag"].strip('"'))
+
+    def push_metrics(self, samples: Sequence[Mapping[str, Any]]) -> Item:
+        """POST /v1/models/metrics"""
+        return self._post(f"{_MODELS}/metrics", {"samples": list(samples)})
 
     def verify(self) -> Item:
         """POST /v1/models/verify"""

@@ -167,6 +167,62 @@ class EventList(_Exact):
     has_more: bool
 
 
+class Rollup(_Exact):
+    """Measurements of one metric, summed up over a span of time and of states."""
+
+    id: str
+    object: Literal["rollup"]
+    metric: str
+    unit: str
+    source: str = Field(description="engine, server, evaluator or pushed: who measured.")
+    first_seq: int = Field(description="The first state that the values were observed at.")
+    last_seq: int = Field(description="The last of them; the same where there was only one.")
+    start: str
+    end: str
+    count: int
+    mean: float
+    stddev: float | None = Field(description="Null for a single value.")
+    min: float
+    max: float
+    p50: float = Field(description="Quantiles are within 1 % of themselves.")
+    p90: float
+    p99: float
+
+
+class Collection(_Exact):
+    """What became of what was measured."""
+
+    waiting: int = Field(description="Rollups that are not written yet though they are over.")
+    lost: int = Field(description="Values that could not be kept, since the server was started.")
+    fault: str | None = Field(description="Why the last write failed; null when it did not.")
+
+
+class RollupList(_Exact):
+    """A page of measurements, newest first."""
+
+    object: Literal["list"]
+    data: list[Rollup]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    collection: Collection
+
+
+class PushData(_Exact):
+    """How many samples were taken, and how many were there already."""
+
+    accepted: int
+    duplicates: int
+
+
+class PushReply(_Exact):
+    """Samples that were taken; all of them or none."""
+
+    success: Literal[True]
+    message: str
+    data: PushData
+
+
 class Parameter(_Exact):
     """One tensor of the model."""
 

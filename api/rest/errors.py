@@ -134,10 +134,17 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404 and message == "Not Found":
         message = f"no route {request.method} {request.url.path}"
     if error.status_code == 405:
-        allowed = headers.get("Allow", "another method")
-        headers["Allow"] = allowed.replace("GET", "GET, HEAD")  # `heads` answers it
+        headers["Allow"] = _allowed(request, headers.get("Allow", "another method"))
         message = f"{request.url.path} takes {headers['Allow']}, not {request.method}"
     return error_response(error.status_code, message, headers=headers or None)
+
+
+def _allowed(request: Request, of_one_route: str) -> str:
+    """The methods of a path: each is a route of its own, and only one of them was asked."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    documented = request.app.openapi()["paths"].get(path, {})
+    methods = sorted({name.upper() for name in documented} | set(of_one_route.split(", ")))
+    return ", ".join(methods).replace("GET", "GET, HEAD")  # `heads` answers it
 
 
 def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:

@@ -14,9 +14,16 @@ from weightledger.ledger.debug.each import MAX_COLUMNS
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import KINDS
 from weightledger.ledger.history.positions import parse_time
+from weightledger.ledger.monitoring.metrics import METRICS, PATTERN, is_known
+from weightledger.ledger.monitoring.reading import By
+from weightledger.ledger.monitoring.samples import Source
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20
+
+# A chart has more points than a list has lines.
+MAX_MEASUREMENTS = 1000
+DEFAULT_MEASUREMENTS = 100
 
 _MOST_SEQ = 1 << 40
 
@@ -24,6 +31,12 @@ _MOST_SEQ = 1 << 40
 def _kind(value: str) -> str:
     if value not in KINDS:
         raise ValueError(f"must be one of {', '.join(KINDS)}")
+    return value
+
+
+def _metric(value: str) -> str:
+    if not is_known(value):
+        raise ValueError(f"must be one of {', '.join(METRICS)}, or custom.NAME")
     return value
 
 
@@ -41,6 +54,11 @@ Moment = Annotated[
     AfterValidator(_moment),
     WithJsonSchema({"type": "string", "format": "date-time"}),
     Field(examples=["2026-11-22T10:00:00Z"], description="An ISO 8601 time; UTC without a zone."),
+]
+MetricName = Annotated[
+    str,
+    AfterValidator(_metric),
+    WithJsonSchema({"type": "string", "pattern": PATTERN, "examples": list(METRICS)[:4]}),
 ]
 Seq = Annotated[int, Field(ge=0, le=_MOST_SEQ)]
 
@@ -87,6 +105,26 @@ class Diff(Query):
         "auto", description="Effective ranks: of small changes, of all, or of none."
     )
     form: Literal["json", "csv", "svg"] = Field("json", alias="format")
+
+
+class Measurements(Query):
+    """Which measurements are read, and how they are put together; all filters have to pass."""
+
+    metric: list[MetricName] = Field(default_factory=list, description="One or several metrics.")
+    source: list[Source] = Field(default_factory=list, description="Who measured.")
+    by: By = Field(
+        "time",
+        description="One item for each span of time and state, for each state, or for all of it.",
+    )
+    since: Moment | None = None
+    until: Moment | None = None
+    min_seq: Seq | None = None
+    max_seq: Seq | None = None
+    after: str | None = Field(None, description="The item that the page begins behind.")
+    before: str | None = Field(None, description="The item that the page ends before.")
+    limit: int = Field(
+        DEFAULT_MEASUREMENTS, ge=1, le=MAX_MEASUREMENTS, description="Items on the page."
+    )
 
 
 class Batch(Query):

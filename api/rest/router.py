@@ -19,6 +19,7 @@ from weightledger.api.rest.routes import (
     dynamic,
     enhanced,
     inference,
+    measurements,
     operations,
     verification,
     versions,
@@ -84,6 +85,7 @@ def _json(
     routes.include_router(operations.router(manager, metrics))
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
+    routes.include_router(measurements.router(manager))
     routes.include_router(audit.router(manager))
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))

@@ -5,9 +5,17 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.monitoring.metrics import PATTERN
 from weightledger.ledger.json_text import RepeatedName, require_names_once
 from weightledger.ledger.writing.commands import MAX_DESCRIPTION
 
@@ -87,11 +95,35 @@ class InvocationBody(_Body):
     dtype: str = "float32"
 
 
+class SampleBody(_Body):
+    """One measurement from outside; what a value may be depends on the metric."""
+
+    metric: Annotated[str, WithJsonSchema({"type": "string", "pattern": PATTERN})]
+    value: float
+    seq: int | None = Field(
+        None, description="The state it was observed at, as X-Weights-Seq; the live one's if absent."
+    )
+    time: str | float | None = Field(
+        None, description="ISO 8601, or seconds since 1970; now if absent."
+    )
+    id: str | None = Field(
+        None,
+        description="1 to 255 characters: with an id a sample counts once, however often sent.",
+    )
+
+
+class MetricsBody(_Body):
+    """POST /v1/models/metrics: up to 1000 samples, all of them taken or none."""
+
+    samples: list[SampleBody]
+
+
 UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
 ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
+METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)

@@ -35,23 +35,23 @@ def condensed(rollups: Iterable[Rollup], start_us: int, end_us: int) -> list[Rol
         groups[one.metric, one.source].append(one)
     result = []
     for group in groups.values():
-        apart = _apart(sorted(group, key=lambda one: (one.first_seq, one.last_seq)))
-        size = -(-len(apart) // MOST_RANGES)
-        for at in range(0, len(apart), size):
-            whole = merged(one for part in apart[at : at + size] for one in part)
+        parts = apart(sorted(group, key=lambda one: (one.first_seq, one.last_seq)))
+        size = -(-len(parts) // MOST_RANGES)
+        for at in range(0, len(parts), size):
+            whole = merged(one for part in parts[at : at + size] for one in part)
             assert whole is not None
             result.append(replace(whole, start_us=start_us, end_us=end_us))
     return result
 
 
-def _apart(ordered: list[Rollup]) -> list[list[Rollup]]:
-    """In groups whose ranges of seqs do not overlap, in order of their first seq."""
-    apart: list[list[Rollup]] = []
+def apart(ordered: list[Rollup]) -> list[list[Rollup]]:
+    """Rollups in order of their first seq, in groups whose ranges of seqs do not overlap."""
+    groups: list[list[Rollup]] = []
     last = -1
     for one in ordered:
-        if apart and one.first_seq <= last:
-            apart[-1].append(one)
+        if groups and one.first_seq <= last:
+            groups[-1].append(one)
         else:
-            apart.append([one])
+            groups.append([one])
         last = max(last, one.last_seq)
-    return apart
+    return groups

@@ -21,10 +21,11 @@ _MOST = 1e300
 class Sketch:
     """How often which values occurred; each is known to 1 % of itself."""
 
-    __slots__ = ("_sketch",)
+    __slots__ = ("_data", "_decoded")
 
-    def __init__(self) -> None:
-        self._sketch = LogCollapsingLowestDenseDDSketch(RELATIVE_ACCURACY, _BINS)
+    def __init__(self, data: bytes | None = None) -> None:
+        self._data = data
+        self._decoded: LogCollapsingLowestDenseDDSketch | None = None
 
     @classmethod
     def of(cls, values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "Sketch":
@@ -42,11 +43,20 @@ class Sketch:
 
     @classmethod
     def decode(cls, data: bytes) -> "Sketch":
-        """What `encode` gave, or DDSketch in another language with the same accuracy."""
-        sketch = cls()
-        for value, count in _bins(ddsketch_pb2.DDSketch.FromString(data)):
-            sketch.add(value, count)
-        return sketch
+        """What `encode` gave, or DDSketch in another language with the same accuracy.
+
+        Read when it is first asked for something: of many rollups few are looked into.
+        """
+        return cls(data)
+
+    @property
+    def _sketch(self) -> LogCollapsingLowestDenseDDSketch:
+        if self._decoded is None:
+            self._decoded = LogCollapsingLowestDenseDDSketch(RELATIVE_ACCURACY, _BINS)
+            if self._data is not None:
+                for value, count in _bins(ddsketch_pb2.DDSketch.FromString(self._data)):
+                    self._decoded.add(value, float(count))
+        return self._decoded
 
     def encode(self) -> bytes:
         """DDSketch's protobuf message, with the bins that are not empty."""

@@ -1,0 +1,45 @@
+"""Pages of measurements, as REST and the command show them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from weightledger.api.items import rollup_id, rollup_item
+from weightledger.ledger.errors import NotFound
+from weightledger.ledger.monitoring.reading import By, put_together
+from weightledger.ledger.monitoring.rollups import Rollup
+
+
+def page(
+    rollups: Iterable[Rollup],
+    by: By,
+    *,
+    after: str | None = None,
+    before: str | None = None,
+    limit: int,
+) -> dict[str, Any]:
+    """A page in the form of every list; NotFound for a cursor that is no item's id.
+
+    A span that is not over yet grows, and its item keeps its id; one that was made wider is another
+    item.
+    """
+    told = put_together(rollups, by)
+    first, last = 0, len(told)
+    ids = {rollup_id(one): at for at, one in enumerate(told)} if after or before else {}
+    for name, cursor in (("after", after), ("before", before)):
+        if cursor is not None and cursor not in ids:
+            raise NotFound(
+                f"{name}: there is no item {cursor!r:.200} in this list", param=name
+            )
+    if after is not None:
+        first = ids[after] + 1
+    if before is not None:
+        last = ids[before]
+        first = max(first, last - limit)
+    shown = [rollup_item(one) for one in told[first:last][:limit]]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": last - first > limit if before is None else first > 0,
+    }
