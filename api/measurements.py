@@ -27,9 +27,7 @@ def page(
     ids = {rollup_id(one): at for at, one in enumerate(told)} if after or before else {}
     for name, cursor in (("after", after), ("before", before)):
         if cursor is not None and cursor not in ids:
-            raise NotFound(
-                f"{name}: there is no item {cursor!r:.200} in this list", param=name
-            )
+            raise NotFound(f"{name}: there is no item {cursor!r:.200} in this list", param=name)
     if after is not None:
         first = ids[after] + 1
     if before is not None:

@@ -15,8 +15,8 @@ from pydantic import (
 )
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.monitoring.metrics import PATTERN
 from weightledger.ledger.json_text import RepeatedName, require_names_once
+from weightledger.ledger.monitoring.metrics import PATTERN
 from weightledger.ledger.writing.commands import MAX_DESCRIPTION
 
 T = TypeVar("T")
@@ -101,7 +101,8 @@ class SampleBody(_Body):
     metric: Annotated[str, WithJsonSchema({"type": "string", "pattern": PATTERN})]
     value: float
     seq: int | None = Field(
-        None, description="The state it was observed at, as X-Weights-Seq; the live one's if absent."
+        None,
+        description="The state it was observed at, as X-Weights-Seq; the live one's if absent.",
     )
     time: str | float | None = Field(
         None, description="ISO 8601, or seconds since 1970; now if absent."
