@@ -44,7 +44,6 @@ def version_item(version: ModelVersion) -> dict[str, Any]:
     }
 
 
-
 def rollup_item(one: Rollup) -> dict[str, Any]:
     """Measurements of one metric, summed up; `stddev` is None for a single value."""
     known = METRICS.get(one.metric)

@@ -124,7 +124,7 @@ UNKNOWN: dict[str, tuple[Score, str]] = {
     "nothing at all": (lambda live: {}, "gave none of accuracy"),
     "no mapping on the live state": (
         lambda live: None if live else {"accuracy": 0.1},
-        "failed on the live state: AttributeError",
+        "failed on the live state: InvalidRequest",
     ),
 }
 

@@ -42,7 +42,7 @@ def scores_of(answer: object) -> Scores:
     Numbers that are not finite stay: a metric that is NaN is one that is known to be bad.
     """
     told = answer if isinstance(answer, Scores) else Scores(answer)  # type: ignore[arg-type]
-    if not isinstance(told.metrics, Mapping) or not told.metrics:
+    if not isinstance(told.metrics, Mapping):
         raise InvalidRequest(
             "an evaluator gives metrics such as {'accuracy': 0.97}, got "
             f"{type(told.metrics).__name__} {str(told.metrics)[:80]}"

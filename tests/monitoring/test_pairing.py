@@ -71,7 +71,6 @@ def test_numbers_of_any_library_are_taken() -> None:
     [
         (None, "gives metrics such as"),
         (0.97, "gives metrics such as"),
-        ({}, "gives metrics such as"),
         ({1: 0.5}, "by text"),
         ({"accuracy": "0.97"}, "no number"),
         ({"accuracy": None}, "no number"),
