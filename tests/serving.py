@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx2
 
@@ -44,9 +45,12 @@ class Server:
         self.log = folder.parent / f"{folder.name}.log"
         self.process: subprocess.Popen[bytes] | warm.WarmProcess | None = None
 
-    def start(self) -> "Server":
-        """Start, and wait until it is ready; raises with its output when it gives up."""
-        with self.log.open("ab") as log:
+    def start(self, output: BinaryIO | None = None) -> "Server":
+        """Start, and wait until it is ready; raises with its output when it gives up.
+
+        It writes to `output`, by default its log.
+        """
+        with contextlib.nullcontext(output) if output else self.log.open("ab") as log:
             options = ("--data-dir", str(self.folder), "--port", str(self.port), *self._options)
             if self._command is None and warm.suits(self._env):
                 self.process = warm.start(

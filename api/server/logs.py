@@ -1,12 +1,18 @@
 """Server logs on stderr: one line an entry, UTC times, as text or JSON, and no secret in either.
 
+On a terminal an entry is short, and one that only informs is cut where the terminal's line ends.
+
 Loggers are named by their modules, so `logging.getLogger("weightledger")` is all of them and
 `weightledger.ledger.manager` those of one.
 """
 
 import json
 import logging
+import os
+import sys
 import time
+
+from rich.cells import cell_len, set_cell_size
 
 from weightledger.api.plain_text import plain
 from weightledger.api.server.settings import Settings
@@ -21,7 +27,10 @@ _CHATTY = ("alembic", "httpx2")
 def configure(settings: Settings) -> None:
     """Send records of the settings' level and above to stderr, in their format."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if settings.log_format == "json" else Lines())
+    if settings.log_format == "json":
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(TerminalLines() if sys.stderr.isatty() else Lines())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -38,6 +47,22 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(mask(super().format(record)))
+
+
+class TerminalLines(logging.Formatter):
+    """`10:00:00Z INFO manager: …`, on one line of the terminal; warnings and errors are whole."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)sZ %(levelname)s %(part)s: %(message)s", "%H:%M:%S")
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.part = record.name.rpartition(".")[2]
+        line = plain(mask(super().format(record)))
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        if record.levelno >= logging.WARNING or width == 0 or cell_len(line) <= width:
+            return line
+        return set_cell_size(line, width - 1) + "…"
 
 
 class JsonLines(logging.Formatter):

@@ -33,17 +33,20 @@ def record(committed: Committed) -> None:
     if not logger.isEnabledFor(level):
         return
     actor = committed.annotation.actor
+    told = f"seq {event.seq}" if actor is None else f"seq {event.seq}, actor {actor}"
+    # Last, since it is the first that a narrow terminal may do without.
+    request = f" [request_id {event.request_id}]" if event.request_id else ""
     facts = {"seq": event.seq, "actor": actor, "request_id": event.request_id}
-    told = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact is not None)
     done = _DONE.get(event.kind, event.kind.replace("_", " "))
     logger.log(
         level,
-        "%s: %s %s (%s)%s",
+        "%s: %s %s (%s)%s%s",
         event.model,
         done,
         event.name,
         told,
         _why(event),
+        request,
         extra={"model": event.model, "event": event.name, "kind": event.kind, **facts},
     )
 

@@ -157,7 +157,7 @@ def test_the_built_in_model_needs_no_scikit_learn(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     module, evaluator = load_digits(tmp_path)
-    assert evaluator(module)["accuracy"] > 0.95
+    assert evaluator(module).metrics["accuracy"] > 0.95
     own = {name: tensor + 1 for name, tensor in module.state_dict().items()}
     save_file(own, tmp_path / "digits.safetensors")  # as earlier releases left it
     assert bool((load_digits(tmp_path)[0].state_dict()["0.bias"] == own["0.bias"]).all())

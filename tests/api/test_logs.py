@@ -2,18 +2,23 @@
 
 import json
 import logging
+import os
+import pty
 import re
 import sys
+import termios
 
 import httpx2
 import pytest
 import sqlalchemy as sa
+from rich.cells import cell_len
 
 from tests.conftest import new_database
-from tests.serving import serving
+from tests.serving import Server, serving
 from tests.waiting import until
+from weightledger.api.plain_text import plain
 from weightledger.api.rest.observing import Writes
-from weightledger.api.server.logs import JsonLines, Lines
+from weightledger.api.server.logs import JsonLines, Lines, TerminalLines
 
 UPDATE = "/v1/models/incremental_update"
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ [\w.]+: .*")
@@ -49,6 +54,48 @@ def test_a_traceback_is_one_line_without_secrets() -> None:
     assert LINE.fullmatch(line)
     assert "ValueError: first\\nsecond" in line
     assert "hunter2" not in line + JsonLines().format(entry("failed", error=True))
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_on_a_terminal_what_informs_takes_one_line_and_what_warns_is_whole(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as terminal:
+        termios.tcsetwinsize(theirs, (24, columns))
+        monkeypatch.setattr(sys, "stderr", terminal)
+        for text in ("short", "x" * 50, "長い名前" * 30, "a\nb" * 60):
+            record = entry("digits: %s", text)
+            record.name = "weightledger.ledger.manager"
+            line = TerminalLines().format(record)
+            assert re.match(r"\d\d:\d\d:\d\dZ INFO manager: digits: ", line)
+            assert cell_len(line) <= columns
+            whole = f"INFO manager: digits: {plain(text)}"
+            assert whole in line or (line.endswith("…") and columns - cell_len(line) <= 1)
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            assert plain(text) in TerminalLines().format(record)
+
+
+def test_a_server_on_a_terminal_writes_lines_for_people(tmp_path) -> None:
+    """And when stderr is a file, lines for programs, which the tests above read."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 90))
+    server = Server(tmp_path / "data")
+    with os.fdopen(theirs, "wb") as terminal:
+        server.start(terminal)
+    try:
+        with server.client(**{"x-request-id": "r" * 100}) as http:
+            http.post(UPDATE, json=update()).raise_for_status()
+    finally:
+        server.stop()
+    with os.fdopen(ours, "rb") as screen:
+        lines = os.read(screen.fileno(), 1 << 16).decode().splitlines()
+    entries = [line for line in lines if re.match(r"\d\d:\d\d:\d\dZ ", line)]
+    assert len(entries) > 4 and all(len(line) <= 90 for line in entries)
+    shown = [line for line in lines if "applied update_1" in line]
+    assert len(shown) == 1
+    assert re.match(r"\d\d:\d\d:\d\dZ INFO manager: digits: applied update_1_\d+ \(seq ", shown[0])
+    assert shown[0].endswith("…")
 
 
 def test_an_outage_of_writes_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
