@@ -1,9 +1,9 @@
 """The house: what may import what, and what the public surface is."""
 
 import ast
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 import weightledger
 from weightledger import rules
@@ -46,16 +46,28 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All that a file consists of; each is parsed once."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
+
+
+def outer(path: Path) -> set[str]:
+    """The packages that a file imports from."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
 def own_imports(path: Path) -> set[str]:
@@ -64,6 +76,7 @@ def own_imports(path: Path) -> set[str]:
     return {name.removeprefix(f"{PACKAGE}.") for name in inside}
 
 
+@functools.cache
 def floor(name: str) -> tuple[int, str]:
     """The floor and the folder of a dotted name."""
     for number, rooms in enumerate(FLOORS):
@@ -77,81 +90,99 @@ def is_public(name: str) -> bool:
     return name in weightledger.__all__
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api")[1:], ids=name_of)
-def test_imports_point_down(path: Path) -> None:
-    if name_of(path) == "ledger":
-        return
-    own, folder = floor(name_of(path))
-    for name in own_imports(path):
-        if is_public(name):
-            assert folder in ("rules", "api"), f"{path} imports the public surface"
-            continue
-        there, other = floor(name)
-        assert there < own or other == folder, f"{name_of(path)} imports {name}"
+Check = Callable[[Path], Iterable[str]]
 
 
-@pytest.mark.parametrize("path", modules(*FOLDERS, "tests", "benchmarks"), ids=str)
-def test_everything_is_imported_under_one_name(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & set(FOLDERS)
+def none_in(paths: list[Path], wrong: Check) -> None:
+    """Hold that `wrong` finds nothing in any of these files; what it finds is said by file."""
+    assert paths
+    by_file = {str(path.relative_to(ROOT)): sorted(wrong(path)) for path in paths}
+    assert {name: what for name, what in by_file.items() if what} == {}
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules"), ids=name_of)
-def test_only_the_faces_know_the_web_and_the_terminal(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & EDGES
+def test_imports_point_down() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        own, folder = floor(name_of(path))
+        for name in own_imports(path):
+            if is_public(name):
+                if folder not in ("rules", "api"):
+                    yield f"imports {name} by the public surface"
+                continue
+            there, other = floor(name)
+            if there >= own and other != folder:
+                yield f"imports {name}"
+
+    none_in(
+        [path for path in modules("ledger", "rules", "api") if name_of(path) != "ledger"], wrong
+    )
 
 
-@pytest.mark.parametrize("path", modules("rules"), ids=name_of)
-def test_rules_use_only_the_public_names_of_the_ledger(path: Path) -> None:
-    outside = {name for name in own_imports(path) if not name.startswith("rules.")}
-    assert all(map(is_public, outside)), outside
+def test_everything_is_imported_under_one_name() -> None:
+    none_in(modules(*FOLDERS, "tests", "benchmarks"), lambda path: outer(path) & set(FOLDERS))
 
 
-@pytest.mark.parametrize("path", modules(*FOLDERS), ids=name_of)
-def test_extras_are_imported_where_they_are_used_only(path: Path) -> None:
-    if name_of(path).startswith(("ledger.engines.transformers", "api.server.loading")):
-        return
-    outer = {name.split(".")[0] for name in imports(path)}
-    assert not outer & {"transformers", "tokenizers", "peft"}
-    inner = {name for name in own_imports(path) if name.startswith("ledger.engines.transformers")}
-    assert not inner
+def test_only_the_faces_know_the_web_and_the_terminal() -> None:
+    none_in(modules("ledger", "rules"), lambda path: outer(path) & EDGES)
 
 
-@pytest.mark.parametrize("path", modules("migrations"), ids=name_of)
-def test_migrations_are_frozen_and_import_nothing_of_ours(path: Path) -> None:
-    assert not own_imports(path)
+def test_rules_use_only_the_public_names_of_the_ledger() -> None:
+    def wrong(path: Path) -> set[str]:
+        outside = {name for name in own_imports(path) if not name.startswith("rules.")}
+        return {name for name in outside if not is_public(name)}
+
+    none_in(modules("rules"), wrong)
+
+
+def test_extras_are_imported_where_they_are_used_only() -> None:
+    used = "ledger.engines.transformers"
+
+    def wrong(path: Path) -> set[str]:
+        if name_of(path).startswith((used, "api.server.loading")):
+            return set()
+        inner = {name for name in own_imports(path) if name.startswith(used)}
+        return outer(path) & {"transformers", "tokenizers", "peft"} | inner
+
+    none_in(modules(*FOLDERS), wrong)
+
+
+def test_migrations_are_frozen_and_import_nothing_of_ours() -> None:
+    none_in(modules("migrations"), own_imports)
 
 
 def called(path: Path) -> set[str]:
     """What a file calls, as far as it is a dotted name."""
     return {
         ast.unparse(node.func)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
     }
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api"), ids=name_of)
-def test_http_clients_are_made_in_one_place(path: Path) -> None:
+def test_http_clients_are_made_in_one_place() -> None:
     """Where it is decided what goes through a proxy."""
     ways = {"Client", "AsyncClient", "get", "post", "put", "request", "stream"}
-    made = {name for name in called(path) if name.startswith("httpx2.")}
-    if name_of(path) != "ledger.http":
-        assert not {name.removeprefix("httpx2.") for name in made} & ways
-    assert not {"urlopen", "urllib.request.urlopen", "http.client.HTTPConnection"} & called(path)
+    others = {"urlopen", "urllib.request.urlopen", "http.client.HTTPConnection"}
+
+    def wrong(path: Path) -> set[str]:
+        ours = set() if name_of(path) == "ledger.http" else {f"httpx2.{way}" for way in ways}
+        return called(path) & (ours | others)
+
+    none_in(modules("ledger", "rules", "api"), wrong)
 
 
-@pytest.mark.parametrize("path", modules("ledger", "rules", "api"), ids=name_of)
-def test_paths_become_urls_in_one_place(path: Path) -> None:
-    if name_of(path) == "ledger.config":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-            assert not str(node.values[0].value).startswith(("sqlite:", "file:"))
+def test_paths_become_urls_in_one_place() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        for node in nodes(path):
+            if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                text = str(node.values[0].value)
+                if text.startswith(("sqlite:", "file:")) and name_of(path) != "ledger.config":
+                    yield text
+
+    none_in(modules("ledger", "rules", "api"), wrong)
 
 
-@pytest.mark.parametrize("path", modules(*FOLDERS), ids=name_of)
-def test_no_pickle(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "dill", "cloudpickle"}
+def test_no_pickle() -> None:
+    none_in(modules(*FOLDERS), lambda path: outer(path) & {"pickle", "dill", "cloudpickle"})
 
 
 def test_the_public_surface_is_what_it_was() -> None:
