@@ -27,6 +27,7 @@ _PRELOADED = (
     "weightledger.api.cli.serving",
     "weightledger.ledger.codecs.compiled",
     "weightledger.ledger.engines.transformers",
+    "transformers.models.llama.modeling_llama",
 )
 _MOST_BYTES = 1 << 20
 
