@@ -1,13 +1,16 @@
 """Events and versions as every face shows them: plain JSON."""
 
 import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.rollups import Rollup
+from weightledger.ledger.store import Activity
 
 
 def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
@@ -30,6 +33,30 @@ def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
         "event_hash": event.hash.hex(),
         "metadata": json.loads(annotation.metadata) if annotation and annotation.metadata else None,
         "facts": dict(event.body),
+    }
+
+
+_OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}
+OUTCOMES = tuple(_OUTCOMES.values())
+
+
+def kinds_of(kinds: Sequence[str], outcome: str | None) -> Sequence[str] | None:
+    """The kinds that pass both filters: none listed is all of them, and None is none of them."""
+    if outcome is None:
+        return kinds
+    (wanted,) = (kind for kind, name in _OUTCOMES.items() if name == outcome)
+    return [wanted] if not kinds or wanted in kinds else None
+
+
+def activity_item(one: Activity) -> dict[str, Any]:
+    """How many events there were on a day, of one kind, by one actor."""
+    day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=one.day)
+    return {
+        "day": day.date().isoformat(),
+        "kind": one.kind,
+        "outcome": _OUTCOMES.get(one.kind),
+        "actor": one.actor,
+        "events": one.events,
     }
 
 

@@ -45,10 +45,18 @@ from weightledger.ledger.store.sql_store import SqlStore
 MODEL = "long"
 START = 1_700_000_000_000_000
 PARAMETERS = 300
+STAGES = ("warm-up", "main", "cool-down")
 CHECKED = 1000
 
 # Four layers of actors: a few busy ones, and ones that did next to nothing.
 ACTORS = [("trainer", 0.6), ("tuner", 0.2), ("ana", 0.04), ("bo", 0.01), ("cy", 0.0001)]
+REASONS = [
+    (None, 0.3),
+    ("optimizer step", 0.5),
+    ("nightly fine-tuning run", 0.15),
+    ("drift in sensor 7, learning rate halved", 0.0499),
+    ("rolled out by hand after the incident", 0.0001),
+]
 KINDS = [(UPDATED, 0.96), (UPDATE_REJECTED, 0.025), (VERSION_CREATED, 0.01), (ROLLED_BACK, 0.005)]
 
 
@@ -77,6 +85,9 @@ def _events(count: int) -> Iterator[bulk.Parts]:
     # Some parameters are updated a thousand times as often as others.
     weights = [1 / (1 + number) for number in range(PARAMETERS)]
     touched_of = chance.choices(range(PARAMETERS), weights, k=count)
+    reasons, reason_weights = zip(*REASONS, strict=True)
+    reasons_of = chance.choices(reasons, reason_weights, k=count)
+    norms = random.Random(2)
     times: Counter[int] = Counter()
     salt = bytes(16)
     counts, node, state_seq = Counts(), 0, 0
@@ -86,6 +97,8 @@ def _events(count: int) -> Iterator[bulk.Parts]:
     for seq in range(count):
         kind = kinds_of[seq] if seq else REGISTERED
         actor = actors_of[seq] if seq else None
+        reason = reasons_of[seq] if seq else None
+        metadata = f'{{"run":{seq // 5000},"stage":"{STAGES[seq % 7 % 3]}"}}' if seq % 2 else None
         key = (1 << SEQ_BITS) | seq
         changes = kind in STATE_CHANGING
         before, parent = state, node
@@ -109,7 +122,7 @@ def _events(count: int) -> Iterator[bulk.Parts]:
                 touched = sorted({touched[0], (touched[0] + 1) % PARAMETERS, seq % PARAMETERS})
             change = TensorChange("", before, state, 90, 12).to_json()
             body = {
-                "delta_norm": 0.5,
+                "delta_norm": norms.choice((0.5, 0.25 + norms.random())),
                 "learning_rate": 0.01,
                 "operation": "additive",
                 "parameter": parameter(touched[0]),
@@ -126,14 +139,14 @@ def _events(count: int) -> Iterator[bulk.Parts]:
             state_seq = seq
         active = max(counts.versions - 1, 0) if counts.versions else None
         recorded_at = START + 250 * seq
-        note = Annotation(actor=actor, salt=salt)
-        actor_digest = note.digest("actor")
+        note = Annotation(actor, reason, metadata, salt)
+        digests = {name: note.digest(name) for name in ("actor", "reason", "metadata")}
         size = 90 * len(touched)
         request = hashlib.sha256(before).digest()
         piece = f'{{"digest":"{request.hex()}","size":{size}}}' if size else ""
         header = _header(
             ("active", active),
-            ("actor", actor_digest and f'"{actor_digest}"'),
+            _quoted("actor", digests),
             ("body", json.dumps(body, sort_keys=True, separators=(",", ":"))),
             (
                 "counts",
@@ -142,12 +155,14 @@ def _events(count: int) -> Iterator[bulk.Parts]:
             ),
             ("format", 1),
             ("kind", f'"{kind}"'),
+            _quoted("metadata", digests),
             ("model", model),
             ("node", node),
             ("number", number),
             ("parent", parent if changes and seq else None),
             ("payload", f"[{piece}]"),
             ("prev", prev and f'"{prev.hex()}"'),
+            _quoted("reason", digests),
             ("recorded_at", recorded_at),
             ("request_digest", f'"{request.hex()}"'),
             ("seq", seq),
@@ -176,11 +191,16 @@ def _events(count: int) -> Iterator[bulk.Parts]:
         for one in touched:
             times[one] += 1
             parts.append((bulk.TOUCHES, (one + 1, key, times[one], actor)))
-        if actor is not None:
-            parts.append((bulk.ANNOTATIONS, (key, kind, actor, None, None, salt)))
+        if note:
+            parts.append((bulk.ANNOTATIONS, (key, kind, actor, reason, metadata, salt)))
         if series == VERSIONS:
             parts.append((bulk.LISTED, (1, number, key, node, 0)))
         yield parts
+
+
+def _quoted(name: str, digests: dict[str, str | None]) -> tuple[str, object]:
+    digest = digests[name]
+    return name, digest and f'"{digest}"'
 
 
 def _header(*fields: tuple[str, object]) -> bytes:

@@ -39,7 +39,8 @@ from weightledger.ledger.projection.anchoring import Anchoring
 from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
-from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store import Activity, EventFilter
+from weightledger.ledger.store.blocks import completes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 from weightledger.ledger.writing import commands
@@ -254,6 +255,10 @@ class Log:
         """Events, newest first; filters are the fields of `ledger.store.EventFilter`."""
         return self.history.events(EventFilter(**where), limit=limit)
 
+    def activity(self, **where: Any) -> list[Activity]:
+        """How many events there were by day, kind and actor; see `History.activity`."""
+        return self.history.activity(EventFilter(**where))
+
     def versions(self) -> Sequence[versions.ModelVersion]:
         """Listed versions, newest first."""
         return self.history.versions()
@@ -309,6 +314,11 @@ class Log:
             logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
         except Exception:
             logger.exception("no snapshot after event %d, will try again", event.seq)
+        if completes(event.seq):
+            try:
+                self.history.store.index()
+            except LedgerError as error:
+                logger.warning("queries read events from %d on anew: %s", event.seq, error)
         for listener in self._listeners:
             try:
                 listener(committed)

@@ -4,13 +4,17 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
+import torch
 import uvicorn
 
 from tests.waiting import PATIENCE_S, until
-from weightledger import DynamicModelManager
+from weightledger import DynamicModelManager, DynamicUpdateConfig
 from weightledger.api.server.app import create_app
 from weightledger.api.server.settings import Settings
 
@@ -33,6 +37,27 @@ def listening(manager: DynamicModelManager, **settings: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
+
+
+@dataclass(frozen=True)
+class Here:
+    """A server in this process, its data folder and its manager."""
+
+    url: str
+    folder: Path
+    manager: DynamicModelManager
+
+    def client(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def here(folder: Path, *, auto_rollback_threshold: float = 0.1, **settings: Any) -> Iterator[Here]:
+    """A server of a small model, whose data folder is `folder`."""
+    config = DynamicUpdateConfig(backup_dir=folder, auto_rollback_threshold=auto_rollback_threshold)
+    manager = DynamicModelManager(torch.nn.Linear(2, 3), "m", config=config)
+    with contextlib.closing(manager), listening(manager, **settings) as url:
+        yield Here(url, folder, manager)
 
 
 def openai_client(url: str) -> openai.OpenAI:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from weightledger.api.items import event_item, version_item
+from weightledger.api.items import activity_item, event_item, kinds_of, version_item
 from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
@@ -85,17 +85,38 @@ class Local:
 
     def events(self, query: Mapping[str, Any], number: int) -> list[Item]:
         """Events that pass the filters, named as those of `GET /v1/models/updates`."""
+        kinds = kinds_of(query.get("kind", ()), query.get("outcome"))
+        if kinds is None:
+            return []
         where = EventFilter(
-            kinds=query.get("kind", ()),
+            kinds=kinds,
             actors=query.get("actor", ()),
             parameter=query.get("parameter"),
             since=_micros(query.get("since")),
             until=_micros(query.get("until")),
+            min_seq=int(query["min_seq"]) if "min_seq" in query else None,
             max_seq=int(query["max_seq"]) if "max_seq" in query else None,
+            text=query.get("text"),
+            min_norm=query.get("min_norm"),
+            metadata={
+                name.removeprefix("metadata."): value
+                for name, value in query.items()
+                if name.startswith("metadata.")
+            },
         )
         events = self._history.events(where, limit=number)
         notes = self._history.store.annotations([event.seq for event in events])
         return [event_item(event, notes.get(event.seq)) for event in events]
+
+    def activity(self, query: Mapping[str, Any]) -> list[Item]:
+        """Counts of events, with the filters of `GET /v1/models/activity`."""
+        where = EventFilter(
+            kinds=query.get("kind", ()),
+            actors=query.get("actor", ()),
+            since=_micros(query.get("since")),
+            until=_micros(query.get("until")),
+        )
+        return [activity_item(one) for one in self._history.activity(where)]
 
     def event(self, name: str) -> Item:
         """One event."""

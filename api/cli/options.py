@@ -2,14 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from weightledger.api.server.settings import Settings
-from weightledger.api.server.sources import FILE, Setting, load, settings_of
+from weightledger.api.server.sources import FILE, FlagError, Setting, load, settings_of
+from weightledger.ledger.events import KINDS
 
 Model = Annotated[
     str | None, typer.Option("--model", help="The model's name; not needed when there is one.")
@@ -40,6 +41,15 @@ ConfigFile = Annotated[
 WHERE = ("data_dir", "database", "url", "api_key")
 
 _SETTINGS_PANEL = "Settings (flags win over environment, file, defaults)"
+
+
+def check_kinds(kinds: Sequence[str] | None) -> None:
+    """FlagError unless these are kinds of events."""
+    unknown = sorted(set(kinds or ()) - set(KINDS))
+    if unknown:
+        raise FlagError(
+            f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}", param="kind"
+        )
 
 
 def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -11,8 +11,17 @@ import typer
 from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
 from weightledger.api.cli.moments import moment
-from weightledger.api.cli.options import WHERE, Csv, Json, Model, Quiet, configured
+from weightledger.api.cli.options import (
+    WHERE,
+    Csv,
+    Json,
+    Model,
+    Quiet,
+    check_kinds,
+    configured,
+)
 from weightledger.api.cli.source import reading
+from weightledger.api.items import OUTCOMES
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.events import KINDS, ROLLED_BACK, UPDATE_REJECTED
@@ -56,9 +65,23 @@ def log(
     number: Annotated[
         int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")
     ] = 20,
+    text: Annotated[
+        str | None, typer.Option(help="Words of the reason or the actor, in any order and case.")
+    ] = None,
+    min_norm: Annotated[
+        float | None, typer.Option(min=0, help="The least norm of an update's difference.")
+    ] = None,
+    outcome: Annotated[
+        str | None, typer.Option(help="Of updates.", metavar="|".join(OUTCOMES))
+    ] = None,
+    min_seq: Annotated[int | None, typer.Option(min=0, help="The first event.")] = None,
+    max_seq: Annotated[int | None, typer.Option(min=0, help="The last event.")] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(help="A column with this key of the metadata, such as loss; repeatable."),
+        typer.Option(
+            help="A column with this key of the metadata, such as loss; with a value, such as"
+            " ticket=OPS-17, only events that have it. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -71,18 +94,18 @@ def log(
 
     Example: weightledger log --parameter 'layers.*' --since 1h -n 5
     """
-    unknown = sorted(set(kind or ()) - set(KINDS))
-    if unknown:
-        raise FlagError(
-            f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}", param="kind"
-        )
-    given = {"parameter": parameter, "kind": kind, "actor": by}
+    check_kinds(kind)
+    if outcome not in (None, *OUTCOMES):
+        raise FlagError(f"--outcome is {' or '.join(OUTCOMES)}, got {outcome!r}")
+    given: dict[str, Any] = {"parameter": parameter, "kind": kind, "actor": by, "text": text}
+    given |= {"outcome": outcome, "min_norm": min_norm, "min_seq": min_seq, "max_seq": max_seq}
     given |= {"since": moment("--since", since), "until": moment("--until", until)}
-    query = {name: value for name, value in given.items() if value}
+    query = {name: value for name, value in given.items() if value not in (None, [])}
+    keys, wanted = _columns(metadata or ())
+    query |= wanted
     with reading(settings, model) as source:
         events = source.events(query, number)
         marks = _marks(source) if not (as_json or as_csv or quiet) else {}
-    keys = metadata or []
     items = [{**event, **_summary(event), **_asked(event, keys)} for event in events]
     if as_json or as_csv or quiet:
         output.listing(
@@ -165,6 +188,13 @@ def summary(event: Item) -> str:
 def short(name: str) -> str:
     """A name without its time: `v1`, `update_3`."""
     return _TIMED.sub(r"\1", name)
+
+
+def _columns(metadata: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The keys of KEY and KEY=VALUE, each once, and what the values ask for."""
+    parts = [one.partition("=") for one in metadata]
+    wanted = {f"metadata.{key}": value for key, equals, value in parts if equals}
+    return list(dict.fromkeys(key for key, _, _ in parts)), wanted
 
 
 def _asked(event: Item, keys: Sequence[str]) -> dict[str, Any]:

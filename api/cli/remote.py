@@ -76,6 +76,11 @@ class Remote:
             asked["after"] = page["last_id"]
         return found
 
+    def activity(self, query: Mapping[str, Any]) -> list[Item]:
+        """Counts of events."""
+        counted: list[Item] = self._get(f"{_MODELS}/activity", query)["data"]
+        return counted
+
     def event(self, name: str) -> Item:
         """One event."""
         return self._get(f"{_MODELS}/updates/{quote(name, safe='')}")

@@ -223,6 +223,24 @@ class PushReply(_Exact):
     data: PushData
 
 
+class ActivityCount(_Exact):
+    """How many events there were on a day, of one kind, by one actor."""
+
+    day: str = Field(examples=["2026-11-22"], description="In UTC.")
+    kind: str
+    outcome: Literal["applied", "rejected"] | None = Field(description="Of updates.")
+    actor: str | None
+    events: int
+
+
+class ActivityList(_Exact):
+    """Counts of events, the newest day first."""
+
+    object: Literal["list"]
+    data: list[ActivityCount]
+    total_events: int
+
+
 class Parameter(_Exact):
     """One tensor of the model."""
 

@@ -77,17 +77,57 @@ class Page(Query):
     limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Items on the page.")
 
 
+METADATA = "metadata."
+METADATA_FILTER = {
+    "name": f"{METADATA}KEY",
+    "in": "query",
+    "required": False,
+    "description": "Only events whose metadata have this value under KEY, as in"
+    " metadata.ticket=OPS-17; one for each key. A value that is no string is compared as JSON.",
+    "schema": {"type": "string"},
+    "example": "OPS-17",
+}
+
+
 class Updates(Page):
     """Which events are listed; all filters have to pass."""
+
+    model_config = ConfigDict(extra="allow")  # metadata.KEY; `refuse_unknown` refuses the rest
 
     parameter: str | None = Field(None, description="A name or glob, such as layers.3.*")
     kind: list[Kind] = Field(default_factory=list, description="One or several kinds of events.")
     actor: list[str] = Field(default_factory=list, description="One or several actors.")
     outcome: Literal["applied", "rejected"] | None = Field(None, description="Of updates.")
+    text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=500,
+        description="Words of the reason or the actor, all of them, in any order and case.",
+        examples=["nightly run"],
+    )
+    min_norm: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="The least norm of an update's difference."
+    )
     since: Moment | None = None
     until: Moment | None = None
     min_seq: Seq | None = None
     max_seq: Seq | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What metadata have to say, by key."""
+        return {
+            name.removeprefix(METADATA): value for name, value in (self.model_extra or {}).items()
+        }
+
+
+class Activity(Query):
+    """Which events are counted."""
+
+    kind: list[Kind] = Field(default_factory=list, description="One or several kinds of events.")
+    actor: list[str] = Field(default_factory=list, description="One or several actors.")
+    since: Moment | None = None
+    until: Moment | None = None
 
 
 class Diff(Query):
@@ -148,15 +188,18 @@ async def refuse_unknown(request: Request) -> None:
         return
     known = parameters(request.scope.get("route"))
     for name in request.query_params:
-        if name not in known:
+        if name not in known and not (METADATA in known and name.startswith(METADATA)):
             raise InvalidRequest(_unknown(name, known), param=name)
         times = len(request.query_params.getlist(name))
-        if times > 1 and get_origin(known[name]) is not list:
+        if times > 1 and get_origin(known.get(name)) is not list:
             raise InvalidRequest(f"{name}: expected once, got {times} times", param=name)
 
 
 def parameters(route: Any) -> dict[str, Any]:
-    """The query parameters of a route with their types; a model stands for its fields."""
+    """The query parameters of a route with their types; a model stands for its fields.
+
+    METADATA stands for all names that begin so.
+    """
     declared = route.dependant.query_params if isinstance(route, APIRoute) else []
     known: dict[str, Any] = {}
     for one in declared:
@@ -165,6 +208,8 @@ def parameters(route: Any) -> dict[str, Any]:
             known |= {
                 field.alias or name: field.annotation for name, field in model.model_fields.items()
             }
+            if model.model_config.get("extra") == "allow":
+                known[METADATA] = str
         else:
             known[one.alias] = model
     return known
@@ -181,4 +226,5 @@ def first_problem(errors: Any) -> tuple[str, str | None]:
 def _unknown(name: str, known: dict[str, Any]) -> str:
     if not known:
         return f"unknown query parameter {name!r}; this route takes none"
-    return f"unknown query parameter {name!r}; expected some of {', '.join(sorted(known))}"
+    names = ", ".join(f"{one}KEY" if one == METADATA else one for one in sorted(known))
+    return f"unknown query parameter {name!r}; expected some of {names}"

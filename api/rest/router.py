@@ -87,6 +87,7 @@ def _json(
     routes.include_router(enhanced.router(learning))
     routes.include_router(measurements.router(manager))
     routes.include_router(audit.router(manager))
+    routes.include_router(audit.activity_router(manager))
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(verification.router(manager))

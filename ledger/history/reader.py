@@ -19,7 +19,7 @@ from weightledger.ledger.events import PRUNINGS, Event
 from weightledger.ledger.history import lineage, snapshots, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, barring, fold
-from weightledger.ledger.store import EventFilter, EventStore, Snapshot
+from weightledger.ledger.store import Activity, EventFilter, EventStore, Snapshot
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -92,6 +92,13 @@ class History:
         """Events that pass a filter, all of them unless `limit` is given."""
         most = sys.maxsize if limit is None else limit
         return self.store.select(where, limit=most, newest_first=newest_first)
+
+    def activity(self, where: EventFilter = EVERYTHING) -> list[Activity]:
+        """How many events there were by day, kind and actor; newest days first.
+
+        The filter's kinds, actors, times and seqs count; InvalidRequest for its other fields.
+        """
+        return self.store.activity(where)
 
     def resolve(self, position: str) -> Position:
         """The state a position names; NotFound otherwise. `history.positions` lists the forms."""

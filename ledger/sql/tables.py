@@ -268,3 +268,14 @@ metric_pushes = Table(
     sqlite_with_rowid=False,
 )
 Index("metric_pushes_time", metric_pushes.c.model_id, metric_pushes.c.at_us)
+
+# What events are found by, in blocks of 1,024 of them: see `ledger.store.blocks`.
+search_blocks = Table(
+    "search_blocks",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("term", BigInteger, primary_key=True, autoincrement=False),
+    Column("block", BigInteger, primary_key=True, autoincrement=False),
+    Column("bits", Bytes, nullable=False),
+    sqlite_with_rowid=False,
+)

@@ -7,6 +7,7 @@ for SQLite and PostgreSQL; the suite in `tests/conformance/event_stores.py` is w
 implementation has to pass. Every method may raise StorageError.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore, Buffer
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store.metric_rows import MetricStore
@@ -78,7 +80,10 @@ class EventFilter:
     """Which events to list; every field narrows, None does not.
 
     `parameter` is a case-sensitive glob over bare parameter names and selects the updates that
-    touched one; `since` and `until` are UTC microseconds; all bounds are inclusive.
+    touched one; `since` and `until` are UTC microseconds; all bounds are inclusive. `text` are
+    words that the reason and the actor have to have, all of them, upper and lower case the same;
+    `min_norm` is the least norm of an update; `metadata` maps keys to values, a string standing for
+    itself and any other value for its JSON.
     """
 
     kinds: Sequence[str] = ()
@@ -88,6 +93,34 @@ class EventFilter:
     until: int | None = None
     min_seq: int | None = None
     max_seq: int | None = None
+    text: str | None = None
+    min_norm: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.min_norm is not None and not self.min_norm >= 0:
+            raise InvalidRequest(
+                f"min_norm must be 0 or more, got {self.min_norm}", param="min_norm"
+            )
+
+        if self.text is not None and not re.search(r"\w", self.text):
+            raise InvalidRequest(
+                f"text must have a word to look for, got {self.text!r}", param="text"
+            )
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether it asks for what only the blocks of the search know."""
+        return self.text is not None or self.min_norm is not None or bool(self.metadata)
+
+
+class Activity(NamedTuple):
+    """How many events there were on a day (since 1970, UTC) of one kind by one actor."""
+
+    day: int
+    kind: str
+    actor: str | None
+    events: int
 
 
 Note = tuple[int, str | None, str | None, str | None, bytes]
@@ -174,6 +207,12 @@ class EventLookup(Protocol):
 
     def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
         """Events that pass the filter, at most `limit`."""
+
+    def activity(self, where: EventFilter) -> list[Activity]:
+        """How many events pass a filter of kinds, actors and times, by day, kind and actor."""
+
+    def index(self) -> None:
+        """Write down what complete stretches of the log can be searched by, a few at a time."""
 
     def update_counts(self) -> Mapping[str, int]:
         """How many applied updates touched each full state name (those with at least one)."""

@@ -15,7 +15,7 @@ from weightledger.ledger.events.bodies import VersionCreated, body_of, counted_p
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
-from weightledger.ledger.store import tree_rows
+from weightledger.ledger.store import blocks, tree_rows
 from weightledger.ledger.store.rows import key_of
 
 _PAGE = 4096
@@ -145,6 +145,7 @@ def differences(execute: Execute, derived: Derivation, *, tree: bool = True) -> 
             "parameters": names - parameters,
             "listed_versions": listed - versions,
             "tree_nodes": nodes - grown,
+            "search_blocks": _wrong_blocks(execute, model_id, derived.count),
         },
         missing={
             "annotations": set(),
@@ -152,8 +153,19 @@ def differences(execute: Execute, derived: Derivation, *, tree: bool = True) -> 
             "parameters": parameters - names,
             "listed_versions": versions - listed,
             "tree_nodes": grown - nodes,
+            "search_blocks": set(),
         },
     )
+
+
+def _wrong_blocks(execute: Execute, model_id: int, count: int) -> set[Row]:
+    """The blocks of the search that are not what their events say. A missing one is none."""
+    wrong: set[Row] = set()
+    for number, there in blocks.checksums(execute, model_id).items():
+        block = blocks.read_block(execute, model_id, number, count - 1)
+        if block.size < blocks.BLOCK or blocks.checksum(block, model_id) != there:
+            wrong.add((number,))
+    return wrong
 
 
 def repair(execute: Execute, derived: Derivation, found: Differences) -> None:
@@ -172,6 +184,7 @@ def repair(execute: Execute, derived: Derivation, found: Differences) -> None:
             "listed_versions (model_id, number, event_key, node, pinned)",
             [(model_id, *row) for row in derived.listed.values()],
         )
+    blocks.forget(execute, model_id, [number for (number,) in found.extra["search_blocks"]])
     if "tree_nodes" in counts:
         tree_rows.rewrite(execute, model_id, derived.count)
 
@@ -228,7 +241,7 @@ _STRAYS = {
         " WHERE model_id NOT IN (SELECT model_id FROM models)"
         for table in (
             *("events", "parameters", "listed_versions", "snapshots", "tree_nodes"),
-            *("metric_rollups", "metric_pushes"),
+            *("search_blocks", "metric_rollups", "metric_pushes"),
         )
     },
     "events have another model's key": "SELECT count(*) FROM events"

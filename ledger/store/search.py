@@ -55,6 +55,17 @@ def seq_at(execute: Execute, model_id: int, moment: int) -> int:
     return -1 if row is None else row[0] - first
 
 
+def span(execute: Execute, model_id: int, where: EventFilter) -> tuple[int, int]:
+    """The first and the last seq that a filter's bounds leave; the last may be beyond the log."""
+    low = max(where.min_seq or 0, 0)
+    high = SEQ_MASK if where.max_seq is None else where.max_seq
+    if where.since is not None:
+        low = max(low, seq_at(execute, model_id, where.since - 1) + 1)
+    if where.until is not None:
+        high = min(high, seq_at(execute, model_id, where.until))
+    return low, high
+
+
 def select(
     execute: Execute,
     backend: Backend,
@@ -64,12 +75,7 @@ def select(
     newest_first: bool,
 ) -> list[Any]:
     """Rows of events that pass a filter, at most `limit`, by seq."""
-    low = max(where.min_seq or 0, 0)
-    high = SEQ_MASK if where.max_seq is None else where.max_seq
-    if where.since is not None:
-        low = max(low, seq_at(execute, model_id, where.since - 1) + 1)
-    if where.until is not None:
-        high = min(high, seq_at(execute, model_id, where.until))
+    low, high = span(execute, model_id, where)
     if low > high or limit < 1:
         return []
     bounds = key_of(model_id, low), key_of(model_id, high)
@@ -192,5 +198,12 @@ def _of_many(
 
 
 def _parameter_ids(execute: Execute, model_id: int, pattern: str) -> list[int]:
+    return list(matching(execute, model_id, pattern))
+
+
+def matching(execute: Execute, model_id: int, pattern: str) -> dict[int, str]:
+    """The full names of the parameters that a glob over bare names stands for, by their ids."""
     names = execute("SELECT parameter_id, name FROM parameters WHERE model_id = ?", (model_id,))
-    return [number for number, name in names if fnmatchcase(name.removeprefix(_WEIGHTS), pattern)]
+    return {
+        number: name for number, name in names if fnmatchcase(name.removeprefix(_WEIGHTS), pattern)
+    }

@@ -1,16 +1,20 @@
 """One model's events over SQL, for SQLite and PostgreSQL; the port is `ledger.store.EventStore`."""
 
+import logging
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, StorageError
 from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import (
+    Activity,
     Append,
     EventFilter,
     LedgerStore,
@@ -20,15 +24,21 @@ from weightledger.ledger.store import (
     Repairs,
     Snapshot,
     StateChange,
+    blocks,
+    blockwise,
     derived,
     payloads,
     rows,
     search,
+    terms,
     tree_rows,
 )
 from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.metric_rows import SqlMetrics
 
+logger = logging.getLogger(__name__)
+
+_BLOCKS_AT_A_TIME = 4  # that a writer writes, after the event that completed one
 _PAGE = 1000  # events that `scan` holds at a time
 _RAW_PAGE = 4096  # rows that `raw` gives at a time
 _MOST_NUMBER = (1 << 63) - 1
@@ -87,6 +97,8 @@ class SqlEvents:
         self._id = appender.model_id
         self._turnstile = database.turnstile(self._id, self.model)
         self.metrics = SqlMetrics(database, self._id)
+        self._unwritten = blockwise.Unwritten(self._id)
+        self._blocks_written = 0
 
     def append(self, *items: Append) -> None:
         """Make events durable, all of them or nothing; see `AppendLog.append`."""
@@ -224,11 +236,104 @@ class SqlEvents:
 
     def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
         """Events that pass the filter, at most `limit`."""
+        if where.blockwise:
+            return self._select_blockwise(where, limit, newest_first)
         with self._database.read() as execute:
             found = search.select(
                 execute, self._database.backend, self._id, where, limit, newest_first
             )
         return [self._event(row) for row in found]
+
+    def _select_blockwise(self, where: EventFilter, limit: int, newest_first: bool) -> list[Event]:
+        if limit < 1:
+            return []
+        self._write_blocks(sys.maxsize)
+        found: list[Event] = []
+        waiting: list[int] = []
+        with self._database.read() as execute:
+            low, high = search.span(execute, self._id, where)
+            bounds = low, min(high, search.last_seq(execute, self._id))
+            names = (
+                {}
+                if where.parameter is None
+                else search.matching(execute, self._id, where.parameter)
+            )
+            wanted = sorted(names.values())
+            backend = self._database.backend
+            for seqs in blockwise.first_hits(
+                execute, backend, self._id, self._unwritten, where, wanted, bounds, newest_first
+            ):
+                waiting += seqs
+                if len(found) + len(waiting) >= limit:
+                    found += self._passing(execute, where, waiting[:limit], set(wanted))
+                    waiting = waiting[limit:]
+                    if len(found) >= limit:
+                        return found[:limit]
+            found += self._passing(execute, where, waiting, set(wanted))
+        return found[:limit]
+
+    def _passing(
+        self, execute: Execute, where: EventFilter, seqs: Sequence[int], names: set[str]
+    ) -> list[Event]:
+        """Of the events with these seqs those that pass a filter, in the same order."""
+        passing = []
+        for piece in pieces(map(self._key, seqs)):
+            keys = marks(len(piece))
+            read = execute(f"{rows.SELECT} WHERE event_key IN ({keys})", piece).fetchall()
+            events = {row[0]: self._event(row) for row in read}
+            texts = execute(f"{_ANNOTATIONS} WHERE event_key IN ({keys})", piece).fetchall()
+            notes = {seq: Annotation(*rest) for seq, *rest in texts}
+            for key in piece:
+                event = events[key]
+                if terms.passes(where, event, notes.get(event.seq), names):
+                    passing.append(event)
+        return passing
+
+    def activity(self, where: EventFilter) -> list[Activity]:
+        """How many events pass, by day, kind and actor; see `EventLookup.activity`."""
+        if where.blockwise or where.parameter is not None:
+            raise InvalidRequest("activity is asked for by kinds, actors, times and seqs")
+        self._write_blocks(sys.maxsize)
+        with self._database.read() as execute:
+            low, high = search.span(execute, self._id, where)
+            last = search.last_seq(execute, self._id)
+            bounds = low, min(high, last)
+            backend = self._database.backend
+            counted = blockwise.counted(execute, backend, self._id, self._unwritten, bounds, last)
+        return sorted(
+            (
+                Activity(*key, count)
+                for key, count in counted.items()
+                if (not where.kinds or key[1] in where.kinds)
+                and (not where.actors or key[2] in where.actors)
+            ),
+            key=lambda one: (-one.day, one.kind, one.actor or ""),
+        )
+
+    def index(self) -> None:
+        """Write blocks of the search that are complete; see `EventLookup.index`."""
+        self._write_blocks(_BLOCKS_AT_A_TIME)
+
+    def _write_blocks(self, most: int) -> None:
+        """Write complete blocks that are not written; where that cannot be, they are read anew."""
+        with self._database.look() as execute:
+            complete = (search.last_seq(execute, self._id) + 1) // blocks.BLOCK
+            if complete <= self._blocks_written:
+                return
+            there = blocks.written(execute, self._id, 0, complete)
+        missing = sorted(set(range(complete)) - there)
+        for number in missing[:most]:
+            with self._database.read() as execute:
+                block = self._unwritten.get(execute, number, (number + 1) * blocks.BLOCK - 1)
+            try:
+                with self._database.write() as execute:
+                    blocks.write_block(execute, block, self._id)
+            except StorageError as error:
+                logger.info("blocks of the search are not written: %s", error)
+                break
+        else:
+            if len(missing) <= most:
+                self._blocks_written = complete
 
     def state_changes(self, start: int, stop: int) -> list[StateChange]:
         """State-changing events with start <= seq < stop, in order."""

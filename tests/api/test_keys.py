@@ -1,9 +1,7 @@
 """API keys at a real server and by command: scopes, names, changes while it runs."""
 
-import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ import pytest
 import torch
 
 from tests.api.test_command import inside
-from tests.in_process import listening
+from tests.in_process import Here, here
 from tests.serving import serving
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest
 from weightledger.api.rest import documentation, scopes
 from weightledger.api.rest.authentication import is_open
@@ -31,25 +29,6 @@ def keys(folder: Path, *words: str) -> Any:
     status, out, err = inside("keys", *words, "--data-dir", str(folder), "--json")
     assert status == 0, err
     return json.loads(out)
-
-
-@dataclass(frozen=True)
-class Here:
-    """A server in this process, and its data folder."""
-
-    url: str
-    folder: Path
-
-    def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
-
-
-@contextlib.contextmanager
-def here(folder: Path, **settings: Any) -> Iterator[Here]:
-    config = DynamicUpdateConfig(backup_dir=folder)
-    manager = DynamicModelManager(torch.nn.Linear(2, 3), "m", config=config)
-    with contextlib.closing(manager), listening(manager, **settings) as url:
-        yield Here(url, folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from weightledger import DynamicModelManager
-from weightledger.api.items import event_item
+from weightledger.api.items import activity_item, event_item, kinds_of
 from weightledger.api.rest import paging, queries
+from weightledger.api.rest.answers import ActivityList, EventList
 from weightledger.api.rest.answers import Event as EventReply
-from weightledger.api.rest.answers import EventList
 from weightledger.api.rest.documentation import answers, documented
-from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Event
+from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.store import EventFilter
-
-_OUTCOMES = {"applied": UPDATED, "rejected": UPDATE_REJECTED}
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
@@ -26,7 +24,11 @@ def router(manager: DynamicModelManager) -> APIRouter:
         notes = history.store.annotations([event.seq for event in events])
         return [event_item(event, notes.get(event.seq)) for event in events]
 
-    @routes.get("", responses=answers(EventList))
+    @routes.get(
+        "",
+        responses=answers(EventList),
+        openapi_extra={"parameters": [dict(queries.METADATA_FILTER)]},
+    )
     def list_updates(query: Annotated[queries.Updates, Query()]) -> dict[str, Any]:
         """Events that pass the filters, newest first; `after` and `before` take an item's id."""
         limit, least, most = query.limit, query.min_seq, query.max_seq
@@ -36,7 +38,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         if query.before is not None:  # further up the list: newer
             seq = history.event(query.before).seq + 1
             least = seq if least is None else max(least, seq)
-        kinds = _kinds(query.kind, query.outcome)
+        kinds = kinds_of(query.kind, query.outcome)
         if kinds is None:
             return paging.page([], "id", has_more=False)
         where = EventFilter(
@@ -47,6 +49,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
             until=_moment(query.until),
             min_seq=least,
             max_seq=most,
+            text=query.text,
+            min_norm=query.min_norm,
+            metadata=query.metadata,
         )
         found = history.events(where, limit=limit + 1, newest_first=not backwards)
         has_more = len(found) > limit
@@ -63,16 +68,32 @@ def router(manager: DynamicModelManager) -> APIRouter:
     return routes
 
 
+def activity_router(manager: DynamicModelManager) -> APIRouter:
+    """How many events there were."""
+    routes = documented(prefix="/v1/models/activity", tags=["audit"])
+
+    @routes.get("", responses=answers(ActivityList))
+    def get_activity(query: Annotated[queries.Activity, Query()]) -> dict[str, Any]:
+        """Counts of events by day, kind, outcome and actor, the newest day first."""
+        counted = manager.log.history.activity(
+            EventFilter(
+                kinds=query.kind,
+                actors=query.actor,
+                since=_moment(query.since),
+                until=_moment(query.until),
+            )
+        )
+        return {
+            "object": "list",
+            "data": [activity_item(one) for one in counted],
+            "total_events": sum(one.events for one in counted),
+        }
+
+    return routes
+
+
 def _least(one: int | None, other: int) -> int:
     return other if one is None else min(one, other)
-
-
-def _kinds(kinds: list[str], outcome: str | None) -> list[str] | None:
-    """The kinds that pass both filters: none listed is all of them, and None is none of them."""
-    if outcome is None:
-        return kinds
-    wanted = _OUTCOMES[outcome]
-    return [wanted] if not kinds or wanted in kinds else None
 
 
 def _moment(text: str | None) -> int | None:
