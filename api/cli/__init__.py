@@ -17,7 +17,7 @@ from weightledger.ledger.errors import LedgerError
 COMMANDS = {
     "serve": Entry("serving:serve", "Serve a model whose every weight change is an event."),
     "status": Entry("reading:status", "Where a model stands."),
-    "log": Entry("reading:log", "Events, newest first."),
+    "log": Entry("log:log", "Events, newest first."),
     "activity": Entry("activity:activity", "How many events there were, by whom and of what kind."),
     "show": Entry("reading:show", "One event, whole."),
     "diff": Entry("comparing:diff", "What differs between two states."),

@@ -119,6 +119,15 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False)
 
 
+def line(pieces: Sequence[tuple[str, str]]) -> None:
+    """Print one line of texts that are safe already, each with its style; it is never wrapped."""
+    from rich.text import Text
+
+    whole = Text.assemble(*pieces)
+    whole.rstrip()
+    console().print(whole, soft_wrap=True)
+
+
 def text(lines: str) -> None:
     """Print lines that are ours, or made safe already."""
     sys.stdout.write(lines)
