@@ -56,7 +56,7 @@ def _find(execute: Execute) -> tuple[bool, str | None]:
     if row is None:
         return False, None
     (url,) = row
-    if not (url is None or isinstance(url, str)):
+    if not (url is None or (isinstance(url, str) and "\0" not in url)):
         raise CorruptLedger(f"the blob location that is remembered is no text: {url!r}")
     return True, url
 

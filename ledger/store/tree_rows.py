@@ -7,6 +7,7 @@ in between are computed from them, or from the events' own hashes, by `audit.tre
 
 from collections.abc import Iterator
 
+from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.merkle import fold
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.store import TILE, TILE_LEVELS
@@ -14,8 +15,8 @@ from weightledger.ledger.store.rows import key_of
 
 _LEAVES = "SELECT event_hash FROM events WHERE event_key BETWEEN ? AND ? ORDER BY event_key"
 _NODES = (
-    "SELECT hash FROM tree_nodes WHERE model_id = ? AND level = ? AND number BETWEEN ? AND ?"
-    " ORDER BY number"
+    "SELECT number, hash FROM tree_nodes WHERE model_id = ? AND level = ?"
+    " AND number BETWEEN ? AND ? ORDER BY number"
 )
 _ALL = "SELECT level, number, hash FROM tree_nodes WHERE model_id = ?"
 _ADD = "INSERT INTO tree_nodes (model_id, level, number, hash) VALUES (?, ?, ?, ?)"
@@ -37,12 +38,21 @@ def grow(execute: Execute, model_id: int, seq: int) -> None:
 
 
 def hashes(execute: Execute, model_id: int, level: int, start: int, stop: int) -> list[bytes]:
-    """The nodes of a stored level with start <= number < stop, in order; level 0 are the events."""
+    """The nodes of a stored level with start <= number < stop, in order; level 0 are the events.
+
+    The last ones may not be there yet; CorruptLedger when one before another is not.
+    """
     if level == 0:
-        rows = execute(_LEAVES, (key_of(model_id, start), key_of(model_id, stop - 1)))
-    else:
-        rows = execute(_NODES, (model_id, level, start, stop - 1))
-    return [bytes(one) for (one,) in rows.fetchall()]
+        leaves = execute(_LEAVES, (key_of(model_id, start), key_of(model_id, stop - 1)))
+        return [bytes(one) for (one,) in leaves.fetchall()]
+    nodes = execute(_NODES, (model_id, level, start, stop - 1)).fetchall()
+    for number, (stored_number, _) in enumerate(nodes, start):
+        if stored_number != number:
+            raise CorruptLedger(
+                f"node {number} of level {level} of the hash tree is missing:"
+                " `weightledger repair` derives it anew"
+            )
+    return [bytes(one) for _, one in nodes]
 
 
 def stored(execute: Execute, model_id: int) -> Iterator[tuple[int, int, bytes]]:

@@ -94,7 +94,7 @@ def test_a_log_grows_its_tree(store: SqlStore, new_writer: Callable[..., Any]) -
         assert kept.root(size) == plainly(hashes[:size])
 
 
-@pytest.mark.parametrize("harm", ["altered", "missing", "too many"])
+@pytest.mark.parametrize("harm", ["altered", "missing", "too many", "moved"])
 def test_verify_notices_nodes_that_are_not_what_the_events_come_to(
     store: SqlStore, new_writer: Callable[..., Any], plain: Any, database_url: str, harm: str
 ) -> None:
@@ -110,6 +110,7 @@ def test_verify_notices_nodes_that_are_not_what_the_events_come_to(
         {
             "altered": "UPDATE tree_nodes SET hash = (SELECT max(event_hash) FROM events)",
             "missing": "DELETE FROM tree_nodes",
+            "moved": "UPDATE tree_nodes SET number = 7",
             "too many": "INSERT INTO tree_nodes SELECT model_id, level, 1, hash FROM tree_nodes",
         }[harm]
     )
