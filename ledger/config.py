@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from weightledger.ledger.errors import InvalidRequest
@@ -42,6 +43,8 @@ class DynamicUpdateConfig:
         for `held_versions_wait_s` seconds and then raise Unavailable; readers never wait, and
         neither does a rollback. In-place engines have one version and know no such limit.
     metrics_retention_days: how long measurements are kept in the database; 0 writes none.
+    keep_operands: which updates keep what they were worked out from, so that a causal what-if can
+        work them out again: "small" ones (64 KiB) and those of learning rules, "all", or "none".
     """
 
     max_versions: int = 10
@@ -57,6 +60,7 @@ class DynamicUpdateConfig:
     max_held_versions: int = MAX_HELD_VERSIONS
     held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
     metrics_retention_days: float = 30.0
+    keep_operands: Literal["small", "all", "none"] = "small"
 
     def __post_init__(self) -> None:
         for name in ("max_versions", "checkpoint_interval", "max_held_versions"):
@@ -76,6 +80,11 @@ class DynamicUpdateConfig:
             raise InvalidRequest(
                 "metrics_retention_days must be 0 (none are kept) to 36500",
                 param="metrics_retention_days",
+            )
+        if self.keep_operands not in ("small", "all", "none"):
+            raise InvalidRequest(
+                f"keep_operands must be small, all or none, got {self.keep_operands!r}",
+                param="keep_operands",
             )
         unknown = set(self.auto_rollback_metrics) - set(METRICS)
         if unknown:

@@ -20,6 +20,9 @@
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── PluginError             500  an installed package's entry point cannot be used; names it
+    ├── WhatIfRefused           422  a state without some events cannot be told
+    │   ├── NotDefined               what they changed was touched again; names by which events
+    │   └── CannotDerive             an event cannot be worked out again; names the first
     ├── JudgeFailed             500  who was to judge a state failed, or contradicts itself
     ├── ProofError              422  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
@@ -151,6 +154,22 @@ class PublishFailed(EngineUnavailable):
 
 class PluginError(LedgerError):
     """What an installed package brings cannot be used; the message names the package."""
+
+
+class WhatIfRefused(LedgerError):
+    """What a state would be without some events cannot be told."""
+
+
+class NotDefined(WhatIfRefused):
+    """What the events changed was touched again, so their difference cannot be taken out."""
+
+
+class CannotDerive(WhatIfRefused):
+    """An event cannot be worked out again from what it kept; `seq` is the first of them."""
+
+    def __init__(self, message: str, *, seq: int) -> None:
+        super().__init__(message)
+        self.seq = seq
 
 
 class JudgeFailed(LedgerError):

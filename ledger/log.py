@@ -26,7 +26,10 @@ from weightledger.ledger.debug.diff import StateDiff, diff
 from weightledger.ledger.debug.each import Each, each
 from weightledger.ledger.debug.measured import Memo
 from weightledger.ledger.debug.rank import Which
-from weightledger.ledger.debug.walking import ReplayedState
+from weightledger.ledger.debug.walking import ReplayedState, Walker
+from weightledger.ledger.debug.whatif.adopting import adopt_command
+from weightledger.ledger.debug.whatif.asking import what_if
+from weightledger.ledger.debug.whatif.state import Mode, WhatIf
 from weightledger.ledger.errors import LedgerError, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import versions
@@ -272,6 +275,37 @@ class Log:
     def each(self, before: str, after: str = "head", *, columns: int = 60) -> Each:
         """What each update from one state to a later one did, by layer; see `debug.each`."""
         return each(self.history, before, after, columns=columns)
+
+    def what_if(
+        self,
+        without: Sequence[str],
+        *,
+        to: str = "head",
+        mode: Mode = "mechanical",
+        only_after: str | None = None,
+    ) -> WhatIf:
+        """What the state at a position would be without some events; see `debug.whatif`."""
+        return what_if(self.history, without, to=to, mode=mode, only_after=only_after)
+
+    def adopt_what_if(
+        self,
+        without: Sequence[str],
+        *,
+        to: str = "head",
+        mode: Mode = "mechanical",
+        only_after: str | None = None,
+        caller: Caller = ANYONE,
+    ) -> Event:
+        """Make a what-if the model's state, as an update whose reason says what it is."""
+        return self.execute(
+            adopt_command(
+                self.history, without, to=to, mode=mode, only_after=only_after, caller=caller
+            )
+        )
+
+    def replayed(self, position: str = "head") -> ReplayedState:
+        """A state in memory, verified: its tensors, seq, version and digest."""
+        return Walker(self.history).to(self.history.resolve(position).node)
 
     def bisect(
         self,

@@ -128,6 +128,7 @@ class DynamicModelManager:
                 lora_config,
                 updates=self.config.enable_incremental_learning,
                 versions=self.config.enable_versioning,
+                operands=self.config.keep_operands,
             ),
         )
         self._fault: str | None = None

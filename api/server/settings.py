@@ -122,6 +122,11 @@ class Settings:
     metrics_retention_days: Annotated[float, Ge(0), Le(36_500)] = setting(
         30.0, "Days that measurements are kept in the database; 0: none are written."
     )
+    keep_operands: Literal["small", "all", "none"] = setting(
+        "small",
+        "Whose operands are kept for a causal what-if: 'small' ones and those of rules, 'all',"
+        " 'none'.",
+    )
     inference_threads: Annotated[int, Ge(1)] = setting(
         INFERENCE_THREADS, "Texts embedded or generated at a time."
     )

@@ -146,6 +146,8 @@ class Event:
             for change in self.changes:
                 if change.form == WHOLE:
                     found += [end for end in (change.before, change.after) if end is not None]
+        kept = (self.body.get("operands") or {}).get("tensors", ())
+        found += [bytes.fromhex(one["digest"]) for one in kept if "digest" in one]
         return tuple(found)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import orjson
 
-from weightledger.ledger.events.bodies.protocol import Body
+from weightledger.ledger.events.bodies.protocol import Body, schema_of
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.event import Annotation, BlobRef, Counts, Event, leaf_hash
 from weightledger.ledger.events.kinds import (
@@ -79,7 +79,7 @@ def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
         model=model,
         seq=place.seq,
         kind=draft.kind,
-        schema=draft.body.SCHEMA,
+        schema=schema_of(draft.body),
         recorded_at=place.recorded_at,
         node=place.node,
         parent=place.parent,
@@ -156,7 +156,7 @@ def _header(
     The names stand in the order that RFC 8785 sorts them into; a test compares with the library
     over every field there is.
     """
-    counts, schema = place.counts, draft.body.SCHEMA
+    counts, schema = place.counts, schema_of(draft.body)
     refs = [
         b'{"digest":"%s","size":%d}' % (ref.digest.hex().encode(), ref.size)
         for ref in draft.payload

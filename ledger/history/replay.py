@@ -17,6 +17,7 @@ from weightledger.ledger.codecs import factors
 from weightledger.ledger.codecs.frames import apply_frames
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
 from weightledger.ledger.tensors.digest import CHUNK_BYTES, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
@@ -165,7 +166,7 @@ def split(
             )
         data, view = view[: change.size], view[change.size :]
         yield Step(event.seq, change, undo, data, enters)
-    if len(view):
+    if payload is not None and len(view) != payload_bytes_of(event.body):
         raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
 
 

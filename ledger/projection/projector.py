@@ -123,9 +123,14 @@ class Projector:
         body = Registered(len(state.specs), sum(spec.nbytes for spec in state.specs.values()))
         return Draft(body, state.value), state
 
-    def adopt(self, event: Event, state: StateDigest) -> None:
-        """Take the engine's weights, already hashed, as the state after `event`."""
-        self._show(event, Changes({}, {}, state, {}))
+    def adopt(
+        self, event: Event, state: StateDigest, auxiliary: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Take the engine's weights, already hashed, as the state after `event`.
+
+        `auxiliary` are the tensors of that state beside the weights.
+        """
+        self._show(event, Changes({}, {}, state, auxiliary or {}))
 
     def attach(self, history: History, on_mismatch: OnMismatch) -> dict[str, torch.Tensor] | None:
         """Bring the engine to the head of an existing log.

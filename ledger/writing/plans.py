@@ -26,12 +26,15 @@ from weightledger.ledger.events.bodies import (
     UpdateRejected,
     counted_parameters,
 )
+from weightledger.ledger.events.bodies.operands import Operands
 from weightledger.ledger.events.changes import WHOLE, TensorChange
 from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes, spec_of
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
+from weightledger.ledger.writing.given import Given
+from weightledger.ledger.writing.keeping import keep
 from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
 from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.staged import Staged
@@ -57,6 +60,7 @@ class Plan:
     `facts` go into the event's body. `weights` maps bare names to new values; `auxiliary` maps
     full names outside of the weights (`rule/…`, `adapter/…`) to tensors, None to remove one.
     `verdict` is what was found before the guard is asked; one with a reason refuses the plan.
+    `given` is what works it out again, None where its values came ready from elsewhere.
     """
 
     facts: Mapping[str, Any]
@@ -64,6 +68,7 @@ class Plan:
     auxiliary: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     kind: str = events.UPDATED
     verdict: Verdict = field(default_factory=Verdict)
+    given: Given | None = None
 
 
 Planner = Callable[[Staged], Plan]
@@ -110,12 +115,14 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
         verdict = verdict.joined(guard(changes))
     if verdict.reason is not None:
         return _refusal(staged, plan.facts, verdict)
+    operands, blobs_of_operands = keep(plan.given, staged.policy.operands, payload)
     finished = payload.finish()
+    finished.blobs.update(blobs_of_operands)
     for _, blobs in whole:
         finished.blobs.update(blobs)
     changed = (*(one.change for one in recorded if one.change.changed), *moved)
     parameters = [WEIGHTS + name for name in plan.weights]
-    body = _body(plan, changed, _norm(recorded), verdict, parameters)
+    body = _body(plan, changed, _norm(recorded), verdict, parameters, operands)
     return ProposedEvent(Draft(body, changes.state.value), finished, parameters, changes)
 
 
@@ -134,13 +141,20 @@ def _body(
     norm: float | None,
     verdict: Verdict,
     parameters: Sequence[str],
+    operands: Operands,
 ) -> Body:
     """What the event of a plan says."""
     if plan.kind != events.UPDATED:
         kind = AdapterLoaded if plan.kind == events.ADAPTER_LOADED else AdapterUnloaded
         return kind(plan.facts, changed)
     body = Updated(
-        plan.facts, changed, norm, verdict.pre_metrics, verdict.post_metrics, _evidence(verdict)
+        plan.facts,
+        changed,
+        norm,
+        verdict.pre_metrics,
+        verdict.post_metrics,
+        _evidence(verdict),
+        operands=operands,
     )
     told = counted_parameters({**plan.facts, "tensors": [{"name": one.name} for one in changed]})
     return body if told == list(parameters) else replace(body, counted=tuple(parameters))

@@ -15,6 +15,9 @@ from weightledger.ledger.projection.projector import Changes
 Switch = Literal["incremental learning", "versioning"]
 """What an operator can switch off."""
 
+KeepOperands = Literal["small", "all", "none"]
+"""Which operands events keep: small ones (and those of rules), all of them, or none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -61,12 +64,13 @@ class Guard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The guard of weights, the limits of adapters, and what is switched on."""
+    """The guard of weights, the limits of adapters, switches, and which operands are kept."""
 
     guard: Guard | None = None
     adapters: LoRAConfig | None = None
     updates: bool = True
     versions: bool = True
+    operands: KeepOperands = "small"
 
     @property
     def alone(self) -> bool:

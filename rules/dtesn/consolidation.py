@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from weightledger import DynamicModelManager, Event, Plan, Planner, Staged
+from weightledger import DynamicModelManager, Event, Given, Plan, Planner, Staged
 from weightledger.rules.checking import init, is_finite, propose
 from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.again import tensors_given
 from weightledger.rules.dtesn.config import DTESNLearningConfig
 from weightledger.rules.dtesn.event import event
 from weightledger.rules.dtesn.ground import computing_dtype
@@ -81,7 +82,12 @@ def fisher_planner(
             raise RuleError("gradient has values that are not finite", param="gradient")
         before = held or init(Ewc(), weight)
         fisher = before["fisher"] * config.fisher_decay + squares * strength
-        return _plan(parameter, FISHER_UPDATED, {**before, "fisher": fisher}, fisher)
+        kept = Given(
+            tensors_given(current=current, gradient=gradient),
+            {"strength": strength, "fisher_decay": config.fisher_decay},
+            always=True,
+        )
+        return _plan(parameter, FISHER_UPDATED, {**before, "fisher": fisher}, fisher, kept)
 
     return plan
 
@@ -101,7 +107,8 @@ def anchor_planner(
             information = fisher.detach().to(weight.device, weight.dtype)
             _check_fisher(information, weight)
         after = {**before, "anchor": anchor, "fisher": information}
-        return _plan(parameter, CONSOLIDATED, after, information)
+        kept = Given(tensors_given(current=current, fisher=fisher), always=True)
+        return _plan(parameter, CONSOLIDATED, after, information, kept)
 
     return plan
 
@@ -149,14 +156,18 @@ def _held(staged: Staged, parameter: str) -> tuple[torch.Tensor, dict[str, torch
 
 
 def _plan(
-    parameter: str, operation: str, state: Mapping[str, torch.Tensor], fisher: torch.Tensor
+    parameter: str,
+    operation: str,
+    state: Mapping[str, torch.Tensor],
+    fisher: torch.Tensor,
+    kept: Given,
 ) -> Plan:
     facts = {
         "rule": {"id": Ewc.id, "version": Ewc.version},
         "mean_importance": float(fisher.mean()),
         "max_importance": float(fisher.max()),
     }
-    return event(operation, parameter, places.CONSOLIDATION, facts, remembered=state)
+    return event(operation, parameter, places.CONSOLIDATION, facts, remembered=state, given=kept)
 
 
 def _check(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:

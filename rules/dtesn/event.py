@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weightledger import Plan, Verdict, Write
+from weightledger import Given, Plan, Verdict, Write
 from weightledger.rules.dtesn import state as places
 
 
@@ -23,12 +23,14 @@ def event(
     dropped: Iterable[str] = (),
     weight: torch.Tensor | None = None,
     verdict: Verdict | None = None,
+    given: Given | None = None,
 ) -> Plan:
     """One event about a parameter, in one of its streams; `facts` are JSON.
 
     `remembered` are tensors to keep in the stream, by the names that `rules.dtesn.state` lists,
     `dropped` are names to remove from it. `weight` is the parameter's new value; without one it
-    stays. A verdict with a reason makes it a refusal, which changes neither.
+    stays. A verdict with a reason makes it a refusal, which changes neither. `given` is what
+    leads to the same plan again.
     """
     prefix = places.place(parameter, stream)
     return Plan(
@@ -36,4 +38,5 @@ def event(
         {} if weight is None else {parameter: Write(weight)},
         {**places.removed(prefix, dropped), **places.named(prefix, remembered or {})},
         verdict=verdict or Verdict(),
+        given=given,
     )

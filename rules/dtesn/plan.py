@@ -12,6 +12,7 @@ import torch
 from weightledger import OperationDisabled, Plan, Planner, Staged
 from weightledger.rules.checking import VERSION, init
 from weightledger.rules.dtesn import state as places
+from weightledger.rules.dtesn.again import lesson_given
 from weightledger.rules.dtesn.config import DTESNLearningConfig
 from weightledger.rules.dtesn.event import event
 from weightledger.rules.dtesn.ground import Tensors, activities_of, ground_of
@@ -45,6 +46,7 @@ def planner(lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) 
 def _plan(
     staged: Staged, lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
 ) -> Plan:
+    kept_whole = lesson_given(lesson, config, guards)
     prefix = places.place(lesson.parameter, lesson.stream)
     ground = ground_of(staged, lesson, prefix)
     choice = _choose(lesson, ground.held)
@@ -109,6 +111,7 @@ def _plan(
         dropped=dropped,
         weight=after,
         verdict=verdict,
+        given=kept_whole,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weightledger.ledger.adapters import LoRAConfig
     from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
+    from weightledger.ledger.debug.whatif.derivations import Kept, derives
     from weightledger.ledger.engines import Engine, Live
     from weightledger.ledger.engines.inplace import InplaceEngine
     from weightledger.ledger.engines.state import StateEngine
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.plugins import load_plugin, plugin_ids
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
+    from weightledger.ledger.writing.given import Given
     from weightledger.ledger.writing.plans import Plan, Planner, Write
     from weightledger.ledger.writing.policy import Verdict
     from weightledger.ledger.writing.requests import IncrementalUpdateRequest
@@ -42,9 +44,11 @@ _HOMES = {
     "DynamicUpdateConfig": "weightledger.ledger.config",
     "Engine": "weightledger.ledger.engines",
     "Event": "weightledger.ledger.events.event",
+    "Given": "weightledger.ledger.writing.given",
     "IncrementalUpdateRequest": "weightledger.ledger.writing.requests",
     "InplaceEngine": "weightledger.ledger.engines.inplace",
     "InvalidRequest": "weightledger.ledger.errors",
+    "Kept": "weightledger.ledger.debug.whatif.derivations",
     "Ledger": "weightledger.ledger.ledger",
     "LedgerError": "weightledger.ledger.errors",
     "Live": "weightledger.ledger.engines",
@@ -59,6 +63,7 @@ _HOMES = {
     "PluginError": "weightledger.ledger.errors",
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
+    "derives": "weightledger.ledger.debug.whatif.derivations",
     "load_plugin": "weightledger.ledger.plugins",
     "sign_test": "weightledger.ledger.monitoring.significance",
     "plugin_ids": "weightledger.ledger.plugins",
@@ -75,9 +80,11 @@ __all__ = [
     "DynamicUpdateConfig",
     "Engine",
     "Event",
+    "Given",
     "IncrementalUpdateRequest",
     "InplaceEngine",
     "InvalidRequest",
+    "Kept",
     "Ledger",
     "LedgerError",
     "Live",
@@ -96,6 +103,7 @@ __all__ = [
     "TorchEngine",
     "Verdict",
     "Write",
+    "derives",
     "load_plugin",
     "plugin_ids",
     "sign_test",

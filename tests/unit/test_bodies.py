@@ -29,6 +29,14 @@ from weightledger.ledger.events.bodies import (
     VersionUnpinned,
     body_of,
 )
+from weightledger.ledger.events.bodies.operands import (
+    IN_BLOBS,
+    IN_PAYLOAD,
+    OUTSIDE,
+    TOO_LARGE,
+    KeptTensor,
+    Operands,
+)
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS, FRAMES, WHOLE, TensorChange
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -112,10 +120,16 @@ STATES = st.builds(NamedState, SEQS, SEQS, DIGESTS)
 ENDS = st.tuples(SEQS, SEQS)
 COUNTED = st.none() | st.lists(st.text()).map(tuple)
 TEXTS = st.none() | st.text()
+KEPT = st.lists(st.builds(KeptTensor, SPECS, st.none() | DIGESTS), max_size=3).map(tuple)
+OPERANDS = (
+    st.none()
+    | st.builds(Operands, st.sampled_from([IN_PAYLOAD, IN_BLOBS]), KEPT, FACTS)
+    | st.builds(Operands, st.none(), why=st.sampled_from([OUTSIDE, TOO_LARGE]))
+)
 MADE: dict[str, st.SearchStrategy[Body]] = {
     "registered": st.builds(Registered, SEQS, SEQS),
     "updated": st.builds(
-        Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED
+        Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED, OPERANDS
     ),
     "update_rejected": st.builds(UpdateRejected, FACTS, st.text(), METRICS, METRICS, FACTS),
     "rolled_back": st.builds(RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS),
@@ -155,8 +169,8 @@ def test_a_body_that_lacks_something_is_corrupt_and_names_its_event() -> None:
 
 
 def test_a_schema_of_a_newer_release_is_an_error() -> None:
-    with pytest.raises(CorruptLedger, match="schema 2 of 'updated' is not known"):
-        body_of(altered(schema=2), Updated)
+    with pytest.raises(CorruptLedger, match="schema 3 of 'updated' is not known"):
+        body_of(altered(schema=3), Updated)
 
 
 def test_an_event_of_another_kind_is_an_error() -> None:

@@ -24,6 +24,12 @@ class Body(Protocol):
         """The body of any schema so far; raises KeyError, TypeError or ValueError for none."""
 
 
+def schema_of(body: Body) -> int:
+    """The schema that a header names: the newest, or an older one that says all of it."""
+    written: int = getattr(body, "written_as", body.SCHEMA)
+    return written
+
+
 def changes_in(value: Json) -> tuple[TensorChange, ...]:
     """The changes that a body lists."""
     return tuple(TensorChange.from_json(item) for item in value["tensors"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from weightledger.ledger.events.bodies.operands import Operands
 from weightledger.ledger.events.bodies.protocol import (
     Json,
     Metrics,
@@ -47,6 +48,7 @@ class Updated:
     `facts` are whoever's who made the update: "operation", what it was computed from, the rule.
     `delta_norm` is the L2 norm of all differences, None where it is not a finite number. `counted`
     are the full state names that it counts as an update of, where `facts` do not tell them.
+    `operands` says where what it was worked out from is, None in events of before.
     """
 
     facts: Json
@@ -56,10 +58,16 @@ class Updated:
     post_metrics: Metrics = field(default_factory=dict)
     evidence: Json = field(default_factory=dict)
     counted: tuple[str, ...] | None = None
+    operands: Operands | None = None
 
     KIND: ClassVar = UPDATED
     SERIES: ClassVar[str | None] = UPDATES
-    SCHEMA: ClassVar = 1
+    SCHEMA: ClassVar = 2
+
+    @property
+    def written_as(self) -> int:
+        """The first schema says nothing of operands: none were kept."""
+        return 1 if self.operands is None else 2
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,11 +78,15 @@ class Updated:
             "post_metrics": dict(self.post_metrics),
             **({"evidence": dict(self.evidence)} if self.evidence else {}),
             **({} if self.counted is None else {"counted": list(self.counted)}),
+            **({} if self.operands is None else {"operands": self.operands.to_json()}),
         }
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
-        own = ("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence", "counted")
+        own = (
+            *("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence"),
+            *("counted", "operands"),
+        )
         return cls(
             without(value, own),
             changes_in(value),
@@ -83,6 +95,7 @@ class Updated:
             value["post_metrics"],
             value.get("evidence", {}),
             tuple(value["counted"]) if "counted" in value else None,
+            Operands.from_json(value["operands"]) if "operands" in value else None,
         )
 
 

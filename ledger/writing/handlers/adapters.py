@@ -20,6 +20,7 @@ from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
+from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.plans import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
@@ -132,7 +133,7 @@ def merge(command: MergeAdapter, staged: Staged) -> Plan:
     except NonFiniteResult as error:
         reason = f"Automatic rollback: {error}"
         return Plan(facts, verdict=Verdict(reason=reason, evidence={"cause": "non_finite"}))
-    return Plan(facts, weights, dict.fromkeys(stored) if command.unload else {})
+    return Plan(facts, weights, dict.fromkeys(stored) if command.unload else {}, given=Given())
 
 
 def digest_of(name: str, digests: Mapping[str, bytes]) -> str:

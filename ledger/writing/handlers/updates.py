@@ -5,6 +5,7 @@ import torch
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.commands import ApplyUpdates, Learn
+from weightledger.ledger.writing.given import operands_of
 from weightledger.ledger.writing.plans import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.staged import Staged
@@ -29,7 +30,7 @@ def apply(command: ApplyUpdates, staged: Staged) -> Plan:
         reason = f"Automatic rollback: {error}"
         refused = Verdict(reason=reason, evidence={"cause": "non_finite"})
         return Plan(command.facts, verdict=refused)
-    return Plan(command.facts, writes)
+    return Plan(command.facts, writes, given=operands_of(command.updates))
 
 
 def learn(command: Learn, staged: Staged) -> Plan:

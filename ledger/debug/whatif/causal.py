@@ -1,0 +1,124 @@
+"""Causal: work every later update out again, from its operands, on the state without some events.
+
+First the same stretch is worked out with all of its events, and has to come to the recorded
+digests bit for bit: where it does not, nothing that is worked out here means anything.
+"""
+
+import torch
+
+from weightledger.ledger.debug.walking import ReplayedState, Walker
+from weightledger.ledger.debug.whatif.derivations import planner_of
+from weightledger.ledger.debug.whatif.selection import Selected
+from weightledger.ledger.debug.whatif.state import WhatIf
+from weightledger.ledger.engines.state import StateEngine
+from weightledger.ledger.errors import CannotDerive, LedgerError
+from weightledger.ledger.events import Event
+from weightledger.ledger.events.changes import WHOLE, TensorChange
+from weightledger.ledger.history.positions import Position
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.tensors.digest import chunk_digests, root
+from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
+from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.writing.encoding import Recorded
+from weightledger.ledger.writing.plans import Plan, Planner
+from weightledger.ledger.writing.policy import ANYTHING_GOES
+from weightledger.ledger.writing.staged import Staged
+
+
+def causal(history: History, at: Position, selected: Selected) -> WhatIf:
+    """The state without the selected events; CannotDerive names the first event that cannot be
+    worked out again, or not to the recorded bits."""
+    walker = Walker(history)
+    base = walker.to(selected.base)
+    actual, altered = _staged(history, base), _staged(history, base)
+    left_out = {event.seq for event in selected.without}
+    derived = not_asked = 0
+    refused: list[str] = []
+    for event in history.require_all(selected.way):
+        planner = planner_of(history, event)
+        _derive(actual, event, planner)
+        digest = actual.live.state.value
+        if digest != event.state_after:
+            raise CannotDerive(
+                f"{event.name} cannot be worked out again: it comes to digest {digest.hex()} here, "
+                f"recorded is {event.state_after.hex()}. Another processor, number of threads or "
+                "release computes other last bits",
+                seq=event.seq,
+            )
+        if event.seq in left_out:
+            continue
+        derived += 1
+        not_asked += bool(event.body.get("post_metrics")) and _was_evaluated(event)
+        try:
+            if not _derive(altered, event, planner):
+                refused.append(event.name)
+        except LedgerError as error:
+            raise CannotDerive(
+                f"{event.name} cannot be worked out on the altered state: {error}", seq=event.seq
+            ) from error
+    return WhatIf(
+        "causal",
+        at,
+        selected.without,
+        _replayed(altered, base, at.node),
+        _replayed(actual, base, at.node),
+        derived,
+        not_asked,
+        tuple(refused),
+    )
+
+
+def _was_evaluated(event: Event) -> bool:
+    evidence = event.body.get("evidence") or {}
+    return evidence.get("evaluated") is not False
+
+
+def _staged(history: History, base: ReplayedState) -> Staged:
+    """A state to work on that nobody else sees."""
+    weights = base.weights
+    projector = Projector(StateEngine(weights), history.pool)
+    projector.genesis()  # hashes the weights
+    beside = {name: t for name, t in base.tensors.items() if not name.startswith(WEIGHTS)}
+    projector.adopt(history.require(base.seq), base.digest, beside)
+    return Staged(history, projector, ANYTHING_GOES)
+
+
+def _derive(staged: Staged, event: Event, planner: Planner) -> bool:
+    """Take a state through an event; False where the event would have been refused."""
+    plan = planner(staged)
+    if plan.verdict.reason is not None:
+        return False
+    recorded = [
+        _recorded(staged, WEIGHTS + name, write.after) for name, write in plan.weights.items()
+    ]
+    moved = [
+        change for name in plan.auxiliary if (change := _moved(staged, plan, name)) is not None
+    ]
+    changes = staged.changed(recorded, moved, plan.auxiliary)
+    staged.stage(event, changes)
+    return True
+
+
+def _recorded(staged: Staged, name: str, after: torch.Tensor) -> Recorded:
+    chunks = chunk_digests(lanes(after, name))
+    before, digest = staged.live.state.digests[name], root(chunks)
+    return Recorded(
+        TensorChange(name, before, digest, 0, int(before != digest)), after, chunks, None
+    )
+
+
+def _moved(staged: Staged, plan: Plan, name: str) -> TensorChange | None:
+    state, after = staged.live.state, plan.auxiliary[name]
+    before = state.digests.get(name)
+    digest = None if after is None else tensor_digest(after)
+    if before == digest:
+        return None
+    spec = None if after is None else spec_of(name, after)
+    return TensorChange(name, before, digest, 0, 1, WHOLE, state.specs.get(name), spec)
+
+
+def _replayed(staged: Staged, base: ReplayedState, seq: int) -> ReplayedState:
+    state = staged.live.state
+    tensors = {name: staged.tensor(name) for name in state.specs}
+    return ReplayedState(base.model, seq, state, tensors)

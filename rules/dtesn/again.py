@@ -1,0 +1,134 @@
+"""What was learnt, learnt again: all that a lesson was is kept with its event, and read back.
+
+A causal what-if works updates out on another state; this says of those made by rules what they
+were given, and makes the same planner of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import torch
+
+from weightledger import Given, Kept, Planner, derives
+from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.gate import PairedGate
+from weightledger.rules.dtesn.readout import Readout, driven_by
+from weightledger.rules.dtesn.request import Lesson, described
+from weightledger.rules.errors import RuleError
+from weightledger.rules.guards import Guards
+from weightledger.rules.selectors import (
+    DiscountedUcb,
+    Feedback,
+    FeedbackThresholds,
+    Fixed,
+    Selector,
+)
+
+T = TypeVar("T")
+
+_ACTIVITY, _INPUTS = "activity/", "inputs"
+_SELECTORS: dict[str, type[Selector]] = {
+    kind.__name__: kind for kind in (Fixed, FeedbackThresholds, DiscountedUcb)
+}
+
+
+def lesson_given(
+    lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
+) -> Given | None:
+    """All of a lesson; None where part of it is code of the caller's own."""
+    readout = getattr(lesson.derive, "__self__", None)
+    own = type(lesson.selector).__name__ not in _SELECTORS or guards is not None
+    if own or (lesson.derive is not None and not isinstance(readout, Readout)):
+        return None
+    tensors = {_ACTIVITY + name: tensor for name, tensor in lesson.activities.items()}
+    if isinstance(readout, Readout):
+        tensors[_INPUTS] = readout.inputs
+    asked = {
+        "source": lesson.source,
+        "selector": described(lesson.selector),
+        "rule_config": dict(lesson.rule_config),
+        "rate": lesson.rate,
+        "feedback": described(lesson.feedback),
+        "gate": described(lesson.gate),
+        "batch_size": lesson.batch_size,
+        "facts": dict(lesson.facts),
+        "config": asdict(config),
+    }
+    return Given(tensors, asked, always=True)
+
+
+@derives("learn")
+def _learn(kept: Kept) -> Planner:
+    from weightledger.rules.dtesn.plan import planner  # which keeps by `given`
+
+    asked = kept.asked
+    config = _made(DTESNLearningConfig, asked["config"])
+    derive = driven_by(kept.tensors[_INPUTS], config).derive if _INPUTS in kept.tensors else None
+    lesson = Lesson(
+        parameter=kept.facts["parameter"],
+        activities={
+            name.removeprefix(_ACTIVITY): tensor
+            for name, tensor in kept.tensors.items()
+            if name.startswith(_ACTIVITY)
+        },
+        source=asked["source"],
+        selector=_made(_SELECTORS[asked["selector"]["kind"]], asked["selector"]),
+        rule_config=asked["rule_config"],
+        rate=None if asked["rate"] is None else float(asked["rate"]),
+        stream=kept.facts["stream"],
+        feedback=None if asked["feedback"] is None else _made(Feedback, asked["feedback"]),
+        gate=None if asked["gate"] is None else _made(PairedGate, asked["gate"]),
+        batch_size=asked["batch_size"],
+        derive=derive,
+        facts=asked["facts"],
+    )
+    return planner(lesson, config, None)
+
+
+@derives("forget")
+def _forget(kept: Kept) -> Planner:
+    from weightledger.rules.dtesn.forgetting import forgetting
+
+    return forgetting(kept.facts["parameter"], kept.facts["stream"])
+
+
+@derives("fisher")
+def _fisher(kept: Kept) -> Planner:
+    from weightledger.rules.dtesn.consolidation import fisher_planner
+
+    config = DTESNLearningConfig(fisher_decay=float(kept.asked["fisher_decay"]))
+    current, gradient = kept.tensors.get("current"), kept.tensors["gradient"]
+    parameter, strength = kept.facts["parameter"], float(kept.asked["strength"])
+    return fisher_planner(parameter, current, gradient, strength, config)
+
+
+@derives("consolidate")
+def _consolidate(kept: Kept) -> Planner:
+    from weightledger.rules.dtesn.consolidation import anchor_planner
+
+    current, fisher = kept.tensors.get("current"), kept.tensors.get("fisher")
+    return anchor_planner(kept.facts["parameter"], current, fisher)
+
+
+def tensors_given(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Those that there are."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _made(kind: type[T], said: Mapping[str, Any]) -> T:
+    """A dataclass of what `described` or `asdict` said of it; numbers of JSON are floats again."""
+    defaults = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        if name == "kind":
+            continue
+        if name not in defaults:
+            raise RuleError(f"{kind.__name__} has no {name!r} in this release")
+        declared = str(defaults[name].type)
+        if isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, int) and not isinstance(value, bool) and "float" in declared:
+            value = float(value)
+        values[name] = value
+    return kind(**values)
