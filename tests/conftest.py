@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,32 @@ def new_database(
     admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield request.getfixturevalue("postgres_server").get_uri(database=name)
     admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+_ready_made: dict[tuple[str, str], str] = {}
+
+
+@contextlib.contextmanager
+def copy_of(
+    request: pytest.FixtureRequest, make: Callable[[str], None], kind: str, folder: Path
+) -> Iterator[str]:
+    """The URL of a database with what `make(url)` writes, which is written once and then copied."""
+    key = (f"{make.__module__}.{make.__qualname__}", kind)
+    if kind == "sqlite":
+        if key not in _ready_made:
+            made = request.getfixturevalue("tmp_path_factory").mktemp("ready-made") / "ledger.db"
+            make(f"sqlite:///{made}")
+            _ready_made[key] = str(made)
+        shutil.copy(_ready_made[key], folder / "ledger.db")
+    elif key not in _ready_made:
+        admin = request.getfixturevalue("postgres_admin")
+        name = f"ready_made_{next(_numbers)}"
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+        make(request.getfixturevalue("postgres_server").get_uri(database=name))
+        _ready_made[key] = name
+    template = _ready_made[key] if kind == "postgresql" else "none"
+    with new_database(request, kind, folder, template=template) as url:
+        yield url
 
 
 @pytest.fixture
