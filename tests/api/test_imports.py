@@ -73,9 +73,8 @@ def imported(*commands: tuple[str, ...], folder: Path | None = None) -> dict[str
         env={**os.environ, "WEIGHTLEDGER_DATA_DIR": str(folder or "nowhere")},
     )
     assert ran.returncode == 0, ran.stderr
-    told = dict(
-        (" ".join(words), set(names)) for words, names in map(json.loads, ran.stdout.splitlines())
-    )
+    lines = map(json.loads, ran.stdout.splitlines())
+    told = {" ".join(words): set(modules) for words, modules in lines}
     assert set(told) == {" ".join(words) for words in commands}
     return told
 
@@ -87,7 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_that_reads_is_tried() -> None:
     others = {"serve", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
-        *("backup", "restore", "move", "import", "checkpoint", "proof", "diff"),
+        *("backup", "restore", "move", "import", "checkpoint", "proof", "diff", "bisect"),
+        *("keys", "metrics", "activity"),
     }
     assert set(COMMANDS) - {args[0] for args in READING} == others
 
@@ -107,7 +107,7 @@ def test_what_needs_no_ledger_imports_none() -> None:
 
 
 def test_the_help_of_every_command_imports_nothing_large() -> None:
-    # The help of some is made of the rules'.
-    names = [name for name in COMMANDS if name not in ("rules", "learn")]
+    # The help of some is made of the rules', or of what judges states.
+    names = [name for name in COMMANDS if name not in ("rules", "learn", "bisect")]
     told = imported(*((name, "--help") for name in names))
     assert {args: modules & HEAVY for args, modules in told.items() if modules & HEAVY} == {}
