@@ -10,7 +10,6 @@ from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.rollups import Rollup
-from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import Activity
 
 
@@ -33,8 +32,20 @@ def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
         "payload_bytes": event.payload_size,
         "event_hash": event.hash.hex(),
         "metadata": json.loads(annotation.metadata) if annotation and annotation.metadata else None,
+        "redacted": redacted_of(event, annotation),
         "facts": dict(event.body),
     }
+
+
+def redacted_of(event: Event, annotation: Annotation | None) -> list[str]:
+    """The texts that an event had and that were taken away."""
+    note = annotation or Annotation()
+    digests = {
+        "actor": event.actor_digest,
+        "reason": event.reason_digest,
+        "metadata": event.metadata_digest,
+    }
+    return [name for name, digest in digests.items() if digest and getattr(note, name) is None]
 
 
 _OUTCOMES = {UPDATED: "applied", UPDATE_REJECTED: "rejected"}
@@ -100,22 +111,3 @@ def rollup_id(one: Rollup) -> str:
     """What names a rollup in a list."""
     place = (one.start_us, one.end_us, one.first_seq, one.last_seq, one.metric, one.source)
     return ":".join(map(str, place))
-
-
-def trial_item(trial: Trial) -> dict[str, Any]:
-    """One trial, running or ended."""
-    requests = trial.requests
-    return {
-        "id": trial.id,
-        "object": "trial",
-        "status": trial.status,
-        "of": trial.of,
-        "beside": trial.beside,
-        "share": trial.share,
-        "policy": trial.policy,
-        "started_at": iso_time(trial.started_at),
-        "ended_at": None if trial.ended_at is None else iso_time(trial.ended_at),
-        "requests_old": None if requests is None else requests[0],
-        "requests_new": None if requests is None else requests[1],
-        "reason": trial.reason,
-    }

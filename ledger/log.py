@@ -40,6 +40,7 @@ from weightledger.ledger.monitoring.rollups import Rollup, Where
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.projection.anchoring import Anchoring
 from weightledger.ledger.projection.projector import LiveState, Projector
+from weightledger.ledger.redaction import TEXTS, redact
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
 from weightledger.ledger.store import Activity, EventFilter
@@ -228,6 +229,21 @@ class Log:
         )
         self.catch_up()
         return report
+
+    def redact(
+        self,
+        *events: str,
+        texts: Sequence[str] = TEXTS,
+        caller: Caller = ANYONE,
+    ) -> list[Event]:
+        """Take actor, reason and metadata (or some of `texts`) away from events named so.
+
+        See `redaction`; gives the events that say so. On PostgreSQL it takes the tables' owner.
+        """
+        seqs = [self.history.event(name).seq for name in events]
+        redacted = redact(self.history, seqs, texts, caller=caller)
+        self.catch_up()
+        return redacted
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each event of this process is durable and visible."""

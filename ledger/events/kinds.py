@@ -23,8 +23,7 @@ ADAPTER_LOADED = "adapter_loaded"
 ADAPTER_UNLOADED = "adapter_unloaded"
 PRUNED = "pruned"
 REPAIRED = "repaired"
-OBSERVED = "observed"
-POLICY_CHANGED = "policy_changed"
+REDACTED = "redacted"
 
 KINDS = (
     REGISTERED,
@@ -39,8 +38,7 @@ KINDS = (
     ADAPTER_UNLOADED,
     PRUNED,
     REPAIRED,
-    OBSERVED,
-    POLICY_CHANGED,
+    REDACTED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
@@ -50,6 +48,7 @@ VERSIONS = "versions"  # versions named, from 0: the n of v{n}
 RETIRED = "retired"  # the n of the version that a version_retired event retires
 PINS = "pins"  # versions pinned or unpinned, from 0
 PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
+REDACTIONS = "redactions"  # events that say which texts were taken away, from 0
 
 # What a draft says of the active version.
 KEEP_ACTIVE = -1

@@ -52,7 +52,11 @@ def rebuild_indexes(execute: Execute, statements: Sequence[str]) -> None:
 
 
 def unprotect(execute: Execute, tables: Sequence[str]) -> None:
-    """Take away the triggers that refuse to change rows of these tables, in this transaction."""
+    """Take away the triggers that refuse to change rows of these tables, in this transaction.
+
+    What is removed then is overwritten in the file, instead of being left in its free space.
+    """
+    execute("PRAGMA secure_delete = ON")
     for name in _triggers(tables):
         execute(f"DROP TRIGGER IF EXISTS {name}")
 

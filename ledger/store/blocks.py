@@ -23,7 +23,7 @@ import orjson
 
 from weightledger.ledger.events import UPDATED
 from weightledger.ledger.sql.backend import Backend, Execute
-from weightledger.ledger.sql.bulk import insert_rows
+from weightledger.ledger.sql.bulk import insert_rows, marks, pieces
 from weightledger.ledger.store.rows import key_of
 from weightledger.ledger.store.terms import norm_of, terms_of
 
@@ -31,7 +31,7 @@ BLOCK = 1024  # events, for ever
 
 # Rows of a block that are no terms; `term` gives these numbers to nothing else, by all likelihood.
 _MOST_NORM, _NORMS, _COUNTS = 0, 1, 2
-_OTHERS = (_MOST_NORM, _NORMS, _COUNTS)
+_NORM_BLOCKS = 128  # whose norms are held at a time
 
 DAY_US = 86_400_000_000
 _MASK = (1 << 128) - 1
@@ -106,7 +106,7 @@ class Block:
         counts = [[*key, count] for key, count in sorted(self.counts.items(), key=repr)]
         others = {
             _MOST_NORM: array("d", [self.most_norm]).tobytes(),
-            _NORMS: self.norms.tobytes(),
+            _NORMS: _rounded_up(self.norms),
             _COUNTS: orjson.dumps(counts),
         }
         for number, content in others.items():
@@ -161,19 +161,42 @@ def norms(
     sql = _READ.format(among=backend.among("bigint")) + _BETWEEN
     bounds = min(among), max(among)
     rows = execute(sql, (model_id, backend.many([_MOST_NORM]), *bounds)).fetchall()
-    possible = {number for _, number, most in rows if number in among and _floats(most)[0] >= least}
+    possible = sorted(
+        number for number, most in _by_block(rows) if number in among and _double(most) >= least
+    )
     passing: dict[int, int] = {}
-    for number in possible:
-        ((_, _, content),) = execute(
-            sql, (model_id, backend.many([_NORMS]), number, number)
+    for page in pieces(possible, _NORM_BLOCKS):
+        found = execute(
+            f"{sql} AND block IN ({marks(len(page))})",
+            (model_id, backend.many([_NORMS]), page[0], page[-1], *page),
         ).fetchall()
-        passing[number] = among[number] & at_least(_floats(content), least)
+        for number, content in _by_block(found):
+            passing[number] = among[number] & at_least(array("f", content), least)
     return passing
+
+
+def _by_block(rows: Iterable[Sequence[Any]]) -> Iterator[tuple[int, bytes]]:
+    return ((number, content) for _, number, content in rows)
 
 
 def at_least(values: "array[float]", least: float) -> int:
     """A bit for each value that is at least so much."""
-    return sum(1 << place for place, value in enumerate(values) if value >= least)
+    import numpy as np  # few questions need it
+
+    passing = np.frombuffer(values, values.typecode) >= np.float64(least)
+    return int.from_bytes(np.packbits(passing, bitorder="little").tobytes(), "little")
+
+
+def _rounded_up(norms: "array[float]") -> bytes:
+    """Norms in half as many bytes, none of them less than it was: who finds one looks at it."""
+    import numpy as np
+
+    exact = np.frombuffer(norms, "d")
+    with np.errstate(over="ignore"):
+        rounded = exact.astype("<f4")
+    short = rounded < exact
+    rounded[short] = np.nextafter(rounded[short], np.float32(np.inf))
+    return rounded.tobytes()
 
 
 def counts(
@@ -222,7 +245,6 @@ def forget(execute: Execute, model_id: int, numbers: Iterable[int]) -> None:
         execute("DELETE FROM search_blocks WHERE model_id = ? AND block = ?", (model_id, number))
 
 
-def _floats(content: bytes) -> "array[float]":
-    values = array("d")
-    values.frombytes(content)
-    return values
+def _double(content: bytes) -> float:
+    (value,) = array("d", content)
+    return value

@@ -27,6 +27,7 @@ from weightledger.ledger.store import (
     blocks,
     blockwise,
     derived,
+    erasing,
     payloads,
     rows,
     search,
@@ -323,10 +324,11 @@ class SqlEvents:
             there = blocks.written(execute, self._id, 0, complete)
         missing = sorted(set(range(complete)) - there)
         for number in missing[:most]:
-            with self._database.read() as execute:
-                block = self._unwritten.get(execute, number, (number + 1) * blocks.BLOCK - 1)
             try:
-                with self._database.write() as execute:
+                # In a turn, so that nothing is redacted between the reading and the writing.
+                with self.turn(), self._database.write() as execute:
+                    last = (number + 1) * blocks.BLOCK - 1
+                    block = blocks.read_block(execute, self._id, number, last)
                     blocks.write_block(execute, block, self._id)
             except StorageError as error:
                 logger.info("blocks of the search are not written: %s", error)
@@ -412,6 +414,23 @@ class SqlEvents:
             head = self._event(execute(_LAST, self._span()).fetchone())
             item = record(head, found.counts())
             self._appender.append_within(execute, item)
+        return item.event
+
+    def redact(
+        self, seqs: Sequence[int], texts: Sequence[str], record: Callable[[Event], Append]
+    ) -> Event:
+        """Take texts away from events, and say so in the log; see `Redactable`."""
+        backend = self._database.backend
+        keys = [self._key(seq) for seq in seqs]
+        with self.turn(), self._database.write() as execute:
+            item = record(self._event(execute(_LAST, self._span()).fetchone()))
+            backend.unprotect(execute, erasing.PROTECTED)
+            erasing.erase(execute, keys, texts)
+            backend.protect(execute, erasing.PROTECTED)
+            blocks.forget(execute, self._id, {seq // blocks.BLOCK for seq in seqs})
+            self._appender.append_within(execute, item)
+        self._unwritten = blockwise.Unwritten(self._id)
+        self._blocks_written = 0
         return item.event
 
     def _one(self, sql: str, *params: Any) -> Event | None:

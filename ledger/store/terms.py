@@ -78,6 +78,8 @@ def clauses(where: EventFilter, parameters: Sequence[str]) -> list[list[int]]:
         wanted.append([term("parameter", name) for name in parameters])
     if where.actors:
         wanted.append([term("actor", actor) for actor in sorted(set(where.actors))])
+    if where.min_norm is not None:  # nothing else has a norm
+        wanted.append([term("kind", UPDATED)])
     if where.kinds:
         wanted.append([term("kind", kind) for kind in sorted(set(where.kinds))])
     return wanted

@@ -33,7 +33,6 @@ LISTINGS = [
     ("log",),
     ("version", "list"),
     ("keys", "list"),
-    ("trials", "list"),
     ("rules", "list"),
     ("config", "show"),
     ("config", "list"),
@@ -46,8 +45,6 @@ WRITES = [
     ("version", "create"),
     ("version", "pin"),
     ("version", "unpin"),
-    ("trials", "promote"),
-    ("trials", "abort"),
     ("learn",),
     ("gc",),
 ]

@@ -17,9 +17,8 @@ from weightledger.ledger.events.bodies import (
     AdapterUnloaded,
     Body,
     NamedState,
-    Observed,
-    PolicyChanged,
     Pruning,
+    Redaction,
     Registered,
     Repair,
     RolledBack,
@@ -48,7 +47,7 @@ LOGS = [[row.encode() for row in log] for log in json.loads(FROZEN.read_text())]
 HEADERS = [header for log in LOGS for header in log]
 
 
-YOUNGER = {"repaired", "observed", "policy_changed"}  # kinds that came after these headers
+YOUNGER = {"repaired", "redacted"}  # kinds that came after these headers
 
 
 class Notes:
@@ -134,11 +133,7 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
         Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED, OPERANDS
     ),
     "update_rejected": st.builds(UpdateRejected, FACTS, st.text(), METRICS, METRICS, FACTS),
-    "rolled_back": st.builds(
-        RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS, FACTS
-    ),
-    "observed": st.builds(Observed, SEQS, st.text(), st.text(), TEXTS, FACTS),
-    "policy_changed": st.builds(PolicyChanged, st.text(), st.text(), FACTS),
+    "rolled_back": st.builds(RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS),
     "version_created": st.builds(VersionCreated, st.text(), STATES, METRICS),
     "version_retired": st.builds(VersionRetired, st.text()),
     "version_pinned": st.builds(VersionPinned, st.text(), SEQS),
@@ -146,6 +141,11 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
     "adapter_loaded": st.builds(AdapterLoaded, FACTS, CHANGES),
     "adapter_unloaded": st.builds(AdapterUnloaded, FACTS, CHANGES),
     "repaired": st.builds(Repair, st.dictionaries(st.text(), SEQS), st.lists(SEQS).map(tuple)),
+    "redacted": st.builds(
+        Redaction,
+        st.lists(SEQS).map(tuple),
+        st.lists(st.sampled_from(["actor", "reason"])).map(tuple),
+    ),
     "pruned": st.builds(Pruning, st.lists(ENDS).map(tuple), st.lists(SEQS).map(tuple), SEQS, SEQS),
 }
 

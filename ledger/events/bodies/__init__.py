@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.bodies.adapters import AdapterLoaded, AdapterUnloaded
-from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
 from weightledger.ledger.events.bodies.protocol import Body
 from weightledger.ledger.events.bodies.states import (
     Registered,
@@ -20,7 +19,7 @@ from weightledger.ledger.events.bodies.states import (
     UpdateRejected,
     counted_parameters,
 )
-from weightledger.ledger.events.bodies.upkeep import Pruning, Repair
+from weightledger.ledger.events.bodies.upkeep import Pruning, Redaction, Repair
 from weightledger.ledger.events.bodies.versions import (
     NamedState,
     VersionCreated,
@@ -36,9 +35,8 @@ __all__ = [
     "AdapterUnloaded",
     "Body",
     "NamedState",
-    "Observed",
-    "PolicyChanged",
     "Pruning",
+    "Redaction",
     "Registered",
     "Repair",
     "RolledBack",
@@ -70,8 +68,7 @@ BODIES: Mapping[str, type[Body]] = {
         AdapterUnloaded,
         Pruning,
         Repair,
-        Observed,
-        PolicyChanged,
+        Redaction,
     )
 }
 

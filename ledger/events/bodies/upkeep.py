@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weightledger.ledger.events.bodies.protocol import Json
-from weightledger.ledger.events.kinds import PRUNED, PRUNINGS, REPAIRED
+from weightledger.ledger.events.kinds import PRUNED, PRUNINGS, REDACTED, REDACTIONS, REPAIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,23 @@ class Repair:
     @classmethod
     def from_json(cls, value: Json) -> Self:
         return cls(value["rows"], tuple(value["snapshots"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """Texts beside earlier events were taken away: `texts` of actor, reason and metadata, of the
+    events with these seqs, as far as they had them."""
+
+    events: tuple[int, ...]
+    texts: tuple[str, ...]
+
+    KIND: ClassVar = REDACTED
+    SERIES: ClassVar[str | None] = REDACTIONS
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"events": list(self.events), "texts": list(self.texts)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(tuple(value["events"]), tuple(value["texts"]))

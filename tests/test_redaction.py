@@ -1,0 +1,219 @@
+"""What was written beside events can be taken away: everywhere, and the log stays provable."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import torch
+
+from tests.api.test_command import inside
+from tests.conftest import new_database
+from weightledger import Caller, IncrementalUpdateRequest, InvalidRequest, Ledger, verify_offline
+from weightledger.ledger.audit import exports
+from weightledger.ledger.audit.signing import Signer
+from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import StorageError
+from weightledger.ledger.events.bodies import Redaction, body_of
+from weightledger.ledger.log import Log
+from weightledger.ledger.redaction import by_actor, redact
+from weightledger.ledger.sql.roles import grants
+from weightledger.ledger.store import EventFilter, blocks
+
+ANA, WHY, TICKET = "Ana-Zimmermann", "Zimmermann-asked", "patient-4711"
+DPO = Caller(actor="dpo", reason="erasure request 118")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+
+
+def update(n: int, **fields: Any) -> IncrementalUpdateRequest:
+    words = {"actor": ANA, "reason": f"{WHY} {n}", "metadata": {"who": TICKET}, **fields}
+    return IncrementalUpdateRequest("w", float(n), 1.0, **words)
+
+
+def written(ledger: Ledger) -> Log:
+    log = ledger.model("m", base={"w": torch.zeros(4)})
+    for n in range(1, 6):
+        log.apply(update(n, idempotency_key=f"k{n}"))
+    log.apply(update(6, actor="bo", reason="by bo", metadata=None))
+    log.create_version("named", caller=Caller(actor=ANA))
+    return log
+
+
+def texts(log: Log, seq: int) -> tuple[str | None, ...]:
+    note = log.history.store.annotation(seq)
+    return (None, None, None) if note is None else (note.actor, note.reason, note.metadata)
+
+
+def test_the_text_goes_and_every_hash_stays(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger:
+        log = written(ledger)
+        store = log.history.store
+        assert len(log.events(text="asked")) == 5  # its blocks are written
+        before = {event.seq: event.hash for event in store.scan()}
+        (said,) = log.redact("update_2", caller=DPO)
+        assert texts(log, 2) == (None, None, None)
+        assert texts(log, 3) == (ANA, f"{WHY} 3", f'{{"who":"{TICKET}"}}')
+        note = store.annotation(2)
+        assert note is not None and note.salt == b""
+        assert body_of(said, Redaction) == Redaction((2,), ("actor", "reason", "metadata"))
+        assert texts(log, said.seq) == ("dpo", "erasure request 118", None)
+        assert {event.seq: event.hash for event in store.scan(0, said.seq)} == before
+        assert ledger.store.weaknesses() == []
+        report = verify(log.history)
+        assert (report.problem, report.events) == (None, said.seq + 1)
+        # Neither search nor counts know of it any more, in this process or another one.
+        with Ledger.open(database_url) as other:
+            for history in (log.history, other.history("m")):
+                for where in (
+                    {"text": f"{WHY} 2"},
+                    {"actors": [ANA], "max_seq": 2, "min_seq": 2},
+                    {"metadata": {"who": TICKET}, "max_seq": 2, "min_seq": 2},
+                ):
+                    assert history.events(EventFilter(**where)) == []
+                assert len(history.events(EventFilter(text="asked"))) == 4
+                assert len(history.events(EventFilter(actors=[ANA], parameter="w"))) == 4
+                one = EventFilter(min_seq=2, max_seq=2)
+                assert [count.actor for count in history.activity(one)] == [None]
+        assert verify(log.history).ok
+
+
+def test_a_retry_is_answered_as_before(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger:
+        log = written(ledger)
+        first = log.history.event("update_2")
+        log.redact("update_2")
+        assert log.apply(update(2, idempotency_key="k2")) == first
+
+
+def test_some_fields_and_everything_of_a_person(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger:
+        log = written(ledger)
+        log.redact("update_1", texts=["metadata"])
+        assert texts(log, 1) == (ANA, f"{WHY} 1", None)
+        assert verify(log.history).ok
+        seqs = by_actor(log.history, ANA)
+        assert seqs == [8, 5, 4, 3, 2, 1]
+        (said,) = redact(log.history, seqs, ["actor"], caller=DPO)
+        assert said.body["events"] == sorted(seqs)
+        assert by_actor(log.history, ANA) == []
+        assert log.events(actors=[ANA]) == []
+        assert texts(log, 3) == (None, f"{WHY} 3", f'{{"who":"{TICKET}"}}')
+        assert verify(log.history).ok
+        numbers = [event.number for event in log.events(kinds=["redacted"])]
+        assert numbers == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("seqs", "fields"),
+    [([1], []), ([1], ["description"]), ([0], ["actor"]), ([6], ["metadata"]), ([99], ["actor"])],
+)
+def test_what_is_not_there_cannot_be_redacted(sqlite_url: str, seqs: Any, fields: Any) -> None:
+    with Ledger.open(sqlite_url) as ledger:
+        log = written(ledger)
+        head = log.history.head()
+        with pytest.raises(InvalidRequest):
+            redact(log.history, seqs, fields)
+        assert log.history.head() == head
+
+
+def test_a_text_that_goes_without_an_event_is_damage(
+    database_url: str, plain: Callable[[str], Any]
+) -> None:
+    with Ledger.open(database_url) as ledger:
+        log = written(ledger)
+        log.redact("update_2", texts=["reason"])
+        database = ledger.store._database  # type: ignore[attr-defined]
+        with database.write() as execute:
+            database.backend.unprotect(execute, ["annotations"])
+            execute(
+                "UPDATE annotations SET metadata = NULL WHERE reason IS NULL AND kind = 'updated'"
+            )
+            database.backend.protect(execute, ["annotations"])
+        report = verify(log.history)
+        assert (report.bad_seq, report.problem) == (
+            2,
+            "event 2: its metadata is not the one recorded",
+        )
+
+
+def test_nothing_of_it_is_left_in_the_file(tmp_path: Path, sqlite_url: str) -> None:
+    with Ledger.open(sqlite_url) as ledger:
+        log = written(ledger)
+        redact(log.history, by_actor(log.history, ANA))
+    with Ledger.open(sqlite_url) as ledger, ledger.store._database.session() as execute:
+        execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*") if path.is_file())
+    for secret in (ANA, WHY, TICKET):
+        assert secret.encode() not in kept
+
+
+def test_a_log_exported_afterwards_is_checked_without_the_ledger(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(sqlite_url) as ledger:
+        log = written(ledger)
+        store = log.history.store
+        signer = Signer.open(tmp_path, None)
+        early = str(signer.checkpoint(store))
+        log.redact("update_2", "update_3")
+        file, note = tmp_path / "log.jsonl", tmp_path / "early.checkpoint"
+        file.write_text("".join(exports.lines(store)), "utf-8")
+        note.write_text(early)
+        key = str(signer.key(store).verifier)
+    assert "Zimmermann-asked 2" not in file.read_text("utf-8")
+    arguments = ["log", str(file), "--key", key, "--checkpoint", str(note)]
+    monkeypatch.setattr(sys, "argv", ["verify_offline", *arguments])
+    assert verify_offline.main() == 0
+
+
+def test_by_command(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with Ledger.open(url) as ledger:
+        written(ledger)
+    at = ("--data-dir", str(tmp_path), "--json")
+    status, out, err = inside("redact", "--of", ANA, "--dry-run", *at)
+    assert status == 0, err
+    assert len(json.loads(out)["events"]) == 6
+    asked = ("redact", "update_2", "--field", "reason", "-m", "request 118", "--actor", "dpo")
+    status, out, err = inside(*asked, *at)
+    assert status == 0, err
+    (name,) = json.loads(out)["recorded_as"]
+    shown = json.loads(inside("show", "update_2", *at)[1])
+    assert (shown["reason"], shown["actor"], shown["redacted"]) == (None, ANA, ["reason"])
+    event = json.loads(inside("show", name, *at)[1])
+    assert (event["kind"], event["actor"], event["reason"]) == ("redacted", "dpo", "request 118")
+    assert inside("redact", *at)[0] == 2
+    assert inside("redact", "update_2", "--field", "name", *at)[0] == 2
+    status, _, err = inside("redact", "update_2", "--field", "reason", *at)
+    assert status == 1 and "none of these events has reason" in err
+
+
+def test_the_role_that_can_only_append_redacts_nothing(
+    postgres_server: Any, postgres_admin: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with new_database(request, "postgresql", tmp_path) as url:
+        with Ledger.open(url) as ledger:
+            written(ledger)
+        postgres_admin.execute("DROP ROLE IF EXISTS redactor")
+        postgres_admin.execute("CREATE ROLE redactor LOGIN")
+        with psycopg.connect(url, autocommit=True) as owner:
+            for statement in grants("redactor"):
+                owner.execute(statement)
+        made = sa.make_url(url).set(username="redactor", password=None)
+        with Ledger.open(made.render_as_string(hide_password=False)) as ledger:
+            history = ledger.history("m")
+            with pytest.raises(StorageError, match="must be owner"):
+                redact(history, [2])
+            assert history.store.annotation(2).actor == ANA
+            assert verify(history).ok
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute("DROP OWNED BY redactor")
+        postgres_admin.execute("DROP ROLE redactor")
