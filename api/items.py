@@ -10,6 +10,7 @@ from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.rollups import Rollup
+from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import Activity
 
 
@@ -111,3 +112,22 @@ def rollup_id(one: Rollup) -> str:
     """What names a rollup in a list."""
     place = (one.start_us, one.end_us, one.first_seq, one.last_seq, one.metric, one.source)
     return ":".join(map(str, place))
+
+
+def trial_item(trial: Trial) -> dict[str, Any]:
+    """One trial, running or ended."""
+    requests = trial.requests
+    return {
+        "id": trial.id,
+        "object": "trial",
+        "status": trial.status,
+        "of": trial.of,
+        "beside": trial.beside,
+        "share": trial.share,
+        "policy": trial.policy,
+        "started_at": iso_time(trial.started_at),
+        "ended_at": None if trial.ended_at is None else iso_time(trial.ended_at),
+        "requests_old": None if requests is None else requests[0],
+        "requests_new": None if requests is None else requests[1],
+        "reason": trial.reason,
+    }

@@ -42,6 +42,8 @@ class DynamicUpdateConfig:
     max_held_versions: past versions that readers may hold in memory. At this many, updates wait
         for `held_versions_wait_s` seconds and then raise Unavailable; readers never wait, and
         neither does a rollback. In-place engines have one version and know no such limit.
+    policy: when updates are undone: off, specification, safe, strict, or a policy file
+        (NAME.toml); see docs/monitoring.md.
     metrics_retention_days: how long measurements are kept in the database; 0 writes none.
     keep_operands: which updates keep what they were worked out from, so that a causal what-if can
         work them out again: "small" ones (64 KiB) and those of learning rules, "all", or "none".
@@ -61,6 +63,7 @@ class DynamicUpdateConfig:
     held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"
+    policy: str = "specification"
 
     def __post_init__(self) -> None:
         for name in ("max_versions", "checkpoint_interval", "max_held_versions"):

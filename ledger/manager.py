@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,9 +38,13 @@ from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.guard import MetricsGuard
 from weightledger.ledger.monitoring.observing import Observing
+from weightledger.ledger.monitoring.policy_files import policy_of
 from weightledger.ledger.monitoring.pushing import Pushed, push
+from weightledger.ledger.monitoring.ruled import RuledGuard
 from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.monitoring.stored import StoredMetrics
+from weightledger.ledger.monitoring.supervision import Supervision, require_consistent
+from weightledger.ledger.monitoring.trial_log import Trial, trials
 from weightledger.ledger.projection.projector import OnMismatch
 from weightledger.ledger.results import rollback_result, status, update_result
 from weightledger.ledger.writing.caller import ANYONE, Caller
@@ -109,13 +114,12 @@ class DynamicModelManager:
             ledger = Ledger.open(self.config.url, blob_url=self.config.blob_url)
         self.ledger = ledger
         self.collector = Collector()
-        self._guard = MetricsGuard(
-            self.engine,
-            self.collector,
-            evaluator,
-            self.config.auto_rollback_metrics,
-            self.config.auto_rollback_threshold,
-        )
+        metrics, threshold = self.config.auto_rollback_metrics, self.config.auto_rollback_threshold
+        policy = policy_of(self.config.policy)
+        require_consistent(policy, threshold)
+        threshold = threshold if policy.acts else 0.0
+        inner = MetricsGuard(self.engine, self.collector, evaluator, metrics, threshold)
+        self._guard = RuledGuard(inner, policy, metrics, threshold)
         self.log: Log = ledger.model(
             self.model_name,
             engine=self.engine,
@@ -135,6 +139,17 @@ class DynamicModelManager:
         if self.config.metrics_retention_days > 0:
             stored = StoredMetrics(self.log.history.store.metrics)
             self.collector.store_in(stored, self.config.metrics_retention_days * _DAY_S)
+        self.supervision = Supervision(
+            self.log,
+            self.log.projector,
+            self.collector,
+            self._guard,
+            policy,
+            metrics,
+            threshold,
+        )
+        self.log.subscribe(self.supervision.after)
+        self.log.subscribe(self._guard.after)
         self.log.subscribe(journal.record)
         self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
@@ -144,6 +159,7 @@ class DynamicModelManager:
         """Finish the write in progress; close the database if this manager opened it."""
         self._writer.shutdown()
         self.collector.close()
+        self.supervision.close()
         if self._owned:
             self.ledger.close()
 
@@ -224,6 +240,14 @@ class DynamicModelManager:
         except NotFound:
             raise NotFound(f"Version {version_id} not found", param="version_id") from None
 
+    async def promote_trial(self, trial: str, *, caller: Caller = ANYONE) -> Event:
+        """Let every request meet the state on trial; NotFound unless that trial runs."""
+        return await self._run(lambda: self.supervision.promote(trial, caller))
+
+    async def abort_trial(self, trial: str, *, caller: Caller = ANYONE) -> Event:
+        """Roll the state on trial back; NotFound unless that trial runs."""
+        return await self._run(lambda: self.supervision.abort(trial, caller))
+
     async def catch_up(self) -> None:
         """Show what other processes appended and look at the live weights.
 
@@ -291,6 +315,17 @@ class DynamicModelManager:
         """Where the model stands, the configuration, and the metrics of the last five updates."""
         return status(self.log.history, self.config, self.collector)
 
+    def trials(self, limit: int = 20) -> list[Trial]:
+        """The trial that runs, with what it has seen, and the last that ended; newest first."""
+        listed = trials(self.log.history, limit)
+        running = self.supervision.trial()
+        return [
+            replace(one, requests=(running.requests_old, running.requests_new))
+            if running is not None and one.of == running.of
+            else one
+            for one in listed
+        ]
+
     def metrics(self) -> dict[str, float]:
         """What is known of the live state now; what was not measured is absent."""
         return self._guard.current()
@@ -308,7 +343,9 @@ class DynamicModelManager:
         """
         told = measuring or Measuring()
         started = time.perf_counter()
-        with self.engine.lease() as live:
+        # An adapter is of the newest state only, and no trial is about it.
+        leasing = self.engine.lease() if adapter else self.supervision.lease(told.key)
+        with leasing as live:
             seq = live.seq
             try:
                 yield live if adapter is None else through(live, adapter)
@@ -325,7 +362,8 @@ class DynamicModelManager:
                 if told.counts:
                     queue_ms = None if told.arrived is None else 1000 * (started - told.arrived)
                     took_ms = 1000 * (time.perf_counter() - started)
-                    self.collector.record(seq, took_ms, told.outcome, queue_ms, told.items)
+                    unit = None if told.key is None else hash(told.key)
+                    self.collector.record(seq, took_ms, told.outcome, queue_ms, told.items, unit)
 
     def _answer_to(self, event: Event) -> Event | None:
         """The rollback of an event that a remote engine could not be brought to."""

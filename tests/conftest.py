@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,43 @@ from tests.buckets import S3Server, s3_serving
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store.sql_store import SqlStore
 
+# Files that take longest, longest first: who begins them last waits for them alone at the end.
+LONGEST = (
+    "tests/faults/test_kill.py",
+    "tests/test_docs.py",
+    "tests/test_architectures.py",
+    "tests/conformance/test_engines.py",
+    "tests/test_adapters.py",
+    "tests/api/test_openapi.py",
+    "tests/faults/test_order.py",
+    "tests/test_packaging.py",
+    "tests/faults/test_blob_stores.py",
+    "tests/api/test_databases.py",
+    "tests/test_blob_ledgers.py",
+    "tests/test_memory.py",
+    "tests/test_real_model.py",
+    "tests/faults/test_derived.py",
+    "tests/api/test_lifecycle.py",
+    "tests/api/test_adapters_api.py",
+    "tests/test_instruction_sets.py",
+    "tests/test_held_versions.py",
+    "tests/conformance/test_codecs.py",
+    "tests/conformance/test_paths.py",
+    "tests/conformance/test_scratch_text.py",
+    "tests/conformance/test_tree.py",
+)
+
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 _numbers = itertools.count()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +106,32 @@ def new_database(
     admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield request.getfixturevalue("postgres_server").get_uri(database=name)
     admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+_ready_made: dict[tuple[str, str], str] = {}
+
+
+@contextlib.contextmanager
+def copy_of(
+    request: pytest.FixtureRequest, make: Callable[[str], None], kind: str, folder: Path
+) -> Iterator[str]:
+    """The URL of a database with what `make(url)` writes, which is written once and then copied."""
+    key = (f"{make.__module__}.{make.__qualname__}", kind)
+    if kind == "sqlite":
+        if key not in _ready_made:
+            made = request.getfixturevalue("tmp_path_factory").mktemp("ready-made") / "ledger.db"
+            make(f"sqlite:///{made}")
+            _ready_made[key] = str(made)
+        shutil.copy(_ready_made[key], folder / "ledger.db")
+    elif key not in _ready_made:
+        admin = request.getfixturevalue("postgres_admin")
+        name = f"ready_made_{next(_numbers)}"
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+        make(request.getfixturevalue("postgres_server").get_uri(database=name))
+        _ready_made[key] = name
+    template = _ready_made[key] if kind == "postgresql" else "none"
+    with new_database(request, kind, folder, template=template) as url:
+        yield url
 
 
 @pytest.fixture

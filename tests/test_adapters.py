@@ -32,6 +32,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from tests import warm
 from tests.lora import change_config, peft_model, save_adapter
 from tests.text_models import llama, tokenizer
 from weightledger import (
@@ -349,9 +350,8 @@ def test_another_process_rebuilds_the_states(tmp_path: Path, folders: dict[str, 
     states.append(digest(manager))
     manager.close()
     url = f"sqlite:///{tmp_path / 'data' / 'ledger.db'}"
-    done = subprocess.run(
-        [sys.executable, "-c", REBUILD, url], capture_output=True, text=True, check=True
-    )
+    done = warm.run(url, program=REBUILD)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [state.hex() for state in states]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import weightledger
+from tests.conftest import LONGEST
 from weightledger import rules
 
 ROOT = Path(__file__).parent.parent
@@ -258,3 +259,8 @@ def test_the_public_surface_of_the_rules_is_what_it_was() -> None:
         "rule_ids",
     ]
     assert all(hasattr(rules, name) for name in rules.__all__)
+
+
+def test_the_files_of_tests_that_begin_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / name).exists()] == []
+    assert len(set(LONGEST)) == len(LONGEST)

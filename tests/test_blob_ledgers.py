@@ -3,14 +3,13 @@ and a real server with its blobs outside of the database.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import warm
 from tests.conftest import new_database
 from tests.serving import Server
 from weightledger import IncrementalUpdateRequest, Ledger
@@ -39,8 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def verified(*options: str) -> dict[str, object]:
     """What `weightledger verify` reports in a process of its own."""
-    command = [sys.executable, "-m", "weightledger", "verify", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run("verify", "--json", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, object] = json.loads(done.stdout)
     return report

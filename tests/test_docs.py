@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from tests import warm
 from tests.serving import Server, serving
 from weightledger.ledger.events import decode
 
@@ -108,13 +109,7 @@ def test_the_readme_has_a_session() -> None:
     ids=[f"{page.name}-{number}" for number, (page, _) in enumerate(programs())],
 )
 def test_the_programs_run(page: Path, program: str, tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )
+    ran = warm.run(program=program, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
 
 

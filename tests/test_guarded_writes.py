@@ -85,7 +85,8 @@ def test_a_write_that_nobody_evaluated_says_so(
     managed: Make, tmp_path: Path, write: Callable[..., Any]
 ) -> None:
     manager = managed(accuracy(0.9, 0.9))
-    assert "evidence" not in asyncio.run(manager.update(bias(1.0))).body
+    event = asyncio.run(manager.update(bias(1.0)))
+    assert event.body["evidence"] == {"policy": "specification"}
     with Ledger.open(manager.config.url) as ledger:
         log = ledger.model("m")  # beside the manager, past its evaluator
         event = write(log)
@@ -138,7 +139,8 @@ def test_what_is_unknown_refuses_the_candidate_and_is_recorded(
     assert result["success"] is False
     assert result["reason"].startswith("Automatic rollback") and why in result["reason"]
     head = manager.log.live.head
-    assert (head.kind, head.body["evidence"]) == ("update_rejected", {"cause": "unknown"})
+    assert head.kind == "update_rejected"
+    assert head.body["evidence"] == {"cause": "unknown", "policy": "specification"}
     assert not manager.log.state()["bias"].any()
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from tests import warm
 from weightledger import IncrementalUpdateRequest, Ledger, Log, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.tensors.digest import content_digest
@@ -93,13 +92,9 @@ def test_200_random_updates_with_versions_and_rollbacks_are_exact(minilm, tmp_pa
         report = verify(log.history)
         assert report.problem is None
         assert report.states == 1 + UPDATES + UPDATES // 25
-    replayed = subprocess.run(
-        [sys.executable, "-c", REPLAY, url, json.dumps(sorted(expected))],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert dict(line.split() for line in replayed.splitlines()) == expected
+    replayed = warm.run(url, json.dumps(sorted(expected)), program=REPLAY)
+    assert replayed.returncode == 0, replayed.stderr
+    assert dict(line.split() for line in replayed.stdout.splitlines()) == expected
 
 
 def test_every_inference_equals_the_model_at_the_seq_it_names(minilm, tmp_path) -> None:

@@ -1,8 +1,9 @@
-"""Server processes that need not import what they run, which takes longer than what they do.
+"""Processes that need not import what they run, which takes longer than what they do.
 
-One process per worker of pytest imports torch, FastAPI and the rest once. From it the servers of
-tests are forked: real processes, with arguments, environment, folder and output of their own, that
-run `python -m weightledger …` from its first line on. It ends when the worker does.
+One process per worker of pytest imports torch, FastAPI and the rest once. From it the servers and
+commands of tests are forked: real processes, with arguments, environment, folder and output of
+their own, that run `python -m weightledger …`, or a program, from its first line on. It ends when
+the worker does.
 """
 
 import atexit
@@ -17,9 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 _PRELOADED = (
     "weightledger.api.server.serve",
@@ -81,8 +84,33 @@ def start(
     args: Sequence[str], *, log: BinaryIO, env: Mapping[str, str], cwd: Path | None
 ) -> WarmProcess:
     """`python -m weightledger` with these arguments, writing to `log`."""
-    asked = {"args": list(args), "env": dict(env), "cwd": str(cwd or Path.cwd())}
-    return WarmProcess(_ask(asked, log.fileno()))
+    return _started({"args": list(args)}, log, log, env, cwd)
+
+
+def run(
+    *args: str,
+    program: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """`python -m weightledger` with these arguments, or a program, run to its end."""
+    asked = {"args": list(args), "program": program}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = _started(asked, out, err, {**os.environ, **(env or {})}, cwd)
+        status = process.wait()
+        texts = [file.read().decode() for file in (out, err) if file.seek(0) == 0]
+    return subprocess.CompletedProcess(args, status, *texts)
+
+
+def _started(
+    asked: Mapping[str, Any],
+    out: IO[bytes],
+    err: IO[bytes],
+    env: Mapping[str, str],
+    cwd: Path | None,
+) -> WarmProcess:
+    task = {"program": None, **asked, "env": dict(env), "cwd": str(cwd or Path.cwd())}
+    return WarmProcess(_ask(task, out.fileno(), err.fileno()))
 
 
 def _ask(what: Mapping[str, Any], *handles: int) -> int:
@@ -117,7 +145,7 @@ def _end(line: socket.socket, pid: int) -> None:
 def _serve(line: socket.socket) -> dict[str, Any] | None:
     """Fork who is asked for; what a child has to do, and None when nobody asks any more."""
     while True:
-        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 1)
+        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 2)
         if not data:
             return None
         asked: dict[str, Any] = json.loads(data)
@@ -128,21 +156,29 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
             answer = os.fork()
             if answer == 0:
                 line.close()
-                return {**asked, "handle": handles[0]}
-            os.close(handles[0])
+                return {**asked, "handles": handles}
+            for handle in handles:
+                os.close(handle)
         line.send(json.dumps(answer).encode())
 
 
-def _become(args: Sequence[str], env: Mapping[str, str], cwd: str, handle: int) -> None:
+def _become(
+    args: Sequence[str], program: str | None, env: Mapping[str, str], cwd: str, handles: list[int]
+) -> None:
     """Be the process that was asked for."""
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
+    for number, handle in enumerate(handles, start=1):
+        os.dup2(handle, number)
+        os.close(handle)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["weightledger", *args]
-    runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
+    if program is None:
+        sys.argv = ["weightledger", *args]
+        runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = ["-c", *args]
+        warnings.simplefilter("error")
+        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
 
 
 if __name__ == "__main__":

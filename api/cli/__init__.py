@@ -24,6 +24,7 @@ COMMANDS = {
     "update": Entry("writing:update", "Apply one update to one parameter."),
     "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
     "version": Entry("versions:app", "Name states, and list the names."),
+    "trials": Entry("trials:app", "Updates on trial beside the state before them."),
     "learn": Entry("learning:learn", "Learn from a file through the server."),
     "rules": Entry("rules:app", "The learning rules there are."),
     "metrics": Entry("metrics:app", "What was measured of a model, newest first."),

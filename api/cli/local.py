@@ -6,7 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from weightledger.api.items import activity_item, event_item, kinds_of, version_item
+from weightledger.api.items import (
+    activity_item,
+    event_item,
+    kinds_of,
+    trial_item,
+    version_item,
+)
 from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import InvalidRequest, NotFound
@@ -16,11 +22,14 @@ from weightledger.ledger.history.versions import updates_since_active
 from weightledger.ledger.monitoring.reading import By
 from weightledger.ledger.monitoring.rollups import Where
 from weightledger.ledger.monitoring.stored import StoredMetrics
+from weightledger.ledger.monitoring.trial_log import trials
 from weightledger.ledger.sql.presence import servers
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.sql_store import SqlStore
 
 Item = dict[str, Any]
+
+_TRIALS = 20
 
 
 @contextlib.contextmanager
@@ -156,6 +165,10 @@ class Local:
         stored = StoredMetrics(self._history.store.metrics)
         data: list[Item] = page(stored.rollups(where), by, limit=number)["data"]
         return data
+
+    def trials(self) -> list[Item]:
+        """The trial that runs and the last that ended, newest first."""
+        return [trial_item(one) for one in trials(self._history, _TRIALS)]
 
     def save(self, position: str, out: Path) -> Item:
         """Write a state's tensors to a file, rebuilt and verified."""

@@ -98,6 +98,14 @@ class Remote:
         """What differs between two states."""
         return self._get(f"{_MODELS}/diff", _texts(query))
 
+    def trials(self) -> list[Item]:
+        """The trial that runs and the last that ended, newest first."""
+        return list(self._get(f"{_MODELS}/trials")["data"])
+
+    def end_trial(self, trial: str, how: str) -> Item:
+        """POST /v1/models/trials/{id}/promote or /abort"""
+        return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})
+
     def save(self, position: str, out: Path) -> Item:
         """Write a state's tensors to a file; what the server says of it."""
         path = f"{_MODELS}/versions/{quote(position, safe='')}/weights"

@@ -341,6 +341,49 @@ class DiffReply(BaseModel):
     columns: list[EachColumn] | None = None
 
 
+class Trial(_Exact):
+    """An update on trial beside the state before it."""
+
+    id: str = Field(description="The id of the newest update on trial.")
+    object: Literal["trial"]
+    status: Literal["running", "promoted", "rolled back", "timed out", "aborted"]
+    of: int = Field(description="Seq of the newest update on trial.")
+    beside: int = Field(description="Seq of the settled state, which the other requests meet.")
+    share: float = Field(description="Share of the requests that meet the new state.")
+    policy: str
+    started_at: str
+    ended_at: str | None
+    requests_old: int | None = Field(description="Requests that met the settled state.")
+    requests_new: int | None = Field(description="Requests that met the new one.")
+    reason: str | None
+
+
+class TrialList(_Exact):
+    """The trial that runs, and the last that ended, newest first."""
+
+    object: Literal["list"]
+    data: list[Trial]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class TrialData(_Exact):
+    """How a trial was ended by hand."""
+
+    trial_id: str
+    event_id: str
+    status: Literal["promoted", "aborted"]
+
+
+class TrialReply(_Exact):
+    """A trial that was promoted or aborted."""
+
+    success: Literal[True]
+    message: str
+    data: TrialData
+
+
 class Model(BaseModel):
     """The served model, or one of its adapters (then with `parent`)."""
 

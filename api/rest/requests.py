@@ -48,6 +48,14 @@ def caller(request: Request, head: Event) -> Caller:
     )
 
 
+def request_key(request: Request) -> str | None:
+    """What `X-Request-Key` says this request belongs to, such as a conversation or a user.
+
+    During a trial all requests of one key meet the same state.
+    """
+    return _text(request, "x-request-key")
+
+
 def _actor(request: Request) -> str | None:
     """Who asks: the API key's name, or without one who they say they are."""
     known: str | None = getattr(request.state, "actor", None)

@@ -21,6 +21,7 @@ from weightledger.api.rest.routes import (
     inference,
     measurements,
     operations,
+    trials,
     verification,
     versions,
 )
@@ -91,6 +92,7 @@ def _json(
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(verification.router(manager))
+    routes.include_router(trials.router(manager))
     routes.include_router(catalog.router(manager))
     routes.include_router(catalog.by_name(manager))
     return routes

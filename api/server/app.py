@@ -19,8 +19,10 @@ from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.observing import Observed
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
+from weightledger.api.server.fencing import Fence
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.monitoring.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,13 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
-def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
-    """The REST API, its errors, its door, and the tasks that follow other writers and keys."""
+def create_app(
+    manager: DynamicModelManager, settings: Settings, hooks: Webhooks | None = None
+) -> FastAPI:
+    """The REST API, its errors, its door, and the tasks that follow other writers and keys.
+
+    `hooks` are told when the server stops showing the head of the log, and when it does again.
+    """
     keyring = Keyring(manager.ledger.keys, settings.api_key)
 
     @contextlib.asynccontextmanager
@@ -38,7 +45,7 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
             documentation.describe(app, keyed=keyring.asks)
 
         tasks = [
-            asyncio.create_task(_follow(manager)),
+            asyncio.create_task(_follow(manager, hooks)),
             asyncio.create_task(keyring.follow(describe)),
         ]
         yield
@@ -84,10 +91,12 @@ def create_app(manager: DynamicModelManager, settings: Settings) -> FastAPI:
     return app
 
 
-async def _follow(manager: DynamicModelManager) -> None:
+async def _follow(manager: DynamicModelManager, hooks: Webhooks | None) -> None:
     problem: str | None = None
     since = 0.0
+    fence = Fence(manager.model_name, hooks)
     while True:
+        fence.look(manager.fault)
         await asyncio.sleep(_POLL_S)
         try:
             await manager.catch_up()

@@ -27,6 +27,9 @@ from weightledger.ledger.codecs.warming import warm
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.monitoring.policy_files import policy_of
+from weightledger.ledger.monitoring.supervision import require_consistent
+from weightledger.ledger.monitoring.webhooks import Webhooks
 from weightledger.ledger.sql.presence import announce
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -53,6 +56,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
             "make a key with `weightledger keys create`, to listen there",
             param="host",
         )
+    require_consistent(policy_of(settings.policy), settings.auto_rollback_threshold)
     os.umask(_UMASK)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with contextlib.ExitStack() as opened:
@@ -60,6 +64,9 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         url = url_of(listener)
         opened.enter_context(hold(settings.data_dir, url))
         discard_leftovers(settings.data_dir)
+        hooks = _webhooks(settings.webhook_url, settings.webhook_secret)
+        if hooks is not None:
+            opened.callback(hooks.close)
         logger.info("loading the model %s", settings.model)
         name, engine, evaluator = _engine(settings)
         config = settings.update_config()
@@ -73,13 +80,15 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
             on_mismatch=settings.on_mismatch,
         )
         opened.callback(manager.close)
+        if hooks is not None:
+            manager.log.subscribe(hooks.after)
         opened.enter_context(announce(config.url, url))
         if settings.enable_versioning:
             asyncio.run(manager.create_initial_version("Initial model state"))
         logger.info("compiling what updates need")
         warm(spec.element.lane for spec in manager.log.specs.values())
         _settle()
-        _run(manager, settings, listener, url, stop)
+        _run(manager, settings, listener, url, stop, hooks)
 
 
 def _has_key(settings: Settings) -> bool:
@@ -100,8 +109,9 @@ def _run(
     listener: socket.socket,
     url: str,
     stop: Stop | None,
+    hooks: Webhooks | None,
 ) -> None:
-    app = create_app(manager, settings)
+    app = create_app(manager, settings, hooks)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
 
     def started() -> bool:
@@ -140,6 +150,11 @@ def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
         loaded = load(settings.model, settings.data_dir, settings.served_model_name)
         return loaded.name, loaded.engine, loaded.evaluator
     return *drive(settings), None
+
+
+def _webhooks(url: str | None, secret: str | None) -> Webhooks | None:
+    """Who is told of events, if somebody is; InvalidRequest for an address without a secret."""
+    return None if url is None else Webhooks(url, secret or "")
 
 
 def _settle() -> None:

@@ -119,6 +119,14 @@ class Settings:
     held_versions_wait_s: Annotated[float, Ge(0)] = setting(
         5.0, "Seconds that updates wait for those readers before they are refused."
     )
+    policy: str = setting(
+        "specification",
+        "When updates are undone: 'off', 'specification', 'safe', 'strict', or a file NAME.toml.",
+    )
+    webhook_url: str | None = setting(None, "Where events are told to, signed.")
+    webhook_secret: str | None = setting(
+        None, "What webhooks are signed with, whsec_ and base64.", secret=True
+    )
     metrics_retention_days: Annotated[float, Ge(0), Le(36_500)] = setting(
         30.0, "Days that measurements are kept in the database; 0: none are written."
     )

@@ -102,6 +102,21 @@ class Engine(Protocol):
         """Wait until readers hold at most that many past versions; False if they still do not."""
 
 
+class Held(Live, Protocol):
+    """A version that is held, to be leased from later."""
+
+    def leased(self) -> AbstractContextManager[Live]:
+        """The version as one reader holds it."""
+
+
+@runtime_checkable
+class SeveralVersions(Engine, Protocol):
+    """An engine that can lease from past versions, too."""
+
+    def hold(self) -> Held:
+        """The live version, for as long as what is given is held."""
+
+
 @runtime_checkable
 class RemoteEngine(Engine, Protocol):
     """An engine that drives an inference server in another process.

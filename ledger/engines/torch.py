@@ -104,6 +104,10 @@ class TorchEngine:
             self._renew()
         return self._versions.current().leased()
 
+    def hold(self) -> Version:
+        """The live version, to lease from for as long as it is held: `version.leased()`."""
+        return self._versions.current()
+
     def held_versions(self) -> int:
         """How many past versions readers still hold."""
         return self._versions.held()

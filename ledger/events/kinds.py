@@ -23,6 +23,8 @@ ADAPTER_LOADED = "adapter_loaded"
 ADAPTER_UNLOADED = "adapter_unloaded"
 PRUNED = "pruned"
 REPAIRED = "repaired"
+OBSERVED = "observed"
+POLICY_CHANGED = "policy_changed"
 REDACTED = "redacted"
 
 KINDS = (
@@ -38,6 +40,8 @@ KINDS = (
     ADAPTER_UNLOADED,
     PRUNED,
     REPAIRED,
+    OBSERVED,
+    POLICY_CHANGED,
     REDACTED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})

@@ -54,6 +54,9 @@ class Health:
     fault: str | None
 
 
+_Arrived = tuple[int, int, float, Outcome, float | None, int | None, int | None]
+
+
 class Collector:
     """What is measured of one model in this process; with the rest from the database, its reader.
 
@@ -64,7 +67,7 @@ class Collector:
     def __init__(self) -> None:
         self._stored: StoredMetrics | None = None
         self._keep_us = 0
-        self._arrived: deque[tuple[int, int, float, Outcome, float | None, int | None]] = deque()
+        self._arrived: deque[_Arrived] = deque()
         self._lock = threading.Lock()  # around what is summed up
         self._writing = threading.Lock()  # around what moves from here to the database
         self._starting = threading.Lock()
@@ -93,12 +96,13 @@ class Collector:
         outcome: Outcome = "ok",
         queue_ms: float | None = None,
         items: int | None = None,
+        unit: int | None = None,
     ) -> None:
         """Count one inference that ended just now; see `samples.Inference`."""
         if len(self._arrived) >= MOST_ARRIVED:
             self._lost += 1
             return
-        self._arrived.append((seq, time.time_ns(), latency_ms, outcome, queue_ms, items))
+        self._arrived.append((seq, time.time_ns(), latency_ms, outcome, queue_ms, items, unit))
         if not self._threads:
             self._start()
 
@@ -232,8 +236,10 @@ class Collector:
         """Everything that arrived, one by one in the order it did."""
         inferences = []
         for _ in range(len(self._arrived)):
-            seq, at_ns, latency_ms, outcome, queue_ms, items = self._arrived.popleft()
-            inferences.append(Inference(seq, at_ns // 1000, latency_ms, outcome, queue_ms, items))
+            seq, at_ns, latency_ms, outcome, queue_ms, items, unit = self._arrived.popleft()
+            inferences.append(
+                Inference(seq, at_ns // 1000, latency_ms, outcome, queue_ms, items, unit)
+            )
         if not inferences:
             return
         self._traffic.add(inferences, time.monotonic())

@@ -18,16 +18,19 @@ _DONE = {
     events.ROLLED_BACK: "rolled back",
     events.ADAPTER_LOADED: "loaded an adapter",
     events.ADAPTER_UNLOADED: "unloaded an adapter",
+    events.POLICY_CHANGED: "ruled by another policy",
 }
+# Verdicts that somebody has to look at.
+_ALERTS = frozenset({"inconclusive", "held_back", "superseded"})
 _QUIET = (events.VERSION_RETIRED,)
 
 logger = logging.getLogger(LOGGER)
 
 
 def record(committed: Committed) -> None:
-    """Say what was appended, with seq, actor and request id; refusals are warnings."""
+    """Say what was appended, with seq, actor and request id; alerts are warnings."""
     event = committed.event
-    level = logging.WARNING if event.kind == events.UPDATE_REJECTED else logging.INFO
+    level = logging.WARNING if is_alert(event) else logging.INFO
     if event.kind in _QUIET:
         level = logging.DEBUG
     if not logger.isEnabledFor(level):
@@ -51,13 +54,27 @@ def record(committed: Committed) -> None:
     )
 
 
+def is_alert(event: Event) -> bool:
+    """Whether an event is one that somebody should know of at once."""
+    if event.kind == events.ROLLED_BACK:
+        return "evidence" in event.body
+    return event.kind == events.UPDATE_REJECTED or (
+        event.kind == events.OBSERVED and event.body["verdict"] in _ALERTS
+    )
+
+
 def _why(event: Event) -> str:
     """What is particular to the event, for whoever reads the line."""
     body = event.body
     if event.kind == events.UPDATE_REJECTED:
         return f": {body['reason']}"
     if event.kind == events.ROLLED_BACK:
-        return f": to {body['to']}, {body['cause']}"
+        reason = f", {body['reason']}" if body.get("reason") else ""
+        return f": to {body['to']}, {body['cause']}{reason}"
+    if event.kind == events.OBSERVED:
+        return f": event {body['of']} is {body['verdict']}: {body['reason']}"
+    if event.kind == events.POLICY_CHANGED:
+        return f": {body['policy']}, before {body['before']}"
     if event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
         return f": {body['adapter']}"
     if event.kind == events.UPDATED and body.get("parameter"):

@@ -23,6 +23,7 @@ class Inference:
 
     `at_us` is when it ended, in microseconds since 1970. `latency_ms` is how long the model held
     it, `queue_ms` how long it waited for its turn before that, `items` how many rows, texts or
+    tokens it was about. Requests with the same `unit` came with the same key.
     """
 
     seq: int
@@ -31,16 +32,19 @@ class Inference:
     outcome: Outcome = "ok"
     queue_ms: float | None = None
     items: int | None = None
+    unit: int | None = None
 
 
 @dataclass(slots=True)
 class Measuring:
     """What a request says of itself while it holds a lease.
 
-    `arrived` is the `time.perf_counter()` of when it came in, so that it is known how long it
-    waited. `counts` False: nothing is measured, as of one that was given up half-way.
+    `key`: during a trial, all requests of one key meet the same state. `arrived` is the
+    `time.perf_counter()` of when it came in, so that it is known how long it waited. `counts`
+    False: nothing is measured, as of one that was given up half-way.
     """
 
+    key: str | None = None
     arrived: float | None = None
     items: int | None = None
     outcome: Outcome = "ok"

@@ -16,7 +16,7 @@ import torch
 
 from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
-from weightledger.ledger.engines import Engine, Prepared, RemoteEngine
+from weightledger.ledger.engines import Engine, Held, Prepared, RemoteEngine, SeveralVersions
 from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import (
     CorruptLedger,
@@ -283,6 +283,28 @@ class Projector:
                 f"readers still hold {self.engine.held_versions()} past versions of the weights "
                 f"and max_held_versions is {self._max_held}; retry when they are done"
             )
+
+    def held(self, history: History, seq: int) -> Held:
+        """A version of the state that a seq led to, to be leased beside the live one.
+
+        It is live for a moment, so nobody may be served yet. For an engine that holds versions;
+        NotFound, Pruned and CorruptLedger as for any rebuild.
+        """
+        event = history.require(seq)
+        live = self.live
+        changes = self.move(history, event.node, event.state_after)
+        back = {name.removeprefix(WEIGHTS): self.tensor(name) for name in changes.weights}
+        engine = self.engine
+        assert isinstance(engine, SeveralVersions)
+        engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
+        try:
+            return engine.hold()
+        finally:
+            if self._adapted is not None:
+                again = self._adapted.prepare_with(back, all_of(live.auxiliary))
+            else:
+                again = engine.prepare(back)
+            engine.publish(again, seq=live.head.state_seq, digest=live.state.value)
 
     def show(self, event: Event, changes: Changes | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""

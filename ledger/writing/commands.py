@@ -16,6 +16,7 @@ import torch
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
@@ -178,16 +179,49 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """Move the model to the state a position names, bit for bit."""
+    """Move the model to the state a position names, bit for bit.
+
+    `why` and `evidence` are the event's reason and evidence where a policy asks.
+    """
 
     to: str
     caller: Caller = ANYONE
     cause: str = "manual"
+    why: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
     metadata: str | None = field(default=None, init=False)
 
     @property
     def digest(self) -> bytes:
         return _digest_of("rollback", {"to": self.to})
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Record what became known of a state change; see `events.bodies.Observed`."""
+
+    body: Observed
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        # Not of the evidence: what was measured is another each time it is asked for.
+        return _digest_of("observe", {"of": self.body.of, "verdict": self.body.verdict})
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePolicy:
+    """Record which policy rules from here on, unless it did already."""
+
+    policy: str
+    rules: Mapping[str, Any]
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of("change_policy", {"policy": self.policy, "rules": dict(self.rules)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
 """The server and the command on each database: an update, a kill, a restart, a verification."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from tests import warm
 from tests.api.test_command import as_json, inside
 from tests.serving import Server, serving
 from tests.waiting import until
@@ -33,20 +32,8 @@ def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path:
             assert http.post("/v1/models/verify", json={}).json()["digest"] == digest
     finally:
         server.stop()
-    report = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "weightledger",
-            "verify",
-            "--json",
-            "--database",
-            database_url,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    report = warm.run("verify", "--json", "--database", database_url)
+    assert report.returncode == 0, report.stderr
     assert json.loads(report.stdout)["result"] == "ok"
     assert json.loads(report.stdout)["head_digest"] == digest
 

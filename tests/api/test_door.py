@@ -1,13 +1,11 @@
 """Who may come in: API keys, loopback without one, and what a browser could be made to send."""
 
 import gzip
-import os
-import subprocess
-import sys
 
 import openai
 import pytest
 
+from tests import warm
 from tests.serving import serving
 from weightledger.api.rest import origins
 from weightledger.api.server.settings import Settings
@@ -55,20 +53,9 @@ def test_with_a_key_every_route_but_the_probes_asks_for_it(tmp_path) -> None:
 
 
 def test_without_a_key_only_loopback_is_served(tmp_path) -> None:
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "weightledger",
-            "serve",
-            "--host",
-            "0.0.0.0",
-            "--data-dir",
-            str(tmp_path / "data"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WEIGHTLEDGER_PORT": "0"},
+    ran = warm.run(
+        *("serve", "--host", "0.0.0.0", "--data-dir", str(tmp_path / "data")),
+        env={"WEIGHTLEDGER_PORT": "0"},
     )
     assert ran.returncode == 1
     assert "is not loopback: set --api-key" in ran.stderr
@@ -151,12 +138,7 @@ def test_a_key_that_no_header_can_carry_is_no_key(key) -> None:
 
 
 def test_such_a_key_is_refused_at_start(tmp_path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "weightledger", "serve", "--api-key", "schlüssel"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    ran = warm.run("serve", "--api-key", "schlüssel", cwd=tmp_path)
     assert ran.returncode == 2
     assert "--api-key" in ran.stderr and "visible ASCII characters" in ran.stderr
     assert "schlüssel" not in ran.stderr

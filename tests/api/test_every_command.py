@@ -33,6 +33,7 @@ LISTINGS = [
     ("log",),
     ("version", "list"),
     ("keys", "list"),
+    ("trials", "list"),
     ("rules", "list"),
     ("config", "show"),
     ("config", "list"),
@@ -45,6 +46,8 @@ WRITES = [
     ("version", "create"),
     ("version", "pin"),
     ("version", "unpin"),
+    ("trials", "promote"),
+    ("trials", "abort"),
     ("learn",),
     ("gc",),
 ]

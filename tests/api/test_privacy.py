@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 
+from tests import warm
 from tests.conftest import new_database
 from tests.serving import serving
 from tests.waiting import until
@@ -99,12 +98,7 @@ def test_a_database_url_that_does_not_work_is_an_error_without_secrets(
 @pytest.mark.parametrize("command", ["status", "serve"])
 def test_the_command_says_it_in_one_line(tmp_path, command) -> None:
     url = f"postgresql://ledger:{SECRET}@127.0.0.1:xx/x"
-    ran = subprocess.run(
-        [sys.executable, "-m", "weightledger", command, "--database", url],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    ran = warm.run(command, "--database", url, cwd=tmp_path)
     assert ran.returncode in (1, 2), ran.stderr
     assert "Traceback" not in ran.stderr
     assert "postgresql://ledger:***@127.0.0.1:xx/x" in ran.stderr

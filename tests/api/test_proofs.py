@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from weightledger import IncrementalUpdateRequest, Ledger, verify_offline
 from weightledger.ledger.events.canonical import canonical
 
@@ -23,13 +24,7 @@ MODEL = "proven"
 
 def run(folder: Path, *arguments: str, status: int = 0) -> str:
     """A command's output; with another status what it says went wrong."""
-    done = subprocess.run(
-        [sys.executable, "-m", "weightledger", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
+    done = warm.run(*arguments, cwd=folder, env={"NO_COLOR": "1"})
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout if status == 0 else done.stdout + done.stderr
 

@@ -1,8 +1,6 @@
 """What is kept beside the log, altered: verify says so, repair derives it anew, and says so too."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests import warm
+from tests.conftest import copy_of
 from weightledger import Caller, IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit.repair import repair
 from weightledger.ledger.audit.verify import verify
@@ -27,11 +27,13 @@ def add(name: str, value: float = 1.0, **fields: Any) -> IncrementalUpdateReques
     return IncrementalUpdateRequest(name, value, learning_rate=1.0, **fields)
 
 
-@pytest.fixture
-def log(database_url: str) -> Iterator[Log]:
+BASE = {"w": torch.zeros(3), "v": torch.zeros(2)}
+
+
+def write(url: str) -> None:
     """A log with versions, pins, actors, keys, a rollback and two full tiles of the hash tree."""
-    with Ledger.open(database_url) as ledger:
-        made = ledger.model(MODEL, base={"w": torch.zeros(3), "v": torch.zeros(2)})
+    with Ledger.open(url) as ledger:
+        made = ledger.model(MODEL, base=BASE)
         made.create_version("one")
         made.apply(add("w", actor="ana", idempotency_key="first key"))
         made.apply_batch([add("w"), add("v")], caller=Caller(actor="bo"))
@@ -42,7 +44,18 @@ def log(database_url: str) -> Iterator[Log]:
         made.apply(add("w", idempotency_key="second key"))
         for number in range(250):
             made.apply(add("v", float(number), actor="ana"))
-        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with copy_of(request, write, request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def log(database_url: str) -> Iterator[Log]:
+    with Ledger.open(database_url) as ledger:
+        yield ledger.model(MODEL, base=BASE)
 
 
 def change(url: str, plain: Plain, *statements: str) -> None:
@@ -227,8 +240,7 @@ def test_the_command_says_what_is_wrong_and_puts_it_right(tmp_path: Path, plain:
         ledger.model(MODEL, base={"w": torch.zeros(3)}).apply(add("w", actor="ana"))
 
     def command(*words: str) -> tuple[int, Any]:
-        run = [sys.executable, "-m", "weightledger", *words, "--data-dir", str(tmp_path), "--json"]
-        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        done = warm.run(*words, "--data-dir", str(tmp_path), "--json")
         return done.returncode, json.loads(done.stdout)
 
     assert command("repair") == (0, dict(NOTHING_WRONG, dry_run=False))

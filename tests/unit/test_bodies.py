@@ -17,6 +17,8 @@ from weightledger.ledger.events.bodies import (
     AdapterUnloaded,
     Body,
     NamedState,
+    Observed,
+    PolicyChanged,
     Pruning,
     Redaction,
     Registered,
@@ -47,7 +49,12 @@ LOGS = [[row.encode() for row in log] for log in json.loads(FROZEN.read_text())]
 HEADERS = [header for log in LOGS for header in log]
 
 
-YOUNGER = {"repaired", "redacted"}  # kinds that came after these headers
+YOUNGER = {
+    "repaired",
+    "observed",
+    "policy_changed",
+    "redacted",
+}  # kinds that came after these headers
 
 
 class Notes:
@@ -133,7 +140,11 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
         Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED, OPERANDS
     ),
     "update_rejected": st.builds(UpdateRejected, FACTS, st.text(), METRICS, METRICS, FACTS),
-    "rolled_back": st.builds(RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS),
+    "rolled_back": st.builds(
+        RolledBack, st.text(), SEQS, SEQS, SEQS, TEXTS, st.text(), TEXTS, FACTS
+    ),
+    "observed": st.builds(Observed, SEQS, st.text(), st.text(), TEXTS, FACTS),
+    "policy_changed": st.builds(PolicyChanged, st.text(), st.text(), FACTS),
     "version_created": st.builds(VersionCreated, st.text(), STATES, METRICS),
     "version_retired": st.builds(VersionRetired, st.text()),
     "version_pinned": st.builds(VersionPinned, st.text(), SEQS),

@@ -13,7 +13,7 @@ from weightledger.api.rest.answers import Predictions
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin
 from weightledger.api.rest.outputs import outcome_of, plain
-from weightledger.api.rest.requests import body
+from weightledger.api.rest.requests import body, request_key
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.tensors.lanes import TORCH_DTYPES
@@ -32,7 +32,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     async def invocations(request: Request) -> Response:
         """`{"inputs": [[…]]}` → `{"predictions": […]}`, one per row of inputs."""
         sent = await body(request, schemas.INVOCATION)
-        measuring = Measuring(arrived=time.perf_counter())
+        measuring = Measuring(request_key(request), time.perf_counter())
         return await run_in_threadpool(_infer, manager, sent, measuring)
 
     return routes

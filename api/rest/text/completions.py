@@ -17,7 +17,7 @@ from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.errors import openai_error
 from weightledger.api.rest.model_selection import resolve
 from weightledger.api.rest.replies import Envelope, Form, usage
-from weightledger.api.rest.requests import body
+from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.answers import STREAMED, ChatReply, CompletionReply
 from weightledger.api.rest.text.generation import Ask, Ended, Generation, Piece, Started
@@ -82,7 +82,8 @@ def router(manager: DynamicModelManager, generates: Generates, workers: Workers)
         request: Request, sent: CompletionBody | ChatBody, ask: Ask, form: Form
     ) -> Response:
         served = resolve(manager, sent.model)
-        generation = Generation(workers, generates, served, ask)
+        key = request_key(request) or sent.user
+        generation = Generation(workers, generates, served, ask, key)
         try:
             started = await unless_gone(request, generation.started(), generation.cancel)
             shared = Envelope.new(form, served.name, started.origin.fingerprint)

@@ -15,7 +15,7 @@ from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Origin, Served, resolve
 from weightledger.api.rest.outputs import outcome_of
-from weightledger.api.rest.requests import body
+from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.answers import EmbeddingsReply
 from weightledger.api.rest.text.schemas import EmbeddingsBody
@@ -47,7 +47,7 @@ def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> AP
         served = resolve(manager, sent.model)
         _check(sent, embeds)
         cancelled = threading.Event()
-        measuring = Measuring(arrived=time.perf_counter())
+        measuring = Measuring(request_key(request) or sent.user, time.perf_counter())
         future = workers.submit(lambda: _embed(served, embeds, sent, cancelled, measuring))
 
         def cancel() -> None:

@@ -64,10 +64,12 @@ class Generation:
     """Starts at once, or waits in line. Raises Unavailable when the line is full.
 
     `started` waits for the first thing said, iterating gives the rest; both raise what went wrong
-    on the thread. To be made on the event loop.
+    on the thread. To be made on the event loop. During a trial `key` tells requests apart.
     """
 
-    def __init__(self, workers: Workers, generates: Generates, served: Served, ask: Ask) -> None:
+    def __init__(
+        self, workers: Workers, generates: Generates, served: Served, ask: Ask, key: str | None
+    ) -> None:
         self._workers = workers
         self._generates = generates
         self._served = served
@@ -75,7 +77,7 @@ class Generation:
         self._cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._said: asyncio.Queue[Said | None] = asyncio.Queue()
-        self._measuring = Measuring(arrived=time.perf_counter())
+        self._measuring = Measuring(key, time.perf_counter())
         self._future: Future[None] = workers.submit(self._work)
         self._future.add_done_callback(lambda _: self._say(None))
 

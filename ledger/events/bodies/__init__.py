@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.bodies.adapters import AdapterLoaded, AdapterUnloaded
+from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
 from weightledger.ledger.events.bodies.protocol import Body
 from weightledger.ledger.events.bodies.states import (
     Registered,
@@ -35,6 +36,8 @@ __all__ = [
     "AdapterUnloaded",
     "Body",
     "NamedState",
+    "Observed",
+    "PolicyChanged",
     "Pruning",
     "Redaction",
     "Registered",
@@ -68,6 +71,8 @@ BODIES: Mapping[str, type[Body]] = {
         AdapterUnloaded,
         Pruning,
         Repair,
+        Observed,
+        PolicyChanged,
         Redaction,
     )
 }

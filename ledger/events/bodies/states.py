@@ -139,7 +139,8 @@ class RolledBack:
     """The model went to another state.
 
     `to` is the position as it was asked for, `to_event` the event it named, `to_seq` the node it
-    stands for, `from_seq` the last state change before. `reason` says why where nobody asked.
+    stands for, `from_seq` the last state change before. `reason` says why where nobody asked, and
+    `evidence` what a policy ruled from.
     """
 
     to: str
@@ -149,6 +150,7 @@ class RolledBack:
     version_id: str | None
     cause: str
     reason: str | None = None
+    evidence: Json = field(default_factory=dict)
 
     KIND: ClassVar = ROLLED_BACK
     SERIES: ClassVar[str | None] = None
@@ -163,6 +165,7 @@ class RolledBack:
             "version_id": self.version_id,
             "cause": self.cause,
             **({} if self.reason is None else {"reason": self.reason}),
+            **({"evidence": dict(self.evidence)} if self.evidence else {}),
         }
 
     @classmethod
@@ -175,6 +178,7 @@ class RolledBack:
             value["version_id"],
             value["cause"],
             value.get("reason"),
+            value.get("evidence", {}),
         )
 
 

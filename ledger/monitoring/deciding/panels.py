@@ -15,7 +15,7 @@ from weightledger.ledger.monitoring.deciding.deciders import Panel, Watched, cos
 from weightledger.ledger.monitoring.deciding.wagers import Array
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 
-_GAUGE = "memory_usage_mb"
+GAUGE = "memory_usage_mb"
 _COUNTED = frozenset({"failed", "accuracy"})
 _CONCURRENT = ("latency_ms", "throughput", "failed", "accuracy")
 
@@ -56,7 +56,7 @@ def one_after_another(
     for baseline, reference in references.items():
         for metric in metrics:
             known = reference.get(metric, np.empty(0))
-            least = 1 if metric == _GAUGE else policy.minimum
+            least = 1 if metric == GAUGE else policy.minimum
             if len(known) < least:
                 continue
             before = (float(known.mean()), len(known))
@@ -67,7 +67,7 @@ def one_after_another(
 
 
 def _successors(metric: str, known: Array, margin: float) -> list[Comparison]:
-    if metric == _GAUGE:
+    if metric == GAUGE:
         return [Ceiling(float(np.median(known)) * (1 + margin))]
     if metric == "accuracy":
         return [Succession("event", cost(metric, known), margin * float(known.mean()))]
@@ -79,7 +79,7 @@ def _successors(metric: str, known: Array, margin: float) -> list[Comparison]:
 
 def _panel(policy: RollbackPolicy, tests: list[Watched]) -> Panel:
     for metric, goal in policy.objectives.items():
-        if metric == _GAUGE:
+        if metric == GAUGE:
             assert goal.limit is not None
             tests.append(Watched(metric, Ceiling(goal.limit), "objective"))
         else:

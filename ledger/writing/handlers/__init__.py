@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing import commands
 from weightledger.ledger.writing.commands import Command
-from weightledger.ledger.writing.handlers import adapters, recording, rollbacks, updates, versions
+from weightledger.ledger.writing.handlers import (
+    adapters,
+    observing,
+    recording,
+    rollbacks,
+    updates,
+    versions,
+)
 from weightledger.ledger.writing.plans import Plan, ProposedEvent
 from weightledger.ledger.writing.policy import Switch
 from weightledger.ledger.writing.staged import Staged
@@ -74,6 +81,8 @@ add(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
 add(commands.Pin, versions.pin, switch="versioning")
 add(commands.Retire, versions.retire)
 add(commands.RollBack, rollbacks.roll_back, switch="versioning")
+add(commands.Observe, observing.observe)
+add(commands.ChangePolicy, observing.change_policy)
 add(commands.LoadAdapter, adapters.load, read=adapters.read)
 add(commands.UnloadAdapter, adapters.unload)
 add(commands.MergeAdapter, adapters.merge, switch="incremental learning")

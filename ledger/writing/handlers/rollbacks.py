@@ -36,6 +36,8 @@ def roll_back(command: RollBack, staged: Staged) -> ProposedEvent:
         from_seq=live.head.state_seq,
         version_id=named.name if named else None,
         cause=command.cause,
+        reason=command.why,
+        evidence=command.evidence,
     )
     draft = Draft(
         body=body,

@@ -1,0 +1,61 @@
+"""Trials: which run, how they ended, and ending one by hand."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from weightledger import DynamicModelManager
+from weightledger.api.items import trial_item
+from weightledger.api.rest.answers import TrialList, TrialReply
+from weightledger.api.rest.documentation import answers, documented, write_headers
+from weightledger.api.rest.paging import page
+from weightledger.api.rest.requests import caller, require_writes
+from weightledger.ledger.events import Event
+
+_SHOWN = 20
+
+
+def router(manager: DynamicModelManager) -> APIRouter:
+    """`GET /v1/models/trials`, `POST /v1/models/trials/{id}/promote` and `/abort`."""
+    routes = documented(prefix="/v1/models/trials", tags=["trials"])
+    writes = [Depends(require_writes)]
+
+    @routes.get("", responses=answers(TrialList))
+    def list_trials() -> dict[str, Any]:
+        """The trial that runs, and the last that ended, newest first."""
+        return page([trial_item(one) for one in manager.trials(_SHOWN)], "id", has_more=False)
+
+    @routes.post(
+        "/{trial_id}/promote",
+        dependencies=writes,
+        responses=answers(TrialReply, write=True),
+        openapi_extra=write_headers(),
+    )
+    async def promote_trial(request: Request, response: Response, trial_id: str) -> dict[str, Any]:
+        """Let every request meet the state that is on trial."""
+        who = caller(request, manager.log.live.head)
+        event = await manager.promote_trial(trial_id, caller=who)
+        return _reply(response, trial_id, event, "promoted")
+
+    @routes.post(
+        "/{trial_id}/abort",
+        dependencies=writes,
+        responses=answers(TrialReply, write=True),
+        openapi_extra=write_headers(),
+    )
+    async def abort_trial(request: Request, response: Response, trial_id: str) -> dict[str, Any]:
+        """Roll the state that is on trial back."""
+        who = caller(request, manager.log.live.head)
+        event = await manager.abort_trial(trial_id, caller=who)
+        return _reply(response, trial_id, event, "aborted")
+
+    return routes
+
+
+def _reply(response: Response, trial_id: str, event: Event, status: str) -> dict[str, Any]:
+    response.headers["etag"] = f'"{event.state_seq}"'
+    return {
+        "success": True,
+        "message": f"Successfully {status} trial {trial_id}",
+        "data": {"trial_id": trial_id, "event_id": event.name, "status": status},
+    }

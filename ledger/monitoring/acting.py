@@ -1,0 +1,178 @@
+"""What follows from a ruling: a rollback by the ordinary path, or a verdict in the log.
+
+A rollback is made only while the state it is about is still the last one, at most so often, and
+never past a pinned version; what keeps it from being made is itself recorded.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from weightledger.ledger import events
+from weightledger.ledger.errors import (
+    Conflict,
+    LedgerError,
+    PreconditionFailed,
+    StorageError,
+)
+from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import Observed
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.monitoring.deciding.deciders import Ruling
+from weightledger.ledger.monitoring.policies import RollbackPolicy
+from weightledger.ledger.monitoring.trial_log import DEGRADED, TIMED_OUT
+from weightledger.ledger.projection.projector import LiveState
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import Command, Observe, RollBack
+
+logger = logging.getLogger("weightledger.ledger.manager")
+
+AUTOMATIC = (DEGRADED, TIMED_OUT)
+
+# A database that is away: again after so many seconds.
+_RETRIES_S = (0.1, 0.5, 2.0, 5.0, 10.0)
+
+REMEMBERED = 100
+"""Automatic rollbacks whose states are not tried again."""
+
+
+class WrittenLog(Protocol):
+    """The log that is written to."""
+
+    history: History
+
+    @property
+    def live(self) -> LiveState:
+        """What the live weights show right now."""
+
+    def execute(self, command: Command) -> Event:
+        """Carry out a command, and give its event."""
+
+
+class Acting:
+    """Carries out what a policy rules, on a thread of its own."""
+
+    def __init__(
+        self, log: WrittenLog, policy: RollbackPolicy, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._log = log
+        self._policy = policy
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-decider")
+
+    @property
+    def actor(self) -> str:
+        """Who an event says decided."""
+        return f"policy:{self._policy.name}"
+
+    def close(self) -> None:
+        """Finish what is being done."""
+        self._thread.shutdown()
+
+    def soon(self, work: Callable[[], object]) -> "Future[object]":
+        """Do something on the deciding thread; what it raises is logged."""
+
+        def logged() -> None:
+            try:
+                work()
+            except Exception:
+                logger.exception("what policy %s ruled was not carried out", self._policy.name)
+
+        return self._thread.submit(logged)
+
+    def roll_back(
+        self,
+        of: int,
+        to: int,
+        ruling: Ruling,
+        cause: str = DEGRADED,
+        *,
+        newer: Callable[[], int | None] = lambda: None,
+        **facts: Any,
+    ) -> Event | None:
+        """Roll the state change `of` back to node `to`; None when that was not to be.
+
+        Why not is an `observed` event. When another state change came first, `newer` says which
+        one is to be rolled back then. Raises what the log raises when it cannot be written.
+        """
+        why = f"automatic rollback by policy {self._policy.name}: {ruling}"
+        evidence = {"policy": self._policy.name, "decided_by": "policy", **ruling.evidence()}
+        evidence |= facts
+        held = self._held_back(of, to)
+        if held is not None:
+            self.observe(of, "held_back", f"{why}; not carried out: {held}", evidence)
+            return None
+        pauses = iter(_RETRIES_S)
+        while True:
+            caller = Caller(actor=self.actor, expected_seq=of)
+            try:
+                return self._log.execute(RollBack(f"seq:{to}", caller, cause, why, evidence))
+            except PreconditionFailed:
+                if (later := newer()) is not None and later != of:
+                    of = later
+                    continue
+                reason = f"{why}; another state change came first"
+                self.observe(of, "superseded", reason, evidence)
+                return None
+            except (StorageError, Conflict) as error:
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
+                logger.error("not rolled back yet, will try again: %s", error)
+                time.sleep(pause_s)
+
+    def observe(
+        self, of: int, verdict: str, reason: str | None, evidence: dict[str, Any]
+    ) -> Event | None:
+        """Record a verdict; None, with a line of the log, when it cannot be written."""
+        body = Observed(of, verdict, self._policy.name, reason, evidence)
+        try:
+            return self._log.execute(Observe(body, Caller(actor=self.actor)))
+        except LedgerError as error:
+            logger.error("the verdict %s on event %d is not recorded: %s", verdict, of, error)
+            return None
+
+    def _held_back(self, of: int, to: int) -> str | None:
+        """Why a rollback is not to be made; None when nothing speaks against it."""
+        since = self._clock() - max(self._policy.window_s, self._policy.cool_down_s)
+        recent = [
+            event.timestamp
+            for event in self._log.history.events(
+                EventFilter(kinds=[events.ROLLED_BACK], since=int(since * 1_000_000)), limit=100
+            )
+            if event.body["cause"] in AUTOMATIC
+        ]
+        ago = self._clock() - max(recent, default=0.0)
+        if recent and ago < self._policy.cool_down_s:
+            return f"the last one was {ago:.0f} s ago, cool_down_s is {self._policy.cool_down_s:g}"
+        within = [at for at in recent if self._clock() - at <= self._policy.window_s]
+        if len(within) >= self._policy.most:
+            return f"there were {len(within)} in {self._policy.window_s:g} s, the most there may be"
+        pinned = {one.node for one in self._log.history.store.listed_versions() if one.pinned}
+        for node in ancestors(self._log.history, self._log.history.require(of).node, to):
+            if node in pinned:
+                return f"a pinned version names the state after event {node}"
+        return None
+
+
+def ancestors(history: History, node: int, to: int) -> list[int]:
+    """The nodes from `node` up to `to`, without `to`; up to the first where it is no ancestor."""
+    way = []
+    at: int | None = node
+    while at is not None and at != to and at >= to:
+        way.append(at)
+        at = history.lineage.parent(at)
+    return way
+
+
+def rejected_states(history: History) -> set[bytes]:
+    """The digests of states that were rolled back automatically and not so long ago."""
+    recent = history.events(EventFilter(kinds=[events.ROLLED_BACK]), limit=REMEMBERED)
+    return {
+        event.state_before
+        for event in recent
+        if event.body["cause"] == DEGRADED and event.state_before is not None
+    }

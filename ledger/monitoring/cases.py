@@ -1,0 +1,87 @@
+"""A case: states under judgement, what they are compared with, and what is known by now."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from weightledger.ledger.events import Event
+from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
+from weightledger.ledger.monitoring.references import values_of
+from weightledger.ledger.monitoring.samples import Inference, Sample
+
+MOST_UNITS = 100_000
+"""Request keys of one case that are remembered; later ones count no more."""
+
+
+@dataclass(slots=True)
+class Case:
+    """The states at `seqs`, the newest made by `of`, against those at `old_seqs`.
+
+    `targets` are the nodes that a rollback leads to, by the baseline that shows harm. In a trial
+    (`beside`) both serve at the same time, else the old ones are known from before.
+    """
+
+    of: Event
+    seqs: set[int]
+    panel: Panel
+    targets: dict[str, int]
+    old_seqs: set[int] = field(default_factory=set)
+    beside: bool = False
+    started: float = field(default_factory=time.monotonic)
+    state: Literal["open", "acting", "closed"] = "open"
+    requests: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    _units: set[int] = field(default_factory=set)
+
+    def join(self, event: Event) -> None:
+        """Judge a further state with those there are: a rollback undoes all of them."""
+        self.of = event
+        self.seqs.add(event.state_seq)
+
+    def infer(self, inferences: Sequence[Inference]) -> None:
+        """Take in what requests were like, where they are of one side or the other."""
+        ours = [one for one in inferences if self._counts(one)]
+        if not ours:
+            return
+        for new in (False, True):
+            self.requests[new] += sum((one.seq in self.seqs) == new for one in ours)
+        for metric, values in values_of(ours).items():
+            measured = [one for one in ours if metric == "failed" or one.outcome == "ok"]
+            self._observe(metric, values, [one.seq for one in measured])
+
+    def sample(self, samples: Sequence[Sample]) -> None:
+        """Take in single values."""
+        for metric in {one.metric for one in samples}:
+            ours = [one for one in samples if one.metric == metric and self._knows(one.seq)]
+            self._observe(metric, [one.value for one in ours], [one.seq for one in ours])
+
+    def ruling(self) -> Ruling:
+        """What is known by now."""
+        return self.panel.ruling()
+
+    def _observe(self, metric: str, values: Sequence[float], seqs: Sequence[int]) -> None:
+        if values:
+            new = np.fromiter((seq in self.seqs for seq in seqs), dtype=bool, count=len(seqs))
+            self.panel.observe(metric, np.asarray(values, dtype=np.float64), new)
+
+    def _knows(self, seq: int) -> bool:
+        return seq in self.seqs or seq in self.old_seqs
+
+    def _counts(self, one: Inference) -> bool:
+        """Whether a request counts: of those with one key in a trial, which all meet one state, the
+        first. They are like each other, and a coin was thrown for them once."""
+        if not self._knows(one.seq):
+            return False
+        if not self.beside or one.unit is None:
+            return True
+        if one.unit in self._units or len(self._units) >= MOST_UNITS:
+            return False
+        self._units.add(one.unit)
+        return True
+
+
+def measured(case: Case, metrics: Collection[str], minimum: int) -> bool:
+    """Whether the new states have served enough to be compared with later ones."""
+    return any(case.panel.seen(metric, new=True) >= minimum for metric in metrics)

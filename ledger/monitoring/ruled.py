@@ -1,0 +1,157 @@
+"""What a policy says of a candidate before it is appended, beside what the evaluator finds.
+
+Each event that a policy ruled on says which one it was. A state that was rolled back automatically
+is not tried again, a value that is no number never becomes live, and what creeps is compared with
+the best since the last named version: twenty losses within the threshold are one beyond it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from weightledger.ledger import events
+from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.monitoring.acting import rejected_states
+from weightledger.ledger.monitoring.degradation import degradation
+from weightledger.ledger.monitoring.metrics import METRICS, higher_is_better
+from weightledger.ledger.monitoring.policies import RollbackPolicy
+from weightledger.ledger.monitoring.trial_log import DEGRADED
+from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.writing.policy import Guard, Verdict
+from weightledger.ledger.writing.writer import Committed
+
+_REASON = "Automatic rollback"
+
+
+class RuledGuard:
+    """A guard under a policy. `attach` hands it the log, whose guard it is."""
+
+    def __init__(
+        self, guard: Guard, policy: RollbackPolicy, metrics: Sequence[str], threshold: float
+    ) -> None:
+        self._guard = guard
+        self._policy = policy
+        self._metrics = metrics
+        self._threshold = threshold
+        self._rejected: set[bytes] = set()
+        self._best: dict[str, float] = {}
+        self._beside: Callable[[], int | None] = lambda: None
+        self._on_trial: Callable[[], bool] = lambda: False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it looks at candidates: where the guard within does."""
+        return self._guard.alone
+
+    def attach(self, history: History) -> None:
+        """Read what earlier processes found out."""
+        if not self._policy.acts:
+            return
+        self._rejected = rejected_states(history)
+        active = history.head().active
+        named = None if active is None else history.store.by_number(events.VERSIONS, active)
+        if named is not None:
+            self._best = _scores(body_of(named, VersionCreated).performance_metrics)
+
+    def with_trials(self, beside: Callable[[], int], on_trial: Callable[[], bool]) -> None:
+        """Say in each event which state it is tried beside."""
+        self._beside, self._on_trial = beside, on_trial
+
+    def current(self) -> dict[str, float]:
+        """What is known of the live state."""
+        return dict(self._guard.current())
+
+    def __call__(self, changes: Changes) -> Verdict:
+        """The verdict on `changes`, under the policy."""
+        facts: dict[str, Any] = {"policy": self._policy.name}
+        if not self._policy.acts:
+            return self._guard(changes).joined(Verdict(evidence=facts))
+        early = self._refused_unseen(changes)
+        if early is not None:
+            return early.joined(Verdict(evidence=facts))
+        verdict = self._guard(changes)
+        if verdict.reason is None:
+            verdict = verdict.joined(self._second_look(verdict))
+        if verdict.reason is None and (beside := self._beside()) is not None:
+            assert self._policy.trial is not None
+            facts["trial"] = {"beside": beside, "share": self._policy.trial.share}
+        return verdict.joined(Verdict(evidence=facts))
+
+    def after(self, committed: Committed) -> None:
+        """Remember what an event says about later ones."""
+        event = committed.event
+        if event.kind == events.UPDATED:
+            self._improve(_scores(event.body["post_metrics"]))
+        elif event.kind == events.VERSION_CREATED:
+            self._best = _scores(body_of(event, VersionCreated).performance_metrics)
+        elif event.kind == events.ROLLED_BACK:
+            self._rolled_back(event)
+
+    def _rolled_back(self, event: Event) -> None:
+        self._best = {}
+        if event.body["cause"] == DEGRADED and event.state_before is not None:
+            self._rejected.add(event.state_before)
+
+    def _refused_unseen(self, changes: Changes) -> Verdict | None:
+        """What is refused before anybody evaluates it."""
+        if changes.state.value in self._rejected:
+            reason = f"{_REASON}: this state was rolled back by a policy, and is not tried again"
+            return Verdict(reason=reason, evidence={"cause": "rejected_before"})
+        trial = self._policy.trial
+        if trial is not None and trial.updates == "refuse" and self._on_trial():
+            reason = f"{_REASON}: another update is on trial, and the policy refuses more"
+            return Verdict(reason=reason, evidence={"cause": "on_trial"})
+        for name, tensor in changes.weights.items():
+            if not _is_finite(tensor):
+                reason = f"{_REASON}: {name.partition('/')[2]} would hold values that are no number"
+                return Verdict(reason=reason, evidence={"cause": "non_finite"})
+        return None
+
+    def _second_look(self, verdict: Verdict) -> Verdict:
+        """What speaks against a candidate that the evaluator's guard accepts."""
+        if not verdict.evaluated and self._policy.evaluation == "required":
+            reason = f"{_REASON}: policy {self._policy.name} accepts nothing that is not evaluated"
+            return Verdict(reason=reason, evidence={"cause": "unmeasured"})
+        if not verdict.evaluated or not self._best:
+            return Verdict()
+        after = _scores(verdict.post_metrics)
+        worse = degradation(self._best, after, self._metrics, self._threshold)
+        if worse is None:
+            return Verdict()
+        evidence = {
+            "cause": "degraded",
+            "baseline": "best since the last named version",
+            "metric": worse.metric,
+            "before": worse.before,
+            "after": worse.after,
+            "change": worse.change,
+            "threshold": worse.threshold,
+        }
+        reason = f"{_REASON} due to performance degradation since the last named version: {worse}"
+        return Verdict(reason=reason, evidence=evidence)
+
+    def _improve(self, scores: Mapping[str, float]) -> None:
+        for metric, value in scores.items():
+            best = self._best.get(metric, value)
+            self._best[metric] = max(best, value) if higher_is_better(metric) else min(best, value)
+
+
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that an evaluator gives."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name in METRICS and METRICS[name].per == "evaluation"
+    }
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is; a sum tells it in one quick pass unless it overflows itself."""
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return True
+    if bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,138 @@
+"""Where monitoring comes together: one policy, and what it watches, tries and undoes."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from weightledger.ledger.engines import Engine, Live, SeveralVersions
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.events import Event
+from weightledger.ledger.monitoring.acting import Acting, WrittenLog
+from weightledger.ledger.monitoring.collector import Collector
+from weightledger.ledger.monitoring.policies import RollbackPolicy
+from weightledger.ledger.monitoring.policy_files import rules_of
+from weightledger.ledger.monitoring.ruled import RuledGuard
+from weightledger.ledger.monitoring.trials import Trials, TrialStatus, interrupted
+from weightledger.ledger.monitoring.watching import Watch
+from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import ChangePolicy
+from weightledger.ledger.writing.writer import Committed
+
+logger = logging.getLogger("weightledger.ledger.manager")
+
+_BY_REQUEST = frozenset({"latency_ms", "throughput", "failed"})
+
+
+def watched(policy: RollbackPolicy, configured: Sequence[str], threshold: float) -> list[str]:
+    """The metrics that decide on live traffic; none where automatic rollback is off."""
+    if not policy.acts or (policy.name == "specification" and not threshold):
+        return []
+    named = configured if policy.metrics is None else policy.metrics
+    return list(dict.fromkeys((*named, *policy.objectives)))
+
+
+def require_consistent(policy: RollbackPolicy, threshold: float) -> None:
+    """Raise InvalidRequest where policy and threshold contradict each other."""
+    if policy.trial is not None and threshold == 0:
+        raise InvalidRequest(
+            f"policy {policy.name} tries updates, and auto_rollback_threshold 0 turns automatic "
+            "rollback off: use policy off, or a threshold above 0",
+            param="policy",
+        )
+
+
+class Supervision:
+    """The monitoring of one model: decides on live traffic by a policy, and acts."""
+
+    def __init__(
+        self,
+        log: WrittenLog,
+        projector: Projector,
+        collector: Collector,
+        guard: RuledGuard,
+        policy: RollbackPolicy,
+        configured: Sequence[str],
+        threshold: float,
+    ) -> None:
+        self.policy = policy
+        self._engine: Engine = projector.engine
+        self._acting = Acting(log, policy)
+        self._trials: Trials | None = None
+        log.execute(ChangePolicy(policy.name, rules_of(policy), Caller(actor=self._acting.actor)))
+        guard.attach(log.history)
+        metrics = watched(policy, configured, threshold)
+        by_request = bool(_BY_REQUEST & set(metrics))
+        if policy.trial is not None and self._can_try(projector):
+            self._trials = self._tried(log, projector, guard, metrics, threshold)
+            collector.subscribe(self._trials.inferences)
+            collector.subscribe_samples(self._trials.samples)
+        elif metrics:
+            watch = Watch(log, self._acting, policy, metrics, threshold, collector)
+            if by_request:
+                collector.subscribe(watch.inferences)
+            collector.subscribe_samples(watch.samples)
+
+    def close(self) -> None:
+        """Finish what is being decided."""
+        if self._trials is not None:
+            self._trials.close()
+        self._acting.close()
+
+    def after(self, committed: Committed) -> None:
+        """Note an event, on the writer's thread."""
+        if self._trials is not None:
+            self._trials.after(committed)
+
+    def lease(self, key: str | None) -> AbstractContextManager[Live]:
+        """Hold the state that a request with this key meets."""
+        if self._trials is None:
+            return self._engine.lease()
+        return self._trials.lease(key)
+
+    def trial(self) -> TrialStatus | None:
+        """The trial that runs, if one does."""
+        return None if self._trials is None else self._trials.running()
+
+    def promote(self, trial: str, caller: Caller) -> Event:
+        """End a trial for the new state; NotFound unless it is the one that runs."""
+        return self._required(trial).promote(trial, caller)
+
+    def abort(self, trial: str, caller: Caller) -> Event:
+        """End a trial for the state before it; NotFound unless it is the one that runs."""
+        return self._required(trial).abort(trial, caller)
+
+    def _required(self, trial: str) -> Trials:
+        if self._trials is None:
+            raise NotFound(
+                f"trial {trial!r} not found; policy {self.policy.name} tries nothing", param="id"
+            )
+        return self._trials
+
+    def _can_try(self, projector: Projector) -> bool:
+        if projector.remote is None and isinstance(self._engine, SeveralVersions):
+            return True
+        logger.warning(
+            "policy %s: this engine shows one state at a time, so that updates are not tried beside"
+            " the state before but compared with it afterwards; such verdicts are confounded",
+            self.policy.name,
+        )
+        return False
+
+    def _tried(
+        self,
+        log: WrittenLog,
+        projector: Projector,
+        guard: RuledGuard,
+        metrics: Sequence[str],
+        threshold: float,
+    ) -> Trials:
+        assert isinstance(self._engine, SeveralVersions)
+        beside = interrupted(log)
+        held = None
+        if beside is not None:
+            held = projector.held(log.history, beside)
+            logger.warning("a trial was interrupted: it goes on, and is counted anew")
+        trials = Trials(log, self._engine, self._acting, self.policy, metrics, threshold, held)
+        guard.with_trials(trials.beside, trials.is_running)
+        return trials

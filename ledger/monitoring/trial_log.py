@@ -1,0 +1,113 @@
+"""Trials as the log tells them: the one that runs, and how earlier ones ended."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from weightledger.ledger import events
+from weightledger.ledger.events import Event
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.store import EventFilter
+
+DEGRADED = "degraded"
+"""Cause of a rollback that a policy asked for."""
+
+TIMED_OUT = "timed_out"
+"""Cause of the rollback of a trial that was not decided in time."""
+
+ABORTED = "aborted"
+"""Cause of the rollback of a trial that a person ended."""
+
+PROMOTED = "promoted"
+"""The verdict that a state on trial stays."""
+
+RUNNING = "running"
+
+_ENDS = {DEGRADED: "rolled back", TIMED_OUT: "timed out", ABORTED: "aborted"}
+_LOOKED_AT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial: `of` is the seq of its newest update, `beside` that of the settled state.
+
+    `started_at` is when that update was written and `ended_at` when the verdict was, None while it
+    runs; both are UTC microseconds. `requests` are what the old and the new state served, None
+    where the log does not say.
+    """
+
+    id: str
+    status: str
+    of: int
+    beside: int
+    share: float
+    policy: str
+    started_at: int
+    ended_at: int | None = None
+    requests: tuple[int, int] | None = None
+    reason: str | None = None
+
+
+def trial_of(update: Event) -> dict[str, Any] | None:
+    """What an update's event says of its trial; None of one that is on none."""
+    if update.kind != events.UPDATED:
+        return None
+    trial: dict[str, Any] | None = update.body.get("evidence", {}).get("trial")
+    return trial
+
+
+def is_promoted(history: History, of: int) -> bool:
+    """Whether the log has the verdict that the state of a seq stays."""
+    where = EventFilter(kinds=[events.OBSERVED], min_seq=of)
+    return any(
+        event.body["of"] == of and event.body["verdict"] == PROMOTED
+        for event in history.events(where, limit=_LOOKED_AT)
+    )
+
+
+def trials(history: History, limit: int) -> list[Trial]:
+    """The trial that runs and the last that ended, newest first."""
+    head = history.head()
+    listed = []
+    update = history.require(head.state_seq)
+    if trial_of(update) is not None and not is_promoted(history, update.seq):
+        listed.append(_trial(update, RUNNING))
+    ends = EventFilter(kinds=[events.OBSERVED, events.ROLLED_BACK])
+    for event in history.events(ends, limit=_LOOKED_AT):
+        if len(listed) >= limit:
+            break
+        ended = _ended(history, event)
+        if ended is not None:
+            listed.append(ended)
+    return listed
+
+
+def _ended(history: History, event: Event) -> Trial | None:
+    """The trial that an event ended; None for one that ended none."""
+    if event.kind == events.OBSERVED:
+        status = PROMOTED if event.body["verdict"] == PROMOTED else None
+        of = event.body["of"]
+    else:
+        status, of = _ENDS.get(event.body["cause"]), event.body["from_seq"]
+    facts = event.body.get("evidence", {}).get("trial")
+    if status is None or facts is None:
+        return None
+    return _trial(history.require(of), status, event, facts)
+
+
+def _trial(
+    update: Event, status: str, end: Event | None = None, facts: dict[str, Any] | None = None
+) -> Trial:
+    trial = facts or trial_of(update) or {}
+    requests = trial.get("requests")
+    return Trial(
+        update.name,
+        status,
+        update.seq,
+        trial["beside"],
+        trial["share"],
+        update.body.get("evidence", {}).get("policy", "unknown"),
+        update.recorded_at,
+        None if end is None else end.recorded_at,
+        None if requests is None else (requests[0], requests[1]),
+        None if end is None else end.body["reason"],
+    )

@@ -1,0 +1,263 @@
+"""Live traffic decides: what got worse is undone bit for bit, what did not stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.monitoring.models import Users, decided, heads, manager, update
+from weightledger import DynamicModelManager
+from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
+
+METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[DynamicModelManager]:
+    one = manager(tmp_path, auto_rollback_metrics=METRICS)
+    yield one
+    one.close()
+
+
+def undone(one: DynamicModelManager) -> dict[str, Any]:
+    """The body of the rollback that is the newest event."""
+    decided(one)
+    event = one.log.live.head
+    assert event.kind == "rolled_back", heads(one)
+    return dict(event.body)
+
+
+def test_a_slower_model_is_rolled_back_bit_for_bit(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    before = served.log.live.state.value
+    event = update(served, "delay", 30.0)
+    assert served.log.live.state.value != before
+    users.ask(1000)
+    body = undone(served)
+    assert served.log.live.state.value == before
+    evidence = body["evidence"]
+    assert body["cause"] == "degraded" and body["from_seq"] == event.seq
+    assert evidence["policy"] == "specification" and evidence["decided_by"] == "policy"
+    assert evidence["metric"] in ("latency_ms", "throughput") and evidence["confounded"] is True
+    assert evidence["statistic"] >= 1 / evidence["alpha"] and 50 <= evidence["n_after"] <= 1000
+    assert evidence["before"] == pytest.approx(20 * 1.046, rel=0.1) or evidence["before"] > 0
+    assert "automatic rollback by policy specification" in body["reason"]
+
+
+def test_who_decided_is_the_actor(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    update(served, "delay", 80.0)
+    users.ask(500)
+    undone(served)
+    events = served.log.events(actors=["policy:specification"])
+    assert [one.kind for one in events] == ["rolled_back"]
+
+
+def test_the_same_update_without_the_fault_stays(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    event = update(served, "weight", 1.0)
+    users.ask(PAIRS)
+    users.tell("accuracy", [1.0] * 200)
+    users.tell("memory_usage_mb", [500.0] * 50)
+    decided(served)
+    assert served.log.live.head.seq == event.seq
+
+
+def test_lost_accuracy_told_from_outside_is_undone(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.tell("accuracy", [1.0] * 900 + [0.0] * 100)
+    update(served, "weight", 1.0)
+    users.tell("accuracy", ([1.0] * 6 + [0.0] * 4) * 80)
+    assert undone(served)["evidence"]["metric"] == "accuracy"
+
+
+def test_memory_that_grows_is_undone_long_before_it_doubles(served: DynamicModelManager) -> None:
+    """One per cent an update, which no comparison with the state before would notice."""
+    users = Users(served)
+    size = 1000.0
+    users.tell("memory_usage_mb", [size] * 20)
+    for step in range(1, 30):
+        size *= 1.01
+        update(served, "weight", float(step))
+        users.tell("memory_usage_mb", [size] * 20)
+        decided(served)
+        if served.log.live.head.kind == "rolled_back":
+            break
+    body = undone(served)
+    assert body["evidence"]["metric"] == "memory_usage_mb" and size < 1150
+    assert body["evidence"]["baseline"] == "version" and body["to_seq"] == 0
+
+
+def test_many_small_losses_are_one_great_one(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    for step in range(1, 20):
+        update(served, "delay", 100 * (1.09**step - 1))
+        users.ask(PAIRS)
+        decided(served)
+        if served.log.live.head.kind == "rolled_back":
+            break
+    body = undone(served)
+    assert step == 2 and body["evidence"]["baseline"] == "version" and body["to_seq"] == 0
+
+
+def test_updates_that_arrive_before_the_last_was_measured_are_judged_together(
+    served: DynamicModelManager,
+) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    before = served.log.live.state.value
+    for step in range(10):
+        update(served, "delay", 60.0 + step)
+        users.ask(10)
+    users.ask(500)
+    undone(served)
+    assert served.log.live.state.value == before
+
+
+def test_too_little_traffic_decides_nothing(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(30)
+    event = update(served, "delay", 300.0)
+    users.ask(3000)
+    decided(served)
+    assert served.log.live.head.seq == event.seq  # nothing known of before: never a guess
+
+
+def test_a_rolled_back_state_is_not_tried_again(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    update(served, "delay", 80.0)
+    users.ask(500)
+    undone(served)
+    again = update(served, "delay", 80.0)
+    assert again.kind == "update_rejected"
+    assert again.body["evidence"]["cause"] == "rejected_before"
+    assert update(served, "delay", 1.0).kind == "updated"
+
+
+def test_what_was_ruled_is_known_after_a_restart(tmp_path: Path) -> None:
+    one = manager(tmp_path, auto_rollback_metrics=METRICS)
+    users = Users(one)
+    users.ask(PAIRS)
+    update(one, "delay", 80.0)
+    users.ask(500)
+    undone(one)
+    one.close()
+    again = manager(tmp_path, auto_rollback_metrics=METRICS)
+    try:
+        assert update(again, "delay", 80.0).body["evidence"]["cause"] == "rejected_before"
+    finally:
+        again.close()
+
+
+def test_what_was_measured_before_a_restart_is_a_baseline_after_it(tmp_path: Path) -> None:
+    """And an update that nobody had judged when the process ended is judged then."""
+    one = manager(tmp_path, auto_rollback_metrics=METRICS)
+    rng = np.random.default_rng(3)
+    for latency_ms in 20 * rng.lognormal(0, 0.3, PAIRS):
+        one.collector.record(0, float(latency_ms))
+    update(one, "delay", 60.0)
+    one.close()
+    again = manager(tmp_path, auto_rollback_metrics=METRICS, on_mismatch="ledger")
+    try:
+        Users(again).ask(600)
+        body = undone(again)
+        assert body["to_seq"] == 0 and body["evidence"]["n_before"] == PAIRS
+    finally:
+        again.close()
+
+
+def test_never_past_a_pinned_version(served: DynamicModelManager) -> None:
+    from weightledger.ledger.writing.commands import CreateVersion, Pin
+
+    users = Users(served)
+    users.ask(PAIRS)
+    event = update(served, "delay", 80.0)
+    named = served.log.execute(CreateVersion("the customer's"))
+    served.log.execute(Pin(named.name))
+    users.ask(500)
+    decided(served)
+    head = served.log.live.head
+    assert head.kind == "observed" and head.body["verdict"] == "held_back"
+    assert "pinned" in head.body["reason"] and head.state_seq == event.seq
+
+
+def test_only_so_many_rollbacks_in_a_while(tmp_path: Path) -> None:
+    policy = tmp_path / "few.toml"
+    policy.write_text("most = 1\nwindow_s = 3600\n")
+    one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))
+    users = Users(one)
+    users.ask(PAIRS)
+    try:
+        update(one, "delay", 80.0)
+        users.ask(500)
+        undone(one)
+        users.ask(PAIRS)
+        event = update(one, "delay", 90.0)
+        users.ask(500)
+        decided(one)
+        head = one.log.live.head
+        assert head.kind == "observed" and head.body["verdict"] == "held_back"
+        assert "the most there may be" in head.body["reason"] and head.state_seq == event.seq
+    finally:
+        one.close()
+
+
+def test_a_verdict_that_comes_too_late_is_recorded_as_such(served: DynamicModelManager) -> None:
+    """The next update was written while the policy ruled: it was not judged, so it stays."""
+    users = Users(served)
+    users.ask(PAIRS)
+    update(served, "delay", 80.0)
+    acting = served.supervision._acting
+    execute = served.log.execute
+    late = {}
+
+    class Late:
+        history = served.log.history
+        live = served.log.live
+
+        def execute(self, command: Any) -> Any:
+            if not late:
+                late["event"] = update(served, "weight", 2.0)
+            return execute(command)
+
+    acting._log = Late()  # type: ignore[assignment]
+    users.ask(500)
+    decided(served)
+    head = served.log.live.head
+    assert head.body["verdict"] == "superseded" and head.state_seq == late["event"].seq
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"policy": "off"}, {"auto_rollback_threshold": 0.0}, {"auto_rollback_metrics": ("accuracy",)}],
+)
+def test_what_is_switched_off_undoes_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+    one = manager(tmp_path, **{"auto_rollback_metrics": METRICS, **config})
+    users = Users(one)
+    users.ask(PAIRS)
+    event = update(one, "delay", 300.0)
+    users.ask(500)
+    decided(one)
+    assert one.log.live.head.state_seq == event.seq
+    one.close()
+
+
+def test_a_change_of_policy_is_an_event(tmp_path: Path) -> None:
+    for policy in ("specification", "safe", "safe", "off"):
+        manager(tmp_path, policy=policy).close()
+    one = manager(tmp_path, policy="off")
+    changes = [event.body for event in one.log.events(kinds=["policy_changed"])]
+    assert [(body["before"], body["policy"]) for body in changes] == [
+        ("safe", "off"),
+        ("specification", "safe"),
+    ]
+    assert changes[1]["rules"]["trial"]["share"] == 0.5
+    assert update(one, "weight", 1.0).body["evidence"]["policy"] == "off"
+    one.close()

@@ -1,0 +1,179 @@
+"""A real server under load: bad updates are undone bit for bit, the same without the fault stay."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.serving import Server
+from tests.waiting import until
+
+MODEL = "tests.monitoring.faulty:factory"
+POLICY = """
+base = "safe"
+[margins]
+latency_ms = 0.05
+[trial]
+requests = 250
+"""
+_CLIENTS = 4
+
+
+class Load:
+    """Clients that ask again and again; what they were answered from, by seq."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self.seqs: list[int] = []
+        self._threads = [
+            threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(_CLIENTS)
+        ]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        chance = random.Random(number)
+        with self._server.client() as http:
+            while not self._stop.is_set():
+                try:
+                    reply = http.post("/invocations", json={"inputs": [[chance.random()] * 4]})
+                except httpx2.HTTPError:
+                    return  # the server was killed
+                if "x-weights-seq" in reply.headers:
+                    self.seqs.append(int(reply.headers["x-weights-seq"]))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    policy = folder / "trying.toml"
+    policy.write_text(POLICY)
+    one = Server(folder / "data", "--model", MODEL, "--policy", str(policy))
+    yield one.start()
+    one.stop()
+
+
+def update(server: Server, parameter: str, value: float) -> dict[str, Any]:
+    with server.client() as http:
+        body = {"parameter_name": parameter, "update_data": value, "update_type": "replace"}
+        reply = http.post("/v1/models/incremental_update", json=body)
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+def head(server: Server) -> dict[str, Any]:
+    with server.client() as http:
+        return dict(http.get("/v1/models/updates", params={"limit": 1}).json()["data"][0])
+
+
+def ended(server: Server) -> dict[str, Any]:
+    """The event that ended the trial, under load."""
+    until(lambda: head(server)["kind"] != "updated", pid=server.process and server.process.pid)
+    return head(server)
+
+
+def trials(server: Server) -> list[dict[str, Any]]:
+    with server.client() as http:
+        return list(http.get("/v1/models/trials").json()["data"])
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "metric"), [("delay", 30.0, "latency_ms"), ("fails", 0.1, "failed")]
+)
+def test_a_fault_is_undone_bit_for_bit(
+    server: Server, parameter: str, value: float, metric: str
+) -> None:
+    before = head(server)["state_after"]
+    with Load(server):
+        assert update(server, parameter, value)["success"]
+        event = ended(server)
+    evidence = event["facts"]["evidence"]
+    assert (event["kind"], event["facts"]["cause"]) == ("rolled_back", "degraded")
+    assert evidence["metric"] == metric and evidence["n_after"] <= 2000
+    assert event["state_after"] == before and event["actor"].startswith("policy:trying@")
+    assert trials(server)[0]["status"] == "rolled back"
+    with server.client() as http:
+        reply = http.post("/invocations", json={"inputs": [[0.95] * 4]})
+        assert reply.headers["x-weights-digest"] == before
+
+
+def test_the_same_update_without_the_fault_stays(server: Server) -> None:
+    with Load(server) as load:
+        assert update(server, "weight", 0.25)["success"]
+        of = head(server)["seq"]
+        event = ended(server)
+        seen = set(load.seqs)
+    assert event["kind"] == "observed" and event["facts"]["verdict"] == "promoted"
+    assert event["facts"]["of"] == of and seen >= {of} and len(seen) == 2
+    with server.client() as http:
+        replies = [http.post("/invocations", json={"inputs": [[0.0] * 4]}) for _ in range(8)]
+    assert {reply.headers["x-weights-seq"] for reply in replies} == {str(of)}
+
+
+def test_a_key_of_a_request_keeps_it_on_one_state(server: Server) -> None:
+    update(server, "weight", 0.5)
+    running = trials(server)[0]
+    assert running["status"] == "running"
+    seen: dict[str, set[str]] = {}
+    with server.client() as http:
+        for n in range(48):
+            key = f"conversation {n % 12}"
+            reply = http.post(
+                "/invocations", json={"inputs": [[0.0] * 4]}, headers={"x-request-key": key}
+            )
+            seen.setdefault(key, set()).add(reply.headers["x-weights-seq"])
+        assert all(len(seqs) == 1 for seqs in seen.values())
+        assert len(set.union(*seen.values())) == 2
+        path = f"/v1/models/trials/{running['id']}"
+        key = {"idempotency-key": "once"}
+        wrong = http.post("/v1/models/trials/update_999/promote")
+        assert wrong.status_code == 404 and running["id"] in wrong.json()["error"]["message"]
+        first = http.post(f"{path}/abort", headers=key)
+        assert first.status_code == 200 and first.json()["data"]["status"] == "aborted"
+        assert http.post(f"{path}/abort", headers=key).json() == first.json()
+        assert http.post(f"{path}/promote", headers=key).status_code == 422
+        assert http.post(f"{path}/promote").status_code == 404
+    assert trials(server)[0]["status"] == "aborted"
+
+
+def test_a_trial_goes_on_after_kill_9(server: Server) -> None:
+    update(server, "weight", 0.75)
+    running = trials(server)[0]
+    with Load(server):
+        until(lambda: (trials(server)[0]["requests_new"] or 0) > 20)
+        server.kill()
+    server.start()
+    assert "a trial was interrupted: it goes on" in server.output()
+    again = trials(server)[0]
+    assert (again["id"], again["status"]) == (running["id"], "running")
+    with server.client() as http:
+        replies = [http.post("/invocations", json={"inputs": [[0.0] * 4]}) for _ in range(40)]
+        states = {reply.headers["x-weights-seq"] for reply in replies}
+        assert states == {str(running["of"]), str(running["beside"])}
+        path = f"/v1/models/trials/{running['id']}/promote"
+        assert http.post(path, headers={"x-actor": "ann"}).status_code == 200
+        listed = http.get("/v1/models/trials").json()
+    assert listed["data"][0]["status"] == "promoted" and json.dumps(listed)
+
+
+def test_a_policy_that_contradicts_itself_is_refused_at_start(tmp_path: Path) -> None:
+    policy = tmp_path / "odd.toml"
+    policy.write_text('base = "safe"\n[trial]\nshare = 2\n')
+    one = Server(tmp_path / "data", "--model", MODEL, "--policy", str(policy))
+    told = one.refuse_to_start()
+    assert "line 3: trial.share must be between 0 and 1" in told
+    assert not (tmp_path / "data" / "ledger.db").exists()

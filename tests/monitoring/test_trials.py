@@ -1,0 +1,292 @@
+"""Trials: the new state beside the old one, and how they end."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.monitoring.models import Users, decided, heads, manager, update
+from tests.waiting import until
+from weightledger import DynamicModelManager
+from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import RollBack
+
+POLICY = """
+base = "safe"
+minimum = 50
+[trial]
+requests = 600
+"""
+
+
+def policy(folder: Path, text: str = POLICY) -> str:
+    path = folder / "trying.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> Iterator[DynamicModelManager]:
+    one = manager(tmp_path, policy=policy(tmp_path))
+    yield one
+    one.close()
+
+
+def test_a_share_of_the_requests_stays_on_the_state_before(tried: DynamicModelManager) -> None:
+    """From the first request on: there is none between the update and its trial."""
+    users = Users(tried)
+    users.ask(20)
+    assert set(users.seqs) == {0}
+    event = update(tried, "weight", 1.0)
+    users.seqs.clear()
+    users.ask(400)
+    new = sum(seq == event.seq for seq in users.seqs)
+    assert set(users.seqs) == {0, event.seq} and 140 < new < 260
+    assert event.body["evidence"]["trial"] == {"beside": 0, "share": 0.5}
+
+
+def test_one_key_sees_one_state(tried: DynamicModelManager) -> None:
+    event = update(tried, "weight", 1.0)
+    seen: dict[str, set[int]] = {}
+    for key in [f"conversation-{n}" for n in range(40)] * 3:
+        with tried.lease(measuring=measuring(key)) as live:
+            seen.setdefault(key, set()).add(live.seq)
+    assert all(len(seqs) == 1 for seqs in seen.values())
+    assert {seq for seqs in seen.values() for seq in seqs} == {0, event.seq}
+
+
+def measuring(key: str) -> Any:
+    from weightledger.ledger.monitoring.samples import Measuring
+
+    return Measuring(key=key)
+
+
+def test_a_harmless_state_is_promoted_and_then_everyone_sees_it(
+    tried: DynamicModelManager,
+) -> None:
+    event = update(tried, "weight", 1.0)
+    users = Users(tried)
+    users.ask(1600)
+    decided(tried)
+    head = tried.log.live.head
+    assert head.kind == "observed", heads(tried)
+    assert (head.body["of"], head.body["verdict"]) == (event.seq, "promoted")
+    assert head.body["evidence"]["decided_by"] == "policy"
+    assert min(head.body["evidence"]["trial"]["requests"]) >= 600
+    users.seqs.clear()
+    users.ask(50)
+    assert set(users.seqs) == {event.seq} and tried.supervision.trial() is None
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "metric"), [("delay", 30.0, "latency_ms"), ("fails", 3.0, "failed")]
+)
+def test_a_harmful_state_is_undone_bit_for_bit(
+    tried: DynamicModelManager, parameter: str, value: float, metric: str
+) -> None:
+    before = tried.log.live.state.value
+    users = Users(tried)
+    event = update(tried, parameter, value)
+    users.ask(2000)
+    decided(tried)
+    head = tried.log.live.head
+    assert head.kind == "rolled_back" and head.body["from_seq"] == event.seq
+    evidence = head.body["evidence"]
+    assert evidence["metric"] == metric and evidence["confounded"] is False
+    assert evidence["statistic"] >= 1 / evidence["alpha"]
+    assert tried.log.live.state.value == before
+    users.seqs.clear()
+    users.ask(50)
+    assert set(users.seqs) == {head.seq} and tried.supervision.trial() is None
+
+
+def test_updates_that_arrive_meanwhile_join_and_are_undone_together(
+    tried: DynamicModelManager,
+) -> None:
+    before = tried.log.live.state.value
+    users = Users(tried)
+    first = update(tried, "delay", 40.0)
+    users.ask(100)
+    second = update(tried, "weight", 1.0)
+    assert second.body["evidence"]["trial"]["beside"] == 0
+    users.seqs.clear()
+    users.ask(60)
+    assert set(users.seqs) == {0, second.seq}, "the newest beside the settled one, no other"
+    users.ask(1500)
+    decided(tried)
+    head = tried.log.live.head
+    assert head.kind == "rolled_back" and head.body["from_seq"] == second.seq
+    assert tried.log.live.state.value == before and first.seq < second.seq
+
+
+def test_an_update_that_joins_has_its_requests_counted_anew(tried: DynamicModelManager) -> None:
+    users = Users(tried)
+    update(tried, "weight", 1.0)
+    users.ask(1000)
+    second = update(tried, "weight", 2.0)
+    users.ask(400)
+    decided(tried)
+    assert tried.log.live.head.seq == second.seq, "1400 requests in all, but 400 since"
+    users.ask(1200)
+    decided(tried)
+    assert tried.log.live.head.body["of"] == second.seq
+
+
+def test_all_requests_of_one_key_count_once(tried: DynamicModelManager) -> None:
+    """One client that fails a thousand times is one that fails: no evidence about the state."""
+    event = update(tried, "fails", 100.0)
+    users = Users(tried)
+    users.ask(1500, keys=itertools.repeat("always me"))
+    decided(tried)
+    assert tried.log.live.head.seq == event.seq
+    users.ask(200, keys=(f"user-{n}" for n in itertools.count()))
+    decided(tried)
+    assert tried.log.live.head.kind == "rolled_back"
+
+
+def test_too_little_traffic_is_said_once_and_waited_for(tmp_path: Path) -> None:
+    text = POLICY + "timeout_s = 0.01\n"
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    try:
+        event = update(one, "weight", 1.0)
+        until(lambda: one.log.live.head.kind == "observed")
+        head = one.log.live.head
+        assert head.body["verdict"] == "inconclusive" and "the trial goes on" in head.body["reason"]
+        assert one.supervision.trial() is not None
+        users = Users(one)
+        users.ask(1600)
+        decided(one)
+        last = one.log.live.head
+        assert (last.body["of"], last.body["verdict"]) == (event.seq, "promoted")
+        verdicts = [each.body["verdict"] for each in one.log.events(kinds=["observed"])]
+        assert verdicts == ["promoted", "inconclusive"]
+    finally:
+        one.close()
+
+
+def test_a_policy_may_say_that_what_is_not_proven_in_time_is_undone(tmp_path: Path) -> None:
+    text = 'base = "strict"\nevaluation = "optional"\n[trial]\ntimeout_s = 0.01\n'
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    try:
+        before = one.log.live.state.value
+        update(one, "weight", 1.0)
+        until(lambda: one.log.live.head.kind == "rolled_back")
+        assert one.log.live.head.body["cause"] == "timed_out"
+        assert one.log.live.state.value == before
+    finally:
+        one.close()
+
+
+def test_strict_accepts_nothing_unmeasured_and_one_trial_at_a_time(tmp_path: Path) -> None:
+    one = manager(tmp_path, policy="strict")
+    assert update(one, "weight", 1.0).body["evidence"]["cause"] == "unmeasured"
+    one.close()
+    text = 'base = "strict"\nevaluation = "optional"\n'
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    assert update(one, "weight", 1.0).kind == "updated"
+    refused = update(one, "weight", 2.0)
+    assert refused.kind == "update_rejected" and refused.body["evidence"]["cause"] == "on_trial"
+    one.close()
+
+
+def test_people_promote_and_abort(tried: DynamicModelManager) -> None:
+    first = update(tried, "weight", 1.0)
+    running = tried.supervision.trial()
+    assert running is not None and running.id == first.name and running.beside == 0
+    event = tried.supervision.promote(first.name, Caller(actor="ann"))
+    assert event.body["verdict"] == "promoted" and event.body["evidence"]["decided_by"] == "person"
+    users = Users(tried)
+    users.ask(40)
+    assert set(users.seqs) == {first.seq}
+
+    second = update(tried, "weight", 2.0)
+    event = tried.supervision.abort(second.name, Caller(actor="ann"))
+    assert event.kind == "rolled_back" and event.body["cause"] == "aborted"
+    assert event.node == first.seq and tried.supervision.trial() is None
+    with pytest.raises(NotFound, match="none is running"):
+        tried.supervision.promote(second.name, Caller())
+
+
+def test_a_rollback_by_hand_ends_a_trial(tried: DynamicModelManager) -> None:
+    update(tried, "weight", 1.0)
+    event = tried.log.execute(RollBack("v0"))
+    assert tried.supervision.trial() is None
+    users = Users(tried)
+    users.ask(30)
+    assert set(users.seqs) == {event.seq}
+
+
+def test_an_engine_of_one_version_compares_afterwards_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.monitoring.models import Serving
+    from weightledger import DynamicUpdateConfig
+
+    config = DynamicUpdateConfig(backup_dir=tmp_path, policy="safe")
+    one = DynamicModelManager(Serving(), "m", config=config)
+    try:
+        assert "such verdicts are confounded" in caplog.text
+        users = Users(one)
+        users.ask(2000)
+        update(one, "delay", 50.0)
+        users.ask(600)
+        decided(one)
+        body = one.log.live.head.body
+        assert body["cause"] == "degraded" and body["evidence"]["confounded"] is True
+    finally:
+        one.close()
+
+
+def test_a_trial_and_no_threshold_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="auto_rollback_threshold 0 turns"):
+        manager(tmp_path, policy="safe", auto_rollback_threshold=0.0)
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from tests.monitoring.models import Users, manager, update
+one = manager(Path(sys.argv[1]), policy=sys.argv[2])
+update(one, "weight", 1.0)
+event = update(one, "delay", 30.0)
+Users(one).ask(200)
+sys.stdout.write(f"{event.seq}\\n")
+sys.stdout.flush()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_trial_goes_on_after_kill_9_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = policy(tmp_path)
+    killed = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path), chosen],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent.parent,
+        env=os.environ,
+        check=False,
+    )
+    assert killed.returncode == -9
+    seq = int(killed.stdout)
+    one = manager(tmp_path, policy=chosen, on_mismatch="ledger")
+    try:
+        assert "a trial was interrupted: it goes on" in caplog.text
+        running = one.supervision.trial()
+        assert running is not None and running.of == seq and running.beside == 0
+        users = Users(one)
+        users.ask(100)
+        assert set(users.seqs) == {0, seq}
+        one.log.verify_live()
+        users.ask(2000)
+        decided(one)
+        head = one.log.live.head
+        assert head.kind == "rolled_back" and head.node == 0
+    finally:
+        one.close()
