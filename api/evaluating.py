@@ -1,10 +1,8 @@
 """Judging replayed states with an evaluator, in this process or in several of their own."""
 
 import functools
-import importlib
 import multiprocessing
 import signal
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,16 +20,19 @@ from weightledger.ledger.debug.exporting import write_safetensors
 from weightledger.ledger.debug.walking import ReplayedState
 from weightledger.ledger.errors import InvalidRequest, JudgeFailed, LedgerError
 from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
+from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
 
 BUILT_IN = "built-in"
+
+_TIMEOUT_S = 86_400.0  # a judge has a limit of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is scored and by what, as text, so that another process can load it too.
 
-    `model` is as for `serve --model`; `evaluator` is "built-in", the model's own, or
-    `module:function`, which takes a module and gives metrics.
+    `model` is as for `serve --model`; `evaluator` is "built-in", the model's own, or as for
+    `serve --evaluator`.
     """
 
     model: str
@@ -53,20 +54,9 @@ def _loaded(subject: Subject) -> tuple[loading.Loaded, Evaluator]:
                 param="evaluator",
             )
         return loaded, loaded.evaluator
-    module, _, name = subject.evaluator.partition(":")
-    if not name:
-        raise InvalidRequest(
-            f"an evaluator is {BUILT_IN!r} or module:function, got {subject.evaluator!r}",
-            param="evaluator",
-        )
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return loaded, getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidRequest(
-            f"evaluator {subject.evaluator}: {error}", param="evaluator"
-        ) from error
+    evaluator = evaluator_of([subject.evaluator], loaded.engine, _TIMEOUT_S)
+    assert evaluator is not None
+    return loaded, evaluator
 
 
 def score(subject: Subject, weights: Mapping[str, Any]) -> dict[str, float]:

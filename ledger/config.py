@@ -14,6 +14,8 @@ DATABASE_FILE = "ledger.db"
 MAX_HELD_VERSIONS = 16
 HELD_VERSIONS_WAIT_S = 5.0
 
+EVALUATOR_TIMEOUT_S = 300.0
+
 METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
 
 
@@ -44,6 +46,10 @@ class DynamicUpdateConfig:
         neither does a rollback. In-place engines have one version and know no such limit.
     policy: when updates are undone: off, specification, safe, strict, or a policy file
         (NAME.toml); see docs/monitoring.md.
+    evaluator_timeout_s: how long an evaluator may take; a candidate that it does not score in time
+        is refused.
+    evaluator_alpha: above 0, a candidate is refused as well when an exact paired test says at this
+        level that single items of the evaluator got worse.
     metrics_retention_days: how long measurements are kept in the database; 0 writes none.
     keep_operands: which updates keep what they were worked out from, so that a causal what-if can
         work them out again: "small" ones (64 KiB) and those of learning rules, "all", or "none".
@@ -61,6 +67,8 @@ class DynamicUpdateConfig:
     snapshot_alpha: float = 1.0
     max_held_versions: int = MAX_HELD_VERSIONS
     held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
+    evaluator_timeout_s: float = EVALUATOR_TIMEOUT_S
+    evaluator_alpha: float = 0.0
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"
     policy: str = "specification"
@@ -78,6 +86,12 @@ class DynamicUpdateConfig:
         if not self.held_versions_wait_s >= 0:
             raise InvalidRequest(
                 "held_versions_wait_s must be 0 or more", param="held_versions_wait_s"
+            )
+        if not self.evaluator_timeout_s > 0:
+            raise InvalidRequest("evaluator_timeout_s must be above 0", param="evaluator_timeout_s")
+        if not 0 <= self.evaluator_alpha < 1:
+            raise InvalidRequest(
+                "evaluator_alpha must be 0 (off) or more, and below 1", param="evaluator_alpha"
             )
         if not 0 <= self.metrics_retention_days <= 36_500:
             raise InvalidRequest(

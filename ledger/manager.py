@@ -118,7 +118,15 @@ class DynamicModelManager:
         policy = policy_of(self.config.policy)
         require_consistent(policy, threshold)
         threshold = threshold if policy.acts else 0.0
-        inner = MetricsGuard(self.engine, self.collector, evaluator, metrics, threshold)
+        inner = MetricsGuard(
+            self.engine,
+            self.collector,
+            evaluator,
+            metrics,
+            threshold,
+            alpha=self.config.evaluator_alpha if policy.acts else 0.0,
+            timeout_s=self.config.evaluator_timeout_s,
+        )
         self._guard = RuledGuard(inner, policy, metrics, threshold)
         self.log: Log = ledger.model(
             self.model_name,

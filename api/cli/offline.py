@@ -18,6 +18,7 @@ from weightledger.api.cli import output
 from weightledger.api.cli.local import choose_model, require_ledger
 from weightledger.api.server.loading import configured
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
 from weightledger.ledger.writing.commands import Pin
 from weightledger.ledger.writing.recording import record_command
 
@@ -70,7 +71,8 @@ def offline(settings: Settings, model: str | None, caller: Caller) -> Iterator[O
         name = choose_model(ledger.models(), model)
         served = configured(settings, name)
         engine = served.engine if served else StateEngine(ledger.history(name).weights("head"))
-        evaluator = served.evaluator if served else None
+        asked = evaluator_of(settings.evaluator, engine, settings.evaluator_timeout_s)
+        evaluator = asked or (served.evaluator if served else None)
         if evaluator is None:
             output.note(f"offline: no evaluator is configured for {name}: nothing is evaluated")
         else:

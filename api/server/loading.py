@@ -45,11 +45,10 @@ def load(model: str, data_dir: Path, name: str | None = None) -> Loaded:
 
 def configured(settings: Settings, name: str) -> Loaded | None:
     """What a server with these settings would serve under that name, if it has an evaluator."""
-    if settings.engine != "embedded" or settings.model != digits.NAME:
+    if settings.engine != "embedded" or (settings.model != digits.NAME and not settings.evaluator):
         return None
-    if name != (settings.served_model_name or digits.NAME):
-        return None
-    return load(settings.model, settings.data_dir, name)
+    loaded = load(settings.model, settings.data_dir, settings.served_model_name)
+    return loaded if loaded.name == name else None
 
 
 def _from_folder(path: Path) -> Engine:

@@ -27,6 +27,7 @@ from weightledger.ledger.codecs.warming import warm
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.evaluation import Evaluator
+from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
 from weightledger.ledger.monitoring.policy_files import policy_of
 from weightledger.ledger.monitoring.supervision import require_consistent
 from weightledger.ledger.monitoring.webhooks import Webhooks
@@ -146,10 +147,14 @@ class _Server(uvicorn.Server):
 
 def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
     """The model's name in the ledger, what holds its weights, and what scores it, if anything."""
+    own: Evaluator | None = None
     if settings.engine == "embedded":
         loaded = load(settings.model, settings.data_dir, settings.served_model_name)
-        return loaded.name, loaded.engine, loaded.evaluator
-    return *drive(settings), None
+        name, engine, own = loaded.name, loaded.engine, loaded.evaluator
+    else:
+        name, engine = drive(settings)
+    asked = evaluator_of(settings.evaluator, engine, settings.evaluator_timeout_s)
+    return name, engine, own if asked is None else asked
 
 
 def _webhooks(url: str | None, secret: str | None) -> Webhooks | None:

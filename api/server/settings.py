@@ -10,9 +10,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
-from weightledger.ledger.config import DEFAULT_DATA_DIR, METRICS, DynamicUpdateConfig
+from weightledger.ledger.config import (
+    DEFAULT_DATA_DIR,
+    EVALUATOR_TIMEOUT_S,
+    METRICS,
+    DynamicUpdateConfig,
+)
 from weightledger.ledger.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -126,6 +131,20 @@ class Settings:
     webhook_url: str | None = setting(None, "Where events are told to, signed.")
     webhook_secret: str | None = setting(
         None, "What webhooks are signed with, whsec_ and base64.", secret=True
+    )
+    evaluator: tuple[str, ...] = setting(
+        (),
+        "What scores an update before it is visible: held-out:FILE, regression:FILE,"
+        " similarity:FILE, perplexity:FILE, command:PROGRAM, a URL, or module:function; several as"
+        " a JSON list.",
+    )
+    evaluator_timeout_s: Annotated[float, Gt(0)] = setting(
+        EVALUATOR_TIMEOUT_S, "Seconds that an evaluator may take for one state."
+    )
+    evaluator_alpha: Annotated[float, Ge(0), Lt(1)] = setting(
+        0.0,
+        "Level at which a paired test of an evaluator's items refuses an update, whatever the"
+        " threshold; 0: off.",
     )
     metrics_retention_days: Annotated[float, Ge(0), Le(36_500)] = setting(
         30.0, "Days that measurements are kept in the database; 0: none are written."

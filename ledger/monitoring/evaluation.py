@@ -29,7 +29,8 @@ class Evaluator(Protocol):
 
     The module is the evaluator's own: a copy, weights included, that shares nothing with what is
     served. Whatever an evaluator does to it, then or later, changes nothing else. It may give a
-    plain mapping such as {"accuracy": 0.97} in the place of scores without items.
+    plain mapping such as {"accuracy": 0.97} in the place of scores without items. One that ends by
+    itself at a time limit has an attribute `timeout_s`; the others are called with one.
     """
 
     def __call__(self, module: torch.nn.Module, /) -> Mapping[str, float] | Scores:
@@ -77,20 +78,3 @@ def _items(name: str, values: torch.Tensor | Sequence[float]) -> torch.Tensor:
             f"the evaluator's items of {name} are [items], got {tuple(tensor.shape)}"
         )
     return tensor
-
-
-class HeldOut:
-    """Accuracy on held-out examples, with which of them were right.
-
-    `inputs` is what the module takes, [examples, …]; `labels` are class numbers, [examples].
-    The module gives scores, [examples, classes].
-    """
-
-    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        self._inputs = inputs
-        self._labels = labels
-
-    def __call__(self, module: torch.nn.Module) -> Scores:
-        with torch.inference_mode():
-            right = (module(self._inputs).argmax(dim=-1) == self._labels).double()
-        return Scores({"accuracy": float(right.mean())}, {"accuracy": right})

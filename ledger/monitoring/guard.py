@@ -8,11 +8,15 @@ from dataclasses import asdict
 
 import torch
 
+from weightledger.ledger.config import EVALUATOR_TIMEOUT_S
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.degradation import degradation, unknown
-from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
+from weightledger.ledger.monitoring.evaluation import Evaluator, Scores, scores_of
+from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.pairing import paired
 from weightledger.ledger.monitoring.process import memory_usage_mb
+from weightledger.ledger.monitoring.time_limits import limited
 from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.writing.policy import Verdict
 
@@ -26,7 +30,10 @@ class MetricsGuard:
 
     What can be measured of a candidate that serves no traffic yet is the evaluator's score and
     the process's memory; what was not measured is absent. A candidate passes only by comparison:
-    where the evaluator fails on either state, or leaves out what is watched, it is refused.
+    where the evaluator fails on either state, takes too long, or leaves out what is watched, it is
+    refused. The threshold says how much worse a metric may be. With `alpha` above 0 a candidate is
+    refused as well whose single items got worse by more than chance (`pairing`), however little;
+    what that test says is in every event.
     """
 
     def __init__(
@@ -36,13 +43,17 @@ class MetricsGuard:
         evaluator: Evaluator | None,
         metrics: Sequence[str],
         threshold: float,
+        *,
+        alpha: float = 0.0,
+        timeout_s: float = EVALUATOR_TIMEOUT_S,
     ) -> None:
         self._engine = engine
         self._collector = collector
-        self._evaluator = evaluator
+        self._evaluator = None if evaluator is None else limited(evaluator, timeout_s)
         self._metrics = metrics
         self._threshold = threshold
-        self._scored: tuple[bytes, dict[str, float]] | None = None
+        self._alpha = alpha
+        self._scored: tuple[bytes, Scores] | None = None
 
     @property
     def alone(self) -> bool:
@@ -52,45 +63,57 @@ class MetricsGuard:
     def current(self) -> dict[str, float]:
         """What is known of the live state: traffic, memory, score, and the time in Unix seconds."""
         score, _ = self._live_score()
-        return {**self._measured(), **_finite(score)}
+        return {**self._measured(), **_finite(score.metrics)}
 
     def __call__(self, changes: Changes) -> Verdict:
         """Score the candidate and compare it with the live state."""
         if self._evaluator is None:
             return Verdict(self._measured(), _now())
         live, failed = self._live_score()
-        before = {**self._measured(), **_finite(live)}
+        before = {**self._measured(), **_finite(live.metrics)}
         try:
             score = self._score(lambda: changes.prepared.module)
         except Exception as error:
             logger.exception("the evaluator failed on a candidate")
             reason = f"Automatic rollback: the evaluator failed on the candidate: {error!r}"
             return Verdict(before, _now(), reason, {"cause": "evaluator_failed"})
-        after = {**_now(), **_finite(score)}
-        if self._threshold:
-            why = failed or unknown(live, score, self._metrics)
+        after = {**_now(), **_finite(score.metrics)}
+        watched = self._watched(live, score)
+        pairs = [pair for metric in watched if (pair := paired(live, score, metric)) is not None]
+        found = {"paired": [pair.evidence() for pair in pairs]} if pairs else {}
+        if self._threshold or self._alpha:
+            why = failed or unknown(live.metrics, score.metrics, watched)
             if why is not None:
                 reason = f"Automatic rollback: the candidate has nothing to be compared with: {why}"
-                return Verdict(before, after, reason, {"cause": "unknown"})
-        worse = degradation(live, score, self._metrics, self._threshold)
+                return Verdict(before, after, reason, {"cause": "unknown", **found})
+        worse = degradation(live.metrics, score.metrics, watched, self._threshold)
         if worse is not None:
-            evidence = {
-                "cause": "degraded",
-                **{k: v for k, v in asdict(worse).items() if _is_finite(v)},
-            }
+            numbers = {k: v for k, v in asdict(worse).items() if _is_finite(v)}
+            evidence = {"cause": "degraded", **numbers, **found}
             return Verdict(before, after, f"{REASON}: {worse}", evidence)
+        for pair in pairs:
+            # Each of several metrics gets its share of the chance to refuse a harmless update.
+            if pair.p_worse <= self._alpha / len(pairs):
+                evidence = {"cause": "worse", "alpha": self._alpha, **found}
+                return Verdict(before, after, f"{REASON}: {pair}", evidence)
         self._scored = (changes.state.value, score)
-        return Verdict(before, after, evaluated=True)
+        return Verdict(before, after, evidence=found, evaluated=True)
+
+    def _watched(self, live: Scores, score: Scores) -> list[str]:
+        """The metrics that decide: those that were asked for, and all that only evaluators give."""
+        given = (*live.metrics, *score.metrics)
+        own = [name for name in given if name in METRICS and METRICS[name].per == "evaluation"]
+        return list(dict.fromkeys([*self._metrics, *own]))
 
     def _measured(self) -> dict[str, float]:
         with self._engine.lease() as live:
             seq = live.seq
         return {**self._collector.recent(seq), **_now()}
 
-    def _live_score(self) -> tuple[dict[str, float], str | None]:
+    def _live_score(self) -> tuple[Scores, str | None]:
         """The evaluator's score of the live state; empty with the reason when it fails."""
         if self._evaluator is None:
-            return {}, None
+            return Scores({}), None
         scored = self._scored
         with self._engine.lease() as live:
             digest = live.digest
@@ -100,7 +123,7 @@ class MetricsGuard:
                 scored = (digest, self._score(lambda: module))
             except Exception as error:
                 logger.exception("the evaluator failed on the live state")
-                return {}, f"the evaluator failed on the live state: {error!r}"
+                return Scores({}), f"the evaluator failed on the live state: {error!r}"
             self._scored = scored
         return scored[1], None
 
@@ -114,9 +137,9 @@ class MetricsGuard:
                 if live.digest == digest:  # nothing was published meanwhile
                     return digest, module
 
-    def _score(self, module: Callable[[], torch.nn.Module]) -> dict[str, float]:
+    def _score(self, module: Callable[[], torch.nn.Module]) -> Scores:
         assert self._evaluator is not None
-        return dict(scores_of(self._evaluator(module())).metrics)
+        return scores_of(self._evaluator(module()))
 
 
 def _now() -> dict[str, float]:

@@ -26,6 +26,12 @@ class Paired:
     p_better: float
     p_worse: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} of {self.items} items: {self.worse} got worse and {self.better} better,"
+            f" p = {self.p_worse:.2g}"
+        )
+
     def evidence(self) -> dict[str, Any]:
         """For an event, as JSON."""
         return {

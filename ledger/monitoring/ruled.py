@@ -118,7 +118,8 @@ class RuledGuard:
         if not verdict.evaluated or not self._best:
             return Verdict()
         after = _scores(verdict.post_metrics)
-        worse = degradation(self._best, after, self._metrics, self._threshold)
+        watched = dict.fromkeys((*self._metrics, *self._best))
+        worse = degradation(self._best, after, watched, self._threshold)
         if worse is None:
             return Verdict()
         evidence = {

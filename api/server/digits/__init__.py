@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from weightledger.ledger.monitoring.evaluation import HeldOut
+from weightledger.ledger.monitoring.evaluators.held_out import HeldOut
 
 NAME = "digits"
 FILE = Path(__file__).with_name("digits.safetensors")
