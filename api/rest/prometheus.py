@@ -5,11 +5,11 @@ They answer when the database does not: what only it could tell is left out then
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -18,6 +18,8 @@ from weightledger.api.rest.observing import Writes
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
+from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.samples import Inference, Sample
 from weightledger.ledger.writing.writer import Committed
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,30 @@ class Metrics:
             ["model_name", "code"],
             registry=self._registry,
         )
+        self._inference = self._histogram("inference", "How long the model held a request.")
+        self._waited = self._histogram("inference_queue", "How long a request waited for its turn.")
+        self._inferences = Counter(
+            "weightledger_inferences",
+            "Inferences by outcome: ok, failed or not_finite.",
+            ["model_name", "outcome"],
+            registry=self._registry,
+        )
+        self._items = Counter(
+            "weightledger_inference_items",
+            "Rows, texts or tokens that requests were answered with.",
+            ["model_name"],
+            registry=self._registry,
+        )
+        self._scores = Gauge(
+            "weightledger_score",
+            "The last score by an evaluator, or from outside, by metric.",
+            ["model_name", "metric", "source"],
+            registry=self._registry,
+        )
         self._registry.register(_Now(manager, self))
         manager.log.subscribe(self._count)
+        manager.collector.subscribe(self._measured)
+        manager.collector.subscribe_samples(self._scored)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
@@ -96,6 +120,22 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+
+    def _measured(self, inferences: Sequence[Inference]) -> None:
+        for one in inferences:
+            self._inferences.labels(self._model, one.outcome).inc()
+            if one.outcome == "ok":
+                self._inference.labels(self._model).observe(one.latency_ms / 1000)
+            if one.queue_ms is not None:
+                self._waited.labels(self._model).observe(one.queue_ms / 1000)
+            if one.items is not None:
+                self._items.labels(self._model).inc(one.items)
+
+    def _scored(self, samples: Sequence[Sample]) -> None:
+        for one in samples:
+            known = METRICS.get(one.metric)  # names of one's own are not for labels
+            if known is not None and known.per == "evaluation":
+                self._scores.labels(self._model, one.metric, one.source).set(one.value)
 
     def _count(self, written: Committed) -> None:
         event = written.event
@@ -135,6 +175,15 @@ class _Now(Collector):
         failing = self._metrics.writes.outage is not None
         yield self._gauge("writes_failing", "1 while the last write failed.", failing)
         held = self._manager.engine.held_versions()
+        health = self._manager.collector.health
+        yield self._gauge(
+            "metrics_failing", "1 while metrics cannot be written.", health.fault is not None
+        )
+        lost = CounterMetricFamily(
+            "weightledger_lost_samples", "Values that could not be kept.", labels=["model_name"]
+        )
+        lost.add_metric([self._manager.model_name], health.lost)
+        yield lost
         yield self._gauge("held_versions", "Past versions that readers hold.", held)
         depth = GaugeMetricFamily(
             "weightledger_queue_depth", "What waits for its turn.", labels=["model_name", "queue"]

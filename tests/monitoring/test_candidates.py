@@ -177,7 +177,9 @@ def test_a_server_refuses_what_its_evaluators_do_and_nobody_ever_sees_it(tmp_pat
         try:
             for values, metric in (([9.0, 0, 0, 0], "accuracy"), ([0.3, 0, 0, 0], "error")):
                 body = {
-                    "parameter_name": "bias", "update_data": values, "learning_rate": 1.0,
+                    "parameter_name": "bias",
+                    "update_data": values,
+                    "learning_rate": 1.0,
                     "update_type": "replace",
                 }
                 reply = http.post("/v1/models/incremental_update", json=body).json()
