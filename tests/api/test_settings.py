@@ -39,7 +39,7 @@ def another(one: Setting) -> Any:
     if one.plain is bool:
         return not one.default
     if one.plain in (int, float):
-        return one.default + 1
+        return one.default + (1 if one.plain is int else 0.5)
     return one.plain(f"other-{one.key}")
 
 
