@@ -1,5 +1,6 @@
 """Checkpoints, proofs and exports by the command, checked offline and against forgers."""
 
+import base64
 import contextlib
 import io
 import json
@@ -116,6 +117,32 @@ def test_a_key_from_outside_is_used_and_a_broken_one_refused(
     run(folder, "checkpoint")
     monkeypatch.setenv("WEIGHTLEDGER_SIGNING_KEY", "too short")
     assert "32 bytes" in run(folder, "checkpoint", status=1)
+
+
+@pytest.mark.parametrize("size", ["now", "earlier"])
+def test_what_was_signed_last_counts_only_if_we_signed_it(folder: Path, size: str) -> None:
+    """Else whoever writes to the folder has a log signed that was cut off since."""
+    (file,) = (folder / "weightledger-data/checkpoints").iterdir()
+    if size == "now":
+        text, signature = file.read_text().split("\n\n")
+        at = len(signature) // 2
+        other = "B" if signature[at] == "A" else "A"
+        file.write_text(f"{text}\n\n{signature[:at]}{other}{signature[at + 1 :]}")
+    else:
+        lines = file.read_text().split("\n")
+        first = sha256(b"\0" + header_of(folder, 0)).digest()
+        lines[1:3] = ["1", base64.b64encode(first).decode()]
+        file.write_text("\n".join(lines))
+    before = file.read_bytes()
+    for words in (("checkpoint",), ("proof", "seq:1", "-o", "p.tlog-proof")):
+        assert "does not fit the note" in run(folder, *words, status=1)
+    assert file.read_bytes() == before
+
+
+def header_of(folder: Path, seq: int) -> bytes:
+    """The bytes of an event that are hashed."""
+    with Ledger.open(f"sqlite:///{folder}/weightledger-data/ledger.db", upgrade=False) as ledger:
+        return ledger.history(MODEL).require(seq).header
 
 
 def test_a_proof_holds_offline_and_no_altered_one(folder: Path) -> None:

@@ -4,8 +4,9 @@ import contextlib
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.backup import FILE, backup, move_blobs, restore
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, NotFound, StorageError
 
+Plain = Callable[[str], Any]
 MODEL = "m"
 SIDE = 400
 
@@ -88,6 +90,29 @@ def test_a_backup_is_the_ledger_and_is_restored_into_either_database(
         assert verify(again.history).problem is None
     with pytest.raises(InvalidRequest, match="holds a ledger already"):
         restore(moved, new_url)
+
+
+@pytest.mark.parametrize("blob_url", ["database"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_backup_that_was_damaged_where_it_lay_is_not_restored_as_good(
+    log: Log, database_url: str, new_url: str, tmp_path: Path, plain: Plain
+) -> None:
+    """By a bit of a small payload, which nothing but reading the log whole looks at."""
+    backup(database_url, tmp_path / "copy")
+    connection = plain(url_of(tmp_path / "copy"))
+    triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    kept = triggers.fetchall()
+    for name, _ in kept:
+        connection.execute(f"DROP TRIGGER {name}")
+    seq, payload = connection.execute(
+        "SELECT event_key, payload FROM events WHERE payload IS NOT NULL"
+    ).fetchone()
+    flipped = payload[:-1] + bytes([payload[-1] ^ 1])
+    connection.execute("UPDATE events SET payload = ? WHERE event_key = ?", (flipped, seq))
+    for _, sql in kept:
+        connection.execute(sql)
+    with pytest.raises(CorruptLedger, match=f"the copy of '{MODEL}' does not verify"):
+        restore(tmp_path / "copy", new_url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -108,6 +108,31 @@ def orphan(data: bytes) -> tuple[bytes, bytes]:
     return content_digest(data), data
 
 
+def test_gc_leaves_what_was_put_again_since_it_listed_it_whatever_its_clock(
+    ledger: Ledger,
+) -> None:
+    """A writer that puts a blob which is there already counts on finding it there."""
+    history = ledger.history(MODEL)
+    blobs = history.blobs
+    digest, data = orphan(b"an orphan" * 50_000)
+    blobs.put(digest, data)
+
+    def touched() -> int:
+        return next(item.touched_at for item in original() if item.digest == digest)
+
+    def listed_then_put():
+        items = list(original())
+        before = touched()
+        until(lambda: (blobs.put(digest, data), touched() > before)[1])
+        return iter(items)
+
+    original, blobs.stored = blobs.stored, listed_then_put
+    assert retention.collect(history, dry_run=False, now_us=in_two_hours).blobs == 0
+    assert blobs.get(digest) == data
+    blobs.stored = original
+    assert retention.collect(history, dry_run=False, now_us=in_two_hours).blobs == 1
+
+
 def test_gc_drops_nothing_while_what_it_has_to_keep_is_damaged(ledger: Ledger) -> None:
     log = ledger.model(MODEL, alpha=100)
     log.snapshot()
