@@ -24,7 +24,7 @@
     │   ├── NotDefined               what they changed was touched again; names by which events
     │   └── CannotDerive             an event cannot be worked out again; names the first
     ├── JudgeFailed             500  who was to judge a state failed, or contradicts itself
-    ├── ProofError              422  a proof, a checkpoint or a signature does not hold
+    ├── ProofError              500  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
     └── StorageError            503  the database or blob store failed

@@ -25,7 +25,7 @@ FLOORS = (
     {"ledger.engines", "ledger.audit"},
     {"ledger.projection"},
     {"ledger.writing"},
-    {"ledger.retention", "ledger.redaction", "ledger.monitoring"},
+    {"ledger.retention", "ledger.redaction", "ledger.rotation", "ledger.monitoring"},
     {"ledger.debug"},
     {"ledger.log", "ledger.backup", "ledger.results"},
     {"ledger.opening", "ledger.checkpoints"},

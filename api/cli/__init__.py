@@ -41,6 +41,13 @@ COMMANDS = {
     "proof": Entry(
         "proofs:proof", "Write a proof that an event is in the log: one file, checkable offline."
     ),
+    "consistency": Entry(
+        "proofs:consistency", "Print a proof that one length of the log continues another."
+    ),
+    "rotate-signing-key": Entry(
+        "proofs:rotate_signing_key", "Sign checkpoints with another key from now on."
+    ),
+    "witness": Entry("witness:app", "Cosign checkpoints of other people's logs."),
     "export": Entry(
         "proofs:export",
         "Write the log as lines of JSON, to be read and checked without the database.",

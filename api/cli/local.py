@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from weightledger import Ledger
 from weightledger.api.items import (
     activity_item,
     event_item,
@@ -43,6 +44,14 @@ def opened(settings: Settings, model: str | None, *, guarded: bool = True) -> It
     with contextlib.closing(store), ThreadPoolExecutor(2) as pool:
         name = choose_model(store.models(), model)
         yield History(store.model(name), pool)
+
+
+@contextlib.contextmanager
+def ledger_opened(settings: Settings) -> Iterator[Ledger]:
+    """Every model's log, to read and to append what changes no state."""
+    require_ledger(settings)
+    with Ledger.open(settings.update_config().url, upgrade=False) as ledger:
+        yield ledger
 
 
 def require_ledger(settings: Settings) -> None:

@@ -1,4 +1,5 @@
-"""`weightledger checkpoint`, `proof` and `export`: what can be checked without the ledger."""
+"""`weightledger checkpoint`, `proof`, `consistency`, `rotate-signing-key` and `export`: what can be
+checked without the ledger."""
 
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
-from weightledger.api.cli.local import opened
-from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.local import ledger_opened, opened
+from weightledger.api.cli.options import WHERE, Actor, Json, Model, Reason, configured
+from weightledger.api.cli.source import offline_caller
 from weightledger.api.server.settings import Settings
-from weightledger.ledger.audit import checkpoints, exports
+from weightledger.ledger.audit import checkpoints, exports, signing
 from weightledger.ledger.audit.signing import Signer
-from weightledger.ledger.errors import ProofError
+from weightledger.ledger.errors import InvalidRequest
 
 _SIGNING = (*WHERE, "signing_key")
 
@@ -67,12 +69,8 @@ def proof(
     """
     with opened(settings, model) as history:
         store, named = history.store, history.event(event)
-        if digest is not None and named.state_after.hex() != digest.lower():
-            raise ProofError(
-                f"after {named.name} the state was {named.state_after.hex()}, not {digest}"
-            )
         signer = Signer.open(settings.data_dir, settings.signing_key)
-        proven = signer.prove(store, named.seq)
+        proven = signer.prove(store, named.seq, digest)
         with replacing(out) as partial:
             partial.write_text(str(proven), "utf-8")
         facts = {
@@ -84,6 +82,62 @@ def proof(
             "file": str(out),
         }
     output.facts(facts, as_json=as_json)
+
+
+@configured(*WHERE)
+def consistency(
+    settings: Settings,
+    first: Annotated[int, typer.Argument(min=0, help="A number of events.")],
+    second: Annotated[
+        int | None, typer.Argument(min=0, help="A larger one; by default all there are.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Print a proof that one length of the log continues another.
+
+    Both roots, and the hashes between them, in base64 (RFC 6962, section 2.1.2).
+
+    Example: weightledger consistency 100 200 --json
+    """
+    with opened(settings, model) as history:
+        proof = signing.consistency(history.store, first, second).to_json()
+    output.facts(proof, as_json=as_json)
+
+
+@configured(*WHERE, "signing_key")
+def rotate_signing_key(
+    settings: Settings,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The old key is gone: the new one signs alone.")
+    ] = False,
+    reason: Reason = None,
+    actor: Actor = None,
+    as_json: Json = False,
+) -> None:
+    """Sign checkpoints with another key from now on.
+
+    Every log of the ledger gets an event with both public keys, and a checkpoint over it that both
+    keys sign. Then the old private key is forgotten. Give the new verifier key to auditors and
+    witnesses.
+
+    Example: weightledger rotate-signing-key -m 'yearly'
+    """
+    from weightledger.ledger.rotation import rotate_signing_key as rotate
+
+    if settings.signing_key is not None:
+        raise InvalidRequest(
+            "the signing key is given by WEIGHTLEDGER_SIGNING_KEY: it is not the data folder's to"
+            " replace",
+            param="signing_key",
+        )
+    with ledger_opened(settings) as ledger:
+        histories = [ledger.history(name) for name in ledger.models()]
+        caller = offline_caller(reason, actor)
+        rotate(histories, settings.data_dir, lost=lost, caller=caller)
+        signer = Signer.open(settings.data_dir)
+        keys = {one.model: str(signer.key(one.store).verifier) for one in histories}
+    output.facts({"keys": keys}, as_json=as_json)
 
 
 @configured(*WHERE)

@@ -410,6 +410,17 @@ class Verification(BaseModel):
     ok: Literal[True]
 
 
+class Consistency(_Exact):
+    """A proof between two lengths of the log (RFC 6962, section 2.1.2); hashes are base64."""
+
+    object: Literal["consistency_proof"]
+    first: int
+    second: int
+    first_root: str
+    second_root: str
+    hashes: list[str]
+
+
 class Predictions(_Exact):
     """What the model gave for a batch: nested lists."""
 
@@ -422,6 +433,18 @@ class Alive(_Exact):
     status: Literal["ok"]
 
 
+class Evidence(_Exact):
+    """How many events the last signed checkpoint has, and the last that witnesses cosigned.
+
+    `problems` is what keeps newer events from being vouched for, for whoever may know more.
+    """
+
+    signed: int
+    witnessed: int | None = None
+    quorum: int | None = None
+    problems: list[str] | None = None
+
+
 class Ready(BaseModel):
     """The database answers, and what is served is the head of the log."""
 
@@ -431,6 +454,7 @@ class Ready(BaseModel):
     digest: str
     lag_events: int
     database: str = Field(description="The database and its library's version.")
+    evidence: Evidence | None = None
 
 
 class WritesNow(_Exact):

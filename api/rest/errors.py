@@ -36,6 +36,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
     (errors.Unavailable, 503, "server_error", "unavailable"),
     (errors.EngineUnavailable, 503, "server_error", "engine_unavailable"),
+    (errors.ProofError, 500, "server_error", "proof_failed"),
     (errors.CorruptLedger, 500, "server_error", "corrupt_ledger"),
     (errors.LedgerError, 500, "server_error", "ledger_error"),
 )

@@ -7,6 +7,7 @@ They answer when the database does not: what only it could tell is left out then
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -16,6 +17,8 @@ from prometheus_client.registry import Collector
 from weightledger import DynamicModelManager
 from weightledger.api.rest.observing import Writes
 from weightledger.api.rest.workers import Workers
+from weightledger.ledger.audit import marks
+from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
 from weightledger.ledger.monitoring.metrics import METRICS
@@ -36,6 +39,7 @@ class Metrics:
     def __init__(self, manager: DynamicModelManager) -> None:
         self.writes = Writes()
         self.inference: Workers | None = None
+        self.notary: Notary | None = None
         self._registry = CollectorRegistry()
         self._model = manager.model_name
         self._updates = Counter(
@@ -170,6 +174,13 @@ class _Now(Collector):
         else:
             yield self._gauge("head_seq", "Seq of the last event of the log.", head)
             yield self._gauge("projector_lag_events", "Events not yet shown.", head - live)
+            mark = marks.read(Path(self._manager.config.backup_dir), log.history.store)
+            if mark is not None:
+                text = "Seq up to which `weightledger verify` found the log whole."
+                yield self._gauge("verified_seq", text, mark.events - 1)
+        notary = self._metrics.notary
+        if notary is not None and notary.started:
+            yield from self._vouched(notary)
         yield self._gauge("live_seq", "Seq of the last event that is shown.", live)
         yield self._gauge("ready", "1 when /readyz says so.", ready)
         failing = self._metrics.writes.outage is not None
@@ -195,6 +206,16 @@ class _Now(Collector):
         yield depth
         build = {"version": version("weightledger"), "database": database or "unknown"}
         yield InfoMetricFamily("weightledger_build", "What runs here.", value=build)
+
+    def _vouched(self, notary: Notary) -> Iterator[Metric]:
+        standing = notary.standing
+        text = "Seq of the last event that a signed checkpoint covers."
+        yield self._gauge("signed_seq", text, standing.signed - 1)
+        if notary.quorum:
+            text = "Seq of the last event in a checkpoint that the quorum of witnesses cosigned."
+            yield self._gauge("witnessed_seq", text, standing.witnessed - 1)
+        text = "1 when the log is not the one that was signed."
+        yield self._gauge("log_contradicted", text, bool(standing.contradictions))
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"weightledger_{name}", text, labels=["model_name"])

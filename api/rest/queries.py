@@ -179,6 +179,23 @@ class Batch(Query):
     ] = None
 
 
+class Proof(Query):
+    """Which reply the proof is the receipt of."""
+
+    digest: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="The X-Weights-Digest of a reply: 404 unless the state after the event has it.",
+    )
+
+
+class Consistency(Query):
+    """Two lengths of the log."""
+
+    first: Seq = Field(description="A number of events.", examples=[1])
+    second: Seq | None = Field(None, description="A larger one; by default all there are.")
+
+
 async def refuse_unknown(request: Request) -> None:
     """InvalidRequest for a query parameter that the route does not have, or a single one repeated.
 

@@ -5,6 +5,7 @@ weightledger.api.install_errors(app)
 """
 
 import threading
+from pathlib import Path
 
 from fastapi import APIRouter, Depends
 
@@ -21,6 +22,7 @@ from weightledger.api.rest.routes import (
     inference,
     measurements,
     operations,
+    proofs,
     trials,
     verification,
     versions,
@@ -34,6 +36,8 @@ from weightledger.api.server.settings import (
     JSON_BODY_BYTES,
     UPLOAD_BYTES,
 )
+from weightledger.ledger.audit.notary import Notary
+from weightledger.ledger.audit.signing import Signer
 from weightledger.rules import DTESNDynamicIntegration
 
 
@@ -47,13 +51,15 @@ def router(
     integration: DTESNDynamicIntegration | None = None,
     ending: threading.Event | None = None,
     metrics: Metrics | None = None,
+    notary: Notary | None = None,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
     JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
     `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
     given. Whoever stops the server sets `ending`: then generations end with a last event.
-    `metrics` is what `/metrics` shows, metrics of its own unless given.
+    `metrics` is what `/metrics` shows, metrics of its own unless given. `notary` signs checkpoints,
+    with the key of the manager's data folder unless given.
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
@@ -61,7 +67,9 @@ def router(
     metrics = metrics or Metrics(manager)
     metrics.inference = workers
     learning = integration or DTESNDynamicIntegration(manager)
-    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics))
+    notary = notary or Notary(manager.log.history.store, Signer(Path(manager.config.backup_dir)))
+    metrics.notary = notary
+    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics, notary))
     return routes
 
 
@@ -77,18 +85,20 @@ def _json(
     workers: Workers,
     learning: DTESNDynamicIntegration,
     metrics: Metrics,
+    notary: Notary,
 ) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
     routes.include_router(inference.router(manager))
     routes.include_router(text.router(manager, workers))
-    routes.include_router(operations.router(manager, metrics))
+    routes.include_router(operations.router(manager, metrics, notary))
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
     routes.include_router(measurements.router(manager))
     routes.include_router(audit.router(manager))
     routes.include_router(audit.activity_router(manager))
+    routes.include_router(proofs.router(manager, notary))
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(verification.router(manager))

@@ -21,6 +21,9 @@ from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.audit.notary import Notary
+from weightledger.ledger.audit.signing import Signer
+from weightledger.ledger.audit.witnesses import Witness
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.monitoring.webhooks import Webhooks
 
@@ -45,16 +48,27 @@ def create_app(
             documentation.describe(app, keyed=keyring.asks)
 
         tasks = [
-            asyncio.create_task(_follow(manager, hooks)),
+            asyncio.create_task(_follow(manager, hooks, notary)),
             asyncio.create_task(keyring.follow(describe)),
         ]
+        if settings.sign_every_s > 0:
+            notary.start()
         yield
+        await asyncio.to_thread(notary.stop)
         for task in tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await asyncio.to_thread(keyring.write_uses)
 
+    notary = Notary(
+        manager.log.history.store,
+        Signer.open(settings.data_dir, settings.signing_key),
+        [Witness.parse(text) for text in settings.witness],
+        settings.witness_quorum,
+        settings.sign_every_s,
+    )
+    manager.log.subscribe(lambda committed: notary.wake())
     app = FastAPI(
         title="Weight Ledger",
         version=importlib.metadata.version("weightledger"),
@@ -77,6 +91,7 @@ def create_app(
             inference_queue=settings.inference_queue,
             ending=app.state.ending,
             metrics=metrics,
+            notary=notary,
         )
     )
     app.include_router(pages.router())
@@ -91,7 +106,7 @@ def create_app(
     return app
 
 
-async def _follow(manager: DynamicModelManager, hooks: Webhooks | None) -> None:
+async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: Notary) -> None:
     problem: str | None = None
     since = 0.0
     fence = Fence(manager.model_name, hooks)
@@ -99,7 +114,10 @@ async def _follow(manager: DynamicModelManager, hooks: Webhooks | None) -> None:
         fence.look(manager.fault)
         await asyncio.sleep(_POLL_S)
         try:
+            seen = manager.log.live.head.seq
             await manager.catch_up()
+            if manager.log.live.head.seq != seen:
+                notary.wake()
         except LedgerError as error:
             if problem is None:
                 since = time.monotonic()

@@ -84,6 +84,17 @@ class Settings:
         secret=True,
         serve=False,
     )
+    sign_every_s: Annotated[float, Ge(0)] = setting(
+        0.5, "Least seconds between two signed checkpoints while events come; 0: only when asked."
+    )
+    witness: tuple[str, ...] = setting(
+        (),
+        "Witnesses that cosign checkpoints, each as URL#KEY; `weightledger witness serve` says its"
+        " own at start.",
+    )
+    witness_quorum: Annotated[int, Ge(0)] | None = setting(
+        None, "How many witnesses have to cosign; by default all."
+    )
     url: str | None = setting(
         None,
         "The server that commands talk to; by default the one that serves the database.",

@@ -4,7 +4,7 @@ An update, and nearly all events are, is written anew: from its row, the event b
 facts that its header alone has. Canonical JSON is one sequence of bytes for what it says, so where
 the header equals what was written every field of both is right. Any other event, and a header that
 differs, is decoded and checked field by field, which finds the words for what is wrong. What an
-update's body says is checked where its state is rebuilt.
+update's body says, and how it is written, is checked where its state is rebuilt.
 
 Where the hashes of 256 events stand together they are a tile of the hash tree, whose root is given
 to who checks the tree: see `ledger.audit.tree`.
@@ -122,7 +122,7 @@ def check_event(
     event = event_of(row, model)
     _check_place(event, model, place)
     _check_annotation(event, None if note is None else Annotation(*note[1:]), redacted)
-    _check_form(event)
+    check_form(event)
     place.move(event)
 
 
@@ -200,7 +200,9 @@ def _written_anew(row: RawEvent, note: Note | None, model: str, place: Place) ->
         return False
     try:
         own = _own(header)
-    except msgspec.DecodeError:
+        if not header.isascii():
+            header.decode()  # what the decoder passes over is text as well
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     _, actor, reason, metadata, salt = note or _SILENT
     after, applied = state.hex(), place.applied + 1
@@ -299,7 +301,7 @@ def _check_annotation(event: Event, note: Annotation | None, redacted: Redacted)
             )
 
 
-def _check_form(event: Event) -> None:
+def check_form(event: Event) -> None:
     """The header is canonical: a reader of another make cannot take it for something else."""
     try:
         same = canonical(orjson.loads(event.header)) == event.header

@@ -15,6 +15,7 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weightledger.ledger.audit import checkpoints, notes
 from weightledger.ledger.audit.checkpoints import Checkpoint
@@ -41,6 +42,28 @@ class Proof:
         extra = base64.b64encode(self.header).decode()
         path = "".join(f"{base64.b64encode(one).decode()}\n" for one in self.path)
         return f"{FIRST_LINE}\nextra {extra}\nindex {self.index}\n{path}\n{self.checkpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """That the first `first` events of a log are the beginning of its first `second`, whose trees
+    have these roots; `hashes` are the proof of RFC 6962, section 2.1.2."""
+
+    first: int
+    second: int
+    first_root: bytes
+    second_root: bytes
+    hashes: tuple[bytes, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Sizes, and every hash in base64, as checkpoints have them."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "first_root": base64.b64encode(self.first_root).decode(),
+            "second_root": base64.b64encode(self.second_root).decode(),
+            "hashes": [base64.b64encode(one).decode() for one in self.hashes],
+        }
 
 
 def parse(text: str) -> Proof:

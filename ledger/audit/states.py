@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from weightledger.ledger import events
-from weightledger.ledger.audit.chain import Progress
+from weightledger.ledger.audit.chain import Progress, check_form
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.errors import CorruptLedger, Pruned
 from weightledger.ledger.events import Event
@@ -34,6 +34,8 @@ def rebuild(history: History, report: Report, progress: Progress, stop: int, tot
         last = history.require(report.since - 1)
         fold.resume(last)
     for event in history.store.scan(report.since, stop):
+        if event.kind == events.UPDATED:
+            check_form(event)
         if last is None:
             fold.begin(event)
         else:

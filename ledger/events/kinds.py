@@ -26,6 +26,7 @@ REPAIRED = "repaired"
 OBSERVED = "observed"
 POLICY_CHANGED = "policy_changed"
 REDACTED = "redacted"
+SIGNING_KEY_ROTATED = "signing_key_rotated"
 
 KINDS = (
     REGISTERED,
@@ -43,6 +44,7 @@ KINDS = (
     OBSERVED,
     POLICY_CHANGED,
     REDACTED,
+    SIGNING_KEY_ROTATED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 

@@ -39,7 +39,7 @@ LISTINGS = [
     ("config", "list"),
 ]
 # What these print has a form of its own, or there is nothing to print.
-PLAIN = [("serve",), ("db", "upgrade"), ("db", "role"), ("checkpoint",)]
+PLAIN = [("serve",), ("db", "upgrade"), ("db", "role"), ("checkpoint",), ("witness", "serve")]
 WRITES = [
     ("update",),
     ("rollback",),

@@ -213,7 +213,7 @@ def test_weights_are_those_of_a_state(folder: Path) -> None:
 
 
 def test_verify_says_that_a_checkpoint_holds(folder: Path) -> None:
-    assert "checkpoint holds" in run(folder, "verify", "--chain", "--checkpoint", "checkpoint")
+    assert "checkpoint holds" in run(folder, "verify", "--quick", "--checkpoint", "checkpoint")
 
 
 def test_a_log_that_was_cut_off_is_whole_in_itself_and_still_noticed(folder: Path) -> None:
@@ -246,8 +246,8 @@ def test_an_event_forged_with_all_its_hashes_is_noticed(folder: Path) -> None:
         f"UPDATE events SET header = x'{forged.hex()}', event_hash = x'{hash_.hex()}'"
         " WHERE event_key = (SELECT max(event_key) FROM events)",
     )
-    run(folder, "verify", "--chain")
-    said = run(folder, "verify", "--chain", "--checkpoint", "checkpoint", status=1)
+    run(folder, "verify", "--quick")
+    said = run(folder, "verify", "--quick", "--checkpoint", "checkpoint", status=1)
     assert "not those that were signed" in said
     assert "not those that were signed" in run(folder, "checkpoint", status=1)
     run(folder, "export", "-o", "log.jsonl")

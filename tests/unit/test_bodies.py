@@ -16,6 +16,7 @@ from weightledger.ledger.events.bodies import (
     AdapterLoaded,
     AdapterUnloaded,
     Body,
+    KeyRotation,
     NamedState,
     Observed,
     PolicyChanged,
@@ -54,6 +55,7 @@ YOUNGER = {
     "observed",
     "policy_changed",
     "redacted",
+    "signing_key_rotated",
 }  # kinds that came after these headers
 
 
@@ -157,6 +159,7 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
         st.lists(SEQS).map(tuple),
         st.lists(st.sampled_from(["actor", "reason"])).map(tuple),
     ),
+    "signing_key_rotated": st.builds(KeyRotation, st.none() | DIGESTS, DIGESTS),
     "pruned": st.builds(Pruning, st.lists(ENDS).map(tuple), st.lists(SEQS).map(tuple), SEQS, SEQS),
 }
 

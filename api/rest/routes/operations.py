@@ -9,6 +9,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest.answers import Alive, Healthy, NotReady, Ready
 from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
+from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.history.positions import iso_time
 
@@ -22,7 +23,7 @@ _PROBE: dict[int | str, dict[str, Any]] = {
 _HEALTH: dict[int | str, dict[str, Any]] = {**_PROBE, 200: {"model": Healthy}}
 
 
-def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
+def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> APIRouter:
     """`/livez`, `/readyz`, `/health`, `/metrics`."""
     routes = documented(tags=["operations"])
 
@@ -60,6 +61,8 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
             database = manager.log.history.store.home.version()
         except LedgerError as error:
             return _unavailable(request, _NO_DATABASE, str(error))
+        if notary.standing.contradictions:
+            return _unavailable(request, _CONTRADICTED, "; ".join(notary.standing.contradictions))
         body: dict[str, Any] = {
             "status": status,
             "model": manager.model_name,
@@ -67,6 +70,7 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
             "digest": live.state.value.hex(),
             "lag_events": head.seq - live.head.seq,
             "database": database,
+            **_evidence(request, notary),
             **more,
         }
         if remote is not None:
@@ -84,6 +88,20 @@ def router(manager: DynamicModelManager, metrics: Metrics) -> APIRouter:
 _FENCED = "the engine does not show the ledger's state"
 _BEHIND = "the log cannot be followed"
 _NO_DATABASE = "the database does not answer"
+_CONTRADICTED = "the log is not the one that was signed"
+
+
+def _evidence(request: Request, notary: Notary) -> dict[str, Any]:
+    """How far the log is vouched for; nothing where nobody does."""
+    standing = notary.standing
+    if not notary.started:
+        return {}
+    evidence: dict[str, Any] = {"signed": standing.signed}
+    if notary.quorum:
+        evidence |= {"witnessed": standing.witnessed, "quorum": notary.quorum}
+    if standing.problems and getattr(request.state, "trusted", False):
+        evidence["problems"] = list(standing.problems)
+    return {"evidence": evidence}
 
 
 def _unavailable(request: Request, reason: str, detail: str) -> Response:

@@ -20,7 +20,7 @@ from weightledger.ledger.events.bodies.states import (
     UpdateRejected,
     counted_parameters,
 )
-from weightledger.ledger.events.bodies.upkeep import Pruning, Redaction, Repair
+from weightledger.ledger.events.bodies.upkeep import KeyRotation, Pruning, Redaction, Repair
 from weightledger.ledger.events.bodies.versions import (
     NamedState,
     VersionCreated,
@@ -35,6 +35,7 @@ __all__ = [
     "AdapterLoaded",
     "AdapterUnloaded",
     "Body",
+    "KeyRotation",
     "NamedState",
     "Observed",
     "PolicyChanged",
@@ -74,6 +75,7 @@ BODIES: Mapping[str, type[Body]] = {
         Observed,
         PolicyChanged,
         Redaction,
+        KeyRotation,
     )
 }
 

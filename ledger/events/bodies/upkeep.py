@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from weightledger.ledger.events.bodies.protocol import Json
-from weightledger.ledger.events.kinds import PRUNED, PRUNINGS, REDACTED, REDACTIONS, REPAIRED
+from weightledger.ledger.events.kinds import (
+    PRUNED,
+    PRUNINGS,
+    REDACTED,
+    REDACTIONS,
+    REPAIRED,
+    SIGNING_KEY_ROTATED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +86,26 @@ class Redaction:
     @classmethod
     def from_json(cls, value: Json) -> Self:
         return cls(tuple(value["events"]), tuple(value["texts"]))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """From the next checkpoint on another key signs; both are 32 bytes of Ed25519.
+
+    `old` is None where that key was lost: then it has not vouched for this one.
+    """
+
+    old: bytes | None
+    new: bytes
+
+    KIND: ClassVar = SIGNING_KEY_ROTATED
+    SERIES: ClassVar[str | None] = None
+    SCHEMA: ClassVar = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"old": self.old.hex() if self.old is not None else None, "new": self.new.hex()}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        old = value["old"]
+        return cls(None if old is None else bytes.fromhex(old), bytes.fromhex(value["new"]))
