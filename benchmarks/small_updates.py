@@ -69,7 +69,7 @@ class Recording:
         def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
             nonlocal writing
             writing = writing or sql == begin
-            if sql.startswith("WITH e AS (INSERT"):
+            if sql.startswith("WITH l AS "):
                 sent.extend(((begin, ()), *plain(sql, params, self._backend), ("COMMIT", ())))
             elif writing:
                 sent.append((sql, tuple(params)))

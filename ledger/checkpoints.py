@@ -6,7 +6,7 @@ from weightledger.ledger import events
 from weightledger.ledger.config import DynamicUpdateConfig
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.log import Log
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger("weightledger.ledger.manager")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from weightledger.ledger.engines import Engine
     from weightledger.ledger.log import Log
-    from weightledger.ledger.projection.projector import OnMismatch
+    from weightledger.ledger.projection.starting import OnMismatch
     from weightledger.ledger.writing.policy import Policy
 
 _HASHING_THREADS = 2

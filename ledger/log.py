@@ -52,8 +52,9 @@ from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 from weightledger.ledger.writing.recording import record_command
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
+from weightledger.ledger.writing.showing import Committed
 from weightledger.ledger.writing.update_commands import batch_command, update_command
-from weightledger.ledger.writing.writer import Committed, Writer
+from weightledger.ledger.writing.writer import Writer
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[Committed], None]

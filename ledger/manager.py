@@ -45,7 +45,7 @@ from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.monitoring.supervision import Supervision, require_consistent
 from weightledger.ledger.monitoring.trial_log import Trial, trials
-from weightledger.ledger.projection.projector import OnMismatch
+from weightledger.ledger.projection.starting import OnMismatch
 from weightledger.ledger.results import rollback_result, status, update_result
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.commands import (

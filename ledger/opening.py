@@ -14,7 +14,8 @@ from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshot_tensors import tensor_blobs
 from weightledger.ledger.log import Log
-from weightledger.ledger.projection.projector import OnMismatch, Projector
+from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.projection.starting import OnMismatch, attach
 from weightledger.ledger.store import Append, LedgerStore
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 
@@ -46,7 +47,7 @@ def open_log(
     if name not in store.models():
         _register(store, name, projector)
     history = History(store.model(name), pool)
-    brought = None if projector.attached else projector.attach(history, on_mismatch)
+    brought = None if projector.attached else attach(projector, history, on_mismatch)
     log = Log(history, projector, alpha=alpha, policy=policy or ANYTHING_GOES)
     if brought is not None:
         log.record(brought, "the weights that the model was started with")

@@ -23,7 +23,7 @@ from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.samples import Inference, Sample
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger(__name__)
 

@@ -196,6 +196,58 @@ def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
 
 
 @_compiled
+def few_planes(before: Lanes, after: Lanes, ordered: bool, out: NDArray[np.uint8]) -> int:
+    """Write what `planes.encode_signed` writes of the differences of fewer lanes than are packed.
+
+    `out` has room for every plane. Returns how many lanes differ.
+    """
+    lane = before.dtype.type
+    top, one = lane(before.itemsize * 8 - 1), lane(1)
+    count = before.size
+    some = lane(0)
+    changed = 0
+    for entry in range(count):
+        step = _difference(before[entry], after[entry], top, ordered)
+        folded = lane((step << one) ^ (lane(0) - (step >> top)))
+        some |= folded
+        changed += folded != lane(0)
+        for plane in range(before.itemsize):
+            out[1 + 4 * (plane + 1) + plane * count + entry] = folded >> lane(8 * plane)
+    planes = 0
+    while planes < before.itemsize and some >> lane(8 * planes):
+        at = 1 + planes * (4 + count)
+        for byte in range(4):
+            out[at + byte] = count >> (8 * byte)
+        planes += 1
+    out[0] = planes
+    return changed
+
+
+@_compiled
+def few_lead(encoded: NDArray[np.uint8], before: Lanes, after: Lanes, ordered: bool) -> bool:
+    """Whether bytes as `few_planes` writes them, read as what they say, lead from all of the lanes
+    to all of the others."""
+    lane = before.dtype.type
+    top, one = lane(before.itemsize * 8 - 1), lane(1)
+    count = before.size
+    planes = encoded[0]
+    if planes > before.itemsize or encoded.size != 1 + planes * (4 + count):
+        return False
+    for plane in range(planes):
+        for byte in range(4):
+            if encoded[1 + plane * (4 + count) + byte] != (count >> (8 * byte)) & 255:
+                return False
+    for entry in range(count):
+        folded = lane(0)
+        for plane in range(planes):
+            folded |= lane(encoded[1 + 4 * (plane + 1) + plane * count + entry]) << lane(8 * plane)
+        step = lane((folded >> one) ^ (lane(0) - (folded & one)))
+        if _moved(before[entry], step, top, ordered, False) != after[entry]:
+            return False
+    return True
+
+
+@_compiled
 def to_runs(positions: NDArray[np.int32], out: NDArray[np.uint8]) -> int:
     """Write the gaps between positions as runs: one each and one for each whole 255 lanes. Returns
     how many, or one more than there is room for."""

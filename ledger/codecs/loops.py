@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from weightledger.ledger.codecs.compiled import all_differences as all_differences
     from weightledger.ledger.codecs.compiled import differences as differences
     from weightledger.ledger.codecs.compiled import differing as differing
+    from weightledger.ledger.codecs.compiled import few_lead as few_lead
+    from weightledger.ledger.codecs.compiled import few_planes as few_planes
     from weightledger.ledger.codecs.compiled import fold as fold
     from weightledger.ledger.codecs.compiled import from_planes as from_planes
     from weightledger.ledger.codecs.compiled import from_runs as from_runs

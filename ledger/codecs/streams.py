@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from weightledger.ledger.errors import CorruptLedger
 
 _U32 = struct.Struct("<I")
-# A zstd frame costs about ten bytes, and decoding one more than copying.
-_SHORTEST = 24
+# Below this a stream stays raw: zstd would take more of a small update's time than it could save.
+SHORTEST_PACKED = 512
 _WORTHWHILE = 0.98
 # No stream is longer than 8 MiB, so no honest frame has a larger window.
 _MAX_WINDOW = 1 << 23
@@ -39,7 +39,7 @@ def u32(value: int) -> bytes:
 
 def stream(values: NDArray[np.uint8]) -> bytes:
     """The bytes `values` as a stream."""
-    if len(values) >= _SHORTEST:
+    if len(values) >= SHORTEST_PACKED:
         packed = _zstd.compress(values.data)
         if len(packed) < _WORTHWHILE * len(values):
             return _U32.pack(len(packed)) + packed

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from weightledger.ledger.codecs.delta import apply, at
+from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
 
 _LANES = 4096
@@ -25,3 +26,13 @@ def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
         apply_frames(before, encode_frame(sparse), True, undo=True)
         apply_frames(before, encode_tensor(before, after, True), True)
         apply_frames(before, encode_tensor(before, before + dtype.type(1), True), True)
+        encode_few(before[:64], before[:64] + dtype.type(1), True)
+
+
+def warm_few() -> None:
+    """Compile or load what a small update, and following one, is made of: float32, nearly all of
+    it changed. Whoever has a turn meanwhile is waited for by every other writer."""
+    before = np.zeros(64, np.uint32)
+    written = encode_few(before, before + np.uint32(1), True)
+    assert written is not None
+    apply_frames(before, written[0], True)

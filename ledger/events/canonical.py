@@ -42,26 +42,30 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
 def _alike(value: Any) -> bool:
     """Whether orjson writes this value canonically."""
     kind = type(value)
-    if kind in _PLAIN:
-        return True
-    if kind is int:
-        return bool(-_EXACT < value < _EXACT)
-    if kind is float:
-        size = abs(value)
-        exponents_agree = size < _UNLIKE_FROM or _UNLIKE_TO <= size < _WHOLE_FROM
-        return bool(exponents_agree and not value.is_integer())
-    inside = value
     if kind is dict:
         # Names sort by UTF-16 code units there and by bytes here: the same in ASCII.
-        for name in value:
-            if type(name) is not str or not name.isascii():
+        try:
+            if not "".join(value).isascii():
                 return False
+        except TypeError:  # a name that is no text
+            return False
         inside = value.values()
-    elif kind is not list and kind is not tuple:
-        return False
-    for one in inside:
-        if type(one) in _PLAIN:
-            continue  # most values: a call for each would take most of the time
-        if not _alike(one):
+    elif kind is list or kind is tuple:
+        inside = value
+    else:
+        inside = (value,)
+    for one in inside:  # numbers are looked at here: a call for each would take most of the time
+        kind = type(one)
+        if kind in _PLAIN:
+            continue
+        if kind is float:
+            size = abs(one)
+            exponents_agree = size < _UNLIKE_FROM or _UNLIKE_TO <= size < _WHOLE_FROM
+            if not exponents_agree or one.is_integer():
+                return False
+        elif kind is int:
+            if not -_EXACT < one < _EXACT:
+                return False
+        elif (kind is not dict and kind is not list and kind is not tuple) or not _alike(one):
             return False
     return True

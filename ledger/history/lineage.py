@@ -75,6 +75,16 @@ class Lineage:
         page, offset = self._find(node)
         return bool(self._one_way[page][offset])
 
+    def learn(self, step: StateChange) -> None:
+        """Take note of a state-changing event that somebody has read, so that nobody reads it again
+        for its parent."""
+        page = step.seq // _PAGE
+        if page not in self._parents:
+            self._begin(page)
+        if self._next.get(page, page * _PAGE) == step.seq:
+            self._next[page] = step.seq + 1
+        self._keep(page, step)
+
     def _find(self, node: int) -> tuple[int, int]:
         page, offset = divmod(node, _PAGE)
         if page not in self._parents or self._parents[page][offset] == _NOT_A_NODE:
@@ -86,17 +96,23 @@ class Lineage:
     def _read(self, page: int) -> None:
         first = page * _PAGE
         if page not in self._parents:
-            self._sizes[page] = np.zeros(_PAGE, np.int64)
-            self._one_way[page] = np.zeros(_PAGE, np.bool_)
-            self._parents[page] = np.full(_PAGE, _NOT_A_NODE, np.int64)
-        parents, sizes, one_way = self._parents[page], self._sizes[page], self._one_way[page]
+            self._begin(page)
         for step in self._load(self._next.get(page, first), first + _PAGE):
-            if step.node == step.seq:
-                sizes[step.seq - first] = step.size + self._event_cost
-                one_way[step.seq - first] = step.forward_only
-                # Last, because readers of other threads look for the parents first.
-                parents[step.seq - first] = _NO_PARENT if step.parent is None else step.parent
+            self._keep(page, step)
             self._next[page] = max(self._next.get(page, first), step.seq + 1)
+
+    def _begin(self, page: int) -> None:
+        self._sizes[page] = np.zeros(_PAGE, np.int64)
+        self._one_way[page] = np.zeros(_PAGE, np.bool_)
+        self._parents[page] = np.full(_PAGE, _NOT_A_NODE, np.int64)
+
+    def _keep(self, page: int, step: StateChange) -> None:
+        if step.node == step.seq:
+            at = step.seq - page * _PAGE
+            self._sizes[page][at] = step.size + self._event_cost
+            self._one_way[page][at] = step.forward_only
+            # Last, because readers of other threads look for the parents first.
+            self._parents[page][at] = _NO_PARENT if step.parent is None else step.parent
 
 
 def cheapest(

@@ -15,11 +15,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound, Pruned
-from weightledger.ledger.events import PRUNINGS, Event
+from weightledger.ledger.events import PRUNINGS, STATE_CHANGING, Event
 from weightledger.ledger.history import lineage, snapshots, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, barring, fold
-from weightledger.ledger.store import Activity, EventFilter, EventStore, Snapshot
+from weightledger.ledger.store import Activity, EventFilter, EventStore, Snapshot, StateChange
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -326,6 +326,14 @@ class History:
                     for event in self.store.scan(first, last + 1):
                         read[event.seq] = event
             yield from (read.get(seq) or self.require(seq) for seq in page)
+
+    def learn(self, event: Event) -> None:
+        """Take note of an event that was read or written, for the ways that lead through it."""
+        if event.kind in STATE_CHANGING:
+            size, one_way = event.payload_size, int(event.forward_only)
+            self.lineage.learn(
+                StateChange(event.seq, event.kind, event.node, event.parent, size, one_way)
+            )
 
     # Parameters
 

@@ -19,7 +19,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
-from weightledger.ledger.tensors.digest import CHUNK_BYTES, hash_many, root
+from weightledger.ledger.tensors.digest import CHUNK_BYTES, chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
@@ -27,6 +27,8 @@ from weightledger.ledger.tensors.state import StateDigest
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
 # how many bytes of payload are held for that.
 _BATCH_BYTES = 64 * 1024 * 1024
+# Below this, handing work to other threads costs more than they save.
+_SMALL_BYTES = 256 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
 _PAGE = 16
 
@@ -106,19 +108,25 @@ def replay(
         work: dict[str, list[Step]] = {}
         touching = [move.event for move in batch if only is None or _touches(move.event, only)]
         pages = [touching[at : at + _PAGE] for at in range(0, len(touching), _PAGE)]
-        read = chain.from_iterable(pool.map(sources.payloads, pages))
+        pages_read = map if len(pages) == 1 else pool.map
+        read = chain.from_iterable(pages_read(sources.payloads, pages))
         payloads = dict(zip((event.seq for event in touching), read, strict=True))
         for move in batch:
             for step in split(move.event, move.undo, payloads.get(move.event.seq), base, last):
                 last[step.change.name] = step
                 if only is None or step.change.name in only:
                     work.setdefault(step.change.name, []).append(step)
-        for name, tensor in zip(work, pool.map(advance, work.items()), strict=True):
+        each = map if _is_small(work) else pool.map
+        for name, tensor in zip(work, each(advance, work.items()), strict=True):
             if tensor is None:
                 owned.pop(name, None)
             else:
                 owned[name] = tensor
-    hashed = hash_many([lanes(owned[name], name) for name in owned], pool)
+    bits = [lanes(owned[name], name) for name in owned]
+    if sum(one.nbytes for one in bits) <= _SMALL_BYTES:
+        hashed = [chunk_digests(one) for one in bits]
+    else:
+        hashed = hash_many(bits, pool)
     chunks = dict(zip(owned, hashed, strict=True))
     for name, step in last.items():
         if name in chunks and root(chunks[name]) != step.digest:
@@ -215,6 +223,15 @@ def _advanced(
     for step in steps:
         apply_step(tensor, step)
     return tensor
+
+
+def _is_small(work: Mapping[str, Sequence[Step]]) -> bool:
+    """Whether all these tensors and the deltas to apply to them are few bytes."""
+    size = 0
+    for steps in work.values():
+        size += max(0 if step.spec is None else step.spec.nbytes for step in steps)
+        size += sum(len(step.data) for step in steps)
+    return size <= _SMALL_BYTES
 
 
 def _touches(event: Event, names: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ import logging
 
 from weightledger.ledger import events
 from weightledger.ledger.events import Event
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 LOGGER = "weightledger.ledger.manager"
 

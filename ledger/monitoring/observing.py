@@ -4,7 +4,7 @@ from weightledger.ledger import events
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.samples import Sample
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 
 class Observing:

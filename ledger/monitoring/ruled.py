@@ -21,7 +21,7 @@ from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.trial_log import DEGRADED
 from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.writing.policy import Guard, Verdict
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 _REASON = "Automatic rollback"
 

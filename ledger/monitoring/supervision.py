@@ -17,7 +17,7 @@ from weightledger.ledger.monitoring.watching import Watch
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import ChangePolicy
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger("weightledger.ledger.manager")
 

@@ -40,7 +40,7 @@ from weightledger.ledger.monitoring.trial_log import (
 )
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import Observe, RollBack
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger("weightledger.ledger.manager")
 

@@ -28,7 +28,7 @@ from weightledger.ledger import http
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.journal import is_alert
-from weightledger.ledger.writing.writer import Committed
+from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger("weightledger.ledger.manager")
 

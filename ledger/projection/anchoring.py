@@ -18,6 +18,9 @@ MIN_SPACING_BYTES = 1 << 20
 
 _TRIES = 5
 
+# Events of other processes, since the last one here, whose sizes are added up one by one.
+_NEAR = 64
+
 
 class Anchoring:
     """Keeps the anchors of one log close enough; used by one writer at a time."""
@@ -34,12 +37,21 @@ class Anchoring:
         """Write a snapshot if one is due once `event` is shown."""
         if event.kind not in events.STATE_CHANGING:
             return
+        self._history.learn(event)
         if event.node == event.seq and event.parent == self._node:
             self._distance += event.payload_size + EVENT_COST
         else:
-            self._distance = self._measured(event.node)
+            further = self._further(event.node)
+            if further is None:
+                self._distance = self._measured(event.node)
+            else:
+                self._distance += further
         self._node = event.node
-        if self._distance >= self._spacing and event.node == self._projector.live.head.node:
+        if self._distance < self._spacing or event.node != self._projector.live.head.node:
+            return
+        # Other processes write snapshots too, which is looked for only now.
+        self._distance = self._measured(event.node)
+        if self._distance >= self._spacing:
             self.snapshot()
 
     def snapshot(self) -> None:
@@ -59,6 +71,18 @@ class Anchoring:
                     f"blob {min(missing).hex()} of a snapshot is deleted over and over"
                 )
         self._node, self._distance = live.head.node, 0
+
+    def _further(self, node: int) -> int | None:
+        """Bytes read between a node and the last one here; None unless that is a near ancestor."""
+        lineage = self._history.lineage
+        size = 0
+        at: int | None = node
+        for _ in range(_NEAR):
+            if at is None or at <= self._node:
+                break
+            size += lineage.size(at)
+            at = lineage.parent(at)
+        return size if at == self._node else None
 
     def _measured(self, node: int) -> int:
         """Bytes read between a node and its nearest anchored ancestor."""

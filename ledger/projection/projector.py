@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,22 +21,18 @@ from weightledger.ledger.errors import (
     CorruptLedger,
     Unavailable,
     WeightsChangedOutside,
-    WeightsMismatch,
 )
 from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.following import straight_on
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
-OnMismatch = Literal["refuse", "ledger", "record"]
-
 logger = logging.getLogger(__name__)
-
-_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class Projector:
 
     def genesis(self) -> tuple[Draft, StateDigest]:
         """The first event of a model that starts with the engine's weights."""
-        state = self._hash_engine()
+        state = self.hash_engine()
         body = Registered(len(state.specs), sum(spec.nbytes for spec in state.specs.values()))
         return Draft(body, state.value), state
 
@@ -130,85 +125,7 @@ class Projector:
 
         `auxiliary` are the tensors of that state beside the weights.
         """
-        self._show(event, Changes({}, {}, state, auxiliary or {}))
-
-    def attach(self, history: History, on_mismatch: OnMismatch) -> dict[str, torch.Tensor] | None:
-        """Bring the engine to the head of an existing log.
-
-        Verifies the anchor, the path from it to the head and the head's digest. The engine's own
-        weights must equal some state of the log, else WeightsMismatch names the tensors that
-        differ; with `on_mismatch="ledger"` the ledger's state replaces them. So it does with
-        "record", and copies of the engine's unknown weights are given back, by their bare names, to
-        be recorded.
-        """
-        head = history.head()
-        own = self._hash_engine()
-        unknown: dict[str, torch.Tensor] | None = None
-
-        def along(base: StateDigest, path: lineage.Path) -> Changes:
-            nonlocal unknown
-            self._require_same_tensors(own, base)
-            try:
-                if on_mismatch != "ledger":
-                    self._require_known(history, own, head)
-            except WeightsMismatch:
-                if on_mismatch == "refuse":
-                    raise
-                unknown = {
-                    name.removeprefix(WEIGHTS): clone(self.tensor(name)).cpu() for name in own.specs
-                }
-
-            def fetch(name: str) -> torch.Tensor:
-                return history.anchored(path.start, base, name)
-
-            rebuilt = history.follow(base, fetch, path, head.state_after)
-            replaced: dict[str, torch.Tensor] = {}
-            chunks: dict[str, bytearray] = {}
-            for name, digest in rebuilt.state.digests.items():
-                tensor = rebuilt.tensors.get(name)
-                if tensor is None:  # untouched since the anchor: read all the same, to verify it
-                    tensor = fetch(name)
-                if own.digests.get(name) != digest:
-                    replaced[name] = tensor
-                    chunks[name] = chunk_digests(lanes(tensor, name))
-            return self._changes(replaced, chunks, rebuilt.state, {})
-
-        self._show(head, history.travel(head.node, along))
-        return unknown
-
-    def _require_same_tensors(self, own: StateDigest, ledger: StateDigest) -> None:
-        weights = {name: spec for name, spec in ledger.specs.items() if name.startswith(WEIGHTS)}
-        differing = sorted(
-            name
-            for name in own.specs.keys() | weights.keys()
-            if own.specs.get(name) != weights.get(name)
-        )
-        differing += sorted(
-            alias
-            for alias in own.aliases.keys() | ledger.aliases.keys()
-            if own.aliases.get(alias) != ledger.aliases.get(alias) and alias not in differing
-        )
-        if differing:
-            raise WeightsMismatch(
-                "the model is not the one in the ledger; names, dtypes, shapes or ties differ: "
-                + _some(differing)
-            )
-
-    def _require_known(self, history: History, own: StateDigest, head: Event) -> None:
-        # The usual restart hands over the weights the model was registered with, or the head's.
-        if own.value in (head.state_after, history.require(0).state_after):
-            return
-        if history.store.by_state(own.value) is not None:
-            return
-        expected = history.head_state().digests
-        differing = sorted(name for name in own.digests if own.digests[name] != expected[name])
-        if not differing:  # the head's weights, beside which it has other tensors
-            return
-        raise WeightsMismatch(
-            f"the model's weights equal no state of the ledger; different from its head: "
-            f"{_some(differing)}. Start with --on-mismatch ledger to load the ledger's weights,"
-            " or with --on-mismatch record to record the model's as an event"
-        )
+        self.show(event, Changes({}, {}, state, auxiliary or {}))
 
     # Afterwards
 
@@ -217,15 +134,21 @@ class Projector:
         if self.remote is not None:
             self.remote.converge()
         live = self.live
-        head = history.head()
+        ahead = straight_on(history, live.head, live.state, self.copy)
+        head = history.head() if ahead is None else ahead[0]
         if head.seq == live.head.seq:
             return head
         if head.node == live.head.node:
-            self._show(head, self._unchanged())
+            self.show(head)
             return head
         self.make_room()
-        changes = self.move(history, head.node, head.state_after)
-        self._show(head, changes)
+        if ahead is None or ahead[1] is None:
+            changes = self.move(history, head.node, head.state_after)
+        else:
+            new = ahead[1]
+            self.engine.check_untouched({name.removeprefix(WEIGHTS) for name in new.tensors})
+            changes = self.prepare(Changes(new.tensors, new.chunks, new.state, live.auxiliary))
+        self.show(head, changes)
         logger.info("caught up with event %d of %s", head.seq, history.model)
         return head
 
@@ -244,7 +167,9 @@ class Projector:
         def along(base: StateDigest, path: lineage.Path) -> Changes:
             if path.start == live.head.node:
                 rebuilt = history.follow(base, self.copy, path, expected)
-                return self._changes(rebuilt.tensors, rebuilt.chunks, rebuilt.state, live.auxiliary)
+                return self.changes_to(
+                    rebuilt.state, rebuilt.tensors, rebuilt.chunks, live.auxiliary
+                )
 
             def fetch(name: str) -> torch.Tensor:
                 return history.anchored(path.start, base, name)
@@ -257,7 +182,7 @@ class Projector:
             }
             hashed = hash_many([lanes(tensor, n) for n, tensor in changed.items()], self._pool)
             chunks = dict(zip(changed, hashed, strict=True))
-            return self._changes(changed, chunks, rebuilt.state, live.auxiliary)
+            return self.changes_to(rebuilt.state, changed, chunks, live.auxiliary)
 
         return history.travel(node, along, live=(live.head.node, live.state))
 
@@ -308,7 +233,18 @@ class Projector:
 
     def show(self, event: Event, changes: Changes | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""
-        self._show(event, changes or self._unchanged())
+        if changes is None:
+            changes = Changes({}, {}, self.live.state, self.live.auxiliary)
+        if changes.state.value != event.state_after:
+            raise CorruptLedger(
+                f"event {event.seq} leads to another state than was prepared", seq=event.seq
+            )
+        candidate = self.prepare(changes).prepared
+        if self._live is None or changes.state.specs is not self._live.state.specs:
+            changes.state.keep_tree()
+        self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
+        self._chunks.update(changes.chunks)
+        self._live = LiveState(event, changes.state, changes.auxiliary)
 
     def note(self, event: Event) -> None:
         """Remember a committed event that changes no state."""
@@ -336,40 +272,26 @@ class Projector:
             {name: root(chunks) for name, chunks in zip(names, hashed, strict=True)}
         )
 
-    def _changes(
+    def changes_to(
         self,
+        state: StateDigest,
         tensors: Mapping[str, torch.Tensor],
         chunks: Mapping[str, bytearray],
-        state: StateDigest,
         before: Mapping[str, torch.Tensor],
     ) -> Changes:
         """The way to `state`, whose new tensors are given; of those beside the weights, the
-        others are as `before`."""
-        weights = {name: made for name, made in tensors.items() if name.startswith(WEIGHTS)}
+        others are as `before`. It is ready to be shown."""
+        weights = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
         auxiliary = {
             name: tensors[name] if name in tensors else before[name]
             for name in state.specs
             if not name.startswith(WEIGHTS)
         }
-        kept = {name: made for name, made in chunks.items() if name.startswith(WEIGHTS)}
+        kept = {name: new for name, new in chunks.items() if name.startswith(WEIGHTS)}
         return self.prepare(Changes(weights, kept, state, auxiliary))
 
-    def _unchanged(self) -> Changes:
-        return Changes({}, {}, self.live.state, self.live.auxiliary)
-
-    def _show(self, event: Event, changes: Changes) -> None:
-        if changes.state.value != event.state_after:
-            raise CorruptLedger(
-                f"event {event.seq} leads to another state than was prepared", seq=event.seq
-            )
-        candidate = self.prepare(changes).prepared
-        if self._live is None or changes.state.specs is not self._live.state.specs:
-            changes.state.keep_tree()
-        self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
-        self._chunks.update(changes.chunks)
-        self._live = LiveState(event, changes.state, changes.auxiliary)
-
-    def _hash_engine(self) -> StateDigest:
+    def hash_engine(self) -> StateDigest:
+        """The state of the engine's own weights, hashed afresh."""
         specs = [
             TensorSpec(WEIGHTS + spec.name, spec.dtype, spec.shape) for spec in self.specs.values()
         ]
@@ -381,9 +303,3 @@ class Projector:
         return StateDigest(
             specs, {name: root(chunks) for name, chunks in self._chunks.items()}, aliases
         )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(name.removeprefix(WEIGHTS) for name in names[:_NAMES_SHOWN])
-    more = len(names) - _NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -24,6 +24,7 @@ class AdvisoryLock:
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], model_id: int) -> None:
         self._connect = connect
         self._key = f"{_SPACE}, {model_id}"
+        self.condition: str | None = f"pg_try_advisory_xact_lock({self._key})"
         first = model_id << SEQ_BITS
         self._read = (
             f"SELECT max(event_key) & {SEQ_MASK} FROM events"

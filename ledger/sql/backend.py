@@ -69,6 +69,12 @@ class Journal(Protocol):
     def writing(self, patience_s: float) -> AbstractContextManager[None]:
         """Around each transaction that writes."""
 
+    def acquire(self, patience_s: float) -> None:
+        """Begin such a transaction; StorageBusy if others take long."""
+
+    def release(self) -> None:
+        """End it."""
+
     def committed(self, execute: Execute) -> None:
         """After each commit, outside of a transaction."""
 

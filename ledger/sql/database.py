@@ -1,6 +1,5 @@
 """One database: the only place that connects, opens a transaction and reads a driver's errors."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
@@ -12,10 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from weightledger.ledger.errors import (
     CorruptLedger,
-    FullOutcomeUnknown,
     InvalidRequest,
     LedgerError,
-    OutcomeUnknown,
     StorageBusy,
     StorageError,
     StorageFull,
@@ -23,8 +20,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.turns import Turnstile
-
-logger = logging.getLogger(__name__)
+from weightledger.ledger.sql.writing import WritingConnections, roll_back
 
 # A backend, with its driver, is imported when a URL of its kind is opened.
 _BACKENDS = {
@@ -51,7 +47,7 @@ class Database:
         self._turnstiles: dict[int, Turnstile] = {}
         self.errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
         self._closed = False
-        self._kept: list[sa.PoolProxiedConnection] = []
+        self._writers = WritingConnections(self, engine, self._journal)
 
     @classmethod
     def connect(cls, url: str, *, create: bool = True) -> "Database":
@@ -77,8 +73,7 @@ class Database:
         self._closed = True
         for turnstile in self._turnstiles.values():
             turnstile.close()
-        while self._kept:
-            self._kept.pop().close()
+        self._writers.close()
         if self._journal is not None:
             self._journal.let_go()
         self._engine.dispose()
@@ -109,55 +104,13 @@ class Database:
         with self._connection() as connection:
             yield self.backend.executor(connection)
 
-    @contextmanager
-    def write(self) -> Iterator[Execute]:
+    def write(self) -> AbstractContextManager[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
-        # A writer's connection is kept for the next write: taking one from the pool and giving it
-        # back costs a small update a tenth of its time, and on PostgreSQL a round trip to try it.
-        with self._writing(), self._explained():
-            self._require_open()
-            pooled, execute = self._writer()
-            try:
-                yield execute
-                self._commit(pooled.driver_connection, execute)
-                self._look_after_journal(execute)
-            except BaseException:
-                self._roll_back(pooled)
-                pooled.close()
-                raise
-            self._keep(pooled)
+        return self._writers.transaction()
 
-    def write_alone(self, sql: str, params: Sequence[Any]) -> int | None:
-        """One statement that is durable when this returns; gives how many rows came of it.
-
-        Where `Backend.WRITES_ALONE`. None, and nothing was written, when it needs a transaction of
-        our own: no connection has written before, the last one may have gone meanwhile (once sent,
-        nobody could say what became of the statement), or the database asks for an isolation.
-        """
-        self._require_open()
-        pooled = self._taken()
-        if pooled is None:
-            return None
-        connection = pooled.driver_connection
-        if not self.backend.is_quiet(connection):
-            self._keep(pooled)
-            return None
-        with self._explained():
-            try:
-                written = self.backend.executor(connection)(sql, params).rowcount
-            except BaseException as error:
-                self._roll_back(pooled)
-                pooled.close()
-                if not isinstance(error, self.backend.ERRORS):
-                    raise
-                if self.backend.by_isolation(error):
-                    return None
-                unknown = self._withdrawn(connection, error)
-                if unknown is not None:
-                    raise unknown from error
-                raise
-        self._keep(pooled)
-        return written
+    def write_alone(self, sql: str, params: Sequence[Any]) -> list[Any] | None:
+        """One statement that is durable when this returns, see `WritingConnections.alone`."""
+        return self._writers.alone(sql, params)
 
     def turnstile(self, model_id: int, model: str) -> Turnstile:
         """Where writers of a model, in whatever process, wait for their turn."""
@@ -217,116 +170,55 @@ class Database:
     def _writing(self) -> AbstractContextManager[None]:
         return self._journal.writing(_WRITER_WAIT_S) if self._journal else nullcontext()
 
-    def _commit(self, connection: Any, execute: Execute) -> None:
-        try:
-            execute("COMMIT")
-        except self.backend.ERRORS as error:
-            unknown = self._withdrawn(connection, error)
-            if unknown is not None:
-                raise unknown from error
-            raise
-
-    def _withdrawn(self, connection: Any, error: Exception) -> LedgerError | None:
-        """After a COMMIT that failed: None when nothing of it stays, else what to raise."""
-        full = self._is_full(error)
-        if self.backend.withdraw(connection):
-            return None
-        cause = "no space was left for" if full else "the connection or the disk failed under"
-        return (FullOutcomeUnknown if full else OutcomeUnknown)(
-            f"{cause} {self.name} while committing: whether the change was recorded is not known."
-            " Send it again with the same idempotency key: then it is recorded once, whichever it"
-            " was. Without a key, look whether it is there first"
-        )
-
-    def _is_full(self, error: Exception) -> bool:
+    def is_full(self, error: Exception) -> bool:
+        """Whether an error of the driver means that no space is left."""
         return self.backend.is_full(getattr(error, "orig", None) or error, self._engine.url)
-
-    def _look_after_journal(self, execute: Execute) -> None:
-        """After a commit, which stands whatever happens here."""
-        if self._journal is None:
-            return
-        try:
-            self._journal.committed(execute)
-        except self.errors as error:
-            logger.error("the journal of %s could not be shortened: %s", self.name, error)
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
-        self._require_open()
+        self.require_open()
         with self._explained():
             pooled = self._engine.raw_connection()
             try:
                 yield pooled.driver_connection
             except BaseException:
-                self._roll_back(pooled)
+                roll_back(pooled, self.errors)
                 raise
             finally:
                 pooled.close()
 
-    def _writer(self) -> tuple[sa.PoolProxiedConnection, Execute]:
-        """A kept connection, or else a new one, after BEGIN."""
-        while (kept := self._taken()) is not None:
-            connection = kept.driver_connection
-            try:
-                return self._after_begin(kept)
-            except self.errors:
-                # Nothing was written on it: where the server went meanwhile, another one will do.
-                if not self.backend.is_lost(connection):
-                    raise
-        return self._after_begin(self._engine.raw_connection())
-
-    def _keep(self, pooled: sa.PoolProxiedConnection) -> None:
-        """Have a connection for the next write."""
-        if self._closed:
-            pooled.close()
-        else:
-            self._kept.append(pooled)
-
-    def _taken(self) -> sa.PoolProxiedConnection | None:
-        try:
-            return self._kept.pop()
-        except IndexError:
-            return None
-
-    def _after_begin(
-        self, pooled: sa.PoolProxiedConnection
-    ) -> tuple[sa.PoolProxiedConnection, Execute]:
-        execute = self.backend.executor(pooled.driver_connection)
-        try:
-            execute(self.backend.BEGIN_WRITE)
-        except BaseException:
-            self._roll_back(pooled)
-            pooled.close()
-            raise
-        return pooled, execute
-
-    def _roll_back(self, pooled: sa.PoolProxiedConnection) -> None:
-        try:
-            pooled.rollback()
-        except self.errors:
-            pooled.invalidate()
-
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise StorageError once it is closed."""
         if self._closed:
             raise StorageError(f"{self.name} was closed")
 
     def _explained(self) -> "_Explained":
         return _Explained(self)
 
+    def translate(self, error: BaseException) -> None:
+        """Raise the ledger's error for one of the driver, the pool or of text."""
+        if isinstance(error, PoolTimeout):
+            raise StorageBusy(f"every connection to {self.name} is in use") from error
+        if isinstance(error, self.errors):
+            raise self.explain(error) from error
+        if isinstance(error, UnicodeEncodeError):
+            text = f"text that is not Unicode cannot be stored: {error}"
+            raise InvalidRequest(text) from None
+        if isinstance(error, UnicodeDecodeError):  # of a name in the schema, or of what it says
+            raise CorruptLedger(f"{self.name} is damaged: {error}") from error
+
     def explain(self, error: Exception) -> LedgerError:
+        """What an error of the driver means, without the secrets of the URL."""
         original = getattr(error, "orig", None) or error
         explained = self.backend.explain(original, self.name)
-        if self._is_full(error):
+        if self.is_full(error):
             explained = StorageFull(f"no space is left for {self.name}; nothing was recorded")
         explained.args = tuple(mask(str(arg), self._secrets) for arg in explained.args)
         return explained
 
 
 class _Explained:
-    """In its block an error of the driver, the pool or of text becomes the ledger's.
-
-    A class, because a generator costs each write more than what it does.
-    """
+    """In its block an error of the driver, the pool or of text becomes the ledger's."""
 
     __slots__ = ("_database",)
 
@@ -337,18 +229,8 @@ class _Explained:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None:
-            return
-        database = self._database
-        if isinstance(error, PoolTimeout):
-            raise StorageBusy(f"every connection to {database.name} is in use") from error
-        if isinstance(error, database.errors):
-            raise database.explain(error) from error
-        if isinstance(error, UnicodeEncodeError):
-            text = f"text that is not Unicode cannot be stored: {error}"
-            raise InvalidRequest(text) from None
-        if isinstance(error, UnicodeDecodeError):  # of a name in the schema, or of what it says
-            raise CorruptLedger(f"{database.name} is damaged: {error}") from error
+        if error is not None:
+            self._database.translate(error)
 
 
 def parse_url(url: str) -> sa.URL:

@@ -23,6 +23,8 @@ _HEAD_BYTES = 8
 class FileLock:
     """`ledger.sql.turns.Lock` over the two files."""
 
+    condition = None
+
     def __init__(self, database: Path, model_id: int) -> None:
         self._database = database
         self._folder = Path(f"{database}-turns")

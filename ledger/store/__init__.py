@@ -164,6 +164,10 @@ class AppendLog(Protocol):
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad event."""
 
+    def news(self, seq: int, most: int) -> list[tuple[Event, bytes | None]]:
+        """The events after `seq` in order, at most so many, each with its payload where that is
+        inline; checked as by `scan` and `payload`."""
+
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq."""
 

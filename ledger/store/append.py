@@ -7,7 +7,7 @@ from functools import cache
 
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs, touch_blobs
-from weightledger.ledger.errors import InvalidRequest, StorageBusy, StorageError
+from weightledger.ledger.errors import InvalidRequest, SeqTaken, StorageBusy, StorageError
 from weightledger.ledger.events import (
     INLINE_BYTES,
     PINS,
@@ -60,11 +60,13 @@ class Appender:
     """The writing half of one model's store; remembers its parameters' ids, once durable."""
 
     def __init__(self, database: Database, blobs: BlobStore, model: str, model_id: int) -> None:
+        self._turnstile = database.turnstile(model_id, model)
         self.model = model
         self.model_id = model_id
         self._database = database
         self._blobs = blobs
         self._parameters: dict[str, int] = {}
+        self._touch_sql = TOUCH.format(key="?", ids=database.backend.each("bigint"))
 
     def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes]) -> set[bytes]:
         """See `Anchors.add_snapshot`."""
@@ -89,6 +91,7 @@ class Appender:
                 )
         if len(items) == 1 and self._append_alone(items[0]):
             return
+        self._turnstile.take()
         with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
             learnt = [self._append(execute, item) for item in items]
         for fresh in learnt:
@@ -121,11 +124,19 @@ class Appender:
         if note:
             values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
         ids = [self._parameters[name] for name in dict.fromkeys(item.parameters)]
-        sql = _alone(backend.each("bigint"), noted=bool(note))
-        written = self._database.write_alone(sql, (*values, note.actor, backend.many(ids)))
+        sql = _alone(backend.each("bigint"), self._turnstile.condition, noted=bool(note))
+        try:
+            written = self._database.write_alone(sql, (*values, note.actor, backend.many(ids)))
+        except SeqTaken:
+            self._turnstile.take()
+            raise
         if written is None:
             return False
-        _require_stored(written, self._database.name, event.seq)
+        ((ours, stored),) = written
+        if not ours:
+            self._turnstile.take()
+            raise SeqTaken("another writer has its turn")
+        _require_stored(stored, self._database.name, event.seq)
         return True
 
     def append_within(self, execute: Execute, item: Append) -> None:
@@ -150,9 +161,7 @@ class Appender:
 
     def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
         """Count an update of each parameter; whoever appended the event before has committed."""
-        backend = self._database.backend
-        sql = TOUCH.format(key="?", ids=backend.each("bigint"))
-        execute(sql, (key, actor, backend.many(ids)))
+        execute(self._touch_sql, (key, actor, self._database.backend.many(ids)))
 
     def _parameter_ids(
         self, execute: Execute, names: Sequence[str]
@@ -160,7 +169,7 @@ class Appender:
         """Ids of parameters, and those that are to be remembered when the event is durable."""
         known = self._parameters
         fresh: dict[str, int] = {}
-        if any(name not in known for name in names):
+        if not known.keys() >= set(names):
             known = fresh = _read_parameters(execute, self.model_id)
             unnamed = [name for name in dict.fromkeys(names) if name not in fresh]
             if unnamed:
@@ -227,9 +236,15 @@ def _require_stored(count: int, where: str, seq: int) -> None:
 
 
 @cache
-def _alone(ids: str, *, noted: bool) -> str:
-    """A statement that writes an event's row, its annotation and its touches; one row is right."""
-    parts = [f"e AS ({rows.INSERT} RETURNING event_key)"]
+def _alone(ids: str, condition: str | None, *, noted: bool) -> str:
+    """A statement that writes an event's row, its annotation and its touches, if a condition holds.
+
+    It gives one row: whether the condition held, and how many events were written.
+    """
+    parts = [
+        f"l AS MATERIALIZED (SELECT {condition or 'true'} AS ours)",
+        f"e AS ({rows.INSERT_IF} FROM l WHERE l.ours RETURNING event_key)",
+    ]
     if noted:
         parts.append(
             "a AS (INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
@@ -238,7 +253,7 @@ def _alone(ids: str, *, noted: bool) -> str:
         )
     touch = TOUCH.format(key="e.event_key", ids=f"e, {ids}")
     parts.append(f"t AS ({touch})")
-    return f"WITH {', '.join(parts)} SELECT event_key FROM e"
+    return f"WITH {', '.join(parts)} SELECT l.ours, (SELECT count(*) FROM e) FROM l"
 
 
 def _append_rest(
@@ -247,8 +262,8 @@ def _append_rest(
     """What stands beside the event: texts, the list of versions, blobs and snapshots."""
     event = item.event
     key = key_of(model_id, event.seq)
-    if item.annotation:
-        note = item.annotation
+    note = item.annotation
+    if note:
         texts = (note.actor, note.reason, note.metadata)
         execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
     if event.series == VERSIONS:

@@ -10,10 +10,15 @@ from weightledger.ledger.store.facts import Facts, event_of, facts_of
 _FACTS = Facts._fields[1:]  # the seq is in the key
 COLUMNS = ("event_key", "model_id", *_FACTS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM events"
+SELECT_WITH_PAYLOAD = f"SELECT {', '.join(COLUMNS)}, payload FROM events"
 SELECT_FACTS = f"SELECT event_key & {SEQ_MASK}, {', '.join(_FACTS)} FROM events"
 INSERT = (
     f"INSERT INTO events ({', '.join(COLUMNS)}, payload)"
     f" VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
+)
+# The same where FROM … WHERE … follows.
+INSERT_IF = (
+    f"INSERT INTO events ({', '.join(COLUMNS)}, payload) SELECT {', '.join('?' * len(COLUMNS))}, ?"
 )
 
 

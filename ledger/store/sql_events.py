@@ -47,6 +47,7 @@ _MOST_NUMBER = (1 << 63) - 1
 _BY_KEY = f"{rows.SELECT} WHERE event_key = ?"
 _LAST = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key DESC LIMIT 1"
 _RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
+_NEWS = f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
 _RAW = f"{rows.SELECT_FACTS} WHERE event_key BETWEEN ? AND ? AND model_id = ? ORDER BY event_key"
 _STATE_CHANGE = (
     f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? AND changes_state = 1"
@@ -219,6 +220,21 @@ class SqlEvents:
                 expected += 1
             if len(page) < _PAGE:
                 return
+
+    def news(self, seq: int, most: int) -> list[tuple[Event, bytes | None]]:
+        """Events after `seq` with their inline payloads; see `AppendLog.news`."""
+        expected = self._key(seq + 1)
+        with self._database.look() as execute:
+            page = execute(_NEWS, (expected, self._key(SEQ_MASK), most)).fetchall()
+        read: list[tuple[Event, bytes | None]] = []
+        for *row, payload in page:
+            if row[0] != expected:
+                missing = expected & SEQ_MASK
+                raise CorruptLedger(f"event {missing} is missing", seq=missing)
+            event = self._event(row)
+            read.append((event, None if payload is None else payloads.checked(event, payload)))
+            expected += 1
+        return read
 
     def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
         """Events as they are stored, unchecked; see `RawLog.raw`."""

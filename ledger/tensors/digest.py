@@ -31,6 +31,8 @@ def chunk_digests(lanes: NDArray[Any]) -> bytearray:
 
     `lanes` is a contiguous array of any dtype; its bytes are what is hashed.
     """
+    if lanes.ndim == 1 and 0 < lanes.nbytes <= CHUNK_BYTES:  # the calls would cost as much again
+        return bytearray(blake3(lanes.view(np.uint8).data).digest())
     return _hash_range(_bytes_of(lanes), 0, lanes.nbytes)
 
 
@@ -41,7 +43,14 @@ def root(chunks: bytes | bytearray) -> bytes:
 
 def content_digest(data: bytes | bytearray | memoryview | NDArray[Any]) -> bytes:
     """The digest of a tensor with these bytes, 32 bytes."""
-    view = _bytes_of(data) if isinstance(data, np.ndarray) else memoryview(data).cast("B")
+    if isinstance(data, np.ndarray):
+        if data.ndim == 1 and 0 < data.nbytes <= CHUNK_BYTES and data.flags.c_contiguous:
+            return blake3(blake3(data.view(np.uint8).data).digest()).digest()
+        view = _bytes_of(data)
+    else:
+        if type(data) is bytes and 0 < len(data) <= CHUNK_BYTES:
+            return blake3(blake3(data).digest()).digest()
+        view = memoryview(data).cast("B")
     return root(_hash_range(view, 0, len(view)))
 
 
@@ -90,7 +99,7 @@ def _bytes_of(lanes: NDArray[Any]) -> memoryview:
 
 def _hash_range(view: memoryview, start: int, stop: int) -> bytearray:
     stop = min(stop, len(view))
-    if start == 0 < stop == len(view) <= CHUNK_BYTES:  # a loop would cost as much as the hash
+    if start == 0 < stop == len(view) <= CHUNK_BYTES:
         return bytearray(blake3(view).digest())
     return bytearray().join(
         [

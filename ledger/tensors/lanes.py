@@ -26,6 +26,11 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _UNKNOWN_TO_NUMPY = {torch.bfloat16} | {
     dtype for dtype, name in _NAMES.items() if DTYPES[name].kind == "float8"
 }
+_ONE_LANE_NUMPY = {
+    dtype: DTYPES[name].lane
+    for dtype, name in _NAMES.items()
+    if dtype not in _UNKNOWN_TO_NUMPY and DTYPES[name].lanes == 1
+}
 
 
 @cache
@@ -76,6 +81,12 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     tells which. Raises UnsupportedModel if the ledger cannot hold the tensor.
     """
     require_little_endian()
+    if type(tensor) is torch.Tensor and tensor.dtype in _ONE_LANE_NUMPY:
+        # The usual case, without the calls that take most of a small tensor's time: `numpy` raises
+        # for whatever is not plain memory.
+        plain_lanes = _plain_lanes(tensor)
+        if plain_lanes is not None:
+            return plain_lanes
     check_tensor(name, tensor)
     lane = DTYPES[_NAMES[tensor.dtype]].lane
     plain = tensor.detach()
@@ -86,6 +97,16 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     # Not view(-1): a contiguous tensor of one element may have any stride, and would keep it.
     flat = plain.as_strided((plain.numel(),), (1,))
     return flat.view(torch.uint8).numpy().view(lane)
+
+
+def _plain_lanes(tensor: torch.Tensor) -> "Lanes | None":
+    try:
+        if not tensor.is_contiguous():
+            return None
+        values: Lanes = tensor.numpy()
+        return values.reshape(-1).view(_ONE_LANE_NUMPY[tensor.dtype])
+    except (RuntimeError, TypeError):
+        return None
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weightledger.ledger.codecs import factors, on_device
 from weightledger.ledger.codecs.delta import Delta, at, compare
 from weightledger.ledger.codecs.factors import Factors
+from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import encode_frame
 from weightledger.ledger.codecs.tiling import tiles_of
 from weightledger.ledger.errors import WeightsChangedOutside
@@ -117,22 +118,28 @@ def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
     before, after = old.view(np.uint32), new.view(np.uint32)
     if chunk_digests(before) != held:
         raise _changed_outside(written.spec)
-    delta = compare(before, after, True)
-    if delta.indices is None:
-        changed = int(np.count_nonzero(delta.difference))
+    few = encode_few(before, after, True)
+    if few is not None:
+        frame, changed = few
     else:
-        changed = len(delta.indices)
-        old, new = old[delta.indices], new[delta.indices]
+        delta = compare(before, after, True)
+        if delta.indices is None:
+            changed = int(np.count_nonzero(delta.difference))
+        else:
+            changed = len(delta.indices)
+            old, new = old[delta.indices], new[delta.indices]
+        frame = encode_frame(delta) if changed else b""
     square = 0.0
     if changed:
         with np.errstate(all="ignore"):  # of NaN and infinity there is no distance
             distance = torch.from_numpy(np.subtract(new, old).astype(np.float64))
         square = float(torch.dot(distance, distance))
     norm = math.sqrt(square)
-    size = payload.write(encode_frame(delta)) if changed else 0
     chunks = chunk_digests(after)
     return Recorded(
-        change=TensorChange(name, root(held), root(chunks), size, changed, FRAMES),
+        change=TensorChange(
+            name, root(held), root(chunks), payload.write(frame) if changed else 0, changed, FRAMES
+        ),
         after=written.after,
         chunks=chunks,
         delta_norm=norm if math.isfinite(norm) else None,

@@ -36,7 +36,7 @@ from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_t
 from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.keeping import keep
 from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
-from weightledger.ledger.writing.policy import Verdict
+from weightledger.ledger.writing.policy import UNJUDGED, Verdict
 from weightledger.ledger.writing.staged import Staged
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
@@ -67,7 +67,7 @@ class Plan:
     weights: Mapping[str, Write] = field(default_factory=dict)
     auxiliary: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     kind: str = events.UPDATED
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Verdict = UNJUDGED
     given: Given | None = None
 
 
@@ -120,7 +120,7 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     finished.blobs.update(blobs_of_operands)
     for _, blobs in whole:
         finished.blobs.update(blobs)
-    changed = (*(one.change for one in recorded if one.change.changed), *moved)
+    changed = (*[one.change for one in recorded if one.change.changed], *moved)
     parameters = [WEIGHTS + name for name in plan.weights]
     body = _body(plan, changed, _norm(recorded), verdict, parameters, operands)
     return ProposedEvent(Draft(body, changes.state.value), finished, parameters, changes)
@@ -156,6 +156,8 @@ def _body(
         _evidence(verdict),
         operands=operands,
     )
+    if len(parameters) == 1 and parameters[0] == WEIGHTS + str(plan.facts.get("parameter")):
+        return body
     told = counted_parameters({**plan.facts, "tensors": [{"name": one.name} for one in changed]})
     return body if told == list(parameters) else replace(body, counted=tuple(parameters))
 
@@ -206,6 +208,8 @@ def _whole(
 
 def _norm(recorded: Sequence[Recorded]) -> float | None:
     """The L2 norm of all differences together; None where it is not a finite number."""
+    if len(recorded) == 1:
+        return recorded[0].delta_norm
     norms = [one.delta_norm for one in recorded]
     finite = [norm for norm in norms if norm is not None]
     total = math.hypot(*finite)

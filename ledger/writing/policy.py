@@ -44,6 +44,10 @@ class Verdict:
         )
 
 
+UNJUDGED = Verdict()
+"""Nothing was found, and nothing speaks against it."""
+
+
 class Guard(Protocol):
     """Judges changes of weights, which are not visible yet, before their event is appended."""
 

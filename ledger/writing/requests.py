@@ -5,7 +5,6 @@ What fits becomes an `Update`; what does not is an error that names the field an
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,15 +64,18 @@ class Update:
     indices: torch.Tensor | None = None
     factors: Factors | None = field(default=None)
 
-    @cached_property
+    @property
     def facts(self) -> Mapping[str, Any]:
         """What the event says about the request: its options, and the digest of what was sent."""
-        return {
-            "parameter": self.spec.name,
-            "operation": self.update_type,
-            "learning_rate": self.learning_rate,
-            "operand": self._described(),
-        }
+        known: Mapping[str, Any] | None = self.__dict__.get("_facts")
+        if known is None:  # not `cached_property`, whose lock takes longer than the rest
+            known = self.__dict__["_facts"] = {
+                "parameter": self.spec.name,
+                "operation": self.update_type,
+                "learning_rate": self.learning_rate,
+                "operand": self._described(),
+            }
+        return known
 
     @property
     def digest(self) -> bytes:
@@ -143,6 +145,8 @@ def _require_alone(request: IncrementalUpdateRequest) -> None:
 
 
 def _learning_rate(value: Any) -> float:
+    if type(value) is float and 0 <= value <= 1:
+        return value
     numbers = (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, numbers) or not 0 <= value <= 1:
         raise InvalidRequest(

@@ -98,12 +98,18 @@ class Staged:
         """The next state: weights recorded, and tensors beside them changed as `moved` says."""
         live = self.live
         kept = [one for one in recorded if one.change.changed]
-        state = live.state.moved(
-            {one.change.name: (live.state.specs[one.change.name], one.change.after) for one in kept}
-            | {change.name: (change.spec_after, change.after) for change in moved}
-        )
         beside = live.auxiliary
-        if moved:
+        if not moved:
+            after = {one.change.name: one.change.after for one in kept}
+            state = live.state.with_digests({n: d for n, d in after.items() if d is not None})
+        else:
+            state = live.state.moved(
+                {
+                    one.change.name: (live.state.specs[one.change.name], one.change.after)
+                    for one in kept
+                }
+                | {change.name: (change.spec_after, change.after) for change in moved}
+            )
             new = {change.name: auxiliary[change.name] for change in moved}
             beside = {name: t for name, t in {**beside, **new}.items() if t is not None}
         return Changes(

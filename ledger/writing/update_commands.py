@@ -92,6 +92,15 @@ def _validated(
 
 
 def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
+    if (
+        request.idempotency_key is None
+        and request.expected_seq is None
+        and request.actor is None
+        and request.reason is None
+        and request.request_id is None
+        and request.metadata is None
+    ):
+        return
     for name in ("idempotency_key", "expected_seq", "actor", "reason", "request_id", "metadata"):
         if getattr(request, name) is not None:
             raise InvalidRequest(

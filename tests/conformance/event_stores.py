@@ -118,6 +118,10 @@ class EventStoreSuite:
         assert store.payload(written[2]) == b""
         assert store.payloads(written[4:0:-1]) == [store.payload(one) for one in written[4:0:-1]]
         assert store.payloads([]) == []
+        inline = [None, b"p" * 1000, None, None, None, *[None] * (len(written) - 5)]
+        assert store.news(0, 99) == list(zip(written[1:], inline[1:], strict=True))
+        assert store.news(1, 2) == [(written[2], None), (written[3], None)]
+        assert store.news(written[-1].seq, 99) == []
         assert store.by_key("key 1") == written[1]
         assert store.by_key("key") is None
         assert store.by_number(UPDATES, 2) == written[2]

@@ -22,8 +22,8 @@ from weightledger.ledger.events import (
     Annotation,
 )
 from weightledger.ledger.sql import postgres, sqlite
-from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
+from weightledger.ledger.sql.writing import WritingConnections
 from weightledger.ledger.store import EventFilter, search
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -310,7 +310,7 @@ def test_a_lost_payload_is_noticed_with_its_seq(
 def test_a_full_disk_records_nothing_and_the_store_goes_on(
     sqlite_url: str, new_writer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Database, "_keep", lambda self, pooled: pooled.close())
+    monkeypatch.setattr(WritingConnections, "keep", lambda self, pooled: pooled.close())
     store = SqlStore.open(sqlite_url)
     writer = new_writer(store)
     writer.append()

@@ -27,7 +27,7 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import StorageBusy, StorageError, StorageFull
 from weightledger.ledger.log import Log
 from weightledger.ledger.sql import sqlite
-from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.writing import WritingConnections
 
 PAGE_BYTES = 8192
 
@@ -47,7 +47,7 @@ class Pragmas:
 def pragmas(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pragmas]:
     made = Pragmas()
     # So that a writer's connection is taken from the pool for each write.
-    monkeypatch.setattr(Database, "_keep", lambda self, pooled: pooled.close())
+    monkeypatch.setattr(WritingConnections, "keep", lambda self, pooled: pooled.close())
     event.listen(Pool, "checkout", made)
     yield made
     event.remove(Pool, "checkout", made)

@@ -21,8 +21,10 @@ from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.store import EventFilter
 
 MODEL = "m"
-WRITERS, EACH = 8, 40
-FAIR = 0.5  # of few writes; `benchmarks.writers` holds many to 0.8
+WRITERS, EACH = 8, 120
+FAIR = 0.5  # on a busy machine; `benchmarks.writers` holds a quiet one to 0.8
+
+POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 _ours: list[Log] = []  # in a child: its log, from one piece of work to the next
 
@@ -178,3 +180,50 @@ def test_a_turn_within_a_turn_is_the_same(log: Log) -> None:
         with log.history.store.turn() as inner:
             assert inner is outer
         assert outer.head == log.history.head().seq
+
+
+def lock_is_waited_for(log: Log) -> bool:
+    with log.history.store._database.session() as execute:
+        ask = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        (count,) = execute(ask).fetchone()
+    return count > 0
+
+
+@POSTGRES
+def test_a_lone_writers_statement_takes_the_turn_but_never_anothers(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger, Ledger.open(database_url) as elsewhere:
+        log = ledger.model(MODEL, base={"w": torch.zeros(16, 16)})
+        for _ in range(4):
+            log.apply(request("alone"))
+        with log.history.store.turn() as turn:
+            assert turn.deferred
+        other = elsewhere.model(MODEL)
+        late = threading.Thread(target=log.apply, args=(request("late"),))
+        with other.history.store.turn() as turn:
+            assert turn.held
+            late.start()
+            until(lambda: lock_is_waited_for(other), "it waits for the other's turn", cpu_s=20)
+            other.apply(request("first"))
+        late.join()
+        newest = log.history.events(limit=2)
+        assert [log.history.store.annotation(one.seq).actor for one in newest] == ["late", "first"]
+        with log.history.store.turn() as turn:
+            assert turn.held, "once disturbed it waits for its turns again"
+        assert verify(log.history).problem is None
+
+
+@POSTGRES
+def test_what_needs_more_than_one_statement_waits_for_the_turn(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger, Ledger.open(database_url) as elsewhere:
+        log = ledger.model(MODEL, base={"w": torch.zeros(16, 16)})
+        for _ in range(4):
+            log.apply(request("alone"))
+        other = elsewhere.model(MODEL)
+        late = threading.Thread(target=log.create_version, args=("late",))
+        with other.history.store.turn():
+            late.start()
+            until(lambda: lock_is_waited_for(other), "it waits for the other's turn", cpu_s=20)
+            other.apply(request("first"))
+        late.join()
+        kinds = [event.kind for event in log.history.events(limit=3)]
+        assert kinds == ["version_created", "version_created", UPDATED]

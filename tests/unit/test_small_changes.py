@@ -9,9 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightledger.ledger.errors import InvalidRequest, WeightsChangedOutside
+from weightledger.ledger.codecs import loops
+from weightledger.ledger.codecs.delta import compare
+from weightledger.ledger.codecs.few import encode_few
+from weightledger.ledger.codecs.frames import apply_frames, encode_frame
+from weightledger.ledger.codecs.streams import SHORTEST_PACKED
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, WeightsChangedOutside
 from weightledger.ledger.tensors.digest import chunk_digests
-from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing import arithmetic, encoding
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
@@ -70,6 +75,44 @@ def test_small_steps_of_many_sizes_are_recorded_equally(monkeypatch: pytest.Monk
             write = TensorWrite(spec, old, new, chunk_digests(old.numpy()))
             ways = [recorded(write, monkeypatch, short=short) for short in (True, False)]
             assert ways[0] == ways[1]
+
+
+@settings(deadline=None)
+@given(data=st.data(), lane=st.sampled_from(["u1", "u2", "u4", "u8"]), ordered=st.booleans())
+def test_a_frame_of_few_lanes_is_the_one_that_the_codecs_write(
+    data: st.DataObject, lane: str, ordered: bool
+) -> None:
+    count = data.draw(st.sampled_from([1, 2, 9, 10, 255, 256, 257, SHORTEST_PACKED - 1]))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    most = data.draw(st.sampled_from([2, 200, 2**16, 2**63]))  # of how many values a step is one
+    top = int(np.iinfo(lane).max)
+    before = random.integers(0, top, count, lane, endpoint=True)
+    after = before + random.integers(0, min(most, top), count, lane)
+    few = encode_few(before, after, ordered)
+    delta = compare(before, after, ordered)
+    if delta.indices is not None:
+        assert few is None
+    else:
+        assert few == (encode_frame(delta), int(np.count_nonzero(delta.difference)))
+        lanes = after.copy()
+        apply_frames(lanes, few[0], ordered, undo=True)
+        assert lanes.tolist() == before.tolist()
+
+
+def test_a_frame_of_few_lanes_that_leads_elsewhere_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = np.arange(9, dtype="u4")
+    write = loops.few_planes
+
+    def faulty(before: Lanes, after: Lanes, ordered: bool, out: np.ndarray) -> int:
+        changed: int = write(before, after, ordered, out)
+        out[7] ^= 1
+        return changed
+
+    monkeypatch.setattr(loops, "few_planes", faulty)
+    with pytest.raises(CorruptLedger, match="did not reproduce"):
+        encode_few(before, before + np.uint32(1), True)
 
 
 def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:

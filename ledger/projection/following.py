@@ -1,0 +1,63 @@
+"""The usual way forward: other writers went straight on from what is live.
+
+Then one query reads all that is new, and each delta is applied to a copy of what it changes. This
+is what a process pays for every event of the others, so it plans nothing and hands nothing to other
+threads; whatever is not a straight line of small events goes the general way (`Projector.move`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import STATE_CHANGING, Event
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.tensors.state import StateDigest
+
+_MOST = 64
+"""Events that are looked at; where there are more, planning costs little beside them."""
+
+
+def straight_on(
+    history: History, head: Event, state: StateDigest, tensor: Callable[[str], torch.Tensor]
+) -> tuple[Event, Rebuilt | None] | None:
+    """The log's last event and what the way there from `head` changes, verified.
+
+    `state` is the one after `head`, and `tensor` gives copies of its tensors. Nothing is rebuilt
+    where no event changes the state. None where there is no such way, or what is on it is damaged.
+    """
+    try:
+        news = history.store.news(head.seq, _MOST)
+        if not news or len(news) == _MOST or not _is_line(head, news):
+            return None
+        events = [event for event, _ in news]
+        for event in events:
+            history.learn(event)
+        moves = [Move(event, undo=False) for event in events if event.kind in STATE_CHANGING]
+        if not moves:
+            return events[-1], None
+        inline = {event.seq: payload or b"" for event, payload in news}
+
+        def payloads(wanted: Sequence[Event]) -> Sequence[bytes]:
+            return [inline[event.seq] for event in wanted]
+
+        sources = Sources(tensor, payloads, history.whole)
+        return events[-1], replay(state, moves, sources, events[-1].state_after, history.pool)
+    except CorruptLedger:
+        return None  # the general way says what it is, or finds a way round it
+
+
+def _is_line(head: Event, news: Sequence[tuple[Event, bytes | None]]) -> bool:
+    """Whether each event follows the one before, in the log and in the tree, and needs no blob."""
+    before = head
+    for event, payload in news:
+        if event.prev != before.hash:
+            return False
+        if event.kind in STATE_CHANGING:
+            if event.node != event.seq or event.parent != before.node:
+                return False
+            if event.blobs or (payload is None and event.payload):
+                return False
+        before = event
+    return True

@@ -1,0 +1,70 @@
+"""One command on its way through the writer, and what becomes of it."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from weightledger.ledger.events import Event
+from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.store import Append
+from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.handlers import Row
+
+
+class Later(Exception):
+    """This command has to wait until those before it are appended."""
+
+
+def running() -> "Future[Event]":
+    """A future that whoever waits for it cannot cancel: a queued write is carried out."""
+    future: Future[Event] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One command in the queue; `appends` and `changes` are what its last attempt came to.
+
+    Its outcome is an event or an error. Who holds the writer's lock sets it, and who asks for it
+    without the lock has a `future`.
+    """
+
+    command: Command
+    row: Row
+    future: "Future[Event] | None" = None
+    digest: bytes | None = None
+    started: float = 0.0
+    attempts: int = 0
+    appends: list[Append] = field(default_factory=list)
+    changes: Changes | None = None
+    _event: Event | None = None
+    _error: BaseException | None = None
+
+    @property
+    def event(self) -> Event:
+        """The event that answers the command, once it is worked out."""
+        return self.appends[-1].event
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self._event is not None or self._error is not None
+
+    def answer(self, event: Event) -> None:
+        """Its event is durable and visible."""
+        self._event = event
+        if self.future is not None:
+            self.future.set_result(event)
+
+    def fail(self, error: BaseException) -> None:
+        """It came to nothing, or what it came to is not visible."""
+        self._error = error
+        if self.future is not None:
+            self.future.set_exception(error)
+
+    def result(self) -> Event:
+        """The event; raises the error."""
+        if self._error is not None:
+            raise self._error
+        assert self._event is not None, "asked for before it was done"
+        return self._event

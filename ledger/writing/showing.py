@@ -1,0 +1,78 @@
+"""Showing what was appended: it stands, whatever fails here."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from weightledger.ledger import events
+from weightledger.ledger.errors import EngineUnavailable, PublishFailed, SeqTaken
+from weightledger.ledger.events import Annotation, Event, seal
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.projector import Changes, Projector
+from weightledger.ledger.store import Append
+from weightledger.ledger.writing.handlers.rollbacks import answer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """An event this process appended, with the seconds it took in all and in the database."""
+
+    event: Event
+    total_s: float
+    append_s: float
+    annotation: Annotation = field(default_factory=Annotation)
+
+
+class Showing:
+    """Brings live weights to what the writer of a log appended; `afterwards` hears of each event
+    that is appended here."""
+
+    def __init__(
+        self, history: History, projector: Projector, afterwards: Callable[[Committed], None]
+    ) -> None:
+        self._history = history
+        self._projector = projector
+        self._afterwards = afterwards
+
+    def show(self, appends: Sequence[Append], changes: Changes | None) -> None:
+        """Make what was appended visible; what fails here does not make it unrecorded."""
+        last = appends[-1].event
+        try:
+            if any(one.event.kind in events.STATE_CHANGING for one in appends):
+                self._show(last, changes)
+            else:
+                self._projector.note(last)
+        except Exception as error:
+            logger.exception("%s of %s is recorded but not shown", last.name, last.model)
+            raise EngineUnavailable(
+                f"{last.name} is recorded, but the live weights could not be brought to it"
+                f" ({error}); the next write or a restart brings them there"
+            ) from error
+
+    def _show(self, event: Event, changes: Changes | None) -> None:
+        try:
+            self._projector.show(event, changes)
+        except PublishFailed as error:
+            self._answer(event, error)
+
+    def _answer(self, refused: Event, error: PublishFailed) -> None:
+        """Append the rollback of an event that the engine could not be brought to.
+
+        Another process may have written on top of it: then its state is the one to show.
+        """
+        logger.error("%s of %s: %s", refused.name, refused.model, error)
+        started = time.perf_counter()
+        draft = answer(self._projector.live, refused, str(error))
+        event = seal(draft, self._history.model, refused, time.time_ns() // 1000)
+        try:
+            self._history.store.append(Append(event, Annotation()))
+        except SeqTaken:
+            self._projector.catch_up(self._history)
+            return
+        appended = time.perf_counter()
+        self._projector.show(event)
+        shown = time.perf_counter()
+        self._afterwards(Committed(event, shown - started, appended - started))
