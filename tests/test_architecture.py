@@ -27,7 +27,7 @@ FLOORS = (
     {"ledger.writing"},
     {"ledger.retention", "ledger.redaction", "ledger.rotation", "ledger.monitoring"},
     {"ledger.debug"},
-    {"ledger.log", "ledger.backup", "ledger.results"},
+    {"ledger.log", "ledger.backup", "ledger.transfer", "ledger.results"},
     {"ledger.opening", "ledger.checkpoints"},
     {"ledger.ledger"},
     {"ledger.manager"},

@@ -1,15 +1,19 @@
-"""`weightledger import`: a checkpoint made elsewhere becomes one event."""
+"""`weightledger import`: a checkpoint made elsewhere becomes one event; a log stays what it was."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightledger import Ledger
 from weightledger.api.cli import output
 from weightledger.api.cli.options import WHERE, Actor, Json, Model, Offline, Reason, configured
 from weightledger.api.cli.source import offline_caller, writing
 from weightledger.api.server.settings import Settings
+from weightledger.ledger import permissions
 from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.secrets import mask
+from weightledger.ledger.transfer import import_log, is_log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +23,10 @@ if TYPE_CHECKING:
 def import_(
     settings: Settings,
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|FILE", help="A safetensors file, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER|FILE", help="A safetensors file, a folder of them, or a log."
+        ),
     ],
     reason: Reason = None,
     actor: Actor = None,
@@ -32,8 +39,14 @@ def import_(
     The file, or the files of a Hugging Face folder together, have every parameter of the model,
     with its dtype and shape; what differs from the head is recorded, bit for bit.
 
+    A log that `weightledger export --payloads` wrote is written event by event into a ledger that
+    does not have its model, of either kind of database: the same seqs, hashes and weights.
+
     Example: weightledger import ./finetuned -m 'nightly fine-tuning'
     """
+    if is_log(source):
+        output.facts(_whole_log(settings, source), as_json=as_json)
+        return
     tensors = _read(source)
     metadata = {"imported_from": source.name}
     server = writing(settings, model, reason=reason, actor=actor, offline=offline)
@@ -47,6 +60,21 @@ def import_(
     output.facts(result, as_json=as_json)
     if not result["success"]:
         raise typer.Exit(1)
+
+
+def _whole_log(settings: Settings, source: Path) -> dict[str, Any]:
+    """Write an exported log into the database itself, which is made when there is none."""
+    config = settings.update_config()
+    if config.database_url is None:
+        permissions.make_folder(config.file.parent)
+    with Ledger.open(config.url) as ledger:
+        imported = import_log(ledger.store, source)
+    return {
+        "model": imported.model,
+        "events": imported.events,
+        "written": imported.written,
+        "database": mask(config.url),
+    }
 
 
 def _read(source: Path) -> "dict[str, Tensor]":

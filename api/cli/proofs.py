@@ -141,13 +141,28 @@ def rotate_signing_key(
 
 
 @configured(*WHERE)
-def export(settings: Settings, out: Out, model: Model = None, as_json: Json = False) -> None:
+def export(
+    settings: Settings,
+    out: Out,
+    payloads: Annotated[
+        bool,
+        typer.Option(
+            "--payloads", help="Also what restores each state: `weightledger import` takes it."
+        ),
+    ] = False,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
     """Write the log as lines of JSON, to be read and checked without the database.
+
+    With --payloads it is the whole log, which `weightledger import` writes into another ledger,
+    event by event the same.
 
     Example: weightledger export -o log.jsonl
     """
     with opened(settings, model) as history, replacing(out) as partial:
+        lines = exports.whole_lines(history) if payloads else exports.lines(history.store)
         with partial.open("w", encoding="utf-8") as file:
-            file.writelines(exports.lines(history.store))
-        facts = {"model": history.model, "file": str(out)}
+            file.writelines(lines)
+        facts = {"model": history.model, "file": str(out), "payloads": payloads}
     output.facts(facts, as_json=as_json)
