@@ -28,7 +28,7 @@ COMMANDS = {
     "learn": Entry("learning:learn", "Learn from a file through the server."),
     "rules": Entry("rules:app", "The learning rules there are."),
     "metrics": Entry("metrics:app", "What was measured of a model, newest first."),
-    "replay": Entry("reading:replay", "Rebuild a state from the log and write it to a file."),
+    "replay": Entry("replaying:replay", "Rebuild a state from the log and write it to a file."),
     "bisect": Entry(
         "bisecting:app",
         "Find the event that made a model bad, by judging states between a good and a bad one.",

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightledger import Ledger
 from weightledger.api.items import (
@@ -27,6 +27,9 @@ from weightledger.ledger.monitoring.trial_log import trials
 from weightledger.ledger.sql.presence import servers
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.sql_store import SqlStore
+
+if TYPE_CHECKING:
+    from weightledger.ledger.debug.walking import Walker
 
 Item = dict[str, Any]
 
@@ -78,6 +81,7 @@ class Local:
     def __init__(self, history: History, database_url: str) -> None:
         self._history = history
         self._url = database_url
+        self._walker: Walker | None = None
 
     def model(self) -> str:
         return self._history.model
@@ -179,11 +183,22 @@ class Local:
         """The trial that runs and the last that ended, newest first."""
         return [trial_item(one) for one in trials(self._history, _TRIALS)]
 
-    def save(self, position: str, out: Path) -> Item:
-        """Write a state's tensors to a file, rebuilt and verified."""
-        from weightledger.api.weights import save_state  # imports torch
+    def what_if(self, asked: Mapping[str, Any]) -> Item:
+        """What `POST /v1/models/replay` says."""
+        import weightledger.rules  # noqa: F401  which says how learning is worked out again
+        from weightledger.ledger.debug import replaying  # imports torch
 
-        return save_state(self._history, position, out)
+        return replaying.described(*replaying.replayed(self._history, replaying.Asked(**asked)))
+
+    def save(self, asked: Mapping[str, Any], out: Path) -> Item:
+        """Write the state that `POST /v1/models/replay` would give to a file, verified."""
+        import weightledger.rules  # noqa: F401  which says how learning is worked out again
+        from weightledger.ledger.debug import replaying  # imports torch
+        from weightledger.ledger.debug.walking import Walker
+
+        if self._walker is None:  # several states are visited on one way
+            self._walker = Walker(self._history)
+        return replaying.save(self._history, replaying.Asked(**asked), out, self._walker)
 
 
 def _micros(text: str | None) -> int | None:

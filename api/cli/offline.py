@@ -18,6 +18,7 @@ from weightledger.api.cli import output
 from weightledger.api.cli.local import choose_model, require_ledger
 from weightledger.api.server.loading import configured
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
 from weightledger.ledger.writing.commands import Pin
 from weightledger.ledger.writing.recording import record_command
@@ -60,6 +61,13 @@ class Offline:
     def rollback(self, position: str) -> int:
         """What `POST /v1/models/rollback` does; the seq of its event."""
         return asyncio.run(self.manager.rollback(position, caller=self.caller)).seq
+
+    def adopt(self, asked: Item) -> Item:
+        """What `POST /v1/models/adopt_what_if` does."""
+        import weightledger.rules  # noqa: F401  which says how learning is worked out again
+
+        command = adopt_command(self.manager.log.history, **asked, caller=self.caller)
+        return self.manager.update_result(asyncio.run(self.manager.execute(command)))
 
 
 @contextlib.contextmanager

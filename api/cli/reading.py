@@ -1,12 +1,10 @@
-"""Commands that only read: status, show, replay."""
+"""Commands that only read: status, show."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from weightledger.api.cli import output
-from weightledger.api.cli.files import replacing
 from weightledger.api.cli.options import WHERE, Json, Model, configured
 from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
@@ -41,27 +39,3 @@ def show(
     with reading(settings, model) as source:
         item = source.event(event_id)
     output.facts(item, as_json=as_json)
-
-
-@configured(*WHERE)
-def replay(
-    settings: Settings,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")],
-    to: Annotated[
-        str, typer.Option(metavar="POSITION", help="v1, update_3, 12, head~1, a time …")
-    ] = "head",
-    model: Model = None,
-    as_json: Json = False,
-) -> None:
-    """Rebuild a state from the log and write it to a file.
-
-    Every digest on the way is verified. The file is safetensors; its metadata say which state it
-    is.
-
-    Example: weightledger replay --to v1 -o v1.safetensors
-    """
-    with reading(settings, model) as source, replacing(out) as partial:
-        facts = source.save(to, partial)
-    output.facts(
-        {**facts, "position": to, "bytes": out.stat().st_size, "file": str(out)}, as_json=as_json
-    )

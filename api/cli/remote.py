@@ -106,13 +106,21 @@ class Remote:
         """POST /v1/models/trials/{id}/promote or /abort"""
         return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})
 
-    def save(self, position: str, out: Path) -> Item:
+    def what_if(self, asked: Mapping[str, Any]) -> Item:
+        """POST /v1/models/replay"""
+        return self._post(f"{_MODELS}/replay", asked)
+
+    def adopt(self, asked: Mapping[str, Any]) -> Item:
+        """POST /v1/models/adopt_what_if"""
+        return self._post(f"{_MODELS}/adopt_what_if", asked)
+
+    def save(self, asked: Mapping[str, Any], out: Path) -> Item:
         """Write a state's tensors to a file; what the server says of it."""
-        path = f"{_MODELS}/versions/{quote(position, safe='')}/weights"
+        body = {**asked, "format": "safetensors"}
         try:
             with (
                 self._client() as http,
-                http.stream("GET", path) as reply,
+                http.stream("POST", f"{_MODELS}/replay", json=body) as reply,
                 out.open("wb") as file,
             ):
                 if reply.status_code != 200:
@@ -127,6 +135,7 @@ class Remote:
         return {
             "model": reply.headers["x-weights-model"],
             "seq": int(reply.headers["x-weights-seq"]),
+            "version": reply.headers["x-weights-version"],
             "digest": reply.headers["x-weights-digest"],
         }
 

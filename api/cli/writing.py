@@ -16,6 +16,7 @@ from weightledger.api.cli.options import (
     Reason,
     configured,
 )
+from weightledger.api.cli.replaying import Mode, OnlyAfter, Without
 from weightledger.api.cli.source import offline_caller, reading, writing
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
@@ -83,6 +84,9 @@ def rollback(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be undone, and change nothing.")
     ] = False,
+    without: Without = None,
+    mode: Mode = "mechanical",
+    only_after: OnlyAfter = None,
     reason: Reason = None,
     actor: Actor = None,
     offline: Offline = False,
@@ -91,10 +95,16 @@ def rollback(
 ) -> None:
     """Move the model to another state, bit for bit.
 
-    A rollback is an event of its own: what it undoes stays in the log and can be gone back to.
+    A rollback is an event of its own: what it undoes stays in the log and can be gone back to. With
+    --without the state is what that position would be had some events not happened; then the event
+    is an update, judged like any other, and exit status 1 says that it was refused.
 
     Example: weightledger rollback --to head~1 -m 'wrong labels' --dry-run
     """
+    if without:
+        asked = {"to": to, "without": without, "mode": mode, "only_after": only_after}
+        _adopt(settings, asked, dry_run, reason, actor, offline, model, as_json)
+        return
     start, end = "head", to
     if not dry_run:
         server = writing(settings, model, reason=reason, actor=actor, offline=offline)
@@ -122,6 +132,35 @@ def rollback(
         },
         as_json=False,
     )
+
+
+def _adopt(
+    settings: Settings,
+    asked: dict[str, Any],
+    dry_run: bool,
+    reason: str | None,
+    actor: str | None,
+    offline: bool,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Make a what-if the model's state, or only say what it would change."""
+    if dry_run:
+        with reading(settings, model) as source:
+            output.facts(source.what_if(asked), as_json=as_json)
+        return
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
+    if server is not None:
+        result = server.adopt(asked)["data"]
+        result.setdefault("success", True)
+    else:
+        from weightledger.api.cli.offline import offline as opened  # imports torch
+
+        with opened(settings, model, offline_caller(reason, actor)) as log:
+            result = log.adopt(asked)
+    output.facts(result, as_json=as_json)
+    if not result["success"]:
+        raise typer.Exit(1)
 
 
 def _state(one: dict[str, Any]) -> str:

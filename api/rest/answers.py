@@ -484,3 +484,36 @@ class NotReady(BaseModel):
     status: Literal["unavailable"]
     reason: str
     detail: str | None = None
+
+
+class ReplayReply(BaseModel):
+    """Which state it is; of a what-if also what it was made without, and what that changes."""
+
+    object: Literal["replay", "what_if"]
+    model: str
+    seq: int
+    version: str
+    digest: str
+    mode: Literal["mechanical", "causal"] | None = None
+    without: list[str] | None = None
+    same: bool | None = None
+    derived: int | None = Field(None, description="Later updates that were worked out again.")
+    not_asked: int | None = Field(None, description="Of those, judged by an evaluator before.")
+    refused: list[str] | None = None
+    changed: list[TensorDiff] | None = None
+
+
+class BisectReply(BaseModel):
+    """Where a search has come to: the state to judge next, or the event to blame."""
+
+    object: Literal["bisection"]
+    model: str
+    done: bool
+    steps: int | None
+    suspects: int | None
+    next: dict[str, Any] | None
+    first_bad: dict[str, Any] | None
+    suspected: list[dict[str, Any]]
+    diff: dict[str, Any] | None
+    undo: list[str]
+    probability: float | None = None

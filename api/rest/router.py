@@ -17,6 +17,7 @@ from weightledger.api.rest.routes import (
     batch,
     catalog,
     comparing,
+    debugging,
     dynamic,
     enhanced,
     inference,
@@ -101,6 +102,7 @@ def _json(
     routes.include_router(proofs.router(manager, notary))
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
+    routes.include_router(debugging.router(manager))
     routes.include_router(verification.router(manager))
     routes.include_router(trials.router(manager))
     routes.include_router(catalog.router(manager))

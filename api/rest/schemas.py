@@ -119,12 +119,59 @@ class MetricsBody(_Body):
     samples: list[SampleBody]
 
 
+class AdoptBody(_Body):
+    """POST /v1/models/adopt_what_if"""
+
+    to: Annotated[str, Field(min_length=1, description="A position.")] = "head"
+    without: Annotated[list[str], Field(min_length=1, max_length=1000)] = Field(
+        description="The events to leave out: positions, actor:NAME or rule:ID."
+    )
+    mode: Literal["mechanical", "causal"] = "mechanical"
+    only_after: str | None = Field(None, description="Events up to this position stay.")
+
+
+class ReplayBody(_Body):
+    """POST /v1/models/replay"""
+
+    to: Annotated[str, Field(min_length=1, description="A position.")] = "head"
+    without: Annotated[list[str], Field(max_length=1000)] = Field(
+        default_factory=list,
+        description="The events to leave out: positions, actor:NAME or rule:ID.",
+    )
+    mode: Literal["mechanical", "causal"] = "mechanical"
+    only_after: str | None = Field(None, description="Events up to this position stay.")
+    format: Literal["json", "safetensors"] = "json"
+
+
+class VerdictBody(_Body):
+    """One state that was judged."""
+
+    position: Annotated[str, Field(min_length=1)]
+    verdict: Literal["good", "bad", "skip"]
+
+
+class BisectBody(_Body):
+    """POST /v1/models/bisect"""
+
+    good: Annotated[str, Field(min_length=1)]
+    bad: Annotated[str, Field(min_length=1)] = "head"
+    verdicts: Annotated[list[VerdictBody], Field(max_length=10_000)] = Field(default_factory=list)
+    noisy: Annotated[float, Field(gt=0, lt=0.5)] | None = Field(
+        None, description="How often the judge errs."
+    )
+    learn_rate: bool = Field(False, description="The judge errs, as often as it turns out.")
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+
 UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
 ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
 METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
+REPLAY: TypeAdapter[ReplayBody] = TypeAdapter(ReplayBody)
+ADOPT: TypeAdapter[AdoptBody] = TypeAdapter(AdoptBody)
+BISECT: TypeAdapter[BisectBody] = TypeAdapter(BisectBody)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)

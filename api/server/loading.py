@@ -10,6 +10,8 @@ import torch
 from weightledger import Engine, TorchEngine
 from weightledger.api.server import digits
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.adapters import PREFIX
+from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.evaluation import Evaluator
 
@@ -65,6 +67,24 @@ def _from_folder(path: Path) -> Engine:
     # The log of a server is no place for bars.
     transformers.logging.disable_progress_bar()
     return TransformersEngine.load(path)
+
+
+def export_folder(state: Path, served: Path, out: Path) -> None:
+    """A state in a safetensors file as a Hugging Face folder, the rest of it as in `served`."""
+    from safetensors.torch import load_file
+
+    try:
+        from weightledger.ledger.engines.transformers import export
+    except ImportError as error:
+        raise InvalidRequest(
+            f"a Hugging Face folder needs transformers, which is not here ({error})",
+            param="hugging_face",
+        ) from error
+    tensors = load_file(state)
+    adapters = all_of({n: t for n, t in tensors.items() if n.startswith(PREFIX)})
+    beside = (PREFIX, "rule/")
+    weights = {n: t for n, t in tensors.items() if not n.startswith(beside)}
+    export.write(served, weights, adapters, out)
 
 
 def _from_factory(model: str) -> torch.nn.Module:

@@ -15,10 +15,11 @@ from weightledger.ledger.tensors.spec import WEIGHTS
 HEADER = "weight_ledger."
 
 
-def write_safetensors(state: ReplayedState, out: Path) -> None:
+def write_safetensors(state: ReplayedState, out: Path, what_if: str | None = None) -> None:
     """Every tensor of a state, weights by bare name and the others by full name.
 
-    The file's metadata say which state it is. StorageError when it cannot be written.
+    The file's metadata say which state it is, and of a what-if what it is. StorageError when it
+    cannot be written.
     """
     named = {name.removeprefix(WEIGHTS): tensor for name, tensor in state.tensors.items()}
     for alias, first in state.digest.aliases.items():  # safetensors stores no shared memory
@@ -26,6 +27,8 @@ def write_safetensors(state: ReplayedState, out: Path) -> None:
     facts = facts_of(state)
     metadata = {HEADER + key: value for key, value in facts.items()}
     # Readers of earlier releases know these without the prefix.
+    if what_if is not None:
+        metadata[HEADER + "what_if"] = what_if
     metadata |= {key: facts[key] for key in ("model", "seq", "digest")}
     try:
         save_file(named, out, metadata=metadata)

@@ -12,7 +12,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.items import version_item
 from weightledger.api.rest.answers import VersionDetails
 from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
-from weightledger.api.weights import save_state
+from weightledger.ledger.debug import replaying
 from weightledger.ledger.errors import StorageError
 
 _FILE: dict[int | str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
             raise StorageError(f"cannot write the weights: {error}") from error
         file = Path(folder.name) / "weights.safetensors"
         try:
-            facts = save_state(history, version_id, file)
+            facts = replaying.save(history, replaying.Asked(version_id), file)
         except BaseException:
             folder.cleanup()
             raise

@@ -1,6 +1,6 @@
 """What every face asks of a bisection: begin, tell, run, and say where it has come to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +88,25 @@ def way(history: History, bisection: Bisection) -> Candidates:
         resolve(history.store, f"seq:{end.seq}") for end in (bisection.good, bisection.bad)
     )
     return candidates(history, good, bad)
+
+
+def told_all(
+    history: History,
+    good: str,
+    bad: str,
+    rules: Rules,
+    verdicts: Sequence[tuple[Verdict, str]],
+) -> Bisection:
+    """A bisection with all verdicts at once, for who keeps them elsewhere; raises as `tell`."""
+    bisection = start(history, good, bad, rules)
+    judged = [
+        Judged(resolve(history.store, position).node, verdict) for verdict, position in verdicts
+    ]
+    search = Search(bisection, way(history, bisection))
+    for one in judged:
+        search.tell(one)
+    search.outcome()
+    return bisection.told(*judged)
 
 
 def judge_all(

@@ -1,0 +1,148 @@
+"""`weightledger replay`: states again, as they were or without some events, as files."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from weightledger.api.cli import output
+from weightledger.api.cli.files import replacing
+from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.source import reading
+from weightledger.api.server.settings import Settings
+from weightledger.api.server.sources import FlagError
+from weightledger.ledger.errors import StorageError
+
+Without = Annotated[
+    list[str] | None,
+    typer.Option(help="An event to leave out, actor:NAME or rule:ID; repeatable."),
+]
+Mode = Annotated[
+    Literal["mechanical", "causal"],
+    typer.Option(
+        help="mechanical: their bit differences are taken out. causal: what came later is worked "
+        "out again."
+    ),
+]
+OnlyAfter = Annotated[
+    str | None, typer.Option(metavar="POSITION", help="Events up to this position stay.")
+]
+
+
+@configured(*WHERE)
+def replay(
+    settings: Settings,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POSITION",
+            help="v1, update_3, 12, head~1, a time …; repeatable, then --out is a folder.",
+            show_default="head",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The safetensors file to write.")
+    ] = None,
+    hugging_face: Annotated[
+        Path | None,
+        typer.Option(help="The served folder: then --out is one too, for from_pretrained."),
+    ] = None,
+    without: Without = None,
+    mode: Mode = "mechanical",
+    only_after: OnlyAfter = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild a state from the log and write it to a file.
+
+    Every digest on the way is verified. The file is safetensors; its metadata say which state it
+    is. With --without it is what the state would be had some events not happened; without --out
+    only what that changes is told.
+
+    Example: weightledger replay --to v1 -o v1.safetensors
+    """
+    positions = to or ["head"]
+    if out is None and not without:
+        raise FlagError("say where the state goes: -o FILE", param="out")
+    if len(positions) > 1 and (without or hugging_face):
+        raise FlagError("several positions are written as safetensors, as they were", param="to")
+    what = {"without": list(without or ()), "mode": mode, "only_after": only_after}
+    with reading(settings, model) as source:
+        if out is None:
+            told = [source.what_if({"to": positions[0], **what})]
+        elif hugging_face is not None:
+            told = [_folder(source, {"to": positions[0], **what}, hugging_face, out)]
+        else:
+            several = len(positions) > 1
+            if several:
+                _make(out)
+            told = []
+            for position in positions:
+                asked = {"to": position, **what}
+                facts = _saved(source, asked, out, several)
+                told.append({**facts, "position": position})
+    if len(told) > 1 and as_json:
+        output.listing(told, ("file",), id_key="file", as_json=True, as_csv=False, quiet=False)
+        return
+    for facts in told:
+        output.facts(facts if as_json else _shown(facts), as_json=as_json)
+
+
+def _saved(source: Any, asked: Mapping[str, Any], out: Path, several: bool) -> dict[str, Any]:
+    """One state in its file, whole or not at all; one of several is named by its seq."""
+    if not several:
+        with replacing(out) as partial:
+            facts = source.save(asked, partial)
+        return {**facts, "bytes": out.stat().st_size, "file": str(out)}
+    seq = source.event(asked["to"])["node"]
+    file = out / f"seq-{seq}.safetensors"
+    with replacing(file) as partial:
+        facts = source.save(asked, partial)
+    return {**facts, "bytes": file.stat().st_size, "file": str(file)}
+
+
+def _folder(source: Any, asked: Mapping[str, Any], served: Path, out: Path) -> dict[str, Any]:
+    from weightledger.api.server.loading import export_folder  # imports torch
+
+    if out.exists():
+        raise FlagError(f"--out {out} exists already", param="out")
+    with _replacing_folder(out) as partial, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state.safetensors"
+        facts = source.save(asked, file)
+        export_folder(file, served, partial)
+    return {**facts, "file": str(out)}
+
+
+@contextlib.contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    """A folder that takes the name `out` when all went well."""
+    partial = out.with_name(out.name + ".part")
+    try:
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error}") from error
+
+
+_OF_CHANGE = ("name", "changed", "largest_change", "relative_norm")
+
+
+def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """For people: of what changed the numbers that tell most."""
+    shown = {key: value for key, value in facts.items() if value not in (None, "", [])}
+    if "changed" in shown:
+        shown["changed"] = [{key: one[key] for key in _OF_CHANGE} for one in shown["changed"]]
+    return shown

@@ -1,0 +1,52 @@
+"""Any state again, as it was or without some events: in memory, and as files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightledger.ledger.debug.exporting import facts_of, write_safetensors
+from weightledger.ledger.debug.walking import ReplayedState, Walker
+from weightledger.ledger.debug.whatif.asking import what_if
+from weightledger.ledger.debug.whatif.state import Mode, WhatIf
+from weightledger.ledger.history.reader import History
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which state: the one at a position, or what it would be without some events."""
+
+    to: str = "head"
+    without: Sequence[str] = ()
+    mode: Mode = "mechanical"
+    only_after: str | None = None
+
+
+def replayed(
+    history: History, asked: Asked, walker: Walker | None = None
+) -> tuple[ReplayedState, WhatIf | None]:
+    """The state, verified, and the what-if that it is, if it is one.
+
+    A `walker` that is given goes there from where it is. Raises what `History.rebuild` and
+    `what_if` do.
+    """
+    if not asked.without:
+        at = history.resolve(asked.to)
+        return (walker or Walker(history)).to(at.node), None
+    found = what_if(
+        history, asked.without, to=asked.to, mode=asked.mode, only_after=asked.only_after
+    )
+    return found.state, found
+
+
+def described(state: ReplayedState, found: WhatIf | None) -> dict[str, Any]:
+    """Which state it is, as JSON."""
+    facts: dict[str, Any] = {**facts_of(state), "seq": state.seq}
+    return facts if found is None else {**found.to_json(), **facts}
+
+
+def save(history: History, asked: Asked, out: Path, walker: Walker | None = None) -> dict[str, Any]:
+    """Write the state to a safetensors file; which state it is. StorageError when it cannot."""
+    state, found = replayed(history, asked, walker)
+    write_safetensors(state, out, None if found is None else found.words)
+    return {**facts_of(state), "seq": state.seq}
