@@ -18,6 +18,10 @@ GROUP_COLUMNS = (
     *("name", "tensors", "tensors_changed", "elements", "changed", "share", "largest_change"),
     *("change_norm", "relative_norm", "became_not_finite"),
 )
+BLAME_COLUMNS = (
+    *("id", "seq", "recorded_at", "changed", "actor", "reason", "operation", "rule", "known"),
+    *("live", "undone_by"),
+)
 EACH_COLUMNS = ("layer", "id", "seq", "updates", "relative_norm")
 
 
@@ -28,6 +32,12 @@ def diff_rows(found: Item, by: str = "tensor") -> tuple[Sequence[str], list[Item
     if by == "tensor":
         return TENSOR_COLUMNS, list(found["by_tensor"])
     return GROUP_COLUMNS, list(found[f"{by}s"])
+
+
+def blame_rows(found: Item) -> tuple[Sequence[str], list[Item]]:
+    """The columns and rows of who touched a parameter."""
+    values = ("norm_before", "norm_after") if found["index"] is None else ("before", "after")
+    return (*BLAME_COLUMNS[:4], *values, *BLAME_COLUMNS[4:]), list(found["touches"])
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Item]) -> str:

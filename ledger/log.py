@@ -8,7 +8,7 @@ before the append.
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -22,8 +22,10 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.debug.bisect import session
 from weightledger.ledger.debug.bisect.bisection import Rules
+from weightledger.ledger.debug.blame import Blame, blame
 from weightledger.ledger.debug.diff import StateDiff, diff
 from weightledger.ledger.debug.each import Each, each
+from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.debug.measured import Memo
 from weightledger.ledger.debug.rank import Which
 from weightledger.ledger.debug.walking import ReplayedState, Walker
@@ -283,6 +285,10 @@ class Log:
         """Listed versions, newest first."""
         return self.history.versions()
 
+    def watch(self, after: int | None = None) -> Iterator[Event]:
+        """Every event from now on (or after a seq), of whichever process; see `debug.follow`."""
+        return follow(self.history.store, after)
+
     # Questions, for when something went wrong
 
     def diff(self, before: str, after: str = "head", *, ranks: Which = "auto") -> StateDiff:
@@ -346,6 +352,17 @@ class Log:
         """
         stored = StoredMetrics(self.history.store.metrics)
         return put_together(stored.rollups(Where(**where)), by)
+
+    def blame(
+        self,
+        parameter: str,
+        index: str | None = None,
+        *,
+        limit: int = 50,
+        max_seq: int | None = None,
+    ) -> Blame:
+        """Who touched a parameter or one element of it, newest first; see `debug.blame`."""
+        return blame(self.history, parameter, index, limit=limit, max_seq=max_seq)
 
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""

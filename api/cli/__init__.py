@@ -21,6 +21,7 @@ COMMANDS = {
     "activity": Entry("activity:activity", "How many events there were, by whom and of what kind."),
     "show": Entry("reading:show", "One event, whole."),
     "diff": Entry("comparing:diff", "What differs between two states."),
+    "blame": Entry("comparing:blame", "Who touched a parameter, and what each did to it."),
     "update": Entry("writing:update", "Apply one update to one parameter."),
     "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
     "version": Entry("versions:app", "Name states, and list the names."),

@@ -1,4 +1,4 @@
-"""What differs between two states."""
+"""What differs between two states, and who touched a parameter."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,12 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
+from weightledger.api.cli.loglines import when
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, configured
 from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
-from weightledger.api.tables import csv_text, diff_rows
+from weightledger.api.tables import blame_rows, csv_text, diff_rows
 
 Item = Mapping[str, Any]
 
@@ -89,6 +90,82 @@ def diff(
         output.text(csv_text(names, rows))
     else:
         _print(found, names, rows, number)
+
+
+@configured(*WHERE)
+def blame(
+    settings: Settings,
+    parameter: Annotated[str, typer.Argument(metavar="PARAM", help="A parameter's name.")],
+    index: Annotated[
+        str | None,
+        typer.Argument(metavar="INDEX", help="One element, such as 3,7, or 31 counted through."),
+    ] = None,
+    model: Model = None,
+    number: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=100, help="Touches, newest first.")
+    ] = 20,
+    max_seq: Annotated[int | None, typer.Option(min=0, help="The last event to look at.")] = None,
+    svg: Svg = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Who touched a parameter, and what each did to it.
+
+    Of a whole parameter its norm before and after, of one element its value. Events that a rollback
+    took out of the live state are listed too, with its name.
+
+    Example: weightledger blame 2.bias 3 -n 5
+    """
+    if as_json and as_csv:
+        raise FlagError("of --json and --csv only one can be had", param="json")
+    query = {"parameter": parameter, "index": index, "limit": number, "max_seq": max_seq}
+    with reading(settings, model) as source:
+        found = source.blame(query)
+    if svg is not None:
+        from weightledger.ledger.debug.drawn import blame_picture
+
+        with replacing(svg) as partial:
+            partial.write_text(blame_picture(found))
+    if as_json:
+        output.facts(found, as_json=True)
+    elif as_csv:
+        output.text(csv_text(*blame_rows(found)))
+    else:
+        _print_blame(found)
+
+
+def _print_blame(found: Item) -> None:
+    values = ("norm_before", "norm_after") if found["index"] is None else ("before", "after")
+    rows = [
+        {
+            "seq": one["seq"],
+            "at (UTC)": when(one["recorded_at"]),
+            "id": one["id"],
+            "before": _told(one[values[0]], one["known"]),
+            "after": _told(one[values[1]], one["known"]),
+            "changed": f"{one['changed']:,}",
+            "live": "yes" if one["live"] else f"no: {one['undone_by']}",
+            "how": " ".join(part for part in (one["operation"], one["rule"]) if part),
+            "actor": one["actor"],
+            "reason": one["reason"],
+        }
+        for one in found["touches"]
+    ]
+    if not rows:
+        output.text(f"none of the {found['looked_at']} touches looked at changed it\n")
+    else:
+        heads = [head for head in rows[0] if any(row[head] is not None for row in rows)]
+        output.table(rows, heads, whole=set(heads) - {"how", "reason", "live"})
+    if found["next_seq"] is not None:
+        output.text(f"older ones: --max-seq {found['next_seq']}\n")
+
+
+def _told(value: Any, known: bool) -> str:
+    if not known:
+        return "pruned"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "-" if value is None else str(value)
 
 
 def _print(found: Item, names: Sequence[str], rows: Sequence[Item], number: int) -> None:

@@ -16,6 +16,7 @@ from weightledger.api.items import (
 )
 from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
@@ -153,6 +154,12 @@ class Local:
         """One listed version; NotFound otherwise."""
         return version_item(self._history.version(name))
 
+    def follow(self, after: int) -> Iterator[Item]:
+        """Events after a seq as they are committed, for ever; asks the database twice a second."""
+        store = self._history.store
+        for event in follow(store, after):
+            yield event_item(event, store.annotation(event.seq))
+
     def diff(self, query: Mapping[str, Any]) -> Item:
         """What `GET /v1/models/diff` says."""
         # Both import torch.
@@ -182,6 +189,18 @@ class Local:
     def trials(self) -> list[Item]:
         """The trial that runs and the last that ended, newest first."""
         return [trial_item(one) for one in trials(self._history, _TRIALS)]
+
+    def blame(self, query: Mapping[str, Any]) -> Item:
+        """What `GET /v1/models/blame` says."""
+        from weightledger.ledger.debug.blame import blame  # imports torch
+
+        return blame(
+            self._history,
+            query["parameter"],
+            query.get("index"),
+            limit=query["limit"],
+            max_seq=query.get("max_seq"),
+        ).to_json()
 
     def what_if(self, asked: Mapping[str, Any]) -> Item:
         """What `POST /v1/models/replay` says."""

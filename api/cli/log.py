@@ -1,5 +1,8 @@
 """The log, as people know it from git."""
 
+import contextlib
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,6 +15,7 @@ from weightledger.api.cli.options import WHERE, Csv, Json, Model, Quiet, check_k
 from weightledger.api.cli.pager import paged
 from weightledger.api.cli.source import reading
 from weightledger.api.items import OUTCOMES
+from weightledger.api.plain_text import plain
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.debug.graph import Node, graph
@@ -70,6 +74,10 @@ def log(
     with_stat: Annotated[
         bool, typer.Option("--stat", help="Below each event the tensors it changed, by elements.")
     ] = False,
+    following: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Then go on with every new event, until Ctrl-C."),
+    ] = False,
     no_pager: Annotated[
         bool, typer.Option("--no-pager", help="Do not page what is longer than the terminal.")
     ] = False,
@@ -100,6 +108,13 @@ def log(
     query = {name: value for name, value in given.items() if value not in (None, [])}
     keys, wanted = _columns(metadata or ())
     query |= wanted
+    if following:
+        if draw or as_csv:
+            raise FlagError("--follow goes on for ever: leave out --graph and --csv", param="json")
+        form = "json" if as_json else "id" if quiet else "stat" if with_stat else "line"
+        with reading(settings, model) as source, contextlib.suppress(KeyboardInterrupt):
+            _follow(source, query, number, form)
+        return
     with reading(settings, model) as source:
         events = source.events(query, number)
         marks = _marks(source) if not (as_json or as_csv or quiet) else {}
@@ -120,6 +135,35 @@ def log(
             _lines(items, marks, rollbacks if draw else None, with_stat=with_stat)
         else:
             _print(items, keys, marks)
+
+
+def _follow(source: Any, query: Mapping[str, Any], number: int, form: str) -> None:
+    """The last events, oldest first, then every new one."""
+    (head,) = source.events({}, 1)
+    last = head["seq"]
+    most = min(last, query.get("max_seq", last))
+    for item in reversed(source.events({**query, "max_seq": most}, number)):
+        _tell(item, form)
+    for item in source.follow(last):
+        seq = item["seq"]
+        if query.get("max_seq", seq) < seq:
+            return
+        # Who knows the filters is asked, so that there is one that decides.
+        if not query or source.events({**query, "min_seq": seq, "max_seq": seq}, 1):
+            _tell(item, form)
+
+
+def _tell(item: Item, form: str) -> None:
+    """One event on its own, at once."""
+    if form == "json":
+        output.text(json.dumps(item) + "\n")
+    elif form == "id":
+        output.text(f"{plain(item['id'])}\n")
+    else:
+        output.line([(f"{when(item['recorded_at'])} ", "dim"), *one_line(item)])
+        for text in stat(item) if form == "stat" else ():
+            output.line([(text, "")])
+    sys.stdout.flush()
 
 
 def _columns(metadata: Sequence[str]) -> tuple[list[str], dict[str, str]]:

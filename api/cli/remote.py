@@ -1,13 +1,15 @@
 """A running server, for commands that read from it or write to it."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx2
 
+from weightledger.api.cli import output
 from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound, StorageError
 from weightledger.ledger.http import client
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TIMEOUT_S = 120.0
+_SILENCE_S = 60.0  # a stream of events has a heartbeat every 15 s
+_AGAIN_S = 1.0
+_DATA = b"data: "
 _PAGE = 100
 _MEASUREMENTS = 1000
 _MODELS = "/v1/models"
@@ -24,6 +29,10 @@ Item = dict[str, Any]
 
 class ServerError(LedgerError):
     """The server refused, or could not be reached."""
+
+
+class Unreachable(ServerError):
+    """The server did not answer, or could not just then."""
 
 
 class Remote:
@@ -94,6 +103,49 @@ class Remote:
         """One listed version."""
         return self._get(f"{_MODELS}/versions/{quote(name, safe='')}")
 
+    def follow(self, after: int) -> Iterator[Item]:
+        """Events after a seq as they are committed, for ever.
+
+        A connection that is lost, to a server that is restarted for example, is made again, and
+        nothing is missed; what the server refuses is raised.
+        """
+        told = False
+        while True:
+            try:
+                for item in self._stream(after):
+                    told = False
+                    if item is not None:
+                        yield item
+                        after = item["seq"]
+            except Unreachable as error:
+                if not told:
+                    output.note(f"{error}; asking again until it answers")
+                told = True
+            time.sleep(_AGAIN_S)
+
+    def _stream(self, after: int) -> Iterator[Item | None]:
+        """One connection's events; first None, when the server has answered."""
+        path, headers = f"{_MODELS}/events", {"last-event-id": str(after)}
+        try:
+            with (
+                self._client() as http,
+                http.stream("GET", path, headers=headers, timeout=_SILENCE_S) as reply,
+            ):
+                if reply.status_code != 200:
+                    reply.read()
+                    refusal = self._refusal(reply)
+                    raise refusal if reply.status_code < 500 else Unreachable(str(refusal))
+                yield None
+                rest = b""
+                for piece in reply.iter_bytes():
+                    # By hand: texts may have what Python takes for the end of a line.
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        if line.startswith(_DATA):
+                            yield json.loads(line.removeprefix(_DATA))
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def diff(self, query: Mapping[str, Any]) -> Item:
         """What differs between two states."""
         return self._get(f"{_MODELS}/diff", _texts(query))
@@ -105,6 +157,10 @@ class Remote:
     def end_trial(self, trial: str, how: str) -> Item:
         """POST /v1/models/trials/{id}/promote or /abort"""
         return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})
+
+    def blame(self, query: Mapping[str, Any]) -> Item:
+        """Who touched a parameter."""
+        return self._get(f"{_MODELS}/blame", _texts(query))
 
     def what_if(self, asked: Mapping[str, Any]) -> Item:
         """POST /v1/models/replay"""
@@ -236,8 +292,8 @@ class Remote:
             raise self._refusal(reply)
         return reply
 
-    def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"no answer from {self.url}: {error}")
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"no answer from {self.url}: {error}")
 
     def _refusal(self, reply: httpx2.Response) -> LedgerError:
         try:

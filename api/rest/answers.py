@@ -311,6 +311,42 @@ class TensorDiff(BaseModel):
     effective_rank_note: str | None
 
 
+class Touch(BaseModel):
+    """One event that changed a parameter; `norm_before` and `norm_after` of a whole one, `before`
+    and `after` of one element."""
+
+    id: str
+    seq: int
+    kind: str
+    recorded_at: str
+    actor: str | None
+    reason: str | None
+    operation: str | None
+    rule: str | None
+    changed: int
+    norm_before: float | str | None = None
+    norm_after: float | str | None = None
+    before: Any = None
+    after: Any = None
+    known: bool = Field(description="False where gc dropped what the values are made of.")
+    live: bool = Field(description="Whether it is part of the live state.")
+    undone_by: str | None
+
+
+class BlameReply(_Exact):
+    """Who touched a parameter, newest first; `next_seq` is where older touches begin."""
+
+    object: Literal["blame"]
+    model: str
+    parameter: str
+    dtype: str | None
+    shape: list[int] | None
+    index: list[int] | None
+    touches: list[Touch]
+    looked_at: int
+    next_seq: int | None
+
+
 class EachColumn(_Exact):
     """A state change, or the last of several that share a column."""
 

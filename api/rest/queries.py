@@ -130,6 +130,26 @@ class Activity(Query):
     until: Moment | None = None
 
 
+class Blame(Query):
+    """Whose touches are listed."""
+
+    parameter: str = Field(description="The name of a parameter, or adapter/…, rule/….")
+    index: str | None = Field(
+        None, max_length=200, description="One element: a number for each dimension, or one."
+    )
+    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Touches that are looked at.")
+    max_seq: Seq | None = Field(None, description="The last event that is looked at.")
+    form: Literal["json", "csv", "svg"] = Field("json", alias="format")
+
+
+class Watch(Query):
+    """Where a stream of events begins."""
+
+    after: Seq | None = Field(
+        None, description="The seq that the stream begins behind; the last one there is by default."
+    )
+
+
 class Diff(Query):
     """Which two states are compared, and how that is told."""
 

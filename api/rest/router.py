@@ -27,8 +27,10 @@ from weightledger.api.rest.routes import (
     trials,
     verification,
     versions,
+    watching,
 )
 from weightledger.api.rest.scopes import admitted
+from weightledger.api.rest.tail import Tail
 from weightledger.api.rest.text import routes as text
 from weightledger.api.rest.workers import Workers
 from weightledger.api.server.settings import (
@@ -53,14 +55,16 @@ def router(
     ending: threading.Event | None = None,
     metrics: Metrics | None = None,
     notary: Notary | None = None,
+    tail: Tail | None = None,
 ) -> APIRouter:
     """The REST API of a manager. Static names below `/v1/models` come before `{model}`.
 
     JSON bodies are limited to `max_body_bytes`, those that are streamed to a file to
     `max_upload_bytes`. `integration` is what learns, one with the default configuration unless
-    given. Whoever stops the server sets `ending`: then generations end with a last event.
-    `metrics` is what `/metrics` shows, metrics of its own unless given. `notary` signs checkpoints,
-    with the key of the manager's data folder unless given.
+    given. Whoever stops the server sets `ending`: then generations end with a last event, and so
+    do streams of events. `metrics` is what `/metrics` shows, `tail` what the stream of events
+    reads; each its own unless given. `notary` signs checkpoints, with the key of the manager's data
+    folder unless given.
     """
     routes = APIRouter()
     routes.include_router(_uploads(manager, max_upload_bytes))
@@ -70,7 +74,10 @@ def router(
     learning = integration or DTESNDynamicIntegration(manager)
     notary = notary or Notary(manager.log.history.store, Signer(Path(manager.config.backup_dir)))
     metrics.notary = notary
-    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics, notary))
+    tail = tail or Tail(manager.log, ending)
+    routes.include_router(
+        _json(manager, max_body_bytes, workers, learning, metrics, notary, tail)
+    )
     return routes
 
 
@@ -87,6 +94,7 @@ def _json(
     learning: DTESNDynamicIntegration,
     metrics: Metrics,
     notary: Notary,
+    tail: Tail,
 ) -> APIRouter:
     routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     # Routes are tried in this order: what is asked for most comes first.
@@ -103,6 +111,7 @@ def _json(
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(debugging.router(manager))
+    routes.include_router(watching.router(tail))
     routes.include_router(verification.router(manager))
     routes.include_router(trials.router(manager))
     routes.include_router(catalog.router(manager))

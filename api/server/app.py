@@ -19,6 +19,7 @@ from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.observing import Observed
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
+from weightledger.api.rest.tail import Tail
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit.notary import Notary
@@ -81,6 +82,7 @@ def create_app(
     app.state.writes_enabled = settings.writes_enabled
     app.state.keyring = keyring
     app.state.ending = threading.Event()
+    app.state.tail = Tail(manager.log, app.state.ending)
     metrics = Metrics(manager)
     app.include_router(
         router(
@@ -92,6 +94,7 @@ def create_app(
             ending=app.state.ending,
             metrics=metrics,
             notary=notary,
+            tail=app.state.tail,
         )
     )
     app.include_router(pages.router())

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from weightledger import DynamicModelManager, Engine
+from weightledger.api.rest.tail import Tail
 from weightledger.api.rest.uploads import discard_leftovers
 from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
@@ -122,18 +124,17 @@ def _run(
 
     if stop is not None:
         stop.interrupts = False  # the server ends by itself
-    _Server(config, started, app.state.ending).run(sockets=[listener])
+    _Server(config, started, app).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """Says when it listens, and ends streams before it ends."""
 
-    def __init__(
-        self, config: uvicorn.Config, started: Callable[[], bool], ending: threading.Event
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], bool], app: FastAPI) -> None:
         super().__init__(config)
         self._goes_on = started
-        self._ending = ending
+        self._ending: threading.Event = app.state.ending
+        self._tail: Tail = app.state.tail
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -141,6 +142,7 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._tail.close()
         asyncio.get_running_loop().call_later(_STREAMS_S, self._ending.set)
         await super().shutdown(sockets=sockets)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from weightledger.ledger.debug.pictures import Bar, bars, heat_map
+from weightledger.ledger.debug.pictures import Bar, Point, bars, heat_map, line
 
 Item = Mapping[str, Any]
 
@@ -14,6 +14,34 @@ _MOST_BARS = 60
 def diff_picture(found: Item) -> str:
     """Of `StateDiff.to_json` bars, a layer each; of `Each.to_json` layers × updates."""
     return _each(found) if found["object"] == "diff.each" else _two(found)
+
+
+def blame_picture(found: Item) -> str:
+    """Of `Blame.to_json`: the parameter's norm, or the element's value, over time."""
+    whole = found["index"] is None
+    names = ("norm_before", "norm_after") if whole else ("before", "after")
+    touches = list(reversed(found["touches"]))
+    points = [Point(f"before {one['id']}", _height(one[names[0]])) for one in touches[:1]]
+    points += [
+        Point(
+            one["id"] if one["live"] else f"{one['id']} (undone by {one['undone_by']})",
+            _height(one[names[1]]),
+            faded=not one["live"],
+        )
+        for one in touches
+    ]
+    what = found["parameter"] if whole else f"{found['parameter']}{found['index']}"
+    measure = "The L2 norm" if whole else "The value"
+    return line(
+        f"{found['model']}: {what}",
+        f"{measure} after each of {len(touches)} events that changed it, oldest first. Grey ones "
+        "are not part of the live state.",
+        points,
+    )
+
+
+def _height(value: Any) -> float | None:
+    return float(value) if isinstance(value, bool | int | float) else None
 
 
 def _two(found: Item) -> str:

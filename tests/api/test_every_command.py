@@ -136,7 +136,7 @@ def test_each_that_writes_takes_who_and_why(words: tuple[str, ...]) -> None:
     "words",
     [
         *(("status",), ("log",), ("show",), ("replay",), ("version", "list"), ("version", "show")),
-        ("diff",),
+        *(("diff",), ("blame",)),
     ],
     ids=" ".join,
 )

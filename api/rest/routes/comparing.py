@@ -1,4 +1,4 @@
-"""What differs between two states."""
+"""What differs between two states, and who touched a parameter."""
 
 from typing import Annotated, Any
 
@@ -7,10 +7,10 @@ from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
-from weightledger.api.rest.answers import DiffReply
+from weightledger.api.rest.answers import BlameReply, DiffReply
 from weightledger.api.rest.documentation import answers, documented
-from weightledger.api.tables import csv_text, diff_rows
-from weightledger.ledger.debug.drawn import diff_picture
+from weightledger.api.tables import blame_rows, csv_text, diff_rows
+from weightledger.ledger.debug.drawn import blame_picture, diff_picture
 
 _OTHER_FORMS: dict[str, Any] = {
     "text/csv": {"schema": {"type": "string"}},
@@ -19,7 +19,7 @@ _OTHER_FORMS: dict[str, Any] = {
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
-    """`GET /v1/models/diff`."""
+    """`GET /v1/models/diff` and `/blame`."""
     routes = documented(prefix="/v1/models", tags=["debugging"])
     log = manager.log
 
@@ -39,6 +39,22 @@ def router(manager: DynamicModelManager) -> APIRouter:
             return Response(diff_picture(found), media_type="image/svg+xml")
         if query.form == "csv":
             return Response(csv_text(*diff_rows(found)), media_type="text/csv")
+        return JSONResponse(found)
+
+    @routes.get("/blame", responses=answers(BlameReply, also=_OTHER_FORMS))
+    def blame(query: Annotated[queries.Blame, Query()]) -> Response:
+        """Who touched a parameter, or one element of it, newest first.
+
+        Each event with the value (of a whole parameter its norm) before and after, and whether it
+        is part of the live state or which rollback took it out. As JSON, as CSV, or as an SVG
+        picture of the values over time.
+        """
+        touches = log.blame(query.parameter, query.index, limit=query.limit, max_seq=query.max_seq)
+        found = touches.to_json()
+        if query.form == "svg":
+            return Response(blame_picture(found), media_type="image/svg+xml")
+        if query.form == "csv":
+            return Response(csv_text(*blame_rows(found)), media_type="text/csv")
         return JSONResponse(found)
 
     return routes
