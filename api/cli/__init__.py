@@ -22,6 +22,7 @@ COMMANDS = {
     "show": Entry("reading:show", "One event, whole."),
     "diff": Entry("comparing:diff", "What differs between two states."),
     "blame": Entry("comparing:blame", "Who touched a parameter, and what each did to it."),
+    "step": Entry("step:step", "Walk the history in the terminal, with what each event changed."),
     "update": Entry("writing:update", "Apply one update to one parameter."),
     "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
     "version": Entry("versions:app", "Name states, and list the names."),

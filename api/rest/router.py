@@ -75,9 +75,7 @@ def router(
     notary = notary or Notary(manager.log.history.store, Signer(Path(manager.config.backup_dir)))
     metrics.notary = notary
     tail = tail or Tail(manager.log, ending)
-    routes.include_router(
-        _json(manager, max_body_bytes, workers, learning, metrics, notary, tail)
-    )
+    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics, notary, tail))
     return routes
 
 

@@ -39,7 +39,14 @@ LISTINGS = [
     ("config", "list"),
 ]
 # What these print has a form of its own, or there is nothing to print.
-PLAIN = [("serve",), ("db", "upgrade"), ("db", "role"), ("checkpoint",), ("witness", "serve")]
+PLAIN = [
+    ("serve",),
+    ("db", "upgrade"),
+    ("db", "role"),
+    ("checkpoint",),
+    ("witness", "serve"),
+    ("step",),
+]
 WRITES = [
     ("update",),
     ("rollback",),

@@ -1,0 +1,162 @@
+"""What questions about a history cost: diff, blame, and how soon a listener hears of a commit.
+
+    python -m benchmarks.debugging_diff [--rounds N] [--events N] [--commits N]
+
+Two states of 100 MB are compared where all changed, where an update moved 1 % scattered over all
+tensors, and where it moved 1 % of all in one tensor; beside it what reading both states costs.
+`reminis`, which diffs training snapshots in SQLite, keeps whole files and has no elementwise diff;
+there is nothing of it to measure beside this.
+"""
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import torch
+
+from benchmarks.measure import Report
+from tests.in_process import listening
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    Ledger,
+    Log,
+    TorchEngine,
+)
+from weightledger.ledger.debug.diff import diff
+from weightledger.ledger.debug.measured import Memo
+
+TENSORS, ELEMENTS = 25, 1 << 20  # 100 MB of float32
+
+
+def changed(state: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(2)
+    after = {name: tensor.clone() for name, tensor in state.items()}
+    if kind == "all":
+        return {name: tensor * 1.001 for name, tensor in after.items()}
+    chosen = after if kind == "scattered" else {"layers.7.weight": after["layers.7.weight"]}
+    each = TENSORS * ELEMENTS // 100 // len(chosen)
+    for tensor in chosen.values():
+        at = torch.randperm(tensor.numel(), generator=random)[:each]
+        tensor.view(-1)[at] += 0.01
+    return after
+
+
+def diffs(report: Report, log: Log, rounds: int) -> None:
+    """Add what comparing costs, beside reading both states."""
+    base = log.state()
+    for kind, what in (
+        ("all", "all of 100 MB changed"),
+        ("scattered", "1 % changed, over all tensors"),
+        ("one", "1 % of all changed, in one tensor"),
+    ):
+        log.rollback("0")
+        after = log.record(changed(base, kind)).seq
+        position = f"seq:{after}"
+        ends = [log.history.resolve(one) for one in ("0", position)]
+
+        def read(ends: list = ends) -> None:  # type: ignore[type-arg]
+            for end in ends:
+                log.history.rebuild(end.node, end.state)
+
+        memo = Memo()
+
+        def compare(position: str = position, kept: Memo | None = None) -> None:
+            diff(log.history, "0", position, memo=kept)
+
+        reading = median(read, rounds)
+        fresh = median(compare, rounds)
+        compare(kept=memo)
+        again = median(lambda: compare(kept=memo), rounds)  # noqa: B023
+        ratio = fresh / reading
+        report.add(f"diff, {what}", 1000 * fresh, "ms", ratio=ratio, of="reading both",
+                   goal="≤ 2 × reading both", ok=ratio <= 2)  # fmt: skip
+        goal = "≤ 50 ms" if kind != "all" else ""
+        report.add("  asked again of the same process", 1000 * again, "ms",
+                   goal=goal, ok=again <= 0.05 if goal else None)  # fmt: skip
+
+
+def blames(report: Report, folder: Path, events: int, rounds: int) -> None:
+    """Add what the last 50 touches cost at the end of a long log."""
+    state = {f"layers.{n}.weight": torch.zeros(256, 64) for n in range(16)}
+    with Ledger.open(f"sqlite:///{folder}/long.db") as ledger:
+        log = ledger.model("long", base=state)
+        for n in range(events):
+            name = f"layers.{n % 16}.weight"
+            log.apply(IncrementalUpdateRequest(name, [1.0], indices=[n % 1000]))
+        for index, what in ((None, "norms"), ("3,1", "one element")):
+            taken = median(lambda: log.blame("layers.3.weight", index, limit=50), rounds)  # noqa: B023
+            report.add(f"blame, last 50 touches of {events:,} events, {what}", 1000 * taken, "ms",
+                       goal="≤ 50 ms", ok=taken <= 0.05)  # fmt: skip
+
+
+def streams(report: Report, folder: Path, commits: int) -> None:
+    """Add how long after its commit an event is with a listener."""
+    config = DynamicUpdateConfig(backup_dir=folder / "served")
+    manager = DynamicModelManager(TorchEngine(torch.nn.Linear(64, 64)), "m", config=config)
+    got: dict[int, float] = {}
+    ready = threading.Event()
+
+    def listen(url: str) -> None:
+        with httpx2.stream("GET", f"{url}/v1/models/events", timeout=60) as reply:
+            ready.set()
+            for line in reply.iter_lines():
+                if line.startswith("id: "):
+                    got[int(line[4:])] = time.perf_counter()
+                if len(got) > commits:
+                    return
+
+    with listening(manager, data_dir=folder / "served") as url:
+        thread = threading.Thread(target=listen, args=(url,))
+        thread.start()
+        ready.wait()
+        committed = {}
+        for _ in range(commits):
+            seq = manager.log.apply(IncrementalUpdateRequest("bias", 0.1)).seq
+            committed[seq] = time.perf_counter()
+        thread.join()
+    manager.close()
+    late = [1000 * max(0.0, got[seq] - at) for seq, at in committed.items()]
+    p99 = statistics.quantiles(late, n=100)[98]
+    report.add("commit → listener", p99, "ms p99",
+               goal=f"≤ 50 ms, p50 {statistics.median(late):.1f} ms", ok=p99 <= 50)  # fmt: skip
+
+
+def median(work: Callable[[], object], rounds: int) -> float:
+    """Seconds."""
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--commits", type=int, default=500)
+    options = parser.parse_args()
+    report = Report("Questions about a history")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        random = torch.Generator().manual_seed(1)
+        state = {
+            f"layers.{n}.weight": torch.randn(1024, 1024, generator=random) for n in range(TENSORS)
+        }
+        with Ledger.open(f"sqlite:///{folder}/states.db") as ledger:
+            diffs(report, ledger.model("m", base=state), options.rounds)
+        blames(report, folder, options.events, options.rounds)
+        streams(report, folder, options.commits)
+    report.finish("debugging_diff")
+
+
+if __name__ == "__main__":
+    main()
