@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.monitoring.targets import SECRET, Target
 from tests.serving import Server
 from tests.waiting import until
 
@@ -58,11 +59,19 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def told() -> Iterator[Target]:
+    one = Target()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, told: Target) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     policy = folder / "trying.toml"
     policy.write_text(POLICY)
-    one = Server(folder / "data", "--model", MODEL, "--policy", str(policy))
+    options = ("--model", MODEL, "--policy", str(policy), "--webhook-url", told.url)
+    one = Server(folder / "data", *options, env={"WEIGHTLEDGER_WEBHOOK_SECRET": SECRET})
     yield one.start()
     one.stop()
 
@@ -109,6 +118,13 @@ def test_a_fault_is_undone_bit_for_bit(
     with server.client() as http:
         reply = http.post("/invocations", json={"inputs": [[0.95] * 4]})
         assert reply.headers["x-weights-digest"] == before
+
+
+def test_an_address_is_told_of_what_was_undone(server: Server, told: Target) -> None:
+    until(lambda: sum(b"rolled_back" in body for _, body in told.got) >= 2)
+    (alert, *_) = [json.loads(body) for _, body in told.got if b"weightledger.rolled_back" in body]
+    assert alert["data"]["alert"] is True and alert["data"]["facts"]["cause"] == "degraded"
+    assert all(headers["webhook-signature"].startswith("v1,") for headers, _ in told.got)
 
 
 def test_the_same_update_without_the_fault_stays(server: Server) -> None:
@@ -177,3 +193,29 @@ def test_a_policy_that_contradicts_itself_is_refused_at_start(tmp_path: Path) ->
     told = one.refuse_to_start()
     assert "line 3: trial.share must be between 0 and 1" in told
     assert not (tmp_path / "data" / "ledger.db").exists()
+
+
+@pytest.mark.soak  # ten values of a gauge are ten seconds
+def test_a_leak_is_undone_long_before_memory_has_doubled(tmp_path: Path) -> None:
+    options = ("--model", MODEL, "--auto-rollback-metrics", "memory_usage_mb")
+    one = Server(tmp_path / "data", *options)
+    one.start()
+
+    def memory(seq: int) -> float:
+        with one.client() as http:
+            query = {"metric": "memory_usage_mb", "min_seq": seq, "max_seq": seq}
+            listed = http.get("/v1/models/metrics", params=query).json()["data"]
+        return float(listed[0]["max"]) if listed else 0.0
+
+    try:
+        before = head(one)
+        with Load(one):
+            until(lambda: memory(0) > 0, pid=one.process and one.process.pid)
+            assert update(one, "leak", 0.25)["success"]
+            leaking = head(one)["seq"]
+            event = ended(one)
+        assert event["kind"] == "rolled_back" and event["state_after"] == before["state_after"]
+        assert event["facts"]["evidence"]["metric"] == "memory_usage_mb"
+        assert memory(leaking) < 2 * memory(0)
+    finally:
+        one.stop()
