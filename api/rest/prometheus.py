@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from weightledger import DynamicModelManager
+from weightledger.api.rest.asking import Asking
 from weightledger.api.rest.observing import Writes
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.audit import marks
@@ -95,6 +96,9 @@ class Metrics:
             ["model_name", "metric", "source"],
             registry=self._registry,
         )
+        history = manager.log.history
+        # The seq of the log's last event and the database's version; StorageError in bounded time.
+        self.database = Asking(lambda: (history.head().seq, history.store.home.version()))
         self._registry.register(_Now(manager, self))
         manager.log.subscribe(self._count)
         manager.collector.subscribe(self._measured)
@@ -166,8 +170,7 @@ class _Now(Collector):
         ready = self._manager.fault is None
         database = None
         try:
-            head = log.history.head().seq
-            database = log.history.store.home.version()
+            head, database = self._metrics.database()
         except LedgerError as error:
             logger.warning("metrics without the database: %s", error)
             ready = False

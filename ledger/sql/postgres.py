@@ -71,6 +71,16 @@ _ROUND_ABOUT = (
 _CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
 
 
+# Without them it waits for as long as the system resends, a quarter of an hour.
+_PATIENCE = {
+    "connect_timeout": 10,  # s
+    "tcp_user_timeout": 30_000,  # ms
+    "keepalives_idle": 30,  # s
+    "keepalives_interval": 10,  # s
+    "keepalives_count": 3,
+}
+
+
 def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     """An engine whose connections leave BEGIN to us and are tried before use."""
     return sa.create_engine(
@@ -80,8 +90,13 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
         pool_timeout=_WAIT_S,
         pool_pre_ping=True,
         pool_reset_on_return=None,
-        connect_args={"autocommit": True},
+        connect_args={"autocommit": True, **_patience(url)},
     )
+
+
+def _patience(url: sa.URL) -> dict[str, int]:
+    """Of libpq's own bounds on a host that swallows packets, those that the URL does not have."""
+    return {name: bound for name, bound in _PATIENCE.items() if name not in url.query}
 
 
 def journal(engine: sa.Engine) -> None:
@@ -93,7 +108,7 @@ def turns(engine: sa.Engine, model_id: int) -> AdvisoryLock:
 
     def connect() -> psycopg.Connection[Any]:
         (args, options) = engine.dialect.create_connect_args(engine.url)
-        return psycopg.connect(*args, **{**options, "autocommit": True})
+        return psycopg.connect(*args, **{**options, "autocommit": True, **_patience(engine.url)})
 
     return AdvisoryLock(connect, model_id)
 

@@ -57,8 +57,7 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
             fenced = remote is not None and remote.fault is not None
             return _unavailable(request, _FENCED if fenced else _BEHIND, manager.fault)
         try:
-            head = manager.log.history.head()
-            database = manager.log.history.store.home.version()
+            head_seq, database = metrics.database()
         except LedgerError as error:
             return _unavailable(request, _NO_DATABASE, str(error))
         if notary.standing.contradictions:
@@ -68,7 +67,7 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
             "model": manager.model_name,
             "seq": live.head.state_seq,
             "digest": live.state.value.hex(),
-            "lag_events": head.seq - live.head.seq,
+            "lag_events": head_seq - live.head.seq,
             "database": database,
             **_evidence(request, notary),
             **more,
