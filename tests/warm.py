@@ -143,20 +143,28 @@ def _end(line: socket.socket, pid: int) -> None:
 
 
 def _serve(line: socket.socket) -> dict[str, Any] | None:
-    """Fork who is asked for; what a child has to do, and None when nobody asks any more."""
+    """Fork who is asked for; what a child has to do, and None when nobody asks any more.
+
+    Who still runs then is killed: nobody would end it.
+    """
+    running: set[int] = set()
     while True:
         data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 2)
-        if not data:
+        if not data:  # whoever asked is gone, perhaps killed in the middle of a test
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
             return None
         asked: dict[str, Any] = json.loads(data)
         if "status" in asked:
             _, status = os.waitpid(asked["status"], 0)
+            running.discard(asked["status"])
             answer = os.waitstatus_to_exitcode(status)
         else:
             answer = os.fork()
             if answer == 0:
                 line.close()
                 return {**asked, "handles": handles}
+            running.add(answer)
             for handle in handles:
                 os.close(handle)
         line.send(json.dumps(answer).encode())

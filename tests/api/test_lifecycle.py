@@ -117,26 +117,28 @@ def _start(server: Server) -> None:
 def test_port_0_is_named_as_what_it_became(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "weightledger", "serve", "--port", "0", "--data-dir", "data"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        block: list[str] = []
-        while not block or not block[-1].startswith("  stop"):
-            line = process.stdout.readline()
-            assert line, block
-            block.append(line)
-        said = dict(re.findall(r"^  (\w+) +(.*)$", "".join(block), re.M))
-        url = said["address"]
-        assert not url.endswith(":0")
-        assert httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
-        data = tmp_path / "data"
-        assert said["docs"] == f"{url}/docs"
-        assert said["data"] == str(data)
-        assert said["access"] == "no API key: loopback only"
-        assert said["model"].startswith("digits at seq 0")
-        assert said["stop"] == f"Ctrl-C, or: kill {process.pid}"
-        assert as_json("status", "--data-dir", str(data))["server"] == url
-        assert json.loads((data / "serve.lock").read_text())["url"] == url
-        ok("update", "2.bias", "--data", "0", "--data-dir", str(data))
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            block: list[str] = []
+            while not block or not block[-1].startswith("  stop"):
+                line = process.stdout.readline()
+                assert line, block
+                block.append(line)
+            said = dict(re.findall(r"^  (\w+) +(.*)$", "".join(block), re.M))
+            url = said["address"]
+            assert not url.endswith(":0")
+            assert httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
+            data = tmp_path / "data"
+            assert said["docs"] == f"{url}/docs"
+            assert said["data"] == str(data)
+            assert said["access"] == "no API key: loopback only"
+            assert said["model"].startswith("digits at seq 0")
+            assert said["stop"] == f"Ctrl-C, or: kill {process.pid}"
+            assert as_json("status", "--data-dir", str(data))["server"] == url
+            assert json.loads((data / "serve.lock").read_text())["url"] == url
+            ok("update", "2.bias", "--data", "0", "--data-dir", str(data))
+        finally:
+            process.terminate()  # what fails here must not wait for it for ever
         assert process.wait(PATIENCE_S) == 0
 
 
