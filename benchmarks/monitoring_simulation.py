@@ -10,8 +10,10 @@ python -m benchmarks.monitoring_simulation [--runs 1000]
 """
 
 import argparse
+import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,8 +21,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from benchmarks.measure import Report
+from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
 from weightledger.ledger.monitoring.deciding.deciders import Decider, Ruling
 from weightledger.ledger.monitoring.deciding.panels import one_after_another, side_by_side
 from weightledger.ledger.monitoring.policies import preset
@@ -329,6 +333,26 @@ def leak(runs: int, *, by: float) -> tuple[dict[str, float], float]:
     return {who: count / runs for who, count in caught.items()}, largest
 
 
+def not_numbers(runs: int) -> tuple[float, int]:
+    """Updates that would put a NaN somewhere into a served model: the share that is refused, and
+    how many requests met one."""
+    rng = np.random.default_rng([SEED, 300])
+    refused = met = 0
+    with tempfile.TemporaryDirectory() as folder:
+        module = torch.nn.Linear(16, 4)
+        config = DynamicUpdateConfig(backup_dir=folder)
+        manager = DynamicModelManager(TorchEngine(module), "m", config=config)
+        for _ in range(runs):
+            state = {name: tensor.clone() for name, tensor in manager.log.state().items()}
+            tensor = state["weight" if rng.random() < 0.5 else "bias"].view(-1)
+            tensor[int(rng.integers(len(tensor)))] = math.nan
+            refused += manager.log.record(state).kind == "update_rejected"
+            with manager.lease() as live:
+                met += not bool(torch.isfinite(live.module(torch.ones(16))).all())
+        manager.close()
+    return refused / runs, met
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=1000)
@@ -366,6 +390,11 @@ def main() -> None:
             report.add(
                 "ours, at the latest", largest, "times the start", goal="< 2", ok=largest < 2
             )
+    logging.disable(logging.WARNING)  # of each refusal
+    report.group = "NaN in the weights"
+    refused, met = not_numbers(runs)
+    _share(report, "ours, any policy", refused, "≥ 100 %", True)
+    report.add("requests that met one", met, "", goal="0", ok=met == 0)
     report.finish("monitoring_simulation")
     print(f"took {time.perf_counter() - started:.0f} s")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
+from weightledger.ledger.monitoring.deciding.panels import GAUGE, IN_A_ROW
 from weightledger.ledger.monitoring.references import values_of
 from weightledger.ledger.monitoring.samples import Inference, Sample
 
@@ -84,4 +85,5 @@ class Case:
 
 def measured(case: Case, metrics: Collection[str], minimum: int) -> bool:
     """Whether the new states have served enough to be compared with later ones."""
-    return any(case.panel.seen(metric, new=True) >= minimum for metric in metrics)
+    wanted = {metric: IN_A_ROW if metric == GAUGE else minimum for metric in metrics}
+    return any(case.panel.seen(metric, new=True) >= least for metric, least in wanted.items())

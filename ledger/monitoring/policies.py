@@ -54,7 +54,8 @@ class TrialRules:
 class RollbackPolicy:
     """The rules of automatic rollback; `contradictions` says what is wrong with them.
 
-    metrics: decided by on live traffic; None is `auto_rollback_metrics`.
+    metrics: decided by on live traffic; None is `auto_rollback_metrics`, and with a trial also
+        latency_ms and failed.
     margins: relative worsening that is no harm, by metric; others have the threshold.
     objectives: limits of the new state alone, whatever the old one was like.
     alpha: the chance, at most, that a harmless update is undone; all metrics share it.
@@ -85,14 +86,12 @@ class RollbackPolicy:
 
 def preset(name: str) -> RollbackPolicy:
     """A preset by name; InvalidRequest names those there are."""
-    watched = ("latency_ms", "failed")
     presets = {
         "off": RollbackPolicy("off", metrics=()),
         "specification": RollbackPolicy("specification"),
-        "safe": RollbackPolicy("safe", watched, trial=TrialRules()),
+        "safe": RollbackPolicy("safe", trial=TrialRules()),
         "strict": RollbackPolicy(
             "strict",
-            watched,
             trial=TrialRules(promote="proven", on_timeout="rollback", updates="refuse"),
             evaluation="required",
         ),

@@ -9,6 +9,7 @@ from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.collector import Collector
+from weightledger.ledger.monitoring.deciding.panels import GAUGE
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.policy_files import rules_of
 from weightledger.ledger.monitoring.ruled import RuledGuard
@@ -21,6 +22,7 @@ from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger("weightledger.ledger.manager")
 
+_ALWAYS_TRIED = ("latency_ms", "failed")
 _BY_REQUEST = frozenset({"latency_ms", "throughput", "failed"})
 
 
@@ -28,7 +30,9 @@ def watched(policy: RollbackPolicy, configured: Sequence[str], threshold: float)
     """The metrics that decide on live traffic; none where automatic rollback is off."""
     if not policy.acts or (policy.name == "specification" and not threshold):
         return []
-    named = configured if policy.metrics is None else policy.metrics
+    named = policy.metrics
+    if named is None:
+        named = tuple(configured) if policy.trial is None else (*_ALWAYS_TRIED, *configured)
     return list(dict.fromkeys((*named, *policy.objectives)))
 
 
@@ -62,14 +66,15 @@ class Supervision:
         log.execute(ChangePolicy(policy.name, rules_of(policy), Caller(actor=self._acting.actor)))
         guard.attach(log.history)
         metrics = watched(policy, configured, threshold)
-        by_request = bool(_BY_REQUEST & set(metrics))
         if policy.trial is not None and self._can_try(projector):
             self._trials = self._tried(log, projector, guard, metrics, threshold)
             collector.subscribe(self._trials.inferences)
             collector.subscribe_samples(self._trials.samples)
-        elif metrics:
+            # One process has one memory, whichever of its states a request meets.
+            metrics = [metric for metric in metrics if metric == GAUGE]
+        if metrics:
             watch = Watch(log, self._acting, policy, metrics, threshold, collector)
-            if by_request:
+            if _BY_REQUEST & set(metrics):
                 collector.subscribe(watch.inferences)
             collector.subscribe_samples(watch.samples)
 

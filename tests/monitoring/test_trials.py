@@ -106,6 +106,33 @@ def test_a_harmful_state_is_undone_bit_for_bit(
     assert set(users.seqs) == {head.seq} and tried.supervision.trial() is None
 
 
+def test_memory_is_compared_with_before_since_both_states_share_it(tmp_path: Path) -> None:
+    one = manager(tmp_path, policy="safe", auto_rollback_metrics=("memory_usage_mb",))
+    users = Users(one)
+    users.tell("memory_usage_mb", [1000.0] * 20)
+    update(one, "weight", 1.0)
+    users.tell("memory_usage_mb", [1200.0] * 20)
+    decided(one)
+    head = one.log.live.head
+    assert head.kind == "rolled_back" and one.supervision.trial() is None
+    assert head.body["evidence"]["metric"] == "memory_usage_mb"
+    assert head.body["evidence"]["confounded"] is True
+    one.close()
+
+
+def test_accuracy_that_is_pushed_decides_a_trial(tmp_path: Path) -> None:
+    one = manager(tmp_path, policy="safe")
+    users = Users(one)
+    event = update(one, "weight", 1.0)
+    for _ in range(40):
+        users.tell("accuracy", [1.0] * 9 + [0.0], seq=0)
+        users.tell("accuracy", [1.0] * 6 + [0.0] * 4, seq=event.seq)
+    decided(one)
+    head = one.log.live.head
+    assert head.kind == "rolled_back" and head.body["evidence"]["metric"] == "accuracy"
+    one.close()
+
+
 def test_updates_that_arrive_meanwhile_join_and_are_undone_together(
     tried: DynamicModelManager,
 ) -> None:

@@ -206,7 +206,7 @@ class Ceiling:
     test = "in a row above the limit"
     confounded = True
 
-    def __init__(self, limit: float, run: int = 10) -> None:
+    def __init__(self, limit: float, run: int) -> None:
         self.limit: float | None = limit
         self._most = limit
         self._needed = run

@@ -81,12 +81,14 @@ class Watched:
     """One comparison of a metric with a baseline, as a panel holds it.
 
     `before` are the mean and the number of what was measured before, where it is not observed.
+    `minimum` is how many values it wants, where that is not the panel's.
     """
 
     metric: str
     comparison: Comparison
     baseline: str = "parent"
     before: tuple[float, int] | None = None
+    minimum: int | None = None
 
 
 @dataclass(slots=True)
@@ -109,8 +111,8 @@ class _Seen:
 class Panel:
     """Several comparisons under one error rate: `alpha` is split evenly among them.
 
-    Harm is what one of them shows, after `minimum` values of the new state; no harm is what all of
-    those show that can. A value that is not finite is harm at once.
+    Harm is what one of them shows, after `minimum` values of the new state; no harm is what all
+    show whose metric is measured. A value that is not finite is harm at once.
     """
 
     tests: list[Watched]
@@ -136,11 +138,12 @@ class Panel:
             return self._ruling("harmful", Watched(self._not_finite, _NotFinite()))
         share = self.alpha / max(len(self.tests), 1)
         for test in self.tests:
-            enough = self._count(test.metric) >= self.minimum
-            if enough and test.comparison.harmful(share):
+            least = self.minimum if test.minimum is None else test.minimum
+            if self._count(test.metric) >= least and test.comparison.harmful(share):
                 return self._ruling("harmful", test)
-        if self.tests and all(test.comparison.harmless(self.alpha) for test in self.tests):
-            return self._ruling("harmless", self.tests[0])
+        measured = [test for test in self.tests if self._count(test.metric)]
+        if measured and all(test.comparison.harmless(self.alpha) for test in measured):
+            return self._ruling("harmless", measured[0])
         strongest = max(self.tests, key=lambda one: one.comparison.statistic, default=None)
         if strongest is None:
             return Ruling("undecided")

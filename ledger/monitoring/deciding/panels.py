@@ -16,6 +16,9 @@ from weightledger.ledger.monitoring.deciding.wagers import Array
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 
 GAUGE = "memory_usage_mb"
+IN_A_ROW = 10
+"""Values of a gauge above its limit, one after the other, that are harm."""
+
 _COUNTED = frozenset({"failed", "accuracy"})
 _CONCURRENT = ("latency_ms", "throughput", "failed", "accuracy")
 
@@ -62,13 +65,14 @@ def one_after_another(
             before = (float(known.mean()), len(known))
             margin = policy.margins.get(metric, threshold)
             comparisons = _successors(metric, known, margin)
-            tests += [Watched(metric, one, baseline, before) for one in comparisons]
+            wanted = IN_A_ROW if metric == GAUGE else None
+            tests += [Watched(metric, one, baseline, before, wanted) for one in comparisons]
     return _panel(policy, tests)
 
 
 def _successors(metric: str, known: Array, margin: float) -> list[Comparison]:
     if metric == GAUGE:
-        return [Ceiling(float(np.median(known)) * (1 + margin))]
+        return [Ceiling(float(np.median(known)) * (1 + margin), IN_A_ROW)]
     if metric == "accuracy":
         return [Succession("event", cost(metric, known), margin * float(known.mean()))]
     if metric == "failed":
@@ -81,7 +85,8 @@ def _panel(policy: RollbackPolicy, tests: list[Watched]) -> Panel:
     for metric, goal in policy.objectives.items():
         if metric == GAUGE:
             assert goal.limit is not None
-            tests.append(Watched(metric, Ceiling(goal.limit), "objective"))
+            ceiling = Ceiling(goal.limit, IN_A_ROW)
+            tests.append(Watched(metric, ceiling, "objective", minimum=IN_A_ROW))
         else:
             limit = goal.limit
             if limit is not None:
