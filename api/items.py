@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
+from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.metrics import METRICS
@@ -70,6 +71,25 @@ def activity_item(one: Activity) -> dict[str, Any]:
         "outcome": _OUTCOMES.get(one.kind),
         "actor": one.actor,
         "events": one.events,
+    }
+
+
+def approval_item(approval: Approval) -> dict[str, Any]:
+    """A write that waits or waited for a second person."""
+    decision, outcome, lapse = approval.decision, approval.outcome, approval.lapse
+    return {
+        "id": approval.id,
+        "object": "approval",
+        "state": approval.state,
+        "request": approval.asked,
+        "requested_by": approval.requested_by,
+        "requested_at": iso_time(approval.request.recorded_at),
+        "reason": approval.reason,
+        "metadata": json.loads(approval.metadata) if approval.metadata else None,
+        "decided_by": approval.decided_by,
+        "decided_at": iso_time(decision.recorded_at) if decision else None,
+        "outcome": outcome.name if outcome else None,
+        "lapsed": lapse.body["cause"] if lapse else None,
     }
 
 

@@ -38,6 +38,7 @@ class DynamicUpdateConfig:
     database_url: where events go; None is SQLite in the data folder.
     blob_url: where a new ledger keeps large payloads and snapshots, a folder or bucket as for
         `Ledger.open`; None is the database.
+    two_person_rule: what one person writes waits until another approves it.
     auto_rollback_metrics: which metrics the threshold applies to.
     snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
         of the model's bytes.
@@ -69,6 +70,7 @@ class DynamicUpdateConfig:
     held_versions_wait_s: float = HELD_VERSIONS_WAIT_S
     evaluator_timeout_s: float = EVALUATOR_TIMEOUT_S
     evaluator_alpha: float = 0.0
+    two_person_rule: bool = False
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"
     policy: str = "specification"

@@ -10,7 +10,8 @@
     │   └── Ambiguous                a digest's first digits are those of several states
     ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
-    ├── NotAllowed              403  the API key is not for this
+    ├── NotAllowed              403  the API key is not for this, or the person who asked decides
+    ├── AwaitingApproval        202  the write waits for a second person
     ├── Conflict                409  gave up racing other writers
     ├── PreconditionFailed      412  the expected seq is not the last state change
     ├── IdempotencyMismatch     422  the key was used for another request
@@ -111,6 +112,14 @@ class NotAllowed(LedgerError):
     def __init__(self, message: str, *, scope: str | None = None) -> None:
         super().__init__(message)
         self.scope = scope
+
+
+class AwaitingApproval(LedgerError):
+    """The write was recorded as asked for, and is carried out once somebody else approves it."""
+
+    def __init__(self, message: str, *, approval_id: str) -> None:
+        super().__init__(message)
+        self.approval_id = approval_id
 
 
 class Conflict(LedgerError):

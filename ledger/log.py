@@ -32,9 +32,19 @@ from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.debug.whatif.asking import what_if
 from weightledger.ledger.debug.whatif.state import Mode, WhatIf
-from weightledger.ledger.errors import LedgerError, NotFound
+from weightledger.ledger.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    LedgerError,
+    NotFound,
+    OperationDisabled,
+    PreconditionFailed,
+    Pruned,
+)
 from weightledger.ledger.events import Event
-from weightledger.ledger.history import versions
+from weightledger.ledger.events.bodies import ApprovalRequested, body_of
+from weightledger.ledger.history import approvals, versions
+from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.evaluation import Scores
 from weightledger.ledger.monitoring.reading import By, put_together
@@ -55,11 +65,23 @@ from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 from weightledger.ledger.writing.recording import record_command
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
 from weightledger.ledger.writing.showing import Committed
+from weightledger.ledger.writing.stored_commands import restore
 from weightledger.ledger.writing.update_commands import batch_command, update_command
 from weightledger.ledger.writing.writer import Writer
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[Committed], None]
+
+_RECENT_APPROVALS = 1000
+# What asking again would not change.
+_FOR_GOOD = (
+    InvalidRequest,
+    NotFound,
+    Pruned,
+    OperationDisabled,
+    PreconditionFailed,
+    IdempotencyMismatch,
+)
 
 
 class Log:
@@ -232,6 +254,57 @@ class Log:
         )
         self.catch_up()
         return report
+
+    def approvals(self, *, limit: int = 100) -> list[Approval]:
+        """Writes that wait for a second person, or did, newest first."""
+        return approvals.every(self.history.store, limit=limit)
+
+    def approve(self, approval_id: str, *, caller: Caller) -> Event:
+        """Approve a write that somebody else asked for, and carry it out; gives its event.
+
+        NotAllowed for the one who asked, Conflict for what is decided. What cannot be carried out
+        any more raises as it would have for who asked, and is recorded as lapsed.
+        """
+        approval = approvals.find(self.history.store, approval_id)
+        if approval.state != "approved":  # then somebody was interrupted between the two
+            self.execute(commands.Decide(approval_id, True, caller))
+        return self._carry_out(approval_id)
+
+    def reject(self, approval_id: str, *, caller: Caller) -> Event:
+        """Reject a write that somebody else asked for."""
+        return self.execute(commands.Decide(approval_id, False, caller))
+
+    def carry_out_approved(self) -> list[Event]:
+        """Carry out what was approved and not carried out yet: a process may have died between.
+
+        What cannot be is logged.
+        """
+        done = []
+        for approval in approvals.every(self.history.store, limit=_RECENT_APPROVALS):
+            if approval.state == "approved":
+                try:
+                    done.append(self._carry_out(approval.id))
+                except LedgerError as error:
+                    logger.error("%s was approved and is not carried out: %s", approval.id, error)
+        return done
+
+    def _carry_out(self, approval_id: str) -> Event:
+        approval = approvals.find(self.history.store, approval_id)
+        request = body_of(approval.request, ApprovalRequested)
+        caller = Caller(
+            actor=approval.requested_by,
+            reason=approval.reason,
+            request_id=approval.request.request_id,
+            idempotency_key=approvals.key_of(approval.number),
+            expected_seq=request.expected_seq,
+        )
+        data = self.history.store.payload(approval.request)
+        command = restore(request.request, data, self.specs, caller, approval.metadata)
+        try:
+            return self.execute(commands.CarryOut(command))
+        except _FOR_GOOD as error:
+            self.execute(commands.Lapse(approval_id, str(error)))
+            raise
 
     def redact(
         self,

@@ -31,6 +31,8 @@ from weightledger.ledger.errors import (
     StorageError,
 )
 from weightledger.ledger.events import Event
+from weightledger.ledger.history.approvals import Approval
+from weightledger.ledger.history.approvals import find as find_approval
 from weightledger.ledger.ledger import Ledger
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring import journal
@@ -141,6 +143,7 @@ class DynamicModelManager:
                 updates=self.config.enable_incremental_learning,
                 versions=self.config.enable_versioning,
                 operands=self.config.keep_operands,
+                two_person=self.config.two_person_rule,
             ),
         )
         self._fault: str | None = None
@@ -162,6 +165,7 @@ class DynamicModelManager:
         self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        self.log.carry_out_approved()
 
     def close(self) -> None:
         """Finish the write in progress; close the database if this manager opened it."""
@@ -255,6 +259,16 @@ class DynamicModelManager:
     async def abort_trial(self, trial: str, *, caller: Caller = ANYONE) -> Event:
         """Roll the state on trial back; NotFound unless that trial runs."""
         return await self._run(lambda: self.supervision.abort(trial, caller))
+
+    async def approve(self, approval_id: str, *, caller: Caller) -> Approval:
+        """Approve a write that waits and carry it out; see `Log.approve`."""
+        await self._run(lambda: self.log.approve(approval_id, caller=caller))
+        return find_approval(self.log.history.store, approval_id)
+
+    async def reject(self, approval_id: str, *, caller: Caller) -> Approval:
+        """Reject a write that waits; see `Log.reject`."""
+        await self._run(lambda: self.log.reject(approval_id, caller=caller))
+        return find_approval(self.log.history.store, approval_id)
 
     async def catch_up(self) -> None:
         """Show what other processes appended and look at the live weights.

@@ -14,7 +14,7 @@ import torch
 import uvicorn
 
 from tests.waiting import PATIENCE_S, until
-from weightledger import DynamicModelManager, DynamicUpdateConfig
+from weightledger import DynamicModelManager
 from weightledger.api.server.app import create_app
 from weightledger.api.server.settings import Settings
 
@@ -52,9 +52,9 @@ class Here:
 
 
 @contextlib.contextmanager
-def here(folder: Path, *, auto_rollback_threshold: float = 0.1, **settings: Any) -> Iterator[Here]:
+def here(folder: Path, **settings: Any) -> Iterator[Here]:
     """A server of a small model, whose data folder is `folder`."""
-    config = DynamicUpdateConfig(backup_dir=folder, auto_rollback_threshold=auto_rollback_threshold)
+    config = Settings(data_dir=folder, **settings).update_config()
     manager = DynamicModelManager(torch.nn.Linear(2, 3), "m", config=config)
     with contextlib.closing(manager), listening(manager, **settings) as url:
         yield Here(url, folder, manager)

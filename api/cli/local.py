@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weightledger import Ledger
 from weightledger.api.items import (
     activity_item,
+    approval_item,
     event_item,
     kinds_of,
     trial_item,
@@ -18,6 +19,7 @@ from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.history import approvals
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from weightledger.ledger.debug.walking import Walker
 
 Item = dict[str, Any]
+
+_APPROVALS = 100
 
 _TRIALS = 20
 
@@ -140,6 +144,11 @@ class Local:
             until=_micros(query.get("until")),
         )
         return [activity_item(one) for one in self._history.activity(where)]
+
+    def approvals(self) -> list[Item]:
+        """Writes that wait for a second person, or did, newest first."""
+        listed = approvals.every(self._history.store, limit=_APPROVALS)
+        return [approval_item(one) for one in listed]
 
     def event(self, name: str) -> Item:
         """One event."""

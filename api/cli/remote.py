@@ -10,7 +10,13 @@ from urllib.parse import quote
 import httpx2
 
 from weightledger.api.cli import output
-from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound, StorageError
+from weightledger.ledger.errors import (
+    AwaitingApproval,
+    InvalidRequest,
+    LedgerError,
+    NotFound,
+    StorageError,
+)
 from weightledger.ledger.http import client
 
 if TYPE_CHECKING:
@@ -89,6 +95,15 @@ class Remote:
         """Counts of events."""
         counted: list[Item] = self._get(f"{_MODELS}/activity", query)["data"]
         return counted
+
+    def approvals(self) -> list[Item]:
+        """Writes that wait for a second person, or did, newest first."""
+        listed: list[Item] = self._get(f"{_MODELS}/approvals", {"limit": str(_PAGE)})["data"]
+        return listed
+
+    def decide(self, approval_id: str, verb: str) -> Item:
+        """POST /v1/models/approvals/{id}/approve or /reject"""
+        return self._post(f"{_MODELS}/approvals/{quote(approval_id, safe='')}/{verb}", {})
 
     def event(self, name: str) -> Item:
         """One event."""
@@ -288,6 +303,9 @@ class Remote:
                 reply = http.request(method, path, **options)
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
+        if reply.status_code == 202:
+            waiting = reply.json()
+            raise AwaitingApproval(waiting["message"], approval_id=waiting["data"]["approval_id"])
         if reply.status_code != 200:
             raise self._refusal(reply)
         return reply

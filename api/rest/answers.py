@@ -224,6 +224,44 @@ class PushReply(_Exact):
     data: PushData
 
 
+class Approval(_Exact):
+    """A write that waits or waited for a second person."""
+
+    id: str = Field(examples=["approval_3"])
+    object: Literal["approval"]
+    state: Literal["pending", "approved", "carried out", "rejected", "lapsed"]
+    request: dict[str, Any] = Field(description="The command that was asked for, as data.")
+    requested_by: str | None
+    requested_at: str
+    reason: str | None
+    metadata: dict[str, Any] | None
+    decided_by: str | None
+    decided_at: str | None
+    outcome: str | None = Field(description="The event that it led to, once carried out.")
+    lapsed: str | None = Field(description="Why it could not be carried out any more.")
+
+
+class ApprovalList(_Exact):
+    """Writes that wait or waited, newest first."""
+
+    object: Literal["list"]
+    data: list[Approval]
+
+
+class WaitingData(_Exact):
+    """What to ask for, or to approve."""
+
+    approval_id: str = Field(examples=["approval_3"])
+
+
+class Waiting(_Exact):
+    """Under the two-person rule: recorded as asked for, not carried out yet."""
+
+    success: Literal[False]
+    message: str
+    data: WaitingData
+
+
 class ActivityCount(_Exact):
     """How many events there were on a day, of one kind, by one actor."""
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
+from weightledger.api.rest.answers import Waiting
 from weightledger.api.rest.authentication import is_open
 from weightledger.api.rest.scopes import needs, wanted
 from weightledger.ledger.access.keys import Scope
@@ -115,7 +116,10 @@ def answers(
     reply: dict[str, Any] = {"model": model}
     if also:
         reply["content"] = dict(also)
-    return {200: reply, **(WRITE_ERRORS if write else READ_ERRORS)}
+    if not write:
+        return {200: reply, **READ_ERRORS}
+    waits = {"model": Waiting, "description": "It waits for a second person to approve it"}
+    return {200: reply, 202: waits, **WRITE_ERRORS}
 
 
 _KEY = "^[!-~]([ -~]*[!-~])?$"

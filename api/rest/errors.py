@@ -82,6 +82,7 @@ def error_response(
 
 def install(app: FastAPI) -> None:
     """Answer the ledger's and HTTP's errors in the one form; `Door` answers unexpected ones."""
+    app.add_exception_handler(errors.AwaitingApproval, _waiting)
     app.add_exception_handler(errors.LedgerError, _ledger_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
@@ -125,6 +126,13 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
     elif status == 503:
         headers["retry-after"] = "1"
     return JSONResponse(body, status_code=status, headers=headers or None)
+
+
+def _waiting(request: Request, error: Exception) -> JSONResponse:
+    """A write that waits for a second person is no error: it was taken, and not carried out."""
+    assert isinstance(error, errors.AwaitingApproval)
+    body = {"success": False, "message": str(error), "data": {"approval_id": error.approval_id}}
+    return JSONResponse(body, status_code=202)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -121,6 +121,13 @@ class Updates(Page):
         }
 
 
+class Approvals(Query):
+    """Which requests for approval are listed."""
+
+    state: Literal["pending", "approved", "carried out", "rejected", "lapsed"] | None = None
+    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="The newest so many.")
+
+
 class Activity(Query):
     """Which events are counted."""
 

@@ -13,6 +13,7 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.routes import (
     adapters,
+    approvals,
     audit,
     batch,
     catalog,
@@ -106,6 +107,7 @@ def _json(
     routes.include_router(audit.router(manager))
     routes.include_router(audit.activity_router(manager))
     routes.include_router(proofs.router(manager, notary))
+    routes.include_router(approvals.router(manager))
     routes.include_router(versions.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(debugging.router(manager))

@@ -60,6 +60,12 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
             param="host",
         )
     require_consistent(policy_of(settings.policy), settings.auto_rollback_threshold)
+    if settings.two_person_rule and not _has_key(settings):
+        raise InvalidRequest(
+            "the two-person rule tells people apart by their keys: make two or more with"
+            " `weightledger keys create`",
+            param="two_person_rule",
+        )
     os.umask(_UMASK)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with contextlib.ExitStack() as opened:

@@ -182,6 +182,9 @@ class Settings:
     allow_runtime_updating: bool = setting(
         True, "Whether the server takes writes; without, they are answered 403."
     )
+    two_person_rule: bool = setting(
+        False, "Whether what one API key writes waits until another one approves it."
+    )
     aphrodite_allows: bool = setting(
         True,
         "The same switch by its name in Aphrodite; writes need both.",

@@ -27,6 +27,9 @@ OBSERVED = "observed"
 POLICY_CHANGED = "policy_changed"
 REDACTED = "redacted"
 SIGNING_KEY_ROTATED = "signing_key_rotated"
+APPROVAL_REQUESTED = "approval_requested"
+APPROVAL_DECIDED = "approval_decided"
+APPROVAL_LAPSED = "approval_lapsed"
 
 KINDS = (
     REGISTERED,
@@ -45,6 +48,9 @@ KINDS = (
     POLICY_CHANGED,
     REDACTED,
     SIGNING_KEY_ROTATED,
+    APPROVAL_REQUESTED,
+    APPROVAL_DECIDED,
+    APPROVAL_LAPSED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
@@ -54,6 +60,9 @@ VERSIONS = "versions"  # versions named, from 0: the n of v{n}
 RETIRED = "retired"  # the n of the version that a version_retired event retires
 PINS = "pins"  # versions pinned or unpinned, from 0
 PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
+APPROVALS = "approvals"  # writes that wait for a second person, from 0
+DECISIONS = "decisions"  # the n of the request that was approved or rejected
+LAPSES = "lapses"  # the n of the request that could not be carried out
 REDACTIONS = "redactions"  # events that say which texts were taken away, from 0
 
 # What a draft says of the active version.

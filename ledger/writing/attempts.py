@@ -9,9 +9,11 @@ import time
 from weightledger.ledger import events
 from weightledger.ledger.errors import EngineUnavailable, IdempotencyMismatch, PreconditionFailed
 from weightledger.ledger.events import Annotation, Draft, Event, seal
+from weightledger.ledger.history import approvals
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.store import Append
+from weightledger.ledger.writing.handlers.approvals import answer
 from weightledger.ledger.writing.job import Job, Later
 from weightledger.ledger.writing.plans import Plan, ProposedEvent, proposed
 from weightledger.ledger.writing.staged import Staged
@@ -61,7 +63,13 @@ class Attempts:
     def finish(self, job: Job, event: Event) -> None:
         """Give the event, or EngineUnavailable while a remote engine is not known to show it."""
         remote = self._projector.remote
-        if remote is not None and remote.fault and event.kind in events.STATE_CHANGING:
+        if event.kind == events.APPROVAL_REQUESTED:
+            told = answer(approvals.of(self._history.store, event))
+            if isinstance(told, Event):
+                job.answer(told)
+            else:
+                job.fail(told)
+        elif remote is not None and remote.fault and event.kind in events.STATE_CHANGING:
             job.fail(
                 EngineUnavailable(
                     f"{event.name} is recorded and will be shown as soon as possible, but the "

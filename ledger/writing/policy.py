@@ -68,13 +68,17 @@ class Guard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The guard of weights, the limits of adapters, switches, and which operands are kept."""
+    """The guard of weights, the limits of adapters, switches, and which operands are kept.
+
+    With `two_person` what one person writes waits until another approves it.
+    """
 
     guard: Guard | None = None
     adapters: LoRAConfig | None = None
     updates: bool = True
     versions: bool = True
     operands: KeepOperands = "small"
+    two_person: bool = False
 
     @property
     def alone(self) -> bool:

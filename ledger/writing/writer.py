@@ -21,8 +21,9 @@ from weightledger.ledger.projection.projector import Changes, Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.attempts import Attempts
-from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.commands import CarryOut, Command, RequestApproval
 from weightledger.ledger.writing.handlers import row_of
+from weightledger.ledger.writing.handlers.approvals import held_back
 from weightledger.ledger.writing.job import Job, Later, running
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.showing import Committed, Showing
@@ -73,7 +74,9 @@ class Writer:
 
         One that was answered already is left as it is: what it reads may be gone by now.
         """
-        row, key = row_of(command), command.caller.idempotency_key
+        if isinstance(command, CarryOut):
+            return command
+        row, key = row_of(held_back(command, self._policy)), command.caller.idempotency_key
         if not self._warm and row.grouped:
             warm_few()
             self._warm = True
@@ -106,6 +109,12 @@ class Writer:
             return self._projector.catch_up(self._history)
 
     def _job(self, command: Command) -> Job:
+        if isinstance(command, CarryOut):
+            command = command.command
+        else:
+            command = held_back(command, self._policy)
+        if isinstance(command, RequestApproval):
+            self._policy.require(row_of(command.command).switch)
         row = row_of(command)
         self._policy.require(row.switch)
         return Job(command, row)

@@ -33,6 +33,7 @@ LISTINGS = [
     ("log",),
     ("version", "list"),
     ("keys", "list"),
+    ("approvals", "list"),
     ("trials", "list"),
     ("rules", "list"),
     ("config", "show"),
@@ -56,6 +57,9 @@ WRITES = [
     ("trials", "promote"),
     ("trials", "abort"),
     ("learn",),
+    ("approvals", "approve"),
+    ("approvals", "reject"),
+    ("redact",),
     ("gc",),
 ]
 

@@ -15,6 +15,9 @@ from weightledger.ledger.events.bodies import (
     BODIES,
     AdapterLoaded,
     AdapterUnloaded,
+    ApprovalDecided,
+    ApprovalLapsed,
+    ApprovalRequested,
     Body,
     KeyRotation,
     NamedState,
@@ -50,13 +53,17 @@ LOGS = [[row.encode() for row in log] for log in json.loads(FROZEN.read_text())]
 HEADERS = [header for log in LOGS for header in log]
 
 
+# Kinds that came after these headers.
 YOUNGER = {
     "repaired",
     "observed",
     "policy_changed",
     "redacted",
     "signing_key_rotated",
-}  # kinds that came after these headers
+    "approval_requested",
+    "approval_decided",
+    "approval_lapsed",
+}
 
 
 class Notes:
@@ -154,6 +161,9 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
     "adapter_loaded": st.builds(AdapterLoaded, FACTS, CHANGES),
     "adapter_unloaded": st.builds(AdapterUnloaded, FACTS, CHANGES),
     "repaired": st.builds(Repair, st.dictionaries(st.text(), SEQS), st.lists(SEQS).map(tuple)),
+    "approval_requested": st.builds(ApprovalRequested, FACTS, st.none() | SEQS),
+    "approval_decided": st.builds(ApprovalDecided, st.booleans()),
+    "approval_lapsed": st.builds(ApprovalLapsed, st.text()),
     "redacted": st.builds(
         Redaction,
         st.lists(SEQS).map(tuple),

@@ -11,6 +11,11 @@ from typing import TypeVar
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.bodies.adapters import AdapterLoaded, AdapterUnloaded
+from weightledger.ledger.events.bodies.approvals import (
+    ApprovalDecided,
+    ApprovalLapsed,
+    ApprovalRequested,
+)
 from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
 from weightledger.ledger.events.bodies.protocol import Body
 from weightledger.ledger.events.bodies.states import (
@@ -34,6 +39,9 @@ __all__ = [
     "BODIES",
     "AdapterLoaded",
     "AdapterUnloaded",
+    "ApprovalDecided",
+    "ApprovalLapsed",
+    "ApprovalRequested",
     "Body",
     "KeyRotation",
     "NamedState",
@@ -76,6 +84,9 @@ BODIES: Mapping[str, type[Body]] = {
         PolicyChanged,
         Redaction,
         KeyRotation,
+        ApprovalRequested,
+        ApprovalDecided,
+        ApprovalLapsed,
     )
 }
 

@@ -17,6 +17,7 @@ from weightledger.ledger.writing import commands
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import (
     adapters,
+    approvals,
     observing,
     recording,
     rollbacks,
@@ -86,3 +87,6 @@ add(commands.ChangePolicy, observing.change_policy)
 add(commands.LoadAdapter, adapters.load, read=adapters.read)
 add(commands.UnloadAdapter, adapters.unload)
 add(commands.MergeAdapter, adapters.merge, switch="incremental learning")
+add(commands.RequestApproval, approvals.request)
+add(commands.Decide, approvals.decide)
+add(commands.Lapse, approvals.lapse)

@@ -1,0 +1,118 @@
+"""The two-person rule at a server with keys: by REST and by command."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.api.test_command import inside
+from tests.in_process import Here, here
+from weightledger import InvalidRequest
+from weightledger.api.server.serve import serve
+from weightledger.api.server.settings import Settings
+
+APPROVALS = "/v1/models/approvals"
+UPDATE = {"parameter_name": "bias", "update_data": 1.0, "learning_rate": 1.0}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    folder = tmp_path_factory.mktemp("approvals") / "data"
+    with here(
+        folder, two_person_rule=True, auto_rollback_threshold=0.0, api_key="wl_static"
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def people(running: Here) -> Iterator[dict[str, httpx2.Client]]:
+    """A client for each of three keys."""
+    scopes = {"ana": "write", "bo": "write", "eve": "read"}
+    made = {name: running.manager.ledger.keys.create(name, scope) for name, scope in scopes.items()}
+    clients = {
+        name: running.client(authorization=f"Bearer {issued.secret}")
+        for name, issued in made.items()
+    }
+    clients["bo"].headers["x-key"] = made["bo"].secret
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+def asked(client: httpx2.Client, path: str = "incremental_update", **body: Any) -> str:
+    reply = client.post(f"/v1/models/{path}", json=body or UPDATE)
+    assert reply.status_code == 202, reply.text
+    told = reply.json()
+    assert told["success"] is False and "waits for somebody else" in told["message"]
+    return str(told["data"]["approval_id"])
+
+
+def decide(client: httpx2.Client, name: str, verb: str) -> httpx2.Response:
+    return client.post(f"{APPROVALS}/{name}/{verb}")
+
+
+def test_it_takes_two(people: dict[str, httpx2.Client]) -> None:
+    ana, bo, eve = people["ana"], people["bo"], people["eve"]
+    before = ana.get("/v1/models/status").json()["total_updates"]
+    name = asked(ana)
+    (first, *_) = eve.get(APPROVALS, params={"state": "pending"}).json()["data"]
+    assert (first["id"], first["requested_by"]) == (name, "ana")
+    assert first["request"]["updates"][0]["parameter"] == "bias"
+    for client, status in ((eve, 403), (ana, 403)):
+        reply = decide(client, name, "approve")
+        assert (reply.status_code, set(reply.json()["error"])) == (
+            status,
+            {"message", "type", "param", "code"},
+        )
+    done = decide(bo, name, "approve")
+    assert done.status_code == 200
+    assert (done.json()["state"], done.json()["decided_by"]) == ("carried out", "bo")
+    assert decide(bo, name, "approve").status_code == 409
+    assert decide(bo, "approval_99", "reject").status_code == 404
+    event = ana.get(f"/v1/models/updates/{done.json()['outcome']}").json()
+    assert (event["actor"], event["kind"]) == ("ana", "updated")
+    assert ana.get("/v1/models/status").json()["total_updates"] == before + 1
+
+
+def test_every_write_waits(people: dict[str, httpx2.Client]) -> None:
+    ana, bo = people["ana"], people["bo"]
+    names = [
+        asked(ana, "create_version", description="named"),
+        asked(ana, "rollback", version_id="seq:0"),
+    ]
+    for name in names:
+        assert decide(bo, name, "reject").json()["state"] == "rejected"
+    assert [one["state"] for one in ana.get(APPROVALS, params={"limit": 2}).json()["data"]] == [
+        "rejected",
+        "rejected",
+    ]
+    for wrong in ({"state": "x"}, {"limit": 0}, {"after": "x"}):
+        assert ana.get(APPROVALS, params=wrong).status_code == 400
+
+
+def test_by_command(running: Here, people: dict[str, httpx2.Client]) -> None:
+    name = asked(people["ana"])
+    key = people["bo"].headers["x-key"]
+    where = ("--url", running.url, "--api-key", key, "--json")
+    status, out, err = inside("approvals", "list", "--pending", *where)
+    assert status == 0, err
+    assert [one["id"] for one in json.loads(out)] == [name]
+    offline = inside("approvals", "list", "--pending", "-q", "--data-dir", str(running.folder))
+    assert offline[1].split() == [name]
+    status, out, err = inside("approvals", "approve", name, "-m", "fine", *where)
+    assert status == 0, err
+    assert json.loads(out)["state"] == "carried out"
+    asked_again = inside("version", "create", "by bo", *where)
+    assert asked_again[0] == 1 and "waits for somebody else" in asked_again[2]
+    pending = json.loads(inside("approvals", "list", "--pending", *where)[1])
+    status, _, err = inside("approvals", "reject", pending[0]["id"], *where)
+    assert status == 1 and "second person" in err
+    assert decide(people["ana"], pending[0]["id"], "reject").status_code == 200
+
+
+def test_without_keys_there_is_nobody_to_tell_apart(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="weightledger keys create"):
+        serve(Settings(data_dir=tmp_path / "data", two_person_rule=True))
