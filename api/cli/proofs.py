@@ -1,9 +1,10 @@
 """`weightledger checkpoint`, `proof`, `consistency`, `rotate-signing-key` and `export`: what can be
 checked without the ledger."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +14,7 @@ from weightledger.api.cli.local import ledger_opened, opened
 from weightledger.api.cli.options import WHERE, Actor, Json, Model, Reason, configured
 from weightledger.api.cli.source import offline_caller
 from weightledger.api.server.settings import Settings
-from weightledger.ledger.audit import checkpoints, exports, signing
+from weightledger.ledger.audit import bom, checkpoints, exports, parquet, signing
 from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.errors import InvalidRequest
 
@@ -144,6 +145,10 @@ def rotate_signing_key(
 def export(
     settings: Settings,
     out: Out,
+    form: Annotated[
+        Literal["jsonl", "parquet", "cyclonedx"],
+        typer.Option(help="Lines of JSON, Parquet, or a CycloneDX ML-BOM of the model."),
+    ] = "jsonl",
     payloads: Annotated[
         bool,
         typer.Option(
@@ -155,14 +160,25 @@ def export(
 ) -> None:
     """Write the log as lines of JSON, to be read and checked without the database.
 
+    Or as Parquet (`pip install 'weightledger[parquet]'`), a row an event, or as a CycloneDX ML-BOM,
+    which lists the model, its versions and every change of its weights.
+
     With --payloads it is the whole log, which `weightledger import` writes into another ledger,
     event by event the same.
 
     Example: weightledger export -o log.jsonl
     """
+    if payloads and form != "jsonl":
+        raise InvalidRequest("payloads are written as lines of JSON only", param="payloads")
     with opened(settings, model) as history, replacing(out) as partial:
-        lines = exports.whole_lines(history) if payloads else exports.lines(history.store)
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        facts = {"model": history.model, "file": str(out), "payloads": payloads}
+        if form == "parquet":
+            parquet.write(history.store, partial)
+        elif form == "cyclonedx":
+            text = json.dumps(bom.bom(history), ensure_ascii=False, indent=2)
+            partial.write_text(text + "\n", "utf-8")
+        else:
+            lines = exports.whole_lines(history) if payloads else exports.lines(history.store)
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+        facts = {"model": history.model, "file": str(out), "form": form, "payloads": payloads}
     output.facts(facts, as_json=as_json)
