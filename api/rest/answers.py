@@ -196,6 +196,9 @@ class Collection(_Exact):
     waiting: int = Field(description="Rollups that are not written yet though they are over.")
     lost: int = Field(description="Values that could not be kept, since the server was started.")
     fault: str | None = Field(description="Why the last write failed; null when it did not.")
+    server_fault: str | None = Field(
+        description="Why a driven server's own figures could not be read; null when they could."
+    )
 
 
 class RollupList(_Exact):

@@ -23,6 +23,7 @@ from weightledger.api.server.folder import hold
 from weightledger.api.server.greeting import greeting
 from weightledger.api.server.listening import bound, url_of
 from weightledger.api.server.loading import load
+from weightledger.api.server.scraping import INTERVAL_S, Scraper, scraping
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger.codecs.warming import warm
@@ -91,6 +92,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         opened.callback(manager.close)
         if hooks is not None:
             manager.log.subscribe(hooks.after)
+        opened.enter_context(_figures(settings, manager))
         opened.enter_context(announce(config.url, url))
         if settings.enable_versioning:
             asyncio.run(manager.create_initial_version("Initial model state"))
@@ -168,6 +170,16 @@ def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
 def _webhooks(url: str | None, secret: str | None) -> Webhooks | None:
     """Who is told of events, if somebody is; InvalidRequest for an address without a secret."""
     return None if url is None else Webhooks(url, secret or "")
+
+
+def _figures(
+    settings: Settings, manager: DynamicModelManager
+) -> contextlib.AbstractContextManager[None]:
+    """While it is open, a driven server's own figures are kept with the ledger's."""
+    if settings.engine == "embedded" or settings.engine_url is None:
+        return contextlib.nullcontext()
+    key, timeout_s = settings.engine_api_key, min(settings.engine_timeout_s, INTERVAL_S)
+    return scraping(Scraper(manager, settings.engine_url, api_key=key, timeout_s=timeout_s))
 
 
 def _settle() -> None:

@@ -46,12 +46,13 @@ SampleListener = Callable[[Sequence[Sample]], None]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What became of what was measured: rollups that wait, values that were lost, and why the
-    last write failed (None when it did not)."""
+    """What became of what was measured: rollups that wait, values that were lost, why the last
+    write failed (None when it did not), and why a driven server's own figures could not be read."""
 
     waiting: int
     lost: int
     fault: str | None
+    server_fault: str | None = None
 
 
 _Arrived = tuple[int, int, float, Outcome, float | None, int | None, int | None]
@@ -80,6 +81,7 @@ class Collector:
         self._since_gauges: list[Inference] = []
         self._lost = 0
         self._fault: str | None = None
+        self.server_fault: str | None = None  # whoever reads a driven server's figures says so here
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
 
@@ -110,6 +112,12 @@ class Collector:
         """Take values in that something in this process has measured."""
         with self._lock:
             self._add(samples)
+        self._start()
+
+    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
+        """Take in what was summed up elsewhere."""
+        with self._lock:
+            self._waiting += rollups
         self._start()
 
     def push(self, samples: Sequence[tuple[Sample, str | None]]) -> list[bool]:
@@ -164,7 +172,7 @@ class Collector:
     @property
     def health(self) -> Health:
         """Whether what is measured gets to the database."""
-        return Health(len(self._waiting), self._lost, self._fault)
+        return Health(len(self._waiting), self._lost, self._fault, self.server_fault)
 
     # The thread
 
