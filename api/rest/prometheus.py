@@ -5,12 +5,20 @@ They answer when the database does not: what only it could tell is left out then
 """
 
 import logging
+from collections import Counter as CountOf
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -76,8 +84,8 @@ class Metrics:
             ["model_name", "code"],
             registry=self._registry,
         )
-        self._inference = self._histogram("inference", "How long the model held a request.")
-        self._waited = self._histogram("inference_queue", "How long a request waited for its turn.")
+        self.latency = Distribution(_SECONDS)
+        self.waited = Distribution(_SECONDS)
         self._inferences = Counter(
             "weightledger_inferences",
             "Inferences by outcome: ok, failed or not_finite.",
@@ -130,14 +138,13 @@ class Metrics:
         )
 
     def _measured(self, inferences: Sequence[Inference]) -> None:
-        for one in inferences:
-            self._inferences.labels(self._model, one.outcome).inc()
-            if one.outcome == "ok":
-                self._inference.labels(self._model).observe(one.latency_ms / 1000)
-            if one.queue_ms is not None:
-                self._waited.labels(self._model).observe(one.queue_ms / 1000)
-            if one.items is not None:
-                self._items.labels(self._model).inc(one.items)
+        """Whole batches at a time: requests are many, and this runs beside them."""
+        for outcome, count in CountOf(one.outcome for one in inferences).items():
+            self._inferences.labels(self._model, outcome).inc(count)
+        self.latency.add([one.latency_ms / 1000 for one in inferences if one.outcome == "ok"])
+        queues = [one.queue_ms for one in inferences if one.queue_ms is not None]
+        self.waited.add([queue_ms / 1000 for queue_ms in queues])
+        self._items.labels(self._model).inc(sum(one.items or 0 for one in inferences))
 
     def _scored(self, samples: Sequence[Sample]) -> None:
         for one in samples:
@@ -155,6 +162,28 @@ class Metrics:
         elif event.kind == ROLLED_BACK:
             self._rollbacks.labels(self._model, event.body["cause"]).inc()
             self._rollback.labels(self._model).observe(written.total_s)
+
+
+class Distribution:
+    """Values in buckets, taken in many at a time; to be read from any thread."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = np.asarray(bounds)
+        self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
+        self.total = 0.0
+
+    def add(self, values: list[float]) -> None:
+        """Count values; only one thread does."""
+        if values:
+            # At its bound a value is within the bucket.
+            places = np.searchsorted(self._bounds, values)
+            self._counts = self._counts + np.bincount(places, minlength=len(self._counts))
+            self.total += sum(values)
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """How many values are up to each bound, as text, the last one +Inf."""
+        names = [*map(str, self._bounds.tolist()), "+Inf"]
+        return list(zip(names, np.cumsum(self._counts).tolist(), strict=True))
 
 
 class _Now(Collector):
@@ -189,6 +218,15 @@ class _Now(Collector):
         failing = self._metrics.writes.outage is not None
         yield self._gauge("writes_failing", "1 while the last write failed.", failing)
         held = self._manager.engine.held_versions()
+        for name, text, one in (
+            ("inference", "How long the model held a request.", self._metrics.latency),
+            ("inference_queue", "How long a request waited.", self._metrics.waited),
+        ):
+            family = HistogramMetricFamily(
+                f"weightledger_{name}_duration_seconds", text, labels=["model_name"]
+            )
+            family.add_metric([self._manager.model_name], one.buckets(), one.total)
+            yield family
         health = self._manager.collector.health
         yield self._gauge(
             "metrics_failing", "1 while metrics cannot be written.", health.fault is not None

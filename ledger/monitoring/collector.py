@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from weightledger.ledger.monitoring.condensing import MOST_RANGES, SECOND_US, SPAN_US, condensed
 from weightledger.ledger.monitoring.process import device_memory_mb, memory_usage_mb
@@ -36,6 +36,14 @@ MOST_ARRIVED = 65_536
 MOST_ROLLUPS = 4096
 """Rollups that wait for the database."""
 
+_Arrived: TypeAlias = tuple[int, int, float, Outcome, float | None, int | None, int | None]
+"""The fields of an `Inference`, in its order."""
+_AT_US: Final = 1
+_LATENCY_MS: Final = 2
+_OUTCOME: Final = 3
+_QUEUE_MS: Final = 4
+_ITEMS: Final = 5
+
 _MOST_VALUES = 16_384  # of one metric, before they are rolled up within their span
 
 T = TypeVar("T")
@@ -55,7 +63,7 @@ class Health:
     server_fault: str | None = None
 
 
-_Arrived = tuple[int, int, float, Outcome, float | None, int | None, int | None]
+_Arrived: TypeAlias = tuple[int, int, float, Outcome, float | None, int | None, int | None]
 
 
 class Collector:
@@ -78,7 +86,7 @@ class Collector:
         self._untold: tuple[list[Inference], list[Sample]] = ([], [])
         self._listeners: list[Listener] = []
         self._sample_listeners: list[SampleListener] = []
-        self._since_gauges: list[Inference] = []
+        self._since_gauges: dict[int, int] = {}  # how many ended, by seq
         self._lost = 0
         self._fault: str | None = None
         self.server_fault: str | None = None  # whoever reads a driven server's figures says so here
@@ -104,7 +112,9 @@ class Collector:
         if len(self._arrived) >= MOST_ARRIVED:
             self._lost += 1
             return
-        self._arrived.append((seq, time.time_ns(), latency_ms, outcome, queue_ms, items, unit))
+        now_us = time.time_ns() // 1000
+        # A tuple, not yet an Inference: that takes ten times as long, and somebody waits here.
+        self._arrived.append((seq, now_us, latency_ms, outcome, queue_ms, items, unit))
         if not self._threads:
             self._start()
 
@@ -196,13 +206,14 @@ class Collector:
     def gauge(self, elapsed_s: float) -> None:
         """Measure memory and throughput, if there was any traffic since the last call."""
         with self._lock:
-            ended, self._since_gauges = self._since_gauges, []
+            ended, self._since_gauges = self._since_gauges, {}
             if not ended:
                 return
-            seq, at_us = ended[-1].seq, time.time_ns() // 1000
+            *others, seq = ended
+            at_us = time.time_ns() // 1000
             values = {"memory_usage_mb": memory_usage_mb(), "device_memory_mb": device_memory_mb()}
-            if ended[0].seq == seq and all(one.seq == seq for one in ended):
-                values["throughput"] = len(ended) / elapsed_s
+            if not others:
+                values["throughput"] = ended[seq] / elapsed_s
             self._add(
                 [
                     Sample(metric, value, at_us, seq, "engine")
@@ -241,34 +252,36 @@ class Collector:
     # Under the lock
 
     def _take_in(self) -> None:
-        """Everything that arrived, one by one in the order it did."""
-        inferences = []
-        for _ in range(len(self._arrived)):
-            seq, at_ns, latency_ms, outcome, queue_ms, items, unit = self._arrived.popleft()
-            inferences.append(
-                Inference(seq, at_ns // 1000, latency_ms, outcome, queue_ms, items, unit)
-            )
-        if not inferences:
+        """Everything that arrived, in the order it did."""
+        arrived = self._arrived
+        batch = [arrived.popleft() for _ in range(len(arrived))]
+        if not batch:
             return
-        self._traffic.add(inferences, time.monotonic())
-        self._since_gauges += inferences
         if self._listeners:
-            self._untold[0].extend(inferences)
-        for one in inferences:
-            start_us = one.at_us // SPAN_US * SPAN_US
-            self._span(start_us, "failed").add(one.seq, float(one.outcome != "ok"))
-            if one.outcome != "ok":
-                continue  # how soon it failed is not how fast the model is
-            self._span(start_us, "latency_ms").add(one.seq, one.latency_ms)
-            if one.queue_ms is not None:
-                self._span(start_us, "queue_ms").add(one.seq, one.queue_ms)
-            if one.items is not None:
-                self._span(start_us, "items").add(one.seq, float(one.items))
+            self._untold[0].extend(map(Inference._make, batch))
+        now = time.monotonic()
+        for (seq, start_us), group in _groups(batch).items():
+            good = [one for one in group if one[_OUTCOME] == "ok"]
+            self._since_gauges[seq] = self._since_gauges.pop(seq, 0) + len(group)
+            failed = [0.0] * len(good) + [1.0] * (len(group) - len(good))
+            self._span(start_us, "failed").add(seq, failed)
+            # How soon a request failed is not how fast the model is.
+            latencies = [one[_LATENCY_MS] for one in good]
+            self._traffic.add(seq, len(good), sum(latencies), now)
+            queues = [queue_ms for one in good if (queue_ms := one[_QUEUE_MS]) is not None]
+            items = [float(count) for one in good if (count := one[_ITEMS]) is not None]
+            for metric, values in (
+                ("latency_ms", latencies),
+                ("queue_ms", queues),
+                ("items", items),
+            ):
+                if values:
+                    self._span(start_us, metric).add(seq, values)
 
     def _add(self, samples: Sequence[Sample]) -> None:
         for one in samples:
             start_us = one.at_us // SPAN_US * SPAN_US
-            self._span(start_us, one.metric, one.source).add(one.seq, one.value)
+            self._span(start_us, one.metric, one.source).add(one.seq, [one.value])
         self._untold[1].extend(samples)
 
     def _span(self, start_us: int, metric: str, source: Source = "engine") -> "_Span":
@@ -341,12 +354,13 @@ class _Span:
         self._done: list[Rollup] = []
         self._count = 0
 
-    def add(self, seq: int, value: float) -> None:
-        values = self._values.get(seq)
-        if values is None:
-            values = self._values[seq] = []
-        values.append(value)
-        self._count += 1
+    def add(self, seq: int, values: list[float]) -> None:
+        known = self._values.get(seq)
+        if known is None:
+            self._values[seq] = values
+        else:
+            known += values
+        self._count += len(values)
         if self._count >= _MOST_VALUES:
             self._done = self.rolled()
             self._values, self._count = {}, 0
@@ -363,6 +377,21 @@ class _Span:
             one = rolled_up(self._metric, self._source, part[0], self._start_us, end_us, values)
             fresh.append(replace(one, last_seq=part[-1]))
         return condensed([*self._done, *fresh], self._start_us, end_us) if self._done else fresh
+
+
+def _groups(batch: list[_Arrived]) -> dict[tuple[int, int], list[_Arrived]]:
+    """What arrived by seq and the start of its span of time, in the order of their last ones."""
+    seq, at_us, *_ = batch[-1]
+    start_us = at_us // SPAN_US * SPAN_US
+    if batch[0][_AT_US] >= start_us and len({one[0] for one in batch}) == 1:
+        return {(seq, start_us): batch}  # as nearly always
+    groups: dict[tuple[int, int], list[_Arrived]] = {}
+    for one in batch:
+        key = (one[0], one[_AT_US] // SPAN_US * SPAN_US)
+        group = groups.pop(key, [])
+        group.append(one)
+        groups[key] = group
+    return groups
 
 
 def _tell(listeners: Iterable[Callable[[Sequence[T]], None]], told: Sequence[T]) -> None:

@@ -5,7 +5,7 @@ Each says at which seq it was observed: that of the last state change, as in `X-
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Source = Literal["engine", "server", "evaluator", "pushed"]
 """Who measured: an engine in this process, a driven server's own figures, an evaluator, or somebody
@@ -17,8 +17,7 @@ Outcome = Literal["ok", "failed", "not_finite"]
 """`failed`: the model raised. `not_finite`: it answered with NaN or infinities."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
+class Inference(NamedTuple):
     """One finished request to an engine of this process.
 
     `at_us` is when it ended, in microseconds since 1970. `latency_ms` is how long the model held

@@ -5,10 +5,7 @@ rate of requests.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from weightledger.ledger.monitoring.samples import Inference
 
 WINDOW_S = 60.0
 
@@ -31,16 +28,11 @@ class Traffic:
         self._began = now
         self._seq: int | None = None
 
-    def add(self, inferences: Sequence[Inference], now: float) -> None:
-        """Count what ended since the last call; `now` is a monotonic time in seconds."""
-        steps: dict[int, _Step] = {}
-        for one in inferences:
-            if one.outcome != "ok":
-                continue
-            step = steps.setdefault(one.seq, _Step(now, one.seq, 0, 0.0))
-            step.count += 1
-            step.latency_ms += one.latency_ms
-        self._steps.extend(steps.values())
+    def add(self, seq: int, count: int, latency_ms: float, now: float) -> None:
+        """Count what ended since the last call, with the sum of its latencies; `now` is a monotonic
+        time in seconds."""
+        if count:
+            self._steps.append(_Step(now, seq, count, latency_ms))
         while self._steps and now - self._steps[0].at > WINDOW_S:
             self._steps.popleft()
 
