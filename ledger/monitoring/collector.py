@@ -63,9 +63,6 @@ class Health:
     server_fault: str | None = None
 
 
-_Arrived: TypeAlias = tuple[int, int, float, Outcome, float | None, int | None, int | None]
-
-
 class Collector:
     """What is measured of one model in this process; with the rest from the database, its reader.
 
