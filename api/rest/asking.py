@@ -24,9 +24,9 @@ _MOST = 8
 class Asking(Generic[T]):
     """A question to the database, each time on a thread that nobody waits for beyond the bound."""
 
-    def __init__(self, question: Callable[[], T], bound_s: float = BOUND_S) -> None:
+    def __init__(self, question: Callable[[], T], bound_s: float | None = None) -> None:
         self._question = question
-        self._bound_s = bound_s
+        self._bound_s = BOUND_S if bound_s is None else bound_s
         self._places = threading.BoundedSemaphore(_MOST)
 
     def __call__(self) -> T:

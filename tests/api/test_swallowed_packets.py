@@ -18,6 +18,7 @@ from tests.conftest import new_database
 from tests.in_process import listening
 from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig
+from weightledger.api.rest import asking
 from weightledger.api.rest.asking import Asking
 from weightledger.ledger.errors import StorageError
 from weightledger.ledger.sql import postgres
@@ -86,8 +87,9 @@ def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Wire,
 
 
 def test_probes_and_metrics_answer_while_the_database_does_not(
-    wire: tuple[Wire, str], tmp_path: Path
+    wire: tuple[Wire, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(asking, "BOUND_S", 0.5)
     between, url = wire
     config = DynamicUpdateConfig(backup_dir=tmp_path, database_url=url)
     manager = DynamicModelManager(torch.nn.Linear(2, 2), "m", config=config)
@@ -97,8 +99,9 @@ def test_probes_and_metrics_answer_while_the_database_does_not(
             httpx2.Client(base_url=address, timeout=60) as http,
             between.restored(),
         ):
-            assert http.get("/readyz").status_code == 200
+            until(lambda: http.get("/readyz").status_code == 200)
             between.cut.set()
+            assert [http.get(path).status_code for path in ("/metrics", "/readyz")] == [200, 503]
             # Several of each: they do not wait for one another.
             paths = ["/readyz", "/health", "/metrics"] * 5
             with ThreadPoolExecutor(len(paths)) as pool:
@@ -123,18 +126,18 @@ def test_no_more_questions_wait_than_there_are_places() -> None:
         release.wait(PATIENCE_S)
         return 7
 
-    asking = Asking(question, bound_s=0.01)
+    ask = Asking(question, bound_s=0.01)
     for _ in range(20):
         with pytest.raises(StorageError, match="no answer from the database within"):
-            asking()
+            ask()
     assert len(asked) == 8
     release.set()
-    assert until(lambda: _answered(asking)) == 7
+    assert until(lambda: _answered(ask)) == 7
 
 
-def _answered(asking: Asking[int]) -> int | None:
+def _answered(ask: Asking[int]) -> int | None:
     with contextlib.suppress(StorageError):
-        return asking()
+        return ask()
     return None
 
 
