@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from weightledger.rules.errors import RuleError
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def check_ranges(
@@ -19,10 +22,14 @@ def check_ranges(
     fraction: Iterable[str] = (),
     finite: Iterable[str] = (),
     counts: Iterable[str] = (),
+    between: Mapping[str, tuple[float, float]] = _NONE,
+    at_least: Mapping[str, float] = _NONE,
 ) -> None:
     """Raise RuleError unless each field is of its default's type, and the named ones in range.
 
-    Those are > 0, ≥ 0, within 0 < f ≤ 1, or any finite number; `counts` are whole numbers from 1.
+    Those are > 0, ≥ 0, within 0 < f ≤ 1, or any finite number; `counts` are whole numbers from 1;
+    `between` has its two ends outside, `at_least` its one inside. Where there are bounds, w_min is
+    less than w_max.
     Numbers of numpy and torch become Python's own, since events record a config as JSON.
     """
     for field in dataclasses.fields(config):
@@ -41,9 +48,25 @@ def check_ranges(
             if not (math.isfinite(value) and holds(value)):
                 raise RuleError(f"{name} must {wanted}, got {value}", param=name)
             _settle(config, name, value)
+    for name, (low, high) in between.items():
+        if not low < getattr(config, name) < high:
+            got = getattr(config, name)
+            raise RuleError(f"{name} is within ({low:g}, {high:g}), got {got}", param=name)
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            got = getattr(config, name)
+            raise RuleError(f"{name} is at least {least:g}, got {got}", param=name)
+    if hasattr(config, "w_min"):
+        _check_bounds(config.w_min, config.w_max)
 
 
-def check_bounds(low: float, high: float) -> None:
+def check_rule(config: Any, *, not_negative: Iterable[str] = (), **ranges: Any) -> None:
+    """`check_ranges` of a rule's config: a learning rate, where it has one, is not negative."""
+    rate = ("learning_rate",) if hasattr(config, "learning_rate") else ()
+    check_ranges(config, not_negative=(*rate, *not_negative), **ranges)
+
+
+def _check_bounds(low: float, high: float) -> None:
     """Raise RuleError unless w_min < w_max, both finite."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise RuleError(f"w_min must be less than w_max, got {low} and {high}", param="w_min")

@@ -10,7 +10,7 @@ from weightledger.rules.checking import is_finite, propose
 from weightledger.rules.guards.finding import Finding, json_number
 from weightledger.rules.library.ewc import Ewc
 from weightledger.rules.protocol import Proposal
-from weightledger.rules.ranges import check_bounds, check_choice, check_ranges
+from weightledger.rules.ranges import check_choice, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,6 @@ class Bounds:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        check_bounds(self.w_min, self.w_max)
         check_choice("on_excess", self.on_excess, ("refuse", "clip"))
 
     def __call__(self, weight: torch.Tensor, proposal: Proposal) -> Finding:

@@ -9,7 +9,7 @@ import torch
 from weightledger.rules.library.hebbian import PRE_AND_POST
 from weightledger.rules.library.traces import decay, filtered
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Bcm:
     tau_theta: float = 50.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], positive=["tau_theta"])
+        check_rule(self, positive=["tau_theta"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`theta` [out] = 0."""

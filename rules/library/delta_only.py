@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import ANY_SHAPE, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_bounds, check_ranges
+from weightledger.rules.ranges import check_rule
 
 REQUESTED: Mapping[str, Activity] = {
     "delta": Activity(ANY_SHAPE, "the change asked for, u, before any learning rate"),
@@ -43,7 +43,7 @@ class HebbianDelta:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"])
+        check_rule(self)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
@@ -88,8 +88,7 @@ class StdpDelta:
     w_max: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate", "a_plus", "a_minus"])
-        check_bounds(self.w_min, self.w_max)
+        check_rule(self, not_negative=["a_plus", "a_minus"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
@@ -129,7 +128,7 @@ class BcmDelta:
     adaptation_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], fraction=["adaptation_rate"])
+        check_rule(self, fraction=["adaptation_rate"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`theta` [rows] = 0."""
@@ -175,7 +174,7 @@ class ReinforcementDelta:
     baseline_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], fraction=["baseline_rate"])
+        check_rule(self, fraction=["baseline_rate"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`baseline` = 0."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import ANY_SHAPE, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 Logits = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 """Class scores [batch, classes] of inputs [batch, …], from parameters by name."""
@@ -40,7 +40,7 @@ class Ewc:
     fisher_decay: float = 0.95
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate", "strength"], fraction=["fisher_decay"])
+        check_rule(self, not_negative=["strength"], fraction=["fisher_decay"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`fisher` 0: nothing is protected; `anchor` the weight."""

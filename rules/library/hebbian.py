@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 PRE_AND_POST: Mapping[str, Activity] = {
     "x": Activity(("batch", "in"), "pre-synaptic activity"),
@@ -31,7 +31,7 @@ class Hebb:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"])
+        check_rule(self)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
@@ -65,7 +65,7 @@ class Oja:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"])
+        check_rule(self)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
@@ -101,7 +101,7 @@ class Sanger:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"])
+        check_rule(self)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from weightledger.rules.errors import RuleError
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +37,9 @@ class SynapticScaling:
     w_max: float = 10.0
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate", "target_rate"],
+            not_negative=["target_rate"],
             fraction=["rate_step"],
             positive=["w_max"],
         )
@@ -88,9 +87,7 @@ class IntrinsicPlasticity:
     sigma: float = 0.2
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], positive=["sigma"])
-        if not -1 < self.mean < 1:
-            raise RuleError(f"mean is within (-1, 1), got {self.mean}", param="mean")
+        check_rule(self, positive=["sigma"], between={"mean": (-1, 1)})
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""

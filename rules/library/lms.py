@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 SUPERVISED: Mapping[str, Activity] = {
     "x": Activity(("batch", "in"), "input of the layer"),
@@ -32,7 +32,7 @@ class Lms:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"])
+        check_rule(self)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""
@@ -68,7 +68,7 @@ class Nlms:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], positive=["epsilon"])
+        check_rule(self, positive=["epsilon"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""

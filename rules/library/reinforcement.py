@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges, number
+from weightledger.rules.ranges import check_rule, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,8 @@ class Reinforce:
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate"],
             fraction=["baseline_rate"],
             positive=["variance"],
         )
@@ -96,7 +95,7 @@ class NodePerturbation:
     sigma: float = 0.01
 
     def __post_init__(self) -> None:
-        check_ranges(self, not_negative=["learning_rate"], positive=["sigma"])
+        check_rule(self, positive=["sigma"])
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """No state."""

@@ -16,7 +16,7 @@ import torch
 from weightledger.rules.library.stdp import SPIKES, clip_step, silent_traces, stacked
 from weightledger.rules.library.traces import decay, discounted_sums, filtered
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_bounds, check_choice, check_ranges
+from weightledger.rules.ranges import check_choice, check_rule
 
 REWARDED_SPIKES: Mapping[str, Activity] = {
     **SPIKES,
@@ -54,9 +54,9 @@ class RStdp:
     w_max: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate", "a_plus", "a_minus"],
+            not_negative=["a_plus", "a_minus"],
             positive=[
                 "tau_plus_ms",
                 "tau_minus_ms",
@@ -65,7 +65,6 @@ class RStdp:
                 "dt_ms",
             ],
         )
-        check_bounds(self.w_min, self.w_max)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Traces, eligibility and dopamine at 0."""
@@ -139,12 +138,11 @@ class Mstdpet:
     reward_timing: Literal["same step", "next step"] = "same step"
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate", "a_plus", "a_minus"],
+            not_negative=["a_plus", "a_minus"],
             positive=["tau_plus_ms", "tau_minus_ms", "tau_eligibility_ms", "dt_ms"],
         )
-        check_bounds(self.w_min, self.w_max)
         check_choice("reward_timing", self.reward_timing, ("same step", "next step"))
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:

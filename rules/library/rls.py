@@ -10,7 +10,7 @@ import torch
 from weightledger.rules.errors import RuleError
 from weightledger.rules.library.lms import SUPERVISED
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_ranges
+from weightledger.rules.ranges import check_rule
 
 _LARGEST_BLOCK = 256
 _TILE = 256
@@ -54,9 +54,13 @@ class Rls:
     ceiling: float = 100.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, positive=["alpha"], fraction=["forgetting"], finite=["ceiling"])
-        if self.ceiling < 1:
-            raise RuleError(f"ceiling is at least 1, got {self.ceiling}", param="ceiling")
+        check_rule(
+            self,
+            positive=["alpha"],
+            fraction=["forgetting"],
+            finite=["ceiling"],
+            at_least={"ceiling": 1},
+        )
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """`P` [in, in] = I/alpha, float64."""

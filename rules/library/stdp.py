@@ -14,7 +14,7 @@ import torch
 
 from weightledger.rules.library.traces import decay, delayed, filtered
 from weightledger.rules.protocol import MATRIX, Activity, Proposal, Shape
-from weightledger.rules.ranges import check_bounds, check_ranges
+from weightledger.rules.ranges import check_rule
 
 SPIKES: Mapping[str, Activity] = {
     "pre_spikes": Activity(("time", "in"), "1 where the pre-synaptic neuron fired, else 0"),
@@ -50,12 +50,11 @@ class PairStdp:
     w_max: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate", "a_plus", "a_minus"],
+            not_negative=["a_plus", "a_minus"],
             positive=["tau_plus_ms", "tau_minus_ms", "dt_ms"],
         )
-        check_bounds(self.w_min, self.w_max)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Both traces at 0."""
@@ -109,12 +108,11 @@ class TripletStdp:
     w_max: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(
+        check_rule(
             self,
-            not_negative=["learning_rate", "a2_plus", "a3_plus", "a2_minus", "a3_minus"],
+            not_negative=["a2_plus", "a3_plus", "a2_minus", "a3_minus"],
             positive=["tau_plus_ms", "tau_minus_ms", "tau_x_ms", "tau_y_ms", "dt_ms"],
         )
-        check_bounds(self.w_min, self.w_max)
 
     def init(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """All four traces at 0."""

@@ -159,3 +159,29 @@ def test_an_id_that_two_packages_bring_is_neithers(installed: Path) -> None:
     assert rules.rule_ids() == [*IDS, "decay"]
     with pytest.raises(PluginError, match="another_rule and one_rule"):
         rules.get_rule("decay")
+
+
+@pytest.mark.parametrize("rule_id", rules.rule_ids())
+def test_no_rule_takes_a_negative_rate_or_bounds_that_hold_nothing(rule_id: str) -> None:
+    fields = rules.config_of(rules.make_rule(rule_id))
+    if "learning_rate" in fields:
+        with pytest.raises(RuleError, match="learning_rate must not be negative"):
+            rules.make_rule(rule_id, {"learning_rate": -0.1})
+    if "w_min" in fields:
+        for low, high in ((1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))):
+            with pytest.raises(RuleError, match="w_min must be less than w_max"):
+                rules.make_rule(rule_id, {"w_min": low, "w_max": high})
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "field", "value", "says"),
+    [
+        ("rls", "ceiling", 0.5, "ceiling is at least 1, got 0.5"),
+        ("intrinsic-plasticity", "mean", 1.0, "mean is within \\(-1, 1\\), got 1.0"),
+        ("intrinsic-plasticity", "mean", -1.0, "mean is within"),
+        ("intrinsic-plasticity", "mean", float("nan"), "mean is within"),
+    ],
+)
+def test_a_range_has_its_ends(rule_id: str, field: str, value: float, says: str) -> None:
+    with pytest.raises(RuleError, match=says):
+        rules.make_rule(rule_id, {field: value})
