@@ -1,4 +1,4 @@
-"""The keys that a server takes: the one of its settings, and those of the ledger.
+"""The keys that a server takes: its settings', the ledger's, and tokens of an issuer.
 
 What is known of the ledger's keys is read anew every `POLL_S`, so a key that is revoked stops
 working within a second, and no request waits for the database. Only who comes with an unknown key
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from weightledger.api.rest.oidc import BadToken, Issuer
 from weightledger.ledger.access.keys import STATIC_KEY_NAME, ApiKey, Scope, digest_of
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.errors import LedgerError
@@ -27,6 +28,7 @@ MOST_OUTAGE_S = 60.0
 
 _PAUSE_S = 0.1  # between two readings: strangers cannot make more of them
 _USES_S = 60.0  # how often it is written down when keys were used
+_MOST_TOKENS = 1024  # that are known to be good
 _BUCKET = 8  # first bytes of a digest: they tell nothing of the key
 
 
@@ -93,11 +95,14 @@ class Keyring:
         keys: ApiKeys,
         api_key: str | None,
         *,
+        issuer: Issuer | None = None,
         clock: Callable[[], float] = time.monotonic,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._keys = keys
         self._static = None if api_key is None else digest_of(api_key)
+        self._issuer = issuer
+        self._tokens: dict[bytes, tuple[Access, float]] = {}
         self._clock, self._now_us = clock, now_us
         self._known = _Known(-math.inf)
         self._buckets: dict[str, _Bucket] = {}
@@ -110,13 +115,15 @@ class Keyring:
     @property
     def asks(self) -> bool:
         """Whether a key is wanted: as soon as there is one, and from then on, revoked or not."""
-        return self._static is not None or self._known.any
+        return self._static is not None or self._issuer is not None or self._known.any
 
     async def admit(self, token: str | None) -> Access | Refusal:
         """`judge`, of an unknown token by what the database says now."""
         judged = self.judge(token)
         if judged is not UNKNOWN:
             return judged
+        if self._issuer is not None and token is not None and token.count(".") == 2:
+            return await self._by_token(self._issuer, token)
         await self._renew()
         return self.judge(token)
 
@@ -184,6 +191,25 @@ class Keyring:
         uses, self._uses = self._uses, {}
         with contextlib.suppress(LedgerError):  # said by others; the next use says it again
             self._keys.used(uses)
+
+    async def _by_token(self, issuer: Issuer, token: str) -> Access | Refusal:
+        """Who comes with a token of the issuer; one that was checked is known until it expires."""
+        digest, now_s = digest_of(token), self._now_us() / 1_000_000
+        known = self._tokens.get(digest)
+        if known is not None and now_s < known[1]:
+            return known[0]
+        try:
+            actor, scope, until = await asyncio.to_thread(issuer.admit, token)
+        except BadToken as error:
+            return Refusal(str(error))
+        except LedgerError as error:
+            logger.error("%s", error)
+            return Refusal("tokens cannot be checked now: the issuer does not answer", 503, 1)
+        if len(self._tokens) >= _MOST_TOKENS:
+            self._tokens.clear()
+        access = Access(actor, scope)
+        self._tokens[digest] = access, until
+        return access
 
     async def _renew(self) -> None:
         """Read the keys again; one reading does for all who ask before it begins."""

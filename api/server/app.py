@@ -17,6 +17,7 @@ from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.observing import Observed
+from weightledger.api.rest.oidc import Issuer
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
 from weightledger.api.rest.tail import Tail
@@ -25,7 +26,7 @@ from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.audit.witnesses import Witness
-from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.errors import InvalidRequest, LedgerError
 from weightledger.ledger.monitoring.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def create_app(
 
     `hooks` are told when the server stops showing the head of the log, and when it does again.
     """
-    keyring = Keyring(manager.ledger.keys, settings.api_key)
+    keyring = Keyring(manager.ledger.keys, settings.api_key, issuer=_issuer(settings))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,6 +108,18 @@ def create_app(
     app.add_middleware(Door, keyring=keyring)
     app.add_middleware(Observed, seen=metrics.seen)
     return app
+
+
+def _issuer(settings: Settings) -> Issuer | None:
+    """The issuer whose tokens are taken, if one is configured."""
+    if settings.oidc_issuer is None:
+        return None
+    if settings.oidc_audience is None:
+        raise InvalidRequest(
+            "an issuer's tokens are for many: say with --oidc-audience which are for this server",
+            param="oidc_audience",
+        )
+    return Issuer(settings.oidc_issuer, settings.oidc_audience)
 
 
 async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: Notary) -> None:

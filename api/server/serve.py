@@ -104,7 +104,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
 
 def _has_key(settings: Settings) -> bool:
     """Whether anybody could come in: by the key of the settings, or by one of the ledger's."""
-    if settings.api_key is not None:
+    if settings.api_key is not None or settings.oidc_issuer is not None:
         return True
     config = settings.update_config()
     if config.database_url is None and not config.file.exists():

@@ -182,6 +182,12 @@ class Settings:
     allow_runtime_updating: bool = setting(
         True, "Whether the server takes writes; without, they are answered 403."
     )
+    oidc_issuer: str | None = setting(
+        None, "URL of an OpenID Connect issuer whose tokens are taken beside API keys."
+    )
+    oidc_audience: str | None = setting(
+        None, "The audience that those tokens have to be made out for."
+    )
     two_person_rule: bool = setting(
         False, "Whether what one API key writes waits until another one approves it."
     )

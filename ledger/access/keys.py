@@ -128,6 +128,8 @@ def check_name(name: str) -> None:
         raise InvalidRequest(
             f"a key's name is printable, with no space around it; got {name!r}", param="name"
         )
+    if name.startswith("oidc:"):
+        raise InvalidRequest("names that begin with 'oidc:' are those of tokens", param="name")
     if name == STATIC_KEY_NAME:
         raise InvalidRequest(f"{name!r} is the key of the settings: choose another", param="name")
 

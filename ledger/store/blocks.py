@@ -31,6 +31,7 @@ BLOCK = 1024  # events, for ever
 
 # Rows of a block that are no terms; `term` gives these numbers to nothing else, by all likelihood.
 _MOST_NORM, _NORMS, _COUNTS = 0, 1, 2
+_SPARSE = 4  # with fewer blocks than one of so many, they are asked for one by one
 _NORM_BLOCKS = 128  # whose norms are held at a time
 
 DAY_US = 86_400_000_000
@@ -141,11 +142,18 @@ def bitmaps(
 ) -> dict[int, int]:
     """The events that have one of these terms, by block; `numbers` are the blocks, ascending."""
     sql = _READ.format(among=backend.among("bigint"))
-    found: dict[int, int] = {}
+    many, found = backend.many(list(terms)), dict[int, int]()
+    if len(numbers) * _SPARSE > numbers[-1] - numbers[0]:
+        rows = execute(sql + _BETWEEN, (model_id, many, numbers[0], numbers[-1])).fetchall()
+    else:
+        rows = [
+            row
+            for page in pieces(numbers)
+            for row in execute(
+                f"{sql} AND block IN ({marks(len(page))})", (model_id, many, *page)
+            ).fetchall()
+        ]
     wanted = set(numbers)
-    rows = execute(
-        sql + _BETWEEN, (model_id, backend.many(list(terms)), numbers[0], numbers[-1])
-    ).fetchall()
     for _, number, bits in rows:
         if number in wanted:
             found[number] = found.get(number, 0) | int.from_bytes(bits, "little")

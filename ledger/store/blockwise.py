@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.store import EventFilter, blocks
 from weightledger.ledger.store.blocks import Block
-from weightledger.ledger.store.terms import clauses
+from weightledger.ledger.store.terms import clauses, term
 
 _FIRST, _GROWTH, _MOST = 8, 4, 512  # blocks that are looked at together
 
@@ -49,16 +49,17 @@ def first_hits(
 ) -> Iterator[list[int]]:
     """Seqs of events that have what a filter asks for, in order, in lists; `bounds` are seqs."""
     low, high = bounds
-    wanted = clauses(where, names)
-    if any(not one for one in wanted):
+    wanted = clauses(where)
+    touched = None if where.parameter is None else [term("parameter", name) for name in names]
+    if touched == []:
         return
     for numbers in _stretches(low // blocks.BLOCK, high // blocks.BLOCK, newest_first):
         there = blocks.written(execute, model_id, numbers[0], numbers[-1])
-        hits = _of_written(execute, backend, model_id, where, wanted, sorted(there))
+        hits = _of_written(execute, backend, model_id, where, wanted, touched, sorted(there))
         for number in numbers:
             if number not in there:
                 block = unwritten.get(execute, number, high)
-                hits[number] = _of_block(block, where, wanted)
+                hits[number] = _of_block(block, where, wanted, touched)
         yield from (
             seqs
             for number in (reversed(numbers) if newest_first else numbers)
@@ -85,8 +86,10 @@ def _of_written(
     model_id: int,
     where: EventFilter,
     wanted: Sequence[Sequence[int]],
+    touched: Sequence[int] | None,
     numbers: Sequence[int],
 ) -> dict[int, int]:
+    """Parameters come last, where little is left to look at: a glob may be hundreds of terms."""
     every = (1 << blocks.BLOCK) - 1
     hits = dict.fromkeys(numbers, every)
     for terms in wanted:
@@ -96,12 +99,21 @@ def _of_written(
         hits = {n: both for n, bits in found.items() if (both := bits & hits[n])}
     if where.min_norm is not None:
         hits = blocks.norms(execute, backend, model_id, where.min_norm, hits)
-    return hits
+    hits = {number: bits for number, bits in hits.items() if bits}
+    if touched is None or not hits:
+        return hits
+    found = blocks.bitmaps(execute, backend, model_id, touched, sorted(hits))
+    return {number: bits & hits[number] for number, bits in found.items()}
 
 
-def _of_block(block: Block, where: EventFilter, wanted: Sequence[Sequence[int]]) -> int:
+def _of_block(
+    block: Block,
+    where: EventFilter,
+    wanted: Sequence[Sequence[int]],
+    touched: Sequence[int] | None,
+) -> int:
     hits = (1 << block.size) - 1
-    for terms in wanted:
+    for terms in (*wanted, *([] if touched is None else [touched])):
         any_of = 0
         for one in terms:
             any_of |= block.bits.get(one, 0)

@@ -7,7 +7,7 @@ finds an event by its terms looks at the event itself (`passes`).
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -66,19 +66,15 @@ def norm_of(body: dict[str, Any]) -> float:
     return math.nan if norm is None else float(norm)
 
 
-def clauses(where: EventFilter, parameters: Sequence[str]) -> list[list[int]]:
-    """What has to hold: of each clause one term or another. The rarest are likely to come first.
-
-    `parameters` are the full names that the filter's glob stands for.
-    """
+def clauses(where: EventFilter) -> list[list[int]]:
+    """What has to hold, parameters apart: of each clause one term or another. The rarest are
+    likely to come first."""
     wanted = [[term("metadata", key, value)] for key, value in sorted(where.metadata.items())]
     if where.text is not None:
         wanted += [[term("word", word)] for word in sorted(words(where.text), key=len)[::-1]]
-    if where.parameter is not None:
-        wanted.append([term("parameter", name) for name in parameters])
     if where.actors:
         wanted.append([term("actor", actor) for actor in sorted(set(where.actors))])
-    if where.min_norm is not None:  # nothing else has a norm
+    if where.min_norm is not None or where.parameter is not None:  # of updates alone
         wanted.append([term("kind", UPDATED)])
     if where.kinds:
         wanted.append([term("kind", kind) for kind in sorted(set(where.kinds))])

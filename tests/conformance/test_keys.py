@@ -61,7 +61,9 @@ def test_a_rotation_does_not_make_the_old_secret_last_longer(store: SqlStore) ->
     assert again[0] == old and again[1].until < new.until
 
 
-@pytest.mark.parametrize("name", ["", "x" * 101, " ci", "ci ", "a\nb", "a\0b", "api-key"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 101, " ci", "ci ", "a\nb", "a\0b", "api-key", "oidc:ana"]
+)
 def test_a_name_that_could_be_mistaken_is_refused(store: SqlStore, name: str) -> None:
     with pytest.raises(InvalidRequest):
         store.keys.create(name)
