@@ -5,6 +5,7 @@ anyway. Large ones are blobs under their own digests, kept where the policy or t
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from weightledger.ledger.events.bodies.operands import (
     Operands,
 )
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import lanes, spec_of
+from weightledger.ledger.tensors.lanes import lanes, name_of, spec_of
+from weightledger.ledger.tensors.spec import DTYPES, TensorSpec
 from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.policy import KeepOperands
@@ -41,15 +43,24 @@ def keep(
         return Operands(None, why=OUTSIDE), {}
     if policy == "none":
         return Operands(None, why=SWITCHED_OFF), {}
+    size = sum([tensor.nbytes for tensor in given.tensors.values()])
+    kept_anyway = policy == "all" or given.always
+    if size > SMALL_BYTES and not kept_anyway and all(map(_is_plain, given.tensors.values())):
+        return Operands(None, why=TOO_LARGE), {}  # of a batch that is thousands of tensors
     try:
-        kept = [KeptTensor(spec_of(name, tensor)) for name, tensor in given.tensors.items()]
+        kept = [
+            _described(name, tensor.dtype, tensor.shape)
+            if _is_plain(tensor)
+            else KeptTensor(spec_of(name, tensor))
+            for name, tensor in given.tensors.items()
+        ]
     except UnsupportedModel:  # a dtype that a caller may send and the ledger does not hold
         return Operands(None, why=OUTSIDE), {}
-    if sum(one.nbytes for one in kept) <= SMALL_BYTES:
+    if size <= SMALL_BYTES:
         for tensor in given.tensors.values():
             payload.write(_bytes(tensor).tobytes())
         return Operands(IN_PAYLOAD, tuple(kept), given.asked), {}
-    if policy != "all" and not given.always:
+    if not kept_anyway:
         return Operands(None, why=TOO_LARGE), {}
     blobs: dict[bytes, Buffer] = {}
     addressed = []
@@ -60,6 +71,17 @@ def keep(
         blobs[digest] = data
         addressed.append(KeptTensor(one.spec, digest))
     return Operands(IN_BLOBS, tuple(addressed), given.asked), blobs
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is just a tensor of a dtype that the ledger holds, as nearly every operand is."""
+    return type(tensor) is torch.Tensor and name_of(tensor.dtype) in DTYPES
+
+
+@lru_cache(512)
+def _described(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KeptTensor:
+    """What a plain operand is; updates one by one have the same few."""
+    return KeptTensor(TensorSpec(name, name_of(dtype), tuple(shape)))
 
 
 def _bytes(tensor: torch.Tensor) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
