@@ -9,15 +9,18 @@ import torch
 
 from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, OperationDisabled, Plan
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest
+from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing import commands, handlers
 from weightledger.ledger.writing.commands import (
     ApplyUpdates,
+    ChangePolicy,
     CreateInitialVersion,
     CreateVersion,
     Learn,
     LoadAdapter,
     MergeAdapter,
+    Observe,
     Pin,
     Record,
     Retire,
@@ -129,6 +132,14 @@ FROZEN = {
     "merge": (
         MergeAdapter("a", unload=False),
         "e1fd353644a0afe7c93341157c5f0aee3886f0b10eae7f904e60329ad51fc3c0",
+    ),
+    "observe": (  # not of the evidence, which is another each time
+        Observe(Observed(7, "promoted", "safe", "why", {"n": 1})),
+        "f4867f4a0d95982b6aa61e45e7e37c6fed729954db10f7d8eaa9d8908ea8d538",
+    ),
+    "policy": (
+        ChangePolicy("safe", {"alpha": 0.01}),
+        "70def95679229e09917284fe0bf38bad8c42282f38bc31c9d8dcadfed6adbe00",
     ),
 }
 
