@@ -44,7 +44,8 @@ class Checkpoints:
 
     def _retire(self) -> None:
         try:
-            self._log.retire_versions(keep=self._config.max_versions)
+            days = self._config.min_version_age_days
+            self._log.retire_versions(keep=self._config.max_versions, min_age_s=days * 86_400)
         except LedgerError as error:
             logger.warning("old versions stay listed, will try again: %s", error)
 

@@ -38,6 +38,7 @@ class DynamicUpdateConfig:
     database_url: where events go; None is SQLite in the data folder.
     blob_url: where a new ledger keeps large payloads and snapshots, a folder or bucket as for
         `Ledger.open`; None is the database.
+    min_version_age_days: versions younger than this stay listed, and restorable, however many.
     two_person_rule: what one person writes waits until another approves it.
     auto_rollback_metrics: which metrics the threshold applies to.
     snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
@@ -71,6 +72,7 @@ class DynamicUpdateConfig:
     evaluator_timeout_s: float = EVALUATOR_TIMEOUT_S
     evaluator_alpha: float = 0.0
     two_person_rule: bool = False
+    min_version_age_days: float = 0.0
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"
     policy: str = "specification"
@@ -85,6 +87,10 @@ class DynamicUpdateConfig:
             )
         if not self.snapshot_alpha > 0:
             raise InvalidRequest("snapshot_alpha must be above 0", param="snapshot_alpha")
+        if not self.min_version_age_days >= 0:
+            raise InvalidRequest(
+                "min_version_age_days must be 0 or more", param="min_version_age_days"
+            )
         if not self.held_versions_wait_s >= 0:
             raise InvalidRequest(
                 "held_versions_wait_s must be 0 or more", param="held_versions_wait_s"

@@ -8,6 +8,7 @@ before the append.
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -206,17 +207,20 @@ class Log:
         """
         return self.execute(commands.RollBack(position, caller, cause))
 
-    def retire_versions(self, keep: int) -> list[Event]:
+    def retire_versions(self, keep: int, *, min_age_s: float = 0.0) -> list[Event]:
         """Take the oldest names off the list until `keep` are left.
 
-        The active version's name stays, and those that are pinned.
+        The active version's name stays, and those that are pinned or younger than `min_age_s`.
         """
         retired = []
+        newest = time.time_ns() // 1000 - int(min_age_s * 1_000_000)
         with self._writer.lock:
             listed = self.history.store.listed_versions()
             active = self.live.head.active
             spare = [one.seq for one in listed if not one.pinned and one.number != active]
             for seq in spare[: max(0, len(listed) - keep)]:
+                if min_age_s and self.history.require(seq).recorded_at > newest:
+                    break  # those after it are younger still
                 with contextlib.suppress(NotFound):  # another writer was faster
                     retired.append(self.execute(commands.Retire(seq)))
         return retired

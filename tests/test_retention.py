@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightledger import Ledger, Log
+from weightledger import DynamicModelManager, DynamicUpdateConfig, Ledger, Log
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
 from weightledger.ledger.history.reader import History
@@ -314,3 +314,19 @@ def test_what_another_model_needs_stays(database_url: str) -> None:
         assert {name: bits(other.state(name)) for name in kept} == kept
         assert verify(other).problem is None
         assert verify(one).problem is None
+
+
+def test_versions_stay_listed_for_their_least_age_and_a_pin_beyond_it(tmp_path) -> None:
+    config = DynamicUpdateConfig(backup_dir=tmp_path, max_versions=2, min_version_age_days=1.0)
+    manager = DynamicModelManager(torch.nn.Linear(2, 2), "m", config=config)
+    log = manager.log
+    for number in range(5):
+        log.create_version(f"number {number}")
+    assert len(log.versions()) == 5
+    assert log.retire_versions(keep=2, min_age_s=3600) == []
+    log.execute(Pin("v1"))
+    assert [event.number for event in log.retire_versions(keep=2)] == [0, 2, 3]
+    assert [version.version_id.partition("_")[0] for version in log.versions()] == ["v4", "v1"]
+    manager.close()
+    with pytest.raises(InvalidRequest, match="min_version_age_days"):
+        DynamicUpdateConfig(min_version_age_days=-1)

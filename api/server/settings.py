@@ -117,6 +117,9 @@ class Settings:
         "refuse", "A model's unknown weights: 'ledger' loads the ledger's, 'record' records them."
     )
     max_versions: Annotated[int, Ge(1)] = setting(10, "Listed versions kept.")
+    min_version_age_days: Annotated[float, Ge(0)] = setting(
+        0.0, "Days for which a version stays listed, and its state restorable, however many."
+    )
     checkpoint_interval: Annotated[int, Ge(1)] = setting(100, "Updates between automatic versions.")
     auto_rollback_threshold: Annotated[float, Ge(0)] = setting(
         0.1, "Relative degradation that refuses an update; 0: off."
