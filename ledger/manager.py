@@ -299,6 +299,11 @@ class DynamicModelManager:
     # Reads
 
     @property
+    def has_evaluator(self) -> bool:
+        """Whether candidates are scored before they are visible."""
+        return self._guard.alone
+
+    @property
     def fault(self) -> str | None:
         """Why the live weights are not known to be the head of the log; None when they are."""
         remote = self.log.projector.remote

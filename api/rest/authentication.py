@@ -10,8 +10,17 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from weightledger.api.dashboard.sessions import (
+    LOGIN,
+    STATIC,
+    TOKEN_HEADER,
+    Session,
+    Sessions,
+    is_own,
+)
 from weightledger.api.rest import origins
 from weightledger.api.rest.errors import error_response, unexpected
 from weightledger.api.rest.keyring import NO_KEY, Access, Keyring, Refusal
@@ -20,9 +29,10 @@ logger = logging.getLogger(__name__)
 
 # Probes, and the pages that ask for the key themselves: none of them tells anything of the model
 # but the name and digest of what is served.
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs"})
-_OPEN_FOLDERS = ("/docs/",)
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs", LOGIN})
+_OPEN_FOLDERS = ("/docs/", STATIC)
 
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Neither JSON nor this can be sent by a form of a web page without asking first.
 _CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
@@ -33,6 +43,11 @@ def is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
+def is_page(path: str) -> bool:
+    """Whether a path is one of the dashboard's, which people open in a browser."""
+    return path == "/" or path.startswith("/ui/")
+
+
 class Door:
     """ASGI middleware in front of everything.
 
@@ -40,9 +55,10 @@ class Door:
     compare with what they want), and whether its sender may be told more than strangers are.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, sessions: Sessions) -> None:
         self.app = app
         self._keyring = keyring
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +67,8 @@ class Door:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
-        judged = await self._keyring.admit(_bearer(headers))
+        session = None if "authorization" in headers else self._session(headers)
+        judged = await self._keyring.admit(session.key if session else _bearer(headers))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["trusted"] = isinstance(judged, Access)
@@ -68,6 +85,8 @@ class Door:
             await send(message)
 
         refusal = self._refusal(scope["path"], scope["method"], headers, judged)
+        if refusal is None and session is not None:
+            refusal = _foreign(scope["method"], headers, session)
         if refusal is not None:
             await refusal(scope, receive, send_with_id)
             return
@@ -81,10 +100,16 @@ class Door:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await unexpected(error)(scope, receive, send_with_id)
 
+    def _session(self, headers: Headers) -> Session | None:
+        cookies = headers.get("cookie")
+        return None if cookies is None else self._sessions.find(cookies)
+
     def _refusal(
         self, path: str, method: str, headers: Headers, judged: Access | Refusal
     ) -> ASGIApp | None:
         if isinstance(judged, Refusal) and not is_open(path):
+            if judged.status == 401 and method in _SAFE and is_page(path):
+                return _to_login
             return _refused(judged)
         open_to_all = not self._keyring.asks
         if open_to_all:
@@ -109,6 +134,21 @@ class Door:
                     param="Content-Type",
                 )
         return None
+
+
+def _foreign(method: str, headers: Headers, session: Session) -> ASGIApp | None:
+    """The reply to a request that a browser sends with our cookie and none of our pages made."""
+    token, origin = headers.get(TOKEN_HEADER, ""), headers.get("origin")
+    if method in _SAFE or is_own(token, session, origin, headers.get("host", "")):
+        return None
+    return error_response(
+        403, f"a session's writes carry {TOKEN_HEADER} and come from its own site"
+    )
+
+
+async def _to_login(scope: Scope, receive: Receive, send: Send) -> None:
+    reply = RedirectResponse(str(scope.get("root_path", "")).rstrip("/") + LOGIN, status_code=303)
+    await reply(scope, receive, send)
 
 
 def _bearer(headers: Headers) -> str | None:

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from weightledger import DynamicModelManager
+from weightledger.api.dashboard import routes as dashboard
+from weightledger.api.dashboard.sessions import Sessions
 from weightledger.api.rest import documentation, errors, pages
 from weightledger.api.rest.authentication import Door
 from weightledger.api.rest.heads import HeadAsGet
@@ -99,13 +101,15 @@ def create_app(
         )
     )
     app.include_router(pages.router())
+    sessions = Sessions()
+    app.include_router(dashboard.router(manager, keyring, sessions))
     # FastAPI builds included routes at their first use, under a filter of warnings that threads
     # share; done here, the first request is as fast as the next and no thread sees the filter.
     documentation.describe(app, keyed=keyring.asks)
     errors.install(app)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Door, keyring=keyring)
+    app.add_middleware(Door, keyring=keyring, sessions=sessions)
     app.add_middleware(Observed, seen=metrics.seen)
     return app
 

@@ -12,6 +12,7 @@ from weightledger.api.rest.answers import Event as EventReply
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import parse_time
+from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter
 
 
@@ -31,33 +32,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     )
     def list_updates(query: Annotated[queries.Updates, Query()]) -> dict[str, Any]:
         """Events that pass the filters, newest first; `after` and `before` take an item's id."""
-        limit, least, most = query.limit, query.min_seq, query.max_seq
-        if query.after is not None:  # further down the list: older
-            most = _least(most, history.event(query.after).seq - 1)
-        backwards = query.before is not None
-        if query.before is not None:  # further up the list: newer
-            seq = history.event(query.before).seq + 1
-            least = seq if least is None else max(least, seq)
-        kinds = kinds_of(query.kind, query.outcome)
-        if kinds is None:
-            return paging.page([], "id", has_more=False)
-        where = EventFilter(
-            kinds=kinds,
-            actors=query.actor,
-            parameter=query.parameter,
-            since=_moment(query.since),
-            until=_moment(query.until),
-            min_seq=least,
-            max_seq=most,
-            text=query.text,
-            min_norm=query.min_norm,
-            metadata=query.metadata,
-        )
-        found = history.events(where, limit=limit + 1, newest_first=not backwards)
-        has_more = len(found) > limit
-        found = found[:limit]
-        if backwards:
-            found.reverse()
+        found, has_more = listed(history, query)
         return paging.page(shown(found), "id", has_more=has_more)
 
     @routes.get("/{event_id}", responses=answers(EventReply))
@@ -66,6 +41,39 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return shown([history.event(event_id)])[0]
 
     return routes
+
+
+def listed(history: History, query: queries.Updates) -> tuple[list[Event], bool]:
+    """A page of the events that pass a query's filters, newest first, and whether there are more
+    on its far side."""
+    limit, least, most = query.limit, query.min_seq, query.max_seq
+    if query.after is not None:  # further down the list: older
+        most = _least(most, history.event(query.after).seq - 1)
+    backwards = query.before is not None
+    if query.before is not None:  # further up the list: newer
+        seq = history.event(query.before).seq + 1
+        least = seq if least is None else max(least, seq)
+    kinds = kinds_of(query.kind, query.outcome)
+    if kinds is None:
+        return [], False
+    where = EventFilter(
+        kinds=kinds,
+        actors=query.actor,
+        parameter=query.parameter,
+        since=_moment(query.since),
+        until=_moment(query.until),
+        min_seq=least,
+        max_seq=most,
+        text=query.text,
+        min_norm=query.min_norm,
+        metadata=query.metadata,
+    )
+    found = history.events(where, limit=limit + 1, newest_first=not backwards)
+    has_more = len(found) > limit
+    found = found[:limit]
+    if backwards:
+        found.reverse()
+    return found, has_more
 
 
 def activity_router(manager: DynamicModelManager) -> APIRouter:
