@@ -20,7 +20,7 @@ from weightledger.api.rest.errors import error_response, openai_error
 from weightledger.api.rest.keyring import Access, Keyring
 from weightledger.api.rest.queries import first_problem
 from weightledger.api.rest.routes.audit import listed
-from weightledger.api.rest.scopes import admitted, includes
+from weightledger.api.rest.scopes import admitted, includes, needs
 from weightledger.ledger.access.keys import Scope
 from weightledger.ledger.debug.drawn import diff_picture
 from weightledger.ledger.errors import InvalidRequest, LedgerError, NotFound
@@ -77,7 +77,7 @@ def _doors(keyring: Keyring, sessions: Sessions) -> APIRouter:
     def login(request: Request) -> Response:
         return page(request, "login.html")
 
-    @routes.post(LOGIN)
+    @routes.post(LOGIN, openapi_extra=needs("read"))
     async def enter(request: Request) -> Response:
         """Takes `{"key": …}`; the reply sets the session's cookie."""
         try:
@@ -90,7 +90,7 @@ def _doors(keyring: Keyring, sessions: Sessions) -> APIRouter:
             return error_response(judged.status, judged.message)
         return _with_cookie(request, sessions.open(key))
 
-    @routes.post("/ui/logout")
+    @routes.post("/ui/logout", openapi_extra=needs("read"))
     async def leave(request: Request) -> Response:
         sessions.close(request.headers.get("cookie", ""))
         return _with_cookie(request, "")
@@ -171,7 +171,7 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
         return show(
             request,
             "timeline.html",
-            f"/v1/models/updates?{request.url.query}",
+            _same("/v1/models/updates", request),
             runs=runs,
             names=names_of(named),
             tree=tree(request, named),
@@ -215,7 +215,7 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
         return show(
             request,
             "compare.html",
-            f"/v1/models/diff?{request.url.query}",
+            _same("/v1/models/diff", request) if from_ else "/v1/models/diff?from=seq:0",
             diff=diff,
             picture=diff_picture(drawn) if drawn else "",
             named=facts.versions(history),
@@ -314,6 +314,11 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
         )
 
     return routes
+
+
+def _same(path: str, request: Request) -> str:
+    """The call of the REST API that takes the same query as a page."""
+    return f"{path}?{request.url.query}" if request.url.query else path
 
 
 @cache

@@ -68,6 +68,7 @@ def _environment() -> jinja2.Environment:
         "figure": figure,
         "plain": lambda text: clipped(plain(str(text))),
         "short": short,
+        "whole": plain,
         "summary": lambda item: clipped(plain(summary(item))),
     }
     return made

@@ -30,7 +30,7 @@ def tree_picture(
     width = _LEFT * 2 + (len(nodes) - 1) * _STEP + 60
     height = _TOP * 2 + _LABEL_ROOM + (max(lanes.values()) + 1) * _LANE
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" role="img" width="{width}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" width="{width}"'
         f' height="{height}" viewBox="0 0 {width} {height}"><title>The tree of states</title>'
         f"<desc>{len(nodes)} states, from event {nodes[0].seq} to event {nodes[-1].seq}; event"
         f" {live} is live</desc>"
