@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: serve test lint types unit soak bench drift vllm clean
+.PHONY: serve test lint types unit browser soak bench drift vllm clean
 
 serve: $(STAMP)
 	$(BIN)/weightledger serve
@@ -19,8 +19,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP)
+unit: $(STAMP) browser
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not soak"
+
+# Chromium and its driver, Debian's, for the tests of the dashboard.
+browser:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null \
+	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } \
+	  || echo "NO BROWSER: the dashboard's tests in a browser are skipped; install chromium and chromium-driver"
 
 # 50 kills instead of 5, and longer campaigns.
 soak: $(STAMP)

@@ -1,5 +1,6 @@
 """A server with a history worth looking at, and a real browser."""
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -65,7 +66,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
-        pytest.skip("NO BROWSER: install Chromium and its driver (`make browser`)")
+        lacking = "NO BROWSER: install Chromium and its driver (`make browser`)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(lacking)
     options = Options()
     options.binary_location = program
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
