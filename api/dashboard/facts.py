@@ -47,6 +47,7 @@ class Header:
     actor: str | None
     fault: str | None
     lag_events: int
+    last: int  # the last event that the page knows of
 
 
 def header(manager: DynamicModelManager) -> Header:
@@ -64,6 +65,7 @@ def header(manager: DynamicModelManager) -> Header:
         actor=event["actor"],
         fault=manager.fault,
         lag_events=history.head().seq - live.head.seq,
+        last=live.head.seq,
     )
 
 

@@ -158,21 +158,16 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
         )
 
     @routes.get("/ui/timeline", openapi_extra={"parameters": [dict(queries.METADATA_FILTER)]})
-    def timeline(
-        request: Request, query: Annotated[queries.Updates, Query()], fragment: bool = False
-    ) -> Response:
+    def timeline(request: Request, query: Annotated[queries.Updates, Query()]) -> Response:
         if "limit" not in request.query_params:
             query = query.model_copy(update={"limit": _LONG})
         events, more = listed(history, query)
         named = facts.versions(history)
-        runs = facts.grouped(facts.items(history, events), named)
-        if fragment:
-            return page(request, "rows.html", runs=runs, names=names_of(named))
         return show(
             request,
             "timeline.html",
             _same("/v1/models/updates", request),
-            runs=runs,
+            runs=facts.grouped(facts.items(history, events), named),
             names=names_of(named),
             tree=tree(request, named),
             days=facts.days(history.activity(EventFilter())),
@@ -181,6 +176,14 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
             newer=events[0].name if events and (query.after or (query.before and more)) else None,
             live=query.after is None and query.before is None,
         )
+
+    @routes.get("/ui/rows", openapi_extra={"parameters": [dict(queries.METADATA_FILTER)]})
+    def rows(request: Request, query: Annotated[queries.Updates, Query()]) -> Response:
+        """The timeline's rows alone, for a page that is open."""
+        events, _ = listed(history, query)
+        named = facts.versions(history)
+        runs = facts.grouped(facts.items(history, events), named)
+        return page(request, "rows.html", runs=runs, names=names_of(named))
 
     @routes.get("/ui/events/{event_id}")
     def event(request: Request, event_id: str) -> Response:

@@ -1,7 +1,7 @@
 // Every page: keys, folded runs, copying, what happens meanwhile, and the way out.
 "use strict";
 (() => {
-  const { base, token } = document.body.dataset;
+  const { base, token, last } = document.body.dataset;
   const rows = () => [...document.querySelectorAll("tr[data-href]")].filter((row) => row.offsetParent);
   let at = -1;
 
@@ -63,8 +63,7 @@
     const query = new URLSearchParams(location.search);
     query.set("min_seq", String(from));
     query.set("limit", "100");
-    query.set("fragment", "true");
-    const reply = await fetch(base + "/ui/timeline?" + query);
+    const reply = await fetch(base + "/ui/rows?" + query);
     if (!reply.ok) return;
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
     const bodies = [...page.querySelectorAll("tbody")];
@@ -93,9 +92,8 @@
   }
 
   function listen() {
-    const source = new EventSource(base + "/v1/models/events");
-    const told = new Set(["registered", "updated", "update_rejected", "rolled_back", "version_created", "version_retired", "version_pinned", "version_unpinned", "adapter_loaded", "adapter_unloaded", "pruned", "repaired", "message"]);
-    for (const kind of told) source.addEventListener(kind, changed);
+    const source = new EventSource(`${base}/v1/models/events?after=${last}`);
+    source.addEventListener("message", changed);
     source.addEventListener("open", () => {
       if (since) changed();
       since = null;
