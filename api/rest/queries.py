@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from weightledger.ledger.debug.blame import INDEX
 from weightledger.ledger.debug.each import MAX_COLUMNS
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import KINDS
@@ -142,7 +143,10 @@ class Blame(Query):
 
     parameter: str = Field(description="The name of a parameter, or adapter/…, rule/….")
     index: str | None = Field(
-        None, max_length=200, description="One element: a number for each dimension, or one."
+        None,
+        max_length=200,
+        pattern=INDEX.pattern,
+        description="One element: a number for each dimension, or one that counts through.",
     )
     limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Touches that are looked at.")
     max_seq: Seq | None = Field(None, description="The last event that is looked at.")

@@ -35,9 +35,9 @@ from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 
 MAX_TOUCHES = 1000
+INDEX = re.compile(r"^[0-9]{1,15}(,[0-9]{1,15})*$")
 
 _PAGE = 64
-_INDEX = re.compile(r"[0-9]{1,15}(,[0-9]{1,15})*")
 _GLOB = re.compile(r"([*?[])")
 
 
@@ -127,7 +127,7 @@ def blame(
     """
     if not 1 <= limit <= MAX_TOUCHES:
         raise InvalidRequest(f"limit must be 1 to {MAX_TOUCHES}, got {limit}", param="limit")
-    if index is not None and not _INDEX.fullmatch(index):
+    if index is not None and not INDEX.fullmatch(index):
         raise InvalidRequest(
             f"index must be numbers from 0 up, such as 17 or 3,7, got {index!r}", param="index"
         )
