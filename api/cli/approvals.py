@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.options import (
     WHERE,
     Actor,
@@ -18,7 +19,7 @@ from weightledger.api.cli.options import (
 from weightledger.api.cli.source import reading, writing
 from weightledger.api.server.settings import Settings
 
-app = typer.Typer(help="Writes that wait for a second person.", no_args_is_help=True)
+app = App(help="Writes that wait for a second person.", no_args_is_help=True)
 
 ApprovalId = Annotated[str, typer.Argument(metavar="APPROVAL", help="Its id, as `list` has it.")]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.local import require_ledger
 from weightledger.api.cli.options import Actor, Csv, Json, Quiet, configured
 from weightledger.api.cli.source import whoami
@@ -21,7 +22,7 @@ from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.permissions import make_folder
 from weightledger.ledger.store.sql_store import SqlStore
 
-app = typer.Typer(help="API keys: who may ask a server, and for what.", no_args_is_help=True)
+app = App(help="API keys: who may ask a server, and for what.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The key's name: the actor of the events it causes.")]
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from weightledger.api.cli import output
+from weightledger.api.cli.help import App
 from weightledger.api.cli.local import opened
 from weightledger.api.cli.moments import moment
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, Offline, Quiet, configured
@@ -24,7 +25,7 @@ from weightledger.ledger.monitoring.reading import WAYS, By
 from weightledger.ledger.monitoring.samples import SOURCES
 from weightledger.ledger.monitoring.stored import StoredMetrics
 
-app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+app = App(no_args_is_help=False, invoke_without_command=True)
 
 _COLUMNS = (
     *("start", "metric", "source", "first_seq", "last_seq", "count"),
