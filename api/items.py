@@ -9,8 +9,6 @@ from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Eve
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
-from weightledger.ledger.monitoring.metrics import METRICS
-from weightledger.ledger.monitoring.rollups import Rollup
 from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import Activity
 
@@ -102,36 +100,6 @@ def version_item(version: ModelVersion) -> dict[str, Any]:
         "seq": version.seq,
         "digest": version.digest.hex(),
     }
-
-
-def rollup_item(one: Rollup) -> dict[str, Any]:
-    """Measurements of one metric, summed up; `stddev` is None for a single value."""
-    known = METRICS.get(one.metric)
-    return {
-        "id": rollup_id(one),
-        "object": "rollup",
-        "metric": one.metric,
-        "unit": known.unit if known else "",
-        "source": one.source,
-        "first_seq": one.first_seq,
-        "last_seq": one.last_seq,
-        "start": iso_time(one.start_us),
-        "end": iso_time(one.end_us),
-        "count": one.count,
-        "mean": one.mean,
-        "stddev": one.variance**0.5 if one.count > 1 else None,
-        "min": one.least,
-        "max": one.most,
-        "p50": one.quantile(0.5),
-        "p90": one.quantile(0.9),
-        "p99": one.quantile(0.99),
-    }
-
-
-def rollup_id(one: Rollup) -> str:
-    """What names a rollup in a list."""
-    place = (one.start_us, one.end_us, one.first_seq, one.last_seq, one.metric, one.source)
-    return ":".join(map(str, place))
 
 
 def trial_item(trial: Trial) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from weightledger.api.items import rollup_id, rollup_item
 from weightledger.ledger.errors import NotFound
+from weightledger.ledger.history.positions import iso_time
+from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.reading import By, put_together
 from weightledger.ledger.monitoring.rollups import Rollup
 
@@ -41,3 +42,33 @@ def page(
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": last - first > limit if before is None else first > 0,
     }
+
+
+def rollup_item(one: Rollup) -> dict[str, Any]:
+    """Measurements of one metric, summed up; `stddev` is None for a single value."""
+    known = METRICS.get(one.metric)
+    return {
+        "id": rollup_id(one),
+        "object": "rollup",
+        "metric": one.metric,
+        "unit": known.unit if known else "",
+        "source": one.source,
+        "first_seq": one.first_seq,
+        "last_seq": one.last_seq,
+        "start": iso_time(one.start_us),
+        "end": iso_time(one.end_us),
+        "count": one.count,
+        "mean": one.mean,
+        "stddev": one.variance**0.5 if one.count > 1 else None,
+        "min": one.least,
+        "max": one.most,
+        "p50": one.quantile(0.5),
+        "p90": one.quantile(0.9),
+        "p99": one.quantile(0.99),
+    }
+
+
+def rollup_id(one: Rollup) -> str:
+    """What names a rollup in a list."""
+    place = (one.start_us, one.end_us, one.first_seq, one.last_seq, one.metric, one.source)
+    return ":".join(map(str, place))

@@ -15,7 +15,6 @@ from weightledger.api.items import (
     trial_item,
     version_item,
 )
-from weightledger.api.measurements import page
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest, NotFound
@@ -23,9 +22,6 @@ from weightledger.ledger.history import approvals
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
-from weightledger.ledger.monitoring.reading import By
-from weightledger.ledger.monitoring.rollups import Where
-from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.monitoring.trial_log import trials
 from weightledger.ledger.sql.presence import servers
 from weightledger.ledger.store import EventFilter
@@ -33,6 +29,7 @@ from weightledger.ledger.store.sql_store import SqlStore
 
 if TYPE_CHECKING:
     from weightledger.ledger.debug.walking import Walker
+    from weightledger.ledger.monitoring.reading import By
 
 Item = dict[str, Any]
 
@@ -181,8 +178,13 @@ class Local:
             return each(self._history, before, after, columns=columns).to_json()
         return diff(self._history, before, after, ranks=query["ranks"]).to_json()
 
-    def metrics(self, query: Mapping[str, Any], by: By, number: int) -> list[Item]:
+    def metrics(self, query: Mapping[str, Any], by: "By", number: int) -> list[Item]:
         """Measurements, by the names of `GET /v1/models/metrics`; what is written of them."""
+        # They import numpy and a library of sketches, for which no other command is to wait.
+        from weightledger.api.measurements import page
+        from weightledger.ledger.monitoring.rollups import Where
+        from weightledger.ledger.monitoring.stored import StoredMetrics
+
         where = Where(
             metrics=query.get("metric", ()),
             sources=query.get("source", ()),
