@@ -33,6 +33,7 @@ READING = {
     ("log", "-n", "5", "--json"): set(),
     ("show", "head"): set(),
     ("version", "list"): set(),
+    ("metrics", "--json"): set(),
     ("version", "show", "v0"): set(),  # there is none, which is told as soon
     ("rollback", "--to", "seq:0", "--dry-run"): set(),
     ("export", "-o", "/dev/null"): set(),
@@ -87,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_that_reads_is_tried() -> None:
     others = {"serve", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
         *("backup", "restore", "move", "import", "checkpoint", "proof", "diff", "blame", "bisect"),
-        *("activity", "keys", "metrics", "trials", "redact", "step", "consistency", "witness"),
+        *("activity", "keys", "trials", "redact", "step", "consistency", "witness"),
         *("rotate-signing-key", "approvals"),
     }
     assert set(COMMANDS) - {args[0] for args in READING} == others
