@@ -87,7 +87,9 @@ def test_each_has_help_with_an_example_that_parses(words: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("columns", [40, 80, 300])
-@pytest.mark.parametrize("words", [(), *{words[:1] for words in ALL if len(words) > 1}, *ALL])
+@pytest.mark.parametrize(
+    "words", [(), *dict.fromkeys(words[:1] for words in ALL if len(words) > 1), *ALL]
+)
 def test_help_has_every_name_whole(words: tuple[str, ...], columns: int, monkeypatch) -> None:
     """However wide the terminal is: flags, and commands with all that is said of them."""
     monkeypatch.setenv("COLUMNS", str(columns))
