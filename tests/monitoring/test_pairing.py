@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from weightledger import InvalidRequest
-from weightledger.ledger.monitoring.evaluation import HeldOut, Scores, scores_of
+from weightledger.ledger.monitoring.evaluation import Scores, scores_of
+from weightledger.ledger.monitoring.evaluators.held_out import HeldOut
 from weightledger.ledger.monitoring.pairing import paired
 
 
