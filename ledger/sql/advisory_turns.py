@@ -69,6 +69,13 @@ class AdvisoryLock:
             raise self._lost(error) from error
         self._ending = True
 
+    def settle(self) -> None:
+        """Read the answer to the last COMMIT: until then the server may still hold the lock."""
+        try:
+            self._end()
+        except psycopg.Error as error:
+            raise self._lost(error) from error
+
     def head(self) -> int | None:
         """The last event's seq; while the lock is held, as it was when that began."""
         if self._held:

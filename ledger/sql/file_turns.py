@@ -69,6 +69,9 @@ class FileLock:
         finally:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
+    def settle(self) -> None:
+        """Nothing to wait for."""
+
     def head(self) -> int | None:
         """What the last holder left."""
         if self._turn is None:

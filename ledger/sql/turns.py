@@ -40,6 +40,9 @@ class Lock(Protocol):
     def release(self, head: int | None) -> None:
         """Let it go; `head` is the seq of the log's last event, where that is known."""
 
+    def settle(self) -> None:
+        """Wait until what was let go is free, where letting go takes a while."""
+
     def head(self) -> int | None:
         """The seq of the log's last event as far as holders told, without holding the lock."""
 
@@ -111,7 +114,7 @@ class Turnstile:
         if self._turn is not None:
             return self._turn, True
         try:
-            if self._undisturbed >= _UNDISTURBED and not self._stuck and self._lock.condition:
+            if self._may_defer():
                 self._turn, self._thread = Turn(deferred=True), threading.get_ident()
                 return self._turn, False
             held = self._acquired()
@@ -134,6 +137,16 @@ class Turnstile:
                     self._release(turn)
         finally:
             self._ours.release()
+
+    def _may_defer(self) -> bool:
+        """Whether the statement that writes can ask for the turn, none of ours before it."""
+        if self._undisturbed < _UNDISTURBED or self._stuck or self._lock.condition is None:
+            return False
+        try:
+            self._lock.settle()
+        except (OSError, LedgerError):
+            return False
+        return True
 
     def _deferred(self) -> Turn | None:
         """This thread's turn, where it is deferred."""
