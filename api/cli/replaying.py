@@ -84,7 +84,7 @@ def replay(
             for position in positions:
                 asked = {"to": position, **what}
                 facts = _saved(source, asked, out, several)
-                told.append({**facts, "position": position})
+                told.append(facts)
     if len(told) > 1 and as_json:
         output.listing(told, ("file",), id_key="file", as_json=True, as_csv=False, quiet=False)
         return
@@ -97,12 +97,16 @@ def _saved(source: Any, asked: Mapping[str, Any], out: Path, several: bool) -> d
     if not several:
         with replacing(out) as partial:
             facts = source.save(asked, partial)
-        return {**facts, "bytes": out.stat().st_size, "file": str(out)}
+        return {**facts, **_written(asked, out)}
     seq = source.event(asked["to"])["node"]
     file = out / f"seq-{seq}.safetensors"
     with replacing(file) as partial:
         facts = source.save(asked, partial)
-    return {**facts, "bytes": file.stat().st_size, "file": str(file)}
+    return {**facts, **_written(asked, file)}
+
+
+def _written(asked: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    return {"position": asked["to"], "bytes": file.stat().st_size, "file": str(file)}
 
 
 def _folder(source: Any, asked: Mapping[str, Any], served: Path, out: Path) -> dict[str, Any]:

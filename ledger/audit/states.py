@@ -11,6 +11,7 @@ from weightledger.ledger.audit.chain import Progress, check_form
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.errors import CorruptLedger, Pruned
 from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import WHOLE
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import cheapest
@@ -145,7 +146,7 @@ class _Fold:
     def _apply(self, event: Event, *, undo: bool) -> None:
         assert self.state is not None
         payload = self.history.store.payload(event)
-        self.report.payload_bytes += len(payload)
+        self.report.payload_bytes += len(payload) - payload_bytes_of(event.body)
         moved: dict[str, tuple[TensorSpec | None, bytes | None]] = {}
         for step in split(event, undo, payload, self.state, {}):
             name = step.change.name

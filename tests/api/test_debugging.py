@@ -115,16 +115,20 @@ def test_the_built_in_evaluator_judges(server: Server, http: httpx2.Client, tmp_
         ok("bisect", "reset", *at)
 
 
-def test_several_states_are_written_on_one_way(server: Server, tmp_path: Path) -> None:
+def test_several_states_are_written_on_one_way(
+    server: Server, http: httpx2.Client, tmp_path: Path
+) -> None:
     at = ("--data-dir", str(server.folder))
     out = tmp_path / "states"
-    told = as_json("replay", "--to", "v0", "--to", "seq:2", "--to", "head", "-o", str(out), *at)
+    one, other = update(http, 0.001, 8), update(http, 0.001, 8)
+    told = as_json("replay", "--to", "v0", "--to", one, "--to", other, "-o", str(out), *at)
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"seq-{one['seq']}.safetensors" for one in told
+        f"seq-{facts['seq']}.safetensors" for facts in told
     )
-    for one in told:
-        with safe_open(one["file"], "pt") as opened:
-            assert opened.metadata()["weight_ledger.digest"] == one["digest"]
+    assert len(told) == 3
+    for facts in told:
+        with safe_open(facts["file"], "pt") as opened:
+            assert opened.metadata()["weight_ledger.digest"] == facts["digest"]
 
 
 def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing(
