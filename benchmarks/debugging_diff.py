@@ -98,7 +98,7 @@ def blames(report: Report, folder: Path, events: int, rounds: int) -> None:
 
 def streams(report: Report, folder: Path, commits: int) -> None:
     """Add how long after its commit an event is with a listener."""
-    config = DynamicUpdateConfig(backup_dir=folder / "served")
+    config = DynamicUpdateConfig(backup_dir=folder / "served", checkpoint_interval=10**9)
     manager = DynamicModelManager(TorchEngine(torch.nn.Linear(64, 64)), "m", config=config)
     got: dict[int, float] = {}
     ready = threading.Event()
