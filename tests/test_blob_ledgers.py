@@ -108,6 +108,6 @@ def test_a_server_keeps_its_blobs_outside_of_the_database(tmp_path: Path) -> Non
             assert http.post("/v1/models/verify", json={}).json()["digest"] == digest
     finally:
         server.stop()
-    assert (tmp_path / "data/ledger.db").stat().st_size < 300_000
+    assert (tmp_path / "data/ledger.db").stat().st_size < 500_000  # the model alone is 640,000
     report = verified("--data-dir", str(tmp_path / "data"))
     assert (report["result"], report["head_digest"]) == ("ok", digest)
