@@ -44,6 +44,9 @@
     location.href = base + "/ui/login";
   });
 
+  // What is live stands at the right end of a tree.
+  for (const tree of document.querySelectorAll("svg.tree")) tree.parentElement.scrollLeft = tree.parentElement.scrollWidth;
+
   // Empty fields do not belong in a view's address.
   for (const form of document.querySelectorAll("form[method=get]"))
     form.addEventListener("submit", () => {
