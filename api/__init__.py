@@ -1,4 +1,4 @@
-"""The faces of the ledger: REST and command line.
+"""The faces of the ledger: REST and command line, and old replies computed anew.
 
 A name is imported when it is first asked for: the command does not need the web framework.
 """
@@ -7,15 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightledger.api.reproducing import reproduce
     from weightledger.api.rest.errors import install as install_errors
     from weightledger.api.rest.router import router
 
 _HOMES = {
     "install_errors": ("weightledger.api.rest.errors", "install"),
+    "reproduce": ("weightledger.api.reproducing", "reproduce"),
     "router": ("weightledger.api.rest.router", "router"),
 }
 
-__all__ = ["install_errors", "router"]
+__all__ = ["install_errors", "reproduce", "router"]
 
 
 def __getattr__(name: str) -> Any:

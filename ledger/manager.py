@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from weightledger.ledger import events, permissions
+from weightledger.ledger import adapters, events, permissions
 from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.checkpoints import Checkpoints
 from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
@@ -308,6 +308,11 @@ class DynamicModelManager:
         """Why the live weights are not known to be the head of the log; None when they are."""
         remote = self.log.projector.remote
         return (remote.fault if remote is not None else None) or self._fault
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters of the live state, each of which can be leased through."""
+        return adapters.names(self.log.live.auxiliary)
 
     def update_result(self, event: Event) -> dict[str, Any]:
         """The specification's reply for an update's event, the same whenever it is asked for.

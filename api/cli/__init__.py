@@ -31,6 +31,10 @@ COMMANDS = {
     "rules": Entry("rules:app", "The learning rules there are."),
     "metrics": Entry("metrics:app", "What was measured of a model, newest first."),
     "replay": Entry("replaying:replay", "Rebuild a state from the log and write it to a file."),
+    "reproduce": Entry(
+        "reproducing:reproduce",
+        "Answer an old request on the rebuilt state, and compare with the reply of then.",
+    ),
     "bisect": Entry(
         "bisecting:app",
         "Find the event that made a model bad, by judging states between a good and a bad one.",

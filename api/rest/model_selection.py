@@ -1,14 +1,35 @@
 """Which weights a request means, and how a reply names them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
-from weightledger import DynamicModelManager
-from weightledger.ledger import adapters
+from weightledger import Engine
 from weightledger.ledger.engines import Live
 from weightledger.ledger.errors import ModelNotFound
 from weightledger.ledger.monitoring.samples import Measuring
+
+
+class Inferring(Protocol):
+    """What inference routes need: DynamicModelManager, or a state of the past that is rebuilt."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model is served under."""
+
+    @property
+    def engine(self) -> Engine:
+        """What holds the weights."""
+
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """The adapters that can be asked for now."""
+
+    def lease(
+        self, adapter: str | None = None, measuring: Measuring | None = None
+    ) -> AbstractContextManager[Live]:
+        """One state to infer with; see `DynamicModelManager.lease`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +61,7 @@ class Origin:
         return f"seq-{self.seq}-{self.digest.hex()[:16]}"
 
 
-def resolve(manager: DynamicModelManager, model: str | None) -> Served:
+def resolve(manager: Inferring, model: str | None) -> Served:
     """What the `model` field of a request names, the served model or one of its adapters.
 
     Without one it is the served model. An adapter is looked up again in the version that is
@@ -49,7 +70,7 @@ def resolve(manager: DynamicModelManager, model: str | None) -> Served:
     """
     if model is None or model == manager.model_name:
         return Served(manager.model_name, lambda measuring: manager.lease(None, measuring))
-    loaded = adapters.names(manager.log.live.auxiliary)
+    loaded = manager.adapter_names
     if model not in loaded:
         served = ", ".join([manager.model_name, *loaded])
         raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")

@@ -89,7 +89,7 @@ def test_every_command_that_reads_is_tried() -> None:
     others = {"serve", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
         *("backup", "restore", "move", "import", "checkpoint", "proof", "diff", "blame", "bisect"),
         *("activity", "keys", "trials", "redact", "step", "consistency", "witness"),
-        *("rotate-signing-key", "approvals"),
+        *("rotate-signing-key", "approvals", "reproduce"),
     }
     assert set(COMMANDS) - {args[0] for args in READING} == others
 

@@ -7,11 +7,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
-from weightledger import DynamicModelManager
 from weightledger.api.rest import schemas
 from weightledger.api.rest.answers import Predictions
 from weightledger.api.rest.documentation import answers, documented, json_body
-from weightledger.api.rest.model_selection import Origin
+from weightledger.api.rest.model_selection import Inferring, Origin
 from weightledger.api.rest.outputs import outcome_of, plain
 from weightledger.api.rest.requests import body, request_key
 from weightledger.ledger.errors import InvalidRequest
@@ -20,7 +19,7 @@ from weightledger.ledger.tensors.lanes import TORCH_DTYPES
 from weightledger.ledger.writing.operands import leaf_types
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: Inferring) -> APIRouter:
     """`/invocations`."""
     routes = documented(tags=["inference"])
 
@@ -38,9 +37,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     return routes
 
 
-def _infer(
-    manager: DynamicModelManager, sent: schemas.InvocationBody, measuring: Measuring
-) -> Response:
+def _infer(manager: Inferring, sent: schemas.InvocationBody, measuring: Measuring) -> Response:
     inputs = _tensor(sent)
     measuring.items = len(inputs) if inputs.ndim else 1
     with manager.lease(measuring=measuring) as live:

@@ -10,12 +10,11 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from weightledger import DynamicModelManager
 from weightledger.api.rest import replies
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.errors import openai_error
-from weightledger.api.rest.model_selection import resolve
+from weightledger.api.rest.model_selection import Inferring, resolve
 from weightledger.api.rest.replies import Envelope, Form, usage
 from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
@@ -36,7 +35,7 @@ _CLIENT_GONE = 499
 _CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
-def router(manager: DynamicModelManager, generates: Generates, workers: Workers) -> APIRouter:
+def router(manager: Inferring, generates: Generates, workers: Workers) -> APIRouter:
     """The routes of a model that generates text."""
     routes = documented(prefix="/v1", tags=["inference"])
 

@@ -10,10 +10,9 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from weightledger import DynamicModelManager
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
-from weightledger.api.rest.model_selection import Origin, Served, resolve
+from weightledger.api.rest.model_selection import Inferring, Origin, Served, resolve
 from weightledger.api.rest.outputs import outcome_of
 from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
@@ -32,7 +31,7 @@ BATCH = 32
 _CLIENT_GONE = 499
 
 
-def router(manager: DynamicModelManager, embeds: Embeds, workers: Workers) -> APIRouter:
+def router(manager: Inferring, embeds: Embeds, workers: Workers) -> APIRouter:
     """The route of a model that embeds text."""
     routes = documented(prefix="/v1", tags=["inference"])
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from weightledger import DynamicModelManager
+from weightledger.api.rest.model_selection import Inferring
 from weightledger.api.rest.scopes import needs
 from weightledger.api.rest.text import completions, embeddings
 from weightledger.api.rest.workers import Workers
@@ -10,7 +10,7 @@ from weightledger.ledger.engines import text
 from weightledger.ledger.errors import NotFound
 
 
-def router(manager: DynamicModelManager, workers: Workers) -> APIRouter:
+def router(manager: Inferring, workers: Workers) -> APIRouter:
     """`/v1/embeddings`, `/v1/completions` and `/v1/chat/completions`."""
     routes = APIRouter()
     embeds, generates = text.embeds(manager.engine), text.generates(manager.engine)
@@ -26,7 +26,7 @@ def router(manager: DynamicModelManager, workers: Workers) -> APIRouter:
     return routes
 
 
-def _absent(routes: APIRouter, manager: DynamicModelManager, path: str, needed: str) -> None:
+def _absent(routes: APIRouter, manager: Inferring, path: str, needed: str) -> None:
     @routes.post(path, include_in_schema=False, openapi_extra=needs("read"))
     async def refuse() -> Response:
         raise NotFound(
