@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping
 
 from tests.waiting import PATIENCE_S, until
 
+# What would say another size or look than the terminal has.
+HIDDEN = {"NO_COLOR", "LINES", "COLUMNS"}
+
 
 class Terminal:
     """A process whose standard streams are a terminal of so many lines and columns."""
@@ -23,7 +26,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
         self.settings = termios.tcgetattr(theirs)
         self._theirs = theirs
-        environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "weightledger", *args],
             stdin=theirs,

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from weightledger.api.server.settings import problem_of
 from weightledger.ledger.errors import InvalidRequest
@@ -75,11 +75,13 @@ class Setting:
     def plain(self) -> Any:
         """The type without bounds and without None."""
         found = self.type
-        while get_origin(found) is not None and hasattr(found, "__metadata__"):
-            found = get_args(found)[0]
-        if isinstance(found, UnionType):
-            (found,) = (one for one in get_args(found) if one is not type(None))
-        return found
+        while True:
+            if hasattr(found, "__metadata__"):
+                found = get_args(found)[0]
+            elif get_origin(found) in (Union, UnionType):  # Annotated[…] | None is a Union
+                (found,) = (one for one in get_args(found) if one is not type(None))
+            else:
+                return found
 
     def shown_default(self) -> str:
         """The default as people write it."""

@@ -65,7 +65,8 @@ def test_told_to_stop_it_finishes_closes_and_says_so(
     assert failures == []
     assert server.output().splitlines()[-1].endswith("stopped")
     assert "Traceback" not in server.output()
-    assert {path.name for path in server.folder.iterdir()} - LOCKS == {"ledger.db"}
+    kept = {path.name for path in server.folder.iterdir()} - LOCKS
+    assert kept == {"ledger.db", "signing.key", "checkpoints"}
     # The file alone is the whole ledger.
     (tmp_path / "copy").mkdir()
     shutil.copy(server.folder / "ledger.db", tmp_path / "copy")

@@ -39,7 +39,7 @@ def another(one: Setting) -> Any:
     if one.plain is bool:
         return not one.default
     if one.plain in (int, float):
-        return one.default + (1 if one.plain is int else 0.5)
+        return (one.default or 0) + (1 if one.plain is int else 0.5)
     return one.plain(f"other-{one.key}")
 
 
@@ -89,7 +89,7 @@ def test_each_flag_reaches_the_settings(one: Setting, monkeypatch: pytest.Monkey
     value = another(one)
     flag = [one.flag, shown(value)]
     if one.plain is bool:
-        flag = [f"--no-{one.flag[2:]}"]
+        flag = [one.flag if value else f"--no-{one.flag[2:]}"]
     status, _, err = inside("serve", *flag)
     assert status == 0, err
     assert getattr(given[0], one.name) == value
@@ -135,7 +135,8 @@ def test_no_setting_is_read_by_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
     seen.clear()
     with contextlib.suppress(Started):
-        serving.serve(Watched(data_dir=tmp_path / "one", port=0))
+        issuer = {"oidc_issuer": "http://127.0.0.1:9", "oidc_audience": "ledger"}
+        serving.serve(Watched(data_dir=tmp_path / "one", port=0, **issuer))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     logs.configure(Watched())
     driven = Watched(

@@ -37,18 +37,18 @@ class Rows:
             return None
         if "event_hash" in sql:
             first, last = (key & ((1 << SEQ_BITS) - 1) for key in values)
-            return Fetched(LEAVES[first : last + 1])
+            return Fetched([(leaf,) for leaf in LEAVES[first : last + 1]])
         _, level, first, last = values
-        keys = [(level, number) for number in range(first, last + 1)]
-        return Fetched([self.nodes[key] for key in keys if key in self.nodes])
+        numbers = [number for number in range(first, last + 1) if (level, number) in self.nodes]
+        return Fetched([(number, self.nodes[level, number]) for number in numbers])
 
 
 class Fetched:
-    def __init__(self, hashes: list[bytes]) -> None:
-        self._hashes = hashes
+    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+        self._rows = rows
 
-    def fetchall(self) -> list[tuple[bytes]]:
-        return [(one,) for one in self._hashes]
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self._rows
 
 
 class Grown:

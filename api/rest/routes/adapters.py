@@ -37,6 +37,10 @@ RESERVED = frozenset(
         "metrics",
         "events",
         "merge_adapter",
+        "activity",
+        "adopt_what_if",
+        "approvals",
+        "trials",
     ]
 )
 
