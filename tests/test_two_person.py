@@ -1,12 +1,22 @@
 """The two-person rule: what one person writes waits for another, and happens exactly once."""
 
+import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from weightledger import Caller, IncrementalUpdateRequest, InvalidRequest, Ledger, NotFound
+from weightledger import (
+    Caller,
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    InvalidRequest,
+    Ledger,
+    NotFound,
+)
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import (
     AwaitingApproval,
@@ -134,6 +144,21 @@ def test_a_retry_waits_as_the_first_did_and_gets_the_outcome_later(sqlite_url: s
         with pytest.raises(NotAllowed, match="rejected"):
             log.apply(other)
         assert len(log.approvals()) == 2
+
+
+def test_a_manager_starts_while_the_last_event_is_a_write_that_waits(tmp_path: Path) -> None:
+    config = DynamicUpdateConfig(backup_dir=tmp_path, two_person_rule=True)
+    model = torch.nn.Linear(1, 1, bias=False)
+    for seq in (1, 2):
+        manager = DynamicModelManager(model, "m", config=config)
+        try:
+            request = IncrementalUpdateRequest("weight", 1.0, 1.0, actor="ana")
+            with pytest.raises(AwaitingApproval):
+                asyncio.run(manager.apply_incremental_update(request))
+            head = manager.log.history.head()
+            assert (head.seq, head.kind) == (seq, "approval_requested")
+        finally:
+            manager.close()
 
 
 def test_an_expected_state_that_is_gone_lapses(sqlite_url: str) -> None:

@@ -45,8 +45,8 @@ class Attempts:
         try:
             while True:
                 answered = job.row.handle(command, staged)
-                if isinstance(answered, Event):
-                    self.finish(job, answered)
+                if isinstance(answered, Event):  # nothing changed, so nothing has to be shown
+                    job.answer(answered)
                     return False
                 event = proposed(answered, staged) if isinstance(answered, Plan) else answered
                 append = self._sealed(event, job)

@@ -96,6 +96,7 @@ def embedded(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[Subjec
 
 @pytest.fixture
 def remote(shared_replica: Replica, folder: Path) -> Iterator[Subject]:  # noqa: F811
+    shared_replica.ensure_up()
     shared_replica.heal()
 
     def answers(_: Any) -> str:

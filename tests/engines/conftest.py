@@ -54,6 +54,10 @@ def folder(tmp_path: Path, empty_ledger: Path) -> Path:
 
 @pytest.fixture
 def replica(shared_replica: Replica) -> Replica:
-    """A server of either surface that is up; a test that kills it starts it again."""
+    """A server of either surface that is up; a test that kills it starts it again.
+
+    One that failed in between left it dead: the tests after it get it back.
+    """
+    shared_replica.ensure_up()
     shared_replica.heal()
     return shared_replica

@@ -45,6 +45,12 @@ class Replica:
         until(self._is_healthy, "the inference server did not start", pid=self._process.pid)
         return self
 
+    def ensure_up(self) -> None:
+        """Start it again where it is dead."""
+        assert self._process is not None
+        if not self._process.is_alive():
+            self.start()
+
     def _is_healthy(self) -> bool:
         with contextlib.suppress(httpx2.HTTPError):
             return self._http.get("/health").status_code == 200
@@ -120,7 +126,9 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def driving(replica: Replica, folder: Path, timeout_s: float = 30) -> Iterator[DynamicModelManager]:
+def driving(
+    replica: Replica, folder: Path, timeout_s: float = 30, policy: str = "specification"
+) -> Iterator[DynamicModelManager]:
     """A manager whose engine drives the replica; it retries without waiting."""
     database = f"sqlite:///{folder / 'ledger.db'}"
     server = Server(replica.url, timeout_s=timeout_s)
@@ -132,7 +140,7 @@ def driving(replica: Replica, folder: Path, timeout_s: float = 30) -> Iterator[D
         adapter_root=folder / "adapters",
         pauses_s=(0, 0),
     )
-    config = DynamicUpdateConfig(backup_dir=folder, database_url=database)
+    config = DynamicUpdateConfig(backup_dir=folder, database_url=database, policy=policy)
     manager = DynamicModelManager(engine, MODEL, config=config)
     try:
         yield manager

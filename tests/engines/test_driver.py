@@ -237,9 +237,12 @@ def test_a_server_that_is_not_there_at_start_is_fenced_and_brought_up_later(
     replica: Replica, folder: Path
 ) -> None:
     replica.kill()
-    with driving(replica, folder) as manager:
-        assert manager.fault is not None
-        assert apply(manager) is None
+    for policy in ("specification", "safe"):  # one that ruled before, and one that is an event
+        with driving(replica, folder, policy=policy) as manager:
+            assert manager.fault is not None
+            assert apply(manager) is None
+    with driving(replica, folder, policy="safe") as manager:
+        assert [event.kind for event in manager.log.events()] == ["policy_changed", "registered"]
         replica.start()
         run(manager.catch_up())
         assert manager.fault is None

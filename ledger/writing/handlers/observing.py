@@ -19,9 +19,9 @@ def observe(command: Observe, staged: Staged) -> ProposedEvent:
 
 
 def change_policy(command: ChangePolicy, staged: Staged) -> ProposedEvent | Event:
-    """The change; where there is none, the event that it is known by."""
+    """The change; where there is none, the event since which that policy rules."""
     last = staged.history.events(EventFilter(kinds=[events.POLICY_CHANGED]), limit=1)
     before = last[0].body["policy"] if last else FIRST_POLICY
     if before == command.policy:
-        return last[0] if last else staged.live.head
+        return last[0] if last else staged.history.require(0)
     return stateless(staged, PolicyChanged(command.policy, before, command.rules))
