@@ -150,7 +150,7 @@ class _Round:
         """The next update of the round."""
         number = self.counts.applied % _CYCLE
         turn = self._turns[number]
-        body, pieces, request, after, before = self._parts[number]
+        body, pieces, request, schema, after, before = self._parts[number]
         seq, parent, counts = self.seq + 1, self.nodes[-1], self.counts
         counts = Counts(counts.updates + 1, counts.applied + 1, counts.versions)
         at = self.at + _STEP
@@ -160,8 +160,8 @@ class _Round:
             f'"updates":{counts.updates},"versions":{counts.versions}}},"format":1,'
             f'"kind":"updated","model":"{MODEL}","node":{seq},"number":{counts.updates},'
             f'"parent":{parent},"payload":{pieces},"prev":"{self.hash.hex()}","recorded_at":{at},'
-            f'"request_digest":"{request}","seq":{seq},"series":"updates","state_after":"{after}",'
-            f'"state_before":"{before}","state_seq":{seq}}}'
+            f'"request_digest":"{request}","schema":{schema},"seq":{seq},"series":"updates",'
+            f'"state_after":"{after}","state_before":"{before}","state_seq":{seq}}}'
         ).encode()
         if seq < CHECKED:
             was = turn.event
@@ -222,7 +222,7 @@ class _Round:
             number=number,
         )
 
-    def _constant(self, turn: Turn) -> tuple[str, str, str, str, str]:
+    def _constant(self, turn: Turn) -> tuple[str, str, str, int, str, str]:
         """What is the same whenever this update comes round, as it stands in a header."""
         fields = json.loads(turn.event.header)
         body, pieces = (
@@ -231,4 +231,4 @@ class _Round:
         )
         digests = ("request_digest", "state_after", "state_before")
         request, after, before = (fields[name] for name in digests)
-        return body, pieces, request, after, before
+        return body, pieces, request, fields["schema"], after, before
