@@ -20,7 +20,7 @@ from weightledger.ledger.store.rows import key_of
 _WEIGHTS = "weights/"
 _MOST_MOMENT = (1 << 63) - 1
 
-_FEW = 48  # lists that are read one by one: four actors times all kinds
+_FEW = 4 * len(KINDS)  # lists that are read one by one: four actors times all kinds
 _PAGE = 1000  # a longer one reads most of every list anyway
 _STRETCH, _LONGER, _CROWDED = 4, 32, 64  # multiples of the page; how much longer each time
 
