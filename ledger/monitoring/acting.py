@@ -6,13 +6,14 @@ never past a pinned version; what keeps it from being made is itself recorded.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import (
     Conflict,
+    CorruptLedger,
     LedgerError,
     PreconditionFailed,
     StorageError,
@@ -169,10 +170,39 @@ def ancestors(history: History, node: int, to: int) -> list[int]:
 
 
 def rejected_states(history: History) -> set[bytes]:
-    """The digests of states that were rolled back automatically and not so long ago."""
-    recent = history.events(EventFilter(kinds=[events.ROLLED_BACK]), limit=REMEMBERED)
-    return {
-        event.state_before
-        for event in recent
-        if event.body["cause"] == DEGRADED and event.state_before is not None
-    }
+    """The digests of states that were rolled back automatically and not so long ago.
+
+    A rollback that is damaged stops no server, since the way to the head does not need it. Who made
+    it is not known then, so the state that it left counts as one of them.
+    """
+    rejected: set[bytes | None] = set()
+    for one in _recent_rollbacks(history):
+        if isinstance(one, Event):
+            rejected.add(one.state_before if one.body["cause"] == DEGRADED else None)
+            continue
+        try:
+            rejected.add(history.require(one - 1).state_after)
+        except CorruptLedger as error:
+            logger.error("which state the rollback of event %d left is not known: %s", one, error)
+    return {digest for digest in rejected if digest is not None}
+
+
+def _recent_rollbacks(history: History) -> Iterator[Event | int]:
+    """The last rollbacks, newest first; of one that is damaged its seq."""
+    kinds, last, most = [events.ROLLED_BACK], None, REMEMBERED
+    while most > 0:
+        try:
+            intact = history.events(EventFilter(kinds=kinds, max_seq=last), limit=most)
+        except CorruptLedger as error:
+            if error.seq is None:
+                raise
+            logger.error("%s; the state that this rollback left is not tried again", error)
+            damaged = error.seq
+        else:
+            yield from intact
+            return
+        newer = EventFilter(kinds=kinds, min_seq=damaged + 1, max_seq=last)
+        intact = history.events(newer, limit=most)
+        yield from intact
+        yield damaged
+        last, most = damaged - 1, most - len(intact) - 1

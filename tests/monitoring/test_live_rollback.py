@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.faults import folders
 from tests.monitoring.models import Users, decided, heads, manager, update
 from weightledger import DynamicModelManager
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
@@ -141,17 +142,31 @@ def test_a_rolled_back_state_is_not_tried_again(served: DynamicModelManager) -> 
     assert update(served, "delay", 1.0).kind == "updated"
 
 
-def test_what_was_ruled_is_known_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["nothing", "the rollback", "the rollback and a later one"])
+def test_what_was_ruled_is_known_after_a_restart(tmp_path: Path, damaged: str) -> None:
+    """Of a rollback that is damaged nobody knows who made it: what it left is not tried again."""
     one = manager(tmp_path, auto_rollback_metrics=METRICS)
     users = Users(one)
     users.ask(PAIRS)
     update(one, "delay", 80.0)
     users.ask(500)
     undone(one)
+    rollbacks = [one.log.live.head.seq]
+    if damaged == "the rollback and a later one":
+        update(one, "delay", 1.0)
+        rollbacks.append(one.log.rollback("seq:0").seq)
+    update(one, "weight", 3.0)
+    one.log.rollback("seq:0")
+    one.log.create_version("as at first")
     one.close()
+    if damaged != "nothing":
+        with folders.without_triggers(tmp_path) as connection:
+            for seq in rollbacks:
+                folders.flip(connection, "events", "header", folders.event(seq))
     again = manager(tmp_path, auto_rollback_metrics=METRICS)
     try:
         assert update(again, "delay", 80.0).body["evidence"]["cause"] == "rejected_before"
+        assert update(again, "delay", 2.0).kind == "updated"
     finally:
         again.close()
 
