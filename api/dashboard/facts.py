@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightledger import DynamicModelManager
+from weightledger import DynamicModelManager, Log
 from weightledger.api.dashboard.grouping import Run, runs
 from weightledger.api.dashboard.states import tree_picture
-from weightledger.api.items import event_item, version_item
+from weightledger.api.items import approval_item, event_item, trial_item, version_item
 from weightledger.ledger.events import (
     ROLLED_BACK,
     UPDATE_REJECTED,
@@ -30,6 +30,7 @@ _GLYPHS = {
 _OTHER_GLYPH = ("·", "other")
 
 TREE_STATES = 80
+MOST_APPROVALS = 50
 _MOST_LEFT_BEHIND = 200
 _PAGE = 512
 
@@ -84,6 +85,16 @@ def marked(item: dict[str, Any]) -> dict[str, Any]:
 def versions(history: History) -> list[dict[str, Any]]:
     """Listed versions, newest first."""
     return [version_item(version) for version in history.versions()]
+
+
+def trials(manager: DynamicModelManager) -> list[dict[str, Any]]:
+    """The trial that runs and the last that ended, newest first."""
+    return [trial_item(trial) for trial in manager.trials()]
+
+
+def approvals(log: Log) -> list[dict[str, Any]]:
+    """Writes that wait for a second person, or did, newest first."""
+    return [approval_item(approval) for approval in log.approvals(limit=MOST_APPROVALS)]
 
 
 def grouped(events: Sequence[Item], listed: Sequence[Item]) -> list[Run]:

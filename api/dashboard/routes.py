@@ -155,6 +155,8 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
             parameters=len(history.head_state().specs),
             database=history.store.home.version(),
             evaluator=manager.has_evaluator,
+            trials=[one for one in facts.trials(manager) if one["status"] == "running"],
+            approvals=[one for one in facts.approvals(log) if one["state"] == "pending"],
         )
 
     @routes.get("/ui/timeline", openapi_extra={"parameters": [dict(queries.METADATA_FILTER)]})
@@ -278,7 +280,7 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
             "metrics.html",
             "/v1/models/metrics",
             current=manager.metrics(),
-            evaluator=manager.has_evaluator,
+            trials=facts.trials(manager),
         )
 
     @routes.get("/ui/audit")
@@ -296,7 +298,7 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
             by_actor=sorted(by_actor.items(), key=lambda pair: -pair[1]),
             by_kind=sorted(by_kind.items(), key=lambda pair: -pair[1]),
             total=history.head().seq + 1,
-            kinds=KINDS,
+            approvals=facts.approvals(log),
         )
 
     @routes.get("/ui/learning")

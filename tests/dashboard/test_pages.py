@@ -279,3 +279,20 @@ def test_a_session_ends_after_its_time() -> None:
 def test_the_hostile_text_is_there_to_be_shown(http: httpx2.Client) -> None:
     versions = http.get("/v1/models/versions").json()["versions"]
     assert HOSTILE in [version["description"] for version in versions]
+
+
+def test_what_waits_for_a_second_person_is_told_and_can_be_decided(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("waiting") / "data"
+    with (
+        serving(folder, "--api-key", "secret", "--two-person-rule") as running,
+        running.client(authorization="Bearer secret") as http,
+    ):
+        assert "Waiting" not in http.get("/").text
+        reply = http.post("/v1/models/create_version", json={"description": "by one alone"})
+        assert reply.status_code == 202
+        for path in ("/", "/ui/audit"):
+            text = http.get(path).text
+            assert "by one alone" in text
+            assert re.search(r'data-path="/v1/models/approvals/[^"]+/approve"', text)
