@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
+# One more than there are cores, since tests wait for servers they start; four at most.
+CORES := $(shell nproc 2> /dev/null || echo 2)
+WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 )))
+
 .PHONY: serve test lint types unit browser soak bench drift vllm clean
 
 serve: $(STAMP)
@@ -20,7 +24,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP) browser
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder -m "not soak"
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak"
 
 # Chromium and its driver, Debian's, for the tests of the dashboard.
 browser:
