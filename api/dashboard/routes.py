@@ -82,9 +82,10 @@ def _doors(keyring: Keyring, sessions: Sessions) -> APIRouter:
         """Takes `{"key": …}`; the reply sets the session's cookie."""
         try:
             key = json.loads(await request.body())["key"]
-            assert isinstance(key, str)
-        except (ValueError, KeyError, TypeError, AssertionError):
-            raise InvalidRequest('expected {"key": "…"}', param="key") from None
+        except (ValueError, KeyError, TypeError):
+            key = None
+        if not isinstance(key, str):
+            raise InvalidRequest('expected {"key": "…"}', param="key")
         judged = await keyring.admit(key)
         if not isinstance(judged, Access):
             return error_response(judged.status, judged.message)
@@ -306,11 +307,7 @@ def _pages(manager: DynamicModelManager, sessions: Sessions) -> APIRouter:
         touched = history.events(
             EventFilter(kinds=["updated", "update_rejected"]), limit=_MOST_ROWS
         )
-        learnt = [
-            item
-            for item in facts.items(history, touched)
-            if item["facts"].get("operation") == "learn" or "rule" in item["facts"]
-        ]
+        learnt = [item for item in facts.items(history, touched) if "learnt" in item["facts"]]
         return show(
             request,
             "learning.html",

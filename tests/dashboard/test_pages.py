@@ -142,6 +142,22 @@ def test_no_page_can_be_framed_or_cached(http: httpx2.Client) -> None:
     assert headers["cache-control"] == "no-store"
 
 
+def test_the_learning_page_tells_of_a_rules_update(http: httpx2.Client) -> None:
+    assert "No update came from a learning rule" in http.get("/ui/learning").text
+    sent = {"parameter_name": "2.weight", "update_data": 0.1, "performance_context": {}}
+    reply = http.post("/v1/models/enhanced_update", json=sent)
+    assert reply.status_code == 200, reply.text
+    seq = http.get("/v1/models/updates?limit=1").json()["data"][0]["seq"]
+    event = http.get(f"/v1/models/updates/event_{seq}").json()
+    rows = http.get("/ui/learning").text.partition("<tbody>")[2].split("<tr")
+    row = next(row for row in rows if f">{seq}</a>" in row)
+    rule = event["facts"]["rule"]["id"]
+    assert f"<td>{rule}</td>" in row
+    assert "<td>2.weight</td>" in row
+    for name in event["facts"]["learnt"]["metrics"]:
+        assert name in row
+
+
 # Doors
 
 
