@@ -20,6 +20,7 @@ def greeting(manager: DynamicModelManager, settings: Settings, url: str, *, asks
         access += ", no writes"
     lines = {
         "address": url,
+        "dashboard": f"{url}/",
         "docs": f"{url}/docs",
         "model": f"{manager.model_name} at seq {manager.log.live.head.state_seq}, {held}",
         "data": str(settings.data_dir.resolve()),

@@ -131,6 +131,7 @@ def test_port_0_is_named_as_what_it_became(tmp_path: Path) -> None:
             assert httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
             data = tmp_path / "data"
             assert said["docs"] == f"{url}/docs"
+            assert said["dashboard"] == f"{url}/"
             assert said["data"] == str(data)
             assert said["access"] == "no API key: loopback only"
             assert said["model"].startswith("digits at seq 0")
