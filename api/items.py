@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from weightledger.ledger.access.keys import ApiKey, KeyChange
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.positions import iso_time
@@ -118,4 +119,34 @@ def trial_item(trial: Trial) -> dict[str, Any]:
         "requests_old": None if requests is None else requests[0],
         "requests_new": None if requests is None else requests[1],
         "reason": trial.reason,
+    }
+
+
+_KEY_TIMES = ("created_at", "expires_at", "rotated_at", "revoked_at", "used_at")
+
+
+def key_item(key: ApiKey, now: int) -> dict[str, Any]:
+    """A key as it is listed: everything but its secret. `now` is in UTC microseconds."""
+    times = {
+        name: None if at is None else iso_time(at)
+        for name in _KEY_TIMES
+        for at in (getattr(key, name),)
+    }
+    return {
+        "name": key.name,
+        "scope": key.scope,
+        "state": key.state(now),
+        "requests_per_minute": key.requests_per_minute,
+        "created_by": key.created_by,
+        "revoked_by": key.revoked_by,
+        **times,
+    }
+
+
+def key_change_item(change: KeyChange) -> dict[str, Any]:
+    """One thing that was done to a key."""
+    return {
+        "action": change.action,
+        "recorded_at": iso_time(change.recorded_at),
+        "actor": change.actor,
     }

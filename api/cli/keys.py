@@ -14,11 +14,11 @@ from weightledger.api.cli.help import App
 from weightledger.api.cli.local import require_ledger
 from weightledger.api.cli.options import Actor, Csv, Json, Quiet, configured
 from weightledger.api.cli.source import whoami
+from weightledger.api.items import key_change_item, key_item
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.access.keys import SCOPES, ApiKey
 from weightledger.ledger.access.records import ApiKeys, Issued
-from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.permissions import make_folder
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -98,10 +98,7 @@ def show(settings: Settings, name: Name, as_json: Json = False) -> None:
     with _keys(settings) as keys:
         changes = keys.changes(name)
         (key,) = (one for one in keys.all() if one.name == name)
-    done = [
-        {"action": one.action, "recorded_at": iso_time(one.recorded_at), "actor": one.actor}
-        for one in changes
-    ]
+    done = [key_change_item(change) for change in changes]
     output.facts({**_item(key), "changes": done}, as_json=as_json)
 
 
@@ -164,21 +161,7 @@ def _print(issued: Issued, as_json: bool) -> None:
 
 
 def _item(key: ApiKey) -> dict[str, Any]:
-    """A key as it is listed: everything but its secret."""
-    times = {
-        name: None if at is None else iso_time(at)
-        for name in ("created_at", "expires_at", "rotated_at", "revoked_at", "used_at")
-        for at in (getattr(key, name),)
-    }
-    return {
-        "name": key.name,
-        "scope": key.scope,
-        "state": key.state(time.time_ns() // 1000),
-        "requests_per_minute": key.requests_per_minute,
-        "created_by": key.created_by,
-        "revoked_by": key.revoked_by,
-        **times,
-    }
+    return key_item(key, time.time_ns() // 1000)
 
 
 def _span(option: str, text: str | None) -> float | None:

@@ -124,7 +124,7 @@ class Keyring:
             return judged
         if self._issuer is not None and token is not None and token.count(".") == 2:
             return await self._by_token(self._issuer, token)
-        await self._renew()
+        await self.renew()
         return self.judge(token)
 
     def judge(self, token: str | None) -> Access | Refusal:
@@ -177,7 +177,7 @@ class Keyring:
         asked = self.asks
         while True:
             await asyncio.sleep(POLL_S)
-            await self._renew()
+            await self.renew()
             if self.asks != asked:
                 asked = self.asks
                 logger.warning("there is an API key now: requests without one are refused")
@@ -211,7 +211,7 @@ class Keyring:
         self._tokens[digest] = access, until
         return access
 
-    async def _renew(self) -> None:
+    async def renew(self) -> None:
         """Read the keys again; one reading does for all who ask before it begins."""
         asked = self._clock()
         async with self._turn:

@@ -129,6 +129,12 @@ class Approvals(Query):
     limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="The newest so many.")
 
 
+class KeyHistory(Query):
+    """Whose changes are listed."""
+
+    name: str = Field(description="The name of a key.")
+
+
 class Activity(Query):
     """Which events are counted."""
 

@@ -14,6 +14,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from weightledger.ledger.access.keys import MAX_NAME, Scope
+from weightledger.ledger.access.records import MAX_LIFETIME_S, MAX_PER_MINUTE
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.json_text import RepeatedName, require_names_once
 from weightledger.ledger.monitoring.metrics import PATTERN
@@ -163,6 +165,37 @@ class BisectBody(_Body):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
 
 
+class KeyBody(_Body):
+    """POST /v1/keys"""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)] = Field(
+        description="The actor of the events that the key causes; given once, to one key."
+    )
+    scope: Scope = Field("read", description="write includes read, admin everything.")
+    expires_in_s: Annotated[float, Field(ge=1, le=MAX_LIFETIME_S)] | None = Field(
+        None, description="For how many seconds it is taken; for ever if absent."
+    )
+    requests_per_minute: Annotated[int, Field(ge=1, le=MAX_PER_MINUTE)] | None = None
+
+
+class KeyRotationBody(_Body):
+    """POST /v1/keys/rotate"""
+
+    name: str
+    overlap_s: Annotated[float, Field(ge=0, le=MAX_LIFETIME_S)] = Field(
+        0.0, description="For how many more seconds the old secret is taken."
+    )
+    expires_in_s: Annotated[float, Field(ge=1, le=MAX_LIFETIME_S)] | None = Field(
+        None, description="Of the new secret; as long as the old one's if absent."
+    )
+
+
+class KeyNameBody(_Body):
+    """POST /v1/keys/revoke"""
+
+    name: str
+
+
 UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
 ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
@@ -172,6 +205,9 @@ METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
 REPLAY: TypeAdapter[ReplayBody] = TypeAdapter(ReplayBody)
 ADOPT: TypeAdapter[AdoptBody] = TypeAdapter(AdoptBody)
 BISECT: TypeAdapter[BisectBody] = TypeAdapter(BisectBody)
+KEY: TypeAdapter[KeyBody] = TypeAdapter(KeyBody)
+KEY_ROTATION: TypeAdapter[KeyRotationBody] = TypeAdapter(KeyRotationBody)
+KEY_NAME: TypeAdapter[KeyNameBody] = TypeAdapter(KeyNameBody)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)

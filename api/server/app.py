@@ -22,6 +22,7 @@ from weightledger.api.rest.observing import Observed
 from weightledger.api.rest.oidc import Issuer
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
+from weightledger.api.rest.routes import keys
 from weightledger.api.rest.tail import Tail
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.settings import Settings
@@ -100,6 +101,7 @@ def create_app(
             tail=app.state.tail,
         )
     )
+    app.include_router(keys.router(manager, keyring, settings.max_body_bytes))
     app.include_router(pages.router())
     sessions = Sessions()
     app.include_router(dashboard.router(manager, keyring, sessions))

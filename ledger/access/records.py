@@ -28,8 +28,8 @@ _USED = (
     " DO UPDATE SET used_at = excluded.used_at WHERE api_key_uses.used_at < excluded.used_at"
 )
 
-_MOST_RATE = 1_000_000
-_MOST_SECONDS = 100 * 366 * 86_400
+MAX_PER_MINUTE = 1_000_000
+MAX_LIFETIME_S = 100 * 366 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ class ApiKeys:
         """
         check_name(name)
         known_scope = check_scope(scope)
-        if requests_per_minute is not None and not 1 <= requests_per_minute <= _MOST_RATE:
+        if requests_per_minute is not None and not 1 <= requests_per_minute <= MAX_PER_MINUTE:
             raise InvalidRequest(
-                f"requests per minute are 1 to {_MOST_RATE:,}, got {requests_per_minute}",
+                f"requests per minute are 1 to {MAX_PER_MINUTE:,}, got {requests_per_minute}",
                 param="requests_per_minute",
             )
         secret, now = new_secret(), _now()
@@ -184,9 +184,9 @@ def _lifetime(key: ApiKey) -> float | None:
 def _after(now: int, seconds: float | None, param: str, *, least: float = 1.0) -> int | None:
     if seconds is None:
         return None
-    if not least <= seconds <= _MOST_SECONDS:
+    if not least <= seconds <= MAX_LIFETIME_S:
         raise InvalidRequest(
-            f"expected {least:g} to {_MOST_SECONDS:,} seconds, got {seconds:g}", param=param
+            f"expected {least:g} to {MAX_LIFETIME_S:,} seconds, got {seconds:g}", param=param
         )
     return now + int(seconds * 1_000_000)
 

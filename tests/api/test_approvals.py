@@ -116,3 +116,11 @@ def test_by_command(running: Here, people: dict[str, httpx2.Client]) -> None:
 def test_without_keys_there_is_nobody_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="weightledger keys create"):
         serve(Settings(data_dir=tmp_path / "data", two_person_rule=True))
+
+
+def test_nobody_becomes_two_people_over_http(running: Here) -> None:
+    with running.client(authorization="Bearer wl_static") as http:
+        for path, body in (("", {"name": "ana too"}), ("/rotate", {"name": "bo"})):
+            refused = http.post(f"/v1/keys{path}", json=body)
+            assert refused.status_code == 403 and "two people" in refused.json()["error"]["message"]
+        assert "ana too" not in http.get("/v1/keys").text

@@ -179,6 +179,44 @@ def test_too_many_requests_are_told_when_to_come_back(running: Here) -> None:
     assert 1 <= int(refused[0].headers["retry-after"]) <= 30
 
 
+def test_an_admin_key_manages_keys_over_http(running: Here, made: dict[str, str]) -> None:
+    with client(running, made["admin"]) as http:
+        asked = {"name": "web", "scope": "write", "expires_in_s": 60, "requests_per_minute": 100}
+        created = http.post("/v1/keys", json=asked)
+        assert created.headers["cache-control"] == "no-store"
+        first = created.json()["key"]
+        rotated = http.post("/v1/keys/rotate", json={"name": "web"}).json()
+        assert rotated["expires_at"] is not None and rotated["requests_per_minute"] == 100
+        with client(running, rotated["key"]) as web, client(running, first) as old:
+            assert old.get("/v1/models/status").status_code == 401
+            assert web.get("/v1/models/status").status_code == 200
+            assert http.post("/v1/keys/revoke", json={"name": "web"}).json()["state"] == "revoked"
+            assert web.get("/v1/models/status").status_code == 401
+        (listed,) = [one for one in http.get("/v1/keys").json()["data"] if one["name"] == "web"]
+        assert (listed["created_by"], listed["revoked_by"]) == ("a admin key", "a admin key")
+        assert "key" not in listed and first not in http.get("/v1/keys").text
+        changes = http.get("/v1/keys/changes", params={"name": "web"}).json()["data"]
+        assert [one["action"] for one in changes] == ["created", "rotated", "revoked"]
+        assert http.post("/v1/keys", json=asked).status_code == 400  # a name is used once
+        for path in ("rotate", "revoke"):
+            assert http.post(f"/v1/keys/{path}", json={"name": "nobody"}).status_code == 404
+    for scope in ("read", "write"):
+        with client(running, made[scope]) as http:
+            assert http.get("/v1/keys").status_code == 403
+            assert http.post("/v1/keys", json={"name": "x"}).status_code == 403
+            assert http.post("/v1/keys/revoke", json={"name": "a admin key"}).status_code == 403
+
+
+def test_the_first_key_that_is_made_over_http_can_make_others(tmp_path: Path) -> None:
+    with here(tmp_path / "data") as server, server.client() as stranger:
+        reply = stranger.post("/v1/keys", json={"name": "ops", "scope": "write"})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "scope"
+        key = stranger.post("/v1/keys", json={"name": "ops", "scope": "admin"}).json()["key"]
+        assert stranger.get("/v1/models/status").status_code == 401  # from the next request on
+        with client(server, key) as http:
+            assert http.post("/v1/keys", json={"name": "bot"}).status_code == 200
+
+
 def test_a_server_that_asked_for_none_asks_from_the_first_key_on(tmp_path: Path) -> None:
     with here(tmp_path / "data") as server, server.client() as stranger:
         assert stranger.get("/v1/models/status").status_code == 200
