@@ -8,9 +8,9 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
-from weightledger.api.cli.loglines import when
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, configured
 from weightledger.api.cli.source import reading
+from weightledger.api.loglines import when
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.api.tables import blame_rows, csv_text, diff_rows

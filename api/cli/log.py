@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from weightledger.api.cli import output
-from weightledger.api.cli.loglines import STYLES, one_line, short, stat, summary, when
 from weightledger.api.cli.moments import moment
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, Quiet, check_kinds, configured
 from weightledger.api.cli.pager import paged
 from weightledger.api.cli.source import reading
 from weightledger.api.items import OUTCOMES
+from weightledger.api.loglines import STYLES, one_line, short, stat, summary, when
 from weightledger.api.plain_text import plain
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError

@@ -13,8 +13,8 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Footer, Static
 
 from weightledger.api.cli.local import Local
-from weightledger.api.cli.loglines import STYLES, short, summary, when
 from weightledger.api.cli.remote import Remote
+from weightledger.api.loglines import STYLES, short, summary, when
 from weightledger.api.plain_text import plain
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import STATE_CHANGING

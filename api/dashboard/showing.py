@@ -10,7 +10,7 @@ import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
-from weightledger.api.cli.loglines import short, summary
+from weightledger.api.loglines import short, summary
 from weightledger.api.plain_text import plain
 
 HEADERS = {

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
-from weightledger.api.rest.answers import Waiting
+from weightledger.api.rest.answers.writes import Waiting
 from weightledger.api.rest.authentication import is_open
 from weightledger.api.rest.scopes import needs, wanted
 from weightledger.ledger.access.keys import Scope

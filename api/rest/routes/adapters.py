@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest.answers import UpdateReply
+from weightledger.api.rest.answers.writes import UpdateReply
 from weightledger.api.rest.documentation import TEXT_WRITE_ERRORS, answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.schemas import update_reply

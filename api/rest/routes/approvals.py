@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from weightledger import DynamicModelManager
 from weightledger.api.items import approval_item
 from weightledger.api.rest import queries
-from weightledger.api.rest.answers import Approval, ApprovalList
+from weightledger.api.rest.answers.writes import Approval, ApprovalList
 from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.requests import caller, require_writes
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query
 from weightledger import DynamicModelManager
 from weightledger.api.items import activity_item, event_item, kinds_of
 from weightledger.api.rest import paging, queries
-from weightledger.api.rest.answers import ActivityList, EventList
-from weightledger.api.rest.answers import Event as EventReply
+from weightledger.api.rest.answers.events import ActivityList, EventList
+from weightledger.api.rest.answers.events import Event as EventReply
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import parse_time

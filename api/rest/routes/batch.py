@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import queries
-from weightledger.api.rest.answers import UpdateReply
+from weightledger.api.rest.answers.writes import UpdateReply
 from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.requests import caller, require_writes
 from weightledger.api.rest.schemas import json_object, update_reply

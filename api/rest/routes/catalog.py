@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from weightledger import DynamicModelManager
 from weightledger.api.rest import paging, queries
 from weightledger.api.rest.adapter_list import describe_adapters
-from weightledger.api.rest.answers import Model, ModelList, ParameterList
+from weightledger.api.rest.answers.models import Model, ModelList, ParameterList
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.api.rest.model_selection import resolve
 

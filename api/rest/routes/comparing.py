@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
-from weightledger.api.rest.answers import BlameReply, DiffReply
+from weightledger.api.rest.answers.debugging import BlameReply, DiffReply
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.api.tables import blame_rows, csv_text, diff_rows
 from weightledger.ledger.debug.drawn import blame_picture, diff_picture

@@ -12,7 +12,8 @@ from starlette.concurrency import run_in_threadpool
 import weightledger.rules  # noqa: F401  which says how learning is worked out again
 from weightledger import DynamicModelManager
 from weightledger.api.rest import schemas
-from weightledger.api.rest.answers import BisectReply, ReplayReply, UpdateReply
+from weightledger.api.rest.answers.debugging import BisectReply, ReplayReply
+from weightledger.api.rest.answers.writes import UpdateReply
 from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.scopes import needs

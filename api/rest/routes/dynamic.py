@@ -7,14 +7,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import schemas
-from weightledger.api.rest.answers import (
-    PinReply,
-    RollbackReply,
-    Status,
-    UpdateReply,
-    VersionList,
-    VersionReply,
-)
+from weightledger.api.rest.answers.versions import PinReply, Status, VersionList, VersionReply
+from weightledger.api.rest.answers.writes import RollbackReply, UpdateReply
 from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import Caller, Event
 from weightledger.api.rest import schemas
-from weightledger.api.rest.answers import LearningReply
+from weightledger.api.rest.answers.writes import LearningReply
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest

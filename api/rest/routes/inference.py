@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from weightledger.api.rest import schemas
-from weightledger.api.rest.answers import Predictions
+from weightledger.api.rest.answers.models import Predictions
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.model_selection import Inferring, Origin
 from weightledger.api.rest.outputs import outcome_of, plain

@@ -14,7 +14,7 @@ from fastapi.routing import APIRouter
 from weightledger import DynamicModelManager
 from weightledger.api.items import key_change_item, key_item
 from weightledger.api.rest import queries, schemas
-from weightledger.api.rest.answers import IssuedKey, Key, KeyChanges, KeyList
+from weightledger.api.rest.answers.keys import IssuedKey, Key, KeyChanges, KeyList
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.requests import body, caller

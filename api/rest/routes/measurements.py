@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from weightledger import DynamicModelManager
 from weightledger.api.measurements import page
 from weightledger.api.rest import queries, schemas
-from weightledger.api.rest.answers import PushReply, RollupList
+from weightledger.api.rest.answers.measurements import PushReply, RollupList
 from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
 from weightledger.api.rest.requests import body
 from weightledger.ledger.history.positions import parse_time

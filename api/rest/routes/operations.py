@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest.answers import Alive, Healthy, NotReady, Ready
+from weightledger.api.rest.answers.operations import Alive, Healthy, NotReady, Ready
 from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.audit.notary import Notary

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
-from weightledger.api.rest.answers import Consistency
+from weightledger.api.rest.answers.events import Consistency
 from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import consistency

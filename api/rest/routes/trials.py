@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import trial_item
-from weightledger.api.rest.answers import TrialList, TrialReply
+from weightledger.api.rest.answers.measurements import TrialList, TrialReply
 from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.paging import page
 from weightledger.api.rest.requests import caller, require_writes

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest.answers import Verification
+from weightledger.api.rest.answers.events import Verification
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.errors import WeightsMismatch

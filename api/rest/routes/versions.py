@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import version_item
-from weightledger.api.rest.answers import VersionDetails
+from weightledger.api.rest.answers.versions import VersionDetails
 from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
 from weightledger.ledger.debug import replaying
 from weightledger.ledger.errors import StorageError
