@@ -1,0 +1,153 @@
+"""Events that pass a filter, by indexes where these know what it asks for, else by blocks.
+
+Blocks that are complete are written down on the way (`blocks`); what that costs is paid once.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from weightledger.ledger.errors import InvalidRequest, StorageError
+from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.store import (
+    Activity,
+    EventFilter,
+    blocks,
+    blockwise,
+    rows,
+    search,
+    terms,
+)
+from weightledger.ledger.store.lookup import ANNOTATIONS
+from weightledger.ledger.store.model_rows import ModelRows
+
+logger = logging.getLogger(__name__)
+
+_BLOCKS_AT_A_TIME = 4  # that a writer writes, after the event that completed one
+
+
+class Filtering:
+    """Filters over one model's events; knows which blocks are written, and those that are not."""
+
+    def __init__(self, of: ModelRows, turn: Callable[[], AbstractContextManager[Turn]]) -> None:
+        self._of = of
+        self._turn = turn
+        self.forget()
+
+    def forget(self) -> None:
+        """Take nothing for granted of blocks: events may have lost texts."""
+        self._unwritten = blockwise.Unwritten(self._of.model_id)
+        self._written = 0
+
+    def select(self, where: EventFilter, limit: int, newest_first: bool) -> list[Event]:
+        """See `EventLookup.select`."""
+        if where.blockwise:
+            return self._blockwise(where, limit, newest_first)
+        of = self._of
+        with of.database.read() as execute:
+            passing = search.select(
+                execute, of.database.backend, of.model_id, where, limit, newest_first
+            )
+        return [of.event(row) for row in passing]
+
+    def activity(self, where: EventFilter) -> list[Activity]:
+        """See `EventLookup.activity`."""
+        if where.blockwise or where.parameter is not None:
+            raise InvalidRequest("activity is asked for by kinds, actors, times and seqs")
+        self._write_blocks(sys.maxsize)
+        of = self._of
+        with of.database.read() as execute:
+            low, high = search.span(execute, of.model_id, where)
+            last = search.last_seq(execute, of.model_id)
+            bounds = low, min(high, last)
+            backend = of.database.backend
+            counted = blockwise.counted(
+                execute, backend, of.model_id, self._unwritten, bounds, last
+            )
+        return sorted(
+            (
+                Activity(*key, count)
+                for key, count in counted.items()
+                if (not where.kinds or key[1] in where.kinds)
+                and (not where.actors or key[2] in where.actors)
+            ),
+            key=lambda one: (-one.day, one.kind, one.actor or ""),
+        )
+
+    def index(self) -> None:
+        """See `EventLookup.index`."""
+        self._write_blocks(_BLOCKS_AT_A_TIME)
+
+    def _blockwise(self, where: EventFilter, limit: int, newest_first: bool) -> list[Event]:
+        if limit < 1:
+            return []
+        self._write_blocks(sys.maxsize)
+        of = self._of
+        chosen: list[Event] = []
+        waiting: list[int] = []
+        with of.database.read() as execute:
+            low, high = search.span(execute, of.model_id, where)
+            bounds = low, min(high, search.last_seq(execute, of.model_id))
+            names = (
+                {}
+                if where.parameter is None
+                else search.matching(execute, of.model_id, where.parameter)
+            )
+            wanted = sorted(names.values())
+            backend = of.database.backend
+            for seqs in blockwise.first_hits(
+                execute, backend, of.model_id, self._unwritten, where, wanted, bounds, newest_first
+            ):
+                waiting += seqs
+                if len(chosen) + len(waiting) >= limit:
+                    chosen += _passing(of, execute, where, waiting[:limit], set(wanted))
+                    waiting = waiting[limit:]
+                    if len(chosen) >= limit:
+                        return chosen[:limit]
+            chosen += _passing(of, execute, where, waiting, set(wanted))
+        return chosen[:limit]
+
+    def _write_blocks(self, most: int) -> None:
+        """Write complete blocks that are not written; where that cannot be, they are read anew."""
+        of = self._of
+        with of.database.look() as execute:
+            complete = (search.last_seq(execute, of.model_id) + 1) // blocks.BLOCK
+            if complete <= self._written:
+                return
+            there = blocks.written(execute, of.model_id, 0, complete)
+        missing = sorted(set(range(complete)) - there)
+        for number in missing[:most]:
+            try:
+                # In a turn, so that nothing is redacted between the reading and the writing.
+                with self._turn(), of.database.write() as execute:
+                    last = (number + 1) * blocks.BLOCK - 1
+                    block = blocks.read_block(execute, of.model_id, number, last)
+                    blocks.write_block(execute, block, of.model_id)
+            except StorageError as error:
+                logger.info("blocks of the search are not written: %s", error)
+                break
+        else:
+            if len(missing) <= most:
+                self._written = complete
+
+
+def _passing(
+    of: ModelRows, execute: Execute, where: EventFilter, seqs: Sequence[int], names: set[str]
+) -> list[Event]:
+    """Of the events with these seqs those that pass a filter, in the same order."""
+    passing = []
+    for piece in pieces(map(of.key, seqs)):
+        keys = marks(len(piece))
+        read = execute(f"{rows.SELECT} WHERE event_key IN ({keys})", piece).fetchall()
+        events = {row[0]: of.event(row) for row in read}
+        texts = execute(f"{ANNOTATIONS} WHERE event_key IN ({keys})", piece).fetchall()
+        notes = {seq: Annotation(*rest) for seq, *rest in texts}
+        for key in piece:
+            event = events[key]
+            if terms.passes(where, event, notes.get(event.seq), names):
+                passing.append(event)
+    return passing

@@ -1,0 +1,84 @@
+"""Reading a log in order: events checked, as they are stored, and their payloads."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events import Event
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.layout import SEQ_MASK
+from weightledger.ledger.store import Note, RawEvent, payloads, rows
+from weightledger.ledger.store.lookup import ANNOTATIONS
+from weightledger.ledger.store.model_rows import ModelRows
+
+_PAGE = 1000  # events that `scan` holds at a time
+_RAW_PAGE = 4096  # rows that `raw` gives at a time
+
+_RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
+_NEWS = f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
+_RAW = f"{rows.SELECT_FACTS} WHERE event_key BETWEEN ? AND ? AND model_id = ? ORDER BY event_key"
+_INLINE = f"SELECT event_key & {SEQ_MASK}, payload FROM events WHERE event_key IN"
+
+
+def scan(of: ModelRows, start: int, stop: int | None) -> Iterator[Event]:
+    """See `AppendLog.scan`. Reads in pages and holds no transaction between them."""
+    expected = of.key(max(start, 0))
+    last = of.key(SEQ_MASK if stop is None else stop - 1)
+    while True:
+        with of.database.look() as execute:
+            page = execute(_RANGE, (expected, last)).fetchall()
+        for row in page:
+            _require(row[0], expected)
+            yield of.event(row)
+            expected += 1
+        if len(page) < _PAGE:
+            return
+
+
+def news(of: ModelRows, seq: int, most: int) -> list[tuple[Event, bytes | None]]:
+    """See `AppendLog.news`."""
+    expected = of.key(seq + 1)
+    with of.database.look() as execute:
+        page = execute(_NEWS, (expected, of.key(SEQ_MASK), most)).fetchall()
+    read: list[tuple[Event, bytes | None]] = []
+    for *row, payload in page:
+        _require(row[0], expected)
+        event = of.event(row)
+        read.append((event, None if payload is None else payloads.checked(event, payload)))
+        expected += 1
+    return read
+
+
+def raw(
+    of: ModelRows, start: int, stop: int
+) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
+    """See `RawLog.raw`."""
+    for first in range(start, stop, _RAW_PAGE):
+        bounds = of.key(first), of.key(min(first + _RAW_PAGE, stop) - 1)
+        with of.database.read() as execute:
+            page = execute(_RAW, (*bounds, of.model_id)).fetchall()
+            notes = execute(f"{ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
+            beside = {note[0]: note for note in notes.fetchall()}
+        yield page, beside
+
+
+def payloads_of(of: ModelRows, events: Sequence[Event], blobs: BlobStore) -> list[bytes]:
+    """See `AppendLog.payloads`."""
+    inline: dict[int, bytes | None] = {}
+    with of.database.look() as execute:
+        for piece in pieces(of.key(event.seq) for event in events):
+            inline.update(execute(f"{_INLINE} ({marks(len(piece))})", tuple(piece)).fetchall())
+    return [_payload(event, inline, blobs) for event in events]
+
+
+def _payload(event: Event, inline: Mapping[int, bytes | None], blobs: BlobStore) -> bytes:
+    if event.seq not in inline:
+        raise CorruptLedger(f"event {event.seq} is missing", seq=event.seq)
+    held = inline[event.seq]
+    return payloads.from_blobs(event, blobs) if held is None else payloads.checked(event, held)
+
+
+def _require(key: int, expected: int) -> None:
+    if key != expected:
+        missing = expected & SEQ_MASK
+        raise CorruptLedger(f"event {missing} is missing", seq=missing)
