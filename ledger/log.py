@@ -56,6 +56,7 @@ from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.redaction import TEXTS, redact
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
+from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import Activity, EventFilter
 from weightledger.ledger.store.blocks import completes
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -234,7 +235,7 @@ class Log:
         """Show what other processes appended; returns the head."""
         return self._writer.catch_up()
 
-    def follow(self) -> Event:
+    def keep_up(self) -> Event:
         """What a process does while nobody writes: catch up, and look at every live tensor.
 
         Raises WeightsChangedOutside, naming them, if something else wrote to some.
@@ -362,9 +363,14 @@ class Log:
         """Listed versions, newest first."""
         return self.history.versions()
 
-    def watch(self, after: int | None = None) -> Iterator[Event]:
+    def follow(self, after_seq: int | None = None, *, wake: Wake = "auto") -> Iterator[Event]:
         """Every event from now on (or after a seq), of whichever process; see `debug.follow`."""
-        return follow(self.history.store, after)
+        return follow(self.history.store, after_seq, wake=wake)
+
+    def wait(self, after_seq: int, timeout_s: float, *, wake: Wake = "auto") -> int:
+        """Wait, at most so long, for an event behind a seq, of whichever process; gives the last
+        seq. What is live follows it or not: see `Ledger.follow`."""
+        return self.history.store.wait(after_seq, timeout_s, wake)
 
     # Questions, for when something went wrong
 

@@ -276,7 +276,7 @@ class DynamicModelManager:
         `fault` says why that failed, if it did.
         """
         try:
-            await self._run(self.log.follow)
+            await self._run(self.log.keep_up)
         except LedgerError as error:
             self._fault = str(error)
             raise

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
+from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import EventStore
 
 POLL_S = 0.5
 _PAGE = 256
+_LOOK_UP_S = 0.5  # how often it is looked whether it is over
 
 
 def starting_after(after: int | None, head: Event, param: str) -> int:
@@ -31,14 +33,14 @@ def follow(
     store: EventStore,
     after: int | None = None,
     *,
-    poll_s: float = POLL_S,
+    wake: Wake = "auto",
     ended: threading.Event | None = None,
 ) -> Iterator[Event]:
     """Every event after seq `after` (the head by default), in order, for ever or until `ended`.
 
-    Asks the database every `poll_s` seconds while there is nothing new.
+    While there is nothing new it waits as `wake` says; see `AppendLog.wait`.
     """
-    last = starting_after(after, store.head(), "after")
+    last = starting_after(after, store.head(), "after_seq")
     ended = ended or threading.Event()
     while not ended.is_set():
         page = list(store.scan(last + 1, last + 1 + _PAGE))
@@ -46,4 +48,4 @@ def follow(
             yield event
             last = event.seq
         if not page:
-            ended.wait(poll_s)
+            store.wait(last, _LOOK_UP_S, wake)

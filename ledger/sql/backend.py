@@ -5,7 +5,7 @@ are written once, with `?` for a value; driver connections are in autocommit mod
 transactions begin and end where we say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.sql.turns import Lock
+from weightledger.ledger.sql.wakeups import Wakeups
 
 
 class Cursor(Protocol):
@@ -34,6 +35,9 @@ class Execute(Protocol):
 
     def __call__(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
 
+
+KEPT_CONNECTIONS = 8
+"""Connections that a pool keeps; more are made when they are wanted, and closed afterwards."""
 
 Kind = Literal["bigint", "text"]  # of values that are listed
 
@@ -116,14 +120,20 @@ class Backend(Protocol):
     ) -> list[int]:
         """Of every list the first `limit` keys within bounds; `order` is ASC or DESC."""
 
-    def engine(self, url: sa.URL, *, create: bool) -> sa.Engine:
-        """The pool of connections; InvalidRequest for a URL that cannot work."""
+    def engine(self, url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Engine:
+        """The pool, which keeps so many connections; InvalidRequest for a URL that cannot work."""
 
     def journal(self, engine: sa.Engine) -> "Journal | None":
         """What keeps the database's journal short, where that is ours to do."""
 
     def turns(self, engine: sa.Engine, model_id: int) -> Lock:
         """The lock that writers of a model take in turn."""
+
+    def wakeups(self, engine: sa.Engine) -> Wakeups:
+        """How those who wait for new events hear of them."""
+
+    def changed(self) -> Callable[[Execute], bool]:
+        """What says of one connection whether the database may have changed since it was asked."""
 
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""

@@ -18,8 +18,9 @@ from weightledger.ledger.errors import (
     StorageFull,
 )
 from weightledger.ledger.secrets import mask, secrets_of
-from weightledger.ledger.sql.backend import Backend, Execute
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute
 from weightledger.ledger.sql.turns import Turnstile
+from weightledger.ledger.sql.wakeups import Wakeups
 from weightledger.ledger.sql.writing import WritingConnections, roll_back
 
 # A backend, with its driver, is imported when a URL of its kind is opened.
@@ -48,18 +49,21 @@ class Database:
         self.errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
         self._closed = False
         self._writers = WritingConnections(self, engine, self._journal)
+        self.wakeups: Wakeups = backend.wakeups(engine)
 
     @classmethod
-    def connect(cls, url: str, *, create: bool = True) -> "Database":
+    def connect(
+        cls, url: str, *, create: bool = True, kept: int = KEPT_CONNECTIONS
+    ) -> "Database":
         """A database by SQLAlchemy URL; connects at first use.
 
         Raises InvalidRequest for a URL that is none or names another kind of database. With
-        `create=False` a SQLite file has to exist.
+        `create=False` a SQLite file has to exist. `kept` connections stay open once made.
         """
         parsed = parse_url(url)
         backend: Any = import_module(_BACKENDS[parsed.get_backend_name()])
         try:
-            return cls(backend.engine(parsed, create=create), backend)
+            return cls(backend.engine(parsed, create=create, kept=kept), backend)
         except (ArgumentError, ImportError, TypeError, ValueError) as error:
             if isinstance(error, LedgerError):
                 raise
@@ -71,6 +75,7 @@ class Database:
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._closed = True
+        self.wakeups.close()
         for turnstile in self._turnstiles.values():
             turnstile.close()
         self._writers.close()

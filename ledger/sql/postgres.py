@@ -6,7 +6,7 @@ hung with payloads of a megabyte.
 
 import contextlib
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,12 +25,14 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.sql import triggers
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
-from weightledger.ledger.sql.backend import Cursor, Execute, KeyLists, Kind
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
+from weightledger.ledger.sql.notifications import Listener, Teller
 from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.postgres_integrity import unprotect as unprotect
 from weightledger.ledger.sql.refusals import refusal
+from weightledger.ledger.sql.wakeups import Ear, Wakeups
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Not READ WRITE: whoever makes the database read-only by its settings means us as well.
@@ -45,7 +47,6 @@ KEY_AGAIN = (
 ERRORS = (psycopg.Error,)
 WRITES_ALONE = True
 
-_POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 _WAIT_S = 10.0
 _SCHEMA_LOCK = 0x77656967  # "weig", in the database's own space of advisory locks
@@ -81,12 +82,12 @@ _PATIENCE = {
 }
 
 
-def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Engine:
     """An engine whose connections leave BEGIN to us and are tried before use."""
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_size=_POOL_SIZE,
-        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_size=kept,
+        max_overflow=_MOST_CONNECTIONS - kept,
         pool_timeout=_WAIT_S,
         pool_pre_ping=True,
         pool_reset_on_return=None,
@@ -105,12 +106,32 @@ def journal(engine: sa.Engine) -> None:
 
 def turns(engine: sa.Engine, model_id: int) -> AdvisoryLock:
     """The lock that writers of a model take in turn, on a connection of its own."""
+    return AdvisoryLock(_connecting(engine), model_id)
+
+
+def wakeups(engine: sa.Engine) -> Wakeups:
+    """Telling and hearing of new events, each on a connection of its own, made when wanted."""
+    connect = _connecting(engine)
+
+    def ear(heard: Callable[[int], None], probing: bool) -> Ear:
+        return Listener(connect, heard, probing)
+
+    return Wakeups(lambda: Teller(connect), ear)
+
+
+def changed() -> Callable[[Execute], bool]:
+    """Nobody says for less than the last seq costs."""
+    return lambda _execute: True
+
+
+def _connecting(engine: sa.Engine) -> Callable[[], psycopg.Connection[Any]]:
+    """What makes connections that are not the pool's."""
 
     def connect() -> psycopg.Connection[Any]:
         (args, options) = engine.dialect.create_connect_args(engine.url)
         return psycopg.connect(*args, **{**options, "autocommit": True, **_patience(engine.url)})
 
-    return AdvisoryLock(connect, model_id)
+    return connect
 
 
 def version(execute: Execute) -> str:

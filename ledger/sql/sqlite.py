@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.sql import journal as journals
 from weightledger.ledger.sql import torn_copies, triggers
-from weightledger.ledger.sql.backend import Execute, KeyLists, Kind
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Execute, KeyLists, Kind
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.refusals import refusal
 from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
@@ -36,6 +36,7 @@ from weightledger.ledger.sql.sqlite_integrity import damage as damage
 from weightledger.ledger.sql.sqlite_integrity import protect as protect
 from weightledger.ledger.sql.sqlite_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.sqlite_integrity import unprotect as unprotect
+from weightledger.ledger.sql.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,6 @@ WRITES_ALONE = False
 _BUSY_S = 10.0
 _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
 _PROBE_BYTES = 64 * 1024
-_POOL_SIZE = 8
 _MOST_CONNECTIONS = 64
 
 # page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
@@ -66,7 +66,7 @@ _PRAGMAS = (
 )
 
 
-def engine(url: sa.URL, *, create: bool) -> sa.Engine:
+def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Engine:
     """An engine whose connections leave BEGIN to us; InvalidRequest for a database in memory."""
     file = url.database or ":memory:"
     if ":memory:" in file or url.query.get("mode") == "memory":
@@ -83,8 +83,8 @@ def engine(url: sa.URL, *, create: bool) -> sa.Engine:
     made = sa.create_engine(
         url,
         module=driver,
-        pool_size=_POOL_SIZE,
-        max_overflow=_MOST_CONNECTIONS - _POOL_SIZE,
+        pool_size=kept,
+        max_overflow=_MOST_CONNECTIONS - kept,
         pool_timeout=_BUSY_S,
         pool_reset_on_return=None,
         connect_args={"isolation_level": None, "timeout": _BUSY_S, "check_same_thread": False},
@@ -135,6 +135,24 @@ def journal(engine: sa.Engine) -> journals.Journal:
 def turns(engine: sa.Engine, model_id: int) -> FileLock:
     """The lock that writers of a model take in turn."""
     return FileLock(file_of(engine.url), model_id)
+
+
+def wakeups(_engine: sa.Engine) -> Wakeups:
+    """Commits of this process wake up those who wait in it; others look at the file."""
+    return Wakeups(None, None)
+
+
+def changed() -> Callable[[Execute], bool]:
+    """Whether any other connection has committed to the file: a look into shared memory."""
+    known: list[int] = []
+
+    def asked(execute: Execute) -> bool:
+        (version,) = execute("PRAGMA data_version").fetchone()
+        same = known == [version]
+        known[:] = [version]
+        return not same
+
+    return asked
 
 
 def file_of(url: sa.URL) -> Path:

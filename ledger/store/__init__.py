@@ -18,6 +18,7 @@ from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
 
 
@@ -157,6 +158,16 @@ class AppendLog(Protocol):
 
     def head(self) -> Event:
         """The last event."""
+
+    def last_seq(self) -> int:
+        """The seq of the last event, at the cost of one index entry."""
+
+    def wait(self, after: int, timeout_s: float, wake: Wake = "auto") -> int:
+        """Wait, at most so long, until there is an event behind a seq; gives the last seq.
+
+        `wake` says how: "listen" to what the database tells, "poll" (look again and again, which
+        works through any pooler), or "auto", the first where it is found to work.
+        """
 
     def event(self, seq: int) -> Event | None:
         """One event; CorruptLedger when what is stored beside its header is not what it says."""

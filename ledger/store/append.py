@@ -90,6 +90,7 @@ class Appender:
                     f"an event of {item.event.model!r} is not appended to {self.model!r}"
                 )
         if len(items) == 1 and self._append_alone(items[0]):
+            self._database.wakeups.committed(self.model_id)
             return
         self._turnstile.take()
         with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
@@ -97,6 +98,7 @@ class Appender:
         for fresh in learnt:
             if fresh:
                 self._parameters |= fresh
+        self._database.wakeups.committed(self.model_id)
 
     def _append_alone(self, item: Append) -> bool:
         """Write a small update by one statement, where that can be: whether it is written.

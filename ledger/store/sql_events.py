@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import (
     Activity,
     Append,
@@ -26,6 +27,7 @@ from weightledger.ledger.store import (
     lookup,
     tree_rows,
     upkeep,
+    waiting,
 )
 from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.filtering import Filtering
@@ -60,6 +62,12 @@ class SqlEvents:
 
     def head(self) -> Event:
         return lookup.head(self._of)
+
+    def last_seq(self) -> int:
+        return waiting.last_seq(self._of)
+
+    def wait(self, after: int, timeout_s: float, wake: Wake = "auto") -> int:
+        return waiting.wait(self._of, after, timeout_s, wake)
 
     def event(self, seq: int) -> Event | None:
         return lookup.by_seq(self._of, seq)

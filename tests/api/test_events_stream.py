@@ -239,13 +239,13 @@ def following(*args: str) -> "subprocess.Popen[str]":
 def test_a_program_watches(sqlite_url: str) -> None:
     with Ledger.open(sqlite_url) as ledger, Ledger.open(sqlite_url) as other:
         log = ledger.model("m", base={"w": torch.zeros(4)})
-        seen = log.watch(after=0)
+        seen = log.follow(after_seq=0)
         written = [other.model("m").apply(Request("w", 1.0)).seq for _ in range(3)]
         assert [next(seen).seq for _ in range(3)] == written
         with pytest.raises(
-            InvalidRequest, match="after 9 is beyond the log of 'm', which ends at 3"
+            InvalidRequest, match="after_seq 9 is beyond the log of 'm', which ends at 3"
         ):
-            next(log.watch(after=9))
+            next(log.follow(after_seq=9))
 
 
 # The tail itself

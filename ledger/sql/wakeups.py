@@ -1,0 +1,126 @@
+"""Waking up whoever waits for new events, in whatever process.
+
+On PostgreSQL writers tell of what they have committed by NOTIFY, and waiting is listening. It is
+sent after the commit, on a connection of its own, and once for what was committed meanwhile: NOTIFY
+within an append would have all writers of the server queue for one lock. A pooler, a standby or a
+lost connection may swallow it, which costs one look: every wait looks by itself as well, often
+where nobody is heard. SQLite says itself whether its file has changed.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+Wake = Literal["auto", "listen", "poll"]
+"""How one waits: by listening where that works, by listening, or by looking again and again."""
+
+POLL_S = 0.05
+"""Seconds between two looks where nobody is listened to."""
+
+_LISTENED_S = 1.0  # between two looks while one listens: what a lost NOTIFY costs
+
+
+class Ear(Protocol):
+    """Listens for what other processes tell."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether what is told arrives here, as far as is known."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Voice(Protocol):
+    """Tells other processes of commits."""
+
+    def tell(self, model_id: int) -> None:
+        """A model's log has grown. Never waits and never fails."""
+
+    def close(self) -> None:
+        """Tell what is not told yet, and stop."""
+
+
+class Wakeups:
+    """Who waits in this process for the logs of one database, and how they hear of news."""
+
+    def __init__(
+        self,
+        voice: Callable[[], Voice] | None,
+        ear: Callable[[Callable[[int], None], bool], Ear] | None,
+    ) -> None:
+        self._make_voice, self._make_ear = voice, ear
+        self._voice: Voice | None = None
+        self._ear: Ear | None = None
+        self._starting = threading.Lock()
+        self._news = threading.Condition()
+        self._told: dict[int, int] = {}
+        self._closed = False
+
+    def committed(self, model_id: int) -> None:
+        """Events of a model are durable: tell everybody. Never waits and never fails."""
+        self._heard(model_id)
+        if self._make_voice is None or self._closed:
+            return
+        if self._voice is None:
+            with self._starting:
+                if self._voice is None and not self._closed:
+                    self._voice = self._make_voice()
+        if self._voice is not None:
+            self._voice.tell(model_id)
+
+    def wait(
+        self,
+        model_id: int,
+        last_seq: Callable[[], int],
+        changed: Callable[[], bool],
+        after: int,
+        timeout_s: float,
+        wake: Wake,
+    ) -> int:
+        """Wait until a log has an event behind `after`, at most so long; gives its last seq.
+
+        `last_seq` looks, at the cost of one index entry; `changed` may say for less that there is
+        nothing to look at.
+        """
+        deadline = time.monotonic() + timeout_s
+        ear = self._listening(wake)
+        last: int | None = None
+        while True:
+            told = self._told.get(model_id, 0)
+            # Asked always, since it says what has changed since it was asked last.
+            seen = changed()
+            if last is None or seen:
+                last = last_seq()
+            remaining = deadline - time.monotonic()
+            if last > after or remaining <= 0 or self._closed:
+                return last
+            pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
+            with self._news:
+                if self._told.get(model_id, 0) == told and not self._closed:
+                    self._news.wait(min(pause_s, remaining))
+
+    def close(self) -> None:
+        """Let everybody go on who waits, and tell what is not told yet."""
+        self._closed = True
+        with self._news:
+            self._news.notify_all()
+        with self._starting:
+            for one in (self._voice, self._ear):
+                if one is not None:
+                    one.close()
+
+    def _listening(self, wake: Wake) -> Ear | None:
+        if wake == "poll" or self._make_ear is None or self._closed:
+            return None
+        if self._ear is None:
+            with self._starting:
+                if self._ear is None and not self._closed:
+                    self._ear = self._make_ear(self._heard, wake == "auto")
+        return self._ear
+
+    def _heard(self, model_id: int) -> None:
+        with self._news:
+            self._told[model_id] = self._told.get(model_id, 0) + 1
+            self._news.notify_all()

@@ -1,0 +1,140 @@
+"""Waiting for the next event of a log, whoever writes it, and however one is woken up."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import torch
+
+from tests.waiting import until
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.sql.wakeups import Wake
+
+FOREVER_S = 300.0
+
+
+@pytest.fixture
+def logs(database_url: str) -> Iterator[tuple[Log, Log]]:
+    """One log, opened twice: a writer and somebody who waits."""
+    with Ledger.open(database_url) as ledger, Ledger.open(database_url) as other:
+        yield ledger.model("m", base={"w": torch.zeros(4)}), other.model("m")
+
+
+def update(log: Log) -> int:
+    return log.apply(IncrementalUpdateRequest("w", 1.0)).seq
+
+
+@pytest.mark.parametrize("wake", ["auto", "listen", "poll"])
+def test_who_waits_is_woken_by_a_commit_of_another_process(
+    logs: tuple[Log, Log], wake: Wake
+) -> None:
+    writer, waiting = logs
+    woken: list[int] = []
+    thread = threading.Thread(
+        target=lambda: woken.append(waiting.wait(0, FOREVER_S, wake=wake)), daemon=True
+    )
+    thread.start()
+    assert update(writer) == 1
+    until(lambda: woken, "nobody woke up")
+    assert woken == [1]
+    thread.join()
+
+
+def test_there_is_nothing_to_wait_for_where_the_log_has_gone_on(logs: tuple[Log, Log]) -> None:
+    writer, waiting = logs
+    for _ in range(3):
+        last = update(writer)
+    assert waiting.history.store.last_seq() == last == 3
+    assert waiting.wait(1, FOREVER_S) == 3
+    assert waiting.wait(3, 0.01) == 3  # nothing came in time
+
+
+def test_who_follows_gets_every_event_once(logs: tuple[Log, Log]) -> None:
+    writer, waiting = logs
+    update(writer)
+    following = waiting.follow(after_seq=0)
+    assert next(following).seq == 1
+    written = [update(writer) for _ in range(5)]
+    assert [next(following).seq for _ in written] == written
+
+
+def test_an_idle_look_reads_one_index_entry(
+    logs: tuple[Log, Log], database_url: str, plain: Any
+) -> None:
+    writer, _ = logs
+    update(writer)
+    connection = plain(database_url)
+    asked = "SELECT max(event_key) FROM events WHERE event_key BETWEEN 1 AND 99999999999999"
+    if database_url.startswith("sqlite"):
+        ((*_, said),) = connection.execute(f"EXPLAIN QUERY PLAN {asked}").fetchall()
+        assert said.startswith("SEARCH events USING INTEGER PRIMARY KEY")
+        return
+    connection.execute("SET enable_seqscan = off")  # of a table with two rows
+    rows = connection.execute(f"EXPLAIN {asked}").fetchall()
+    plan = "\n".join(line for (line,) in rows)
+    assert "Index Only Scan Backward using events_pkey" in plan and "Limit" in plan
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    from tests.conftest import new_database
+
+    with new_database(request, "postgresql", tmp_path, template="migrated") as url:
+        yield url
+
+
+def test_the_notification_is_sent_outside_of_the_append(postgres_url: str, plain: Any) -> None:
+    """One in the append's transaction would have every writer of the server queue for a lock."""
+    from weightledger.ledger.sql import notifications
+
+    with Ledger.open(postgres_url) as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(4)})
+        update(log)
+        connection: psycopg.Connection[Any] = plain(postgres_url)
+
+        def told() -> list[str]:
+            rows = connection.execute(
+                "SELECT query FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE '%pg_notify%' AND pid <> pg_backend_pid()"
+            ).fetchall()
+            return [query for (query,) in rows]
+
+        until(told)
+        assert told() == [notifications._TELL.replace("%s", "$1")]
+
+
+def test_where_notifications_do_not_arrive_one_looks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a pooler in transaction mode, where LISTEN succeeds and nothing is heard."""
+    from weightledger.ledger.sql import notifications
+
+    monkeypatch.setattr(notifications, "_PROBE_S", 0.0)
+    monkeypatch.setattr(notifications, "_TELL", "SELECT %s::text")
+    with Ledger.open(postgres_url) as ledger, Ledger.open(postgres_url) as other:
+        writer = ledger.model("m", base={"w": torch.zeros(4)})
+        waiting = other.model("m")
+        assert waiting.wait(0, 0.01) == 0  # begins to listen
+        until(lambda: "as behind a pooler" in caplog.text)
+        update(writer)
+        assert waiting.wait(0, FOREVER_S) == 1
+
+
+def test_a_listener_that_was_cut_off_hears_again(postgres_url: str, plain: Any) -> None:
+    with Ledger.open(postgres_url) as ledger, Ledger.open(postgres_url) as other:
+        writer, waiting = ledger.model("m", base={"w": torch.zeros(4)}), other.model("m")
+        assert waiting.wait(0, 0.01, wake="listen") == 0
+        admin = plain(postgres_url)
+        listening = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query LIKE 'LISTEN%' AND pid <> pg_backend_pid()"
+        )
+        (pid,) = until(lambda: admin.execute(listening).fetchone())
+        admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        (again,) = until(lambda: admin.execute(f"{listening} AND pid <> {pid}").fetchone())
+        assert again != pid
+        update(writer)
+        assert waiting.wait(0, FOREVER_S, wake="listen") == 1
