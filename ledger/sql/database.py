@@ -52,9 +52,7 @@ class Database:
         self.wakeups: Wakeups = backend.wakeups(engine)
 
     @classmethod
-    def connect(
-        cls, url: str, *, create: bool = True, kept: int = KEPT_CONNECTIONS
-    ) -> "Database":
+    def connect(cls, url: str, *, create: bool = True, kept: int = KEPT_CONNECTIONS) -> "Database":
         """A database by SQLAlchemy URL; connects at first use.
 
         Raises InvalidRequest for a URL that is none or names another kind of database. With
