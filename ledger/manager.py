@@ -10,13 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from weightledger.ledger import adapters, events, permissions
+from weightledger.ledger import events, permissions
 from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.checkpoints import Checkpoints
 from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
@@ -28,7 +27,6 @@ from weightledger.ledger.errors import (
     LedgerError,
     NotFound,
     PublishFailed,
-    StorageError,
 )
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.approvals import Approval
@@ -46,9 +44,8 @@ from weightledger.ledger.monitoring.ruled import RuledGuard
 from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.monitoring.supervision import Supervision, require_consistent
-from weightledger.ledger.monitoring.trial_log import Trial, trials
 from weightledger.ledger.projection.starting import OnMismatch
-from weightledger.ledger.results import rollback_result, status, update_result
+from weightledger.ledger.standing import Standing
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.commands import (
     Command,
@@ -58,7 +55,6 @@ from weightledger.ledger.writing.commands import (
     RollBack,
 )
 from weightledger.ledger.writing.handlers import row_of
-from weightledger.ledger.writing.handlers.rollbacks import answer_to
 from weightledger.ledger.writing.plans import Planner
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
@@ -78,7 +74,7 @@ _ASKED_FOR = {
 }
 
 
-class DynamicModelManager:
+class DynamicModelManager(Standing):
     """Live weights of one model, changed only through its ledger.
 
     `engine_client` is an Engine, or a bare module: then updates land in that very module.
@@ -146,7 +142,6 @@ class DynamicModelManager:
                 two_person=self.config.two_person_rule,
             ),
         )
-        self._fault: str | None = None
         if self.config.metrics_retention_days > 0:
             stored = StoredMetrics(self.log.history.store.metrics)
             self.collector.store_in(stored, self.config.metrics_retention_days * _DAY_S)
@@ -188,7 +183,7 @@ class DynamicModelManager:
         result = self.log.submit(command)
         await self._run(self.log.drain)
         event = result.result()
-        if event.kind in _ASKED_FOR and (answer := self._answer_to(event)) is not None:
+        if event.kind in _ASKED_FOR and (answer := self.answer_to(event)) is not None:
             raise PublishFailed(f"not {_ASKED_FOR[event.kind]}: {answer.body['reason']}")
         return event
 
@@ -296,71 +291,7 @@ class DynamicModelManager:
             keep_s=(self.config.metrics_retention_days or 1.0) * _DAY_S,
         )
 
-    # Reads
-
-    @property
-    def has_evaluator(self) -> bool:
-        """Whether candidates are scored before they are visible."""
-        return self._guard.alone
-
-    @property
-    def fault(self) -> str | None:
-        """Why the live weights are not known to be the head of the log; None when they are."""
-        remote = self.log.projector.remote
-        return (remote.fault if remote is not None else None) or self._fault
-
-    @property
-    def adapter_names(self) -> list[str]:
-        """The adapters of the live state, each of which can be leased through."""
-        return adapters.names(self.log.live.auxiliary)
-
-    def update_result(self, event: Event) -> dict[str, Any]:
-        """The specification's reply for an update's event, the same whenever it is asked for.
-
-        An update that a remote engine could not be brought to has been rolled back.
-        """
-        return update_result(event, self._answer_to(event))
-
-    def rollback_result(self, event: Event) -> dict[str, Any]:
-        """The specification's reply for a rollback's event.
-
-        The rollback stands: when its target cannot be read just then, the reply says so.
-        """
-        seq = event.body["to_event"]
-        try:
-            target = self.log.history.require(seq)
-        except StorageError as error:
-            logger.error("%s stands, but event %d cannot be read: %s", event.name, seq, error)
-            return {
-                "success": True,
-                "rolled_back_to": event.body["to"],
-                "timestamp": event.timestamp,
-                "description": f"State after event {seq}, which cannot be read now",
-            }
-        return rollback_result(event, target)
-
-    def list_versions(self) -> list[dict[str, Any]]:
-        """Listed versions, newest first, in the specification's five fields."""
-        return [version.to_dict() for version in self.log.versions()]
-
-    def get_status(self) -> dict[str, Any]:
-        """Where the model stands, the configuration, and the metrics of the last five updates."""
-        return status(self.log.history, self.config, self.collector)
-
-    def trials(self, limit: int = 20) -> list[Trial]:
-        """The trial that runs, with what it has seen, and the last that ended; newest first."""
-        listed = trials(self.log.history, limit)
-        running = self.supervision.trial()
-        return [
-            replace(one, requests=(running.requests_old, running.requests_new))
-            if running is not None and one.of == running.of
-            else one
-            for one in listed
-        ]
-
-    def metrics(self) -> dict[str, float]:
-        """What is known of the live state now; what was not measured is absent."""
-        return self._guard.current()
+    # Inference
 
     @contextlib.contextmanager
     def lease(
@@ -396,11 +327,6 @@ class DynamicModelManager:
                     took_ms = 1000 * (time.perf_counter() - started)
                     unit = None if told.key is None else hash(told.key)
                     self.collector.record(seq, took_ms, told.outcome, queue_ms, told.items, unit)
-
-    def _answer_to(self, event: Event) -> Event | None:
-        """The rollback of an event that a remote engine could not be brought to."""
-        log = self.log
-        return answer_to(log.history, event) if log.projector.remote is not None else None
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

@@ -118,7 +118,7 @@ def _require_whole(history: History, nodes: Sequence[int]) -> None:
         if snapshot.node not in nodes:
             continue
         try:
-            for digest in history.anchor_state(snapshot).digests.values():
+            for digest in history.ways.anchor_state(snapshot).digests.values():
                 if digest not in read:
                     history.blobs.get(digest)
                     read.add(digest)

@@ -255,7 +255,7 @@ def test_an_error_half_way_through_a_command_leaves_nothing_staged(
 ) -> None:
     log.apply(request("w", 1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(type(log.history), "restorable", lambda *_: 1 / 0)
+        patch.setattr(type(log.history.ways), "restorable", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             log.create_version("mine")
     assert log.history.head().seq == log.live.head.seq == 1

@@ -7,7 +7,7 @@ import torch
 
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.errors import CorruptLedger, WeightsChangedOutside
-from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.ways import Ways
 from weightledger.ledger.projection import following
 
 SHAPES = {"w": (16, 16), "b": (3,)}
@@ -38,13 +38,13 @@ def same(log: Log, other: Log) -> bool:
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The nodes to which a way is planned from now on."""
     nodes: list[int] = []
-    travel = History.travel
+    travel = Ways.travel
 
-    def noting(self: History, node: int, *args: object, **more: object) -> object:
+    def noting(self: Ways, node: int, *args: object, **more: object) -> object:
         nodes.append(node)
         return travel(self, node, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(History, "travel", noting)
+    monkeypatch.setattr(Ways, "travel", noting)
     return nodes
 
 

@@ -121,7 +121,11 @@ def costs(url: str, count: int) -> dict[str, dict[str, int]]:
         for number in range(2, 12):
             _step(log, number)
         of("where ten back is named", counting, lambda: versions.nearest(store, before))
-        of("the way ten back", counting, lambda: history.travel(before, lambda base, path: path))
+        of(
+            "the way ten back",
+            counting,
+            lambda: history.ways.travel(before, lambda base, path: path),
+        )
         log.rollback(f"seq:{before}")
         of("write a snapshot", counting, log.snapshot)
         of("name", counting, lambda: log.create_version("named"))

@@ -274,7 +274,7 @@ def test_many_updates_that_weigh_nothing_are_anchored_too(log) -> None:
     anchors = [snapshot.node for snapshot in log.history.store.snapshots()]
     assert len(anchors) >= 3
     for node in (150, 450, 600):
-        path = log.history.travel(node, lambda base, path: path)
+        path = log.history.ways.travel(node, lambda base, path: path)
         assert len(path.undo) + len(path.redo) <= 256
 
 

@@ -49,7 +49,7 @@ def rebuild(history: History, report: Report, progress: Progress, stop: int, tot
 def check_snapshots(history: History, report: Report) -> None:
     """Restore every snapshot, and compare its row with what it holds."""
     for snapshot in history.store.snapshots():
-        state = history.anchor_state(snapshot)
+        state = history.ways.anchor_state(snapshot)
         for name in state.specs:
             history.anchored(snapshot.node, state, name)
         if snapshots.describe(snapshot.node, state)[0] != snapshot:

@@ -56,7 +56,7 @@ class Walker:
         event = self._history.require(node)
         if node != self._at:
             live = None if self._at is None or self._state is None else (self._at, self._state)
-            self._history.travel(
+            self._history.ways.travel(
                 node, lambda base, path: self._take(base, path, event.state_after), live=live
             )
             self._at = node

@@ -14,7 +14,7 @@ def damaged_snapshots(history: History) -> dict[int, str]:
     damaged: dict[int, str] = {}
     for snapshot in history.store.snapshots():
         try:
-            state = history.anchor_state(snapshot)
+            state = history.ways.anchor_state(snapshot)
             for name in state.specs:
                 history.anchored(snapshot.node, state, name)
         except CorruptLedger as error:

@@ -6,20 +6,20 @@ imported when a state is first asked for, so that events are read without torch.
 """
 
 import contextlib
-import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound, Pruned
+from weightledger.ledger.errors import CorruptLedger, NotFound
 from weightledger.ledger.events import PRUNINGS, STATE_CHANGING, Event
-from weightledger.ledger.history import lineage, snapshots, versions
+from weightledger.ledger.history import lineage, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
-from weightledger.ledger.history.pruning import Prunings, barring, fold
-from weightledger.ledger.store import Activity, EventFilter, EventStore, Snapshot, StateChange
+from weightledger.ledger.history.pruning import Prunings, fold
+from weightledger.ledger.history.ways import Ways
+from weightledger.ledger.store import Activity, EventFilter, EventStore, StateChange
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.history.rebuilding import States
     from weightledger.ledger.history.replay import Rebuilt
 
-logger = logging.getLogger(__name__)
-
 EVERYTHING = EventFilter()
-
-T = TypeVar("T")
 
 _PAGE = 256  # events of a path that are held at a time
 
@@ -72,6 +68,7 @@ class History:
         self._prunings: tuple[Event, ...] = ()
         self._pruned = Prunings()
         self.lineage = lineage.Lineage(store.state_changes)
+        self.ways = Ways(self)
 
     # Events
 
@@ -175,120 +172,6 @@ class History:
         """
         return self._states.tensors(node, expected, names, known)
 
-    def travel(
-        self,
-        node: int,
-        along: Callable[[StateDigest, lineage.Path], T],
-        *,
-        live: tuple[int, StateDigest] | None = None,
-        without: Collection[int] = (),
-    ) -> T:
-        """What `along` makes of the cheapest way to a node, or of the next one if that is damaged.
-
-        `along(base, path)` gets the state to start from and the path from there; it raises
-        CorruptLedger for what does not verify. A snapshot that turns out damaged, and an event
-        whose payload is, are left out and the way is planned anew: every state is checked against
-        its digest, whichever way led to it. `live` is a node where one can begin for nothing, with
-        its state. Raises Pruned when gc dropped what the way needs, and the first CorruptLedger
-        when no other way is left.
-        """
-        anchors_out, events_out = set(without), set[int]()
-        first: CorruptLedger | None = None
-        while True:
-            try:
-                start, path = self._plan(node, live, anchors_out, events_out)
-            except (CorruptLedger, Pruned) as error:
-                raise first or error from None
-            try:
-                if isinstance(start, Snapshot):
-                    return along(self.anchor_state(start), path)
-                return along(start, path)
-            except DamagedSnapshot as error:
-                anchors_out.add(error.node)
-                damage: CorruptLedger = error
-            except CorruptLedger as error:
-                if error.seq not in (*path.undo, *path.redo):
-                    raise
-                events_out.add(error.seq)
-                damage = error
-            logger.error(
-                "%s: %s. Looking for a way round it; `weightledger verify` tells more",
-                self.model,
-                damage,
-            )
-            first = first or damage
-
-    def restorable(self, node: int) -> bool:
-        """Whether gc has left what the way to a node needs."""
-        try:
-            self._plan(node, None, (), ())
-        except Pruned:
-            return False
-        return True
-
-    def _plan(
-        self,
-        node: int,
-        live: tuple[int, StateDigest] | None,
-        anchors_out: Collection[int],
-        events_out: Collection[int],
-    ) -> tuple[Snapshot | StateDigest, lineage.Path]:
-        """Where to start from for a node, and the path from there."""
-        anchors = self.anchors(node, anchors_out)
-        costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
-        if live is not None:
-            costs[live[0]] = 0
-        pruned = barring(self.pruned, events_out) if events_out else self.pruned
-        path = lineage.cheapest(self.lineage, costs, node, pruned)
-        if live is not None and path.start == live[0]:
-            return live[1], path
-        return anchors[path.start], path
-
-    def anchors(self, node: int, without: Collection[int] = ()) -> dict[int, Snapshot]:
-        """The snapshots from which a node may best be reached, however many there are: the nearest
-        on each side of it in the log, and the nearest on its way up the tree. Those at the nodes
-        `without` are left out."""
-        near = self.store.snapshots_near(node, lineage.NEAREST_ANCHORS + len(without))
-        found = {snapshot.node: snapshot for snapshot in near if snapshot.node not in without}
-        above = self.anchor_above(node, without)
-        if above is not None:
-            found[above.node] = above
-        return found
-
-    def anchor_above(self, node: int, without: Collection[int] = ()) -> Snapshot | None:
-        """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way
-        there was pruned; those at the nodes `without` are passed by."""
-        read: dict[int, Snapshot] = {}
-        lowest: int | None = None  # the last node for which those before it have been read
-
-        def anchored(at: int) -> bool:
-            nonlocal lowest
-            if lowest is None or at < lowest:
-                near = self.store.snapshots_near(at, lineage.NEAREST_ANCHORS)
-                read.update((snapshot.node, snapshot) for snapshot in near)
-                lowest = min((s.node for s in near if s.node <= at), default=0)
-            return at in read and at not in without
-
-        above = lineage.ancestor(self.lineage, anchored, 0, node, self.pruned)
-        return None if above is None else read[above]
-
-    def anchor_state(self, snapshot: Snapshot) -> StateDigest:
-        """The state a snapshot holds, checked against the event it is a snapshot of."""
-        try:
-            state = snapshots.read_manifest(self.blobs.get(snapshot.manifest))
-        except CorruptLedger as error:
-            raise DamagedSnapshot(
-                f"snapshot at event {snapshot.node}: {error}", seq=snapshot.node
-            ) from error
-        event = self.require(snapshot.node)
-        if state.value != event.state_after:
-            raise DamagedSnapshot(
-                f"the snapshot at event {snapshot.node} has digest {state.value.hex()}, "
-                f"the log says {event.state_after.hex()}",
-                seq=snapshot.node,
-            )
-        return state
-
     def anchored(self, node: int, state: StateDigest, name: str) -> "Tensor":
         """A tensor of the snapshot at a node, verified; CorruptLedger names the node."""
         return self._states.anchored(node, state, name)
@@ -372,4 +255,6 @@ class History:
                 state = state.moved(moved)
             return state
 
-        return self.travel(node, along, live=None if known is None else (known.node, known.state))
+        return self.ways.travel(
+            node, along, live=None if known is None else (known.node, known.state)
+        )

@@ -42,7 +42,7 @@ class States:
                 for name in state.specs
             }
 
-        return self._history.travel(node, along, without=without)
+        return self._history.ways.travel(node, along, without=without)
 
     def tensors(
         self,
@@ -72,7 +72,7 @@ class States:
                 for name in wanted
             }
 
-        return self._history.travel(
+        return self._history.ways.travel(
             node, along, live=None if known is None else (known.node, known.state)
         )
 

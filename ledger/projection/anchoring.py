@@ -86,7 +86,7 @@ class Anchoring:
 
     def _measured(self, node: int) -> int:
         """Bytes read between a node and its nearest anchored ancestor."""
-        above = self._history.anchor_above(node)
+        above = self._history.ways.anchor_above(node)
         size = 0
         at: int | None = node
         while at is not None and (above is None or at != above.node):

@@ -184,7 +184,7 @@ class Projector:
             chunks = dict(zip(changed, hashed, strict=True))
             return self.changes_to(rebuilt.state, changed, chunks, live.auxiliary)
 
-        return history.travel(node, along, live=(live.head.node, live.state))
+        return history.ways.travel(node, along, live=(live.head.node, live.state))
 
     def prepare(self, changes: Changes) -> Changes:
         """The same changes with the engine's next version; everything that can fail fails here."""

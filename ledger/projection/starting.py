@@ -63,7 +63,7 @@ def attach(
                 chunks[name] = chunk_digests(lanes(tensor, name))
         return projector.changes_to(rebuilt.state, replaced, chunks, {})
 
-    projector.show(head, history.travel(head.node, along))
+    projector.show(head, history.ways.travel(head.node, along))
     return unknown
 
 

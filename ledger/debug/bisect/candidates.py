@@ -94,6 +94,6 @@ def candidates(history: History, good: Position, bad: Position) -> Candidates:
             param="good",
         )
     for end in (good, bad):
-        if not history.restorable(end.node):
+        if not history.ways.restorable(end.node):
             raise Pruned(f"the state at {end.text} was pruned by gc", seq=end.node)
     return Candidates(good.node, undone, redone[::-1], up)

@@ -30,7 +30,7 @@ def create(command: CreateVersion, staged: Staged) -> ProposedEvent:
     if head.counts.versions == 0 and head.node != 0:
         return _named(staged, staged.history.require(0), _INITIAL, {}, more=True)
     just_named = staged.pending and head.kind == events.VERSION_CREATED
-    if just_named and not staged.history.restorable(0):
+    if just_named and not staged.history.ways.restorable(0):
         return _retired(staged, head, more=True)
     metrics = command.performance_metrics
     if metrics is None:
@@ -45,7 +45,7 @@ def create_initial(command: CreateInitialVersion, staged: Staged) -> ProposedEve
     known = history.store.by_number(events.VERSIONS, 0)
     if known is not None:
         return known
-    if not history.restorable(0):
+    if not history.ways.restorable(0):
         raise Pruned("gc dropped what the initial state needs, so it can be named no more", seq=0)
     return _named(staged, history.require(0), command.description, {})
 
