@@ -10,6 +10,7 @@ from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Eve
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.versions import ModelVersion
+from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import Activity
 
@@ -101,6 +102,28 @@ def version_item(version: ModelVersion) -> dict[str, Any]:
         "seq": version.seq,
         "digest": version.digest.hex(),
     }
+
+
+def evidence_item(trial: str, series: Sequence[Series]) -> dict[str, Any]:
+    """What a trial showed by and by, a series for each test."""
+    return {
+        "object": "trial_evidence",
+        "trial_id": trial,
+        "series": [
+            {
+                **{name: getattr(one, name) for name in _OF_SERIES},
+                "points": [
+                    {"at": iso_time(point.at_us), **{n: getattr(point, n) for n in _OF_POINTS}}
+                    for point in one.points
+                ],
+            }
+            for one in series
+        ],
+    }
+
+
+_OF_SERIES = ("metric", "aspect", "scale", "limit", "alpha", "needed", "whole")
+_OF_POINTS = ("n_old", "n_new", "estimate", "lower", "upper", "statistic")
 
 
 def trial_item(trial: Trial) -> dict[str, Any]:

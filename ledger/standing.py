@@ -14,9 +14,10 @@ from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events import Event
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.collector import Collector
+from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.ruled import RuledGuard
 from weightledger.ledger.monitoring.supervision import Supervision
-from weightledger.ledger.monitoring.trial_log import Trial, trials
+from weightledger.ledger.monitoring.trial_log import Trial, trial_named, trials
 from weightledger.ledger.results import rollback_result, status, update_result
 from weightledger.ledger.writing.handlers.rollbacks import answer_to
 
@@ -92,6 +93,14 @@ class Standing:
             else one
             for one in listed
         ]
+
+    def trial_evidence(self, trial: str) -> list[Series]:
+        """What a trial showed by and by: bounds of how much worse the new state is, and limits.
+
+        Of the trial that runs here and of the last that did; empty of one that this process has
+        not run. NotFound for an id that is no trial's.
+        """
+        return self.supervision.evidence(trial_named(self.log.history, trial).id)
 
     def metrics(self) -> dict[str, float]:
         """What is known of the live state now; what was not measured is absent."""

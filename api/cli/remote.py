@@ -169,6 +169,10 @@ class Remote:
         """The trial that runs and the last that ended, newest first."""
         return list(self._get(f"{_MODELS}/trials")["data"])
 
+    def trial_evidence(self, trial: str) -> Item:
+        """GET /v1/models/trials/{id}/evidence"""
+        return self._get(f"{_MODELS}/trials/{quote(trial, safe='')}/evidence")
+
     def end_trial(self, trial: str, how: str) -> Item:
         """POST /v1/models/trials/{id}/promote or /abort"""
         return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})

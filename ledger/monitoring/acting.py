@@ -40,6 +40,10 @@ REMEMBERED = 100
 """Automatic rollbacks whose states are not tried again."""
 
 
+class HeldBack(Exception):
+    """A rollback that was ruled may not be made, now or at all; says why."""
+
+
 class WrittenLog(Protocol):
     """The log that is written to."""
 
@@ -92,20 +96,23 @@ class Acting:
         cause: str = DEGRADED,
         *,
         newer: Callable[[], int | None] = lambda: None,
+        told: bool = False,
         **facts: Any,
     ) -> Event | None:
-        """Roll the state change `of` back to node `to`; None when that was not to be.
+        """Roll the state change `of` back to node `to`; None when another one came first.
 
-        Why not is an `observed` event. When another state change came first, `newer` says which
-        one is to be rolled back then. Raises what the log raises when it cannot be written.
+        That is an `observed` event, unless `newer` says which one is to be rolled back then.
+        HeldBack when the policy lets no rollback be made now, which is one, too, unless it was
+        `told` before. Raises what the log raises when it cannot be written.
         """
         why = f"automatic rollback by policy {self._policy.name}: {ruling}"
         evidence = {"policy": self._policy.name, "decided_by": "policy", **ruling.evidence()}
         evidence |= facts
         held = self._held_back(of, to)
         if held is not None:
-            self.observe(of, "held_back", f"{why}; not carried out: {held}", evidence)
-            return None
+            if not told:
+                self.observe(of, "held_back", f"{why}; not carried out: {held}", evidence)
+            raise HeldBack(held)
         pauses = iter(_RETRIES_S)
         while True:
             caller = Caller(actor=self.actor, expected_seq=of)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from weightledger.ledger.events import Event
+from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
 from weightledger.ledger.monitoring.deciding.panels import GAUGE, IN_A_ROW
 from weightledger.ledger.monitoring.references import values_of
@@ -16,30 +17,44 @@ from weightledger.ledger.monitoring.samples import Inference, Sample
 MOST_UNITS = 100_000
 """Request keys of one case that are remembered; later ones count no more."""
 
+_ASK_AGAIN_S = 0.5
+
 
 @dataclass(slots=True)
 class Case:
     """The states at `seqs`, the newest made by `of`, against those at `old_seqs`.
 
     `targets` are the nodes that a rollback leads to, by the baseline that shows harm. In a trial
-    (`beside`) both serve at the same time, else the old ones are known from before.
+    (`beside`) both serve at the same time, else the old ones are known from before. `held_back`: it
+    is in the log that a rollback was ruled, and may not be carried out yet.
     """
 
     of: Event
     seqs: set[int]
-    panel: Panel
+    panel: Panel | Chronicle
     targets: dict[str, int]
     old_seqs: set[int] = field(default_factory=set)
     beside: bool = False
     started: float = field(default_factory=time.monotonic)
     state: Literal["open", "acting", "closed"] = "open"
     requests: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    held_back: bool = False
+    _asked_again: float = 0.0
     _units: set[int] = field(default_factory=set)
 
     def join(self, event: Event) -> None:
         """Judge a further state with those there are: a rollback undoes all of them."""
         self.of = event
         self.seqs.add(event.state_seq)
+
+    def may_act(self) -> bool:
+        """Whether it is to be judged now; what was held back a moment ago is not."""
+        return self.state == "open" and time.monotonic() >= self._asked_again
+
+    def wait(self) -> None:
+        """What was ruled may not be carried out yet: it is asked again, in a while."""
+        self.held_back = True
+        self._asked_again = time.monotonic() + _ASK_AGAIN_S
 
     def infer(self, inferences: Sequence[Inference]) -> None:
         """Take in what requests were like, where they are of one side or the other."""

@@ -9,6 +9,7 @@ from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.collector import Collector
+from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.deciding.panels import GAUGE
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.policy_files import rules_of
@@ -98,6 +99,11 @@ class Supervision:
     def trial(self) -> TrialStatus | None:
         """The trial that runs, if one does."""
         return None if self._trials is None else self._trials.running()
+
+    def evidence(self, trial: str) -> list[Series]:
+        """What a trial that this process runs or ran showed by and by; empty of any other."""
+        seen = None if self._trials is None else self._trials.evidence(trial)
+        return [] if seen is None else seen.series()
 
     def promote(self, trial: str, caller: Caller) -> Event:
         """End a trial for the new state; NotFound unless it is the one that runs."""

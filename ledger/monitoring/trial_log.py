@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightledger.ledger import events
+from weightledger.ledger.errors import NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter
@@ -79,6 +80,19 @@ def trials(history: History, limit: int) -> list[Trial]:
         if ended is not None:
             listed.append(ended)
     return listed
+
+
+def trial_named(history: History, trial: str) -> Trial:
+    """The trial of that id, with or without its time; NotFound when the log has none lately."""
+    for one in trials(history, _LOOKED_AT):
+        if is_called(one.id, trial):
+            return one
+    raise NotFound(f"trial {trial!r} not found", param="id")
+
+
+def is_called(update: str, trial: str) -> bool:
+    """Whether the trial of an update has this name: the update's id, with or without its time."""
+    return trial in (update, update.rpartition("_")[0])
 
 
 def _ended(history: History, event: Event) -> Trial | None:

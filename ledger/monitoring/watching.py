@@ -11,11 +11,12 @@ Works on the collecting thread; an update is noticed by the first request that i
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Literal
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import Event
-from weightledger.ledger.monitoring.acting import Acting, WrittenLog, ancestors
+from weightledger.ledger.monitoring.acting import Acting, HeldBack, WrittenLog, ancestors
 from weightledger.ledger.monitoring.cases import Case, measured
 from weightledger.ledger.monitoring.deciding.deciders import Ruling
 from weightledger.ledger.monitoring.deciding.panels import GAUGE, one_after_another
@@ -166,7 +167,7 @@ class Watch:
 
     def _judge(self) -> None:
         case = self._case
-        if case is None or case.state != "open":
+        if case is None or not case.may_act():
             return
         ruling = case.ruling()
         if ruling.known != "harmful":
@@ -180,7 +181,11 @@ class Watch:
         self._acting.soon(lambda: self._roll_back(case, target, ruling))
 
     def _roll_back(self, case: Case, target: int, ruling: Ruling) -> None:
+        state: Literal["open", "closed"] = "closed"
         try:
-            self._acting.roll_back(case.of.state_seq, target, ruling)
+            self._acting.roll_back(case.of.state_seq, target, ruling, told=case.held_back)
+        except HeldBack:
+            case.wait()
+            state = "open"
         finally:
-            case.state = "closed"
+            case.state = state

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults import folders
 from tests.monitoring.models import Users, decided, heads, manager, update
+from tests.waiting import until
 from weightledger import DynamicModelManager
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
 
@@ -276,3 +277,33 @@ def test_a_change_of_policy_is_an_event(tmp_path: Path) -> None:
     assert changes[1]["rules"]["trial"]["share"] == 0.5
     assert update(one, "weight", 1.0).body["evidence"]["policy"] == "off"
     one.close()
+
+
+@pytest.mark.parametrize("base", ["specification", "safe"])
+def test_after_the_cool_down_what_was_held_back_is_undone(tmp_path: Path, base: str) -> None:
+    """It is said once, however long it lasts; a harmful state does not stay for having waited."""
+    policy = tmp_path / "slow.toml"
+    policy.write_text(f'base = "{base}"\ncool_down_s = 600\n')
+    one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))
+    acting = one.supervision._acting
+    try:
+        users = Users(one)
+        users.ask(PAIRS)
+        update(one, "delay", 80.0)
+        users.ask(1000)
+        undone(one)
+        users.ask(PAIRS)
+        event = update(one, "delay", 90.0)
+        for _ in range(5):
+            users.ask(400)
+            decided(one)
+        head = one.log.live.head
+        assert head.kind == "observed" and head.body["verdict"] == "held_back", heads(one)
+        assert "cool_down_s is 600" in head.body["reason"] and head.state_seq == event.seq
+        assert [each.seq for each in one.log.events(kinds=["observed"])] == [head.seq]
+        clock = acting._clock
+        acting._clock = lambda: clock() + 601
+        until(lambda: (users.ask(50), decided(one), one.log.live.head.kind == "rolled_back")[2])
+        assert one.log.live.head.body["from_seq"] == event.seq
+    finally:
+        one.close()

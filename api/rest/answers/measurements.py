@@ -93,6 +93,43 @@ class TrialList(Exact):
     has_more: bool
 
 
+class EvidencePoint(Exact):
+    """What was known of a trial at a moment."""
+
+    at: str
+    n_old: int = Field(description="Values of the settled state by then.")
+    n_new: int = Field(description="Values of the new one.")
+    estimate: float | None = Field(description="By how much the new state is worse.")
+    lower: float | None = Field(description="It is worse by at least this; null while unknown.")
+    upper: float | None = Field(description="It is worse by no more than this.")
+    statistic: float = Field(description="Of the test: `needed` of it is harm.")
+
+
+class EvidenceSeries(Exact):
+    """One test of a metric, oldest point first."""
+
+    metric: str
+    aspect: Literal["typical", "tail", "event"] = Field(
+        description="The typical request, the slowest twentieth, or how frequent it is."
+    )
+    scale: Literal["relative", "difference"] = Field(
+        description="0.1 is 10 % worse, or ten percentage points."
+    )
+    limit: float = Field(description="What is worse by more than this is harm.")
+    alpha: float
+    needed: float
+    whole: bool = Field(description="False where the picture ends before the trial.")
+    points: list[EvidencePoint]
+
+
+class TrialEvidence(Exact):
+    """What a trial showed by and by; no series of a trial that this server has not run."""
+
+    object: Literal["trial_evidence"]
+    trial_id: str
+    series: list[EvidenceSeries]
+
+
 class TrialData(Exact):
     """How a trial was ended by hand."""
 

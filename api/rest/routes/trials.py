@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from weightledger import DynamicModelManager
-from weightledger.api.items import trial_item
-from weightledger.api.rest.answers.measurements import TrialList, TrialReply
+from weightledger.api.items import evidence_item, trial_item
+from weightledger.api.rest.answers.measurements import TrialEvidence, TrialList, TrialReply
 from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.paging import page
 from weightledger.api.rest.requests import caller, require_writes
@@ -16,7 +16,7 @@ _SHOWN = 20
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
-    """`GET /v1/models/trials`, `POST /v1/models/trials/{id}/promote` and `/abort`."""
+    """`GET /v1/models/trials` and `/{id}/evidence`, `POST /{id}/promote` and `/abort`."""
     routes = documented(prefix="/v1/models/trials", tags=["trials"])
     writes = [Depends(require_writes)]
 
@@ -24,6 +24,11 @@ def router(manager: DynamicModelManager) -> APIRouter:
     def list_trials() -> dict[str, Any]:
         """The trial that runs, and the last that ended, newest first."""
         return page([trial_item(one) for one in manager.trials(_SHOWN)], "id", has_more=False)
+
+    @routes.get("/{trial_id}/evidence", responses=answers(TrialEvidence))
+    def show_evidence(trial_id: str) -> dict[str, Any]:
+        """How much worse the new state is, with bounds that hold at every moment."""
+        return evidence_item(trial_id, manager.trial_evidence(trial_id))
 
     @routes.post(
         "/{trial_id}/promote",

@@ -91,14 +91,14 @@ class Concurrent(_Betting):
     def __init__(self, aspect: Aspect, share: float, margin: float = 0.0) -> None:
         super().__init__(bold=aspect == "event")
         self.contrary = Wager()
-        self._aspect = aspect
+        self.aspect = aspect
         self._share = share
-        self._margin = margin
+        self.margin = margin
         self._recent: Array = np.empty(0)
 
     def observe(self, values: Array, new: Mask) -> None:
-        scaled = np.where(new, values / (1 + self._margin), values)
-        if self._aspect == "event":
+        scaled = np.where(new, values / (1 + self.margin), values)
+        if self.aspect == "event":
             self._bet(values, new)
             self.contrary.bet(self._no_more(values, new))
             return
@@ -109,7 +109,7 @@ class Concurrent(_Betting):
         if not len(scaled):
             return
         known = np.sort(self._recent)
-        if self._aspect == "tail":
+        if self.aspect == "tail":
             scores = (scaled > known[int(_TAIL * len(known))]).astype(np.float64)
         else:
             below = np.searchsorted(known, scaled, "left") + np.searchsorted(known, scaled, "right")
@@ -135,7 +135,7 @@ class Concurrent(_Betting):
     def _no_more(self, events: Array, new: Mask) -> Array:
         """Fair payoffs if events are more frequent by `margin` (here absolute) on the new state."""
         weighted: Array = np.where(new, -events / self._share, events / (1 - self._share))
-        return (weighted + self._margin) / (1 / self._share - self._margin)
+        return (weighted + self.margin) / (1 / self._share - self.margin)
 
 
 class Succession(_Betting):
