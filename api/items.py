@@ -1,14 +1,16 @@
 """Events and versions as every face shows them: plain JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from weightledger.ledger.access.keys import ApiKey, KeyChange
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
 from weightledger.ledger.history.approvals import Approval
+from weightledger.ledger.history.holds import Hold
 from weightledger.ledger.history.positions import iso_time
+from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.trial_log import Trial
@@ -90,6 +92,37 @@ def approval_item(approval: Approval) -> dict[str, Any]:
         "decided_at": iso_time(decision.recorded_at) if decision else None,
         "outcome": outcome.name if outcome else None,
         "lapsed": lapse.body["cause"] if lapse else None,
+    }
+
+
+def hold_item(hold: Hold) -> dict[str, Any]:
+    """A legal hold of a version, that stands or was released."""
+    what, release = hold.what, hold.release
+    return {
+        "id": hold.id,
+        "object": "hold",
+        "version_id": what.version_id,
+        "node": what.node,
+        "digest": what.state.hex(),
+        "placed_by": hold.placed_by,
+        "placed_at": iso_time(hold.placed.recorded_at),
+        "reason": hold.reason,
+        "released_by": hold.released_by,
+        "released_at": iso_time(release.recorded_at) if release else None,
+        "release_reason": hold.release_reason,
+    }
+
+
+def redaction_facts(
+    history: History, seqs: Iterable[int], fields: Sequence[str], done: Sequence[Event]
+) -> dict[str, Any]:
+    """What was redacted by the events `done`, or would be where there are none."""
+    return {
+        "model": history.model,
+        "dry_run": not done,
+        "fields": list(fields),
+        "events": [history.require(seq).name for seq in seqs],
+        "recorded_as": [event.name for event in done],
     }
 
 

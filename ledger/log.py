@@ -22,15 +22,17 @@ from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.debug.whatif.state import Mode
 from weightledger.ledger.errors import (
+    InvalidRequest,
     LedgerError,
     NotFound,
 )
 from weightledger.ledger.events import Event
+from weightledger.ledger.history import holds
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.redactions import MOST, TEXTS, redactions_of, seqs_of_actor
 from weightledger.ledger.projection.anchoring import Anchoring
 from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.questions import Questions
-from weightledger.ledger.redaction import TEXTS, redact
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
 from weightledger.ledger.store.blocks import completes
@@ -191,20 +193,34 @@ class Log(Questions):
     def retire_versions(self, keep: int, *, min_age_s: float = 0.0) -> list[Event]:
         """Take the oldest names off the list until `keep` are left.
 
-        The active version's name stays, and those that are pinned or younger than `min_age_s`.
+        The active version's name stays, and those that are pinned, under legal hold or younger than
+        `min_age_s`.
         """
         retired = []
         newest = time.time_ns() // 1000 - int(min_age_s * 1_000_000)
         with self._writer.lock:
             listed = self.history.store.listed_versions()
             active = self.live.head.active
-            spare = [one.seq for one in listed if not one.pinned and one.number != active]
+            kept = {active, *holds.held_states(self.history.store)}
+            spare = [one.seq for one in listed if not one.pinned and one.number not in kept]
             for seq in spare[: max(0, len(listed) - keep)]:
                 if min_age_s and self.history.require(seq).recorded_at > newest:
                     break  # those after it are younger still
-                with contextlib.suppress(NotFound):  # another writer was faster
+                # Another writer retired it, pinned it or put it under hold meanwhile.
+                with contextlib.suppress(NotFound, InvalidRequest):
                     retired.append(self.execute(commands.Retire(seq)))
         return retired
+
+    def hold(self, version_id: str, *, caller: Caller) -> Event:
+        """Put a version under legal hold: it is not retired, and gc keeps its state.
+
+        `caller` says why. NotFound for no such version, Pruned when its state is gone.
+        """
+        return self.execute(commands.Hold(version_id, caller))
+
+    def release(self, hold_id: str, *, caller: Caller) -> Event:
+        """End a legal hold; `caller` says why. A version may be under others still."""
+        return self.execute(commands.Release(hold_id, caller))
 
     def snapshot(self) -> None:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
@@ -262,17 +278,23 @@ class Log(Questions):
     def redact(
         self,
         *events: str,
+        of: str | None = None,
         texts: Sequence[str] = TEXTS,
         caller: Caller = ANYONE,
     ) -> list[Event]:
         """Take actor, reason and metadata (or some of `texts`) away from events named so.
 
-        See `redaction`; gives the events that say so. On PostgreSQL it takes the tables' owner.
+        `of` means every event of an actor, beside those. Gives the events that say so; see
+        `redaction`. On PostgreSQL it takes the tables' owner.
         """
-        seqs = [self.history.event(name).seq for name in events]
-        redacted = redact(self.history, seqs, texts, caller=caller)
-        self.catch_up()
-        return redacted
+        store = self.history.store
+        seqs = {self.history.event(name).seq for name in events}
+        if of is not None:
+            seqs.update(seqs_of_actor(store, of))
+        pages = [tuple(sorted(seqs))]
+        if len(seqs) > MOST:
+            pages = [one.events for one in redactions_of(store, pages[0], texts)]
+        return [self.execute(commands.Redact(page, tuple(texts), caller)) for page in pages]
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each event of this process is durable and visible."""

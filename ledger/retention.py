@@ -1,8 +1,9 @@
 """Retention: dropping what no retained state needs.
 
-Retained are the head, every listed version (pinned ones never leave the list), and every state
-recorded within the grace period. For each of them the cheapest way from a snapshot is kept: that
-snapshot, and the payloads along the way. Then, in this order,
+Retained are the head, every listed version (pinned ones never leave the list), every version under
+legal hold, listed or not, and every state recorded within the grace period. For each of them the
+cheapest way from a snapshot is kept: that snapshot, and the payloads along the way. Then, in this
+order,
 
 1. a `pruned` event says which events and snapshots go. It takes its place in the log, so a writer
    that was about to rely on one of them loses the race and finds it pruned;
@@ -27,7 +28,7 @@ from weightledger.ledger.events import (
     Draft,
     Event,
 )
-from weightledger.ledger.history import lineage, pruning
+from weightledger.ledger.history import holds, lineage, pruning
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
@@ -177,9 +178,9 @@ def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
 
 
 def _named(history: History) -> set[int]:
-    """The states that listed versions name."""
-    listed = history.store.listed_versions()
-    return {version.node for version in listed}
+    """The states that versions name which are listed or under legal hold."""
+    listed = {version.node for version in history.store.listed_versions()}
+    return listed | set(holds.held_states(history.store).values())
 
 
 def _keep(

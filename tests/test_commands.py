@@ -19,6 +19,7 @@ from weightledger.ledger.writing.commands import (
     CreateInitialVersion,
     CreateVersion,
     Decide,
+    Hold,
     Lapse,
     Learn,
     LoadAdapter,
@@ -26,6 +27,8 @@ from weightledger.ledger.writing.commands import (
     Observe,
     Pin,
     Record,
+    Redact,
+    Release,
     RequestApproval,
     Retire,
     RollBack,
@@ -125,6 +128,18 @@ FROZEN = {
     "unpin": (
         Pin("v0_1", pinned=False),
         "254ce02008bc7bcdbffc9f46a0f1b107c708ffbb370fa20b0a26303532e2108b",
+    ),
+    "hold": (
+        Hold("v0_1", KEYED),
+        "323cedf1a034a014ce772bbff1db371e5244c7f8741f6d4daa63eefd8c68880b",
+    ),
+    "release": (
+        Release("hold_0", KEYED),
+        "7ae6ca15a6153150fb5229a1b018dc223fa4fd0d198826a384fe033fa69cc101",
+    ),
+    "redact": (
+        Redact((3, 4), ("actor",)),
+        "a81ee7ac7896aae3824e96603d3ee585a5a99fce188afa7554b7d740782ec297",
     ),
     "load": (
         LoadAdapter("a", "/x", inplace=True),

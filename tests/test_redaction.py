@@ -19,8 +19,9 @@ from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events.bodies import Redaction, body_of
+from weightledger.ledger.history.redactions import seqs_of_actor
 from weightledger.ledger.log import Log
-from weightledger.ledger.redaction import by_actor, redact
+from weightledger.ledger.redaction import redact
 from weightledger.ledger.sql.roles import grants
 from weightledger.ledger.store import EventFilter, blocks
 
@@ -99,11 +100,11 @@ def test_some_fields_and_everything_of_a_person(database_url: str) -> None:
         log.redact("update_1", texts=["metadata"])
         assert texts(log, 1) == (ANA, f"{WHY} 1", None)
         assert verify(log.history).ok
-        seqs = by_actor(log.history, ANA)
+        seqs = seqs_of_actor(log.history.store, ANA)
         assert seqs == [8, 5, 4, 3, 2, 1]
         (said,) = redact(log.history, seqs, ["actor"], caller=DPO)
         assert said.body["events"] == sorted(seqs)
-        assert by_actor(log.history, ANA) == []
+        assert seqs_of_actor(log.history.store, ANA) == []
         assert log.events(actors=[ANA]) == []
         assert texts(log, 3) == (None, f"{WHY} 3", f'{{"who":"{TICKET}"}}')
         assert verify(log.history).ok
@@ -147,7 +148,7 @@ def test_a_text_that_goes_without_an_event_is_damage(
 def test_nothing_of_it_is_left_in_the_file(tmp_path: Path, sqlite_url: str) -> None:
     with Ledger.open(sqlite_url) as ledger:
         log = written(ledger)
-        redact(log.history, by_actor(log.history, ANA))
+        redact(log.history, seqs_of_actor(log.history.store, ANA))
     with Ledger.open(sqlite_url) as ledger, ledger.store._database.session() as execute:
         execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*") if path.is_file())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightledger import DynamicModelManager, DynamicUpdateConfig, Ledger, Log
+from weightledger import Caller, DynamicModelManager, DynamicUpdateConfig, Ledger, Log
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
 from weightledger.ledger.history.reader import History
@@ -141,6 +141,64 @@ def test_a_pinned_version_is_never_retired(log: Log, step: Callable[[], int]) ->
     with pytest.raises(NotFound, match="not found"):
         log.execute(Pin(pinned))
     assert verify(log.history).ok
+
+
+WHY = Caller(actor="counsel", reason="case 12")
+
+
+def test_a_held_version_is_kept_until_its_last_hold_is_released(
+    log: Log, step: Callable[[], int]
+) -> None:
+    step()
+    held, golden = log.create_version("held").name, bits(log.state())
+    first, second = (log.hold(held, caller=WHY) for _ in range(2))
+    for _ in range(4):
+        step()
+        log.create_version("next")
+    log.retire_versions(keep=1)
+    assert held in [version.version_id for version in log.versions()]
+    gc(log.history)
+    assert bits(log.state(held)) == golden
+    log.release(f"hold_{first.number}", caller=WHY)
+    log.retire_versions(keep=1)
+    assert held in [version.version_id for version in log.versions()]
+    log.release(f"hold_{second.number}", caller=WHY)
+    newest, oldest = log.holds()
+    assert (oldest.placed_by, oldest.reason, oldest.stands) == ("counsel", "case 12", False)
+    assert (newest.released_by, newest.what.version_id) == ("counsel", held)
+    with pytest.raises(InvalidRequest, match="released already, by counsel"):
+        log.release(newest.id, caller=WHY)
+    log.retire_versions(keep=1)
+    gc(log.history)
+    with pytest.raises(Pruned):
+        log.state(held)
+    with pytest.raises(Pruned, match="nothing left to hold"):
+        log.hold(held, caller=WHY)
+    assert verify(log.history).ok
+
+
+def test_a_retired_version_can_be_held_before_gc_drops_it(
+    log: Log, step: Callable[[], int]
+) -> None:
+    step()
+    retired, state = log.create_version("retired").name, bits(log.state())
+    for _ in range(3):
+        step()
+        log.create_version("next")
+    log.retire_versions(keep=1)
+    assert retired not in [version.version_id for version in log.versions()]
+    log.hold(retired, caller=WHY)
+    gc(log.history)
+    assert bits(log.state(retired)) == state
+    for nameless in ("v99", "update_1", "seq:0"):
+        with pytest.raises(NotFound):
+            log.hold(nameless, caller=WHY)
+    for unknown in ("hold_9", "hold_", "hold_-1", "v0"):
+        with pytest.raises(NotFound):
+            log.release(unknown, caller=WHY)
+    for why in (None, " "):
+        with pytest.raises(InvalidRequest, match="says why"):
+            log.hold(retired, caller=Caller(actor="counsel", reason=why))
 
 
 def test_a_rollback_that_comes_between_saves_its_state(

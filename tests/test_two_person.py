@@ -25,14 +25,18 @@ from weightledger.ledger.errors import (
     PreconditionFailed,
 )
 from weightledger.ledger.log import Log
+from weightledger.ledger.redaction import redact
 from weightledger.ledger.writing.caller import ANYONE
 from weightledger.ledger.writing.commands import (
     ApplyUpdates,
     Decide,
+    Hold,
     Learn,
     LoadAdapter,
     Pin,
     Record,
+    Redact,
+    Release,
 )
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.recording import record_command
@@ -90,7 +94,7 @@ def test_nobody_approves_what_they_asked_for(sqlite_url: str) -> None:
                 with pytest.raises(NotFound):
                     decide(unknown, caller=BO)
         assert [one.state for one in log.approvals()] == ["pending"]
-        log.redact(f"event_{log.approvals()[0].request.seq}", texts=["actor"])
+        redact(log.history, [log.approvals()[0].request.seq], ["actor"])
         with pytest.raises(NotAllowed, match="redacted"):
             log.approve(name, caller=BO)
 
@@ -222,6 +226,9 @@ def commands(log: Log) -> list[Any]:
         ),
         record_command({"w": torch.ones(4), "v": torch.ones(2, 2)}, specs, names, ANA, '{"a":1}'),
         Pin("v1", False, ANA),
+        Hold("v1", ANA),
+        Release("hold_0", ANA),
+        Redact((3, 4), ("actor",), ANA),
     ]
 
 
@@ -233,7 +240,7 @@ def test_a_stored_command_is_the_command_that_was_asked_for(sqlite_url: str) -> 
             again = restore(options, data, log.specs, command.caller, command.metadata)
             assert type(again) is type(command)
             assert again.metadata == command.metadata
-            if isinstance(command, ApplyUpdates | Pin):
+            if isinstance(command, ApplyUpdates | Pin | Hold | Release | Redact):
                 assert again.digest == command.digest
             if isinstance(command, Record):
                 assert isinstance(again, Record)

@@ -71,6 +71,7 @@ COMMANDS = {
     "redact": Entry("redaction:redact", "Take away what was written beside events."),
     "gc": Entry("retention:gc", "Drop what no listed version needs."),
     "approvals": Entry("approvals:app", "Writes that wait for a second person."),
+    "hold": Entry("holds:app", "Legal holds: versions that have to be kept."),
     "keys": Entry("keys:app", "API keys: who may ask a server, and for what."),
     "config": Entry("configuration:app", "The settings in force, and all there are."),
     "db": Entry("database:app", "The database's tables and roles."),

@@ -11,6 +11,7 @@ from weightledger.api.items import (
     activity_item,
     approval_item,
     event_item,
+    hold_item,
     kinds_of,
     trial_item,
     version_item,
@@ -18,7 +19,7 @@ from weightledger.api.items import (
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.history import approvals
+from weightledger.ledger.history import approvals, holds
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
@@ -146,6 +147,10 @@ class Local:
         """Writes that wait for a second person, or did, newest first."""
         listed = approvals.every(self._history.store, limit=_APPROVALS)
         return [approval_item(one) for one in listed]
+
+    def holds(self) -> list[Item]:
+        """Legal holds, newest first."""
+        return [hold_item(one) for one in holds.every(self._history.store)]
 
     def event(self, name: str) -> Item:
         """One event."""

@@ -16,11 +16,13 @@ from torch import Tensor
 from weightledger import Caller, DynamicModelManager, IncrementalUpdateRequest, Ledger, StateEngine
 from weightledger.api.cli import output
 from weightledger.api.cli.local import choose_model, require_ledger
+from weightledger.api.items import hold_item
 from weightledger.api.server.loading import configured
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.whatif.adopting import adopt_command
+from weightledger.ledger.history import holds
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
-from weightledger.ledger.writing.commands import Pin
+from weightledger.ledger.writing.commands import Hold, Pin, Release
 from weightledger.ledger.writing.recording import record_command
 
 Item = dict[str, Any]
@@ -57,6 +59,18 @@ class Offline:
     def pin(self, version_id: str, pinned: bool) -> None:
         """What `POST /v1/models/versions/{id}/pin` does."""
         asyncio.run(self.manager.execute(Pin(version_id, pinned, self.caller)))
+
+    def hold(self, version_id: str) -> Item:
+        """What `POST /v1/models/holds` does."""
+        return self._held(Hold(version_id, self.caller))
+
+    def release(self, hold_id: str) -> Item:
+        """What `POST /v1/models/holds/{id}/release` does."""
+        return self._held(Release(hold_id, self.caller))
+
+    def _held(self, command: Hold | Release) -> Item:
+        event = asyncio.run(self.manager.execute(command))
+        return hold_item(holds.find(self.manager.log.history.store, f"hold_{event.number}"))
 
     def rollback(self, position: str) -> int:
         """What `POST /v1/models/rollback` does; the seq of its event."""

@@ -6,15 +6,16 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.local import opened
-from weightledger.api.cli.options import Actor, Json, Model, Reason, configured
-from weightledger.api.cli.source import offline_caller
+from weightledger.api.cli.options import WHERE, Actor, Json, Model, Reason, configured
+from weightledger.api.cli.source import offline_caller, writing
+from weightledger.api.items import redaction_facts
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
+from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.history.redactions import TEXTS, seqs_of_actor
 
-_TEXTS = ("actor", "reason", "metadata")
 
-
-@configured("data_dir", "database")
+@configured(*WHERE)
 def redact(
     settings: Settings,
     events: Annotated[
@@ -25,7 +26,7 @@ def redact(
     ] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(help=f"What goes, of {', '.join(_TEXTS)}; repeatable. By default all of it."),
+        typer.Option(help=f"What goes, of {', '.join(TEXTS)}; repeatable. By default all of it."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which events it would be, and change nothing.")
@@ -38,32 +39,36 @@ def redact(
     """Take away what was written beside events.
 
     Actor, reason and metadata are in the log as salted digests only, so they can go while every
-    hash and proof stays. An event says what went, who took it away and why. A server may go on
-    serving meanwhile. On PostgreSQL it takes the tables' owner.
+    hash and proof stays. An event says what went, who took it away and why. It is done in the
+    database itself, while a server may go on serving; on PostgreSQL it takes the tables' owner.
+    With --url that server does it, for an admin key, and under the two-person rule it waits there.
 
     Example: weightledger redact update_3 --field metadata -m 'erasure request 118'
     """
-    from weightledger.ledger import redaction  # imports torch
-
-    texts = field or list(_TEXTS)
-    unknown = sorted(set(texts) - set(_TEXTS))
+    texts = field or list(TEXTS)
+    unknown = sorted(set(texts) - set(TEXTS))
     if unknown:
-        raise FlagError(f"--field is {', '.join(_TEXTS)}, got {unknown[0]!r}")
+        raise FlagError(f"--field is {', '.join(TEXTS)}, got {unknown[0]!r}")
     if not events and of is None:
         raise FlagError("say which events, or whose with --of")
+    if settings.url is not None:
+        server = writing(settings, model, actor=actor)
+        assert server is not None, "without --offline there is a server, or an error"
+        asked = {"events": events or [], "of": of, "fields": texts, "dry_run": dry_run}
+        output.facts(server.redact({**asked, "reason": reason or ""}), as_json=as_json)
+        return
+    if settings.two_person_rule and not dry_run:
+        raise InvalidRequest(
+            "under the two-person rule redaction is asked for at the server: name it with --url"
+        )
+    from weightledger.ledger.redaction import redact as redacted  # imports torch
+
     with opened(settings, model) as history:
         seqs = {history.event(name).seq for name in events or ()}
         if of is not None:
-            seqs |= set(redaction.by_actor(history, of))
+            seqs |= set(seqs_of_actor(history.store, of))
         done = []
         if not dry_run:
-            caller = offline_caller(reason, actor)
-            done = redaction.redact(history, sorted(seqs), texts, caller=caller)
-        facts = {
-            "model": history.model,
-            "dry_run": dry_run,
-            "fields": list(texts),
-            "events": [history.require(seq).name for seq in sorted(seqs)],
-            "recorded_as": [event.name for event in done],
-        }
+            done = redacted(history, sorted(seqs), texts, caller=offline_caller(reason, actor))
+        facts = redaction_facts(history, sorted(seqs), texts, done)
     output.facts(facts, as_json=as_json)

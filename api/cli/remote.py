@@ -105,6 +105,11 @@ class Remote:
         """POST /v1/models/approvals/{id}/approve or /reject"""
         return self._post(f"{_MODELS}/approvals/{quote(approval_id, safe='')}/{verb}", {})
 
+    def holds(self) -> list[Item]:
+        """Legal holds, newest first."""
+        listed: list[Item] = self._get(f"{_MODELS}/holds")["data"]
+        return listed
+
     def event(self, name: str) -> Item:
         """One event."""
         return self._get(f"{_MODELS}/updates/{quote(name, safe='')}")
@@ -271,6 +276,19 @@ class Remote:
         """POST /v1/models/versions/{id}/pin or /unpin"""
         verb = "pin" if pinned else "unpin"
         return self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
+
+    def hold(self, version_id: str, reason: str) -> Item:
+        """POST /v1/models/holds"""
+        return self._post(f"{_MODELS}/holds", {"version_id": version_id, "reason": reason})
+
+    def release(self, hold_id: str, reason: str) -> Item:
+        """POST /v1/models/holds/{id}/release"""
+        path = f"{_MODELS}/holds/{quote(hold_id, safe='')}/release"
+        return self._post(path, {"reason": reason})
+
+    def redact(self, asked: Mapping[str, Any]) -> Item:
+        """POST /v1/models/redact"""
+        return self._post(f"{_MODELS}/redact", asked)
 
     def rollback(self, position: str) -> int:
         """POST /v1/models/rollback; the seq of its event."""

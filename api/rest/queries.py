@@ -135,6 +135,12 @@ class KeyHistory(Query):
     name: str = Field(description="The name of a key.")
 
 
+class Holds(Query):
+    """Which legal holds are listed."""
+
+    standing: bool | None = Field(None, description="Only those that stand, or were released.")
+
+
 class Activity(Query):
     """Which events are counted."""
 

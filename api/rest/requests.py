@@ -2,13 +2,14 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import TypeAdapter
 
-from weightledger.api.rest.schemas import parse
+from weightledger.api.rest.schemas import MAX_TEXT, parse
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing.caller import Caller
@@ -16,7 +17,6 @@ from weightledger.ledger.writing.caller import Caller
 T = TypeVar("T")
 
 MAX_KEY = 255
-MAX_TEXT = 500  # of an actor and a reason
 
 # Above this a body is parsed on a thread, so that the event loop goes on answering.
 _INLINE_PARSE_BYTES = 64 * 1024
@@ -46,6 +46,14 @@ def caller(request: Request, head: Event) -> Caller:
         idempotency_key=_idempotency_key(request.headers.get("idempotency-key")),
         expected_seq=_expected_seq(request.headers.getlist("if-match"), head.state_seq),
     )
+
+
+def caller_because(request: Request, head: Event, reason: str) -> Caller:
+    """The caller of a write whose body says why; InvalidRequest where X-Reason says otherwise."""
+    who = caller(request, head)
+    if who.reason not in (None, reason):
+        raise InvalidRequest("X-Reason says something else than the body", param="X-Reason")
+    return replace(who, reason=reason)
 
 
 def request_key(request: Request) -> str | None:

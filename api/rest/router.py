@@ -21,10 +21,12 @@ from weightledger.api.rest.routes import (
     debugging,
     dynamic,
     enhanced,
+    holds,
     inference,
     measurements,
     operations,
     proofs,
+    redaction,
     trials,
     verification,
     versions,
@@ -109,6 +111,8 @@ def _json(
     routes.include_router(proofs.router(manager, notary))
     routes.include_router(approvals.router(manager))
     routes.include_router(versions.router(manager))
+    routes.include_router(holds.router(manager))
+    routes.include_router(redaction.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(debugging.router(manager))
     routes.include_router(watching.router(tail))

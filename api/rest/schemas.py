@@ -17,11 +17,14 @@ from pydantic import (
 from weightledger.ledger.access.keys import MAX_NAME, Scope
 from weightledger.ledger.access.records import MAX_LIFETIME_S, MAX_PER_MINUTE
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.history.redactions import MOST
 from weightledger.ledger.json_text import RepeatedName, require_names_once
 from weightledger.ledger.monitoring.metrics import PATTERN
 from weightledger.ledger.writing.commands import MAX_DESCRIPTION
 
 T = TypeVar("T")
+
+MAX_TEXT = 500  # characters of an actor and a reason
 
 
 class _Body(BaseModel):
@@ -165,6 +168,38 @@ class BisectBody(_Body):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
 
 
+Why = Annotated[
+    str, Field(min_length=1, max_length=MAX_TEXT, description="Recorded as the event's reason.")
+]
+
+
+class HoldBody(_Body):
+    """POST /v1/models/holds"""
+
+    version_id: Annotated[str, Field(min_length=1)]
+    reason: Why
+
+
+class ReleaseBody(_Body):
+    """POST /v1/models/holds/{id}/release"""
+
+    reason: Why
+
+
+class RedactBody(_Body):
+    """POST /v1/models/redact: of some events, or of all that an actor caused."""
+
+    events: Annotated[list[str], Field(max_length=MOST)] = Field(
+        default_factory=list, description="Ids of events, or other names of one."
+    )
+    of: str | None = Field(None, description="Every event of this actor, beside those.")
+    fields: Annotated[list[Literal["actor", "reason", "metadata"]], Field(min_length=1)] = Field(
+        ["actor", "reason", "metadata"], description="What goes."
+    )
+    reason: Why
+    dry_run: bool = Field(False, description="Say which events it would be, and change nothing.")
+
+
 class KeyBody(_Body):
     """POST /v1/keys"""
 
@@ -205,6 +240,9 @@ METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
 REPLAY: TypeAdapter[ReplayBody] = TypeAdapter(ReplayBody)
 ADOPT: TypeAdapter[AdoptBody] = TypeAdapter(AdoptBody)
 BISECT: TypeAdapter[BisectBody] = TypeAdapter(BisectBody)
+HOLD: TypeAdapter[HoldBody] = TypeAdapter(HoldBody)
+RELEASE: TypeAdapter[ReleaseBody] = TypeAdapter(ReleaseBody)
+REDACT: TypeAdapter[RedactBody] = TypeAdapter(RedactBody)
 KEY: TypeAdapter[KeyBody] = TypeAdapter(KeyBody)
 KEY_ROTATION: TypeAdapter[KeyRotationBody] = TypeAdapter(KeyRotationBody)
 KEY_NAME: TypeAdapter[KeyNameBody] = TypeAdapter(KeyNameBody)

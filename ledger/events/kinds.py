@@ -30,6 +30,8 @@ SIGNING_KEY_ROTATED = "signing_key_rotated"
 APPROVAL_REQUESTED = "approval_requested"
 APPROVAL_DECIDED = "approval_decided"
 APPROVAL_LAPSED = "approval_lapsed"
+HOLD_PLACED = "hold_placed"
+HOLD_RELEASED = "hold_released"
 
 KINDS = (
     REGISTERED,
@@ -51,6 +53,8 @@ KINDS = (
     APPROVAL_REQUESTED,
     APPROVAL_DECIDED,
     APPROVAL_LAPSED,
+    HOLD_PLACED,
+    HOLD_RELEASED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
@@ -63,6 +67,8 @@ PRUNINGS = "prunings"  # runs of gc that dropped something, from 0
 APPROVALS = "approvals"  # writes that wait for a second person, from 0
 DECISIONS = "decisions"  # the n of the request that was approved or rejected
 LAPSES = "lapses"  # the n of the request that could not be carried out
+HOLDS = "holds"  # legal holds of versions, from 0
+RELEASES = "releases"  # the n of the hold that was released
 REDACTIONS = "redactions"  # events that say which texts were taken away, from 0
 
 # What a draft says of the active version.

@@ -10,8 +10,9 @@ from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.events import Event
-from weightledger.ledger.history import approvals, versions
+from weightledger.ledger.history import approvals, holds, versions
 from weightledger.ledger.history.approvals import Approval
+from weightledger.ledger.history.holds import Hold
 from weightledger.ledger.questions.about import About
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import Activity, EventFilter
@@ -48,6 +49,10 @@ class Past(About):
     def approvals(self, *, limit: int = 100) -> list[Approval]:
         """Writes that wait for a second person, or did, newest first."""
         return approvals.every(self.history.store, limit=limit)
+
+    def holds(self) -> list[Hold]:
+        """Every legal hold that there is or was, newest first."""
+        return holds.every(self.history.store)
 
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""

@@ -302,19 +302,7 @@ class Upkeep(Protocol):
         the head and of what differed. CorruptLedger where that cannot be put right."""
 
 
-class Redactable(Protocol):
-    """Texts beside events, to take away: the one change of what stands beside the log's hashes."""
-
-    def redact(
-        self, seqs: Sequence[int], texts: Sequence[str], record: Callable[[Event], Append]
-    ) -> Event:
-        """Take these texts ("actor", "reason", "metadata") from events and append, in the same
-        transaction, what `record` makes of the head. Raises SeqTaken as `append` does."""
-
-
-class EventStore(
-    AppendLog, EventLookup, VersionList, Anchors, Upkeep, Redactable, RawLog, Protocol
-):
+class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, Protocol):
     """One model's events."""
 
     @property

@@ -11,15 +11,16 @@ from weightledger.ledger.errors import InvalidRequest, SeqTaken, StorageBusy, St
 from weightledger.ledger.events import (
     INLINE_BYTES,
     PINS,
+    REDACTIONS,
     RETIRED,
     UPDATED,
     VERSIONS,
 )
-from weightledger.ledger.events.bodies import VersionCreated, body_of, pin_of
+from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of, pin_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.store import Append, Snapshot, rows, tree_rows
+from weightledger.ledger.store import Append, Snapshot, erasing, rows, tree_rows
 from weightledger.ledger.store.rows import key_of
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
@@ -275,6 +276,8 @@ def _append_rest(
     elif event.series == PINS:
         number, pinned = pin_of(event)
         execute(_PIN, (int(pinned), model_id, number))
+    elif event.series == REDACTIONS:
+        erasing.erase(execute, backend, model_id, body_of(event, Redaction))
     if in_database:
         if item.blobs:
             store_blobs(execute, backend, item.blobs)

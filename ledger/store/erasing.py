@@ -1,19 +1,29 @@
-"""Taking texts away from the tables, inside a transaction in which that is allowed."""
+"""Taking texts away from beside events: the one change of what stands beside the log's hashes.
+
+It is part of appending the event that says so, in its transaction, in which alone the triggers of
+these tables allow it.
+"""
 
 from collections.abc import Sequence
 
-from weightledger.ledger.sql.backend import Execute
+from weightledger.ledger.events.bodies import Redaction
+from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.store import blocks
+from weightledger.ledger.store.rows import key_of
 
-PROTECTED = ("annotations", "touches")
-"""Tables whose triggers refuse it."""
-
+_PROTECTED = ("annotations", "touches")
 _NO_SALT = b""
 
 
-def erase(execute: Execute, keys: Sequence[int], texts: Sequence[str]) -> None:
-    """Remove these texts of events, wherever they are kept; with an event's last one its salt."""
-    nothing = ", ".join(f"{text} = NULL" for text in texts)
+def erase(execute: Execute, backend: Backend, model_id: int, redaction: Redaction) -> None:
+    """Remove what an event says is redacted, wherever it is kept; with an event's last text its
+    salt. Takes the tables' owner, unless nothing of it is there."""
+    keys = [key_of(model_id, seq) for seq in redaction.events]
+    if not _any_left(execute, keys, redaction.texts):  # an imported log came without them
+        return
+    backend.unprotect(execute, _PROTECTED)
+    nothing = ", ".join(f"{text} = NULL" for text in redaction.texts)
     for piece in pieces(keys):
         among = f"event_key IN ({marks(len(piece))})"
         execute(f"UPDATE annotations SET {nothing} WHERE {among}", piece)
@@ -22,5 +32,19 @@ def erase(execute: Execute, keys: Sequence[int], texts: Sequence[str]) -> None:
             " AND actor IS NULL AND reason IS NULL AND metadata IS NULL",
             (_NO_SALT, *piece),
         )
-        if "actor" in texts:
+        if "actor" in redaction.texts:
             execute(f"UPDATE touches SET actor = NULL WHERE {among} AND actor IS NOT NULL", piece)
+    backend.protect(execute, _PROTECTED)
+    blocks.forget(execute, model_id, {seq // blocks.BLOCK for seq in redaction.events})
+
+
+def _any_left(execute: Execute, keys: Sequence[int], texts: Sequence[str]) -> bool:
+    there = " OR ".join(f"{text} IS NOT NULL" for text in texts)
+    return any(
+        execute(
+            f"SELECT 1 FROM annotations WHERE event_key IN ({marks(len(piece))}) AND ({there})"
+            " LIMIT 1",
+            piece,
+        ).fetchone()
+        for piece in pieces(keys)
+    )

@@ -7,7 +7,7 @@ are one object.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.events import REDACTED, Annotation, Event
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
@@ -56,6 +56,8 @@ class SqlEvents:
 
     def append(self, *items: Append) -> None:
         self._appender.append(items)
+        if any(item.event.kind == REDACTED for item in items):
+            self._filtering.forget()
 
     def turn(self) -> AbstractContextManager[Turn]:
         return self._turnstile.turn()
@@ -148,7 +150,7 @@ class SqlEvents:
     def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes] = ()) -> set[bytes]:
         return self._appender.add_snapshot(snapshot, blobs)
 
-    # RawLog, Upkeep and Redactable
+    # RawLog and Upkeep
 
     def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
         return log_reading.raw(self._of, start, stop)
@@ -164,11 +166,3 @@ class SqlEvents:
         self, weights: Collection[str] | None, record: Callable[[Event, Repairs], Append]
     ) -> Event:
         return upkeep.repair(self._of, self._appender, weights, record)
-
-    def redact(
-        self, seqs: Sequence[int], texts: Sequence[str], record: Callable[[Event], Append]
-    ) -> Event:
-        with self.turn():
-            event = upkeep.redact(self._of, self._appender, seqs, texts, record)
-        self._filtering.forget()
-        return event

@@ -168,6 +168,47 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep a version, its state included, until this hold is released; the caller says why."""
+
+    version_id: str
+    caller: Caller
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of(events.HOLD_PLACED, {"version_id": self.version_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a hold; the caller says why."""
+
+    hold_id: str
+    caller: Caller
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return _digest_of(events.HOLD_RELEASED, {"hold_id": self.hold_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Redact:
+    """Take texts (actor, reason, metadata) away from events, by their seqs."""
+
+    events: tuple[int, ...]
+    texts: tuple[str, ...]
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        asked = {"events": list(self.events), "texts": list(self.texts)}
+        return _digest_of(events.REDACTED, asked)
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Take a version's name off the list; `seq` is that of the event which named it."""
 

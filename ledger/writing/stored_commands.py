@@ -18,9 +18,12 @@ from weightledger.ledger.writing.commands import (
     ApplyUpdates,
     Command,
     CreateVersion,
+    Hold,
     MergeAdapter,
     Pin,
     Record,
+    Redact,
+    Release,
     RollBack,
     UnloadAdapter,
 )
@@ -49,6 +52,16 @@ def store(command: Command) -> tuple[dict[str, Any], bytes]:
         }
     elif isinstance(command, Pin):
         options = {"command": "pin", "version_id": command.version_id, "pinned": command.pinned}
+    elif isinstance(command, Hold):
+        options = {"command": "hold", "version_id": command.version_id}
+    elif isinstance(command, Release):
+        options = {"command": "release", "hold_id": command.hold_id}
+    elif isinstance(command, Redact):
+        options = {
+            "command": "redact",
+            "events": list(command.events),
+            "texts": list(command.texts),
+        }
     elif isinstance(command, RollBack):
         options = {"command": "rollback", "to": command.to}
     elif isinstance(command, UnloadAdapter):
@@ -132,6 +145,13 @@ _RESTORED: dict[str, Callable[[Mapping[str, Any], Tensors, Specs, Caller, str | 
     ),
     "pin": lambda options, tensors, specs, caller, metadata: Pin(
         options["version_id"], options["pinned"], caller
+    ),
+    "hold": lambda options, tensors, specs, caller, metadata: Hold(options["version_id"], caller),
+    "release": lambda options, tensors, specs, caller, metadata: Release(
+        options["hold_id"], caller
+    ),
+    "redact": lambda options, tensors, specs, caller, metadata: Redact(
+        tuple(options["events"]), tuple(options["texts"]), caller
     ),
     "rollback": lambda options, tensors, specs, caller, metadata: RollBack(options["to"], caller),
     "unload_adapter": lambda options, tensors, specs, caller, metadata: UnloadAdapter(

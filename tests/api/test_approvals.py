@@ -113,6 +113,38 @@ def test_by_command(running: Here, people: dict[str, httpx2.Client]) -> None:
     assert decide(people["ana"], pending[0]["id"], "reject").status_code == 200
 
 
+def test_holds_and_redactions_wait_too(running: Here, people: dict[str, httpx2.Client]) -> None:
+    ana, bo = people["ana"], people["bo"]
+    running.manager.log.create_initial_version()
+    decided = decide(bo, asked(ana, "holds", version_id="v0", reason="case 12"), "approve").json()
+    assert decided["state"] == "carried out"
+    (hold,) = ana.get("/v1/models/holds", params={"standing": True}).json()["data"]
+    assert (hold["placed_by"], hold["reason"], hold["released_at"]) == ("ana", "case 12", None)
+    name = asked(ana, f"holds/{hold['id']}/release", reason="closed")
+    assert bo.get("/v1/models/holds", params={"standing": True}).json()["data"] == [hold]
+    decide(bo, name, "approve")
+    assert ana.get("/v1/models/holds", params={"standing": True}).json()["data"] == []
+    (told,) = bo.get("/v1/models/holds").json()["data"]
+    assert (told["released_by"], told["release_reason"]) == ("ana", "closed")
+
+    body = {"events": [decided["outcome"]], "fields": ["reason"], "reason": "request 118"}
+    assert ana.post("/v1/models/redact", json=body).status_code == 403  # it takes an admin
+    with running.client(authorization="Bearer wl_static") as admin:
+        waiting = asked(admin, "redact", **body)
+        assert ana.get("/v1/models/holds").json()["data"][0]["reason"] == "case 12"
+        done = decide(bo, waiting, "approve").json()
+    assert ana.get("/v1/models/holds").json()["data"][0]["reason"] is None
+    event = ana.get(f"/v1/models/updates/{done['outcome']}").json()
+    assert (event["kind"], event["actor"], event["reason"]) == (
+        "redacted",
+        "api-key",
+        "request 118",
+    )
+    url, key = running.url, bo.headers["x-key"]
+    status, _, err = inside("redact", "v0", "-m", "x", "--url", url, "--api-key", key)
+    assert status == 1 and "wants a key with scope admin" in err
+
+
 def test_without_keys_there_is_nobody_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="weightledger keys create"):
         serve(Settings(data_dir=tmp_path / "data", two_person_rule=True))

@@ -34,6 +34,7 @@ LISTINGS = [
     ("version", "list"),
     ("keys", "list"),
     ("approvals", "list"),
+    ("hold", "list"),
     ("trials", "list"),
     ("rules", "list"),
     ("config", "show"),
@@ -59,6 +60,8 @@ WRITES = [
     ("learn",),
     ("approvals", "approve"),
     ("approvals", "reject"),
+    ("hold", "place"),
+    ("hold", "release"),
     ("redact",),
     ("gc",),
 ]

@@ -100,7 +100,9 @@ def test_the_examples_work(keyed, document) -> None:
         for method, path, operation in operations(document):
             media = operation.get("requestBody", {}).get("content", {}).get("application/json")
             for example in media["examples"].values() if media else ():
-                reply = http.request(method, path, json=example["value"])
+                # A hold that an example before has placed.
+                url = path.format(hold_id="hold_0")
+                reply = http.request(method, url, json=example["value"])
                 adapter = "adapter" in path  # no such folder here, and digits takes none
                 assert reply.status_code == 200 or adapter, (path, reply.text)
         names = {p["name"] for p in document["paths"]["/v1/models/updates"]["get"]["parameters"]}

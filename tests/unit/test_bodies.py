@@ -19,6 +19,8 @@ from weightledger.ledger.events.bodies import (
     ApprovalLapsed,
     ApprovalRequested,
     Body,
+    HoldPlaced,
+    HoldReleased,
     KeyRotation,
     NamedState,
     Observed,
@@ -63,6 +65,8 @@ YOUNGER = {
     "approval_requested",
     "approval_decided",
     "approval_lapsed",
+    "hold_placed",
+    "hold_released",
 }
 
 
@@ -164,6 +168,8 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
     "approval_requested": st.builds(ApprovalRequested, FACTS, st.none() | SEQS),
     "approval_decided": st.builds(ApprovalDecided, st.booleans()),
     "approval_lapsed": st.builds(ApprovalLapsed, st.text()),
+    "hold_placed": st.builds(HoldPlaced, st.text(), SEQS, SEQS, DIGESTS),
+    "hold_released": st.builds(HoldReleased, st.text()),
     "redacted": st.builds(
         Redaction,
         st.lists(SEQS).map(tuple),

@@ -77,3 +77,14 @@ class Consistency(Exact):
     first_root: str
     second_root: str
     hashes: list[str]
+
+
+class Redaction(Exact):
+    """Texts that were taken away from beside events, or with `dry_run` would be."""
+
+    object: Literal["redaction"]
+    model: str
+    dry_run: bool
+    fields: list[Literal["actor", "reason", "metadata"]]
+    events: list[str] = Field(description="The events that were asked for.")
+    recorded_as: list[str] = Field(description="The event that says so; none for a dry run.")

@@ -40,6 +40,8 @@ RESERVED = frozenset(
         "activity",
         "adopt_what_if",
         "approvals",
+        "holds",
+        "redact",
         "trials",
     ]
 )

@@ -16,6 +16,7 @@ from weightledger.ledger.events.bodies.approvals import (
     ApprovalLapsed,
     ApprovalRequested,
 )
+from weightledger.ledger.events.bodies.holds import HoldPlaced, HoldReleased
 from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
 from weightledger.ledger.events.bodies.protocol import Body
 from weightledger.ledger.events.bodies.states import (
@@ -43,6 +44,8 @@ __all__ = [
     "ApprovalLapsed",
     "ApprovalRequested",
     "Body",
+    "HoldPlaced",
+    "HoldReleased",
     "KeyRotation",
     "NamedState",
     "Observed",
@@ -87,6 +90,8 @@ BODIES: Mapping[str, type[Body]] = {
         ApprovalRequested,
         ApprovalDecided,
         ApprovalLapsed,
+        HoldPlaced,
+        HoldReleased,
     )
 }
 

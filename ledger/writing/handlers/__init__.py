@@ -18,8 +18,10 @@ from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import (
     adapters,
     approvals,
+    holds,
     observing,
     recording,
+    redacting,
     rollbacks,
     updates,
     versions,
@@ -81,6 +83,9 @@ add(commands.CreateVersion, versions.create, switch="versioning")
 add(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
 add(commands.Pin, versions.pin, switch="versioning")
 add(commands.Retire, versions.retire)
+add(commands.Hold, holds.place)
+add(commands.Release, holds.release)
+add(commands.Redact, redacting.redact)
 add(commands.RollBack, rollbacks.roll_back, switch="versioning")
 add(commands.Observe, observing.observe)
 add(commands.ChangePolicy, observing.change_policy)

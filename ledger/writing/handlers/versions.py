@@ -12,7 +12,7 @@ from weightledger.ledger.events.bodies import (
     VersionRetired,
     VersionUnpinned,
 )
-from weightledger.ledger.history import versions
+from weightledger.ledger.history import holds, versions
 from weightledger.ledger.writing.commands import CreateInitialVersion, CreateVersion, Pin, Retire
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
@@ -69,6 +69,8 @@ def retire(command: Retire, staged: Staged) -> ProposedEvent:
         raise NotFound(f"Version {named.name} is retired already")
     if versions.is_pinned(store, named):
         raise InvalidRequest(f"Version {named.name} is pinned")
+    if named.number in holds.held_states(store):
+        raise InvalidRequest(f"Version {named.name} is under legal hold")
     return _retired(staged, named)
 
 
