@@ -51,13 +51,11 @@ from weightledger.ledger.writing.commands import (
     Command,
     CreateInitialVersion,
     CreateVersion,
-    Learn,
     RollBack,
 )
 from weightledger.ledger.writing.handlers import row_of
-from weightledger.ledger.writing.plans import Planner
 from weightledger.ledger.writing.policy import Policy
-from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest
 from weightledger.ledger.writing.update_commands import is_small, update_command
 
 logger = logging.getLogger(__name__)
@@ -213,17 +211,6 @@ class DynamicModelManager(Standing):
         else:
             command = await asyncio.to_thread(update_command, request, log.specs, log.first_names)
         return await self.execute(command)
-
-    async def write(
-        self,
-        planner: Planner,
-        *,
-        caller: Caller = ANYONE,
-        request_digest: bytes | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Event:
-        """What `planner` works out on the newest state, as one atomic event; see `Learn`."""
-        return await self.execute(Learn(planner, caller, metadata_text(metadata), request_digest))
 
     async def rollback_to_version(
         self, version_id: str, *, caller: Caller = ANYONE

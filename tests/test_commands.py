@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.planned import Planned
 from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, OperationDisabled, Plan
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest
 from weightledger.ledger.events.bodies import Observed
@@ -21,7 +22,6 @@ from weightledger.ledger.writing.commands import (
     Decide,
     Hold,
     Lapse,
-    Learn,
     LoadAdapter,
     MergeAdapter,
     Observe,
@@ -181,7 +181,7 @@ def test_the_digest_of_a_request_never_changes(command: commands.Command, digest
 
 def test_every_command_has_a_frozen_digest_or_is_never_retried() -> None:
     frozen = {type(command) for command, _ in FROZEN.values()}
-    assert frozen | {Learn, Retire, Lapse, *AROUND_ANOTHER} == set(KINDS)
+    assert frozen | {Retire, Lapse, *AROUND_ANOTHER} == set(KINDS)
     assert Retire(1).digest is None
     assert Lapse("approval_1", "gone").digest is None
     inner = CreateVersion("named")
@@ -196,7 +196,7 @@ def test_a_command_is_frozen_data_with_a_caller_and_one_handler(kind: type) -> N
     if kind is CarryOut:
         return  # the writer hands its command to that one's handler
     with pytest.raises(ValueError, match="has a handler already"):
-        handlers.add(kind, lambda command, staged: Plan({}))
+        handlers.add_command(kind, lambda command, staged: Plan({}))
 
 
 def test_a_layer_above_adds_its_own_command(log: Log) -> None:
@@ -211,7 +211,7 @@ def test_a_layer_above_adds_its_own_command(log: Log) -> None:
     with pytest.raises(TypeError, match="Zero is no command"):
         log.execute(Zero())
     facts = {"operation": "zero"}
-    handlers.add(Zero, lambda command, staged: Plan(facts), switch="incremental learning")
+    handlers.add_command(Zero, lambda command, staged: Plan(facts), switch="incremental learning")
     assert log.execute(Zero(Caller("me"))).body["operation"] == "zero"
     assert log.events(actors=["me"])[0].seq == 1
 
@@ -286,7 +286,7 @@ def test_what_is_switched_off_is_refused_from_every_face(tmp_path: Path) -> None
         with pytest.raises(OperationDisabled):
             log.record({"w": torch.ones(2, 3)})
         with pytest.raises(OperationDisabled):
-            log.execute(Learn(lambda staged: Plan({})))
+            log.execute(Planned(lambda staged: Plan({})))
         log.create_version("allowed")
         log = ledger.model("m", base=base, policy=Policy(versions=False))
         for refused in (CreateVersion("x"), CreateInitialVersion(), RollBack("seq:0"), Pin("v0")):

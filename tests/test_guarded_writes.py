@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.planned import Planned
 from weightledger import (
     DynamicModelManager,
     DynamicUpdateConfig,
@@ -18,7 +19,6 @@ from weightledger import (
     TorchEngine,
     Write,
 )
-from weightledger.ledger.writing.commands import Learn
 from weightledger.ledger.writing.update_commands import batch_command
 
 Make = Callable[..., DynamicModelManager]
@@ -65,7 +65,7 @@ WRITES = {
     "batch": lambda log: log.apply_batch([bias(1.0)]),
     "record": lambda log: log.record({"weight": log.state()["weight"], "bias": torch.ones(2)}),
     "learn": lambda log: log.execute(
-        Learn(lambda staged: Plan({"operation": "x"}, {"bias": Write(torch.ones(2))}))
+        Planned(lambda staged: Plan({"operation": "x"}, {"bias": Write(torch.ones(2))}))
     ),
     "execute": lambda log: log.execute(batch_command([bias(1.0)], log.specs, {})),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.planned import Planned
 from weightledger import (
     Caller,
     DynamicModelManager,
@@ -31,7 +32,6 @@ from weightledger.ledger.writing.commands import (
     ApplyUpdates,
     Decide,
     Hold,
-    Learn,
     LoadAdapter,
     Pin,
     Record,
@@ -197,7 +197,7 @@ def test_what_cannot_wait_is_refused_and_what_the_ledger_does_itself_goes_on(
         log = opened(ledger)
         for command in (
             LoadAdapter("a", "folder", caller=ANA),
-            Learn(lambda staged: None, ANA),  # type: ignore[arg-type,return-value]
+            Planned(lambda staged: None, ANA),  # type: ignore[arg-type,return-value]
         ):
             with pytest.raises(InvalidRequest, match="two-person rule"):
                 log.execute(command)

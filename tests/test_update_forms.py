@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.planned import Planned
 from weightledger import Caller, Event, IncrementalUpdateRequest, Ledger, Log, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import (
@@ -21,7 +22,6 @@ from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.store import Append
 from weightledger.ledger.tensors.lanes import lanes
-from weightledger.ledger.writing.commands import Learn
 from weightledger.ledger.writing.plans import Plan, Write
 from weightledger.ledger.writing.update_commands import update_command
 
@@ -253,7 +253,7 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
 ) -> None:
     def learn(number: int, keep: bool = True) -> None:
         log.execute(
-            Learn(
+            Planned(
                 lambda staged: Plan(
                     {"operation": "learn"},
                     {"0.bias": Write(staged.tensor("weights/0.bias") + number)},
@@ -406,4 +406,4 @@ def test_readers_see_committed_states_only_while_threads_write(log: Log) -> None
 
 def test_a_write_that_is_planned_needs_a_digest_for_its_key(log: Log) -> None:
     with pytest.raises(InvalidRequest, match="needs the digest"):
-        log.execute(Learn(lambda staged: Plan({}), Caller(idempotency_key="k")))
+        log.execute(Planned(lambda staged: Plan({}), Caller(idempotency_key="k")))

@@ -7,7 +7,12 @@ faster, has the command attempted again on the newer state.
 import time
 
 from weightledger.ledger import events
-from weightledger.ledger.errors import EngineUnavailable, IdempotencyMismatch, PreconditionFailed
+from weightledger.ledger.errors import (
+    EngineUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    PreconditionFailed,
+)
 from weightledger.ledger.events import Annotation, Draft, Event, seal
 from weightledger.ledger.history import approvals
 from weightledger.ledger.history.reader import History
@@ -107,6 +112,8 @@ class Attempts:
         key = job.command.caller.idempotency_key
         if key is None:
             return None
+        if job.digest is None:
+            raise InvalidRequest("an idempotency key needs the digest of the request it is for")
         event = self._history.store.by_key(key)
         if event is None:
             return None

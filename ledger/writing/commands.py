@@ -21,7 +21,6 @@ from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.writing.caller import ANYONE, Caller
-from weightledger.ledger.writing.plans import Planner
 from weightledger.ledger.writing.requests import Update
 
 MAX_DESCRIPTION = 500
@@ -92,24 +91,7 @@ class Record:
         if self.caller.idempotency_key is None:  # hashing the whole model is for retries only
             return None
         digests = {name: content_digest(lanes(one)).hex() for name, one in self.tensors.items()}
-        return _digest_of("record", {"tensors": digests, "metadata": self.metadata})
-
-
-@dataclass(frozen=True, slots=True)
-class Learn:
-    """Do what a planner works out on the newest state: weights and what is beside them together.
-
-    `digest` identifies the request where the caller has an idempotency key.
-    """
-
-    planner: Planner
-    caller: Caller = ANYONE
-    metadata: str | None = None
-    digest: bytes | None = None
-
-    def __post_init__(self) -> None:
-        if self.caller.idempotency_key is not None and self.digest is None:
-            raise InvalidRequest("an idempotency key needs the digest of the request it is for")
+        return command_digest("record", {"tensors": digests, "metadata": self.metadata})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +111,7 @@ class CreateVersion:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("create_version", {"description": self.description})
+        return command_digest("create_version", {"description": self.description})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +127,7 @@ class CreateInitialVersion:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("create_initial_version", {"description": self.description})
+        return command_digest("create_initial_version", {"description": self.description})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +146,7 @@ class Pin:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of(self.kind, {"version_id": self.version_id})
+        return command_digest(self.kind, {"version_id": self.version_id})
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +159,7 @@ class Hold:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of(events.HOLD_PLACED, {"version_id": self.version_id})
+        return command_digest(events.HOLD_PLACED, {"version_id": self.version_id})
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +172,7 @@ class Release:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of(events.HOLD_RELEASED, {"hold_id": self.hold_id})
+        return command_digest(events.HOLD_RELEASED, {"hold_id": self.hold_id})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +187,7 @@ class Redact:
     @property
     def digest(self) -> bytes:
         asked = {"events": list(self.events), "texts": list(self.texts)}
-        return _digest_of(events.REDACTED, asked)
+        return command_digest(events.REDACTED, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +216,7 @@ class RollBack:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("rollback", {"to": self.to})
+        return command_digest("rollback", {"to": self.to})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +230,7 @@ class Observe:
     @property
     def digest(self) -> bytes:
         # Not of the evidence: what was measured is another each time it is asked for.
-        return _digest_of("observe", {"of": self.body.of, "verdict": self.body.verdict})
+        return command_digest("observe", {"of": self.body.of, "verdict": self.body.verdict})
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +244,7 @@ class ChangePolicy:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("change_policy", {"policy": self.policy, "rules": dict(self.rules)})
+        return command_digest("change_policy", {"policy": self.policy, "rules": dict(self.rules)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +265,7 @@ class LoadAdapter:
     @property
     def digest(self) -> bytes:
         asked = {"adapter": self.name, "path": str(self.path), "inplace": self.inplace}
-        return _digest_of("load_adapter", asked)
+        return command_digest("load_adapter", asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +278,7 @@ class UnloadAdapter:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("unload_adapter", {"adapter": self.name})
+        return command_digest("unload_adapter", {"adapter": self.name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +292,7 @@ class MergeAdapter:
 
     @property
     def digest(self) -> bytes:
-        return _digest_of("merge_adapter", {"adapter": self.name, "unload": self.unload})
+        return command_digest("merge_adapter", {"adapter": self.name, "unload": self.unload})
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +326,7 @@ class Decide:
     @property
     def digest(self) -> bytes:
         asked = {"approval_id": self.approval_id, "approved": self.approved}
-        return _digest_of("decide", asked)
+        return command_digest("decide", asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,5 +366,6 @@ def check_description(description: str) -> None:
         )
 
 
-def _digest_of(operation: str, fields: Mapping[str, Any]) -> bytes:
+def command_digest(operation: str, fields: Mapping[str, Any]) -> bytes:
+    """The digest of a canonical request: 32 bytes; `fields` are JSON."""
     return content_digest(canonical({"operation": operation, **fields}))

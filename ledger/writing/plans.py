@@ -7,7 +7,7 @@ writer was faster, asks for it again on the newer state.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,10 +69,6 @@ class Plan:
     kind: str = events.UPDATED
     verdict: Verdict = UNJUDGED
     given: Given | None = None
-
-
-Planner = Callable[[Staged], Plan]
-"""Works a plan out on the staged state; asked again when another writer was faster."""
 
 
 @dataclass(frozen=True, slots=True)

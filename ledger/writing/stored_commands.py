@@ -1,7 +1,7 @@
 """Commands as bytes, to be carried out later: their options as JSON, their tensors as safetensors.
 
-What is read back has the digest of what was stored. A planner is code and an adapter is a folder
-that may change meanwhile, so what is made of them is not stored.
+What is read back has the digest of what was stored. A rule may come with code of the caller's own
+and an adapter is a folder that may change meanwhile, so what is made of them is not stored.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,20 +1,21 @@
 """What was learnt, learnt again: all that a lesson was is kept with its event, and read back.
 
 A causal what-if works updates out on another state; this says of those made by rules what they
-were given, and makes the same planner of it.
+were given, and makes the same command of it.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from weightledger import Given, Kept, Planner, derives
+from weightledger import Given, Kept, derives
 from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.described import described
 from weightledger.rules.dtesn.gate import PairedGate
-from weightledger.rules.dtesn.readout import Readout, driven_by
-from weightledger.rules.dtesn.request import Lesson, described
+from weightledger.rules.dtesn.readout import driven_by
+from weightledger.rules.dtesn.request import Lesson
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards import Guards
 from weightledger.rules.selectors import (
@@ -24,6 +25,11 @@ from weightledger.rules.selectors import (
     Fixed,
     Selector,
 )
+
+if TYPE_CHECKING:
+    from weightledger.rules.dtesn.consolidation import Consolidate, UpdateFisher
+    from weightledger.rules.dtesn.forgetting import Forget
+    from weightledger.rules.dtesn.plan import Learn
 
 T = TypeVar("T")
 
@@ -37,13 +43,11 @@ def lesson_given(
     lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
 ) -> Given | None:
     """All of a lesson; None where part of it is code of the caller's own."""
-    readout = getattr(lesson.derive, "__self__", None)
-    own = type(lesson.selector).__name__ not in _SELECTORS or guards is not None
-    if own or (lesson.derive is not None and not isinstance(readout, Readout)):
+    if type(lesson.selector).__name__ not in _SELECTORS or guards is not None:
         return None
     tensors = {_ACTIVITY + name: tensor for name, tensor in lesson.activities.items()}
-    if isinstance(readout, Readout):
-        tensors[_INPUTS] = readout.inputs
+    if lesson.readout is not None:
+        tensors[_INPUTS] = lesson.readout.inputs
     asked = {
         "source": lesson.source,
         "selector": described(lesson.selector),
@@ -59,12 +63,12 @@ def lesson_given(
 
 
 @derives("learn")
-def _learn(kept: Kept) -> Planner:
-    from weightledger.rules.dtesn.plan import planner  # which keeps by `given`
+def _learn(kept: Kept) -> "Learn":
+    from weightledger.rules.dtesn.plan import Learn  # which keeps by `lesson_given`
 
     asked = kept.asked
     config = _made(DTESNLearningConfig, asked["config"])
-    derive = driven_by(kept.tensors[_INPUTS], config).derive if _INPUTS in kept.tensors else None
+    inputs = kept.tensors.get(_INPUTS)
     lesson = Lesson(
         parameter=kept.facts["parameter"],
         activities={
@@ -80,35 +84,34 @@ def _learn(kept: Kept) -> Planner:
         feedback=None if asked["feedback"] is None else _made(Feedback, asked["feedback"]),
         gate=None if asked["gate"] is None else _made(PairedGate, asked["gate"]),
         batch_size=asked["batch_size"],
-        derive=derive,
+        readout=None if inputs is None else driven_by(inputs, config),
         facts=asked["facts"],
     )
-    return planner(lesson, config, None)
+    return Learn(lesson, config)
 
 
 @derives("forget")
-def _forget(kept: Kept) -> Planner:
-    from weightledger.rules.dtesn.forgetting import forgetting
+def _forget(kept: Kept) -> "Forget":
+    from weightledger.rules.dtesn.forgetting import Forget
 
-    return forgetting(kept.facts["parameter"], kept.facts["stream"])
+    return Forget(kept.facts["parameter"], kept.facts["stream"])
 
 
 @derives("fisher")
-def _fisher(kept: Kept) -> Planner:
-    from weightledger.rules.dtesn.consolidation import fisher_planner
+def _fisher(kept: Kept) -> "UpdateFisher":
+    from weightledger.rules.dtesn.consolidation import UpdateFisher
 
-    config = DTESNLearningConfig(fisher_decay=float(kept.asked["fisher_decay"]))
     current, gradient = kept.tensors.get("current"), kept.tensors["gradient"]
-    parameter, strength = kept.facts["parameter"], float(kept.asked["strength"])
-    return fisher_planner(parameter, current, gradient, strength, config)
+    strength, decay = float(kept.asked["strength"]), float(kept.asked["fisher_decay"])
+    return UpdateFisher(kept.facts["parameter"], current, gradient, strength, decay)
 
 
 @derives("consolidate")
-def _consolidate(kept: Kept) -> Planner:
-    from weightledger.rules.dtesn.consolidation import anchor_planner
+def _consolidate(kept: Kept) -> "Consolidate":
+    from weightledger.rules.dtesn.consolidation import Consolidate
 
     current, fisher = kept.tensors.get("current"), kept.tensors.get("fisher")
-    return anchor_planner(kept.facts["parameter"], current, fisher)
+    return Consolidate(kept.facts["parameter"], current, fisher)
 
 
 def tensors_given(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:

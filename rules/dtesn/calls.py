@@ -1,4 +1,4 @@
-"""The calls that learn, each giving its event: what was sent is checked, and a planner written."""
+"""The calls that learn, each giving its event: what was sent is checked, and is a command."""
 
 import time
 from collections.abc import Mapping
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from weightledger import Caller, DynamicModelManager, Event, NotFound
+from weightledger import Caller, DynamicModelManager, Event, NotFound, metadata_text
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
-from weightledger.rules.dtesn.forgetting import forgetting
-from weightledger.rules.dtesn.plan import planner
+from weightledger.rules.dtesn.event import ANYONE
+from weightledger.rules.dtesn.forgetting import Forget
+from weightledger.rules.dtesn.plan import Learn
 from weightledger.rules.dtesn.readout import driven_by
 from weightledger.rules.dtesn.request import Source, as_tensor, asked
 from weightledger.rules.dtesn.rewards import Rewards, check_action
@@ -20,8 +21,6 @@ from weightledger.rules.guards import Guards
 from weightledger.rules.ranges import number
 from weightledger.rules.registry import get_rule
 from weightledger.rules.selectors import FeedbackThresholds, Selector
-
-ANYONE = Caller()
 
 Activities = Mapping[str, Any]
 """Tensors, arrays or nested lists by the names that the rule gives its activities."""
@@ -106,11 +105,9 @@ class Calls:
             name, sent, source, rule, learning_rate, performance_context, options, self._selector
         )
         caller: Caller = options.get("caller") or ANYONE
-        return await self._manager.write(
-            planner(lesson, self._config, self._guards),
-            caller=caller,
-            request_digest=lesson.digest if caller.idempotency_key is not None else None,
-            metadata=options.get("metadata"),
+        metadata = metadata_text(options.get("metadata"))
+        return await self._manager.execute(
+            Learn(lesson, self._config, self._guards, caller, metadata)
         )
 
     async def learn_readout(
@@ -122,7 +119,7 @@ class Calls:
             parameter_name,
             {"target": target},
             source="reservoir",
-            **{**options, "derive": readout.derive, "facts": readout.facts},
+            **{**options, "readout": readout, "facts": readout.facts},
         )
 
     def open_stream(self, stream: str, parameter_name: str) -> Stream:
@@ -176,5 +173,5 @@ class Calls:
 
     async def forget(self, parameter_name: str, stream: str, caller: Caller) -> Event:
         """Drop what rules remember of a parameter in a stream."""
-        plan = forgetting(self.first_name(parameter_name), places.check_stream(stream))
-        return await self._manager.write(plan, caller=caller)
+        name = self.first_name(parameter_name)
+        return await self._manager.execute(Forget(name, places.check_stream(stream), caller))

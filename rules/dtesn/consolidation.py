@@ -5,16 +5,26 @@ every step a rule proposes for it passes the proximal step of `rules.guards.Cons
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from weightledger import DynamicModelManager, Event, Given, Plan, Planner, Staged
+from weightledger import (
+    Caller,
+    DynamicModelManager,
+    Event,
+    Given,
+    Plan,
+    Staged,
+    add_command,
+    command_digest,
+)
 from weightledger.rules.checking import init, is_finite, propose
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.again import tensors_given
-from weightledger.rules.dtesn.config import DTESNLearningConfig
-from weightledger.rules.dtesn.event import event
+from weightledger.rules.dtesn.described import digests
+from weightledger.rules.dtesn.event import ANYONE, event
 from weightledger.rules.dtesn.ground import computing_dtype
 from weightledger.rules.errors import RuleError
 from weightledger.rules.library.ewc import Ewc
@@ -50,67 +60,100 @@ def constrained(
     }
 
 
-def fisher_planner(
-    parameter: str,
-    current: torch.Tensor | None,
-    gradient: torch.Tensor,
-    strength: float,
-    config: DTESNLearningConfig,
-) -> Planner:
-    """F ← γ F + `strength`·⟨g²⟩, as an event; a leading dimension of g counts samples."""
-    if not 0 <= strength <= 1:
-        raise RuleError(
-            f"learning_signal_strength is in [0, 1], got {strength}",
-            param="learning_signal_strength",
-        )
+@dataclass(frozen=True, slots=True)
+class UpdateFisher:
+    """F ← `decay` F + `strength`·⟨g²⟩; a leading dimension of `gradient` counts samples.
 
-    def plan(staged: Staged) -> Plan:
-        weight, held = _held(staged, parameter)
-        if current is not None:
-            _check("current_params", current, weight)
-        sent = gradient.to(weight.device, weight.dtype)
-        squares = sent.square()
-        if sent.shape != weight.shape:
-            if sent.shape[1:] != weight.shape or not len(sent):
-                raise RuleError(
-                    f"gradient is {tuple(weight.shape)} or [samples, *{tuple(weight.shape)}], got "
-                    f"{tuple(sent.shape)}",
-                    param="gradient",
-                )
-            squares = squares.mean(0)
-        if not is_finite(squares):
-            raise RuleError("gradient has values that are not finite", param="gradient")
-        before = held or init(Ewc(), weight)
-        fisher = before["fisher"] * config.fisher_decay + squares * strength
-        kept = Given(
-            tensors_given(current=current, gradient=gradient),
-            {"strength": strength, "fisher_decay": config.fisher_decay},
-            always=True,
-        )
-        return _plan(parameter, FISHER_UPDATED, {**before, "fisher": fisher}, fisher, kept)
+    F does not depend on `current`: it is checked to have the parameter's shape and to be finite.
+    """
 
-    return plan
+    parameter: str
+    current: torch.Tensor | None = field(repr=False)
+    gradient: torch.Tensor = field(repr=False)
+    strength: float
+    decay: float
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise RuleError(
+                f"learning_signal_strength is in [0, 1], got {self.strength}",
+                param="learning_signal_strength",
+            )
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was given."""
+        return tensors_given(current=self.current, gradient=self.gradient)
+
+    @property
+    def digest(self) -> bytes:
+        sent = {"strength": self.strength, "decay": self.decay, "tensors": digests(self.tensors)}
+        return command_digest(FISHER_UPDATED, {"parameter": self.parameter, **sent})
 
 
-def anchor_planner(
-    parameter: str, current: torch.Tensor | None, fisher: torch.Tensor | None
-) -> Planner:
-    """W* ← the weights given (the live ones by default), and F where it is given, as an event."""
+@dataclass(frozen=True, slots=True)
+class Consolidate:
+    """W* ← the weights given (the live ones by default), and F where it is given."""
 
-    def plan(staged: Staged) -> Plan:
-        weight, held = _held(staged, parameter)
-        before = held or init(Ewc(), weight)
-        anchor = weight if current is None else current.detach().to(weight.device, weight.dtype)
-        _check("current_params", anchor, weight)
-        information = before["fisher"]
-        if fisher is not None:
-            information = fisher.detach().to(weight.device, weight.dtype)
-            _check_fisher(information, weight)
-        after = {**before, "anchor": anchor, "fisher": information}
-        kept = Given(tensors_given(current=current, fisher=fisher), always=True)
-        return _plan(parameter, CONSOLIDATED, after, information, kept)
+    parameter: str
+    current: torch.Tensor | None = field(default=None, repr=False)
+    fisher: torch.Tensor | None = field(default=None, repr=False)
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
 
-    return plan
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was given."""
+        return tensors_given(current=self.current, fisher=self.fisher)
+
+    @property
+    def digest(self) -> bytes:
+        sent = {"parameter": self.parameter, "tensors": digests(self.tensors)}
+        return command_digest(CONSOLIDATED, sent)
+
+
+def update_fisher(command: UpdateFisher, staged: Staged) -> Plan:
+    """F of the newest state."""
+    staged.make_room()
+    weight, held = _held(staged, command.parameter)
+    if command.current is not None:
+        _check("current_params", command.current, weight)
+    sent = command.gradient.to(weight.device, weight.dtype)
+    squares = sent.square()
+    if sent.shape != weight.shape:
+        if sent.shape[1:] != weight.shape or not len(sent):
+            raise RuleError(
+                f"gradient is {tuple(weight.shape)} or [samples, *{tuple(weight.shape)}], got "
+                f"{tuple(sent.shape)}",
+                param="gradient",
+            )
+        squares = squares.mean(0)
+    if not is_finite(squares):
+        raise RuleError("gradient has values that are not finite", param="gradient")
+    before = held or init(Ewc(), weight)
+    fisher = before["fisher"] * command.decay + squares * command.strength
+    asked = {"strength": command.strength, "fisher_decay": command.decay}
+    kept = Given(command.tensors, asked, always=True)
+    return _plan(command.parameter, FISHER_UPDATED, {**before, "fisher": fisher}, fisher, kept)
+
+
+def consolidate(command: Consolidate, staged: Staged) -> Plan:
+    """The anchor at the newest state, or where it was given."""
+    staged.make_room()
+    weight, held = _held(staged, command.parameter)
+    before = held or init(Ewc(), weight)
+    current, fisher = command.current, command.fisher
+    anchor = weight if current is None else current.detach().to(weight.device, weight.dtype)
+    _check("current_params", anchor, weight)
+    information = before["fisher"]
+    if fisher is not None:
+        information = fisher.detach().to(weight.device, weight.dtype)
+        _check_fisher(information, weight)
+    after = {**before, "anchor": anchor, "fisher": information}
+    kept = Given(command.tensors, always=True)
+    return _plan(command.parameter, CONSOLIDATED, after, information, kept)
 
 
 async def consolidated(
@@ -134,7 +177,7 @@ async def consolidated(
     }
     if not important:
         return {**facts, "reason": "importance_below_threshold"}, None
-    written = await manager.write(anchor_planner(parameter, current, fisher))
+    written = await manager.execute(Consolidate(parameter, current, fisher))
     return {**facts, "update_id": written.name}, written
 
 
@@ -184,3 +227,7 @@ def _check_fisher(fisher: torch.Tensor, like: torch.Tensor) -> None:
     _check("fisher_information", fisher, like)
     if bool((fisher < 0).any()):
         raise RuleError("Fisher information is not negative", param="fisher_information")
+
+
+add_command(UpdateFisher, update_fisher, switch="incremental learning")
+add_command(Consolidate, consolidate, switch="incremental learning")

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
-from weightledger import Given, Plan, Verdict, Write
+from weightledger import Caller, Given, Plan, Verdict, Write
 from weightledger.rules.dtesn import state as places
+
+ANYONE = Caller()
+"""Who asks where nobody says."""
 
 
 def event(

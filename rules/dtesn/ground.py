@@ -55,8 +55,8 @@ def activities_of(
 ) -> dict[str, torch.Tensor]:
     """What the rule wants (and what a gate scores with), in the weight's dtype and place."""
     given = dict(lesson.activities)
-    if lesson.derive is not None:
-        derived = lesson.derive(ground.held, ground.weight)
+    if lesson.readout is not None:
+        derived = lesson.readout.derive(ground.held, ground.weight)
         given |= derived.activities
         keep |= derived.keep
     if lesson.source == "request":

@@ -10,8 +10,9 @@ import torch
 from weightledger import Caller, DynamicModelManager, Event
 from weightledger.rules.dtesn import consolidation, history
 from weightledger.rules.dtesn import state as places
-from weightledger.rules.dtesn.calls import ANYONE, Activities, Calls
+from weightledger.rules.dtesn.calls import Activities, Calls
 from weightledger.rules.dtesn.config import DTESNLearningConfig
+from weightledger.rules.dtesn.event import ANYONE
 from weightledger.rules.dtesn.request import as_tensor
 from weightledger.rules.dtesn.streams import Clock, Stream
 from weightledger.rules.guards import Guards
@@ -209,14 +210,15 @@ class DTESNDynamicIntegration:
         only checked to have the parameter's shape and to be finite.
         """
         name = self.calls.first_name(parameter_name)
-        plan = consolidation.fisher_planner(
-            name,
-            current_params,
-            as_tensor("gradient", gradient),
-            learning_signal_strength,
-            self.dtesn_config,
+        await self.dynamic_manager.execute(
+            consolidation.UpdateFisher(
+                name,
+                current_params,
+                as_tensor("gradient", gradient),
+                learning_signal_strength,
+                self.dtesn_config.fisher_decay,
+            )
         )
-        await self.dynamic_manager.write(plan)
         return self.get_fisher_information()[name]
 
     async def consolidate_important_parameters(

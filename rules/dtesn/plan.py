@@ -1,23 +1,25 @@
 """From a lesson to an event: select, teach, judge, on the newest state of the model.
 
-The planner is called by the ledger's writer, again after each lost race, so everything that
+The handler is called by the ledger's writer, again after each lost race, so everything that
 depends on the model (the weight, the rule's state, the selector's) is read in it.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from weightledger import OperationDisabled, Plan, Planner, Staged
+from weightledger import Caller, OperationDisabled, Plan, Staged, add_command
 from weightledger.rules.checking import VERSION, init
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.again import lesson_given
 from weightledger.rules.dtesn.config import DTESNLearningConfig
-from weightledger.rules.dtesn.event import event
+from weightledger.rules.dtesn.described import described, digests
+from weightledger.rules.dtesn.event import ANYONE, event
 from weightledger.rules.dtesn.ground import Tensors, activities_of, ground_of
 from weightledger.rules.dtesn.learner import Passes, Taught, follows_weight, scaling_state, teach
-from weightledger.rules.dtesn.request import Lesson, described, digests
+from weightledger.rules.dtesn.request import Lesson
 from weightledger.rules.dtesn.verdict import judged
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards import Guards
@@ -34,18 +36,29 @@ OPERATION = "learn"
 _SCALING = SynapticScaling.id
 
 
-def planner(lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None) -> Planner:
-    """Works the lesson out on the newest state; RuleError for what does not fit it."""
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Let a rule learn a lesson: weights and what is beside them change together.
 
-    def plan(staged: Staged) -> Plan:
-        return _plan(staged, lesson, config, guards)
+    Without `guards` they are those that suit the rule. A retry needs the request's digest, and
+    nobody else does: it is over all that was sent.
+    """
 
-    return plan
+    lesson: Lesson
+    config: DTESNLearningConfig
+    guards: Guards | None = None
+    caller: Caller = ANYONE
+    metadata: str | None = None
+
+    @property
+    def digest(self) -> bytes | None:
+        return None if self.caller.idempotency_key is None else self.lesson.digest
 
 
-def _plan(
-    staged: Staged, lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
-) -> Plan:
+def learn(command: Learn, staged: Staged) -> Plan:
+    """The lesson on the newest state; RuleError for what does not fit it."""
+    staged.make_room()
+    lesson, config, guards = command.lesson, command.config, command.guards
     kept_whole = lesson_given(lesson, config, guards)
     prefix = places.place(lesson.parameter, lesson.stream)
     ground = ground_of(staged, lesson, prefix)
@@ -195,3 +208,6 @@ def _learnt_json(taught: Taught) -> dict[str, Any]:
         "converged": taught.converged,
         "metrics": finite,
     }
+
+
+add_command(Learn, learn, switch="incremental learning")

@@ -8,9 +8,17 @@ import torch
 
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
-from weightledger.rules.dtesn.request import Derived, digests
+from weightledger.rules.dtesn.described import digests
 from weightledger.rules.errors import RuleError
 from weightledger.rules.reservoirs import TreeReservoir, with_bias
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Activities that only the newest state gives, and what to keep beside the rule's state."""
+
+    activities: Mapping[str, torch.Tensor]
+    keep: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)

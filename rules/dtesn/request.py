@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from weightledger import tensor_digest
+from weightledger.rules.dtesn.described import described, digests
 from weightledger.rules.dtesn.gate import PairedGate
+from weightledger.rules.dtesn.readout import Readout
 from weightledger.rules.dtesn.state import DEFAULT_STREAM, check_stream
 from weightledger.rules.errors import RuleError
 from weightledger.rules.ranges import count, number, plain
@@ -23,27 +24,17 @@ stream, the states of a reservoir, an action whose reward came later."""
 OPTIONS = frozenset(
     [
         *("stream", "rule_config", "gate", "batch_size", "selector", "caller", "metadata"),
-        *("derive", "facts"),
+        *("readout", "facts"),
     ]
 )
 """What a call may say beside the parameter, what to learn from, the rule and the feedback."""
-
-Derive = Callable[[Mapping[str, torch.Tensor], torch.Tensor], "Derived"]
-
-
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """Activities that only the newest state gives, and what to keep beside the rule's state."""
-
-    activities: Mapping[str, torch.Tensor]
-    keep: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One parameter, what to learn from, and how.
 
-    `derive` gives further activities from the stream's tensors and the weight, on the state that
+    `readout` gives further activities from the stream's tensors and the weight, on the state that
     the event is worked out on. `facts` are JSON about the source. `rate` is the learning rate the
     caller gave.
     """
@@ -58,7 +49,7 @@ class Lesson:
     feedback: Feedback | None = None
     gate: PairedGate | None = None
     batch_size: int | None = None
-    derive: Derive | None = None
+    readout: Readout | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,34 +107,9 @@ def asked(
         feedback=_feedback(context),
         gate=gate,
         batch_size=None if size is None else count("batch_size", size),
-        derive=options.get("derive"),
+        readout=options.get("readout"),
         facts=options.get("facts") or {},
     )
-
-
-def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """What an event says of tensors: digest, dtype and shape of each."""
-    return {
-        name: {
-            "digest": tensor_digest(tensor).hex(),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-        }
-        for name, tensor in tensors.items()
-    }
-
-
-def described(config: Any) -> dict[str, Any] | None:
-    """A selector, gate or feedback as JSON: its kind and its fields."""
-    if config is None:
-        return None
-    if not is_dataclass(config) or isinstance(config, type):
-        raise RuleError(f"a selector is a dataclass, got {type(config).__name__}", param="selector")
-    fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(config).items()
-    }
-    return {"kind": type(config).__name__, **fields}
 
 
 def as_tensor(name: str, values: Any) -> torch.Tensor:

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from weightledger.ledger.plugins import load_plugin, plugin_ids
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
+    from weightledger.ledger.writing.commands import command_digest
     from weightledger.ledger.writing.given import Given
-    from weightledger.ledger.writing.plans import Plan, Planner, Write
+    from weightledger.ledger.writing.handlers import add_command
+    from weightledger.ledger.writing.plans import Plan, Write
     from weightledger.ledger.writing.policy import Verdict
-    from weightledger.ledger.writing.requests import IncrementalUpdateRequest
+    from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
     from weightledger.ledger.writing.staged import Staged
 
 _HOMES = {
@@ -59,13 +61,15 @@ _HOMES = {
     "NotFound": "weightledger.ledger.errors",
     "OperationDisabled": "weightledger.ledger.errors",
     "Plan": "weightledger.ledger.writing.plans",
-    "Planner": "weightledger.ledger.writing.plans",
     "PluginError": "weightledger.ledger.errors",
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
+    "add_command": "weightledger.ledger.writing.handlers",
+    "command_digest": "weightledger.ledger.writing.commands",
     "derives": "weightledger.ledger.debug.whatif.derivations",
     "load_plugin": "weightledger.ledger.plugins",
     "sign_test": "weightledger.ledger.monitoring.significance",
+    "metadata_text": "weightledger.ledger.writing.requests",
     "plugin_ids": "weightledger.ledger.plugins",
     "tensor_digest": "weightledger.ledger.tensors.lanes",
     "Staged": "weightledger.ledger.writing.staged",
@@ -95,7 +99,6 @@ __all__ = [
     "NotFound",
     "OperationDisabled",
     "Plan",
-    "Planner",
     "PluginError",
     "Pruned",
     "Staged",
@@ -103,8 +106,11 @@ __all__ = [
     "TorchEngine",
     "Verdict",
     "Write",
+    "add_command",
+    "command_digest",
     "derives",
     "load_plugin",
+    "metadata_text",
     "plugin_ids",
     "sign_test",
     "tensor_digest",

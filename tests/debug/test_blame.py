@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.api.test_command import inside
+from tests.planned import Planned
 from weightledger import Caller, InvalidRequest, Ledger, Log, NotFound, Plan
 from weightledger import IncrementalUpdateRequest as Request
 from weightledger.ledger.debug.blame import Blame
 from weightledger.ledger.debug.drawn import blame_picture
 from weightledger.ledger.retention import collect
-from weightledger.ledger.writing.commands import Learn
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_names_are_no_patterns_and_pages_go_on(log: Log) -> None:
 def test_adapters_and_rule_states_have_their_own(log: Log) -> None:
     name = "rule/w/main/trace"
     for value in (torch.ones(2), torch.full((2,), 3.0), None):
-        log.execute(Learn(lambda staged, value=value: Plan({"operation": "t"}, {}, {name: value})))
+        log.execute(
+            Planned(lambda staged, value=value: Plan({"operation": "t"}, {}, {name: value}))
+        )
     assert values(log.blame(name, "1")) == [
         (3, 3.0, None, True),
         (2, 1.0, 3.0, True),

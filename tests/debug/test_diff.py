@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.api.test_command import inside
+from tests.planned import Planned
 from tests.serving import Server, serving
 from weightledger import IncrementalUpdateRequest as Request
 from weightledger import InvalidRequest, Ledger, Log, NotFound, Plan, Pruned
@@ -22,7 +23,6 @@ from weightledger.ledger.debug.drawn import diff_picture
 from weightledger.ledger.debug.measured import Memo
 from weightledger.ledger.debug.names import layer_of, module_of
 from weightledger.ledger.retention import collect
-from weightledger.ledger.writing.commands import Learn
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -35,7 +35,7 @@ def model() -> dict[str, torch.Tensor]:
 
 
 def auxiliary(log: Log, **tensors: torch.Tensor | None) -> None:
-    log.execute(Learn(lambda staged: Plan({"operation": "test"}, {}, tensors)))
+    log.execute(Planned(lambda staged: Plan({"operation": "test"}, {}, tensors)))
 
 
 @pytest.fixture

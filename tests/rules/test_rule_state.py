@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.planned import Planned
 from tests.rules.bridge import Integrate, last, manager_in, run, samples, side, weight
 from weightledger import (
     Caller,
@@ -14,7 +15,6 @@ from weightledger import (
     rules,
 )
 from weightledger.ledger.errors import IdempotencyMismatch
-from weightledger.ledger.writing.commands import Learn
 from weightledger.rules import (
     DTESNDynamicIntegration,
     DTESNLearningConfig,
@@ -178,7 +178,7 @@ def test_a_state_that_does_not_fit_its_rule_is_refused(
     run(bridge.learn("2.weight", samples(), rule="rls"))
     name = "rule/2.weight/default/rls." + ("P" if change == "shape" else "version")
     other = torch.eye(9, dtype=torch.float64) if change == "shape" else torch.tensor(7)
-    manager.log.execute(Learn(lambda staged: Plan({"operation": "test"}, {}, {name: other})))
+    manager.log.execute(Planned(lambda staged: Plan({"operation": "test"}, {}, {name: other})))
     with pytest.raises(rules.ForeignState):
         run(bridge.learn("2.weight", samples(), rule="rls"))
     assert manager.log.live.head.seq == 2

@@ -104,4 +104,4 @@ def _ask(command: AdoptWhatIf, history: History) -> WhatIf:
     )
 
 
-handlers.add(AdoptWhatIf, adopt, switch="incremental learning", read=read)
+handlers.add_command(AdoptWhatIf, adopt, switch="incremental learning", read=read)

@@ -7,7 +7,7 @@ digests bit for bit: where it does not, nothing that is worked out here means an
 import torch
 
 from weightledger.ledger.debug.walking import ReplayedState, Walker
-from weightledger.ledger.debug.whatif.derivations import planner_of
+from weightledger.ledger.debug.whatif.derivations import AdapterMove, derived, plan_of
 from weightledger.ledger.debug.whatif.selection import Selected
 from weightledger.ledger.debug.whatif.state import WhatIf
 from weightledger.ledger.engines.state import StateEngine
@@ -20,8 +20,9 @@ from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
 from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.encoding import Recorded
-from weightledger.ledger.writing.plans import Plan, Planner
+from weightledger.ledger.writing.plans import Plan
 from weightledger.ledger.writing.policy import ANYTHING_GOES
 from weightledger.ledger.writing.staged import Staged
 
@@ -33,11 +34,11 @@ def causal(history: History, at: Position, selected: Selected) -> WhatIf:
     base = walker.to(selected.base)
     actual, altered = _staged(history, base), _staged(history, base)
     left_out = {event.seq for event in selected.without}
-    derived = not_asked = 0
+    again = not_asked = 0
     refused: list[str] = []
     for event in history.require_all(selected.way):
-        planner = planner_of(history, event)
-        _derive(actual, event, planner)
+        what = derived(history, event, actual.specs)
+        _derive(actual, event, what)
         digest = actual.live.state.value
         if digest != event.state_after:
             raise CannotDerive(
@@ -48,10 +49,10 @@ def causal(history: History, at: Position, selected: Selected) -> WhatIf:
             )
         if event.seq in left_out:
             continue
-        derived += 1
+        again += 1
         not_asked += bool(event.body.get("post_metrics")) and _was_evaluated(event)
         try:
-            if not _derive(altered, event, planner):
+            if not _derive(altered, event, what):
                 refused.append(event.name)
         except LedgerError as error:
             raise CannotDerive(
@@ -63,7 +64,7 @@ def causal(history: History, at: Position, selected: Selected) -> WhatIf:
         selected.without,
         _replayed(altered, base, at.node),
         _replayed(actual, base, at.node),
-        derived,
+        again,
         not_asked,
         tuple(refused),
     )
@@ -84,9 +85,9 @@ def _staged(history: History, base: ReplayedState) -> Staged:
     return Staged(history, projector, ANYTHING_GOES)
 
 
-def _derive(staged: Staged, event: Event, planner: Planner) -> bool:
+def _derive(staged: Staged, event: Event, what: Command | AdapterMove) -> bool:
     """Take a state through an event; False where the event would have been refused."""
-    plan = planner(staged)
+    plan = plan_of(what, staged)
     if plan.verdict.reason is not None:
         return False
     recorded = [

@@ -1,7 +1,7 @@
 """One table: how each operation of an update is worked out again from what its event kept.
 
-A derivation gives a planner for the state it is asked about. Layers above add their own with
-`derives`; a second one for an operation is an error.
+A derivation gives the command that the event was, to be worked out on the state that is asked
+about. Layers above add their own with `derives`; a second one for an operation is an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from weightledger.ledger import events
+from weightledger.ledger.adapters import place
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import CannotDerive, CorruptLedger
 from weightledger.ledger.events import Event
@@ -25,23 +26,37 @@ from weightledger.ledger.events.bodies.operands import (
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.lanes import from_bytes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
-from weightledger.ledger.writing.commands import ApplyUpdates, MergeAdapter
-from weightledger.ledger.writing.handlers import adapters, updates
-from weightledger.ledger.writing.plans import Plan, Planner
+from weightledger.ledger.writing.commands import ApplyUpdates, Command, MergeAdapter
+from weightledger.ledger.writing.handlers import row_of
+from weightledger.ledger.writing.plans import Plan
 from weightledger.ledger.writing.requests import UPDATE_TYPES, Update
 from weightledger.ledger.writing.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What an event kept: its facts, the operands by name, and what was asked beside them."""
+    """What an event kept: its facts, the operands by name, and what was asked beside them.
+
+    `specs` are the model's tensors by bare name.
+    """
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
     asked: Mapping[str, Any]
+    specs: Mapping[str, TensorSpec]
 
 
-Derivation = Callable[[Kept], Planner]
+@dataclass(frozen=True, slots=True)
+class AdapterMove:
+    """An adapter that came or went. It is what it is, whatever the state: `tensors` by full name,
+    None for one that was taken away; of an adapter that went (`kind`) all that is there goes."""
+
+    kind: str
+    adapter: str
+    tensors: Mapping[str, torch.Tensor | None]
+
+
+Derivation = Callable[[Kept], Command]
 
 _DERIVATIONS: dict[str, Derivation] = {}
 
@@ -64,12 +79,14 @@ def derives(operation: str) -> Callable[[Derivation], Derivation]:
     return add
 
 
-def planner_of(history: History, event: Event) -> Planner:
-    """What works the event out on any state; CannotDerive names it where nothing can."""
-    if event.kind == events.ADAPTER_LOADED:
-        return _as_stored(history, event)
-    if event.kind == events.ADAPTER_UNLOADED:
-        return _without_adapter(str(event.body["adapter"]))
+def derived(
+    history: History, event: Event, specs: Mapping[str, TensorSpec]
+) -> Command | AdapterMove:
+    """What the event was, for any state; CannotDerive names it where nothing can tell."""
+    if event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
+        came = event.kind == events.ADAPTER_LOADED
+        tensors = _as_stored(history, event) if came else {}
+        return AdapterMove(event.kind, str(event.body["adapter"]), tensors)
     operation = str(event.body.get("operation"))
     operands = body_of(event, Updated).operands
     if operands is None:
@@ -84,7 +101,21 @@ def planner_of(history: History, event: Event) -> Planner:
             "weightledger.rules is imported",
         )
     facts = {key: value for key, value in event.body.items() if key != "operands"}
-    return derivation(Kept(facts, _tensors(history, event, operands), operands.asked))
+    kept = Kept(facts, _tensors(history, event, operands), operands.asked, specs)
+    return derivation(kept)
+
+
+def plan_of(what: Command | AdapterMove, staged: Staged) -> Plan:
+    """The plan of an event on a state."""
+    if not isinstance(what, AdapterMove):
+        plan = row_of(what).handle(what, staged)
+        assert isinstance(plan, Plan), "what changes weights is planned"
+        return plan
+    tensors = what.tensors
+    if what.kind == events.ADAPTER_UNLOADED:
+        prefix = place(what.adapter, "")
+        tensors = dict.fromkeys(n for n in staged.live.auxiliary if n.startswith(prefix))
+    return Plan({}, auxiliary=tensors, kind=what.kind)
 
 
 def _cannot(event: Event, why: str) -> CannotDerive:
@@ -111,45 +142,22 @@ def _tensors(history: History, event: Event, operands: Operands) -> dict[str, to
     return tensors
 
 
-def _as_stored(history: History, event: Event) -> Planner:
-    """An adapter is what it is, whatever the state."""
-
-    def plan(staged: Staged) -> Plan:
-        beside: dict[str, torch.Tensor | None] = {}
-        for change in event.changes:
-            after = change.after
-            known = after is not None and change.spec_after is not None
-            beside[change.name] = (
-                history.whole(change.spec_after, after) if known else None  # type: ignore[arg-type]
-            )
-        return Plan(event.body, auxiliary=beside, kind=event.kind)
-
-    return plan
+def _as_stored(history: History, event: Event) -> dict[str, torch.Tensor | None]:
+    """The tensors beside the weights that an event changed, as it left them."""
+    tensors: dict[str, torch.Tensor | None] = {}
+    for change in event.changes:
+        spec, after = change.spec_after, change.after
+        gone = spec is None or after is None
+        tensors[change.name] = None if gone else history.whole(spec, after)  # type: ignore[arg-type]
+    return tensors
 
 
-def _without_adapter(name: str) -> Planner:
-    from weightledger.ledger.adapters import place
-
-    def plan(staged: Staged) -> Plan:
-        prefix = place(name, "")
-        held = [full for full in staged.live.auxiliary if full.startswith(prefix)]
-        return Plan({}, auxiliary=dict.fromkeys(held), kind=events.ADAPTER_UNLOADED)
-
-    return plan
-
-
-def _update(kept: Kept) -> Planner:
+def _update(kept: Kept) -> ApplyUpdates:
     """One update, or several as a batch."""
     batch = kept.facts["operation"] == "batch"
     said = kept.facts["updates"] if batch else [kept.facts]
-
-    def plan(staged: Staged) -> Plan:
-        asked = tuple(
-            _one(one, number, kept.tensors, staged.specs) for number, one in enumerate(said)
-        )
-        return updates.apply(ApplyUpdates(asked, batch=batch), staged)
-
-    return plan
+    asked = [_one(one, number, kept.tensors, kept.specs) for number, one in enumerate(said)]
+    return ApplyUpdates(tuple(asked), batch=batch)
 
 
 def _one(
@@ -167,9 +175,8 @@ def _one(
     return Update(spec, rate, kind, None, operand, indices)
 
 
-def _merge(kept: Kept) -> Planner:
-    command = MergeAdapter(str(kept.facts["adapter"]), bool(kept.facts["unloaded"]))
-    return lambda staged: adapters.merge(command, staged)
+def _merge(kept: Kept) -> MergeAdapter:
+    return MergeAdapter(str(kept.facts["adapter"]), bool(kept.facts["unloaded"]))
 
 
 for _type in (*UPDATE_TYPES, "batch"):

@@ -5,7 +5,7 @@ log's guard judges), into an event that changes no weights, or into an event the
 is called again on the newer state when another writer was faster, so whatever depends on the model
 is read in it; it appends nothing and shows nothing.
 
-A layer above adds its own command with `add`; a second handler for a command is an error.
+A layer above adds its own command with `add_command`; a second handler for a command is an error.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Row:
 _ROWS: dict[type, Row] = {}
 
 
-def add(
+def add_command(
     command: type[C],
     handle: Callable[[C, Staged], Answer],
     *,
@@ -76,22 +76,21 @@ def row_of(command: Command) -> Row:
     return row
 
 
-add(commands.ApplyUpdates, updates.apply, switch="incremental learning", grouped=True)
-add(commands.Learn, updates.learn, switch="incremental learning")
-add(commands.Record, recording.record, switch="incremental learning")
-add(commands.CreateVersion, versions.create, switch="versioning")
-add(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
-add(commands.Pin, versions.pin, switch="versioning")
-add(commands.Retire, versions.retire)
-add(commands.Hold, holds.place)
-add(commands.Release, holds.release)
-add(commands.Redact, redacting.redact)
-add(commands.RollBack, rollbacks.roll_back, switch="versioning")
-add(commands.Observe, observing.observe)
-add(commands.ChangePolicy, observing.change_policy)
-add(commands.LoadAdapter, adapters.load, read=adapters.read)
-add(commands.UnloadAdapter, adapters.unload)
-add(commands.MergeAdapter, adapters.merge, switch="incremental learning")
-add(commands.RequestApproval, approvals.request)
-add(commands.Decide, approvals.decide)
-add(commands.Lapse, approvals.lapse)
+add_command(commands.ApplyUpdates, updates.apply, switch="incremental learning", grouped=True)
+add_command(commands.Record, recording.record, switch="incremental learning")
+add_command(commands.CreateVersion, versions.create, switch="versioning")
+add_command(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
+add_command(commands.Pin, versions.pin, switch="versioning")
+add_command(commands.Retire, versions.retire)
+add_command(commands.Hold, holds.place)
+add_command(commands.Release, holds.release)
+add_command(commands.Redact, redacting.redact)
+add_command(commands.RollBack, rollbacks.roll_back, switch="versioning")
+add_command(commands.Observe, observing.observe)
+add_command(commands.ChangePolicy, observing.change_policy)
+add_command(commands.LoadAdapter, adapters.load, read=adapters.read)
+add_command(commands.UnloadAdapter, adapters.unload)
+add_command(commands.MergeAdapter, adapters.merge, switch="incremental learning")
+add_command(commands.RequestApproval, approvals.request)
+add_command(commands.Decide, approvals.decide)
+add_command(commands.Lapse, approvals.lapse)

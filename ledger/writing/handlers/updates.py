@@ -1,10 +1,10 @@
-"""What updates do: the arithmetic of requests, and whatever a planner works out."""
+"""What updates do: the arithmetic of requests."""
 
 import torch
 
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
-from weightledger.ledger.writing.commands import ApplyUpdates, Learn
+from weightledger.ledger.writing.commands import ApplyUpdates
 from weightledger.ledger.writing.given import operands_of
 from weightledger.ledger.writing.plans import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
@@ -31,12 +31,6 @@ def apply(command: ApplyUpdates, staged: Staged) -> Plan:
         refused = Verdict(reason=reason, evidence={"cause": "non_finite"})
         return Plan(command.facts, verdict=refused)
     return Plan(command.facts, writes, given=operands_of(command.updates))
-
-
-def learn(command: Learn, staged: Staged) -> Plan:
-    """What the planner works out."""
-    staged.make_room()
-    return command.planner(staged)
 
 
 def _both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
