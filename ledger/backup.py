@@ -1,12 +1,13 @@
-"""Copies of a whole ledger: taken while it is in use, put back, and blobs moved elsewhere.
+"""Copies of a whole ledger, taken while it is in use; and blobs moved elsewhere.
 
 A backup is a folder with one SQLite database, `ledger.db`, whatever the ledger itself is kept in:
 its rows as they were at one moment, and every blob they refer to. Nothing else belongs to it, so it
 can be moved, read by every reading command, also where nothing can be written, and restored into
-either kind of database.
+either kind of database (`restoring`).
 """
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from weightledger.ledger.blobs.location import location_of, open_at, relocate
 from weightledger.ledger.blobs.registry import get_opener
 from weightledger.ledger.blobs.sql import SqlBlobs
 from weightledger.ledger.config import sqlite_url
-from weightledger.ledger.errors import CorruptLedger, InvalidRequest, NotFound, StorageError
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, StorageError
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.retention import referenced
 from weightledger.ledger.sql import tables
@@ -37,7 +38,7 @@ FILE = "ledger.db"
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many are done."""
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 _ROWS = 50  # written by one statement, payloads of up to 256 KiB among them
 _ROWS_OF_PARTS = 1  # of up to 16 MiB
 
@@ -63,54 +64,26 @@ def backup(
     told = progress or (lambda what, done: None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidRequest(f"{folder} is not an empty folder: a backup needs one of its own")
-    partial = folder.with_name(folder.name + _PARTIAL)
+    partial = folder.with_name(folder.name + PARTIAL)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(Database.connect(url, create=False)))
         open_schema(source, upgrade=False, guarded=False)
         try:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
             permissions.make_folder(partial)
-            made = _copied(source, sqlite_url(partial / FILE), told)
+            made = copied(source, sqlite_url(partial / FILE), told)
             if check:
-                _verify(sqlite_url(partial / FILE), told)
-            for beside in partial.glob(f"{FILE}-*"):  # locks of those who wrote it
-                shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
-            _sync(partial)
+                require_whole(sqlite_url(partial / FILE), told)
+            remove_beside(partial / FILE)
+            sync(partial)
             with contextlib.suppress(FileNotFoundError):
                 folder.rmdir()
             partial.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         except OSError as error:
             raise StorageError(f"the backup cannot be written to {folder}: {error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return made
-
-
-def restore(
-    folder: Path,
-    url: str,
-    *,
-    blob_url: str | None = None,
-    check: bool = True,
-    progress: Progress | None = None,
-) -> Copied:
-    """Make a new ledger at a database URL of the backup in a folder.
-
-    Its blobs go to `blob_url`, or into the database. Raises NotFound where there is no backup, and
-    InvalidRequest for a database that holds a ledger already.
-    """
-    told = progress or (lambda what, done: None)
-    if not (folder / FILE).is_file():
-        raise NotFound(f"there is no backup in {folder}: it would have a {FILE}")
-    source_url = sqlite_url(folder / FILE)
-    with contextlib.closing(Database.connect(source_url, create=False)) as source:
-        open_schema(source, upgrade=False)
-        made = _copied(source, url, told)
-    if blob_url is not None:
-        move_blobs(url, blob_url, progress=told)
-    if check:
-        _verify(url, told)
     return made
 
 
@@ -145,8 +118,8 @@ def move_blobs(url: str, blob_url: str | None, *, progress: Progress | None = No
     return copied
 
 
-def _copied(source: Database, target_url: str, told: Progress) -> Copied:
-    """Every row of one database into an empty one, and every blob with them."""
+def copied(source: Database, target_url: str, told: Progress) -> Copied:
+    """Every row of one database into an empty one, in one transaction, and every blob with them."""
     made = Copied()
     with contextlib.closing(Database.connect(target_url)) as target:
         open_schema(target)
@@ -226,7 +199,8 @@ class _FirstOf(SqlBlobs):
         return last.get(digest)
 
 
-def _verify(url: str, told: Progress) -> None:
+def require_whole(url: str, told: Progress) -> None:
+    """Recompute every digest of a ledger; CorruptLedger names the first event that is bad."""
     store = SqlStore.open(url, upgrade=False, guarded=False)
     with contextlib.closing(store), ThreadPoolExecutor(2) as pool:
         for name in store.models():
@@ -235,11 +209,18 @@ def _verify(url: str, told: Progress) -> None:
             )
             if report.problem is not None:
                 raise CorruptLedger(
-                    f"the copy of {name!r} does not verify: {report.problem}", seq=report.bad_seq
+                    f"{name!r} in the copy does not verify: {report.problem}", seq=report.bad_seq
                 )
 
 
-def _sync(folder: Path) -> None:
+def remove_beside(file: Path) -> None:
+    """Remove what those who wrote a closed SQLite database leave beside it: its locks."""
+    for beside in file.parent.glob(f"{glob.escape(file.name)}-*"):
+        shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
+
+
+def sync(folder: Path) -> None:
+    """Make what became of the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,7 +29,7 @@ FLOORS = (
     {"ledger.debug"},
     {"ledger.questions"},
     {"ledger.log", "ledger.backup", "ledger.transfer", "ledger.results"},
-    {"ledger.opening", "ledger.checkpoints", "ledger.standing"},
+    {"ledger.restoring", "ledger.opening", "ledger.checkpoints", "ledger.standing"},
     {"ledger.ledger"},
     {"ledger.manager"},
     {"rules"},

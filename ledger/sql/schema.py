@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from weightledger.ledger.errors import SchemaMismatch
+from weightledger.ledger.errors import SchemaMismatch, StorageError
+from weightledger.ledger.sql import tables
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.layout import REVISION
+from weightledger.ledger.sql.triggers import functions
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -50,18 +52,38 @@ def open_schema(database: Database, *, upgrade: bool = True, guarded: bool = Tru
             _require_append_only(database, execute)
 
 
+def start_over(database: Database, *, events: int) -> None:
+    """Make every table anew, empty, of a ledger of so many events that nobody was told of yet.
+
+    StorageError, with nothing changed, where somebody has written to it since.
+    """
+    with database.change_schema() as (connection, execute):
+        if database.kind == "postgresql":  # SQLite has locked out other writers already
+            execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        ((count,),) = execute("SELECT count(*) FROM events").fetchall()
+        if count != events:
+            raise StorageError(f"{database.name} was written to meanwhile, and stays as it is")
+        for table in reversed(tables.metadata.sorted_tables):
+            execute(f"DROP TABLE {table.name}")
+        execute(f"DROP TABLE {_VERSION_TABLE}")
+        for function in functions(database.kind):
+            execute(f"DROP FUNCTION {function}")
+        _run_alembic(connection)
+        _require_append_only(database, execute)
+
+
 def revision(database: Database, execute: Execute) -> str | None:
     """The alembic revision of a database, None for an empty one; SchemaMismatch if not ours."""
-    tables = database.backend.table_names(execute)
+    names = database.backend.table_names(execute)
     found = None
-    if _VERSION_TABLE in tables:
+    if _VERSION_TABLE in names:
         rows = execute(f"SELECT version_num FROM {_VERSION_TABLE} ORDER BY 1")
         found = ", ".join(str(number) for (number,) in rows) or None
-    others = tables - {_VERSION_TABLE}
+    others = names - {_VERSION_TABLE}
     if (others and found is None) or (found and not {"models", "events"} <= others):
-        names = ", ".join(sorted(tables)[:5])
+        few = ", ".join(sorted(names)[:5])
         raise SchemaMismatch(
-            f"{database.name} belongs to another application (it has the tables {names}):"
+            f"{database.name} belongs to another application (it has the tables {few}):"
             " a ledger needs a database of its own"
         )
     return found

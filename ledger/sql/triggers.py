@@ -123,6 +123,13 @@ def postgres_triggers() -> dict[str, PostgresTrigger]:
     return {trigger.name: trigger for trigger in made}
 
 
+def functions(dialect: str) -> list[str]:
+    """The names of the functions that the triggers call, for "sqlite" or "postgresql"."""
+    if dialect == "sqlite":
+        return []
+    return sorted({trigger.function for trigger in postgres_triggers().values()})
+
+
 def statements(dialect: str) -> list[str]:
     """The DDL that makes every trigger, for "sqlite" or "postgresql"."""
     if dialect == "sqlite":

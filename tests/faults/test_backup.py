@@ -14,9 +14,13 @@ import torch
 from tests.api.test_command import inside
 from tests.faults.test_storage_full import small_file_system
 from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger import restoring
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.backup import FILE, backup, move_blobs, restore
+from weightledger.ledger.backup import FILE, backup, move_blobs, require_whole
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, NotFound, StorageError
+from weightledger.ledger.restoring import restore
+from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.schema import start_over
 
 Plain = Callable[[str], Any]
 MODEL = "m"
@@ -92,14 +96,9 @@ def test_a_backup_is_the_ledger_and_is_restored_into_either_database(
         restore(moved, new_url)
 
 
-@pytest.mark.parametrize("blob_url", ["database"], indirect=True)
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_backup_that_was_damaged_where_it_lay_is_not_restored_as_good(
-    log: Log, database_url: str, new_url: str, tmp_path: Path, plain: Plain
-) -> None:
-    """By a bit of a small payload, which nothing but reading the log whole looks at."""
-    backup(database_url, tmp_path / "copy")
-    connection = plain(url_of(tmp_path / "copy"))
+def damage(url: str, plain: Plain) -> None:
+    """Flip a bit of a small payload, which nothing but reading the log whole looks at."""
+    connection = plain(url)
     triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
     kept = triggers.fetchall()
     for name, _ in kept:
@@ -111,8 +110,95 @@ def test_a_backup_that_was_damaged_where_it_lay_is_not_restored_as_good(
     connection.execute("UPDATE events SET payload = ? WHERE event_key = ?", (flipped, seq))
     for _, sql in kept:
         connection.execute(sql)
-    with pytest.raises(CorruptLedger, match=f"the copy of '{MODEL}' does not verify"):
+    connection.close()
+
+
+def require_no_ledger(url: str) -> None:
+    """There is none at a URL; a SQLite file is not there at all, nor anything beside it."""
+    if url.startswith("sqlite"):
+        file = Path(url.removeprefix("sqlite:///"))
+        if not file.exists():
+            assert list(file.parent.glob(f"{file.name}*")) == []
+            return
+    with Ledger.open(url) as ledger:
+        assert ledger.models() == []
+
+
+def in_one_file(test: Any) -> Any:
+    """Of a ledger in one SQLite database."""
+    for name, value in {"blob_url": "database", "database_url": "sqlite"}.items():
+        test = pytest.mark.parametrize(name, [value], indirect=True)(test)
+    return test
+
+
+@in_one_file
+@pytest.mark.parametrize("there", ["nothing", "tables"])
+def test_a_backup_that_was_damaged_where_it_lay_leaves_nothing(
+    log: Log, database_url: str, new_url: str, there: str, tmp_path: Path, plain: Plain
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "copy"
+    backup(database_url, good)
+    shutil.copytree(good, bad)
+    damage(url_of(bad), plain)
+    if there == "tables":
+        Ledger.open(new_url).close()
+    with pytest.raises(CorruptLedger, match=r"nothing was restored to .*does not verify") as caught:
+        restore(bad, new_url, blob_url=str(tmp_path / "new blobs"))
+    assert f"--data-dir {bad}" in str(caught.value)
+    require_no_ledger(new_url)
+    assert not (tmp_path / "new blobs").exists()
+    restore(good, new_url, blob_url=str(tmp_path / "new blobs"))
+    require_same(new_url, facts(log))
+
+
+@in_one_file
+def test_a_database_that_spoils_what_it_is_given_has_no_ledger_afterwards(
+    log: Log,
+    database_url: str,
+    new_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup(database_url, tmp_path / "copy")
+    Ledger.open(new_url).close()
+
+    def spoilt(url: str, told: Any) -> None:
+        if url == new_url:
+            raise CorruptLedger("a bit fell over", seq=1)
+        require_whole(url, told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "require_whole", spoilt)
+        with pytest.raises(CorruptLedger, match=r"nothing was restored to .*a bit fell over"):
+            restore(tmp_path / "copy", new_url)
+    require_no_ledger(new_url)
+    restore(tmp_path / "copy", new_url)
+    require_same(new_url, facts(log))
+    with (
+        contextlib.closing(Database.connect(new_url)) as database,
+        pytest.raises(StorageError, match="was written to meanwhile"),
+    ):
+        start_over(database, events=1)
+    require_same(new_url, facts(log))
+
+
+@in_one_file
+@pytest.mark.parametrize("new_url", ["sqlite"], indirect=True)
+def test_a_database_that_came_meanwhile_is_not_replaced(
+    log: Log, database_url: str, new_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(database_url, tmp_path / "copy")
+
+    def meanwhile(url: str, told: Any) -> None:
+        with Ledger.open(new_url) as ledger:
+            ledger.model("theirs", base={"x": torch.zeros(2)})
+
+    monkeypatch.setattr(restoring, "require_whole", meanwhile)
+    with pytest.raises(InvalidRequest, match="is there meanwhile"):
         restore(tmp_path / "copy", new_url)
+    with Ledger.open(new_url) as ledger:
+        assert ledger.models() == ["theirs"]
+    assert list(tmp_path.glob("*.partial*")) == []
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
