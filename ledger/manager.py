@@ -5,11 +5,11 @@ up the event loop or an inference.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from weightledger.ledger.monitoring import journal
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.guard import MetricsGuard
+from weightledger.ledger.monitoring.leasing import MeasuredLease, PlainLease
 from weightledger.ledger.monitoring.observing import Observing
 from weightledger.ledger.monitoring.policy_files import policy_of
 from weightledger.ledger.monitoring.pushing import Pushed, push
@@ -280,10 +281,9 @@ class DynamicModelManager(Standing):
 
     # Inference
 
-    @contextlib.contextmanager
     def lease(
         self, adapter: str | None = None, measuring: Measuring | None = None
-    ) -> Iterator[Live]:
+    ) -> AbstractContextManager[Live]:
         """One committed state to infer with: `live.module`, `live.seq`, `live.digest`.
 
         With `adapter` the module is the base through that adapter, both of the same state;
@@ -291,29 +291,18 @@ class DynamicModelManager(Standing):
         The time it is held counts as one inference in the metrics, with what `measuring` says of
         it; one that the block raises on as a failed one, unless that is a LedgerError.
         """
-        told = measuring or Measuring()
-        started = time.perf_counter()
-        # An adapter is of the newest state only, and no trial is about it.
-        leasing = self.engine.lease() if adapter else self.supervision.lease(told.key)
-        with leasing as live:
-            seq = live.seq
-            try:
-                yield live if adapter is None else through(live, adapter)
-            except LedgerError:
-                told.counts &= told.outcome != "ok"
-                raise
-            except Exception:
-                told.outcome = "failed" if told.outcome == "ok" else told.outcome
-                raise
-            except BaseException:
-                told.counts = False
-                raise
-            finally:
-                if told.counts:
-                    queue_ms = None if told.arrived is None else 1000 * (started - told.arrived)
-                    took_ms = 1000 * (time.perf_counter() - started)
-                    unit = None if told.key is None else hash(told.key)
-                    self.collector.record(seq, took_ms, told.outcome, queue_ms, told.items, unit)
+        intake = self.collector.intake
+        if adapter is not None:
+            # An adapter is of the newest state only, and no trial is about it.
+            return MeasuredLease(
+                lambda _: self.engine.lease(),
+                intake,
+                measuring or Measuring(),
+                lambda live: through(live, adapter),
+            )
+        if measuring is None:
+            return PlainLease(self.supervision.lease, intake)
+        return MeasuredLease(self.supervision.lease, intake, measuring)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

@@ -5,12 +5,12 @@ They answer when the database does not: what only it could tell is left out then
 """
 
 import logging
-from collections import Counter as CountOf
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -31,7 +31,7 @@ from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
 from weightledger.ledger.monitoring.metrics import METRICS
-from weightledger.ledger.monitoring.samples import Inference, Sample
+from weightledger.ledger.monitoring.samples import OUTCOMES, Inferences, Sample
 from weightledger.ledger.writing.showing import Committed
 
 logger = logging.getLogger(__name__)
@@ -137,14 +137,15 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _measured(self, inferences: Sequence[Inference]) -> None:
+    def _measured(self, inferences: Inferences) -> None:
         """Whole batches at a time: requests are many, and this runs beside them."""
-        for outcome, count in CountOf(one.outcome for one in inferences).items():
-            self._inferences.labels(self._model, outcome).inc(count)
-        self.latency.add([one.latency_ms / 1000 for one in inferences if one.outcome == "ok"])
-        queues = [one.queue_ms for one in inferences if one.queue_ms is not None]
-        self.waited.add([queue_ms / 1000 for queue_ms in queues])
-        self._items.labels(self._model).inc(sum(one.items or 0 for one in inferences))
+        counts = np.bincount(inferences.outcome, minlength=len(OUTCOMES)).tolist()
+        for outcome, count in zip(OUTCOMES, counts, strict=True):
+            if count:
+                self._inferences.labels(self._model, outcome).inc(count)
+        self.latency.add(inferences.latency_ms[inferences.ok] / 1000)
+        self.waited.add(inferences.queue_ms[~np.isnan(inferences.queue_ms)] / 1000)
+        self._items.labels(self._model).inc(int(np.maximum(inferences.items, 0).sum()))
 
     def _scored(self, samples: Sequence[Sample]) -> None:
         for one in samples:
@@ -172,13 +173,13 @@ class Distribution:
         self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
         self.total = 0.0
 
-    def add(self, values: list[float]) -> None:
-        """Count values; only one thread does."""
-        if values:
+    def add(self, values: npt.NDArray[np.float64]) -> None:
+        """Count values, [n]; only one thread does."""
+        if len(values):
             # At its bound a value is within the bucket.
             places = np.searchsorted(self._bounds, values)
             self._counts = self._counts + np.bincount(places, minlength=len(self._counts))
-            self.total += sum(values)
+            self.total += float(values.sum())
 
     def buckets(self) -> list[tuple[str, float]]:
         """How many values are up to each bound, as text, the last one +Inf."""

@@ -9,10 +9,11 @@ import numpy as np
 
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
+from weightledger.ledger.monitoring.deciding.comparisons import Mask
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
 from weightledger.ledger.monitoring.deciding.panels import GAUGE, IN_A_ROW
 from weightledger.ledger.monitoring.references import values_of
-from weightledger.ledger.monitoring.samples import Inference, Sample
+from weightledger.ledger.monitoring.samples import NOT_SAID, Inferences, Sample
 
 MOST_UNITS = 100_000
 """Request keys of one case that are remembered; later ones count no more."""
@@ -56,16 +57,17 @@ class Case:
         self.held_back = True
         self._asked_again = time.monotonic() + _ASK_AGAIN_S
 
-    def infer(self, inferences: Sequence[Inference]) -> None:
+    def infer(self, inferences: Inferences) -> None:
         """Take in what requests were like, where they are of one side or the other."""
-        ours = [one for one in inferences if self._counts(one)]
-        if not ours:
+        ours = inferences.where(self._counted(inferences))
+        if not len(ours):
             return
-        for new in (False, True):
-            self.requests[new] += sum((one.seq in self.seqs) == new for one in ours)
+        new, ok = np.isin(ours.seq, [*self.seqs]), ours.ok
+        self.requests[True] += int(new.sum())
+        self.requests[False] += int((~new).sum())
         for metric, values in values_of(ours).items():
-            measured = [one for one in ours if metric == "failed" or one.outcome == "ok"]
-            self._observe(metric, values, [one.seq for one in measured])
+            if len(values):
+                self.panel.observe(metric, values, new if metric == "failed" else new[ok])
 
     def sample(self, samples: Sequence[Sample]) -> None:
         """Take in single values."""
@@ -85,17 +87,18 @@ class Case:
     def _knows(self, seq: int) -> bool:
         return seq in self.seqs or seq in self.old_seqs
 
-    def _counts(self, one: Inference) -> bool:
-        """Whether a request counts: of those with one key in a trial, which all meet one state, the
+    def _counted(self, told: Inferences) -> Mask:
+        """Which requests count: of those with one key in a trial, which all meet one state, the
         first. They are like each other, and a coin was thrown for them once."""
-        if not self._knows(one.seq):
-            return False
-        if not self.beside or one.unit is None:
-            return True
-        if one.unit in self._units or len(self._units) >= MOST_UNITS:
-            return False
-        self._units.add(one.unit)
-        return True
+        known: Mask = np.isin(told.seq, [*self.seqs, *self.old_seqs])
+        if self.beside:
+            for at in np.flatnonzero(known & (told.unit != NOT_SAID)):
+                unit = int(told.unit[at])
+                if unit in self._units or len(self._units) >= MOST_UNITS:
+                    known[at] = False
+                else:
+                    self._units.add(unit)
+        return known
 
 
 def measured(case: Case, metrics: Collection[str], minimum: int) -> bool:

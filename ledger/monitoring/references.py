@@ -4,7 +4,7 @@ The newest values of the last few states are kept in memory. Of states from befo
 started, what is stored stands in: as many values as a sketch can tell, each within 1 %.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -12,28 +12,28 @@ import numpy as np
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
 from weightledger.ledger.monitoring.deciding.wagers import Array
 from weightledger.ledger.monitoring.rollups import MetricsReader, Where
-from weightledger.ledger.monitoring.samples import Inference, Sample, Source
+from weightledger.ledger.monitoring.samples import Inferences, Source
 
 _STATES = 32
 """States whose values are kept; the one that later ones are compared with stays anyway."""
 
-Values = dict[str, list[float]]
+Values = dict[str, Array]
 
 
-def values_of(inferences: Iterable[Inference]) -> Values:
+def values_of(inferences: Inferences) -> Values:
     """The values of inferences by metric, in order.
 
     `throughput` is here how much one request got done in a second of serving: how many requests
     came says nothing about the model.
     """
-    values: Values = {"latency_ms": [], "throughput": [], "failed": []}
-    for one in inferences:
-        values["failed"].append(float(one.outcome != "ok"))
-        if one.outcome != "ok":
-            continue  # how soon it failed is not how fast the model is
-        values["latency_ms"].append(one.latency_ms)
-        values["throughput"].append(1000 * (one.items or 1) / max(one.latency_ms, 1e-6))
-    return values
+    ok = inferences.ok
+    latency_ms = inferences.latency_ms[ok]  # how soon one failed is not how fast the model is
+    done = np.maximum(inferences.items[ok], 1)
+    return {
+        "latency_ms": latency_ms,
+        "throughput": 1000 * done / np.maximum(latency_ms, 1e-6),
+        "failed": (~ok).astype(np.float64),
+    }
 
 
 class References:
@@ -41,20 +41,16 @@ class References:
 
     def __init__(self, reader: MetricsReader | None = None) -> None:
         self._reader = reader
-        self._kept: OrderedDict[int, dict[str, deque[float]]] = OrderedDict()
+        self._kept: OrderedDict[int, Values] = OrderedDict()
 
-    def add(self, node: int, values: Mapping[str, Sequence[float]]) -> None:
+    def add(self, node: int, values: Mapping[str, Array]) -> None:
         """Remember values of a state; those of others are forgotten after a while."""
         state = self._kept.setdefault(node, {})
         self._kept.move_to_end(node)
         for metric, some in values.items():
-            if some:
-                state.setdefault(metric, deque(maxlen=PAIRS)).extend(some)
-
-    def add_samples(self, node: int, samples: Iterable[Sample]) -> None:
-        """Remember single values of a state."""
-        for one in samples:
-            self.add(node, {one.metric: [one.value]})
+            if len(some):
+                known = state.get(metric, np.empty(0))
+                state[metric] = np.concatenate((known, some))[-PAIRS:]
 
     def forget_but(self, kept: Collection[int]) -> None:
         """Drop the oldest states beyond the limit, but for these."""
@@ -75,8 +71,8 @@ class References:
         known = {}
         for metric in metrics:
             values = state.get(metric)
-            if values:
-                known[metric] = np.array(values)
+            if values is not None:
+                known[metric] = values
             elif (stored := self._stored(metric, seqs)) is not None:
                 known[metric] = stored
         return known

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from weightledger.ledger.monitoring.samples import Source
 from weightledger.ledger.monitoring.sketches import Sketch
@@ -56,9 +57,9 @@ class Rollup:
 
 
 def rolled_up(
-    metric: str, source: Source, seq: int, start_us: int, end_us: int, values: Sequence[float]
+    metric: str, source: Source, seq: int, start_us: int, end_us: int, values: npt.ArrayLike
 ) -> Rollup:
-    """One rollup of at least one finite value."""
+    """One rollup of at least one finite value, [n]."""
     array = np.asarray(values, dtype=np.float64)
     return Rollup(
         metric,

@@ -20,7 +20,7 @@ from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
 from weightledger.ledger.monitoring.deciding.deciders import Ruling
 from weightledger.ledger.monitoring.policies import RollbackPolicy
-from weightledger.ledger.monitoring.samples import Inference, Sample
+from weightledger.ledger.monitoring.samples import Inferences, Sample
 from weightledger.ledger.monitoring.trial_clock import Clock
 from weightledger.ledger.monitoring.trial_course import Course
 from weightledger.ledger.monitoring.trial_log import (
@@ -103,7 +103,7 @@ class Trials:
             elif event.kind == events.ROLLED_BACK:
                 course.settle()
 
-    def inferences(self, told: Sequence[Inference]) -> None:
+    def inferences(self, told: Inferences) -> None:
         """Take in finished requests, in order."""
         course = self._course
         with course.lock:

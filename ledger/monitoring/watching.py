@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import Event
@@ -23,7 +25,7 @@ from weightledger.ledger.monitoring.deciding.panels import GAUGE, one_after_anot
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.references import References, values_of
 from weightledger.ledger.monitoring.rollups import MetricsReader
-from weightledger.ledger.monitoring.samples import Inference, Sample
+from weightledger.ledger.monitoring.samples import Inferences, Sample
 
 logger = logging.getLogger("weightledger.ledger.manager")
 
@@ -56,14 +58,16 @@ class Watch:
         self._harmful: set[int] = set()  # nodes that were ruled to be, and are no baseline
         self._fault: str | None = None
 
-    def inferences(self, told: Sequence[Inference]) -> None:
+    def inferences(self, told: Inferences) -> None:
         """Take in finished requests, in order."""
         with self._lock:
-            known = [one for one in told if self._is_known(one.seq)]
+            seqs = [seq for seq in np.unique(told.seq).tolist() if self._is_known(seq)]
+            known = told.where(np.isin(told.seq, seqs))
+            if not len(known):
+                return
             if self._case is not None:
                 self._case.infer(known)
-            for seq in dict.fromkeys(one.seq for one in known):
-                own = [one for one in known if one.seq == seq]
+            for seq, own in known.by_seq():
                 self._references.add(self._nodes[seq], values_of(own))
             self._judge()
 
@@ -81,7 +85,8 @@ class Watch:
             if self._case is not None:
                 self._case.sample(known)
             for one in known:
-                self._references.add(self._nodes[one.seq], {one.metric: [one.value]})
+                value = np.array([one.value])
+                self._references.add(self._nodes[one.seq], {one.metric: value})
             self._judge()
 
     # Under the lock

@@ -18,7 +18,7 @@ from weightledger import (
     TorchEngine,
 )
 from weightledger.ledger.events import Event
-from weightledger.ledger.monitoring.samples import Inference, Sample
+from weightledger.ledger.monitoring.samples import Inference, Inferences, Sample
 
 
 class Serving(torch.nn.Module):
@@ -53,7 +53,7 @@ class Users:
                 for _ in range(min(batch, requests - start))
             ]
             for listener in self.manager.collector._listeners:
-                listener(told)
+                listener(Inferences.of(told))
 
     def tell(self, metric: str, values: list[float], seq: int | None = None) -> None:
         """Values from outside, of what is live unless it is said of what."""
@@ -71,7 +71,7 @@ class Users:
             latency_ms = 20 * self.rng.lognormal(0, 0.3) * slower
             unit = None if key is None else hash(key)
             outcome = "failed" if failed else "ok"
-            return Inference(live.seq, 0, latency_ms, outcome, items=1, unit=unit)
+            return Inference(live.seq, latency_ms, outcome, items=1, unit=unit)
 
 
 def manager(folder: Path, **config: Any) -> DynamicModelManager:

@@ -24,11 +24,11 @@ from weightledger import (
     TorchEngine,
 )
 from weightledger.ledger.errors import StorageError
-from weightledger.ledger.monitoring import collector as collecting
+from weightledger.ledger.monitoring import intake, outbox, spans
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.condensing import MOST_RANGES, SECOND_US, SPAN_US, WIDER
 from weightledger.ledger.monitoring.rollups import Where, rolled_up
-from weightledger.ledger.monitoring.samples import Inference, Measuring, Sample
+from weightledger.ledger.monitoring.samples import Inferences, Measuring, Sample
 from weightledger.ledger.monitoring.stored import StoredMetrics
 
 NOW = 1_800_000_000 * SECOND_US
@@ -133,17 +133,17 @@ def test_current_metrics_are_those_of_the_live_state(manager: DynamicModelManage
 def test_listeners_are_told_every_inference_once_and_in_order(
     manager: DynamicModelManager,
 ) -> None:
-    told: list[Inference] = []
+    told: list[Inferences] = []
 
     def breaks(_: Any) -> None:
         raise ValueError("a listener's own fault")
 
     manager.collector.subscribe(breaks)
-    manager.collector.subscribe(told.extend)
+    manager.collector.subscribe(told.append)
     for number in range(20):
         infer(manager, Measuring(items=number))
-    until(lambda: len(told) >= 20, "listeners were not told")
-    assert [one.items for one in told] == list(range(20))
+    until(lambda: sum(map(len, told)) >= 20, "listeners were not told")
+    assert [items for batch in told for items in batch.items] == list(range(20))
 
 
 def test_scores_of_an_update_are_samples_at_its_seq(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_states_next_to_each_other_share_rows_where_there_are_too_many(
     collector = collected(stored)
     for seq in range(1000):
         for _ in range(3):
-            collector.record(seq, float(seq + 1))
+            collector.intake.record(seq, float(seq + 1))
     collector.close()
     latency = stored.rollups(Where(metrics=["latency_ms"]))
     spans = {one.start_us for one in latency}
@@ -180,7 +180,7 @@ def test_states_next_to_each_other_share_rows_where_there_are_too_many(
 def test_a_flood_within_one_span_is_summed_up_as_it_comes(
     stored: StoredMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "_MOST_VALUES", 100)
+    monkeypatch.setattr(spans, "MOST_VALUES", 100)
     collector = collected(stored)
     values = np.random.default_rng(1).lognormal(0, 1, 950)
     collector.add([Sample("custom.x", value, NOW, 4, "pushed") for value in values])
@@ -211,10 +211,10 @@ class Away:
 def test_what_a_lost_database_misses_is_kept_within_bounds_and_told(
     stored: StoredMetrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(collecting, "MOST_ROLLUPS", 5)
+    monkeypatch.setattr(outbox, "MOST_ROLLUPS", 5)
     collector = collected(stored)
     away: Any = Away(stored)
-    collector._stored = away
+    collector._outbox.stored = away
     for span in range(8):
         collector.add([Sample("custom.x", 1.0, NOW + span * SPAN_US, 4, "pushed")])
         with caplog.at_level(logging.WARNING):
@@ -235,10 +235,10 @@ def test_what_a_lost_database_misses_is_kept_within_bounds_and_told(
 def test_more_inferences_than_can_wait_are_counted(
     stored: StoredMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "MOST_ARRIVED", 10)
+    monkeypatch.setattr(intake, "MOST_ARRIVED", 10)
     collector = collected(stored)
     for _ in range(15):
-        collector.record(0, 1.0)
+        collector.intake.record(0, 1.0)
     assert collector.health.lost == 5
     collector.close()
     told = stored.summary("latency_ms", Where())
@@ -259,7 +259,7 @@ def test_memory_and_throughput_are_measured_while_there_is_traffic(stored: Store
     collector.gauge(1.0)
     assert collector.rollups(Where()) == []
     for seq in (3, 3, 3):
-        collector.record(seq, 1.0)
+        collector.intake.record(seq, 1.0)
     collector.tick()
     collector.gauge(0.5)
     throughput = collector.summary("throughput", Where())
@@ -268,8 +268,8 @@ def test_memory_and_throughput_are_measured_while_there_is_traffic(stored: Store
     memory = collector.summary("memory_usage_mb", Where())
     assert memory is not None
     assert memory.mean > 10
-    collector.record(3, 1.0)
-    collector.record(4, 1.0)  # which of the two gave how many in that second is not known
+    collector.intake.record(3, 1.0)
+    collector.intake.record(4, 1.0)  # which of the two gave how many in that second is not known
     collector.tick()
     collector.gauge(0.5)
     again = collector.summary("throughput", Where())

@@ -177,7 +177,7 @@ def test_what_was_measured_before_a_restart_is_a_baseline_after_it(tmp_path: Pat
     one = manager(tmp_path, auto_rollback_metrics=METRICS)
     rng = np.random.default_rng(3)
     for latency_ms in 20 * rng.lognormal(0, 0.3, PAIRS):
-        one.collector.record(0, float(latency_ms))
+        one.collector.intake.record(0, float(latency_ms))
     update(one, "delay", 60.0)
     one.close()
     again = manager(tmp_path, auto_rollback_metrics=METRICS, on_mismatch="ledger")
