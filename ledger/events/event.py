@@ -8,17 +8,20 @@ metadata) enters a header only as a salted SHA-256 and lives in a side table.
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec.structs import force_setattr
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
 from weightledger.ledger.events.kinds import (
     FIRST_SCHEMA,
     FORMAT,
+    IN_BLOBS,
     INLINE_BYTES,
     LEAF_PREFIX,
     UPDATE_REJECTED,
@@ -26,17 +29,21 @@ from weightledger.ledger.events.kinds import (
     VERSION_CREATED,
 )
 
+# What a header has in it where its body says so, and seldom otherwise: most bodies need not be
+# decoded. (In a string the quotes would be escaped.)
+_FORM_OF_FACTORS = b'"form":"%s"' % FACTORS.encode()
+_FORM_OF_WHOLE = b'"form":"%s"' % WHOLE.encode()
+_IN_BLOBS = b'"where":"%s"' % IN_BLOBS.encode()
 
-@dataclass(frozen=True, slots=True)
-class BlobRef:
+
+class BlobRef(msgspec.Struct, frozen=True, gc=False):
     """A content-addressed piece of payload: its digest (32 bytes) and its size in bytes."""
 
     digest: bytes
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(msgspec.Struct, frozen=True, gc=False):
     """Running totals after an event: updates tried, updates applied, versions named."""
 
     updates: int = 0
@@ -67,16 +74,16 @@ def annotation_digest(salt: bytes, name: str, value: str) -> str:
     return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Event:
-    """One sealed event, as read from the log.
+class Event(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """One sealed event, as read from the log; two are equal when their headers are.
 
     `node` is the state the model is in after the event, named by the seq of the event that first
     led there; `parent` is, for a state-changing event, the node the model was in before.
     `state_seq` is the seq of the last state-changing event up to and including this one.
     `active` is the number of the active version after the event: the nearest named ancestor.
     `recorded_at` is UTC microseconds since the epoch and never decreases along a log. `body` holds
-    the facts of the kind as they are stored, by `schema`; `events.bodies` reads them.
+    the facts of the kind as they are stored, by `schema`; `events.bodies` reads them. Most readers
+    never ask for it, so it is decoded when somebody does.
     """
 
     model: str
@@ -90,7 +97,6 @@ class Event:
     state_before: bytes | None
     state_after: bytes
     counts: Counts
-    body: Mapping[str, Any]
     payload: tuple[BlobRef, ...]
     request_id: str | None
     idempotency_key: str | None
@@ -104,9 +110,30 @@ class Event:
     prev: bytes | None
     header: bytes
     hash: bytes
+    body_json: bytes | memoryview | msgspec.Raw
+    _body: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Event {self.seq} {self.kind} {self.name} of {self.model}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and self.header == other.header
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The facts of its kind; CorruptLedger when they are no JSON object."""
+        if self._body is None:
+            try:
+                body = orjson.loads(memoryview(self.body_json))
+            except ValueError as error:
+                raise CorruptLedger(
+                    f"event {self.seq}: its body cannot be read: {error}", seq=self.seq
+                ) from None
+            force_setattr(self, "_body", body)
+            return body  # type: ignore[no-any-return]
+        return self._body
 
     @property
     def name(self) -> str:
@@ -125,7 +152,8 @@ class Event:
 
     @property
     def payload_size(self) -> int:
-        return sum(ref.size for ref in self.payload)
+        payload = self.payload
+        return payload[0].size if len(payload) == 1 else sum([ref.size for ref in payload])
 
     @property
     def changes(self) -> tuple[TensorChange, ...]:
@@ -135,20 +163,24 @@ class Event:
     @property
     def forward_only(self) -> bool:
         """Whether its changes cannot be undone from what it stores, only redone."""
+        if _FORM_OF_FACTORS not in self.header:  # nearly always: then nobody has to look closer
+            return False
         return any(item.get("form") == FACTORS for item in self.body.get("tensors", ()))
 
     @property
     def blobs(self) -> tuple[bytes, ...]:
         """Digests of the blobs that redoing or undoing it reads; none for a small payload."""
-        inline = len(self.payload) == 1 and self.payload[0].size <= INLINE_BYTES
-        found = [] if inline else [ref.digest for ref in self.payload]
-        if any(item.get("form") == WHOLE for item in self.body.get("tensors", ())):
+        payload, header = self.payload, self.header
+        inline = len(payload) == 1 and payload[0].size <= INLINE_BYTES
+        digests = [] if inline else [ref.digest for ref in payload]
+        if _FORM_OF_WHOLE in header:
             for change in self.changes:
                 if change.form == WHOLE:
-                    found += [end for end in (change.before, change.after) if end is not None]
-        kept = (self.body.get("operands") or {}).get("tensors", ())
-        found += [bytes.fromhex(one["digest"]) for one in kept if "digest" in one]
-        return tuple(found)
+                    digests += [end for end in (change.before, change.after) if end is not None]
+        if _IN_BLOBS in header:
+            kept = (self.body.get("operands") or {}).get("tensors", ())
+            digests += [bytes.fromhex(one["digest"]) for one in kept if "digest" in one]
+        return tuple(digests)
 
 
 def leaf_hash(header: bytes) -> bytes:
@@ -156,46 +188,94 @@ def leaf_hash(header: bytes) -> bytes:
     return hashlib.sha256(LEAF_PREFIX + header).digest()
 
 
+class _Piece(msgspec.Struct, gc=False):
+    digest: str
+    size: int
+
+
+class _Header(msgspec.Struct, gc=False):
+    """A header as it is stored."""
+
+    body: msgspec.Raw
+    counts: Counts
+    format: int
+    kind: str
+    model: str
+    node: int
+    payload: list[_Piece]
+    recorded_at: int
+    seq: int
+    state_after: str
+    state_seq: int
+    active: int | None = None
+    actor: str | None = None
+    idempotency_key: str | None = None
+    metadata: str | None = None
+    number: int | None = None
+    parent: int | None = None
+    prev: str | None = None
+    reason: str | None = None
+    request_digest: str | None = None
+    request_id: str | None = None
+    schema: int = FIRST_SCHEMA
+    series: str | None = None
+    state_before: str | None = None
+
+
+_read = msgspec.json.Decoder(_Header).decode
+
+
 def decode(header: bytes) -> Event:
     """Read a stored header; CorruptLedger when it is not one of a known format."""
     try:
-        fields = orjson.loads(header)
-        if fields["format"] != FORMAT:
-            raise CorruptLedger(f"event format {fields['format']} is not known, expected {FORMAT}")
+        if not header.isascii():
+            header.decode()  # the body, which is passed over here, has to be text as well
+        stored = _read(header)
+        if stored.format != FORMAT:
+            raise _unknown(stored.format)
+        before, request, prev = stored.state_before, stored.request_digest, stored.prev
+        # By position: names would take as long as all the rest.
         return Event(
-            model=fields["model"],
-            seq=fields["seq"],
-            kind=fields["kind"],
-            schema=fields.get("schema", FIRST_SCHEMA),
-            recorded_at=fields["recorded_at"],
-            node=fields["node"],
-            parent=fields.get("parent"),
-            state_seq=fields["state_seq"],
-            state_before=_digest(fields.get("state_before")),
-            state_after=bytes.fromhex(fields["state_after"]),
-            counts=Counts(**fields["counts"]),
-            body=fields["body"],
-            payload=_payload(fields["payload"]),
-            request_id=fields.get("request_id"),
-            idempotency_key=fields.get("idempotency_key"),
-            request_digest=_digest(fields.get("request_digest")),
-            series=fields.get("series"),
-            number=fields.get("number"),
-            active=fields.get("active"),
-            actor_digest=fields.get("actor"),
-            reason_digest=fields.get("reason"),
-            metadata_digest=fields.get("metadata"),
-            prev=_digest(fields.get("prev")),
-            header=bytes(header),
-            hash=leaf_hash(header),
+            stored.model,
+            stored.seq,
+            stored.kind,
+            stored.schema,
+            stored.recorded_at,
+            stored.node,
+            stored.parent,
+            stored.state_seq,
+            None if before is None else bytes.fromhex(before),
+            bytes.fromhex(stored.state_after),
+            stored.counts,
+            tuple([BlobRef(bytes.fromhex(one.digest), one.size) for one in stored.payload]),
+            stored.request_id,
+            stored.idempotency_key,
+            None if request is None else bytes.fromhex(request),
+            stored.series,
+            stored.number,
+            stored.active,
+            stored.actor,
+            stored.reason,
+            stored.metadata,
+            None if prev is None else bytes.fromhex(prev),
+            header,
+            leaf_hash(header),
+            stored.body,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptLedger(f"event header cannot be read: {error!r}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _other_format(header) or CorruptLedger(
+            f"event header cannot be read: {error!r}"
+        ) from None
 
 
-def _digest(value: str | None) -> bytes | None:
-    return None if value is None else bytes.fromhex(value)
+def _other_format(header: bytes) -> CorruptLedger | None:
+    """What to say of a header that is not of this format, where it says so."""
+    try:
+        number = orjson.loads(header)["format"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if number == FORMAT else _unknown(number)
 
 
-def _payload(items: Sequence[Mapping[str, Any]]) -> tuple[BlobRef, ...]:
-    return tuple(BlobRef(bytes.fromhex(item["digest"]), item["size"]) for item in items)
+def _unknown(number: Any) -> CorruptLedger:
+    return CorruptLedger(f"event format {number} is not known, expected {FORMAT}")

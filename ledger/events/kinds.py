@@ -74,3 +74,7 @@ REDACTIONS = "redactions"  # events that say which texts were taken away, from 0
 # What a draft says of the active version.
 KEEP_ACTIVE = -1
 THIS_VERSION = -2
+
+# Where an event's operands are.
+IN_PAYLOAD = "payload"
+IN_BLOBS = "blobs"

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import orjson
-
 from weightledger.ledger.events.bodies.protocol import Body, schema_of
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.event import Annotation, BlobRef, Counts, Event, leaf_hash
@@ -75,33 +73,33 @@ def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
     actor, reason, metadata = note.digest("actor"), note.digest("reason"), note.digest("metadata")
     body = canonical(draft.body.to_json())
     header = _header(draft, model, last, place, body, actor, reason, metadata)
+    # By position: names would take as long as all the rest.
     return Event(
-        model=model,
-        seq=place.seq,
-        kind=draft.kind,
-        schema=schema_of(draft.body),
-        recorded_at=place.recorded_at,
-        node=place.node,
-        parent=place.parent,
-        state_seq=place.state_seq,
-        state_before=last.state_after if last else None,
-        state_after=draft.state_after,
-        counts=place.counts,
-        # Read back, so that who holds the event sees the numbers that who reads it will see.
-        body=orjson.loads(body),
-        payload=draft.payload,
-        request_id=draft.request_id,
-        idempotency_key=draft.idempotency_key,
-        request_digest=draft.request_digest,
-        series=draft.series,
-        number=place.number,
-        active=place.active,
-        actor_digest=actor,
-        reason_digest=reason,
-        metadata_digest=metadata,
-        prev=last.hash if last else None,
-        header=header,
-        hash=leaf_hash(header),
+        model,
+        place.seq,
+        draft.kind,
+        schema_of(draft.body),
+        place.recorded_at,
+        place.node,
+        place.parent,
+        place.state_seq,
+        last.state_after if last else None,
+        draft.state_after,
+        place.counts,
+        draft.payload,
+        draft.request_id,
+        draft.idempotency_key,
+        draft.request_digest,
+        draft.series,
+        place.number,
+        place.active,
+        actor,
+        reason,
+        metadata,
+        last.hash if last else None,
+        header,
+        leaf_hash(header),
+        body,  # so who holds the event sees the numbers that who reads it will see
     )
 
 

@@ -4,7 +4,6 @@ The header is the event; these fields repeat parts of it. Whoever reads an event
 of them with the header, so what a query found is what was recorded.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from weightledger.ledger.errors import CorruptLedger
@@ -53,7 +52,7 @@ def facts_of(event: Event) -> tuple[Any, ...]:
     )
 
 
-def event_of(facts: Sequence[Any], model: str) -> Event:
+def event_of(facts: tuple[Any, ...], model: str) -> Event:
     """The event of the fields of Facts; CorruptLedger names the seq and what does not match."""
     seq, header = facts[0], facts[_HEADER]
     if type(header) is not bytes:
@@ -63,7 +62,7 @@ def event_of(facts: Sequence[Any], model: str) -> Event:
     except CorruptLedger as error:
         raise CorruptLedger(f"event {seq}: {error}", seq=seq) from None
     expected = facts_of(event)
-    if tuple(facts) != expected:
+    if facts != expected:
         wrong = [
             name
             for name, got, want in zip(Facts._fields, facts, expected, strict=True)

@@ -28,7 +28,8 @@ def scan(of: ModelRows, start: int, stop: int | None) -> Iterator[Event]:
         with of.database.look() as execute:
             page = execute(_RANGE, (expected, last)).fetchall()
         for row in page:
-            _require(row[0], expected)
+            if row[0] != expected:
+                raise _missing(expected)
             yield of.event(row)
             expected += 1
         if len(page) < _PAGE:
@@ -41,9 +42,11 @@ def news(of: ModelRows, seq: int, most: int) -> list[tuple[Event, bytes | None]]
     with of.database.look() as execute:
         page = execute(_NEWS, (expected, of.key(SEQ_MASK), most)).fetchall()
     read: list[tuple[Event, bytes | None]] = []
-    for *row, payload in page:
-        _require(row[0], expected)
-        event = of.event(row)
+    for row in page:
+        if row[0] != expected:
+            raise _missing(expected)
+        payload = row[-1]
+        event = of.event(row[:-1])
         read.append((event, None if payload is None else payloads.checked(event, payload)))
         expected += 1
     return read
@@ -78,7 +81,6 @@ def _payload(event: Event, inline: Mapping[int, bytes | None], blobs: BlobStore)
     return payloads.from_blobs(event, blobs) if held is None else payloads.checked(event, held)
 
 
-def _require(key: int, expected: int) -> None:
-    if key != expected:
-        missing = expected & SEQ_MASK
-        raise CorruptLedger(f"event {missing} is missing", seq=missing)
+def _missing(key: int) -> CorruptLedger:
+    seq = key & SEQ_MASK
+    return CorruptLedger(f"event {seq} is missing", seq=seq)

@@ -38,8 +38,8 @@ def to_row(model_id: int, event: Event) -> tuple[Any, ...]:
 
 def from_row(row: Any, model_id: int, model: str) -> Event:
     """The event of a row of COLUMNS; CorruptLedger names the seq and what does not match."""
-    key, of_model, *facts = row
+    key = row[0]
     seq = key & SEQ_MASK
-    if of_model != model_id or key >> SEQ_BITS != model_id:
+    if row[1] != model_id or key >> SEQ_BITS != model_id:
         raise CorruptLedger(f"event {seq}: model_id in its row is not the model's", seq=seq)
-    return event_of((seq, *facts), model)
+    return event_of((seq, *row[2:]), model)

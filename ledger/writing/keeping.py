@@ -13,14 +13,13 @@ import torch
 from weightledger.ledger.blobs import Buffer
 from weightledger.ledger.errors import UnsupportedModel
 from weightledger.ledger.events.bodies.operands import (
-    IN_BLOBS,
-    IN_PAYLOAD,
     OUTSIDE,
     SWITCHED_OFF,
     TOO_LARGE,
     KeptTensor,
     Operands,
 )
+from weightledger.ledger.events.kinds import IN_BLOBS, IN_PAYLOAD
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes, name_of, spec_of
 from weightledger.ledger.tensors.spec import DTYPES, TensorSpec

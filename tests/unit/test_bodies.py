@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -195,12 +196,50 @@ def test_a_body_reads_back_from_its_bytes(kind: str, data: st.DataObject) -> Non
 def altered(**changes: Any) -> Event:
     """A stored update, something about it being otherwise."""
     event = next(e for e in map(decode, HEADERS) if e.kind == "updated")
-    return dataclasses.replace(event, **changes)
+    return msgspec.structs.replace(event, **changes)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(MADE["updated"], DIGESTS)
+def test_an_event_tells_what_its_body_says_without_reading_it(body: Updated, state: bytes) -> None:
+    first = seal(Draft(Registered(1, 4), state), "m", None, 0)
+    event = seal(Draft(body, state), "m", first, 0)
+    whole = [one for one in body.tensors if one.form == WHOLE]
+    ends = [end for one in whole for end in (one.before, one.after) if end is not None]
+    kept = () if body.operands is None else body.operands.tensors
+    in_blobs = [one.digest for one in kept if one.digest is not None and body.operands is not None]
+    if body.operands is not None and body.operands.where != IN_BLOBS:
+        in_blobs = []
+    assert event.forward_only == any(one.form == FACTORS for one in body.tensors)
+    assert event.blobs == (*ends, *in_blobs)
+    assert decode(event.header) == event
+    assert decode(event.header).body == event.body == json.loads(canonical(body.to_json()))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        HEADERS[1].replace(b'"body":{', b'"body":{"\xff":0,', 1),
+        HEADERS[1].replace(b'"node":', b'"node":"x",', 1),
+        HEADERS[1][:-1],
+        b"[]",
+    ],
+)
+def test_a_header_that_cannot_be_read_is_corrupt(header: bytes) -> None:
+    with pytest.raises(CorruptLedger, match="event header cannot be read"):
+        decode(header)
+
+
+def test_a_body_that_cannot_be_read_is_corrupt_and_names_its_event() -> None:
+    event = altered(body_json=b"{", _body=None)
+    with pytest.raises(CorruptLedger, match="its body cannot be read") as caught:
+        _ = event.body
+    assert caught.value.seq == event.seq
 
 
 def test_a_body_that_lacks_something_is_corrupt_and_names_its_event() -> None:
     with pytest.raises(CorruptLedger, match="its body is not that of 'updated'") as caught:
-        body_of(altered(body={}), Updated)
+        body_of(altered(body_json=b"{}", _body=None), Updated)
     assert caught.value.seq == altered().seq
 
 

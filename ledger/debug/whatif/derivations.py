@@ -17,12 +17,12 @@ from weightledger.ledger.errors import CannotDerive, CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Updated, body_of
 from weightledger.ledger.events.bodies.operands import (
-    IN_BLOBS,
     OUTSIDE,
     SWITCHED_OFF,
     TOO_LARGE,
     Operands,
 )
+from weightledger.ledger.events.kinds import IN_BLOBS
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.lanes import from_bytes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec

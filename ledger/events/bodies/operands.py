@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self
 
+from weightledger.ledger.events.kinds import IN_BLOBS, IN_PAYLOAD
 from weightledger.ledger.tensors.spec import DTYPES, TensorSpec
-
-IN_PAYLOAD = "payload"
-IN_BLOBS = "blobs"
 
 # Why operands are not there; permanent words.
 OUTSIDE = "outside"  # the values came ready from elsewhere: there is nothing to work out again
