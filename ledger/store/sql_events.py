@@ -46,6 +46,7 @@ class SqlEvents:
     def __init__(self, home: LedgerStore, database: Database, appender: Appender) -> None:
         self.home = home
         self.model = appender.model
+        self._database = database
         self._of = of = ModelRows(database, appender.model_id, appender.model)
         self._appender = appender
         self._turnstile = database.turnstile(of.model_id, of.model)
@@ -156,7 +157,7 @@ class SqlEvents:
         return log_reading.raw(self._of, start, stop)
 
     def tree_hashes(self, level: int, start: int, stop: int) -> list[bytes]:
-        with self._of.database.read() as execute:
+        with self._database.read() as execute:
             return tree_rows.hashes(execute, self._of.model_id, level, start, stop)
 
     def discrepancies(self, weights: Collection[str] | None, *, tree: bool = True) -> list[str]:

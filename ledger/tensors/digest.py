@@ -32,7 +32,7 @@ def chunk_digests(lanes: NDArray[Any]) -> bytearray:
     `lanes` is a contiguous array of any dtype; its bytes are what is hashed.
     """
     if lanes.ndim == 1 and 0 < lanes.nbytes <= CHUNK_BYTES:  # the calls would cost as much again
-        return bytearray(blake3(lanes.view(np.uint8).data).digest())
+        return bytearray(blake3(lanes.data.cast("B")).digest())
     return _hash_range(_bytes_of(lanes), 0, lanes.nbytes)
 
 
@@ -45,7 +45,7 @@ def content_digest(data: bytes | bytearray | memoryview | NDArray[Any]) -> bytes
     """The digest of a tensor with these bytes, 32 bytes."""
     if isinstance(data, np.ndarray):
         if data.ndim == 1 and 0 < data.nbytes <= CHUNK_BYTES and data.flags.c_contiguous:
-            return blake3(blake3(data.view(np.uint8).data).digest()).digest()
+            return blake3(blake3(data.data.cast("B")).digest()).digest()
         view = _bytes_of(data)
     else:
         if type(data) is bytes and 0 < len(data) <= CHUNK_BYTES:

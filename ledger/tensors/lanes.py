@@ -81,12 +81,17 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     tells which. Raises UnsupportedModel if the ledger cannot hold the tensor.
     """
     require_little_endian()
-    if type(tensor) is torch.Tensor and tensor.dtype in _ONE_LANE_NUMPY:
+    if type(tensor) is torch.Tensor:
         # The usual case, without the calls that take most of a small tensor's time: `numpy` raises
         # for whatever is not plain memory.
-        plain_lanes = _plain_lanes(tensor)
-        if plain_lanes is not None:
-            return plain_lanes
+        lane_dtype = _ONE_LANE_NUMPY.get(tensor.dtype)
+        if lane_dtype is not None and tensor.is_contiguous():
+            try:
+                plain_lanes: Lanes = tensor.numpy().reshape(-1).view(lane_dtype)
+            except (RuntimeError, TypeError):
+                pass
+            else:
+                return plain_lanes
     check_tensor(name, tensor)
     lane = DTYPES[_NAMES[tensor.dtype]].lane
     plain = tensor.detach()
@@ -97,16 +102,6 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
     # Not view(-1): a contiguous tensor of one element may have any stride, and would keep it.
     flat = plain.as_strided((plain.numel(),), (1,))
     return flat.view(torch.uint8).numpy().view(lane)
-
-
-def _plain_lanes(tensor: torch.Tensor) -> "Lanes | None":
-    try:
-        if not tensor.is_contiguous():
-            return None
-        values: Lanes = tensor.numpy()
-        return values.reshape(-1).view(_ONE_LANE_NUMPY[tensor.dtype])
-    except (RuntimeError, TypeError):
-        return None
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:

@@ -4,11 +4,13 @@ What fits becomes an `Update`; what does not is an error that names the field an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+from msgspec.structs import force_setattr
 
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import InvalidRequest, NotFound
@@ -47,8 +49,7 @@ class IncrementalUpdateRequest:
     factors: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(msgspec.Struct, frozen=True, eq=False):
     """A request that fits its parameter.
 
     `operand` is flat with one value for each element (or each of `indices`, which ascend), or is
@@ -62,20 +63,22 @@ class Update:
     metadata: str | None
     operand: torch.Tensor | None = None
     indices: torch.Tensor | None = None
-    factors: Factors | None = field(default=None)
+    factors: Factors | None = None
+    _facts: Mapping[str, Any] | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the event says about the request: its options, and the digest of what was sent."""
-        known: Mapping[str, Any] | None = self.__dict__.get("_facts")
-        if known is None:  # not `cached_property`, whose lock takes longer than the rest
-            known = self.__dict__["_facts"] = {
+        if self._facts is None:
+            facts = {
                 "parameter": self.spec.name,
                 "operation": self.update_type,
                 "learning_rate": self.learning_rate,
                 "operand": self._described(),
             }
-        return known
+            force_setattr(self, "_facts", facts)
+            return facts
+        return self._facts
 
     @property
     def digest(self) -> bytes:

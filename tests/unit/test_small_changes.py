@@ -18,7 +18,7 @@ from weightledger.ledger.errors import CorruptLedger, InvalidRequest, WeightsCha
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing import arithmetic, encoding
-from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
 from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
@@ -157,3 +157,41 @@ def test_the_short_arithmetic_and_the_general_one_are_equal(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "_SIMPLE", ())
         assert outcome() == short
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.lists(BITS, min_size=4, max_size=4),
+        st.sampled_from(["additive", "multiplicative"]),
+        st.sampled_from([1e-60, 1e-3, 1 / 3, 1.0]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(bits=st.lists(BITS, min_size=4, max_size=4), steps=STEPS)
+def test_many_updates_at_once_are_one_after_the_other(
+    bits: list[int], steps: list[tuple[list[int], str, float]]
+) -> None:
+    """Or none of them, where one is special: what is not finite on the way is not overlooked."""
+    before, specs = tensor(bits), {"w": TensorSpec("w", "float32", (4,))}
+    updates = [
+        validate(IncrementalUpdateRequest("w", tensor(sent), rate, update_type=kind), specs)
+        for sent, kind, rate in steps
+    ]
+    at_once = moved_quickly(updates, before)
+    if at_once is None:
+        return
+    one_by_one = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "_SIMPLE", ())
+        for update in updates:
+            one_by_one = compute(update, one_by_one)
+    assert at_once.numpy().tobytes() == one_by_one.numpy().tobytes()
+
+
+def test_many_ordinary_updates_go_the_short_way() -> None:
+    specs = {"w": TensorSpec("w", "float32", (2, 8))}
+    request = IncrementalUpdateRequest("w", torch.randn(2, 8), 0.1)
+    assert moved_quickly([validate(request, specs)] * 3, torch.randn(2, 8)) is not None

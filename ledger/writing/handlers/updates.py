@@ -1,19 +1,26 @@
 """What updates do: the arithmetic of requests."""
 
+from collections.abc import Sequence
+
 import torch
 
 from weightledger.ledger.tensors.spec import WEIGHTS
-from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
 from weightledger.ledger.writing.commands import ApplyUpdates
 from weightledger.ledger.writing.given import operands_of
 from weightledger.ledger.writing.plans import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
+from weightledger.ledger.writing.requests import Update
 from weightledger.ledger.writing.staged import Staged
 
 
 def apply(command: ApplyUpdates, staged: Staged) -> Plan:
     """Updates of parameters, each computed on what those before it led to."""
     staged.make_room()
+    if len(command.updates) > 1:
+        quick = _moved_quickly(command.updates, staged)
+        if quick is not None:
+            return Plan(command.facts, quick, given=operands_of(command.updates))
     writes: dict[str, Write] = {}
     try:
         for update in command.updates:
@@ -31,6 +38,20 @@ def apply(command: ApplyUpdates, staged: Staged) -> Plan:
         refused = Verdict(reason=reason, evidence={"cause": "non_finite"})
         return Plan(command.facts, verdict=refused)
     return Plan(command.facts, writes, given=operands_of(command.updates))
+
+
+def _moved_quickly(updates: Sequence[Update], staged: Staged) -> dict[str, Write] | None:
+    """What many updates of small tensors lead to; None where one of them is anything special."""
+    of: dict[str, list[Update]] = {}
+    for update in updates:
+        of.setdefault(update.spec.name, []).append(update)
+    writes: dict[str, Write] = {}
+    for name, its in of.items():
+        after = moved_quickly(its, staged.tensor(WEIGHTS + name))
+        if after is None:
+            return None
+        writes[name] = Write(after)
+    return writes
 
 
 def _both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
