@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightledger.api.reproducing import reproduce
+    from weightledger.api.reproducing.again import reproduce
     from weightledger.api.rest.errors import install as install_errors
     from weightledger.api.rest.router import router
 
 _HOMES = {
     "install_errors": ("weightledger.api.rest.errors", "install"),
-    "reproduce": ("weightledger.api.reproducing", "reproduce"),
+    "reproduce": ("weightledger.api.reproducing.again", "reproduce"),
     "router": ("weightledger.api.rest.router", "router"),
 }
 

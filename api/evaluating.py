@@ -12,15 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
+from weightledger import DynamicModelManager
 from weightledger.api.server import loading
-from weightledger.ledger.debug.bisect.judges import Answer, Asked, CalledJudge
-from weightledger.ledger.debug.exporting import write_safetensors
-from weightledger.ledger.debug.walking import ReplayedState
+from weightledger.ledger.debug.bisect.judges import Answer, Asked, CalledJudge, StateToJudge
+from weightledger.ledger.engines import Engine, Separable
 from weightledger.ledger.errors import InvalidRequest, JudgeFailed, LedgerError
 from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
+from weightledger.ledger.monitoring.time_limits import limited
 
 BUILT_IN = "built-in"
 
@@ -62,7 +64,13 @@ def _loaded(subject: Subject) -> tuple[loading.Loaded, Evaluator]:
 def score(subject: Subject, weights: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a state; InvalidRequest where the weights are not the model's."""
     loaded, evaluator = subject.load()
-    engine = loaded.engine
+    return measured(loaded.engine, evaluator, weights)
+
+
+def measured(
+    engine: Engine, evaluator: Evaluator, weights: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """The metrics of an engine's model with these weights, further names of tied ones included."""
     first = engine.aliases().keys()
     named = {name: tensor for name, tensor in weights.items() if name not in first}
     return dict(scores_of(evaluator(engine.prepare(named).module)).metrics)
@@ -74,6 +82,28 @@ class Evaluating(CalledJudge):
     def __init__(self, subject: Subject) -> None:
         subject.load()
         super().__init__(lambda state: score(subject, state.weights))
+
+
+def evaluating_served(manager: DynamicModelManager) -> CalledJudge:
+    """The evaluator that the manager's candidates meet, as a judge of states.
+
+    It looks at a copy of the served model, beside what is live. InvalidRequest where the server has
+    no evaluator, or no model of its own.
+    """
+    evaluator, engine = manager.evaluator, manager.engine
+    if evaluator is None:
+        raise InvalidRequest(
+            "this server has no evaluator: start it with --evaluator, or judge elsewhere and send "
+            "the verdicts",
+            param="judge",
+        )
+    if not isinstance(engine, Separable):
+        raise InvalidRequest(
+            "the model is in another process: judge elsewhere and send the verdicts", param="judge"
+        )
+    model = engine.apart()
+    limit = limited(evaluator, manager.config.evaluator_timeout_s)
+    return CalledJudge(lambda state: measured(model, limit, state.weights))
 
 
 class EvaluatingApart:
@@ -96,9 +126,9 @@ class EvaluatingApart:
         self._end(self._pool)
         self._folder.cleanup()
 
-    def ask(self, state: ReplayedState) -> Asked:
+    def ask(self, state: StateToJudge) -> Asked:
         file = Path(self._folder.name) / f"seq-{state.seq}.safetensors"
-        write_safetensors(state, file)
+        state.write(file)
         return _Scored(self, self._pool.submit(_score_file, self._subject, file), state.seq, file)
 
     def renew(self) -> None:

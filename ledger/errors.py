@@ -24,7 +24,7 @@
     ├── WhatIfRefused           422  a state without some events cannot be told
     │   ├── NotDefined               what they changed was touched again; names by which events
     │   └── CannotDerive             an event cannot be worked out again; names the first
-    ├── JudgeFailed             500  who was to judge a state failed, or contradicts itself
+    ├── JudgeFailed             422  who was to judge a state failed, or contradicts itself
     ├── ProofError              500  a proof, a checkpoint or a signature does not hold
     ├── CorruptLedger           500  stored bytes do not verify; names the seq
     │   └── DamagedSnapshot          those of a snapshot; another may lead to the same state
@@ -94,10 +94,10 @@ class Ambiguous(NotFound):
 class Pruned(LedgerError):
     """The state is known by its digest, but what it was made of was dropped by `gc`.
 
-    `seq` is the state-changing event that led to it.
+    `seq` is the state-changing event that led to it, None where a server said so in words.
     """
 
-    def __init__(self, message: str, *, seq: int) -> None:
+    def __init__(self, message: str, *, seq: int | None = None) -> None:
         super().__init__(message)
         self.seq = seq
 

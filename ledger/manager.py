@@ -111,6 +111,7 @@ class DynamicModelManager(Standing):
             ledger = Ledger.open(self.config.url, blob_url=self.config.blob_url)
         self.ledger = ledger
         self.collector = Collector()
+        self.evaluator = evaluator
         metrics, threshold = self.config.auto_rollback_metrics, self.config.auto_rollback_threshold
         policy = policy_of(self.config.policy)
         require_consistent(policy, threshold)

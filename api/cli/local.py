@@ -82,16 +82,16 @@ class Local:
     """One model's log; the same questions as a `remote.Remote` answers."""
 
     def __init__(self, history: History, database_url: str) -> None:
-        self._history = history
+        self.history = history
         self._url = database_url
         self._walker: Walker | None = None
 
     def model(self) -> str:
-        return self._history.model
+        return self.history.model
 
     def status(self) -> Item:
         """Where the model stands."""
-        history = self._history
+        history = self.history
         head, listed = history.head(), history.versions()
         active = next((one for one in listed if one.is_active), None)
         serving = servers(self._url)
@@ -129,8 +129,8 @@ class Local:
                 if name.startswith("metadata.")
             },
         )
-        events = self._history.events(where, limit=number)
-        notes = self._history.store.annotations([event.seq for event in events])
+        events = self.history.events(where, limit=number)
+        notes = self.history.store.annotations([event.seq for event in events])
         return [event_item(event, notes.get(event.seq)) for event in events]
 
     def activity(self, query: Mapping[str, Any]) -> list[Item]:
@@ -141,33 +141,33 @@ class Local:
             since=_micros(query.get("since")),
             until=_micros(query.get("until")),
         )
-        return [activity_item(one) for one in self._history.activity(where)]
+        return [activity_item(one) for one in self.history.activity(where)]
 
     def approvals(self) -> list[Item]:
         """Writes that wait for a second person, or did, newest first."""
-        listed = approvals.every(self._history.store, limit=_APPROVALS)
+        listed = approvals.every(self.history.store, limit=_APPROVALS)
         return [approval_item(one) for one in listed]
 
     def holds(self) -> list[Item]:
         """Legal holds, newest first."""
-        return [hold_item(one) for one in holds.every(self._history.store)]
+        return [hold_item(one) for one in holds.every(self.history.store)]
 
     def event(self, name: str) -> Item:
         """One event."""
-        event = self._history.event(name)
-        return event_item(event, self._history.store.annotation(event.seq))
+        event = self.history.event(name)
+        return event_item(event, self.history.store.annotation(event.seq))
 
     def versions(self) -> list[Item]:
         """Listed versions, newest first."""
-        return [version_item(one) for one in self._history.versions()]
+        return [version_item(one) for one in self.history.versions()]
 
     def version(self, name: str) -> Item:
         """One listed version; NotFound otherwise."""
-        return version_item(self._history.version(name))
+        return version_item(self.history.version(name))
 
     def follow(self, after: int) -> Iterator[Item]:
         """Events after a seq as they are committed, for ever; asks the database twice a second."""
-        store = self._history.store
+        store = self.history.store
         for event in follow(store, after):
             yield event_item(event, store.annotation(event.seq))
 
@@ -180,8 +180,8 @@ class Local:
         before, after = query["from"], query["to"]
         if query.get("each"):
             columns = query["columns"]
-            return each(self._history, before, after, columns=columns).to_json()
-        return diff(self._history, before, after, ranks=query["ranks"]).to_json()
+            return each(self.history, before, after, columns=columns).to_json()
+        return diff(self.history, before, after, ranks=query["ranks"]).to_json()
 
     def metrics(self, query: Mapping[str, Any], by: "By", number: int) -> list[Item]:
         """Measurements, by the names of `GET /v1/models/metrics`; what is written of them."""
@@ -198,20 +198,20 @@ class Local:
             since_us=_micros(query.get("since")),
             until_us=_micros(query.get("until")),
         )
-        stored = StoredMetrics(self._history.store.metrics)
+        stored = StoredMetrics(self.history.store.metrics)
         data: list[Item] = page(stored.rollups(where), by, limit=number)["data"]
         return data
 
     def trials(self) -> list[Item]:
         """The trial that runs and the last that ended, newest first."""
-        return [trial_item(one) for one in trials(self._history, _TRIALS)]
+        return [trial_item(one) for one in trials(self.history, _TRIALS)]
 
     def blame(self, query: Mapping[str, Any]) -> Item:
         """What `GET /v1/models/blame` says."""
         from weightledger.ledger.debug.blame import blame  # imports torch
 
         return blame(
-            self._history,
+            self.history,
             query["parameter"],
             query.get("index"),
             limit=query["limit"],
@@ -223,7 +223,7 @@ class Local:
         import weightledger.rules  # noqa: F401  which says how learning is worked out again
         from weightledger.ledger.debug import replaying  # imports torch
 
-        return replaying.described(*replaying.replayed(self._history, replaying.Asked(**asked)))
+        return replaying.described(*replaying.replayed(self.history, replaying.Asked(**asked)))
 
     def save(self, asked: Mapping[str, Any], out: Path) -> Item:
         """Write the state that `POST /v1/models/replay` would give to a file, verified."""
@@ -232,8 +232,8 @@ class Local:
         from weightledger.ledger.debug.walking import Walker
 
         if self._walker is None:  # several states are visited on one way
-            self._walker = Walker(self._history)
-        return replaying.save(self._history, replaying.Asked(**asked), out, self._walker)
+            self._walker = Walker(self.history)
+        return replaying.save(self.history, replaying.Asked(**asked), out, self._walker)
 
 
 def _micros(text: str | None) -> int | None:

@@ -15,6 +15,7 @@ from weightledger.ledger.errors import (
     InvalidRequest,
     LedgerError,
     NotFound,
+    Pruned,
     StorageError,
 )
 from weightledger.ledger.http import client
@@ -190,6 +191,19 @@ class Remote:
         """POST /v1/models/replay"""
         return self._post(f"{_MODELS}/replay", asked)
 
+    def bisect(self, asked: Mapping[str, Any]) -> Item:
+        """POST /v1/models/bisect"""
+        return self._post(f"{_MODELS}/bisect", asked)
+
+    def bisect_picture(self, asked: Mapping[str, Any]) -> str:
+        """The same as SVG."""
+        body = {**asked, "format": "svg"}
+        return self._reply("POST", f"{_MODELS}/bisect", json=body).text
+
+    def reproduce(self, asked: Mapping[str, Any]) -> Item:
+        """POST /v1/models/reproduce"""
+        return self._post(f"{_MODELS}/reproduce", asked)
+
     def adopt(self, asked: Mapping[str, Any]) -> Item:
         """POST /v1/models/adopt_what_if"""
         return self._post(f"{_MODELS}/adopt_what_if", asked)
@@ -340,6 +354,8 @@ class Remote:
             message = str(reply.json()["error"]["message"])
         except (ValueError, KeyError, TypeError):
             message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
+        if reply.status_code == 410:
+            return Pruned(message)
         kind = {400: InvalidRequest, 404: NotFound}.get(reply.status_code, ServerError)
         return kind(message)
 

@@ -1,5 +1,6 @@
 """`weightledger reproduce`: an old reply again, on the state that it came from."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,13 +8,15 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.local import opened
-from weightledger.api.cli.options import Json, Model, configured
+from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.remote import Remote
+from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.errors import LedgerError
 
 
-@configured("data_dir", "database")
+@configured(*WHERE)
 def reproduce(
     settings: Settings,
     route: Annotated[
@@ -39,13 +42,19 @@ def reproduce(
 ) -> None:
     """Answer an old request on the rebuilt state, and compare with the reply of then.
 
-    The model is that of the setting 'model', as for serve. Exit status 0 when both replies say the
+    With --url the server does, beside what it serves. Otherwise this process loads the model that
+    the setting 'model' names, as for serve. Exit status 0 when both replies say the
     same bit for bit, 1 when they differ, 2 when they could not be compared.
 
     Example: weightledger reproduce invocations --request asked.json --reply got.json --seq 12
     """
     try:
-        facts = _compared(settings, model, route, request, reply, seq, digest, threads)
+        asked, answered = _read(request, "request"), _read(reply, "reply")
+        named = {"seq": seq, "digest": digest}
+        if settings.url is not None:
+            facts = _there(settings, model, _path(route), asked, answered, named, threads)
+        else:
+            facts = _here(settings, model, _path(route), asked, answered, named, threads)
     except FlagError:
         raise
     except LedgerError as error:
@@ -62,22 +71,39 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _compared(
+def _there(
     settings: Settings,
     model: str | None,
     route: str,
-    request: Path,
-    reply: Path,
-    seq: int | None,
-    digest: str | None,
+    asked: bytes,
+    answered: bytes,
+    named: dict[str, Any],
     threads: int | None,
 ) -> dict[str, Any]:
+    """What the server says."""
+    if threads is not None:
+        raise FlagError("the server has its own number of threads", param="threads")
+    bodies = {"request": _json(asked, "request"), "reply": _json(answered, "reply")}
+    with reading(settings, model) as source:
+        assert isinstance(source, Remote)
+        return source.reproduce({"route": route, **bodies, **named})
+
+
+def _here(
+    settings: Settings,
+    model: str | None,
+    route: str,
+    asked: bytes,
+    answered: bytes,
+    named: dict[str, Any],
+    threads: int | None,
+) -> dict[str, Any]:
+    """What the model says in this process."""
     import torch
 
-    from weightledger.api import reproducing
+    from weightledger.api.reproducing import again
     from weightledger.api.server.loading import load
 
-    asked, answered = _read(request, "request"), _read(reply, "reply")
     if settings.engine != "embedded":
         raise FlagError(
             f"the engine {settings.engine} answers in another process: only replies of the "
@@ -94,9 +120,7 @@ def _compared(
                 "set WEIGHTLEDGER_MODEL as the server has it",
                 param="model",
             )
-        reproduction = reproducing.reproduce(
-            history, loaded.engine, _path(route), asked, answered, seq=seq, digest=digest
-        )
+        reproduction = again.reproduce(history, loaded.engine, route, asked, answered, **named)
     return reproduction.to_json()
 
 
@@ -104,6 +128,15 @@ def _path(route: str) -> str:
     """A route's path, also by its last words."""
     name = route.strip("/").removeprefix("v1/")
     return "/invocations" if name == "invocations" else f"/v1/{name}"
+
+
+def _json(body: bytes, param: str) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise FlagError(
+            f"the {param} must be the JSON body as it came: {error}", param=param
+        ) from None
 
 
 def _read(file: Path, param: str) -> bytes:

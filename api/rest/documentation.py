@@ -92,6 +92,11 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 READ_ERRORS = _errors(*_READ)
 WRITE_ERRORS = _errors(*_WRITE)
 
+BODY_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: WRITE_ERRORS[status] for status in (413, 415, 422)
+}
+"""What a question that comes with a body may be refused with, beside what a GET may."""
+
 
 def _as_text(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     """The same errors on a route whose reply is text: FastAPI would call them text as well."""

@@ -30,6 +30,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
     (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),
     (errors.WhatIfRefused, 422, "invalid_request_error", "what_if_refused"),
+    (errors.JudgeFailed, 422, "invalid_request_error", "judge_failed"),
     (errors.StorageFull, 503, "server_error", "storage_full"),
     (errors.OutcomeUnknown, 503, "server_error", "outcome_unknown"),
     (errors.StorageError, 503, "server_error", "storage_unavailable"),

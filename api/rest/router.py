@@ -4,6 +4,7 @@ app.include_router(weightledger.api.router(manager))
 weightledger.api.install_errors(app)
 """
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from weightledger.api.rest.routes import (
     operations,
     proofs,
     redaction,
+    reproducing,
+    searching,
     trials,
     verification,
     versions,
@@ -115,6 +118,9 @@ def _json(
     routes.include_router(redaction.router(manager))
     routes.include_router(comparing.router(manager))
     routes.include_router(debugging.router(manager))
+    copies = asyncio.Lock()
+    routes.include_router(searching.router(manager, copies))
+    routes.include_router(reproducing.router(manager, copies))
     routes.include_router(watching.router(tail))
     routes.include_router(verification.router(manager))
     routes.include_router(trials.router(manager))

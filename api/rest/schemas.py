@@ -27,18 +27,20 @@ T = TypeVar("T")
 MAX_TEXT = 500  # characters of an actor and a reason
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body in which nothing is taken for something else, and nothing is unknown."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class FactorsBody(_Body):
+class FactorsBody(Body):
     """`a` [rows, rank] and `b` [rank, columns]."""
 
     a: list[list[float]]
     b: list[list[float]]
 
 
-class IncrementalUpdateBody(_Body):
+class IncrementalUpdateBody(Body):
     """POST /v1/models/incremental_update"""
 
     parameter_name: str
@@ -56,7 +58,7 @@ class IncrementalUpdateBody(_Body):
     metadata: dict[str, Any] | None = None
 
 
-class EnhancedUpdateBody(_Body):
+class EnhancedUpdateBody(Body):
     """POST /v1/models/enhanced_update: update_data or activities, or a reward."""
 
     parameter_name: str | None = Field(None, description="Not needed with a reward.")
@@ -81,26 +83,26 @@ class EnhancedUpdateBody(_Body):
     metadata: dict[str, Any] | None = None
 
 
-class VersionBody(_Body):
+class VersionBody(Body):
     """POST /v1/models/create_version"""
 
     description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
 
 
-class RollbackBody(_Body):
+class RollbackBody(Body):
     """POST /v1/models/rollback: a version id, or any other position."""
 
     version_id: Annotated[str, Field(min_length=1)]
 
 
-class InvocationBody(_Body):
+class InvocationBody(Body):
     """POST /invocations: one batch, as nested lists; `dtype` is what the model takes."""
 
     inputs: Any
     dtype: str = "float32"
 
 
-class SampleBody(_Body):
+class SampleBody(Body):
     """One measurement from outside; what a value may be depends on the metric."""
 
     metric: Annotated[str, WithJsonSchema({"type": "string", "pattern": PATTERN})]
@@ -118,54 +120,10 @@ class SampleBody(_Body):
     )
 
 
-class MetricsBody(_Body):
+class MetricsBody(Body):
     """POST /v1/models/metrics: up to 1000 samples, all of them taken or none."""
 
     samples: list[SampleBody]
-
-
-class AdoptBody(_Body):
-    """POST /v1/models/adopt_what_if"""
-
-    to: Annotated[str, Field(min_length=1, description="A position.")] = "head"
-    without: Annotated[list[str], Field(min_length=1, max_length=1000)] = Field(
-        description="The events to leave out: positions, actor:NAME or rule:ID."
-    )
-    mode: Literal["mechanical", "causal"] = "mechanical"
-    only_after: str | None = Field(None, description="Events up to this position stay.")
-
-
-class ReplayBody(_Body):
-    """POST /v1/models/replay"""
-
-    to: Annotated[str, Field(min_length=1, description="A position.")] = "head"
-    without: Annotated[list[str], Field(max_length=1000)] = Field(
-        default_factory=list,
-        description="The events to leave out: positions, actor:NAME or rule:ID.",
-    )
-    mode: Literal["mechanical", "causal"] = "mechanical"
-    only_after: str | None = Field(None, description="Events up to this position stay.")
-    format: Literal["json", "safetensors"] = "json"
-
-
-class VerdictBody(_Body):
-    """One state that was judged."""
-
-    position: Annotated[str, Field(min_length=1)]
-    verdict: Literal["good", "bad", "skip"]
-
-
-class BisectBody(_Body):
-    """POST /v1/models/bisect"""
-
-    good: Annotated[str, Field(min_length=1)]
-    bad: Annotated[str, Field(min_length=1)] = "head"
-    verdicts: Annotated[list[VerdictBody], Field(max_length=10_000)] = Field(default_factory=list)
-    noisy: Annotated[float, Field(gt=0, lt=0.5)] | None = Field(
-        None, description="How often the judge errs."
-    )
-    learn_rate: bool = Field(False, description="The judge errs, as often as it turns out.")
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
 
 
 Why = Annotated[
@@ -173,20 +131,20 @@ Why = Annotated[
 ]
 
 
-class HoldBody(_Body):
+class HoldBody(Body):
     """POST /v1/models/holds"""
 
     version_id: Annotated[str, Field(min_length=1)]
     reason: Why
 
 
-class ReleaseBody(_Body):
+class ReleaseBody(Body):
     """POST /v1/models/holds/{id}/release"""
 
     reason: Why
 
 
-class RedactBody(_Body):
+class RedactBody(Body):
     """POST /v1/models/redact: of some events, or of all that an actor caused."""
 
     events: Annotated[list[str], Field(max_length=MOST)] = Field(
@@ -200,7 +158,7 @@ class RedactBody(_Body):
     dry_run: bool = Field(False, description="Say which events it would be, and change nothing.")
 
 
-class KeyBody(_Body):
+class KeyBody(Body):
     """POST /v1/keys"""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)] = Field(
@@ -213,7 +171,7 @@ class KeyBody(_Body):
     requests_per_minute: Annotated[int, Field(ge=1, le=MAX_PER_MINUTE)] | None = None
 
 
-class KeyRotationBody(_Body):
+class KeyRotationBody(Body):
     """POST /v1/keys/rotate"""
 
     name: str
@@ -225,7 +183,7 @@ class KeyRotationBody(_Body):
     )
 
 
-class KeyNameBody(_Body):
+class KeyNameBody(Body):
     """POST /v1/keys/revoke"""
 
     name: str
@@ -237,9 +195,6 @@ VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
 METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
-REPLAY: TypeAdapter[ReplayBody] = TypeAdapter(ReplayBody)
-ADOPT: TypeAdapter[AdoptBody] = TypeAdapter(AdoptBody)
-BISECT: TypeAdapter[BisectBody] = TypeAdapter(BisectBody)
 HOLD: TypeAdapter[HoldBody] = TypeAdapter(HoldBody)
 RELEASE: TypeAdapter[ReleaseBody] = TypeAdapter(ReleaseBody)
 REDACT: TypeAdapter[RedactBody] = TypeAdapter(RedactBody)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from weightledger.ledger.debug.pictures import Bar, Point, bars, heat_map, line
+from weightledger.ledger.debug.pictures import Bar, Mark, Point, bars, heat_map, line, search
+from weightledger.ledger.debug.svg import GREY, RED
 
 Item = Mapping[str, Any]
 
 _MOST_BARS = 60
+_VERDICTS = {"good": "#2e7d32", "bad": RED, "skip": GREY}
 
 
 def diff_picture(found: Item) -> str:
@@ -37,6 +39,36 @@ def blame_picture(found: Item) -> str:
         f"{measure} after each of {len(touches)} events that changed it, oldest first. Grey ones "
         "are not part of the live state.",
         points,
+    )
+
+
+def search_picture(found: Item) -> str:
+    """Of `bisect.reporting.chances`: the probability of each stretch of the way, and verdicts."""
+    columns = [
+        Bar(
+            f"seq {one['first_seq']}"
+            + ("" if one["steps"] == 1 else f" to {one['last_seq']}, {one['steps']} steps"),
+            one["probability"],
+        )
+        for one in found["columns"]
+    ]
+    marks = [
+        Mark(
+            one["at"],
+            f"seq:{one['seq']} is {one['verdict']}"
+            + ("" if one["score"] is None else f", {one['score']:.6g}"),
+            _VERDICTS[one["verdict"]],
+        )
+        for one in found["verdicts"]
+    ]
+    return search(
+        f"{found['model']}: {found['good']} to {found['bad']}",
+        f"How likely each of {found['steps']} steps made the model bad, from the good state to the "
+        f"bad one; below it {len(marks)} verdicts: green is good, red is bad, grey could not be "
+        "judged.",
+        columns,
+        marks,
+        (found["good"], found["bad"]),
     )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightledger.ledger.debug.exporting import facts_of, write_safetensors
 from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.debug.whatif.asking import what_if
 from weightledger.ledger.debug.whatif.state import Mode, WhatIf
@@ -41,12 +40,12 @@ def replayed(
 
 def described(state: ReplayedState, found: WhatIf | None) -> dict[str, Any]:
     """Which state it is, as JSON."""
-    facts: dict[str, Any] = {**facts_of(state), "seq": state.seq}
+    facts: dict[str, Any] = {**state.facts, "seq": state.seq}
     return facts if found is None else {**found.to_json(), **facts}
 
 
 def save(history: History, asked: Asked, out: Path, walker: Walker | None = None) -> dict[str, Any]:
     """Write the state to a safetensors file; which state it is. StorageError when it cannot."""
     state, found = replayed(history, asked, walker)
-    write_safetensors(state, out, None if found is None else found.words)
-    return {**facts_of(state), "seq": state.seq}
+    state.write(out, None if found is None else found.words)
+    return {**state.facts, "seq": state.seq}

@@ -5,14 +5,20 @@ visiting many states costs the way between them, not a rebuild of each.
 """
 
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from weightledger.ledger.errors import StorageError
 from weightledger.ledger.history.lineage import Path
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.lanes import clone
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.tensors.state import StateDigest
+
+HEADER = "weight_ledger."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,36 @@ class ReplayedState:
         for alias, first in self.digest.aliases.items():
             named[alias.removeprefix(WEIGHTS)] = self.tensors[first]
         return named
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Which state it is, as text: model, seq, version ("" for none) and digest."""
+        return {
+            "model": self.model,
+            "seq": str(self.seq),
+            "version": self.version or "",
+            "digest": self.digest.value.hex(),
+        }
+
+    def write(self, out: FilePath, what_if: str | None = None) -> None:
+        """Every tensor to a safetensors file, weights by bare name and the others by full name.
+
+        The file's metadata say which state it is, and of a what-if what it is. StorageError when it
+        cannot be written.
+        """
+        named = {name.removeprefix(WEIGHTS): tensor for name, tensor in self.tensors.items()}
+        for alias, first in self.digest.aliases.items():  # safetensors stores no shared memory
+            named[alias.removeprefix(WEIGHTS)] = self.tensors[first].clone()
+        facts = self.facts
+        metadata = {HEADER + key: value for key, value in facts.items()}
+        if what_if is not None:
+            metadata[HEADER + "what_if"] = what_if
+        # Readers of earlier releases know these without the prefix.
+        metadata |= {key: facts[key] for key in ("model", "seq", "digest")}
+        try:
+            save_file(named, out, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"cannot write {out}: {error}") from error
 
 
 class Walker:

@@ -118,6 +118,15 @@ class SeveralVersions(Engine, Protocol):
 
 
 @runtime_checkable
+class Separable(Engine, Protocol):
+    """An engine whose model can be had a second time, to compute with beside what is live."""
+
+    def apart(self) -> Engine:
+        """An engine with a copy of the live model, which shares nothing with it and shows nothing
+        yet. Raises UnsupportedModel for a model whose copies do not stand alone."""
+
+
+@runtime_checkable
 class RemoteEngine(Engine, Protocol):
     """An engine that drives an inference server in another process.
 

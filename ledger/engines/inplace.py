@@ -17,6 +17,7 @@ from weightledger.ledger.engines.counters import Counters, Rota, refuse
 from weightledger.ledger.engines.gate import Gate
 from weightledger.ledger.engines.intake import as_live, checked, like, settle
 from weightledger.ledger.engines.scratch import scratches
+from weightledger.ledger.engines.torch import TorchEngine
 from weightledger.ledger.engines.versions import unpublished
 from weightledger.ledger.errors import Conflict, UnsupportedModel, WeightsMismatch
 from weightledger.ledger.tensors.lanes import torch_dtype
@@ -111,6 +112,10 @@ class InplaceEngine:
             laid_out = {name: as_live(live[name], like(live[name], t)) for name, t in new.items()}
             skeleton = copying.Skeleton(self._module, self._naming)
             return skeleton.replica({**live, **laid_out})
+
+    def apart(self) -> TorchEngine:
+        """Another engine with a copy of the live model, which shows nothing yet."""
+        return TorchEngine(self.prepare({}).module)
 
     def publish(self, prepared: InplaceCandidate, *, seq: int, digest: bytes) -> None:
         """Copy the new values in while no lease is held.

@@ -108,6 +108,10 @@ class TorchEngine:
         """The live version, to lease from for as long as it is held: `version.leased()`."""
         return self._versions.current()
 
+    def apart(self) -> "TorchEngine":
+        """Another engine with a copy of the live model, which shows nothing yet."""
+        return TorchEngine(self.prepare({}).module)
+
     def held_versions(self) -> int:
         """How many past versions readers still hold."""
         return self._versions.held()

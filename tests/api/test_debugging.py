@@ -1,6 +1,7 @@
 """What-ifs and searches over REST and by command, and states written to files."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import httpx2
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from tests.api.test_command import as_json, inside, ok
 from tests.serving import Server
@@ -91,6 +92,110 @@ def test_a_search_is_gone_through_over_rest(http: httpx2.Client) -> None:
     swapped = http.post("/v1/models/bisect", json={"good": bad, "bad": good})
     assert swapped.status_code == 400
     assert "came after the bad one" in swapped.json()["error"]["message"]
+
+
+def test_a_search_goes_on_where_it_is_sent_back(http: httpx2.Client) -> None:
+    good = update(http, 0.001, 0)
+    poison = update(http, 0.5, 7)
+    bad = [update(http, 0.001, 1) for _ in range(4)][-1]
+    asked: dict[str, Any] = {"good": good, "bad": bad, "probes": 3}
+    begun = http.post("/v1/models/bisect", json=asked).json()
+    assert len(begun["probes"]) == 3
+    assert begun["next"]["seq"] in begun["probes"]
+    search = begun["search"]
+    while True:
+        asked = {"search": search, "verdicts": []}
+        told = http.post("/v1/models/bisect", json=asked).json()
+        if told["done"]:
+            break
+        at = int(told["next"]["id"].split("_")[1])
+        verdict = "good" if at < int(poison.split("_")[1]) else "bad"
+        asked["verdicts"] = [{"verdict": verdict}]  # on the state to be judged next
+        search = http.post("/v1/models/bisect", json=asked).json()["search"]
+    assert told["first_bad"]["id"] == poison
+    picture = http.post("/v1/models/bisect", json={"search": search, "format": "svg"})
+    assert picture.headers["content-type"].startswith("image/svg+xml")
+    assert picture.text.count("<circle") == len(search["judged"])
+    for wrong, param in (
+        ({"search": search, "good": good}, "good"),
+        ({"search": {**search, "judged": [{"seq": 1, "verdict": "fine"}]}}, "search.judged.0"),
+        ({"search": search, "judge": 1}, "metric"),
+        ({"good": good, "verdicts": [{"verdict": "bad", "position": "nowhere"}]}, None),
+    ):
+        refused = http.post("/v1/models/bisect", json=wrong)
+        assert refused.status_code in (400, 404)
+        if param is not None:
+            assert refused.json()["error"]["param"].startswith(param)
+    other = {**search, "origin": "0" * 64}
+    refused = http.post("/v1/models/bisect", json={"search": other})
+    assert (refused.status_code, "another ledger" in refused.text) == (400, True)
+
+
+def test_the_servers_own_evaluator_judges_beside_what_it_serves(
+    server: Server, http: httpx2.Client, tmp_path: Path
+) -> None:
+    good = update(http, 0.001, 2)
+    body = {"parameter_name": "2.bias", "update_data": [4.0], "indices": [5], "learning_rate": 1.0}
+    poison = http.post("/v1/models/incremental_update", json=body).json()["data"]["update_id"]
+    bad = update(http, 0.001, 2)
+    live = http.get("/v1/models/status").json()
+    asked = {"good": good, "bad": bad, "metric": "accuracy", "drop": 0.01, "judge": 1}
+    told = http.post("/v1/models/bisect", json=asked).json()
+    assert [one["verdict"] for one in told["search"]["judged"]] == ["good"]  # what others are to
+    told = http.post("/v1/models/bisect", json={"search": told["search"], "judge": 20}).json()
+    assert told["first_bad"]["id"] == poison
+    assert told["evaluations"] == len(told["search"]["judged"])
+    assert http.get("/v1/models/status").json() == live
+    # By command the same, a state at a time.
+    at = ("--url", server.url, "--state", str(tmp_path / "search"))
+    ok("bisect", "start", "--good", good, "--bad", bad, *at)
+    status, out, err = inside(
+        "bisect", "run", "--evaluator", "built-in", "--drop", "0.01", "--json", *at
+    )
+    assert (status, json.loads(out)["first_bad"]["id"]) == (0, poison), err
+    assert "(accuracy 0." in err
+    words = ("--evaluator", "built-in", "--drop", "0.01", "--jobs", "2")
+    status, _, err = inside("bisect", "run", *words, *at)
+    assert (status, "one state at a time" in err) == (2, True)
+    assert http.post("/v1/models/rollback", json={"version_id": good}).is_success
+
+
+def test_a_program_of_ones_own_judges_the_states_of_a_server(
+    server: Server, http: httpx2.Client, tmp_path: Path
+) -> None:
+    good = update(http, 0.001, 3)
+    for _ in range(6):
+        update(http, 0.001, 3)
+    poison = update(http, 0.5, 8)
+    bad = [update(http, 0.001, 3) for _ in range(2)][-1]
+    limit = float(dict(enumerate(state_bias(http, good)))[8]) + 0.25
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        f"#!{sys.executable}\nimport os, sys\nfrom safetensors import safe_open\n"
+        "with safe_open(sys.argv[-1], 'pt') as state:\n"
+        "    assert state.metadata()['weight_ledger.seq'] == os.environ['WEIGHTLEDGER_SEQ']\n"
+        f"    sys.exit(int(state.get_tensor('2.bias')[8] > {limit}))\n"
+    )
+    judge.chmod(0o755)
+    at = ("--url", server.url, "--state", str(tmp_path / "search"))
+    assert as_json("bisect", "start", "--good", good, *at)["bad"] is None
+    assert as_json("bisect", "bad", bad, *at)["steps"] == 9
+    first = as_json("bisect", "good", *at)  # the state to be judged next
+    assert first["verdicts"] == 1
+    status, out, err = inside("bisect", "run", "--json", *at, "--", str(judge))
+    assert (status, json.loads(out)["first_bad"]["id"]) == (0, poison), err
+    picture = tmp_path / "search.svg"
+    shown = as_json("bisect", "visualize", "--svg", str(picture), *at)
+    assert shown["first_bad"]["id"] == poison
+    assert "</svg>" in picture.read_text()
+    assert f"bisect bad seq:{shown['first_bad']['seq']}" in ok("bisect", "log", *at)
+    assert as_json("bisect", "reset", *at) == {"ended": True}
+    assert not list(tmp_path.glob("search"))
+
+
+def state_bias(http: httpx2.Client, position: str) -> list[float]:
+    weights = http.get(f"/v1/models/versions/{position}/weights").content
+    return [float(one) for one in load(weights)["2.bias"]]
 
 
 def test_the_built_in_evaluator_judges(server: Server, http: httpx2.Client, tmp_path: Path) -> None:

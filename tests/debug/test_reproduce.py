@@ -114,6 +114,37 @@ def test_old_replies_are_computed_again_bit_for_bit(run: Any, replies: list[Old]
     assert facts["not_promised"] == []
 
 
+def test_a_server_computes_old_replies_again_beside_what_it_serves(
+    server: Server, replies: list[Old], tmp_path: Path
+) -> None:
+    """By its own threads, so whatever they are the bits are the same."""
+    files = [str(tmp_path / name) for name in ("asked", "got")]
+    Path(files[0]).write_text(json.dumps(ROWS))
+    with server.client() as http:
+        live = http.get("/v1/models/status").json()
+        for old in replies:
+            asked = {"route": "/invocations", "request": ROWS, "reply": old.body, "seq": old.seq}
+            told = http.post("/v1/models/reproduce", json=asked).json()
+            assert (told["verdict"], told["digest"]) == ("same", old.digest), told
+            Path(files[1]).write_text(json.dumps(old.body))
+        words = ("--request", files[0], "--reply", files[1], "--url", server.url, "--json")
+        status, out, err = inside("reproduce", "invocations", *words, "--digest", old.digest)
+        assert (status, json.loads(out)["verdict"]) == (0, "same"), err
+        status, _, err = inside("reproduce", "invocations", *words, "--seq", str(replies[0].seq))
+        assert status == 1
+        status, _, err = inside("reproduce", "invocations", *words, "--seq", "99999")
+        assert (status, "not found" in err) == (2, True)
+        for wrong, code in (
+            ({**asked, "seq": 99999}, 404),
+            ({**asked, "digest": "abc"}, 400),
+            ({**asked, "route": "/nowhere"}, 400),
+            ({**asked, "request": {"inputs": [[1.0]]}}, 400),
+            ({**asked, "reply": {}}, 400),
+        ):
+            assert http.post("/v1/models/reproduce", json=wrong).status_code == code
+        assert http.get("/v1/models/status").json() == live
+
+
 def test_one_changed_bit_is_noticed_and_named(run: Any, replies: list[Old]) -> None:
     old = replies[2]
     changed = json.loads(json.dumps(old.body))
@@ -252,6 +283,10 @@ def test_generated_text_is_generated_again(tmp_path: Path) -> None:
         unload = {"lora_name": "style"}
         assert http.post("/v1/unload_lora_adapter", json=unload).is_success
         history = manager.log.history
+        for (route, body), old in zip(asked, kept, strict=True):  # beside what it serves
+            sent = {"route": route, "request": body, "reply": old.body, "digest": old.digest}
+            told = http.post("/v1/models/reproduce", json=sent)
+            assert told.json().get("verdict") == "same", told.text
 
         def again(number: int, **changes: Any) -> Any:
             (route, body), old = asked[number], kept[number]
@@ -311,13 +346,13 @@ def test_vectors_are_compared_as_numbers_however_they_were_sent(tmp_path: Path) 
 
 
 def test_text_that_is_drawn_without_a_seed_is_not_promised() -> None:
-    from weightledger.api.reproducing import _doubts
+    from weightledger.api.reproducing.asked import doubts
 
-    assert _doubts("/v1/completions", {"prompt": "x"})
-    assert _doubts("/v1/completions", {"prompt": "x", "temperature": 0.5})
-    assert not _doubts("/v1/completions", {"prompt": "x", "temperature": 0})
-    assert not _doubts("/v1/completions", {"prompt": "x", "seed": 1})
-    assert not _doubts("/invocations", {})
+    assert doubts("/v1/completions", {"prompt": "x"})
+    assert doubts("/v1/completions", {"prompt": "x", "temperature": 0.5})
+    assert not doubts("/v1/completions", {"prompt": "x", "temperature": 0})
+    assert not doubts("/v1/completions", {"prompt": "x", "seed": 1})
+    assert not doubts("/invocations", {})
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ class ReplayReply(BaseModel):
 
 
 class BisectReply(BaseModel):
-    """Where a search has come to: the state to judge next, or the event to blame."""
+    """Where a search has come to: the states to judge next, or the event to blame."""
 
     object: Literal["bisection"]
     model: str
@@ -147,8 +147,31 @@ class BisectReply(BaseModel):
     steps: int | None
     suspects: int | None
     next: dict[str, Any] | None
+    probes: list[int] = Field(description="Seqs of the states to judge next, ends included.")
     first_bad: dict[str, Any] | None
     suspected: list[dict[str, Any]]
     diff: dict[str, Any] | None
     undo: list[str]
     probability: float | None = None
+    judging_s: float | None = None
+    path_bytes: int | None = None
+    search: dict[str, Any] = Field(description="All of it: send it back to go on.")
+
+
+class ReproductionReply(BaseModel):
+    """Whether an old reply and the one of now say the same, and where they differ first."""
+
+    object: Literal["reproduction"]
+    verdict: Literal["same", "different"]
+    model: str
+    route: str
+    seq: int
+    digest: str
+    values: int
+    differing: int
+    first_difference: dict[str, Any] | None
+    largest_difference: float | None
+    largest_at: str | None
+    now: dict[str, Any]
+    promised_when: list[str]
+    not_promised: list[str]

@@ -1,4 +1,4 @@
-"""States without some events, and the search for the event that broke a model."""
+"""States again, as they were or without some events."""
 
 import tempfile
 from pathlib import Path
@@ -11,32 +11,29 @@ from starlette.concurrency import run_in_threadpool
 
 import weightledger.rules  # noqa: F401  which says how learning is worked out again
 from weightledger import DynamicModelManager
-from weightledger.api.rest import schemas
-from weightledger.api.rest.answers.debugging import BisectReply, ReplayReply
+from weightledger.api.rest import question_bodies, schemas
+from weightledger.api.rest.answers.debugging import ReplayReply
 from weightledger.api.rest.answers.writes import UpdateReply
-from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
+from weightledger.api.rest.documentation import BODY_REFUSALS, answers, documented, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.debug import replaying
-from weightledger.ledger.debug.bisect import session
-from weightledger.ledger.debug.bisect.bisection import Rules
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.errors import StorageError
 
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _REPLAY = {"to": "head", "without": ["update_1"], "mode": "causal"}
-_BISECT = {"good": "v0", "bad": "head", "verdicts": [{"position": "seq:1", "verdict": "good"}]}
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
-    """`POST /v1/models/replay`, `/adopt_what_if` and `/bisect`."""
+    """`POST /v1/models/replay` and `/adopt_what_if`."""
     routes = documented(prefix="/v1/models", tags=["debugging"])
     history = manager.log.history
 
     @routes.post(
         "/replay",
-        responses={**answers(ReplayReply, also=_FILE), **_refusals()},
-        openapi_extra={**json_body(schemas.ReplayBody, _REPLAY), **needs("read")},
+        responses={**answers(ReplayReply, also=_FILE), **BODY_REFUSALS},
+        openapi_extra={**json_body(question_bodies.ReplayBody, _REPLAY), **needs("read")},
     )
     async def replay(request: Request) -> Response:
         """Which state a position is, or what it would be without some events.
@@ -44,7 +41,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         As JSON, or with `format` safetensors its weights. Mode mechanical takes the bit differences
         of the events out, causal works every later update out again; 422 where that cannot be told.
         """
-        sent = await body(request, schemas.REPLAY)
+        sent = await body(request, question_bodies.REPLAY)
         asked = replaying.Asked(sent.to, sent.without, sent.mode, sent.only_after)
         if sent.format == "safetensors":
             return await run_in_threadpool(file_of, asked)
@@ -80,11 +77,11 @@ def router(manager: DynamicModelManager) -> APIRouter:
         "/adopt_what_if",
         dependencies=[Depends(require_writes)],
         responses=answers(UpdateReply, write=True),
-        openapi_extra=json_body(schemas.AdoptBody, _REPLAY, write=True),
+        openapi_extra=json_body(question_bodies.AdoptBody, _REPLAY, write=True),
     )
     async def adopt(request: Request, response: Response) -> dict[str, Any]:
         """Make a what-if the model's state: an ordinary update, judged like any other."""
-        sent = await body(request, schemas.ADOPT)
+        sent = await body(request, question_bodies.ADOPT)
         who = caller(request, manager.log.live.head)
         command = adopt_command(
             history,
@@ -99,30 +96,4 @@ def router(manager: DynamicModelManager) -> APIRouter:
         done = f"Successfully adopted {sent.to} without {', '.join(sent.without)}"
         return schemas.update_reply(manager.update_result(event), done)
 
-    @routes.post(
-        "/bisect",
-        responses={**answers(BisectReply), **_refusals()},
-        openapi_extra={**json_body(schemas.BisectBody, _BISECT), **needs("read")},
-    )
-    async def bisect(request: Request) -> Response:
-        """Where a search for the event that broke the model has come to.
-
-        The verdicts so far come with the request and nothing is kept: the reply says which state is
-        to be judged next, or which event is to blame, what it changed and what mends it.
-        """
-        sent = await body(request, schemas.BISECT)
-        rules = Rules(sent.noisy is not None or sent.learn_rate, sent.noisy, sent.confidence)
-        verdicts = [(one.verdict, one.position) for one in sent.verdicts]
-
-        def report() -> dict[str, Any]:
-            return session.report(
-                history, session.told_all(history, sent.good, sent.bad, rules, verdicts)
-            )
-
-        return JSONResponse({"object": "bisection", **await run_in_threadpool(report)})
-
     return routes
-
-
-def _refusals() -> dict[int | str, dict[str, Any]]:
-    return {status: WRITE_ERRORS[status] for status in (413, 415, 422)}

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from weightledger.ledger.debug.exporting import write_safetensors
-from weightledger.ledger.debug.walking import ReplayedState
+import torch
+
 from weightledger.ledger.errors import JudgeFailed, LedgerError
 from weightledger.ledger.monitoring.evaluation import Scores, scores_of
 
@@ -40,6 +40,25 @@ class Answer:
     timed_out: bool = False
 
 
+class StateToJudge(Protocol):
+    """A state as judges see it, wherever the log is."""
+
+    @property
+    def seq(self) -> int:
+        """The state-changing event that led to it."""
+
+    @property
+    def version(self) -> str | None:
+        """The id of the newest listed version that names it, if one does."""
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The model's tensors by bare name, further names of tied ones included."""
+
+    def write(self, out: Path) -> None:
+        """All of it to a safetensors file, whose metadata say which state it is."""
+
+
 class Asked(Protocol):
     """A judge at work on one state."""
 
@@ -53,7 +72,7 @@ class Asked(Protocol):
 class Judge(Protocol):
     """Judges states."""
 
-    def ask(self, state: ReplayedState) -> Asked:
+    def ask(self, state: StateToJudge) -> Asked:
         """Begin to judge a state. Raises JudgeFailed."""
 
 
@@ -74,9 +93,9 @@ class _Answered:
 class CalledJudge:
     """A function in this process: of a state it says True, False or None, or gives metrics."""
 
-    judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None]
+    judge: Callable[[Any], bool | Mapping[str, float] | Scores | None]
 
-    def ask(self, state: ReplayedState) -> Asked:
+    def ask(self, state: StateToJudge) -> Asked:
         try:
             said = self.judge(state)
             if not isinstance(said, bool | None):
@@ -111,20 +130,18 @@ class CommandJudge:
             raise JudgeFailed(f"the judge cannot be run: there is no command {name!r}")
         self._command, self.timeout_s, self.metric = list(command), timeout_s, metric
 
-    def ask(self, state: ReplayedState) -> Asked:
+    def ask(self, state: StateToJudge) -> Asked:
         folder = tempfile.TemporaryDirectory(prefix="weightledger-bisect-")
         try:
             file = Path(folder.name) / f"seq-{state.seq}.safetensors"
-            write_safetensors(state, file)
+            state.write(file)
             printed = Path(folder.name) / "printed"
             return _Running(self._started(state, file, printed), state.seq, folder, self)
         except BaseException:
             folder.cleanup()
             raise
 
-    def _started(
-        self, state: ReplayedState, file: Path, printed: Path
-    ) -> "subprocess.Popen[bytes]":
+    def _started(self, state: StateToJudge, file: Path, printed: Path) -> "subprocess.Popen[bytes]":
         environment = {
             **os.environ,
             "WEIGHTLEDGER_SEQ": str(state.seq),

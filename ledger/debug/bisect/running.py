@@ -3,22 +3,39 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from weightledger.ledger.debug.bisect.bisection import (
-    MOST_EVALUATIONS,
-    Bisection,
-    Judged,
-    Outcome,
-    Search,
+from weightledger.ledger.debug.bisect.bisection import MOST_EVALUATIONS, Bisection, Judged
+from weightledger.ledger.debug.bisect.judges import (
+    Answer,
+    Asked,
+    Judge,
+    StateToJudge,
+    score_of,
 )
-from weightledger.ledger.debug.bisect.candidates import Candidates
-from weightledger.ledger.debug.bisect.judges import Answer, Asked, Judge, score_of
-from weightledger.ledger.debug.bisect.search import Contradiction, Verdict
-from weightledger.ledger.debug.walking import Walker
+from weightledger.ledger.debug.bisect.search import Verdict
 from weightledger.ledger.errors import JudgeFailed, Pruned
 
 MOST_TIMEOUTS = 3
 """States in a row that a judge may take too long for before it is taken for broken."""
+
+
+class Searched(Protocol):
+    """The log that is searched, in this process or behind a server."""
+
+    def probes(self, bisection: Bisection, most: int) -> list[int]:
+        """The seqs of up to `most` states to judge next, none when the search is over.
+
+        An end that the answer rests on is judged too, so that a judge who calls the good end bad
+        is noticed. Raises InvalidRequest where the verdicts contradict each other.
+        """
+
+    def state(self, seq: int) -> StateToJudge:
+        """The state after the state-changing event `seq`; Pruned where gc dropped it."""
+
+    @property
+    def read_bytes(self) -> int:
+        """What moving between the states has read so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +47,6 @@ class Ran:
     """
 
     bisection: Bisection
-    outcome: Outcome
     evaluations: int
     judging_s: float
     path_bytes: int
@@ -38,35 +54,29 @@ class Ran:
 
 def run(
     bisection: Bisection,
-    way: Candidates,
-    walker: Walker,
+    searched: Searched,
     judge: Judge,
     *,
     jobs: int = 1,
     most: int = MOST_EVALUATIONS,
+    most_s: float | None = None,
     told: Callable[[Bisection, Judged], None] = lambda bisection, judged: None,
 ) -> Ran:
     """Ask the judge until the step is known, `most` states were judged, or none is left to judge.
 
-    `told` is called after each verdict, to keep it. A state that gc dropped, and one that takes the
-    judge too long, counts as one that cannot be judged. Raises JudgeFailed where the judge fails,
-    or calls the good end bad or the bad end good; what was told before stands.
+    After `most_s` seconds no further state is taken up. `told` is called after each verdict, to
+    keep it. A state that gc dropped, and one that takes the judge too long, counts as one that
+    cannot be judged. Raises JudgeFailed where the judge fails, or calls the good end bad or the bad
+    end good, and InvalidRequest where it contradicts itself; what was told before stands.
     """
-    search = Search(bisection, way)
-    run = _Run(bisection, way, walker, judge, search, told)
-    while run.evaluations < most:
-        try:
-            places = search.probes(min(jobs, most - run.evaluations), ends=True)
-        except Contradiction as error:
-            raise _contradicted(error, way) from error
-        if not places:
+    run = _Run(bisection, searched, judge, told)
+    until = None if most_s is None else time.monotonic() + most_s
+    while run.evaluations < most and (until is None or time.monotonic() < until):
+        seqs = searched.probes(run.bisection, min(jobs, most - run.evaluations))
+        if not seqs:
             break
-        run.judge(places)
-    try:
-        outcome = search.outcome()
-    except Contradiction as error:
-        raise _contradicted(error, way) from error
-    return Ran(run.bisection, outcome, run.evaluations, run.judging_s, walker.read_bytes)
+        run.judge(seqs)
+    return Ran(run.bisection, run.evaluations, run.judging_s, searched.read_bytes)
 
 
 class _Run:
@@ -75,27 +85,23 @@ class _Run:
     def __init__(
         self,
         bisection: Bisection,
-        way: Candidates,
-        walker: Walker,
+        searched: Searched,
         judge: Judge,
-        search: Search,
         told: Callable[[Bisection, Judged], None],
     ) -> None:
         self.bisection = bisection
         self.evaluations = 0
         self.judging_s = 0.0
-        self._way, self._walker, self._judge = way, walker, judge
-        self._search, self._told = search, told
+        self._searched, self._judge, self._told = searched, judge, told
         self._timeouts = 0
 
-    def judge(self, places: list[int]) -> None:
+    def judge(self, seqs: list[int]) -> None:
         """Judge these states, all at once."""
         asked: list[tuple[int, float, Asked]] = []
         try:
-            for place in places:
-                seq = self._way.node(place)
+            for seq in seqs:
                 try:
-                    state = self._walker.to(seq)
+                    state = self._searched.state(seq)
                 except Pruned as error:
                     self._tell(Judged(seq, "skip", "judge", detail=str(error)))
                     continue
@@ -131,13 +137,14 @@ class _Run:
         if not answer.metrics and answer.good is None:
             return Judged(seq, "skip", "judge", duration_s=took)
         score = score_of(answer, rules.metric, seq)
-        baseline = self._search.baseline
+        baseline = self.bisection.baseline
         verdict: Verdict = "good" if baseline is None else rules.verdict(score, baseline)
         return Judged(seq, verdict, "judge", score, duration_s=took)
 
     def _tell(self, judged: Judged) -> None:
-        place = self._way.place(judged.seq)
-        first, last = place == 0, place == len(self._way)
+        good, bad = self.bisection.good, self.bisection.bad
+        assert good is not None and bad is not None
+        first, last = judged.seq == good.seq, judged.seq == bad.seq
         if judged.verdict == "skip" and first and self.bisection.rules.metric is not None:
             raise JudgeFailed(
                 f"the good state, seq:{judged.seq}, could not be judged, and every other is "
@@ -152,13 +159,4 @@ class _Run:
                 "taken for, or the judge looks at something else"
             )
         self.bisection = self.bisection.told(judged)
-        self._search.tell(judged)
         self._told(self.bisection, judged)
-
-
-def _contradicted(error: Contradiction, way: Candidates) -> JudgeFailed:
-    return JudgeFailed(
-        f"seq:{way.node(error.good)} was judged good, but seq:{way.node(error.bad)} before it bad: "
-        "more than one step changed the verdict, or the judge is not always right. Start again "
-        "with --noisy, or with ends that are closer together"
-    )

@@ -3,6 +3,7 @@
 Needs the extra `transformers`; nothing else of the ledger imports it.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,6 +107,13 @@ class TransformersEngine(TorchEngine):
     def transposed(self, module: str) -> bool | None:
         """Whether it is a Conv1D, as GPT-2's linear layers are."""
         return isinstance(self._line.module.get_submodule(module), Conv1D)
+
+    def apart(self) -> "TransformersEngine":
+        """Another engine with a copy of the live model and of its tokens' ways."""
+        own = copy.copy(self)
+        own._readied = None
+        TorchEngine.__init__(own, super().prepare({}).module)
+        return own
 
     def publish(self, prepared: Candidate, *, seq: int, digest: bytes) -> None:
         """Make a prepared version with its adapters the one that the next lease gets."""

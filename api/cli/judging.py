@@ -1,0 +1,158 @@
+"""`weightledger bisect run`: a judge decides, until the event is known."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightledger.api.cli import bisect_output
+from weightledger.api.cli.noise import Confidence, Noisy, with_noise
+from weightledger.api.cli.options import Json, Model
+from weightledger.api.cli.search_file import State, file_of, held
+from weightledger.api.cli.searched import RemoteSearch, Search, searching
+from weightledger.api.server.settings import Settings
+from weightledger.api.server.sources import FlagError
+from weightledger.ledger.debug.bisect import bisection, running
+from weightledger.ledger.debug.bisect.bisection import Bisection, Judged, Rules
+from weightledger.ledger.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from weightledger.ledger.debug.bisect.judges import Judge
+
+BUILT_IN = "built-in"
+_DROP = 0.02
+
+
+def run(
+    settings: Settings,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="The judge, after --; it gets a safetensors file as last argument."),
+    ] = None,
+    evaluator: Annotated[
+        str | None,
+        typer.Option(help="In the command's place: 'built-in', or module:function of a module."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Judge by what is measured: the command prints it as its last line."),
+    ] = None,
+    drop: Annotated[
+        float | None, typer.Option(help="How much worse than the good state is bad.")
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="More of the metric is worse.")
+    ] = False,
+    noisy: Noisy = None,
+    confidence: Confidence = None,
+    jobs: Annotated[int, typer.Option(min=1, help="States judged at a time.")] = 1,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one state; then it counts as not judged.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--most", min=1, help="How many states are judged at most.")
+    ] = bisection.MOST_EVALUATIONS,
+    state: State = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Let a judge decide, until the event is known.
+
+    The command gets the path of a safetensors file as its last argument, and WEIGHTLEDGER_SEQ and
+    WEIGHTLEDGER_VERSION in its environment. Its exit status says: 0 good, 125 cannot be judged, 1
+    to 127 bad, 128 or more ends the search. Stopped at any moment, the same command goes on.
+
+    Exit status 1 when the event is not known for certain.
+
+    Example: weightledger bisect run -- ./judge.py
+    """
+    if (command is None) == (evaluator is None):
+        raise FlagError("say who judges: -- COMMAND, or --evaluator", param="evaluator")
+    if timeout is not None and not timeout > 0:
+        raise FlagError(f"--timeout takes seconds above 0, got {timeout}", param="timeout")
+    if evaluator is not None and metric is None:
+        metric = "accuracy"
+    if drop is not None and metric is None:
+        raise FlagError("--drop is how far a --metric may fall", param="drop")
+    with (
+        searching(settings, model) as search,
+        held(file_of(settings, search.model, state)) as file,
+    ):
+        going = bisection.load(file)
+        rules = with_noise(going.rules, noisy, confidence)
+        if metric is not None:
+            rules = replace(
+                rules,
+                metric=metric,
+                drop=_DROP if drop is None else drop,
+                lower_is_better=lower_is_better,
+            )
+        _require_same(going, rules)
+        going = replace(going, rules=rules)
+
+        def told(now: Bisection, one: Judged) -> None:
+            bisection.save(file, now)
+            bisect_output.verdict(now, one)
+
+        cost: dict[str, Any] = {}
+        if isinstance(search, RemoteSearch) and evaluator == BUILT_IN:
+            if jobs > 1 or timeout is not None:
+                raise FlagError(
+                    "the server's evaluator judges one state at a time, within its own limit: "
+                    "leave out --jobs and --timeout",
+                    param="jobs",
+                )
+            going = search.judged_there(going, most, told)
+        else:
+            with _judge(settings, search, command, evaluator, metric, timeout, jobs) as judge:
+                ran = running.run(going, search, judge, jobs=jobs, most=most, told=told)
+            going = ran.bisection
+            cost = {"judging_s": round(ran.judging_s, 3), "path_bytes": ran.path_bytes}
+        bisection.save(file, going)
+        facts = {**search.report(going), **cost}
+        bisect_output.show(facts, as_json)
+    if not facts["done"] or facts["first_bad"] is None:
+        raise typer.Exit(1)
+
+
+def _require_same(going: Bisection, rules: Rules) -> None:
+    """What was judged one way is not gone on with in another."""
+    judged = any(one.by == "judge" for one in going.judged)
+    if judged and (going.rules.metric, going.rules.drop) != (rules.metric, rules.drop):
+        raise InvalidRequest(
+            "states were judged in another way so far, by "
+            + (
+                f"{going.rules.metric}, drop {going.rules.drop}"
+                if going.rules.metric
+                else "exit status"
+            )
+            + ": begin anew with bisect reset and bisect start"
+        )
+
+
+@contextlib.contextmanager
+def _judge(
+    settings: Settings,
+    search: Search,
+    command: list[str] | None,
+    evaluator: str | None,
+    metric: str | None,
+    timeout: float | None,
+    jobs: int,
+) -> "Iterator[Judge]":
+    if command is not None:
+        from weightledger.ledger.debug.bisect.judges import CommandJudge
+
+        yield CommandJudge(command, timeout_s=timeout, metric=metric)
+        return
+    from weightledger.api.evaluating import Evaluating, EvaluatingApart, Subject
+
+    assert evaluator is not None
+    subject = Subject(settings.model, settings.data_dir, evaluator)
+    if jobs == 1 and timeout is None:
+        yield Evaluating(subject)
+        return
+    with EvaluatingApart(subject, jobs, timeout) as judge:
+        yield judge
