@@ -51,6 +51,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed
 	$(BIN)/python -m benchmarks.audit
 	$(BIN)/python -m benchmarks.debugging_diff
 	$(BIN)/python -m benchmarks.bisecting
+	$(BIN)/python -m benchmarks.parallel
 	$(BIN)/python -m benchmarks.monitoring_simulation
 
 $(PEERS_VENV)/.installed: benchmarks/peers.txt

@@ -35,6 +35,8 @@ from weightledger.ledger.audit.tree import Tree
 from weightledger.ledger.audit.witness import WitnessBook
 from weightledger.ledger.audit.witnesses import Witness
 from weightledger.ledger.events import KINDS
+from weightledger.ledger.parallel import untold
+from weightledger.ledger.parallel.choosing import executing
 from weightledger.ledger.store import TILE, EventFilter, EventStore, tree_rows
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -116,7 +118,8 @@ def verification(report: Report, backend: str, store: EventStore, count: int) ->
     for processes, goal in ((1, CHAIN_GOAL), (2, CHAIN_GOAL_OF_TWO)):
         wanted = goal * (1 if backend == "sqlite" else POSTGRES_SHARE)
         started, used = time.perf_counter(), time.process_time()
-        tiles = parallel.check(store, 0, count, processes)
+        with executing("local", processes) as executor:
+            tiles = parallel.check_chain(store, 0, count, executor, untold)
         tree.check(store, count, tiles)
         rate = count / (time.perf_counter() - started)
         what = f"{backend}: chain and tree checked by {processes}, their start included"

@@ -18,6 +18,8 @@
     ├── WeightsMismatch         503  live weights are not the ledger's
     │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
     ├── Unavailable             503  not now, though nothing is wrong; retry
+    │   └── ExecutorUnavailable      where parallel work was to be done does not take it
+    ├── WorkersDied             500  parallel work was begun several times and died each time
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── PluginError             500  an installed package's entry point cannot be used; names it
@@ -151,6 +153,14 @@ class WeightsChangedOutside(WeightsMismatch):
 
 class Unavailable(LedgerError):
     """As much as the configuration allows is going on already; retry. Nothing was recorded."""
+
+
+class ExecutorUnavailable(Unavailable):
+    """What was to do parallel work is not installed, does not answer, or has no room."""
+
+
+class WorkersDied(LedgerError):
+    """The processes that did a parallel task died, however often it was begun."""
 
 
 class EngineUnavailable(LedgerError):

@@ -18,7 +18,10 @@ FLOORS = (
     {"ledger.secrets", "ledger.permissions"},
     {"ledger.errors"},
     {"ledger.plugins"},
-    {"ledger.config", "ledger.http", "ledger.json_text", "ledger.tensors", "ledger.sql"},
+    {
+        *("ledger.config", "ledger.http", "ledger.json_text"),
+        *("ledger.tensors", "ledger.sql", "ledger.parallel"),
+    },
     {"ledger.events", "ledger.codecs", "ledger.blobs", "ledger.access", "migrations"},
     {"ledger.store", "ledger.adapters"},
     {"ledger.history"},

@@ -24,6 +24,8 @@ from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
 from weightledger.ledger.monitoring.trial_log import trials
+from weightledger.ledger.parallel import Executor
+from weightledger.ledger.parallel.local import ALONE
 from weightledger.ledger.sql.presence import servers
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.sql_store import SqlStore
@@ -225,7 +227,7 @@ class Local:
 
         return replaying.described(*replaying.replayed(self.history, replaying.Asked(**asked)))
 
-    def save(self, asked: Mapping[str, Any], out: Path) -> Item:
+    def save(self, asked: Mapping[str, Any], out: Path, executor: Executor = ALONE) -> Item:
         """Write the state that `POST /v1/models/replay` would give to a file, verified."""
         import weightledger.rules  # noqa: F401  which says how learning is worked out again
         from weightledger.ledger.debug import replaying  # imports torch
@@ -233,7 +235,15 @@ class Local:
 
         if self._walker is None:  # several states are visited on one way
             self._walker = Walker(self.history)
-        return replaying.save(self.history, replaying.Asked(**asked), out, self._walker)
+        return replaying.save(self.history, replaying.Asked(**asked), out, self._walker, executor)
+
+    def save_each(self, files: Mapping[str, Path], executor: Executor) -> dict[str, Item]:
+        """Write the states at several positions to a file each, verified; facts by position."""
+        from weightledger.ledger.debug.parallel import save_each  # imports torch
+
+        nodes = {position: self.history.resolve(position).node for position in files}
+        saved = save_each(self.history, {nodes[one]: file for one, file in files.items()}, executor)
+        return {position: saved[node] for position, node in nodes.items()}
 
 
 def _micros(text: str | None) -> int | None:

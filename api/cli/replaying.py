@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +11,14 @@ import typer
 
 from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
+from weightledger.api.cli.local import Local
 from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.parallel import SHARED, sharing
 from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.errors import StorageError
+from weightledger.ledger.parallel import Executor
 
 Without = Annotated[
     list[str] | None,
@@ -33,7 +36,7 @@ OnlyAfter = Annotated[
 ]
 
 
-@configured(*WHERE)
+@configured(*WHERE, *SHARED)
 def replay(
     settings: Settings,
     to: Annotated[
@@ -71,20 +74,13 @@ def replay(
     if len(positions) > 1 and (without or hugging_face):
         raise FlagError("several positions are written as safetensors, as they were", param="to")
     what = {"without": list(without or ()), "mode": mode, "only_after": only_after}
-    with reading(settings, model) as source:
+    with reading(settings, model) as source, sharing(settings) as executor:
         if out is None:
             told = [source.what_if({"to": positions[0], **what})]
         elif hugging_face is not None:
             told = [_folder(source, {"to": positions[0], **what}, hugging_face, out)]
         else:
-            several = len(positions) > 1
-            if several:
-                _make(out)
-            told = []
-            for position in positions:
-                asked = {"to": position, **what}
-                facts = _saved(source, asked, out, several)
-                told.append(facts)
+            told = _saved(source, positions, out, what, executor)
     if len(told) > 1 and as_json:
         output.listing(told, ("file",), id_key="file", as_json=True, as_csv=False, quiet=False)
         return
@@ -92,21 +88,37 @@ def replay(
         output.facts(facts if as_json else _shown(facts), as_json=as_json)
 
 
-def _saved(source: Any, asked: Mapping[str, Any], out: Path, several: bool) -> dict[str, Any]:
-    """One state in its file, whole or not at all; one of several is named by its seq."""
-    if not several:
+def _saved(
+    source: Any, positions: Sequence[str], out: Path, asked: Mapping[str, Any], executor: Executor
+) -> list[dict[str, Any]]:
+    """States in their files, each whole or not at all; one of several is named by its seq.
+
+    A server shares nothing out: its part of the work is its own.
+    """
+    ours = isinstance(source, Local)
+    if len(positions) == 1:
+        (position,) = positions
+        one = {"to": position, **asked}
         with replacing(out) as partial:
-            facts = source.save(asked, partial)
-        return {**facts, **_written(asked, out)}
-    seq = source.event(asked["to"])["node"]
-    file = out / f"seq-{seq}.safetensors"
-    with replacing(file) as partial:
-        facts = source.save(asked, partial)
-    return {**facts, **_written(asked, file)}
+            facts = source.save(one, partial, executor) if ours else source.save(one, partial)
+        return [{**facts, **_written(position, out)}]
+    _make(out)
+    files = {one: out / f"seq-{source.event(one)['node']}.safetensors" for one in positions}
+    if not ours or executor.jobs == 1:
+        told = []
+        for position, file in files.items():
+            with replacing(file) as partial:
+                facts = source.save({"to": position, **asked}, partial)
+            told.append({**facts, **_written(position, file)})
+        return told
+    with contextlib.ExitStack() as stack:
+        partials = {one: stack.enter_context(replacing(file)) for one, file in files.items()}
+        saved = source.save_each(partials, executor)
+    return [{**saved[one], **_written(one, file)} for one, file in files.items()]
 
 
-def _written(asked: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    return {"position": asked["to"], "bytes": file.stat().st_size, "file": str(file)}
+def _written(position: str, file: Path) -> dict[str, Any]:
+    return {"position": position, "bytes": file.stat().st_size, "file": str(file)}
 
 
 def _folder(source: Any, asked: Mapping[str, Any], served: Path, out: Path) -> dict[str, Any]:

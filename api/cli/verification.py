@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from weightledger.api.cli import output
 from weightledger.api.cli.local import opened
 from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.parallel import SHARED, sharing
 from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit import checkpoints, marks, notes
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _MARK_EVERY_S = 10.0
 
 
-@configured(*WHERE, "signing_key", "witness", "witness_quorum")
+@configured(*WHERE, *SHARED, "signing_key", "witness", "witness_quorum")
 def verify(
     settings: Settings,
     model: Model = None,
@@ -65,7 +66,6 @@ def verify(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the last verification came to.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that check the chain.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Recompute every digest from the log.
@@ -73,7 +73,7 @@ def verify(
     Exit status 1, and the first bad event, when something does not fit. How far it came is kept in
     the data folder, also when it is interrupted: --resume goes on from there.
 
-    Example: weightledger verify --live --processes 2
+    Example: weightledger verify --live --jobs 2
     """
     from weightledger.ledger.audit.verify import verify as check  # imports torch
 
@@ -83,6 +83,7 @@ def verify(
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
         opened(settings, model, guarded=False) as history,
+        sharing(settings) as executor,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task("events")
@@ -92,7 +93,7 @@ def verify(
         report = Report(history.model, since=start, problem=problem)
         if problem is None:
             # Several processes come to events out of order; what --since left out is not verified.
-            in_order = processes == 1 or not quick
+            in_order = executor.jobs == 1
             marked = _marking(settings, history, start, states=not quick)
 
             def progress(done: int, total: int) -> None:
@@ -100,7 +101,7 @@ def verify(
                 if in_order and since is None:
                     marked(done)
 
-            report = check(history, progress, states=not quick, processes=processes, since=start)
+            report = check(history, progress, states=not quick, executor=executor, since=start)
         kept_by = history.store.home.version()
         facts = _facts(report, kept_by, "quick" if quick else "full")
         problem = report.problem

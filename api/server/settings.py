@@ -100,6 +100,19 @@ class Settings:
         "The server that commands talk to; by default the one that serves the database.",
         serve=False,
     )
+    jobs: Annotated[int, Ge(1)] = setting(
+        1, "How many tasks of long work (verify, replay, diff …) are done at once.", serve=False
+    )
+    executor: Literal["local", "ray"] = setting(
+        "local",
+        "Where they are done: 'local' in processes here, 'ray' on a Ray cluster.",
+        serve=False,
+    )
+    ray_address: str | None = setting(
+        None,
+        "The Ray cluster's HOST:PORT; by default one is started on this machine.",
+        serve=False,
+    )
     engine: Literal["embedded", "vllm", "aphrodite"] = setting(
         "embedded", "'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL)."
     )

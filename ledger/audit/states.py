@@ -9,27 +9,38 @@ import torch
 from weightledger.ledger import events
 from weightledger.ledger.audit.chain import Progress, check_form
 from weightledger.ledger.audit.report import Report
+from weightledger.ledger.audit.split_payloads import Chunks, checked_chunks, spans_of_share
 from weightledger.ledger.errors import CorruptLedger, Pruned
 from weightledger.ledger.events import Event
-from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import WHOLE
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import cheapest
 from weightledger.ledger.history.pruning import Prunings
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.replay import Step, apply_step, split
+from weightledger.ledger.parallel.shares import EVERYTHING, Share
+from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, rehash, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 
-def rebuild(history: History, report: Report, progress: Progress, stop: int, total: int) -> None:
+def rebuild(
+    history: History,
+    report: Report,
+    progress: Progress,
+    stop: int,
+    total: int,
+    share: Share = EVERYTHING,
+) -> list[Chunks]:
     """Rebuild every state of the events from `report.since` on and before `stop`.
 
-    The state before them is restored as any other is.
+    The state before them is restored as any other is. Of a share its tensors are rebuilt, and of
+    the others the recorded digests are followed; given are then the digests of payload chunks that
+    only all shares together can check.
     """
-    fold = _Fold(history, report, history.pruned)
+    fold = _Fold(history, report, history.pruned, share)
     last: Event | None = None
     if report.since > 0:
         last = history.require(report.since - 1)
@@ -44,13 +55,14 @@ def rebuild(history: History, report: Report, progress: Progress, stop: int, tot
         last = event
         report.events += 1
         progress(event.seq + 1, total)
+    return fold.chunks_read
 
 
-def check_snapshots(history: History, report: Report) -> None:
-    """Restore every snapshot, and compare its row with what it holds."""
+def check_snapshots(history: History, report: Report, share: Share = EVERYTHING) -> None:
+    """Restore every snapshot, a share's tensors of it, and compare its row with what it holds."""
     for snapshot in history.store.snapshots():
         state = history.ways.anchor_state(snapshot)
-        for name in state.specs:
+        for name in share.of(state.specs):
             history.anchored(snapshot.node, state, name)
         if snapshots.describe(snapshot.node, state)[0] != snapshot:
             raise CorruptLedger(
@@ -71,10 +83,12 @@ class _Fold:
     history: History
     report: Report
     pruned: Prunings
+    share: Share
     node: int | None = None
     state: StateDigest | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     chunks: dict[str, bytearray] = field(default_factory=dict)
+    chunks_read: list[Chunks] = field(default_factory=list)
 
     def begin(self, first: Event) -> None:
         anchors = {a.node for a in self.history.store.snapshots()}
@@ -133,7 +147,7 @@ class _Fold:
     def _jump(self, node: int, event: Event) -> None:
         """To a state by the way that restores it; adrift when that was pruned."""
         try:
-            self.state, self.tensors = self.history.rebuild(node, event.state_after)
+            self.state, self.tensors = self._restored(node, event.state_after)
         except Pruned:
             self.node = None
             return
@@ -143,13 +157,31 @@ class _Fold:
         }
         self.report.tensors += len(self.tensors)
 
+    def _restored(self, node: int, digest: bytes) -> tuple[StateDigest, dict[str, torch.Tensor]]:
+        if self.share == EVERYTHING:
+            return self.history.rebuild(node, digest)
+        state = self.history.digests(node)
+        return state, self.history.tensors(node, digest, self.share.of(state.specs))
+
+    def _portion(self, event: Event) -> Portion:
+        """What the share needs of an event's payload, checked as far as it can be alone."""
+        store = self.history.store
+        if self.share == EVERYTHING:
+            return Portion.whole(store.payload(event))
+        (portion,) = store.portions([(event, spans_of_share(event, self.share))])
+        self.chunks_read += checked_chunks(event, self.share, portion)
+        return portion
+
     def _apply(self, event: Event, *, undo: bool) -> None:
         assert self.state is not None
-        payload = self.history.store.payload(event)
-        self.report.payload_bytes += len(payload) - payload_bytes_of(event.body)
+        portion = self._portion(event)
         moved: dict[str, tuple[TensorSpec | None, bytes | None]] = {}
-        for step in split(event, undo, payload, self.state, {}):
+        for step in split(event, undo, portion, self.state, {}):
             name = step.change.name
+            if name not in self.share:
+                moved[name] = (step.spec, step.digest)
+                continue
+            self.report.payload_bytes += step.change.size
             if step.spec is None:
                 del self.tensors[name], self.chunks[name]
             else:

@@ -14,6 +14,8 @@ from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.parallel import Executor, untold
+from weightledger.ledger.parallel.local import ALONE
 from weightledger.ledger.store import TILE
 from weightledger.ledger.tensors.spec import WEIGHTS
 
@@ -26,22 +28,22 @@ def verify(
     progress: Progress | None = None,
     *,
     states: bool = True,
-    processes: int = 1,
+    executor: Executor = ALONE,
     since: int = 0,
 ) -> Report:
     """Check one model's whole log; never raises for what it finds, reports it instead.
 
     Without `states` no payload is read and no state rebuilt: hashes, the tree over them, order,
-    rows and annotations only. `processes` share the work of that part. With `since` events before
+    rows and annotations only. The work is shared out to `executor`. With `since` events before
     that seq are taken as they are, but for the tree, and snapshots and what is kept beside the log
     are left to a whole verification. Starts over when gc drops something meanwhile. Raises
     InvalidRequest when the log has no event `since`.
     """
-    told = progress or (lambda done, total: None)
+    told = progress or untold
     while True:
         report, runs = Report(history.model, since), _gc_runs(history)
         try:
-            _verify(history, report, told, states, processes)
+            _verify(history, report, told, states, executor)
         except CorruptLedger as error:
             if _gc_runs(history) != runs:
                 continue
@@ -63,7 +65,7 @@ def _gc_runs(history: History) -> int | None:
 
 
 def _verify(
-    history: History, report: Report, progress: Progress, states: bool, processes: int
+    history: History, report: Report, progress: Progress, states: bool, executor: Executor
 ) -> None:
     store = history.store
     total = sound = history.head().seq + 1
@@ -74,17 +76,15 @@ def _verify(
     broken: CorruptLedger | None = None
     tiles: list[bytes] = []
     try:
-        watch = None if states else progress
+        watch = untold if states else progress
         # Up to the tile that event `since` is in the hashes are taken as they are.
         start = report.since // TILE * TILE
         tiles = tree.tiles_of(store, start)
-        tiles += parallel.check(store, start, total, processes, watch)
+        tiles += parallel.check_chain(store, start, total, executor, watch)
     except CorruptLedger as error:
         broken, sound = error, error.seq or 0
     if states:
-        from weightledger.ledger.audit.states import rebuild  # needs torch, the chain does not
-
-        rebuild(history, report, progress, sound, total)
+        parallel.rebuild(history, report, progress, sound, total, executor)
     else:
         report.events = max(sound - report.since, 0)
     if broken is not None:
@@ -93,7 +93,7 @@ def _verify(
     report.head_seq, report.head_digest, report.head_hash = head.seq, head.state_after, head.hash
     report.tree_root = tree.check(store, total, tiles)
     if report.since == 0:
-        _check_beside(history, report, states)
+        _check_beside(history, report, states, executor)
     weak = store.home.weaknesses()
     if weak:
         raise CorruptLedger(f"the database is not append-only: {'; '.join(weak)}")
@@ -102,15 +102,13 @@ def _verify(
         raise CorruptLedger(f"the database is damaged: {'; '.join(damage)}")
 
 
-def _check_beside(history: History, report: Report, states: bool) -> None:
+def _check_beside(history: History, report: Report, states: bool, executor: Executor) -> None:
     """What is kept beside the log so that it can be searched and states be restored."""
     wrong = history.store.discrepancies(registered_weights(history), tree=False)
     if wrong:
         raise CorruptLedger(f"{'; '.join(wrong)}: `weightledger repair` derives them anew")
     if states:
-        from weightledger.ledger.audit.states import check_snapshots
-
-        check_snapshots(history, report)
+        parallel.check_snapshots(history, report, executor)
 
 
 def registered_weights(history: History) -> list[str] | None:

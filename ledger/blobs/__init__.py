@@ -54,6 +54,12 @@ class BlobStore(Protocol):
     def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
         """Fill `out`, whose length is the blob's; CorruptLedger as for `get`."""
 
+    def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of a blob, as they are stored: a part cannot be checked against
+        the digest, so who asks checks what comes of it. CorruptLedger when the blob is missing or
+        ends before `stop`.
+        """
+
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""
 
@@ -103,6 +109,11 @@ def absent(digest: bytes) -> CorruptLedger:
 def damaged(digest: bytes) -> CorruptLedger:
     """The error for a blob with other bytes than its digest says."""
     return CorruptLedger(f"blob {digest.hex()} does not match its digest")
+
+
+def cut_short(digest: bytes, stop: int) -> CorruptLedger:
+    """The error for a blob that ends before what was asked of it."""
+    return CorruptLedger(f"blob {digest.hex()} ends before byte {stop}")
 
 
 def require_size(digest: bytes, size: int, expected: int) -> None:

@@ -24,7 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger import permissions
-from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
+from weightledger.ledger.blobs import (
+    Buffer,
+    Stored,
+    absent,
+    as_view,
+    cut_short,
+    damaged,
+    require_size,
+)
 from weightledger.ledger.errors import (
     StorageBusy,
     StorageError,
@@ -113,6 +121,24 @@ class FolderBlobs:
                     at += read
         if at != len(out) or content_digest(out) != digest:
             raise damaged(digest)
+
+    def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""
+        with self._explained():
+            try:
+                file = self._path(digest).open("rb", buffering=0)
+            except FileNotFoundError:
+                self._require_marker()
+                raise absent(digest) from None
+            with file:
+                file.seek(start)
+                data = bytearray(stop - start)
+                at, view = 0, memoryview(data)
+                while at < len(view) and (read := file.readinto(view[at:])):
+                    at += read
+        if at != len(data):
+            raise cut_short(digest, stop)
+        return bytes(data)
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""

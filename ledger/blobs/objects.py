@@ -33,6 +33,7 @@ from weightledger.ledger.blobs import (
     Stored,
     absent,
     as_view,
+    cut_short,
     damaged,
     require_size,
 )
@@ -119,6 +120,27 @@ class ObjectBlobs:
             return out
 
         self._receive(digest, room)
+
+    def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""
+        for _ in range(_TRIES):
+            newest = self._newest(digest)
+            if newest is None:
+                break
+            if newest.size < stop:
+                raise cut_short(digest, stop)
+            try:
+                if start == stop:
+                    return b""
+                return b"".join(
+                    [
+                        bytes(self._range(newest, at, min(at + PART_BYTES, stop)))
+                        for at in range(start, stop, PART_BYTES)
+                    ]
+                )
+            except FileNotFoundError:
+                continue
+        raise absent(digest)
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""

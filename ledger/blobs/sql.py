@@ -11,7 +11,15 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from weightledger.ledger.blobs import Buffer, Stored, absent, as_view, damaged, require_size
+from weightledger.ledger.blobs import (
+    Buffer,
+    Stored,
+    absent,
+    as_view,
+    cut_short,
+    damaged,
+    require_size,
+)
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import marks, pieces
@@ -29,6 +37,7 @@ _FIRST = (
     " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0 WHERE b.digest = ?"
 )
 _NEXT = "SELECT data FROM blob_parts WHERE digest = ? AND part = ?"
+_RANGE = "SELECT substr(data, ?, ?) FROM blob_parts WHERE digest = ? AND part = ?"
 _PAGE = 1000
 _LIST = f"SELECT digest, size, touched_at FROM blobs WHERE digest > ? ORDER BY digest LIMIT {_PAGE}"
 # Whoever touches the row at the same time goes first or finds it gone: the condition is looked at
@@ -86,6 +95,22 @@ class SqlBlobs:
                     data = _next(execute, digest, part)
         if at != size or content_digest(out) != digest:
             raise damaged(digest)
+
+    def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""
+        pieces: list[bytes] = []
+        with self._database.read() as execute:
+            for part in range(start // PART_BYTES, _parts(stop)):
+                first = max(start - part * PART_BYTES, 0)
+                size = min(stop - part * PART_BYTES, PART_BYTES) - first
+                row = execute(_RANGE, (first + 1, size, digest, part)).fetchone()
+                if row is None and execute(_FIRST, (digest,)).fetchone() is None:
+                    raise absent(digest)
+                pieces.append(b"" if row is None else _part(digest, row[0]))
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(data) != stop - start:
+            raise cut_short(digest, stop)
+        return data
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests that are not stored; those that are get touched."""

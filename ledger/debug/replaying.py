@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightledger.ledger.debug import parallel
 from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.debug.whatif.asking import what_if
 from weightledger.ledger.debug.whatif.state import Mode, WhatIf
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.parallel import Executor
+from weightledger.ledger.parallel.local import ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,19 @@ def described(state: ReplayedState, found: WhatIf | None) -> dict[str, Any]:
     return facts if found is None else {**found.to_json(), **facts}
 
 
-def save(history: History, asked: Asked, out: Path, walker: Walker | None = None) -> dict[str, Any]:
-    """Write the state to a safetensors file; which state it is. StorageError when it cannot."""
+def save(
+    history: History,
+    asked: Asked,
+    out: Path,
+    walker: Walker | None = None,
+    executor: Executor = ALONE,
+) -> dict[str, Any]:
+    """Write the state to a safetensors file; which state it is. StorageError when it cannot.
+
+    The work is shared out to `executor`, but for a what-if and for what is no file.
+    """
+    if executor.jobs > 1 and not asked.without and (out.is_file() or not out.exists()):
+        return parallel.save(history, asked.to, out, executor)
     state, found = replayed(history, asked, walker)
     state.write(out, None if found is None else found.words)
     return {**state.facts, "seq": state.seq}

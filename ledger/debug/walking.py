@@ -4,7 +4,7 @@ Each move reads the events between the two states, or starts from a snapshot whe
 visiting many states costs the way between them, not a rebuild of each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import torch
@@ -15,7 +15,7 @@ from weightledger.ledger.errors import StorageError
 from weightledger.ledger.history.lineage import Path
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.lanes import clone
-from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 HEADER = "weight_ledger."
@@ -52,6 +52,22 @@ class ReplayedState:
             "digest": self.digest.value.hex(),
         }
 
+    def metadata(self, what_if: str | None = None) -> dict[str, str]:
+        """What a file's header says of its state."""
+        facts = self.facts
+        told = {HEADER + key: value for key, value in facts.items()}
+        if what_if is not None:
+            told[HEADER + "what_if"] = what_if
+        # Readers of earlier releases know these without the prefix.
+        return told | {key: facts[key] for key in ("model", "seq", "digest")}
+
+    @property
+    def named_specs(self) -> list[TensorSpec]:
+        """What a file of it holds, by the names that it has there."""
+        named = [(spec.name, spec) for spec in self.digest.specs.values()]
+        named += [(alias, self.digest.specs[first]) for alias, first in self.digest.aliases.items()]
+        return [replace(spec, name=name.removeprefix(WEIGHTS)) for name, spec in named]
+
     def write(self, out: FilePath, what_if: str | None = None) -> None:
         """Every tensor to a safetensors file, weights by bare name and the others by full name.
 
@@ -61,14 +77,8 @@ class ReplayedState:
         named = {name.removeprefix(WEIGHTS): tensor for name, tensor in self.tensors.items()}
         for alias, first in self.digest.aliases.items():  # safetensors stores no shared memory
             named[alias.removeprefix(WEIGHTS)] = self.tensors[first].clone()
-        facts = self.facts
-        metadata = {HEADER + key: value for key, value in facts.items()}
-        if what_if is not None:
-            metadata[HEADER + "what_if"] = what_if
-        # Readers of earlier releases know these without the prefix.
-        metadata |= {key: facts[key] for key in ("model", "seq", "digest")}
         try:
-            save_file(named, out, metadata=metadata)
+            save_file(named, out, metadata=self.metadata(what_if))
         except (OSError, SafetensorError) as error:
             raise StorageError(f"cannot write {out}: {error}") from error
 
@@ -97,9 +107,7 @@ class Walker:
             )
             self._at = node
         assert self._state is not None
-        version = next(
-            (one.version_id for one in self._history.versions() if one.seq == node), None
-        )
+        version = version_of(self._history, node)
         return ReplayedState(self._history.model, node, self._state, dict(self._tensors), version)
 
     def _take(self, base: StateDigest, path: Path, expected: bytes) -> None:
@@ -122,6 +130,11 @@ class Walker:
         }
         self._state, self._tensors = rebuilt.state, tensors
         self.read_bytes += path.size
+
+
+def version_of(history: History, node: int) -> str | None:
+    """The id of the newest listed version that names the state at a node, if one does."""
+    return next((one.version_id for one in history.versions() if one.seq == node), None)
 
 
 def _is_weight(name: str) -> bool:

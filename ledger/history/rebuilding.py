@@ -3,16 +3,19 @@
 The half of `history.reader` that needs torch, imported when a state is first asked for.
 """
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Container, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound, Pruned
+from weightledger.ledger.events import Event
 from weightledger.ledger.history.lineage import Path
 from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
 from weightledger.ledger.history.snapshot_tensors import load_tensor
+from weightledger.ledger.store.payloads import Portion, Span, joined
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -93,12 +96,42 @@ class States:
         expected: bytes,
         only: Collection[str] | None = None,
     ) -> Rebuilt:
-        """See `History.follow`."""
+        """See `History.follow`.
+
+        With `only`, their parts of the payloads are read. Where what comes of them is not what was
+        recorded, whole payloads are, which tells the event that is damaged.
+        """
+        if only is not None:
+            with contextlib.suppress(CorruptLedger):
+                return self._along(base, tensor, path, expected, only, self._parts(only))
+        return self._along(base, tensor, path, expected, only, self._payloads)
+
+    def _payloads(self, events: Sequence[Event]) -> list[Portion]:
+        return [Portion.whole(payload) for payload in self._history.store.payloads(events)]
+
+    def _parts(self, only: Collection[str]) -> Callable[[Sequence[Event]], list[Portion]]:
+        """Reads what some tensors take of payloads."""
+
+        def read(events: Sequence[Event]) -> list[Portion]:
+            asked = [(event, spans_of(event, only)) for event in events]
+            return self._history.store.portions(asked)
+
+        return read
+
+    def _along(
+        self,
+        base: StateDigest,
+        tensor: Callable[[str], torch.Tensor],
+        path: Path,
+        expected: bytes,
+        only: Collection[str] | None,
+        payloads: Callable[[Sequence[Event]], Sequence[Portion]],
+    ) -> Rebuilt:
         moves = chain(
             (Move(event, undo=True) for event in self._history.require_all(path.undo)),
             (Move(event, undo=False) for event in self._history.require_all(path.redo)),
         )
-        sources = Sources(tensor, self._history.store.payloads, self.whole)
+        sources = Sources(tensor, payloads, self.whole)
         try:
             return replay(base, moves, sources, expected, self._history.pool, only)
         except CorruptLedger as error:
@@ -113,3 +146,14 @@ class States:
     def whole(self, spec: TensorSpec, digest: bytes) -> torch.Tensor:
         """See `History.whole`."""
         return load_tensor(self._history.blobs, spec, digest)
+
+
+def spans_of(event: Event, names: Container[str]) -> list[Span]:
+    """Where the parts of some tensors lie in an event's payload."""
+    at = 0
+    spans = []
+    for change in event.changes:
+        if change.name in names:
+            spans.append(Span(at, at + change.size))
+        at += change.size
+    return joined(spans)

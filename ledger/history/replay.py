@@ -19,6 +19,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
+from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import CHUNK_BYTES, chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -31,6 +32,7 @@ _BATCH_BYTES = 64 * 1024 * 1024
 _SMALL_BYTES = 256 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
 _PAGE = 16
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,13 @@ class Sources:
     """Where replay reads from.
 
     `tensor(name)` gives a contiguous CPU copy of a tensor of the first state, which replay may
-    write to; it is asked only for tensors that the path touches. `payloads(events)` gives verified
-    payloads, `whole(spec, digest)` a new tensor with the bytes of a blob. All are called from
-    several threads.
+    write to; it is asked only for tensors that the path touches. `payloads(events)` gives their
+    payloads, verified or only in parts, `whole(spec, digest)` a new tensor with the bytes of a
+    blob. All are called from several threads.
     """
 
     tensor: Callable[[str], torch.Tensor]
-    payloads: Callable[[Sequence[Event]], Sequence[bytes]]
+    payloads: Callable[[Sequence[Event]], Sequence[Portion]]
     whole: Callable[[TensorSpec, bytes], torch.Tensor]
 
 
@@ -145,7 +147,7 @@ def replay(
 def split(
     event: Event,
     undo: bool,
-    payload: bytes | None,
+    payload: Portion | None,
     base: StateDigest,
     last: Mapping[str, Step],
 ) -> Iterator[Step]:
@@ -154,7 +156,7 @@ def split(
     The path began at `base`; `last` has the last step so far of each tensor it touched. `payload`
     is None where no step's data is wanted.
     """
-    view = memoryview(payload or b"")
+    at_byte = 0
     for change in event.changes:
         name = change.name
         start, end = change.ends(undo=undo)
@@ -168,13 +170,14 @@ def split(
                 f"event {event.seq} does not join up with the state it applies to: tensor {name!r}",
                 seq=event.seq,
             )
-        if payload is not None and len(view) < change.size:
+        if payload is not None and payload.size < at_byte + change.size:
             raise CorruptLedger(
                 f"event {event.seq}: payload ends inside tensor {name!r}", seq=event.seq
             )
-        data, view = view[: change.size], view[change.size :]
+        data = _NOTHING if payload is None else payload.part(at_byte, change.size)
+        at_byte += change.size
         yield Step(event.seq, change, undo, data, enters)
-    if payload is not None and len(view) != payload_bytes_of(event.body):
+    if payload is not None and payload.size - at_byte != payload_bytes_of(event.body):
         raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
 
 

@@ -13,6 +13,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import STATE_CHANGING, Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.state import StateDigest
 
 _MOST = 64
@@ -39,8 +40,8 @@ def straight_on(
             return events[-1], None
         inline = {event.seq: payload or b"" for event, payload in news}
 
-        def payloads(wanted: Sequence[Event]) -> Sequence[bytes]:
-            return [inline[event.seq] for event in wanted]
+        def payloads(wanted: Sequence[Event]) -> Sequence[Portion]:
+            return [Portion.whole(inline[event.seq]) for event in wanted]
 
         sources = Sources(tensor, payloads, history.whole)
         return events[-1], replay(state, moves, sources, events[-1].state_after, history.pool)

@@ -20,6 +20,7 @@ from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
+from weightledger.ledger.store.payloads import Portion, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,13 @@ class AppendLog(Protocol):
 
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
         """The payloads of events, each as of `payload`; the inline ones are read together."""
+
+    def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
+        """Some ranges of the payload of each event, as `ledger.store.payloads.joined` gives them.
+
+        They are as they are stored; a payload that is small, or asked for whole, is read whole and
+        checked. CorruptLedger names the seq of one that is missing or too short.
+        """
 
 
 class EventLookup(Protocol):

@@ -7,9 +7,10 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.store import Note, RawEvent, payloads, rows
+from weightledger.ledger.store import Note, RawEvent, payloads, portions, rows
 from weightledger.ledger.store.lookup import ANNOTATIONS
 from weightledger.ledger.store.model_rows import ModelRows
+from weightledger.ledger.store.payloads import Portion
 
 _PAGE = 1000  # events that `scan` holds at a time
 _RAW_PAGE = 4096  # rows that `raw` gives at a time
@@ -72,6 +73,21 @@ def payloads_of(of: ModelRows, events: Sequence[Event], blobs: BlobStore) -> lis
         for piece in pieces(of.key(event.seq) for event in events):
             inline.update(execute(f"{_INLINE} ({marks(len(piece))})", tuple(piece)).fetchall())
     return [_payload(event, inline, blobs) for event in events]
+
+
+def portions_of(of: ModelRows, asked: Sequence[portions.Asked], blobs: BlobStore) -> list[Portion]:
+    """See `AppendLog.portions`."""
+    whole = [event for event, spans in asked if portions.is_whole(event, spans)]
+    read = dict(zip((event.seq for event in whole), payloads_of(of, whole, blobs), strict=True))
+    with of.database.look() as execute:
+        parts = [one for one in asked if one[0].seq not in read]
+        inline = portions.inline_ranges(execute, of.key, parts)
+    return [
+        Portion.whole(read[event.seq])
+        if event.seq in read
+        else portions.portion(event, spans, inline, blobs)
+        for event, spans in asked
+    ]
 
 
 def _payload(event: Event, inline: Mapping[int, bytes | None], blobs: BlobStore) -> bytes:

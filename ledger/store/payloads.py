@@ -1,9 +1,80 @@
-"""An event's payload, put together and checked against what its header says of it."""
+"""An event's payload, whole and checked against what its header says of it, or some ranges of it.
+
+Where a tensor's part lies follows from the header: parts stand in the order of its changes, and it
+says how long each is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.tensors.digest import content_digest
+
+
+class Span(NamedTuple):
+    """The bytes [start, stop) of a payload."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Ranges of a payload of `size` bytes, in order: where each starts, and its bytes.
+
+    Ranges are as they are stored: who uses them checks what comes of them. What `is_whole` was
+    checked against the event's digests.
+    """
+
+    size: int
+    pieces: Sequence[tuple[int, memoryview]]
+    is_whole: bool = False
+
+    @classmethod
+    def whole(cls, payload: bytes) -> "Portion":
+        return cls(len(payload), ((0, memoryview(payload)),), is_whole=True)
+
+    def part(self, start: int, size: int) -> memoryview:
+        """So many bytes from `start`; none where they were not asked for."""
+        for at, data in self.pieces:
+            if at <= start and start + size <= at + len(data):
+                return data[start - at : start - at + size]
+        return memoryview(b"")
+
+
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """Ascending spans, those that touch or overlap as one."""
+    together: list[Span] = []
+    for span in spans:
+        if span.start == span.stop:
+            continue
+        if together and span.start <= together[-1].stop:
+            together[-1] = Span(together[-1].start, max(span.stop, together[-1].stop))
+        else:
+            together.append(span)
+    return together
+
+
+def range_of(event: Event, span: Span, blobs: BlobStore) -> memoryview:
+    """A range of a payload whose pieces are blobs; CorruptLedger names the seq."""
+    try:
+        pieces = [blobs.read_range(digest, *within) for digest, within in pieces_of(event, span)]
+    except CorruptLedger as error:
+        raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
+    return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+
+def pieces_of(event: Event, span: Span) -> Iterator[tuple[bytes, Span]]:
+    """The digests of the blobs that a range lies in, and the range within each."""
+    at = 0
+    for ref in event.payload:
+        start, stop = max(span.start - at, 0), min(span.stop - at, ref.size)
+        if start < stop:
+            yield ref.digest, Span(start, stop)
+        at += ref.size
 
 
 def from_blobs(event: Event, blobs: BlobStore) -> bytes:

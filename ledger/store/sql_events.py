@@ -33,6 +33,7 @@ from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.filtering import Filtering
 from weightledger.ledger.store.metric_rows import SqlMetrics
 from weightledger.ledger.store.model_rows import ModelRows
+from weightledger.ledger.store.payloads import Portion, Span
 
 
 class SqlEvents:
@@ -86,6 +87,9 @@ class SqlEvents:
 
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
         return log_reading.payloads_of(self._of, events, self.home.blobs)
+
+    def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
+        return log_reading.portions_of(self._of, asked, self.home.blobs)
 
     # EventLookup
 

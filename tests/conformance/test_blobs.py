@@ -58,6 +58,22 @@ def test_a_blob_of_any_size_reads_back(home: Home) -> None:
         assert out.tobytes() == data
 
 
+def test_a_range_of_a_blob_reads_back(home: Home) -> None:
+    """Over the ends of the pieces that a store cuts it into."""
+    size = PART_BYTES + REQUEST_BYTES + 7
+    data = np.random.default_rng(1).bytes(size)
+    digest = put_new(home.blobs, data)
+    ends = (0, 1, REQUEST_BYTES - 1, PART_BYTES, PART_BYTES + 1, size - 1, size)
+    for start in ends:
+        for stop in ends:
+            if start <= stop:
+                assert home.blobs.read_range(digest, start, stop) == data[start:stop]
+    with pytest.raises(CorruptLedger, match=f"{digest.hex()} ends before byte {size + 1}"):
+        home.blobs.read_range(digest, size - 1, size + 1)
+    with pytest.raises(CorruptLedger, match="is missing"):
+        home.blobs.read_range(content_digest(b"never stored"), 0, 1)
+
+
 def test_every_kind_of_buffer_is_taken(home: Home) -> None:
     for data in (
         b"bytes",

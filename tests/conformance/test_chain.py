@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit import chain, parallel
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import UPDATED, decode, leaf_hash
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.log import Log
+from weightledger.ledger.parallel.choosing import executing
+from weightledger.ledger.parallel.local import _Round
 from weightledger.ledger.store.facts import Facts, facts_of
 from weightledger.ledger.writing.caller import Caller
 
@@ -177,53 +178,24 @@ def otherwise(truth: Any) -> Any:
 def test_processes_find_the_first_bad_event_too(
     log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that shares the work with this one, and has all of it."""
     monkeypatch.setattr(parallel, "_STRETCH", 3)
-    assert verify(log.history, states=False, processes=2).events == log.history.head().seq + 1
-    connection = plain(database_url)
-    if database_url.startswith("sqlite"):
-        connection.execute("DROP TRIGGER events_no_update")
-    else:
-        connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
-    for number in (5, 3):
-        connection.execute(f"UPDATE events SET recorded_at = 7 WHERE number = {number}")
-    report = verify(log.history, states=False, processes=2)
-    (first,) = connection.execute(
-        "SELECT min(event_key) FROM events WHERE recorded_at = 7"
-    ).fetchone()
-    assert report.bad_seq == first & 0xFFFF
-    assert report.events == report.bad_seq
-    for one in (1, 2):
-        assert verify(log.history, processes=one).bad_seq == report.bad_seq
-
-
-def test_another_process_finds_bad_events(
-    log: Log, plain: Callable[[str], Any], database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = plain(database_url)
-    if database_url.startswith("sqlite"):
-        connection.execute("DROP TRIGGER events_no_update")
-    else:
-        connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
-    connection.execute("UPDATE events SET recorded_at = 7 WHERE number = 3")
-    report = verify(log.history, states=False)
-    share = parallel._share
-
-    def late(store: Any, stop: int, taken: Any, *rest: Any) -> Any:
-        until(lambda: taken[2], "the other process took nothing")
-        return share(store, stop, taken, *rest)
-
-    monkeypatch.setattr(parallel, "_STRETCH", 3)
-    monkeypatch.setattr(parallel, "_share", late)
-    assert verify(log.history, states=False, processes=2) == report
-    assert report.bad_seq is not None
-
-
-def test_a_process_that_dies_is_no_success(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    def robbed(_store: Any, stop: int, taken: Any, *_rest: Any) -> Any:
-        taken[0], taken[2] = stop, 1  # what the other took, it never tells
-        return []
-
-    monkeypatch.setattr(parallel, "_STRETCH", 3)
-    monkeypatch.setattr(parallel, "_share", robbed)
-    with pytest.raises(LedgerError, match="died"):
-        verify(log.history, states=False, processes=2)
+    with executing("local", 2) as two:
+        whole = verify(log.history, states=False, executor=two)
+        assert whole.events == log.history.head().seq + 1
+        connection = plain(database_url)
+        if database_url.startswith("sqlite"):
+            connection.execute("DROP TRIGGER events_no_update")
+        else:
+            connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        for number in (5, 3):
+            connection.execute(f"UPDATE events SET recorded_at = 7 WHERE number = {number}")
+        alone = verify(log.history, states=False)
+        (first,) = connection.execute(
+            "SELECT min(event_key) FROM events WHERE recorded_at = 7"
+        ).fetchone()
+        assert alone.events == alone.bad_seq == first & 0xFFFF
+        assert verify(log.history, states=False, executor=two) == alone
+        monkeypatch.setattr(_Round, "_work_here", lambda self: None)
+        assert verify(log.history, states=False, executor=two) == alone
+        assert verify(log.history, executor=two).bad_seq == alone.bad_seq

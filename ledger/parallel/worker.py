@@ -1,0 +1,59 @@
+"""A worker: reads tasks from standard input, answers on standard output, ends with who started it.
+
+What tasks print goes to standard error. It ends the moment its input does, so that none is left
+behind when the process that started it is killed.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from weightledger.ledger.parallel import Cancelled
+from weightledger.ledger.parallel.doing import do, pack
+from weightledger.ledger.parallel.frames import receive, send
+
+_TELL_EVERY_S = 0.1
+
+
+def main() -> None:
+    """Do what comes until nothing can come any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    out = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    while True:
+        _work(requests.get(), out)
+
+
+def _listen(requests: "queue.SimpleQueue[bytes]") -> None:
+    while (request := receive(sys.stdin.fileno())) is not None:
+        requests.put(request)
+    os._exit(0)
+
+
+def _work(request: bytes, out: int) -> None:
+    last = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _TELL_EVERY_S:
+            last = now
+            send(out, pack({"done": done, "total": total}))
+
+    try:
+        answer = do(request, told)
+    except Cancelled:
+        return
+    except Exception:  # noqa: BLE001  a fault of ours: it is told, and ends what waits for it
+        answer = {"fault": traceback.format_exc()}
+    send(out, pack(answer))
+
+
+if __name__ == "__main__":
+    main()
