@@ -4,7 +4,8 @@ import logging
 
 from weightledger.ledger import events
 from weightledger.ledger.config import DynamicUpdateConfig
-from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.log import Log
 from weightledger.ledger.writing.showing import Committed
 
@@ -52,5 +53,9 @@ class Checkpoints:
     def _last_named(self) -> int:
         """How many updates had been applied when the newest version was named."""
         counts = self._log.live.head.counts
-        newest = self._log.history.store.by_number(events.VERSIONS, counts.versions - 1)
+        try:
+            newest = self._log.history.store.by_number(events.VERSIONS, counts.versions - 1)
+        except CorruptLedger as error:
+            skipped(error, "the next checkpoint is due at once")
+            return 0
         return newest.counts.applied if newest else 0

@@ -154,6 +154,11 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
 
 def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
     pruned = history.pruned
+    if pruned.unread:
+        raise CorruptLedger(
+            f"nothing was dropped: {pruned.unread} of the {pruned.runs} events that say what gc "
+            "dropped before are damaged; `weightledger verify` names the first bad event"
+        )
     anchors = {anchor.node: anchor for anchor in history.store.snapshots()}
     costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
     retained = {head.node} | _named(history)

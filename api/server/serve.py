@@ -27,7 +27,8 @@ from weightledger.api.server.scraping import INTERVAL_S, Scraper, scraping
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger.codecs.warming import warm
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
@@ -95,11 +96,19 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         opened.enter_context(_figures(settings, manager))
         opened.enter_context(announce(config.url, url))
         if settings.enable_versioning:
-            asyncio.run(manager.create_initial_version("Initial model state"))
+            asyncio.run(name_initial(manager))
         logger.info("compiling what updates need")
         warm(spec.element.lane for spec in manager.log.specs.values())
         _settle()
         _run(manager, settings, listener, url, stop, hooks)
+
+
+async def name_initial(manager: DynamicModelManager) -> None:
+    """Name the first state, unless it has its name, by a record that may be damaged since."""
+    try:
+        await manager.create_initial_version("Initial model state")
+    except CorruptLedger as error:
+        skipped(error, "v0 is named, and its words cannot be read")
 
 
 def _has_key(settings: Settings) -> bool:

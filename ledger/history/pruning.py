@@ -4,8 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from weightledger.ledger.events import Event
-from weightledger.ledger.events.bodies import Pruning, body_of
+from weightledger.ledger.events.bodies import Pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +12,15 @@ class Prunings:
     """The state-changing events that lead nowhere any more, and the snapshots that are gone.
 
     `firsts` and `lasts` are the ends of ascending, disjoint ranges of seqs; `runs` counts the
-    events that say so.
+    events that say so, and `unread` those of them that are damaged: what they dropped is missing
+    wherever it is looked for.
     """
 
     firsts: tuple[int, ...] = ()
     lasts: tuple[int, ...] = ()
     snapshots: frozenset[int] = frozenset()
     runs: int = 0
+    unread: int = 0
 
     def __call__(self, seq: int) -> bool:
         """Whether what this event stored was dropped."""
@@ -41,18 +42,17 @@ def barring(prunings: Prunings, seqs: Iterable[int]) -> Prunings:
     return replace(prunings, firsts=firsts, lasts=lasts)
 
 
-def fold(events: Iterable[Event]) -> Prunings:
-    """All that the `pruned` events of a log dropped."""
+def fold(prunings: Sequence[Pruning | None]) -> Prunings:
+    """All that the `pruned` events of a log dropped; None for one that is damaged."""
     ranges: list[tuple[int, int]] = []
     snapshots: set[int] = set()
-    runs = 0
-    for event in events:
-        runs += 1
-        pruning = body_of(event, Pruning)
-        ranges += pruning.ranges
-        snapshots |= set(pruning.snapshots)
+    for pruning in prunings:
+        if pruning is not None:
+            ranges += pruning.ranges
+            snapshots |= set(pruning.snapshots)
     firsts, lasts = _merged(ranges)
-    return Prunings(firsts, lasts, frozenset(snapshots), runs)
+    unread = sum(pruning is None for pruning in prunings)
+    return Prunings(firsts, lasts, frozenset(snapshots), len(prunings), unread)
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,6 +6,7 @@ imported when a state is first asked for, so that events are read without torch.
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from weightledger.ledger.errors import CorruptLedger, NotFound
 from weightledger.ledger.events import PRUNINGS, STATE_CHANGING, Event
+from weightledger.ledger.events.bodies import Pruning, body_of
 from weightledger.ledger.history import lineage, versions
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, fold
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from weightledger.ledger.history.rebuilding import States
     from weightledger.ledger.history.replay import Rebuilt
+
+logger = logging.getLogger(__name__)
 
 EVERYTHING = EventFilter()
 
@@ -65,7 +69,7 @@ class History:
         self.blobs = store.home.blobs
         self.model = store.model
         self.pool = pool
-        self._prunings: tuple[Event, ...] = ()
+        self._prunings: tuple[Pruning | None, ...] = ()
         self._pruned = Prunings()
         self.lineage = lineage.Lineage(store.state_changes)
         self.ways = Ways(self)
@@ -149,10 +153,18 @@ class History:
 
     @property
     def pruned(self) -> Prunings:
-        """What gc has dropped so far."""
+        """What gc has dropped so far, as far as the events that say so are intact."""
         runs = self._prunings
-        while (run := self.store.by_number(PRUNINGS, len(runs))) is not None:
-            runs = (*runs, run)
+        while True:
+            pruning: Pruning | None = None
+            try:
+                run = self.store.by_number(PRUNINGS, len(runs))
+                if run is None:
+                    break
+                pruning = body_of(run, Pruning)
+            except CorruptLedger as error:
+                logger.error("%s: %s; what gc dropped then is not known", self.model, error)
+            runs = (*runs, pruning)
         if runs is not self._prunings:
             self._prunings, self._pruned = runs, fold(runs)
         return self._pruned

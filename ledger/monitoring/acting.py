@@ -6,7 +6,7 @@ never past a pinned version; what keeps it from being made is itself recorded.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Observed
+from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.deciding.deciders import Ruling
 from weightledger.ledger.monitoring.policies import RollbackPolicy
@@ -179,37 +180,18 @@ def ancestors(history: History, node: int, to: int) -> list[int]:
 def rejected_states(history: History) -> set[bytes]:
     """The digests of states that were rolled back automatically and not so long ago.
 
-    A rollback that is damaged stops no server, since the way to the head does not need it. Who made
-    it is not known then, so the state that it left counts as one of them.
+    Who made a rollback that is damaged is not known, so the state that it left counts as one of
+    them.
     """
     rejected: set[bytes | None] = set()
-    for one in _recent_rollbacks(history):
-        if isinstance(one, Event):
+    instead = "the state that this rollback left is not tried again"
+    for one in newest(history, [events.ROLLED_BACK], REMEMBERED, instead):
+        if isinstance(one, Event) and "cause" in one.body:
             rejected.add(one.state_before if one.body["cause"] == DEGRADED else None)
             continue
+        seq = one.seq if isinstance(one, Event) else one
         try:
-            rejected.add(history.require(one - 1).state_after)
+            rejected.add(history.require(seq - 1).state_after)
         except CorruptLedger as error:
-            logger.error("which state the rollback of event %d left is not known: %s", one, error)
+            skipped(error, f"which state the rollback of event {seq} left is not known")
     return {digest for digest in rejected if digest is not None}
-
-
-def _recent_rollbacks(history: History) -> Iterator[Event | int]:
-    """The last rollbacks, newest first; of one that is damaged its seq."""
-    kinds, last, most = [events.ROLLED_BACK], None, REMEMBERED
-    while most > 0:
-        try:
-            intact = history.events(EventFilter(kinds=kinds, max_seq=last), limit=most)
-        except CorruptLedger as error:
-            if error.seq is None:
-                raise
-            logger.error("%s; the state that this rollback left is not tried again", error)
-            damaged = error.seq
-        else:
-            yield from intact
-            return
-        newer = EventFilter(kinds=kinds, min_seq=damaged + 1, max_seq=last)
-        intact = history.events(newer, limit=most)
-        yield from intact
-        yield damaged
-        last, most = damaged - 1, most - len(intact) - 1

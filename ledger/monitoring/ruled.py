@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from weightledger.ledger import events
+from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import VersionCreated, body_of
+from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.acting import rejected_states
 from weightledger.ledger.monitoring.degradation import degradation
@@ -52,9 +54,15 @@ class RuledGuard:
             return
         self._rejected = rejected_states(history)
         active = history.head().active
-        named = None if active is None else history.store.by_number(events.VERSIONS, active)
-        if named is not None:
-            self._best = _scores(body_of(named, VersionCreated).performance_metrics)
+        while active is not None and active >= 0:
+            try:
+                named = history.store.by_number(events.VERSIONS, active)
+                if named is not None:
+                    self._best = _scores(body_of(named, VersionCreated).performance_metrics)
+                return
+            except CorruptLedger as error:
+                skipped(error, "what creeps is compared with the version named before it")
+                active -= 1
 
     def with_trials(self, beside: Callable[[], int], on_trial: Callable[[], bool]) -> None:
         """Say in each event which state it is tried beside."""

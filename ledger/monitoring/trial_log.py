@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightledger.ledger import events
-from weightledger.ledger.errors import NotFound
+from weightledger.ledger.errors import CorruptLedger, NotFound
 from weightledger.ledger.events import Event
+from weightledger.ledger.events.bodies import Observed, body_of
+from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter
 
@@ -57,12 +59,17 @@ def trial_of(update: Event) -> dict[str, Any] | None:
 
 
 def is_promoted(history: History, of: int) -> bool:
-    """Whether the log has the verdict that the state of a seq stays."""
-    where = EventFilter(kinds=[events.OBSERVED], min_seq=of)
-    return any(
-        event.body["of"] == of and event.body["verdict"] == PROMOTED
-        for event in history.events(where, limit=_LOOKED_AT)
-    )
+    """Whether the log has the verdict that the state of a seq stays; a damaged one is none."""
+    instead = f"if it is a verdict on event {of}, that one is still on trial"
+    for event in newest(history, [events.OBSERVED], _LOOKED_AT, instead, min_seq=of):
+        try:
+            known = isinstance(event, Event) and body_of(event, Observed)
+        except CorruptLedger as error:
+            skipped(error, instead)
+            continue
+        if known and (known.of, known.verdict) == (of, PROMOTED):
+            return True
+    return False
 
 
 def trials(history: History, limit: int) -> list[Trial]:

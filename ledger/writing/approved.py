@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from weightledger.ledger.errors import (
+    CorruptLedger,
     IdempotencyMismatch,
     InvalidRequest,
     LedgerError,
@@ -16,9 +17,10 @@ from weightledger.ledger.errors import (
     PreconditionFailed,
     Pruned,
 )
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import APPROVAL_REQUESTED, Event
 from weightledger.ledger.events.bodies import ApprovalRequested, body_of
 from weightledger.ledger.history import approvals
+from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing import commands
@@ -28,6 +30,7 @@ from weightledger.ledger.writing.stored_commands import restore
 logger = logging.getLogger(__name__)
 
 _RECENT = 1000
+_NOT_CARRIED_OUT = "the request for approval that it belongs to is not carried out"
 # What asking again would not change.
 _FOR_GOOD = (
     InvalidRequest,
@@ -60,10 +63,21 @@ class Approved:
         return self._carry_out(approval_id)
 
     def carry_out_all(self) -> list[Event]:
-        """Carry out what was approved and not carried out yet; what cannot be is logged."""
+        """Carry out what was approved and not carried out yet; what cannot be is logged.
+
+        Where the record of a request or of what became of it is damaged, it is not carried out.
+        """
         done = []
-        for approval in approvals.every(self._history.store, limit=_RECENT):
-            if approval.state == "approved":
+        for request in newest(self._history, [APPROVAL_REQUESTED], _RECENT, _NOT_CARRIED_OUT):
+            if not isinstance(request, Event):
+                continue
+            try:
+                approval = approvals.of(self._history.store, request)
+                waits = approval.state == "approved"
+            except CorruptLedger as error:
+                skipped(error, _NOT_CARRIED_OUT)
+                continue
+            if waits:
                 try:
                     done.append(self._carry_out(approval.id))
                 except LedgerError as error:
