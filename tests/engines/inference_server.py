@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from safetensors.torch import load_file
 
 from tests.engines.tiny_model import TinyModel, greedy
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 from weightledger.ledger.errors import LedgerError
 
@@ -58,7 +58,7 @@ class Server:
             self.cache[key] = greedy(self.models, prompt)
         return self.cache[key]
 
-    def load(self, target: Target, *, half: bool) -> None:
+    def load(self, target: StateRef, *, half: bool) -> None:
         """Every worker loads what it staged; `half`: the second one fails at it."""
         for number, (model, staging) in enumerate(zip(self.models, self.staging, strict=True)):
             staging.load(target, _fails if half and number else model.load_weights)
@@ -176,7 +176,7 @@ def create_app(server: Server, surface: str) -> FastAPI:
         with server.lock:
             if surface == "vllm" and not server.active:
                 raise RuntimeError("start_weight_update must be called before update_weights.")
-            target = Target(update_info["seq"], bytes.fromhex(update_info["digest"]))
+            target = StateRef(update_info["seq"], bytes.fromhex(update_info["digest"]))
             try:
                 server.load(target, half=getattr(request.state, "half", False))
             except BaseException:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.engines.replica import MODEL, QUERY, Replica, Watcher, driving, update
 from tests.engines.tiny_model import WIDTH, answers
 from weightledger import Ledger
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.adapters import write_adapter
 from weightledger.ledger.errors import EngineUnavailable, InvalidRequest, PublishFailed
 from weightledger.ledger.manager import DynamicModelManager
@@ -266,7 +266,7 @@ def test_verification_asks_the_workers_and_not_the_name(replica: Replica, folder
         run(manager.apply_incremental_update(update()))
         shown = manager.engine.report()["weight_version"]
         server, first = manager.engine._server, manager.log.history.require(0)
-        target = Target(0, first.state_after)
+        target = StateRef(0, first.state_after)
         server.stage(MODEL, target, database=manager.config.url, names=None, since=None)
         if replica.surface == "vllm":
             server.start()

@@ -9,7 +9,7 @@ import torch
 from tests.engines.replica import MODEL, QUERY, update
 from tests.engines.tiny_model import checkpoint
 from weightledger import Ledger
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.fused import whole_groups
 from weightledger.ledger.engines.vllm.staging import DATABASE, Instruction, Staging
 from weightledger.ledger.errors import (
@@ -68,8 +68,8 @@ class Ledgered:
             self.events: list[Event] = log.history.events(newest_first=False)
             self.state = [log.state(f"seq:{seq}") for seq in range(3)]
 
-    def target(self, seq: int) -> Target:
-        return Target(seq, self.events[seq].state_after)
+    def target(self, seq: int) -> StateRef:
+        return StateRef(seq, self.events[seq].state_after)
 
     def stage(self, seq: int, names: list[str] | None = None, since: int = 0) -> Instruction:
         digest = self.events[seq].state_after.hex()

@@ -23,7 +23,7 @@ UNSETTLED = "ledger:updating"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class StateRef:
     """A state of the ledger: the seq of its last state change, and its digest, 32 bytes."""
 
     seq: int

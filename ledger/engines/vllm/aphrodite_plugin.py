@@ -15,7 +15,7 @@ from aphrodite.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from weightledger.ledger.engines.vllm import BACKEND, Target
+from weightledger.ledger.engines.vllm import BACKEND, StateRef
 from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 
 
@@ -48,7 +48,7 @@ class LedgerWeights(WeightTransferEngine):
         """Load what is staged, if it is that state."""
         if self._staging is None:
             raise RuntimeError("nothing was staged in this worker")
-        target = Target(update_info.seq, bytes.fromhex(update_info.digest))
+        target = StateRef(update_info.seq, bytes.fromhex(update_info.digest))
         self._staging.load(target, load_weights)
 
     def shutdown(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.engines.versions import Candidate, Version
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.adapters import Written, written
 from weightledger.ledger.engines.vllm.fused import whole_groups
 from weightledger.ledger.engines.vllm.server import Server
@@ -55,7 +55,7 @@ class VllmEngine:
         self._server = server
         self._replica = Replica(server, model, database)
         self._pauses_s = pauses_s
-        self._shown: Target | None = None
+        self._shown: StateRef | None = None
         self._fault: str | None = None
         self._timing: Timing | None = None
         self._adapters: dict[str, Path] = {}
@@ -123,7 +123,7 @@ class VllmEngine:
         """Bring the server to a prepared state; see RemoteEngine for the three ways this ends."""
         if prepared.base is not self._host.prepare({}).base:
             raise Conflict("another version was published after this one was prepared")
-        target = Target(seq, digest)
+        target = StateRef(seq, digest)
         fault = None
         try:
             self._bring(target, list(prepared.tensors), _folders(prepared))
@@ -200,7 +200,7 @@ class VllmEngine:
 
     # Ways there and back
 
-    def _require_shown(self, asked: Callable[[Target], bool]) -> None:
+    def _require_shown(self, asked: Callable[[StateRef], bool]) -> None:
         if self._shown is None:
             return
         if self._fault is None:
@@ -211,7 +211,7 @@ class VllmEngine:
         if self._fault is not None:
             raise EngineUnavailable(self._fault)
 
-    def _bring(self, target: Target, changed: list[str], adapters: Mapping[str, Written]) -> None:
+    def _bring(self, target: StateRef, changed: list[str], adapters: Mapping[str, Written]) -> None:
         before = self._shown
         failed: EngineUnavailable | None = None
         for pause_s in (0.0, *self._pauses_s):
@@ -235,8 +235,8 @@ class VllmEngine:
 
     def _drive(
         self,
-        target: Target,
-        before: Target | None,
+        target: StateRef,
+        before: StateRef | None,
         changed: list[str],
         adapters: Mapping[str, Written],
     ) -> None:

@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from weightledger.ledger.engines.vllm import BACKEND, Target
+from weightledger.ledger.engines.vllm import BACKEND, StateRef
 from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 
 
@@ -53,7 +53,7 @@ class LedgerWeights(WeightTransferEngine):
         """Load what is staged, if it is that state; raises before touching the model if not."""
         if self._staging is None:
             raise RuntimeError("nothing was staged in this worker")
-        target = Target(update_info.seq, bytes.fromhex(update_info.digest))
+        target = StateRef(update_info.seq, bytes.fromhex(update_info.digest))
         self._staging.load(target, self._load)
 
     def finish_weight_update(self) -> None:

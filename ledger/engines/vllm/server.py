@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.errors import EngineUnavailable
 from weightledger.ledger.http import client
 
@@ -54,7 +54,7 @@ class Server:
             raise
         return self._text(answer, "/weight_info", "weight_version")
 
-    def confirm(self, model: str, target: Target) -> bool:
+    def confirm(self, model: str, target: StateRef) -> bool:
         """Whether every worker holds that state, by their own word."""
         info = {"action": "confirm", "model": model, **_named(target)}
         try:
@@ -89,11 +89,11 @@ class Server:
     def stage(
         self,
         model: str,
-        target: Target,
+        target: StateRef,
         *,
         database: str | None,
         names: list[str] | None,
-        since: Target | None,
+        since: StateRef | None,
     ) -> None:
         """Have every worker read and verify tensors of a state; the model is not touched."""
         info = {
@@ -128,7 +128,7 @@ class Server:
             self._post("/finish_weight_update", {})
             self._post("/start_weight_update")
 
-    def load(self, target: Target) -> None:
+    def load(self, target: StateRef) -> None:
         """Load what is staged into the model."""
         self._post("/update_weights", {"update_info": _named(target)})
 
@@ -209,7 +209,7 @@ class Server:
         return Refused(f"{self.url}{path} answered {str(answer)[:200]!r}, which is no answer", 200)
 
 
-def _named(target: Target) -> dict[str, Any]:
+def _named(target: StateRef) -> dict[str, Any]:
     return {"seq": target.seq, "digest": target.digest.hex()}
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from weightledger.ledger.engines.vllm import Target
+from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.fused import PACKED, whole_groups
 from weightledger.ledger.errors import InvalidRequest, WeightsMismatch
 from weightledger.ledger.history.reader import History
@@ -42,8 +42,8 @@ class Instruction:
     since: str | None = None
 
     @property
-    def target(self) -> Target:
-        return Target(self.seq, bytes.fromhex(self.digest))
+    def target(self) -> StateRef:
+        return StateRef(self.seq, bytes.fromhex(self.digest))
 
 
 class Staging:
@@ -51,8 +51,8 @@ class Staging:
 
     def __init__(self, packed: Mapping[str, Sequence[str]] | None = None) -> None:
         self._packed = {**PACKED, **(packed or {})}
-        self._staged: tuple[Target, list[tuple[str, torch.Tensor]]] | None = None
-        self._held: Target | None = None
+        self._staged: tuple[StateRef, list[tuple[str, torch.Tensor]]] | None = None
+        self._held: StateRef | None = None
 
     def follow(self, asked: Instruction) -> None:
         """Do what `asked` says. Raises, changing nothing that is loaded, when it cannot be done."""
@@ -64,7 +64,7 @@ class Staging:
         else:
             raise InvalidRequest(f"action must be stage or confirm, got {asked.action!r}")
 
-    def load(self, target: Target, load: Load) -> None:
+    def load(self, target: StateRef, load: Load) -> None:
         """Hand the staged tensors to `load`; refuses, before that, any other state than staged.
 
         A load that fails leaves the worker holding no known state.

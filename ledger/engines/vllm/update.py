@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weightledger.ledger.engines.vllm import UNSETTLED, Target
+from weightledger.ledger.engines.vllm import UNSETTLED, StateRef
 from weightledger.ledger.engines.vllm.server import Refused, Server
 
 logger = logging.getLogger(__name__)
@@ -33,18 +33,18 @@ class Replica:
     model: str
     database: str | None
 
-    def shows(self, target: Target) -> bool:
+    def shows(self, target: StateRef) -> bool:
         """Whether it serves exactly that state: by its name, or by the workers' own word."""
         version = self.server.version()
         if version is None or version == UNSETTLED:
             return self.held(target)
         return target.named_by(version)
 
-    def held(self, target: Target) -> bool:
+    def held(self, target: StateRef) -> bool:
         """Whether every worker holds that state, by its own word."""
         return self.server.confirm(self.model, target)
 
-    def rename(self, target: Target) -> None:
+    def rename(self, target: StateRef) -> None:
         """Call a state that it shows by its newest seq, where weights have names.
 
         An older name of the same state is as true, so that may fail; having no name may not.
@@ -61,9 +61,9 @@ class Replica:
 
     def update(
         self,
-        target: Target,
+        target: StateRef,
         names: list[str] | None,
-        since: Target | None,
+        since: StateRef | None,
         while_paused: Callable[[], None],
     ) -> Timing:
         """Bring it to `target`. `names` changed since the state `since`, which it shows; None: all.
@@ -93,7 +93,7 @@ class Replica:
         self._require(target)
         return Timing(staged - started, resumed - paused)
 
-    def _require(self, target: Target) -> None:
+    def _require(self, target: StateRef) -> None:
         named = self.server.version() in (None, target.version)
         if not named or not self.held(target):
             raise Refused(f"{self.server.url} does not hold {target.version} after the update", 200)
