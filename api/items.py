@@ -8,6 +8,7 @@ from typing import Any
 from weightledger.ledger.access.keys import ApiKey, KeyChange
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
 from weightledger.ledger.history.approvals import Approval
+from weightledger.ledger.history.density import Density
 from weightledger.ledger.history.holds import Hold
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
@@ -73,6 +74,16 @@ def activity_item(one: Activity) -> dict[str, Any]:
         "outcome": _OUTCOMES.get(one.kind),
         "actor": one.actor,
         "events": one.events,
+    }
+
+
+def density_item(density: Density) -> dict[str, Any]:
+    """How many events there were over time."""
+    return {
+        "object": "density",
+        "start": iso_time(density.start_us),
+        "step_seconds": density.step_us // 1_000_000,
+        "events": list(density.events),
     }
 
 

@@ -178,9 +178,12 @@ def test_work_costs_the_same_on_a_long_history(
     assert not grown
 
 
-def test_a_log_made_for_measuring_is_sound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [None, replayable_log.Told(2.0)], ids=["bare", "with texts"])
+def test_a_log_made_for_measuring_is_sound(
+    tmp_path: Path, told: replayable_log.Told | None
+) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    replayable_log.load(url, 1200, tmp_path)
+    replayable_log.load(url, 1200, tmp_path, told=told)
     with Ledger.open(url) as ledger:
         report = verify(ledger.history(MODEL))
         assert (report.problem, report.events) == (None, 1200)

@@ -150,6 +150,13 @@ class Activity(Query):
     until: Moment | None = None
 
 
+class Density(Query):
+    """Over which time events are counted."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+
+
 class Blame(Query):
     """Whose touches are listed."""
 

@@ -18,6 +18,7 @@ from weightledger.ledger.errors import CorruptLedger, NotFound
 from weightledger.ledger.events import PRUNINGS, STATE_CHANGING, Event
 from weightledger.ledger.events.bodies import Pruning, body_of
 from weightledger.ledger.history import lineage, versions
+from weightledger.ledger.history.density import Density, Pace
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, fold
 from weightledger.ledger.history.ways import Ways
@@ -73,6 +74,7 @@ class History:
         self._pruned = Prunings()
         self.lineage = lineage.Lineage(store.state_changes)
         self.ways = Ways(self)
+        self._pace = Pace(store)
 
     # Events
 
@@ -113,9 +115,22 @@ class History:
                 return one
         raise NotFound(f"Version {name} not found", param="version_id")
 
+    def last_versions(self, limit: int, below: int | None = None) -> list[versions.ModelVersion]:
+        """The last `limit` listed versions, or those before the one with a number; newest first."""
+        return versions.last_versions(self.store, limit, below)
+
+    def naming(self, nodes: Sequence[int]) -> list[versions.ModelVersion]:
+        """The listed versions that name the state of one of these nodes, newest first."""
+        return versions.naming(self.store, nodes)
+
     def versions(self) -> list[versions.ModelVersion]:
         """Listed versions, newest first."""
         return versions.list_versions(self.store)
+
+    def density(self, since: int | None = None, until: int | None = None) -> Density:
+        """How many events there were over time, between two times (UTC microseconds); by default
+        over all of the log. See `history.density`."""
+        return self._pace.density(since, until)
 
     # States
 

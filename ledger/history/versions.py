@@ -4,14 +4,14 @@ Naming is one small event; nothing is copied. A version stays listed until a `ve
 event takes its name off the list; the event and the digest it names stay for ever.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import PINS, ROLLED_BACK, Event
 from weightledger.ledger.events.bodies import VersionCreated, body_of
-from weightledger.ledger.store import EventFilter, EventStore
+from weightledger.ledger.store import EventFilter, EventStore, Listed
 
 _MOST_ROLLBACKS = 256  # that are read at a time
 
@@ -53,8 +53,22 @@ def is_listed(store: EventStore, version_created: Event) -> bool:
 
 def list_versions(store: EventStore) -> list[ModelVersion]:
     """The versions that are not retired, newest first."""
+    return _described(store, store.listed_versions()[::-1])
+
+
+def last_versions(store: EventStore, limit: int, below: int | None) -> list[ModelVersion]:
+    """Of the versions that are not retired the last ones (below a number), newest first."""
+    return _described(store, store.last_listed(limit, below))
+
+
+def naming(store: EventStore, nodes: Sequence[int]) -> list[ModelVersion]:
+    """The versions that name the state of one of these nodes, newest first."""
+    return _described(store, store.listed_at(nodes)[::-1])
+
+
+def _described(store: EventStore, listed: Iterable[Listed]) -> list[ModelVersion]:
     active = store.head().active
-    found = ((one, store.event(one.seq)) for one in store.listed_versions()[::-1])
+    found = ((one, store.event(one.seq)) for one in listed)
     return [
         describe(event, active=one.number == active, pinned=one.pinned)
         for one, event in found

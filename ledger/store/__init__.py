@@ -222,6 +222,9 @@ class EventLookup(Protocol):
     def at_time(self, recorded_at: int) -> Event | None:
         """The last event recorded at or before a time (UTC microseconds)."""
 
+    def recorded_before(self, moments: Sequence[int]) -> list[int]:
+        """How many events were recorded before each of these times (UTC microseconds)."""
+
     def state_change_before(self, seq: int, back: int) -> Event | None:
         """The state-changing event `back` places before the one at or before `seq`."""
 
@@ -246,6 +249,12 @@ class VersionList(Protocol):
 
     def listed_versions(self) -> list[Listed]:
         """The versions that are not retired, by number."""
+
+    def last_listed(self, limit: int, below: int | None = None) -> list[Listed]:
+        """Of the versions that are not retired the last `limit` (below a number), newest first."""
+
+    def listed_at(self, nodes: Sequence[int]) -> list[Listed]:
+        """The versions that name one of these nodes and are not retired, by number."""
 
     def listed_version(self, number: int) -> Listed | None:
         """The version with this number, if it is not retired."""

@@ -4,7 +4,7 @@ Each costs a look into an index, whatever the length of the log; `ledger.store.E
 what each of them gives.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Annotation, Event
@@ -120,6 +120,12 @@ def at_time(of: ModelRows, recorded_at: int) -> Event | None:
     with of.database.read() as execute:
         seq = search.seq_at(execute, of.model_id, recorded_at)
     return by_seq(of, seq)
+
+
+def recorded_before(of: ModelRows, moments: Sequence[int]) -> list[int]:
+    """How many events were recorded before each of these times (UTC microseconds)."""
+    with of.database.read() as execute:
+        return [search.seq_at(execute, of.model_id, moment - 1) + 1 for moment in moments]
 
 
 def state_change_before(of: ModelRows, seq: int, back: int) -> Event | None:

@@ -117,6 +117,9 @@ class SqlEvents:
     def at_time(self, recorded_at: int) -> Event | None:
         return lookup.at_time(self._of, recorded_at)
 
+    def recorded_before(self, moments: Sequence[int]) -> list[int]:
+        return lookup.recorded_before(self._of, moments)
+
     def state_change_before(self, seq: int, back: int) -> Event | None:
         return lookup.state_change_before(self._of, seq, back)
 
@@ -139,6 +142,12 @@ class SqlEvents:
 
     def listed_versions(self) -> list[Listed]:
         return listed_rows.versions(self._of)
+
+    def last_listed(self, limit: int, below: int | None = None) -> list[Listed]:
+        return listed_rows.last_versions(self._of, limit, below)
+
+    def listed_at(self, nodes: Sequence[int]) -> list[Listed]:
+        return listed_rows.versions_at(self._of, nodes)
 
     def listed_version(self, number: int) -> Listed | None:
         return listed_rows.version(self._of, number)

@@ -189,6 +189,10 @@ class EventStoreSuite:
         for offset, seq in expected.items():
             event = writer.events.at_time(first + offset)
             assert (event and event.seq) == seq
+        moments = [first + offset for offset in range(-1, 12)]
+        times = [event.recorded_at for event in writer.events.scan()]
+        before = [sum(time < moment for time in times) for moment in moments]
+        assert writer.events.recorded_before(moments) == before
 
     def test_versions_are_listed_until_they_are_retired(self, writer: Any, new_writer: Any) -> None:
         seqs = [writer.append(VERSION_CREATED).seq for _ in range(4)]
@@ -216,6 +220,10 @@ class EventStoreSuite:
         assert named == {0: 1, 1: 1, 2: 4, 3: 4}
         found = [store.listed_before(node) for node in range(6)]
         assert [one and one.number for one in found] == [None, 1, 1, 1, 3, 3]
+        assert [one.number for one in store.listed_at([0, 4])] == [2, 3]
+        assert store.listed_at([]) == []
+        assert [one.number for one in store.last_listed(3)] == [3, 2, 1]
+        assert [one.number for one in store.last_listed(2, 2)] == [1, 0]
 
     def test_the_list_says_what_is_pinned(self, writer: Any) -> None:
         store = writer.events

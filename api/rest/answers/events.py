@@ -58,6 +58,15 @@ class ActivityList(Exact):
     total_events: int
 
 
+class Density(Exact):
+    """How many events there were in each step of time, the first step first."""
+
+    object: Literal["density"]
+    start: str = Field(examples=["2026-11-22T10:00:00Z"], description="When the first step begins.")
+    step_seconds: int
+    events: list[int]
+
+
 class Verification(BaseModel):
     """The tensors served right now, hashed afresh, are the ledger's."""
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from weightledger import DynamicModelManager
-from weightledger.api.items import activity_item, event_item, kinds_of
+from weightledger.api.items import activity_item, density_item, event_item, kinds_of
 from weightledger.api.rest import paging, queries
-from weightledger.api.rest.answers.events import ActivityList, EventList
+from weightledger.api.rest.answers.events import ActivityList, Density, EventList
 from weightledger.api.rest.answers.events import Event as EventReply
 from weightledger.api.rest.documentation import answers, documented
 from weightledger.ledger.events import Event
@@ -96,6 +96,13 @@ def activity_router(manager: DynamicModelManager) -> APIRouter:
             "data": [activity_item(one) for one in counted],
             "total_events": sum(one.events for one in counted),
         }
+
+    @routes.get("/density", responses=answers(Density))
+    def get_density(query: Annotated[queries.Density, Query()]) -> dict[str, Any]:
+        """How many events there were over time: all of the log, or between two times, in at most
+        120 steps. What it costs does not depend on how many events there are."""
+        density = manager.log.history.density(_moment(query.since), _moment(query.until))
+        return density_item(density)
 
     return routes
 
