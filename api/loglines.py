@@ -25,7 +25,7 @@ def summary(event: Item) -> str:
     if "operation" in facts:
         parts = [facts["operation"], facts.get("parameter", facts.get("adapter", ""))]
         if "learning_rate" in facts:
-            parts.append(f"lr {facts['learning_rate']}")
+            parts.append(f"lr {facts['learning_rate']:g}")
         if kind == UPDATE_REJECTED:
             return "refused: " + " ".join(part for part in parts if part)
         parts.append(f"{sum(one['changed'] for one in facts.get('tensors', ()))} changed")

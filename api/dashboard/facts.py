@@ -1,13 +1,23 @@
 """What stands on the pages: read from the same functions as the REST API's replies."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from weightledger import DynamicModelManager, Log
 from weightledger.api.dashboard.grouping import Run, runs
-from weightledger.api.dashboard.states import tree_picture
-from weightledger.api.items import approval_item, event_item, trial_item, version_item
+from weightledger.api.dashboard.states import TreeLinks, tree_picture
+from weightledger.api.items import (
+    approval_item,
+    event_item,
+    key_item,
+    trial_item,
+    version_item,
+)
+from weightledger.ledger.audit import marks
+from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.events import (
     ROLLED_BACK,
     UPDATE_REJECTED,
@@ -17,9 +27,11 @@ from weightledger.ledger.events import (
 )
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.store import Activity
+from weightledger.ledger.history.versions import updates_since_active
 
 Item = Mapping[str, Any]
+Names = Mapping[int, Sequence[Item]]
+"""Versions by the seq of the state that they name."""
 
 _GLYPHS = {
     UPDATED: ("●", "applied"),
@@ -29,10 +41,10 @@ _GLYPHS = {
 }
 _OTHER_GLYPH = ("·", "other")
 
-TREE_STATES = 80
 MOST_APPROVALS = 50
+_TREE_EVENTS = 1024  # that are looked at for the tree
+_TREE_STATES = 32
 _MOST_LEFT_BEHIND = 200
-_PAGE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +60,26 @@ class Header:
     actor: str | None
     fault: str | None
     lag_events: int
-    last: int  # the last event that the page knows of
 
 
 def header(manager: DynamicModelManager) -> Header:
     """What is served now, and whether it is what the log says."""
-    history, live = manager.log.history, manager.log.live
-    status = manager.get_status()
-    event = items(history, [history.require(live.head.state_seq)])[0]
+    log = manager.log
+    store, live = log.history.store, log.live
+    last = store.head()
+    active = None if last.active is None else store.listed_version(last.active)
+    named = None if active is None else store.event(active.seq)
+    event = items(log.history, [log.history.require(live.head.state_seq)])[0]
     return Header(
         model=manager.model_name,
-        version=status["current_version"],
-        updates_since=status["updates_since_version"],
+        version=None if named is None else named.name,
+        updates_since=None if named is None else updates_since_active(store),
         seq=live.head.state_seq,
         digest=live.state.value.hex(),
         since=event["recorded_at"],
         actor=event["actor"],
         fault=manager.fault,
-        lag_events=history.head().seq - live.head.seq,
-        last=live.head.seq,
+        lag_events=max(0, last.seq - live.head.seq),
     )
 
 
@@ -82,9 +95,27 @@ def marked(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "glyph": glyph, "look": look}
 
 
-def versions(history: History) -> list[dict[str, Any]]:
-    """Listed versions, newest first."""
-    return [version_item(version) for version in history.versions()]
+def names(history: History, events: Sequence[Item]) -> dict[int, list[Item]]:
+    """The versions that name the states of these events."""
+    of: dict[int, list[Item]] = {}
+    for version in history.naming(sorted({event["node"] for event in events})):
+        of.setdefault(version.seq, []).append(version_item(version))
+    return of
+
+
+def grouped(events: Sequence[Item], named: Names, *, flat: bool = False) -> list[Run]:
+    """Events with runs of updates folded; a state that has a name stands by itself."""
+    return [Run((one,), False) for one in events] if flat else list(runs(events, set(named)))
+
+
+def versions(history: History, limit: int, below: int | None) -> tuple[list[Item], int | None]:
+    """The last listed versions, or those before one with a number, newest first; and the number
+    that the next page comes before."""
+    listed = history.last_versions(limit + 1, below)
+    page: list[Item] = [version_item(version) for version in listed[:limit]]
+    if len(listed) <= limit:
+        return page, None
+    return page, history.event(page[-1]["version_id"]).number
 
 
 def trials(manager: DynamicModelManager) -> list[dict[str, Any]]:
@@ -97,21 +128,53 @@ def approvals(log: Log) -> list[dict[str, Any]]:
     return [approval_item(approval) for approval in log.approvals(limit=MOST_APPROVALS)]
 
 
-def grouped(events: Sequence[Item], listed: Sequence[Item]) -> list[Run]:
-    """Events with runs of updates folded; a state that has a name stands by itself."""
-    return list(runs(events, {version["seq"] for version in listed}))
+def keys(manager: DynamicModelManager) -> list[dict[str, Any]]:
+    """The ledger's API keys without their secrets, those that are in use first."""
+    now = time.time_ns() // 1000
+    listed = [key_item(key, now) for key in manager.ledger.keys.all()]
+    return sorted(listed, key=lambda key: (key["state"] != "active", key["name"]))
 
 
-def tree(history: History, live: int, listed: Sequence[Item], link: str, most: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """How far the log is vouched for: events that were verified and when (an ISO time), events in
+    the last signed checkpoint and in the last that witnesses have cosigned; None where nobody
+    does, and what is wrong."""
+
+    verified: int | None
+    verified_at: float | None
+    signed: int | None
+    witnessed: int | None
+    quorum: int
+    problems: Sequence[str]
+
+
+def vouched(manager: DynamicModelManager, notary: Notary) -> Vouched:
+    """What `weightledger verify`, checkpoints and witnesses say of the log."""
+    mark = marks.read(Path(manager.config.backup_dir), manager.log.history.store)
+    standing = notary.standing
+    return Vouched(
+        verified=None if mark is None else mark.events,
+        verified_at=None if mark is None else mark.verified_at,
+        signed=standing.signed if notary.started else None,
+        witnessed=standing.witnessed if notary.quorum else None,
+        quorum=notary.quorum,
+        problems=(*standing.contradictions, *standing.problems),
+    )
+
+
+def tree(log: Log, links: TreeLinks) -> str:
     """The last states, drawn."""
-    head = history.head().seq
-    changes = [
-        change
-        for start in range(max(0, head - _PAGE), head + 1, _PAGE)
-        for change in history.store.state_changes(start, min(start + _PAGE, head + 1))
-    ]
-    names = {version["seq"]: version["version_id"].split("_")[0] for version in listed}
-    return tree_picture(changes[-most:], names, live, link)
+    history, live = log.history, log.live.head
+    last = history.head().seq
+    first = max(0, last + 1 - _TREE_EVENTS)
+    changes = history.store.state_changes(first, last + 1)
+    if live.node < first:  # a rollback far back
+        changes = [*history.store.state_changes(live.node, live.node + 1), *changes]
+    named: dict[int, list[str]] = {}
+    for one in history.store.listed_at([change.seq for change in changes]):
+        named.setdefault(one.node, []).append(f"v{one.number}")
+    return tree_picture(changes, named, live.node, links, _TREE_STATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +224,3 @@ def _up(history: History, node: int, most: int) -> Iterator[int]:
     while at is not None and most > 0:
         yield at
         at, most = history.lineage.parent(at), most - 1
-
-
-def days(counted: Sequence[Activity]) -> list[tuple[int, dict[str, int]]]:
-    """Events by day, oldest first: the day since 1970, and how many of each kind."""
-    of: dict[int, dict[str, int]] = {}
-    for one in counted:
-        kinds = of.setdefault(one.day, {})
-        kinds[one.kind] = kinds.get(one.kind, 0) + one.events
-    return sorted(of.items())

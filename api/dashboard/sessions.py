@@ -10,13 +10,18 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
 LOGIN = "/ui/login"
 STATIC = "/ui/static/"  # files that need no key
+PARTS = "/ui/part/"  # what scripts of pages ask for
 
-COOKIE = "weightledger_session"
+_COOKIE = "weightledger_session"
 TOKEN_HEADER = "x-csrf-token"
 LASTS_S = 12 * 3600
 
@@ -30,6 +35,32 @@ class Session:
     key: str
     token: str
     ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a browser sees a server, and the Cookie header that it sent there.
+
+    Browsers keep one jar for all ports of a host and for a path and those below it, so the name
+    of the cookie says which server it is of.
+    """
+
+    host: str
+    base: str
+    cookies: str = ""
+
+    @property
+    def cookie(self) -> str:
+        """The name of the cookie."""
+        whole = f"{self.host.lower()}{self.base}".encode()
+        return f"{_COOKIE}_{sha256(whole).hexdigest()[:8]}"
+
+
+def place_of(scope: Scope) -> Place:
+    """Where a request was sent to."""
+    headers = Headers(scope=scope)
+    base = str(scope.get("root_path", "")).rstrip("/")
+    return Place(headers.get("host", ""), base, headers.get("cookie", ""))
 
 
 class Sessions:
@@ -47,13 +78,13 @@ class Sessions:
         self._of[name] = Session(key, secrets.token_urlsafe(32), self._clock() + LASTS_S)
         return name
 
-    def close(self, cookies: str) -> None:
-        """End the session of a Cookie header, if it names one."""
-        self._of.pop(_named(cookies), None)
+    def close(self, place: Place) -> None:
+        """End the session of a request, if it has one."""
+        self._of.pop(_named(place), None)
 
-    def find(self, cookies: str) -> Session | None:
-        """The session of a Cookie header, unless it has ended."""
-        name = _named(cookies)
+    def find(self, place: Place) -> Session | None:
+        """The session of a request, unless it has ended."""
+        name = _named(place)
         session = self._of.get(name)
         if session is not None and session.ends <= self._clock():
             del self._of[name]
@@ -61,10 +92,11 @@ class Sessions:
         return session
 
 
-def cookie(value: str, path: str, *, secure: bool) -> str:
+def cookie(value: str, place: Place, *, secure: bool) -> str:
     """The Set-Cookie header of a session; an empty value ends it."""
     lasts = LASTS_S if value else 0
-    kept = f"{COOKIE}={value}; Path={path or '/'}; Max-Age={lasts}; HttpOnly; SameSite=Strict"
+    path = place.base or "/"
+    kept = f"{place.cookie}={value}; Path={path}; Max-Age={lasts}; HttpOnly; SameSite=Strict"
     return f"{kept}; Secure" if secure else kept
 
 
@@ -77,9 +109,9 @@ def is_own(token: str, session: Session, origin: str | None, host: str) -> bool:
     )
 
 
-def _named(cookies: str) -> str:
+def _named(place: Place) -> str:
     try:
-        sent = SimpleCookie(cookies).get(COOKIE)
+        sent = SimpleCookie(place.cookies).get(place.cookie)
     except CookieError:
         return ""
     return sent.value if sent else ""

@@ -1,10 +1,11 @@
 """Templates, filled in: every text is escaped, and no page may load anything foreign."""
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import cache
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import jinja2
 from fastapi import Request
@@ -12,6 +13,7 @@ from fastapi.responses import HTMLResponse
 
 from weightledger.api.loglines import short, summary
 from weightledger.api.plain_text import plain
+from weightledger.ledger.monitoring.metrics import METRICS
 
 HEADERS = {
     "content-security-policy": (
@@ -23,32 +25,61 @@ HEADERS = {
     "cache-control": "no-store",
 }
 
+PAGES = (
+    ("/", "Now"),
+    ("/ui/timeline", "Timeline"),
+    ("/ui/versions", "Versions"),
+    ("/ui/compare", "Compare"),
+    ("/ui/parameters", "Parameters"),
+    ("/ui/metrics", "Metrics"),
+    ("/ui/trials", "Trials"),
+    ("/ui/learning", "Learning"),
+    ("/ui/audit", "Audit"),
+    ("/ui/keys", "Keys"),
+)
+"""What can be gone to from everywhere: a path and its name."""
+
 _DIGEST_SHOWN = 8
 _TEXT_SHOWN = 200
 
 
-def page(request: Request, template: str, *, status: int = 200, **facts: Any) -> HTMLResponse:
-    """A page; links stand below the path that the application is mounted at."""
-    base = str(request.scope.get("root_path", "")).rstrip("/")
+@dataclass(frozen=True, slots=True)
+class Url:
+    """Addresses below the path that the application is mounted at."""
 
-    def url(*parts: str | int, **query: Any) -> str:
+    base: str
+
+    def __call__(self, *parts: str | int, **query: Any) -> str:
         """A path below the base: its first part as it is, the others escaped."""
         first, *rest = parts
         path = str(first) + "".join("/" + quote(str(part), safe="") for part in rest)
         sent = {name.rstrip("_"): value for name, value in query.items() if value not in (None, "")}
-        return base + path + ("?" + urlencode(sent, doseq=True) if sent else "")
+        return self.base + path + ("?" + urlencode(sent, doseq=True) if sent else "")
 
-    def again(**query: Any) -> str:
-        """The same view, elsewhere in its list."""
-        kept = [
-            (name, value)
-            for name, value in request.query_params.multi_items()
-            if name not in ("after", "before")
-        ]
-        return f"{base}{request.url.path.removeprefix(base)}?" + urlencode([*kept, *query.items()])
 
-    shown = _environment().get_template(template).render(url=url, again=again, base=base, **facts)
-    return HTMLResponse(shown, status_code=status, headers=HEADERS)
+def url_of(request: Request) -> Url:
+    """Addresses for the pages of a request."""
+    return Url(str(request.scope.get("root_path", "")).rstrip("/"))
+
+
+def again(request: Request, *without: str, **query: Any) -> str:
+    """The address of the same view, elsewhere in its list: without some of its query's fields."""
+    left_out = {"after", "before", *without, *query}
+    kept = [pair for pair in request.query_params.multi_items() if pair[0] not in left_out]
+    path = request.url.path.removeprefix(url_of(request).base)
+    sent = urlencode([*kept, *query.items()])
+    return url_of(request)(path) + (f"?{sent}" if sent else "")
+
+
+def page(request: Request, template: str, *, status: int = 200, **facts: Any) -> HTMLResponse:
+    """A page; links stand below the path that the application is mounted at."""
+    facts = {"again": partial(again, request), "pages": PAGES, **facts}
+    return HTMLResponse(fill(template, url_of(request), **facts), status, HEADERS)
+
+
+def fill(template: str, url: Url, **facts: Any) -> str:
+    """A template with what stands in it, all of it escaped."""
+    return _environment().get_template(template).render(url=url, base=url.base, **facts)
 
 
 @cache
@@ -63,15 +94,34 @@ def _environment() -> jinja2.Environment:
     made.filters |= {
         "ago": ago,
         "clock": clock,
-        "date": date,
+        "moment": moment,
         "digest": lambda text: str(text or "")[:_DIGEST_SHOWN],
         "figure": figure,
         "plain": lambda text: clipped(plain(str(text))),
+        "query": lambda url: urlsplit(url).query,
         "short": short,
+        "size": size,
+        "unit": unit,
         "whole": plain,
         "summary": lambda item: clipped(plain(summary(item))),
     }
     return made
+
+
+def unit(metric: str) -> str:
+    """What a metric is measured in."""
+    known = METRICS.get(metric)
+    return known.unit if known else ""
+
+
+def size(count: int) -> str:
+    """Bytes, as people say them."""
+    value = float(count)
+    for name in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or name == "GiB":
+            break
+        value /= 1024
+    return f"{value:.3g} {name}" if name != "B" else f"{count} B"
 
 
 def clipped(text: str) -> str:
@@ -95,23 +145,15 @@ def clock(iso: str) -> str:
     return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def date(day: int) -> str:
-    """A day counted from 1970 on."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).date().isoformat()
+def moment(seconds: float) -> str:
+    """A time in Unix seconds, as ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def figure(value: float | None) -> str:
     """A number with three significant digits; a dash for what is not known."""
     if value is None:
         return "–"
-    if isinstance(value, int) or float(value).is_integer():
+    if math.isfinite(value) and (isinstance(value, int) or 1000 <= abs(value) < 1e15):
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def names_of(versions: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """Versions by the seq of the state that they name."""
-    of: dict[int, list[Mapping[str, Any]]] = {}
-    for version in versions:
-        of.setdefault(version["seq"], []).append(version)
-    return of

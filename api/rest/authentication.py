@@ -7,6 +7,7 @@ remaining stranger, so Host, Origin and the content type of what is sent are che
 import logging
 import re
 import uuid
+from urllib.parse import urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -15,11 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weightledger.api.dashboard.sessions import (
     LOGIN,
+    PARTS,
     STATIC,
     TOKEN_HEADER,
     Session,
     Sessions,
     is_own,
+    place_of,
 )
 from weightledger.api.rest import origins
 from weightledger.api.rest.errors import error_response, unexpected
@@ -44,8 +47,9 @@ def is_open(path: str) -> bool:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is one of the dashboard's, which people open in a browser."""
-    return path == "/" or path.startswith("/ui/")
+    """Whether a path is one of the dashboard's, which people open in a browser; what scripts of
+    its pages ask for is none."""
+    return path == "/" or (path.startswith("/ui/") and not path.startswith(PARTS))
 
 
 class Door:
@@ -67,7 +71,7 @@ class Door:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
-        session = None if "authorization" in headers else self._session(headers)
+        session = None if "authorization" in headers else self._sessions.find(place_of(scope))
         judged = await self._keyring.admit(session.key if session else _bearer(headers))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
@@ -99,10 +103,6 @@ class Door:
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await unexpected(error)(scope, receive, send_with_id)
-
-    def _session(self, headers: Headers) -> Session | None:
-        cookies = headers.get("cookie")
-        return None if cookies is None else self._sessions.find(cookies)
 
     def _refusal(
         self, path: str, method: str, headers: Headers, judged: Access | Refusal
@@ -147,7 +147,9 @@ def _foreign(method: str, headers: Headers, session: Session) -> ASGIApp | None:
 
 
 async def _to_login(scope: Scope, receive: Receive, send: Send) -> None:
-    reply = RedirectResponse(str(scope.get("root_path", "")).rstrip("/") + LOGIN, status_code=303)
+    asked = scope["path"] + ("?" + query if (query := scope["query_string"].decode()) else "")
+    login = str(scope.get("root_path", "")).rstrip("/") + LOGIN
+    reply = RedirectResponse(f"{login}?{urlencode({'next': asked})}", status_code=303)
     await reply(scope, receive, send)
 
 

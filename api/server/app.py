@@ -25,6 +25,7 @@ from weightledger.api.rest.router import router
 from weightledger.api.rest.routes import keys
 from weightledger.api.rest.tail import Tail
 from weightledger.api.server.fencing import Fence
+from weightledger.api.server.mounting import Mounted
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import Signer
@@ -104,7 +105,7 @@ def create_app(
     app.include_router(keys.router(manager, keyring, settings.max_body_bytes))
     app.include_router(pages.router())
     sessions = Sessions()
-    app.include_router(dashboard.router(manager, keyring, sessions))
+    app.include_router(dashboard.router(manager, keyring, sessions, notary, app.state.ending))
     # FastAPI builds included routes at their first use, under a filter of warnings that threads
     # share; done here, the first request is as fast as the next and no thread sees the filter.
     documentation.describe(app, keyed=keyring.asks)
@@ -113,6 +114,7 @@ def create_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, keyring=keyring, sessions=sessions)
     app.add_middleware(Observed, seen=metrics.seen)
+    app.add_middleware(Mounted, root=settings.root_path)
     return app
 
 
@@ -138,6 +140,7 @@ async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: 
         try:
             seen = manager.log.live.head.seq
             await manager.catch_up()
+            await asyncio.to_thread(manager.log.history.store.index)
             if manager.log.live.head.seq != seen:
                 notary.wake()
         except LedgerError as error:

@@ -71,6 +71,9 @@ class Settings:
     port: Annotated[int, Ge(0), Le(65535)] = setting(
         2242, "Port to listen on; 0 takes a free one and says which."
     )
+    root_path: str = setting(
+        "", "The path below which a proxy shows this server, such as /ledger: links lead there."
+    )
     api_key: str | None = setting(
         None,
         "A key with every right that the server takes, beside those of `weightledger keys`, and"

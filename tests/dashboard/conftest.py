@@ -1,30 +1,15 @@
 """A server with a history worth looking at, and a real browser."""
 
 import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 
+from benchmarks.chromium import chromium, is_there
 from tests.serving import Server, serving
 
 HOSTILE = "<script>document.title='owned'</script>\u202e\x1b]0;owned\x07" + "x" * 300
-
-# What Chromium does by itself (updates, experiments, its start page) needs a network.
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 
 
 def write(server: Server) -> None:
@@ -64,16 +49,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
+    if not is_there():
         lacking = "NO BROWSER: install Chromium and its driver (`make browser`)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(lacking)
-    options = Options()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    running = webdriver.Chrome(options=options, service=Service(driver))
-    running.set_window_size(1280, 900)
-    yield running
-    running.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as running:
+        running.set_window_size(1280, 900)
+        yield running

@@ -3,14 +3,18 @@
 import json
 from collections.abc import Iterator
 from importlib.resources import files
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.dashboard.conftest import write
+from benchmarks.chromium import scheme, sized
+from tests.dashboard.conftest import update, write
+from tests.dashboard.proxy import proxied
 from tests.dashboard.test_pages import PAGES
 from tests.serving import Server, serving
 from tests.waiting import until
@@ -53,36 +57,50 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def text_of(page: webdriver.Chrome) -> str:
-    return page.find_element(By.TAG_NAME, "body").text
+    """What is to be read on a page; asked in one step, for pages come and go meanwhile."""
+    return str(page.execute_script("return document.body?.innerText ?? ''"))
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if "?" not in path or "to=" in path])
 def test_a_page_is_usable_by_everyone(page: webdriver.Chrome, server: Server, path: str) -> None:
     page.set_window_size(1280, 900)
-    page.get(server.url + path)
-    page.execute_script(AXE)
-    told = page.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    wrong = {
-        rule["id"]: [node["target"] for node in rule["nodes"]]
-        for rule in told["violations"]
-        if rule["impact"] in SERIOUS
-    }
+    wrong = {}
+    for colours in ("light", "dark"):
+        scheme(page, colours)
+        page.get(server.url + path)
+        page.execute_script(AXE)
+        told = page.execute_async_script(
+            "axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
+        )
+        wrong |= {
+            (colours, rule["id"]): [node["target"] for node in rule["nodes"]]
+            for rule in told["violations"]
+            if rule["impact"] in SERIOUS
+        }
     assert wrong == {}
     assert page.title != "owned"
 
 
-@pytest.mark.parametrize("width", [500, 2560])
-def test_what_is_too_wide_scrolls_in_its_own_frame(
-    page: webdriver.Chrome, server: Server, width: int
-) -> None:
-    page.set_window_size(width, 900)
+def test_what_is_too_wide_scrolls_in_its_own_frame(page: webdriver.Chrome, server: Server) -> None:
     wide = {}
     for path in ("/", "/ui/timeline", "/ui/events/v1", "/ui/versions", "/ui/rollback?to=v1"):
         page.get(server.url + path)
-        wide[path] = page.execute_script(
-            "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
-        )
+        for width in (360, 2560):
+            sized(page, width, 900)
+            wide[path, width] = page.execute_script(
+                "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
+            )
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert set(wide.values()) == {0}, wide
+
+
+def test_paper_shows_what_was_found_and_no_buttons(page: webdriver.Chrome, server: Server) -> None:
+    page.get(server.url + "/ui/versions")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not page.find_element(By.CSS_SELECTOR, "nav").is_displayed()
+    assert not page.find_element(By.CSS_SELECTOR, ".acts").is_displayed()
+    assert "v1" in page.find_element(By.TAG_NAME, "table").text
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_keys_walk_the_timeline(page: webdriver.Chrome, server: Server) -> None:
@@ -100,11 +118,36 @@ def test_keys_walk_the_timeline(page: webdriver.Chrome, server: Server) -> None:
 def test_a_run_unfolds(page: webdriver.Chrome, server: Server) -> None:
     page.get(server.url + "/ui/timeline")
     fold = page.find_element(By.CSS_SELECTOR, ".unfold")
-    folded = page.find_element(By.CSS_SELECTOR, "tbody.folded")
-    assert not folded.is_displayed()
+    assert fold.get_attribute("aria-expanded") == "false"
     fold.click()
-    assert folded.is_displayed()
+    until(lambda: page.find_elements(By.CSS_SELECTOR, ".inside"), "its events show")
+    first, last, count = (
+        int(page.find_element(By.CSS_SELECTOR, ".fold").get_attribute(f"data-{name}") or "")
+        for name in ("first", "last", "count")
+    )
+    inside = page.find_elements(By.CSS_SELECTOR, ".inside tr")
+    seqs = [int(row.get_attribute("data-seq") or "") for row in inside]
+    assert seqs == list(range(last, first - 1, -1))
+    assert len(seqs) == count
     assert fold.get_attribute("aria-expanded") == "true"
+    fold.click()
+    until(lambda: not page.find_elements(By.CSS_SELECTOR, ".inside"), "they are gone")
+
+
+def test_a_time_is_chosen_on_the_strip(page: webdriver.Chrome, server: Server) -> None:
+    page.set_window_size(1280, 900)
+    page.get(server.url + "/ui/timeline")
+    bars = page.find_elements(By.CSS_SELECTOR, "#strip a[data-since]")
+    last = bars[-1].get_attribute("data-since")
+    strip = page.find_element(By.CSS_SELECTOR, "#strip .hit")
+    end = page.find_elements(By.CSS_SELECTOR, "#strip .hit")[-1]
+    ActionChains(page).move_to_element(end).click_and_hold().release().perform()
+    until(lambda: "since=" in page.current_url, "the time is in the address")
+    asked = parse_qs(urlsplit(page.current_url).query)
+    assert asked["since"] == [last]
+    assert asked["until"][0] > asked["since"][0]
+    assert "all of the time" in text_of(page)
+    assert strip is not None
 
 
 def test_a_filter_is_in_the_address(page: webdriver.Chrome, server: Server) -> None:
@@ -137,7 +180,7 @@ def test_the_story_of_a_bad_update(browser: webdriver.Chrome, own: Server) -> No
     # The dialog wants a reason, and says what it does.
     page.find_element(By.PARTIAL_LINK_TEXT, "Roll back to before it").click()
     until(lambda: "What is left behind" in text_of(page), "the dialog is there")
-    assert "1 events that are live now" in text_of(page)
+    assert "1 event that is live now" in text_of(page)
     button = page.find_element(By.CSS_SELECTOR, "button.danger")
     button.click()
     assert "/ui/rollback" in page.current_url
@@ -165,12 +208,89 @@ def state_before(server: Server, seq: int) -> str:
 def test_the_second_of_two_people_is_told(browser: webdriver.Chrome, own: Server) -> None:
     server = own
     browser.get(server.url + "/ui/rollback?to=v1")
-    with server.client() as http:
+    with server.client(**{"x-reason": "by the other one"}) as http:
         sent = {"parameter_name": "2.bias", "update_data": 0.01}
         http.post("/v1/models/incremental_update", json=sent).raise_for_status()
         head = http.get("/readyz").json()["seq"]
     browser.find_element(By.NAME, "x-reason").send_keys("mine")
     browser.find_element(By.CSS_SELECTOR, "button.danger").click()
     until(lambda: "Somebody else changed the model" in text_of(browser), "it is told")
+    # What the other one did stands there too.
+    until(lambda: "by the other one" in text_of(browser), "it is told what happened")
     with server.client() as http:
         assert http.get("/readyz").json()["seq"] == head
+
+
+def test_updates_that_come_one_after_the_other_are_one_line_that_grows(
+    browser: webdriver.Chrome, own: Server
+) -> None:
+    browser.get(own.url + "/ui/timeline")
+    until(lambda: "● live" in text_of(browser), "the page listens")
+    with own.client(**{"x-actor": "looper", "x-reason": "a long run"}) as http:
+        for number in range(30):
+            update(http, 0.001 * number)
+        last = http.get("/readyz").json()["seq"]
+
+    def shown() -> set[int]:
+        """The seqs that the rows of the run stand for."""
+        script = """return [...document.querySelectorAll("#events tbody")]
+            .filter((body) => body.textContent.includes("looper"))
+            .map((body) => [body.dataset.first ?? body.rows[0].dataset.seq,
+                            body.dataset.last ?? body.rows[0].dataset.seq])"""
+        stretches = browser.execute_script(script)
+        return {seq for first, end in stretches for seq in range(int(first), int(end) + 1)}
+
+    until(lambda: shown() == set(range(last - 29, last + 1)), "every one is told")
+    assert f"seq {last}" in browser.find_element(By.ID, "live").text.replace("\n", " ")
+
+
+def test_a_server_that_goes_and_comes_back_is_followed_again(
+    browser: webdriver.Chrome, own: Server
+) -> None:
+    browser.get(own.url + "/ui/timeline")
+    until(lambda: "● live" in text_of(browser), "the page listens")
+    own.kill()
+    until(lambda: "The server has not answered since" in text_of(browser), "the page says so")
+    own.start()
+    with own.client(**{"x-reason": "while nobody looked"}) as http:
+        update(http, 0.004)
+    until(lambda: "while nobody looked" in text_of(browser), "nothing was missed")
+    until(lambda: "● live" in text_of(browser), "it is live again")
+    assert "has not answered" not in text_of(browser)
+    browser.get_log("browser")  # it says that the server was gone
+
+
+def test_a_session_that_has_ended_is_told_and_taken_up_again(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "data", "--api-key", "secret") as keyed:
+        browser.get(keyed.url + "/ui/timeline?actor=nobody")
+        for _ in range(2):
+            browser.find_element(By.NAME, "key").send_keys("secret")
+            browser.find_element(By.TAG_NAME, "button").click()
+            until(lambda: "● live" in text_of(browser), "the page listens")
+            assert browser.current_url == keyed.url + "/ui/timeline?actor=nobody"
+            # A session ends with its server.
+            keyed.kill()
+            keyed.start()
+            until(lambda: "Your session has ended" in text_of(browser), "the page says so")
+            browser.find_element(By.LINK_TEXT, "Log in again").click()
+    browser.get_log("browser")
+
+
+def test_a_server_below_a_path_of_a_proxy(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    options = ("--api-key", "secret", "--root-path", "/ledger")
+    with serving(tmp_path / "data", *options) as keyed, proxied(keyed.url, "/ledger") as url:
+        browser.get(url + "/ledger/ui/versions")
+        browser.find_element(By.NAME, "key").send_keys("secret")
+        browser.find_element(By.TAG_NAME, "button").click()
+        until(lambda: "● live" in text_of(browser), "the stream comes through")
+        assert browser.current_url == url + "/ledger/ui/versions"
+        links = browser.execute_script("return [...document.links].map((link) => link.pathname)")
+        assert [link for link in links if not link.startswith("/ledger/")] == []
+        (kept,) = [one for one in browser.get_cookies() if one["path"] != "/"]
+        assert kept["path"] == "/ledger"
+        browser.find_element(By.NAME, "description").send_keys("through the proxy")
+        browser.find_element(By.CSS_SELECTOR, ".act button").click()
+        until(lambda: "through the proxy" in text_of(browser), "writes come through")
+    assert [line for line in browser.get_log("browser") if "/ledger" not in line["message"]] == []

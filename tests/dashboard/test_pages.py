@@ -4,7 +4,9 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -13,9 +15,9 @@ from tests.api.test_command import inside
 from tests.dashboard.conftest import HOSTILE
 from tests.serving import Server, serving
 from weightledger.api.dashboard.grouping import runs
-from weightledger.api.dashboard.sessions import LASTS_S, Sessions
+from weightledger.api.dashboard.sessions import LASTS_S, Place, Sessions
 from weightledger.api.dashboard.showing import ago, figure
-from weightledger.api.dashboard.states import tree_picture
+from weightledger.api.dashboard.states import TreeLinks, tree_picture
 from weightledger.ledger.events import UPDATED
 from weightledger.ledger.store import StateChange
 
@@ -25,6 +27,8 @@ PAGES = [
     "/ui/timeline?actor=anna&kind=updated&min_norm=0.000001",
     "/ui/timeline?text=night&limit=2",
     "/ui/timeline?metadata.loss=0.02",
+    "/ui/timeline?since=2020-01-01&until=2021-01-01",
+    "/ui/timeline?min_seq=2&max_seq=5&flat=true",
     "/ui/events/seq:3",
     "/ui/events/v1",
     "/ui/events/update_9",
@@ -38,7 +42,9 @@ PAGES = [
     "/ui/rollback?to=v1",
     "/ui/rollback?to=head",
     "/ui/metrics",
+    "/ui/trials",
     "/ui/audit",
+    "/ui/keys",
     "/ui/learning",
     "/ui/login",
 ]
@@ -185,8 +191,14 @@ def test_a_stranger_is_sent_to_the_login_page(keyed: Server) -> None:
         for path in ("/", "/ui/timeline", "/ui/rollback?to=v0"):
             reply = http.get(path)
             assert reply.status_code == 303
-            assert reply.headers["location"] == "/ui/login"
-        assert http.get("/ui/login").status_code == 200
+            where = urlsplit(reply.headers["location"])
+            assert where.path == "/ui/login"
+            assert parse_qs(where.query) == {"next": [path]}
+            assert f'data-done="{path}"' in http.get(reply.headers["location"]).text
+        assert http.get("/ui/part/live").status_code == 401
+        for elsewhere in ("//evil.example", "/\\evil.example", "https://evil.example", "/a\nb"):
+            text = http.get("/ui/login", params={"next": elsewhere}).text
+            assert 'data-done="/"' in text
         assert http.get("/ui/static/dashboard.css").status_code == 200
         assert http.post("/ui/login", json={"key": "wrong"}).status_code == 401
         assert http.post("/ui/login", json={"kee": 1}).status_code == 400
@@ -226,7 +238,7 @@ def test_a_read_only_key_sees_no_buttons(keyed: Server) -> None:
         assert "Roll back…" in http.get("/ui/versions").text
     assert "Roll back…" not in versions
     assert "Create version" not in versions
-    assert "<form" not in dialog
+    assert 'class="act' not in dialog
     assert "may read only" in dialog
 
 
@@ -263,12 +275,21 @@ def test_a_branch_that_was_left_is_grey_and_names_are_escaped() -> None:
         StateChange(3, "rolled_back", 1, 1, 1),
         StateChange(4, "updated", 4, 1, 1),
     ]
-    picture = tree_picture(changes, {1: "<v>"}, 4, "/x:")
+    picture = tree_picture(changes, {1: ["<v>"]}, 4, TreeLinks("/x:", "/y:{first}-{last}"), 10)
     assert picture.count("<circle") == 4  # a rollback is no state of its own
     assert picture.count('<circle class="left"') == 1
     assert picture.count('<circle class="live"') == 1
     assert "&lt;v&gt;" in picture
     assert "<v>" not in picture
+
+
+def test_states_that_only_follow_one_another_are_one_line() -> None:
+    changes = [StateChange(seq, "updated", seq, seq - 1 if seq else None, 1) for seq in range(1000)]
+    picture = tree_picture(changes, {500: ["v1"]}, 999, TreeLinks("/x:", "/y:{first}-{last}"), 10)
+    assert picture.count("<circle") == 3
+    assert '"/y:501-998"' in picture
+    assert "498 states" in picture
+    assert "499 states" in picture
 
 
 def test_figures_and_times_read_like_people_write_them() -> None:
@@ -284,12 +305,16 @@ def test_figures_and_times_read_like_people_write_them() -> None:
 def test_a_session_ends_after_its_time() -> None:
     now = [0.0]
     sessions = Sessions(lambda: now[0])
-    kept = f"weightledger_session={sessions.open('k')}"
+    place = Place("localhost:2242", "")
+    kept = replace(place, cookies=f"{place.cookie}={sessions.open('k')}; a=b")
     assert sessions.find(kept) is not None
+    # A server of another port, or below another path, has a cookie of its own.
+    assert sessions.find(replace(kept, host="localhost:2243")) is None
+    assert sessions.find(replace(kept, base="/ledger")) is None
     now[0] = LASTS_S + 1.0
     assert sessions.find(kept) is None
-    assert sessions.find("weightledger_session=; a=b") is None
-    assert sessions.find("\x00garbage") is None
+    assert sessions.find(replace(place, cookies=f"{place.cookie}=; a=b")) is None
+    assert sessions.find(replace(place, cookies="\x00garbage")) is None
 
 
 def test_the_hostile_text_is_there_to_be_shown(http: httpx2.Client) -> None:

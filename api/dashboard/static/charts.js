@@ -1,9 +1,13 @@
-// Charts of what was measured, one for each metric, with a mark for each update and rollback.
-// Where nothing was measured the line has a gap.
+// Charts of what was measured, one for each metric, with a mark for each update and rollback that
+// says what it was. Where nothing was measured the line has a gap.
 "use strict";
 (() => {
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const marks = { updated: ["--good", "●"], update_rejected: ["--warn", "▲"], rolled_back: ["--bad", "◀"], version_created: ["--name", "◆"] };
+  const three = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 3 });
+  const seconds = (iso) => Date.parse(iso) / 1000;
+
+  const clock = (at, step) => new Date(at * 1000).toISOString().slice(...(step >= 86400 ? [5, 10] : [11, step >= 60 ? 16 : 19]));
 
   async function pages(url, most) {
     const items = [];
@@ -18,78 +22,135 @@
     return items;
   }
 
-  function marksPlugin(events) {
+  function made(name, text, parent, look) {
+    const element = document.createElement(name);
+    element.textContent = text;
+    if (look) element.className = look;
+    parent?.append(element);
+    return element;
+  }
+
+  const told = (event) => `${marks[event.kind]?.[1] ?? "·"} event ${event.seq} ${event.kind.replace("_", " ")}${event.actor ? " by " + event.actor : ""}${event.reason ? ": " + event.reason : ""}`;
+
+  function marked(events, tip) {
     return {
       hooks: {
-        draw: (chart) => {
+        drawClear: (chart) => {
           const { ctx, bbox } = chart;
           ctx.save();
+          ctx.lineWidth = devicePixelRatio;
           for (const event of events) {
-            const x = chart.valToPos(Date.parse(event.recorded_at) / 1000, "x", true);
+            const x = chart.valToPos(seconds(event.recorded_at), "x", true);
             if (x < bbox.left || x > bbox.left + bbox.width) continue;
-            ctx.strokeStyle = ink((marks[event.kind] ?? ["--faint"])[0]);
-            ctx.globalAlpha = 0.5;
+            ctx.strokeStyle = ctx.fillStyle = ink((marks[event.kind] ?? ["--faint"])[0]);
+            ctx.globalAlpha = 0.45;
             ctx.beginPath();
             ctx.moveTo(x, bbox.top);
             ctx.lineTo(x, bbox.top + bbox.height);
             ctx.stroke();
+            ctx.globalAlpha = 1;
+            ctx.fillRect(x - 2 * devicePixelRatio, bbox.top, 4 * devicePixelRatio, 4 * devicePixelRatio);
           }
           ctx.restore();
+        },
+        setCursor: (chart) => {
+          const left = chart.cursor.left;
+          if (left < 0) { tip.textContent = ""; return; }
+          const near = events.map((event) => [Math.abs(chart.valToPos(seconds(event.recorded_at), "x") - left), event]).sort((one, other) => one[0] - other[0])[0];
+          const at = chart.cursor.idx;
+          const value = at == null ? null : chart.data[1][at];
+          const parts = [];
+          if (value != null) parts.push(`${three(value)} at ${new Date(chart.data[0][at] * 1000).toISOString().slice(11, 19)} UTC`);
+          if (near && near[0] < 6) parts.push(told(near[1]));
+          tip.textContent = parts.join(" · ");
         },
       },
     };
   }
 
-  function draw(place, metric, unit, points, events, span) {
-    const figure = document.createElement("figure");
-    const caption = document.createElement("figcaption");
-    const last = points.at(-1);
-    caption.textContent = `${metric}: ${last[1].toPrecision(3)}${unit ? " " + unit : ""}, ${points.length} points`;
-    figure.append(caption);
-    place.append(figure);
-    const axis = { stroke: ink("--faint"), grid: { stroke: ink("--line"), width: 1 }, ticks: { stroke: ink("--line"), width: 1 } };
-    const times = [];
-    const values = [];
-    for (const [time, value] of points) {
-      if (times.length && time - times.at(-1) > span / 20) { times.push(times.at(-1) + 1e-3); values.push(null); }
-      times.push(time);
-      values.push(value);
-    }
+  // A chart: `series` are further lines or bands after the first, as uPlot takes them.
+  function draw(place, title, value, unit, data, options, events) {
+    const figure = made("figure", "", place);
+    const caption = made("figcaption", "", figure);
+    made("span", title, caption);
+    made("strong", value + (unit ? ` ${unit}` : ""), caption);
+    const tip = document.createElement("div");
+    tip.className = "tip";
+    const axis = { stroke: ink("--faint"), grid: { stroke: ink("--line"), width: 1 }, ticks: { stroke: ink("--line"), width: 1 }, font: "11px system-ui" };
     const chart = new uPlot({
-      width: figure.clientWidth, height: 110, cursor: { sync: { key: "time" } }, legend: { show: false },
-      scales: { x: { time: true, range: [Date.now() / 1000 - span, Date.now() / 1000] } },
-      axes: [axis, { ...axis, size: 56 }],
-      series: [{}, { label: metric, stroke: ink("--link"), width: 1.5, spanGaps: false, points: { show: true, size: 4 } }],
-      plugins: [marksPlugin(events)],
-    }, [times, values], figure);
-    addEventListener("resize", () => chart.setSize({ width: figure.clientWidth, height: 110 }));
+      width: figure.clientWidth, height: 120, cursor: { sync: { key: "time" }, y: false, points: { size: 6 } }, legend: { show: false },
+      tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"),
+      axes: [{ ...axis, space: 56, values: (_, ticks, __, ___, step) => ticks.map((at) => clock(at, step)) }, { ...axis, size: 58, values: (_, ticks, __, ___, step) => ticks.map((at) => at.toLocaleString("en", { maximumFractionDigits: Math.max(0, Math.ceil(-Math.log10(step))) })) }],
+      plugins: [marked(events, tip)],
+      ...options,
+    }, data, figure);
+    figure.append(tip);
+    new ResizeObserver(() => { if (figure.clientWidth !== chart.width) chart.setSize({ width: figure.clientWidth, height: 120 }); }).observe(figure);
   }
 
   async function fill(place) {
     const hours = Number(place.dataset.hours) || 1;
-    const since = new Date(Date.now() - hours * 3600e3).toISOString();
+    const span = hours * 3600;
+    const since = new Date(Date.now() - span * 1000).toISOString();
     const [rollups, events] = await Promise.all([
       pages(`${place.dataset.metrics}?since=${since}&by=time&limit=1000`, 20000),
-      pages(`${place.dataset.events}?since=${since}&limit=100`, 500),
+      pages(`${place.dataset.events}?since=${since}&limit=100`, 300),
     ]);
     const of = new Map();
-    for (const one of rollups) {
-      if (!of.has(one.metric)) of.set(one.metric, { unit: one.unit, points: [] });
-      of.get(one.metric).points.push([Date.parse(one.end) / 1000, one.mean]);
+    for (const rollup of rollups) {
+      if (!of.has(rollup.metric)) of.set(rollup.metric, { unit: rollup.unit, points: [] });
+      of.get(rollup.metric).points.push([seconds(rollup.end), rollup.mean]);
     }
     place.textContent = "";
     for (const [metric, { unit, points }] of of) {
       points.sort((one, other) => one[0] - other[0]);
-      draw(place, metric, unit, points, events, hours * 3600);
+      const times = [];
+      const values = [];
+      for (const [time, value] of points) {
+        if (times.length && time - times.at(-1) > Math.max(span / 40, 30)) { times.push(times.at(-1) + 1e-3); values.push(null); }
+        times.push(time);
+        values.push(value);
+      }
+      const now = Date.now() / 1000;
+      draw(place, metric, three(points.at(-1)[1]), unit, [times, values], {
+        scales: { x: { time: true, range: [now - span, now] } },
+        series: [{}, { label: metric, stroke: ink("--link"), width: 1.5, spanGaps: false, points: { show: points.length < 80, size: 4 } }],
+      }, events);
     }
-    if (!of.size) {
-      const note = document.createElement("p");
-      note.className = "empty";
-      note.textContent = "Nothing was measured in this time. Requests that the engine answers are; so is what is pushed: weightledger metrics push accuracy=0.97";
-      place.append(note);
+    if (!of.size) made("p", "Nothing was measured in this time. Requests that the engine answers are; so is what is pushed: ", place, "empty").append(made("code", "weightledger metrics push accuracy=0.97"));
+  }
+
+  // A line for each state, newest first, in a table for each metric.
+  async function states(place) {
+    const rollups = await pages(place.dataset.metrics, 200);
+    place.textContent = "";
+    const of = new Map();
+    for (const rollup of rollups) {
+      const name = `${rollup.metric}${rollup.unit ? ", " + rollup.unit : ""}`;
+      if (!of.has(name)) of.set(name, []);
+      of.get(name).push(rollup);
+    }
+    if (!of.size) { made("p", "Nothing was measured of any state yet.", place, "empty"); return; }
+    const columns = ["states", "samples", "mean", "p50", "p90", "p99", "least", "most"];
+    for (const [name, listed] of of) {
+      const frame = made("div", "", place, "scroll");
+      frame.tabIndex = 0;
+      const table = made("table", "", frame, "plain");
+      made("caption", name, table).className = "name-of";
+      const head = made("tr", "", made("thead", "", table));
+      for (const column of columns) made("th", column, head, "num");
+      const body = made("tbody", "", table);
+      for (const one of listed.slice(0, 12)) {
+        const row = made("tr", "", body);
+        const link = made("a", one.first_seq === one.last_seq ? one.first_seq : `${one.first_seq}–${one.last_seq}`, made("td", "", row, "num"));
+        link.href = place.dataset.event + one.last_seq;
+        made("td", one.count.toLocaleString("en"), row, "num");
+        for (const value of [one.mean, one.p50, one.p90, one.p99, one.min, one.max]) made("td", value == null ? "–" : three(value), row, "num");
+      }
     }
   }
 
-  for (const place of document.querySelectorAll(".charts"))
-    fill(place).catch((error) => { place.textContent = `What was measured cannot be shown: ${error.message}`; });
+  const failed = (place) => (error) => { place.textContent = `What was measured cannot be shown: ${error.message}`; };
+  for (const place of document.querySelectorAll(".charts")) fill(place).catch(failed(place));
+  for (const place of document.querySelectorAll(".quantiles")) states(place).catch(failed(place));
 })();

@@ -1,51 +1,109 @@
-// Every page: keys, folded runs, copying, what happens meanwhile, and the way out.
+// Every page: what is live, kept so; keys, copying, folded runs, and the way out.
 "use strict";
-(() => {
+const Dashboard = (() => {
   const { base, token, last } = document.body.dataset;
+  const one = (selector, within = document) => within.querySelector(selector);
+  const parsed = (html) => new DOMParser().parseFromString(html, "text/html").body;
   const rows = () => [...document.querySelectorAll("tr[data-href]")].filter((row) => row.offsetParent);
-  let at = -1;
+  const here = () => one("tr.here");
 
   function move(step) {
     const all = rows();
     if (!all.length) return;
-    all[at]?.classList.remove("here");
-    at = Math.max(0, Math.min(all.length - 1, at + step));
-    all[at].classList.add("here");
-    all[at].scrollIntoView({ block: "nearest" });
+    const at = all.indexOf(here());
+    here()?.classList.remove("here");
+    const next = all[Math.max(0, Math.min(all.length - 1, at + step))];
+    next.classList.add("here");
+    next.scrollIntoView({ block: "nearest" });
   }
 
+  function open(row) {
+    const unfold = one(".unfold", row);
+    if (unfold) unfold.click();
+    else location.href = row.dataset.href;
+  }
+
+  const goes = { n: "/", t: "/ui/timeline", v: "/ui/versions" };
   document.addEventListener("keydown", (event) => {
-    if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input, select, textarea, dialog") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "j") move(1);
     else if (event.key === "k") move(-1);
-    else if (event.key === "Enter" && at >= 0 && event.target === document.body) location.href = rows()[at].dataset.href;
-    else if (event.key === "t") location.href = base + "/ui/timeline";
+    else if (event.key === "Enter" && here() && !event.target.closest("a, button, summary")) open(here());
+    else if (event.key === "?") document.getElementById("keys").showModal();
+    else if (event.key in goes) location.href = base + goes[event.key];
     else if (event.key === "/") {
-      const field = document.querySelector("input[type=search]");
+      const field = one("input[type=search]");
       event.preventDefault();
       if (field) field.focus();
       else location.href = base + "/ui/timeline";
     }
   });
+  document.getElementById("help").addEventListener("click", () => document.getElementById("keys").showModal());
 
   document.addEventListener("click", (event) => {
     const unfold = event.target.closest(".unfold");
-    if (unfold) {
-      const folded = unfold.closest("tbody").nextElementSibling;
-      folded.hidden = !folded.hidden;
-      unfold.setAttribute("aria-expanded", String(!folded.hidden));
+    if (unfold && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      toggle(unfold);
+      return;
     }
     const copy = event.target.closest(".copy");
-    if (copy) navigator.clipboard?.writeText(copy.dataset.copy);
+    if (copy) {
+      navigator.clipboard?.writeText(copy.dataset.copy).then(() => {
+        copy.dataset.done = "yes";
+        setTimeout(() => delete copy.dataset.done, 1500);
+      });
+      return;
+    }
+    const row = event.target.closest("tr[data-href]");
+    if (row && !event.target.closest("a, button, form") && !getSelection().toString()) open(row);
   });
+
+  // A run's rows are fetched when it is unfolded.
+  async function toggle(unfold) {
+    const fold = unfold.closest("tbody");
+    const opened = unfold.getAttribute("aria-expanded") === "true";
+    for (let next = fold.nextElementSibling; next?.classList.contains("inside"); next = fold.nextElementSibling) next.remove();
+    unfold.setAttribute("aria-expanded", String(!opened));
+    if (opened) return;
+    const query = filters();
+    for (const [name, value] of [["min_seq", fold.dataset.first], ["max_seq", fold.dataset.last], ["flat", "true"], ["limit", "100"]]) query.set(name, value);
+    const page = await fetched("/ui/part/rows?" + query);
+    if (!page) return;
+    const table = one("table", page);
+    const bodies = [...table.tBodies];
+    for (const body of bodies) body.classList.add("inside");
+    if (table.dataset.older) {
+      const oldest = Number(bodies.at(-1).rows[0].dataset.seq);
+      const rest = fold.cloneNode(true);
+      Object.assign(rest.dataset, { last: String(oldest - 1), count: "" });
+      rest.classList.add("inside");
+      const link = one(".unfold", rest);
+      link.setAttribute("aria-expanded", "false");
+      link.textContent = "more of it";
+      one(".range", rest).textContent = `${oldest - 1}–${fold.dataset.first}`;
+      bodies.push(rest);
+    }
+    fold.after(...bodies);
+  }
+
+  // The query of this page's table, for more of its rows.
+  function filters() {
+    const query = new URLSearchParams(table?.closest("main") && one(".filters[role=search]") ? location.search : "");
+    for (const name of ["after", "before"]) query.delete(name);
+    return query;
+  }
+
+  async function fetched(path) {
+    const reply = await fetch(base + path);
+    if (reply.status === 401) ended();
+    return reply.ok ? parsed(await reply.text()) : null;
+  }
 
   document.getElementById("logout")?.addEventListener("click", async () => {
     await fetch(base + "/ui/logout", { method: "POST", headers: { "x-csrf-token": token } });
     location.href = base + "/ui/login";
   });
-
-  // What is live stands at the right end of a tree.
-  for (const tree of document.querySelectorAll("svg.tree")) tree.parentElement.scrollLeft = tree.parentElement.scrollWidth;
 
   // Empty fields do not belong in a view's address.
   for (const form of document.querySelectorAll("form[method=get]"))
@@ -53,64 +111,117 @@
       for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
     });
 
-  // What happens meanwhile: a table that is live gets its new rows, other pages a line that says so.
-  const table = document.querySelector("table[data-live=yes]");
+  function ago(time) {
+    const past = (Date.now() - Date.parse(time.dateTime)) / 1000;
+    if (!(past >= 0 && past < 86400)) return;
+    time.textContent = past < 60 ? `${Math.floor(past)} s ago` : past < 3600 ? `${Math.floor(past / 60)} min ago` : `${Math.floor(past / 3600)} h ago`;
+  }
+  setInterval(() => { for (const time of document.querySelectorAll("header time, .when time")) if (/ago$/.test(time.textContent)) ago(time); }, 10000);
+
+  // What happens meanwhile.
+  const table = one("table[data-live=yes]");
+  const tree = document.getElementById("tree");
   const offline = document.getElementById("offline");
   const news = document.getElementById("news");
   const connection = document.getElementById("connection");
+  const MOST = 1500;
+  let known = Number(last);
+  let missed = 0;
   let since = null;
+  let timer = null;
 
-  async function more() {
-    const first = table?.querySelector("tr[data-seq]");
-    const from = first ? Number(first.dataset.seq) + 1 : 0;
-    const query = new URLSearchParams(location.search);
-    query.set("min_seq", String(from));
-    query.set("limit", "100");
-    const reply = await fetch(base + "/ui/rows?" + query);
-    if (!reply.ok) return;
-    const page = new DOMParser().parseFromString(await reply.text(), "text/html");
-    const bodies = [...page.querySelectorAll("tbody")];
-    for (const body of bodies) for (const row of body.rows) row.classList.add("fresh");
-    table.tHead.after(...bodies);
-    setTimeout(() => { for (const row of table.querySelectorAll("tr.fresh")) row.classList.remove("fresh"); }, 3000);
+  function joins(above, below) {
+    return above?.dataset.count && below?.dataset.count && above.dataset.run === below.dataset.run;
   }
 
-  let busy = false;
-  let again = false;
-  async function changed() {
-    if (busy) { again = true; return; }
-    busy = true;
-    try {
-      if (table) await more();
-      news.textContent = "The model has changed since this page was made. ";
-      const link = document.createElement("a");
-      link.href = location.href;
-      link.textContent = "Show it as it is now";
-      news.append(link);
-      news.hidden = Boolean(document.querySelector("form.act output:not(:empty)"));
-    } finally {
-      busy = false;
-      if (again) { again = false; changed(); }
+  // New rows go on top; a run that goes on stays one line.
+  function add(html) {
+    const bodies = [...parsed(html).querySelectorAll("tbody")];
+    const top = table.tBodies[0];
+    const lowest = bodies.at(-1);
+    if (joins(lowest, top)) {
+      const unfold = one(".unfold", lowest);
+      const count = Number(lowest.dataset.count) + Number(top.dataset.count);
+      unfold.textContent = `${count.toLocaleString("en")} updates`;
+      Object.assign(lowest.dataset, { first: top.dataset.first, count: String(count) });
+      one(".range", lowest).textContent = `${lowest.dataset.last}–${lowest.dataset.first}`;
+      unfold.href = one("tr", lowest).dataset.href = unfold.href.replace(/min_seq=\d+/, `min_seq=${lowest.dataset.first}`);
+      while (top.nextElementSibling?.classList.contains("inside")) top.nextElementSibling.remove();
+      top.remove();
+    }
+    for (const body of bodies) for (const row of body.rows) row.classList.add("fresh");
+    table.tHead.after(...bodies);
+    document.querySelector("p.empty:has(+ .pages)")?.remove();
+    if (scrollY < 200) while (table.tBodies.length > MOST && document.getElementById("older")) {
+      table.tBodies[table.tBodies.length - 1].remove();
+      const seq = [...table.rows].at(-1).dataset.seq;
+      const link = document.getElementById("older");
+      const url = new URL(link.href);
+      url.searchParams.set("after", `event_${seq}`);
+      link.href = url;
     }
   }
 
-  function listen() {
-    const source = new EventSource(`${base}/v1/models/events?after=${last}`);
-    source.addEventListener("message", changed);
-    source.addEventListener("open", () => {
-      if (since) changed();
-      since = null;
-      offline.hidden = true;
-      if (connection) connection.textContent = "● live";
-    });
-    source.addEventListener("error", () => {
-      since ??= new Date();
-      offline.textContent = `The server does not answer since ${since.toLocaleTimeString()}; what is shown is from then. Trying again…`;
-      offline.hidden = false;
-      if (connection) connection.textContent = "○ not connected";
-      if (source.readyState === EventSource.CLOSED) setTimeout(listen, 2000);
-    });
-    addEventListener("pagehide", () => source.close());
+  function told(message) {
+    if (message.seq < known) return;
+    known = message.seq;
+    document.getElementById("live").innerHTML = message.header;
+    if (table && message.rows) add(message.rows);
+    if (tree && message.tree !== undefined) tree.innerHTML = message.tree;
+    if (!table && message.events) {
+      missed += message.events;
+      news.textContent = `${missed.toLocaleString("en")} new ${missed === 1 ? "event" : "events"}`;
+      news.href = `${base}/ui/timeline?min_seq=${Number(last) + 1}`;
+      news.hidden = false;
+    }
+    document.dispatchEvent(new CustomEvent("ledger:news", { detail: message }));
   }
+
+  function say(text, look) {
+    connection.textContent = text;
+    connection.className = look;
+  }
+
+  function ended() {
+    const next = encodeURIComponent(location.pathname.slice(base.length) + location.search);
+    offline.textContent = "Your session has ended. What is shown is from before. ";
+    const link = document.createElement("a");
+    link.href = `${base}/ui/login?next=${next}`;
+    link.textContent = "Log in again";
+    offline.append(link);
+    offline.hidden = false;
+    say("○ logged out", "off");
+  }
+
+  let source = null;
+  function listen() {
+    const query = new URLSearchParams({ after: String(known) });
+    if (table) query.set("rows", filters().toString());
+    if (tree) query.set("tree", "true");
+    source = new EventSource(`${base}/ui/part/live?${query}`);
+    source.addEventListener("message", (event) => told(JSON.parse(event.data)));
+    source.addEventListener("open", () => {
+      clearTimeout(timer);
+      timer = since = null;
+      offline.hidden = true;
+      say("● live", "on");
+    });
+    source.addEventListener("error", async () => {
+      since ??= new Date();
+      timer ??= setTimeout(() => {
+        offline.textContent = `The server has not answered since ${since.toLocaleTimeString()}. What is shown is from then; trying again…`;
+        offline.hidden = false;
+        say("○ offline", "off");
+      }, 1000);
+      if (source.readyState !== EventSource.CLOSED) return;
+      const reply = await fetch(base + "/ui/part/rows?limit=1").catch(() => null);
+      if (reply?.status === 401) { clearTimeout(timer); ended(); }
+      else setTimeout(listen, 2000);
+    });
+  }
+  addEventListener("pagehide", () => source?.close());
+  addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
   listen();
+
+  return { base, token, table, filters, fetched, parsed, ended };
 })();

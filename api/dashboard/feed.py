@@ -1,0 +1,202 @@
+"""What happens meanwhile, written once for all pages that are open.
+
+A page keeps one stream; each message of it has what stands on the page anew: the header, new rows
+of its table, the tree. Pages that show the same get the same bytes, and the more a message costs
+to write and send, the longer the next one waits, so that pages that are open cost the server a
+bounded share of its time however many events there are. None misses an event: each stream has its
+place, a seq, and what it is sent begins behind it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from fastapi.sse import format_sse_event
+
+from weightledger import Log
+from weightledger.ledger.debug.follow import POLL_S
+from weightledger.ledger.errors import LedgerError
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 15.0
+LASTS_S = 300.0
+"""After this a stream ends and the browser asks for it again, so that a key that was revoked and a
+session that has ended see no more."""
+
+_SHARE = 1 / 30  # of the time, at most, that goes into messages
+_SEND_S = 0.0002  # what it costs to send one, about
+_PAUSE_S = 0.05  # between two messages at least
+_LONGEST_S = 5.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What an open page shows: `base` is where the server is mounted, `rows` the query of its
+    table (None without one), `tree` whether it has the tree of states."""
+
+    base: str
+    rows: str | None
+    tree: bool
+
+
+Write = Callable[[View, int, int], str]
+"""What a page of a view is sent that knows the log to the first seq, when it goes to the second."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """What was written since the head last moved, and the processor time that it took."""
+
+    head: int
+    fault: str | None
+    messages: dict[tuple[View, int], "asyncio.Task[bytes]"] = field(default_factory=dict)
+    spent_s: float = 0.0
+    sent: int = 0
+
+
+class Feed:
+    """One log as pages see it. All but what `Log.subscribe` calls happens on one event loop.
+
+    `fault` says what keeps the model from showing the head, which pages are told of too; `ending`
+    is set by whoever stops the server.
+    """
+
+    def __init__(
+        self, log: Log, fault: Callable[[], str | None], write: Write, ending: threading.Event
+    ) -> None:
+        self.beats = 0
+        self.closed = False
+        self.turn = Turn(-1, None)
+        self._log = log
+        self._fault = fault
+        self._write = write
+        self._ending = ending
+        self._wakers: set[asyncio.Event] = set()
+        self._news = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        log.subscribe(lambda _: self._committed())
+
+    @contextlib.contextmanager
+    def listening(self, waker: asyncio.Event) -> Iterator[None]:
+        """Set `waker` whenever there is something to send, a heartbeat, or the end."""
+        self._wakers.add(waker)
+        if self._task is None or self._task.done():
+            self._loop = asyncio.get_running_loop()
+            self.turn = Turn(self._log.live.head.seq, self._fault())
+            self._task = self._loop.create_task(self._go_on())
+        try:
+            yield
+        finally:
+            self._wakers.discard(waker)
+            if not self._wakers:
+                self._news.set()  # the task looks up and ends
+
+    async def message(self, turn: Turn, view: View, after: int) -> bytes:
+        """What a page that knows the log up to a seq is sent in a turn."""
+        task = turn.messages.get((view, after))
+        if task is None:
+            task = asyncio.ensure_future(asyncio.to_thread(self._made, turn, view, after))
+            turn.messages[view, after] = task
+        turn.sent += 1
+        # One listener that hangs up does not end what others wait for.
+        return await asyncio.shield(task)
+
+    def _made(self, turn: Turn, view: View, after: int) -> bytes:
+        started = time.thread_time()
+        text = self._write(view, after, turn.head)
+        turn.spent_s += time.thread_time() - started
+        return format_sse_event(id=str(turn.head), data_str=text)
+
+    def _committed(self) -> None:
+        """An event of this process is durable; called by the thread that wrote it."""
+        loop = self._loop
+        if loop is not None and self._wakers:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and all who listened
+                loop.call_soon_threadsafe(self._news.set)
+
+    def _wake(self) -> None:
+        for waker in self._wakers:
+            waker.set()
+
+    async def _go_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        beaten = loop.time()
+        while self._wakers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._news.wait()
+            self._news.clear()
+            if self._ending.is_set():
+                self.closed = True
+                self._wake()
+                return
+            head, fault = self._log.live.head.seq, self._fault()
+            if (head, fault) != (self.turn.head, self.turn.fault):
+                self.turn = Turn(head, fault)
+                self._wake()
+                await self._rest(self.turn)
+            if loop.time() - beaten >= HEARTBEAT_S:
+                beaten = loop.time()
+                self.beats += 1
+                self._wake()
+
+    async def _rest(self, turn: Turn) -> None:
+        """Wait until what the messages cost is no more than their share of the time."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.sleep(_PAUSE_S)
+        while self._wakers and not self._ending.is_set():
+            cost_s = turn.spent_s + _SEND_S * turn.sent
+            left = min(cost_s / _SHARE, _LONGEST_S) - (loop.time() - began)
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, POLL_S))
+
+
+class Place:
+    """One page's place in the feed; an `api.rest.streaming.Source`."""
+
+    def __init__(self, feed: Feed, view: View) -> None:
+        self._feed = feed
+        self._view = view
+        self._turn: Turn | None = None
+        self._failed = False
+        self._ends: float | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more comes: the server stops, the time is over, or reading failed."""
+        ended = self._ends is not None and asyncio.get_running_loop().time() >= self._ends
+        return self._feed.closed or self._failed or ended
+
+    @property
+    def beats(self) -> int:
+        """How many heartbeats there were."""
+        return self._feed.beats
+
+    @contextlib.contextmanager
+    def listening(self, waker: asyncio.Event, head: int) -> Iterator[None]:
+        """See `Feed.listening`."""
+        with self._feed.listening(waker):
+            self._ends = asyncio.get_running_loop().time() + LASTS_S
+            yield
+
+    async def behind(self, after: int) -> tuple[bytes, int]:
+        """What the page is sent that knows the log up to a seq, and what it knows then."""
+        turn, known = self._feed.turn, self._turn
+        self._turn = turn
+        if after >= turn.head and (known is None or known.fault == turn.fault):
+            return b"", after
+        try:
+            return await self._feed.message(turn, self._view, after), max(after, turn.head)
+        except LedgerError as error:
+            # The browser asks again, from where it is.
+            logger.warning("a page that is open cannot be told what is new: %s", error)
+            self._failed = True
+            return b"", after
