@@ -30,6 +30,7 @@ FLOORS = (
     {"ledger.writing"},
     {"ledger.retention", "ledger.redaction", "ledger.rotation", "ledger.monitoring"},
     {"ledger.debug"},
+    {"ledger.bundles"},
     {"ledger.questions"},
     {"ledger.log", "ledger.backup", "ledger.transfer", "ledger.results"},
     {"ledger.restoring", "ledger.opening", "ledger.checkpoints", "ledger.standing"},

@@ -58,6 +58,10 @@ COMMANDS = {
         "proofs:export",
         "Write the log as lines of JSON, to be read and checked without the database.",
     ),
+    "sign": Entry(
+        "signing:sign",
+        "Write a version's weights to a folder, with a signature that model_signing verifies.",
+    ),
     "repair": Entry("repair:repair", "Derive anew what is kept beside the log."),
     "backup": Entry(
         "backup:backup", "Copy the whole ledger, as it is at one moment, while it is in use."

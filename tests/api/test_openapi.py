@@ -130,6 +130,11 @@ def test_no_request_gets_a_reply_that_the_document_does_not_have(keyed, tmp_path
     try_everything(keyed.url, tmp_path)
 
 
+@pytest.mark.soak
+def test_nor_does_any_in_twenty_minutes(keyed, tmp_path) -> None:
+    try_everything(keyed.url, tmp_path, "--max-examples", "100", "--max-time", "1200")
+
+
 def test_nor_does_any_that_asks_a_text_model(tmp_path) -> None:
     engine = TransformersEngine.load(save_llama(tmp_path / "llama"))
     config = DynamicUpdateConfig(backup_dir=tmp_path / "data")
