@@ -20,6 +20,7 @@
     ├── Unavailable             503  not now, though nothing is wrong; retry
     │   └── ExecutorUnavailable      where parallel work was to be done does not take it
     ├── WorkersDied             500  parallel work was begun several times and died each time
+    ├── ReplicaSuperseded       503  a newer process reports as this replica: fenced
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
     ├── PluginError             500  an installed package's entry point cannot be used; names it
@@ -161,6 +162,10 @@ class ExecutorUnavailable(Unavailable):
 
 class WorkersDied(LedgerError):
     """The processes that did a parallel task died, however often it was begun."""
+
+
+class ReplicaSuperseded(LedgerError):
+    """Another process has begun to report as this replica; what this one says is refused."""
 
 
 class EngineUnavailable(LedgerError):

@@ -36,6 +36,12 @@ def client(base_url: str, *, param: str | None = None, **options: Any) -> httpx2
         raise InvalidRequest(f"{base_url!r} is no server's URL: {error}", param=param) from None
 
 
+def async_client(base_url: str, *, timeout: float) -> httpx2.AsyncClient:
+    """As `client`, for an event loop."""
+    host = urlsplit(base_url).hostname or ""
+    return httpx2.AsyncClient(base_url=base_url, trust_env=not is_loopback(host), timeout=timeout)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a name or address, without brackets or port, leads back to this machine."""
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
 from weightledger.ledger.store import LedgerStore
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     import torch
 
     from weightledger.ledger.engines import Engine
+    from weightledger.ledger.fleet.follower import Follower
+    from weightledger.ledger.fleet.readiness import Limits
     from weightledger.ledger.log import Log
     from weightledger.ledger.projection.starting import OnMismatch
+    from weightledger.ledger.sql.wakeups import Wake
     from weightledger.ledger.writing.policy import Policy
 
 _HASHING_THREADS = 2
@@ -42,6 +46,7 @@ class Ledger:
         upgrade: bool = True,
         guarded: bool = True,
         blob_url: str | None = None,
+        connections: int = KEPT_CONNECTIONS,
     ) -> "Ledger":
         """Open a database by SQLAlchemy URL, creating or upgrading its tables.
 
@@ -50,9 +55,13 @@ class Ledger:
         itself. The ledger remembers it, so it need not be given again. Raises SchemaMismatch for a
         newer or foreign database (or an older one with `upgrade=False`) and one that is not
         append-only (unless `guarded=False`), InvalidRequest when the ledger keeps its blobs
-        elsewhere, StorageError when a store cannot be reached.
+        elsewhere, StorageError when a store cannot be reached. `connections` are kept open once
+        made; a follower does with 2.
         """
-        return cls(SqlStore.open(url, upgrade=upgrade, guarded=guarded, blob_url=blob_url))
+        store = SqlStore.open(
+            url, upgrade=upgrade, guarded=guarded, blob_url=blob_url, connections=connections
+        )
+        return cls(store)
 
     def close(self) -> None:
         """Give back connections and threads."""
@@ -118,4 +127,37 @@ class Ledger:
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
             policy=policy,
+        )
+
+    def follow(
+        self,
+        name: str,
+        *,
+        engine: "Engine | None" = None,
+        replica: str | None = None,
+        wake: "Wake" = "auto",
+        limits: "Limits | None" = None,
+        max_held_versions: int = MAX_HELD_VERSIONS,
+        held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
+    ) -> "Follower":
+        """Live weights that follow a model's log, which others write: a replica.
+
+        `engine` holds them; whatever it begins with, the ledger's weights win. Without one the
+        model is loaded from the log. It is read-only, warmed up, and gives itself as ready once the
+        digest of what it serves is proven; `replica` is its name, by default WEIGHTLEDGER_REPLICA
+        or the host's. Raises NotFound for a model that nobody has registered, WeightsMismatch for
+        an engine of another model. `close` it, or use it as a context.
+        """
+        from weightledger.ledger.following import follow
+
+        return follow(
+            self.store,
+            self._pool,
+            name,
+            engine,
+            replica,
+            wake,
+            limits,
+            max_held_versions=max_held_versions,
+            held_versions_wait_s=held_versions_wait_s,
         )

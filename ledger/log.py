@@ -21,6 +21,7 @@ from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.blobs import MIN_GRACE_S
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.debug.whatif.state import Mode
+from weightledger.ledger.engines import Engine
 from weightledger.ledger.errors import (
     InvalidRequest,
     LedgerError,
@@ -31,6 +32,7 @@ from weightledger.ledger.history import holds
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.redactions import MOST, TEXTS, redactions_of, seqs_of_actor
 from weightledger.ledger.projection.anchoring import Anchoring
+from weightledger.ledger.projection.following import News
 from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.questions import Questions
 from weightledger.ledger.retention import GcReport, collect
@@ -70,6 +72,7 @@ class Log(Questions):
         super().__init__(history)
         self.projector = projector
         self._anchoring = Anchoring(history, projector, alpha)
+        self.policy = policy
         self._writer = Writer(history, projector, policy, self._afterwards)
         self._approved = Approved(history, self._writer.execute, self.specs)
         self._listeners: list[Listener] = []
@@ -227,9 +230,23 @@ class Log(Questions):
         with self._writer.lock:
             self._anchoring.snapshot()
 
-    def catch_up(self) -> Event:
-        """Show what other processes appended; returns the head."""
-        return self._writer.catch_up()
+    def catch_up(self, to: int | None = None, news: News | None = None) -> Event:
+        """Show what other processes appended; gives the head, or the event `to` that was asked for.
+
+        See `Projector.catch_up`.
+        """
+        return self._writer.catch_up(to, news)
+
+    def look_after(self) -> None:
+        """Look at every live tensor, or have a remote engine show again what it was brought to.
+
+        Raises WeightsChangedOutside, naming them, if something else wrote to some;
+        EngineUnavailable.
+        """
+        with self._writer.lock:
+            if self.projector.remote is not None:
+                self.projector.remote.converge()
+            self.projector.check_live()
 
     def keep_up(self) -> Event:
         """What a process does while nobody writes: catch up, and look at every live tensor.
@@ -250,6 +267,8 @@ class Log(Questions):
         progress: GcProgress | None = None,
     ) -> GcReport:
         """Drop what no retained state needs; see `retention`. With `dry_run` only say what."""
+        if not dry_run:
+            self.policy.require(None)
         report = collect(
             self.history, dry_run=dry_run, grace_s=grace_s, caller=caller, progress=progress
         )
@@ -306,6 +325,11 @@ class Log(Questions):
     def live(self) -> LiveState:
         """What the live weights show right now."""
         return self.projector.live
+
+    @property
+    def engine(self) -> Engine:
+        """What holds the live weights."""
+        return self.projector.engine
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:

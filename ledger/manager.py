@@ -29,6 +29,7 @@ from weightledger.ledger.errors import (
     PublishFailed,
 )
 from weightledger.ledger.events import Event
+from weightledger.ledger.fleet.follower import Follower, Following
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.approvals import find as find_approval
 from weightledger.ledger.ledger import Ledger
@@ -84,6 +85,9 @@ class DynamicModelManager(Standing):
     Raises WeightsMismatch when the weights equal no state of the model's log, unless
     `on_mismatch` is "ledger", which loads the log's state, or "record", which records them as an
     event, judged like any other.
+
+    With `following` it is a replica: it shows what others write, judges and writes nothing, and
+    every write raises OperationDisabled.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class DynamicModelManager(Standing):
         evaluator: Evaluator | None = None,
         ledger: Ledger | None = None,
         on_mismatch: OnMismatch = "refuse",
+        following: Following | None = None,
     ) -> None:
         self.config = config or DynamicUpdateConfig()
         self.lora_config = lora_config
@@ -129,7 +134,7 @@ class DynamicModelManager(Standing):
         self.log: Log = ledger.model(
             self.model_name,
             engine=self.engine,
-            on_mismatch=on_mismatch,
+            on_mismatch=on_mismatch if following is None else "ledger",
             alpha=self.config.snapshot_alpha,
             max_held_versions=self.config.max_held_versions,
             held_versions_wait_s=self.config.held_versions_wait_s,
@@ -140,9 +145,10 @@ class DynamicModelManager(Standing):
                 versions=self.config.enable_versioning,
                 operands=self.config.keep_operands,
                 two_person=self.config.two_person_rule,
+                read_only=None if following is None else following.refusal,
             ),
         )
-        if self.config.metrics_retention_days > 0:
+        if self.config.metrics_retention_days > 0 and following is None:
             stored = StoredMetrics(self.log.history.store.metrics)
             self.collector.store_in(stored, self.config.metrics_retention_days * _DAY_S)
         self.supervision = Supervision(
@@ -153,6 +159,7 @@ class DynamicModelManager(Standing):
             policy,
             metrics,
             threshold,
+            told=following is None,
         )
         self.log.subscribe(self.supervision.after)
         self.log.subscribe(self._guard.after)
@@ -160,10 +167,15 @@ class DynamicModelManager(Standing):
         self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
-        self.log.carry_out_approved()
+        if following is None:
+            self.log.carry_out_approved()
+        else:
+            self.follower = Follower(self.log, following)
 
     def close(self) -> None:
         """Finish the write in progress; close the database if this manager opened it."""
+        if self.follower is not None:
+            self.follower.close()
         self._writer.shutdown()
         self.collector.close()
         self.supervision.close()

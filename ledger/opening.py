@@ -38,6 +38,8 @@ def open_log(
         engine = StateEngine(
             History(store.model(name), pool).weights("head") if base is None else base
         )
+    if policy is not None and policy.read_only is not None:
+        store.model(name)  # nobody registers it here
     projector = Projector(
         engine,
         pool,

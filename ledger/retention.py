@@ -28,7 +28,7 @@ from weightledger.ledger.events import (
     Draft,
     Event,
 )
-from weightledger.ledger.history import holds, lineage, pruning
+from weightledger.ledger.history import holds, lineage, pruning, rollouts
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
@@ -161,7 +161,7 @@ def _plan(history: History, head: Event, cutoff: int, told: Progress) -> _Plan:
         )
     anchors = {anchor.node: anchor for anchor in history.store.snapshots()}
     costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
-    retained = {head.node} | _named(history)
+    retained = {head.node} | _named(history) | _followed(history)
     prunable: list[int] = []
     for event in history.store.scan(0, head.seq + 1):
         if event.kind not in STATE_CHANGING or pruned(event.seq):
@@ -186,6 +186,13 @@ def _named(history: History) -> set[int]:
     """The states that versions name which are listed or under legal hold."""
     listed = {version.node for version in history.store.listed_versions()}
     return listed | set(holds.held_states(history.store).values())
+
+
+def _followed(history: History) -> set[int]:
+    """The states that a rollout holds replicas at, and those that replicas are known to show."""
+    held = rollouts.held_nodes(rollouts.newest(history.store))
+    standing = [one.standing for one in history.store.replicas.all() if one.leased]
+    return held | {one.node for one in standing if one.node is not None}
 
 
 def _keep(

@@ -12,6 +12,7 @@ from weightledger.ledger import adapters
 from weightledger.ledger.config import DynamicUpdateConfig
 from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events import Event
+from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.deciding.chronicle import Series
@@ -32,6 +33,7 @@ class Standing:
     collector: Collector
     supervision: Supervision
     _guard: RuledGuard
+    follower: Follower | None = None
     _fault: str | None = None
 
     @property
@@ -42,6 +44,9 @@ class Standing:
     @property
     def fault(self) -> str | None:
         """Why the live weights are not known to be the head of the log; None when they are."""
+        if self.follower is not None:
+            said = self.follower.readiness()
+            return None if said.ready else said.reason
         remote = self.log.projector.remote
         return (remote.fault if remote is not None else None) or self._fault
 

@@ -23,7 +23,7 @@ COLD = (sys.executable, "-m", "weightledger", "serve")
 
 
 class Server:
-    """One `weightledger serve` process on a port of its own.
+    """One `weightledger serve` process (or another `verb`'s) on a port of its own.
 
     It is forked from a process that has imported all of it, unless `command` says how to start it.
     """
@@ -35,7 +35,9 @@ class Server:
         env: dict[str, str] | None = None,
         command: Sequence[str] | None = None,
         cwd: Path | None = None,
+        verb: str = "serve",
     ) -> None:
+        self._verb = verb
         self._command, self._cwd = command, cwd
         self.folder = folder
         self.port = free_port()
@@ -54,11 +56,11 @@ class Server:
             options = ("--data-dir", str(self.folder), "--port", str(self.port), *self._options)
             if self._command is None and warm.suits(self._env):
                 self.process = warm.start(
-                    ["serve", *options], log=log, env=self._env, cwd=self._cwd
+                    [self._verb, *options], log=log, env=self._env, cwd=self._cwd
                 )
             else:
                 self.process = subprocess.Popen(
-                    [*(self._command or COLD), *options],
+                    [*(self._command or (*COLD[:-1], self._verb)), *options],
                     stdout=log,
                     stderr=log,
                     env=self._env,

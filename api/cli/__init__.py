@@ -16,6 +16,7 @@ from weightledger.ledger.errors import LedgerError
 
 COMMANDS = {
     "serve": Entry("serving:serve", "Serve a model whose every weight change is an event."),
+    "follow": Entry("serving:follow", "Serve a model as a replica of the log that others write."),
     "status": Entry("reading:status", "Where a model stands."),
     "log": Entry("log:log", "Events, newest first."),
     "activity": Entry("activity:activity", "How many events there were, by whom and of what kind."),

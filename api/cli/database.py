@@ -25,9 +25,14 @@ def upgrade(settings: Settings) -> None:
 
 
 @app.command()
-def role(name: Annotated[str, typer.Argument(help="An existing PostgreSQL role.")]) -> None:
+def role(
+    name: Annotated[str, typer.Argument(help="An existing PostgreSQL role.")],
+    follower: Annotated[
+        bool, typer.Option("--follower", help="For `weightledger follow`: it appends nothing.")
+    ] = False,
+) -> None:
     """Print the SQL that lets a role append and read, and change nothing that is recorded.
 
     Example: weightledger db role ledger_server | psql ledger
     """
-    typer.echo("\n".join(f"{statement};" for statement in grants(name)))
+    typer.echo("\n".join(f"{statement};" for statement in grants(name, follower=follower)))

@@ -1,4 +1,4 @@
-"""`weightledger serve`."""
+"""`weightledger serve` and `weightledger follow`."""
 
 import logging
 
@@ -24,6 +24,34 @@ def serve(settings: Settings) -> None:
     logger.info("starting")
     with stopping() as stop:
         from weightledger.api.server.serve import serve as run  # imports torch: some seconds
+
+        run(settings, stop)
+    logger.info("stopped")
+
+
+_FOLLOWING = (
+    *("model", "served_model_name", "data_dir", "database", "host", "port", "api_key", "url"),
+    *("engine", "engine_url", "engine_api_key", "engine_timeout_s", "engine_wait_s"),
+    *("replica", "wake", "max_stale_s", "max_lag_s", "proxy_writes"),
+    *("max_held_versions", "held_versions_wait_s", "inference_threads", "inference_queue"),
+    *("max_body_bytes", "max_loras", "max_lora_rank", "log_level", "log_format"),
+    *("oidc_issuer", "oidc_audience"),
+)
+
+
+@configured(*_FOLLOWING)
+def follow(settings: Settings) -> None:
+    """Serve a model as a replica of the log that others write.
+
+    It answers inference and questions about the log. Writes are refused with the writer's address,
+    or handed on to it with --proxy-writes. /readyz says whether it may be sent requests.
+
+    Example: weightledger follow --database postgresql://ledger@db/ledger --port 2243
+    """
+    configure(settings)
+    logger.info("starting")
+    with stopping() as stop:
+        from weightledger.api.server.follow import follow as run  # imports torch: some seconds
 
         run(settings, stop)
     logger.info("stopped")

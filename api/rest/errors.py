@@ -6,12 +6,13 @@ Every error reply is {"error": {"message", "type", "param", "code"}}.
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from weightledger.api.rest.queries import first_problem
+from weightledger.api.rest.writer import HandedOn, hand_on
 from weightledger.ledger import errors
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.StorageError, 503, "server_error", "storage_unavailable"),
     (errors.WeightsMismatch, 503, "server_error", "weights_mismatch"),
     (errors.Unavailable, 503, "server_error", "unavailable"),
+    (errors.ReplicaSuperseded, 503, "server_error", "replica_superseded"),
     (errors.EngineUnavailable, 503, "server_error", "engine_unavailable"),
     (errors.ProofError, 500, "server_error", "proof_failed"),
     (errors.CorruptLedger, 500, "server_error", "corrupt_ledger"),
@@ -84,6 +86,7 @@ def error_response(
 def install(app: FastAPI) -> None:
     """Answer the ledger's and HTTP's errors in the one form; `Door` answers unexpected ones."""
     app.add_exception_handler(errors.AwaitingApproval, _waiting)
+    app.add_exception_handler(HandedOn, _handed_on)
     app.add_exception_handler(errors.LedgerError, _ledger_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
@@ -127,6 +130,13 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
     elif status == 503:
         headers["retry-after"] = "1"
     return JSONResponse(body, status_code=status, headers=headers or None)
+
+
+async def _handed_on(request: Request, error: Exception) -> Response:
+    try:
+        return await hand_on(request, error)
+    except errors.LedgerError as problem:
+        return _ledger_error(request, problem)
 
 
 def _waiting(request: Request, error: Exception) -> JSONResponse:

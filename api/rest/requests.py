@@ -10,6 +10,7 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import MAX_TEXT, parse
+from weightledger.api.rest.writer import Writer
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing.caller import Caller
@@ -92,11 +93,15 @@ def _text(request: Request, header: str) -> str | None:
 
 
 async def require_writes(request: Request) -> None:
-    """Mark a request as a write; OperationDisabled when the operator has switched updates off.
+    """Mark a request as a write; OperationDisabled when the operator has switched updates off, and
+    on a replica, which names the writer or hands the request on to it.
 
     A coroutine, since a plain function would be called on a thread for every write.
     """
     request.state.write = True
+    writer: Writer | None = getattr(request.app.state, "writer", None)
+    if writer is not None:
+        await writer.refuse()
     if not getattr(request.app.state, "writes_enabled", True):
         raise OperationDisabled(
             "runtime updates are switched off; start the server without "

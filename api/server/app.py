@@ -24,6 +24,7 @@ from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.router import router
 from weightledger.api.rest.routes import keys
 from weightledger.api.rest.tail import Tail
+from weightledger.api.rest.writer import Writer
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.mounting import Mounted
 from weightledger.api.server.settings import Settings
@@ -40,11 +41,15 @@ _POLL_S = 0.5
 
 
 def create_app(
-    manager: DynamicModelManager, settings: Settings, hooks: Webhooks | None = None
+    manager: DynamicModelManager,
+    settings: Settings,
+    hooks: Webhooks | None = None,
+    writer: Writer | None = None,
 ) -> FastAPI:
     """The REST API, its errors, its door, and the tasks that follow other writers and keys.
 
     `hooks` are told when the server stops showing the head of the log, and when it does again.
+    `writer` is who writes the log, where this one is a replica.
     """
     keyring = Keyring(manager.ledger.keys, settings.api_key, issuer=_issuer(settings))
 
@@ -84,7 +89,8 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.writes_enabled = settings.writes_enabled
+    app.state.writer = writer
+    app.state.writes_enabled = settings.writes_enabled and writer is None
     app.state.keyring = keyring
     app.state.ending = threading.Event()
     app.state.tail = Tail(manager.log, app.state.ending)
@@ -139,6 +145,8 @@ async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: 
         await asyncio.sleep(_POLL_S)
         try:
             seen = manager.log.live.head.seq
+            if manager.follower is not None:
+                continue  # it follows by itself
             await manager.catch_up()
             await asyncio.to_thread(manager.log.history.store.index)
             if manager.log.live.head.seq != seen:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from weightledger import DynamicModelManager, Engine
 from weightledger.api.rest.tail import Tail
 from weightledger.api.rest.uploads import discard_leftovers
+from weightledger.api.rest.writer import Writer
 from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
@@ -55,12 +56,7 @@ _STREAMS_S = 3.0
 
 def serve(settings: Settings, stop: Stop | None = None) -> None:
     """Serve until told to stop; raises a LedgerError when it cannot start."""
-    if not is_loopback(settings.host) and not _has_key(settings):
-        raise InvalidRequest(
-            f"--host {settings.host} is not loopback: set --api-key (or WEIGHTLEDGER_API_KEY), or "
-            "make a key with `weightledger keys create`, to listen there",
-            param="host",
-        )
+    require_key(settings)
     require_consistent(policy_of(settings.policy), settings.auto_rollback_threshold)
     if settings.two_person_rule and not _has_key(settings):
         raise InvalidRequest(
@@ -68,8 +64,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
             " `weightledger keys create`",
             param="two_person_rule",
         )
-    os.umask(_UMASK)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    prepare()
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(bound(settings.host, settings.port))
         url = url_of(listener)
@@ -79,7 +74,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         if hooks is not None:
             opened.callback(hooks.close)
         logger.info("loading the model %s", settings.model)
-        name, engine, evaluator = _engine(settings)
+        name, engine, evaluator = engine_of(settings)
         config = settings.update_config()
         logger.info("opening the ledger of %s", name)
         manager = DynamicModelManager(
@@ -99,8 +94,24 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
             asyncio.run(name_initial(manager))
         logger.info("compiling what updates need")
         warm(spec.element.lane for spec in manager.log.specs.values())
-        _settle()
-        _run(manager, settings, listener, url, stop, hooks)
+        settle()
+        run(manager, settings, listener, url, stop, hooks)
+
+
+def require_key(settings: Settings) -> None:
+    """InvalidRequest for an address that strangers reach, where there is no key."""
+    if not is_loopback(settings.host) and not _has_key(settings):
+        raise InvalidRequest(
+            f"--host {settings.host} is not loopback: set --api-key (or WEIGHTLEDGER_API_KEY), or "
+            "make a key with `weightledger keys create`, to listen there",
+            param="host",
+        )
+
+
+def prepare() -> None:
+    """What a serving process sets for itself."""
+    os.umask(_UMASK)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 async def name_initial(manager: DynamicModelManager) -> None:
@@ -123,15 +134,17 @@ def _has_key(settings: Settings) -> bool:
         return any(key.state(now) == "active" for key in store.keys.all())
 
 
-def _run(
+def run(
     manager: DynamicModelManager,
     settings: Settings,
     listener: socket.socket,
     url: str,
     stop: Stop | None,
-    hooks: Webhooks | None,
+    hooks: Webhooks | None = None,
+    writer: Writer | None = None,
 ) -> None:
-    app = create_app(manager, settings, hooks)
+    """Answer requests until told to stop; `writer` is who writes the log where a replica serves."""
+    app = create_app(manager, settings, hooks, writer)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
 
     def started() -> bool:
@@ -164,7 +177,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets=sockets)
 
 
-def _engine(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
+def engine_of(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
     """The model's name in the ledger, what holds its weights, and what scores it, if anything."""
     own: Evaluator | None = None
     if settings.engine == "embedded":
@@ -191,7 +204,7 @@ def _figures(
     return scraping(Scraper(manager, settings.engine_url, api_key=key, timeout_s=timeout_s))
 
 
-def _settle() -> None:
+def settle() -> None:
     """Keep garbage collection from looking at what was imported and loaded, again and again.
 
     Every thread stops meanwhile. MiniLM at 100 updates a second: p99 of inference 280 ms without

@@ -19,6 +19,7 @@ from weightledger.ledger.config import (
     DynamicUpdateConfig,
 )
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.fleet.readiness import MAX_STALE_S
 
 if TYPE_CHECKING:
     from weightledger import LoRAConfig
@@ -209,6 +210,28 @@ class Settings:
     )
     two_person_rule: bool = setting(
         False, "Whether what one API key writes waits until another one approves it."
+    )
+    replica: str | None = setting(
+        None, "The name of this replica in the fleet; by default the host's.", serve=False
+    )
+    wake: Literal["auto", "listen", "poll"] = setting(
+        "auto",
+        "How a replica hears of new events: 'listen' to what PostgreSQL tells, 'poll' (through any"
+        " pooler), or 'auto', the first where it works.",
+        serve=False,
+    )
+    max_stale_s: Annotated[float, Ge(0)] = setting(
+        MAX_STALE_S,
+        "Seconds for which a replica without the database is ready with the state it has.",
+        serve=False,
+    )
+    max_lag_s: Annotated[float, Gt(0)] | None = setting(
+        None,
+        "Seconds that a replica may be behind the log and be ready; by default however many.",
+        serve=False,
+    )
+    proxy_writes: bool = setting(
+        False, "Whether a replica hands writes on to the writer instead of refusing.", serve=False
     )
     aphrodite_allows: bool = setting(
         True,

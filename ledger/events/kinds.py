@@ -32,6 +32,7 @@ APPROVAL_DECIDED = "approval_decided"
 APPROVAL_LAPSED = "approval_lapsed"
 HOLD_PLACED = "hold_placed"
 HOLD_RELEASED = "hold_released"
+ROLLOUT_CHANGED = "rollout_changed"
 
 KINDS = (
     REGISTERED,
@@ -55,6 +56,7 @@ KINDS = (
     APPROVAL_LAPSED,
     HOLD_PLACED,
     HOLD_RELEASED,
+    ROLLOUT_CHANGED,
 )
 STATE_CHANGING = frozenset({REGISTERED, UPDATED, ROLLED_BACK, ADAPTER_LOADED, ADAPTER_UNLOADED})
 
@@ -69,6 +71,7 @@ DECISIONS = "decisions"  # the n of the request that was approved or rejected
 LAPSES = "lapses"  # the n of the request that could not be carried out
 HOLDS = "holds"  # legal holds of versions, from 0
 RELEASES = "releases"  # the n of the hold that was released
+ROLLOUTS = "rollouts"  # what became of rollouts, from 0
 REDACTIONS = "redactions"  # events that say which texts were taken away, from 0
 
 # What a draft says of the active version.

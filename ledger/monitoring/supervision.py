@@ -48,7 +48,10 @@ def require_consistent(policy: RollbackPolicy, threshold: float) -> None:
 
 
 class Supervision:
-    """The monitoring of one model: decides on live traffic by a policy, and acts."""
+    """The monitoring of one model: decides on live traffic by a policy, and acts.
+
+    The log says which policy rules, unless not `told`.
+    """
 
     def __init__(
         self,
@@ -59,12 +62,16 @@ class Supervision:
         policy: RollbackPolicy,
         configured: Sequence[str],
         threshold: float,
+        *,
+        told: bool = True,
     ) -> None:
         self.policy = policy
         self._engine: Engine = projector.engine
         self._acting = Acting(log, policy)
         self._trials: Trials | None = None
-        log.execute(ChangePolicy(policy.name, rules_of(policy), Caller(actor=self._acting.actor)))
+        if told:
+            actor = Caller(actor=self._acting.actor)
+            log.execute(ChangePolicy(policy.name, rules_of(policy), actor))
         guard.attach(log.history)
         metrics = watched(policy, configured, threshold)
         if policy.trial is not None and self._can_try(projector):

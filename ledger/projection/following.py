@@ -16,12 +16,19 @@ from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.state import StateDigest
 
-_MOST = 64
+MOST_NEWS = 64
 """Events that are looked at; where there are more, planning costs little beside them."""
+
+News = Sequence[tuple[Event, bytes | None]]
+"""Events behind the last one shown, in order, each with its payload where that is inline."""
 
 
 def straight_on(
-    history: History, head: Event, state: StateDigest, tensor: Callable[[str], torch.Tensor]
+    history: History,
+    head: Event,
+    state: StateDigest,
+    tensor: Callable[[str], torch.Tensor],
+    news: News | None = None,
 ) -> tuple[Event, Rebuilt | None] | None:
     """The log's last event and what the way there from `head` changes, verified.
 
@@ -29,8 +36,9 @@ def straight_on(
     where no event changes the state. None where there is no such way, or what is on it is damaged.
     """
     try:
-        news = history.store.news(head.seq, _MOST)
-        if not news or len(news) == _MOST or not _is_line(head, news):
+        if news is None:
+            news = history.store.news(head.seq, MOST_NEWS)
+        if not news or len(news) == MOST_NEWS or not _is_line(head, news):
             return None
         events = [event for event, _ in news]
         for event in events:
@@ -49,7 +57,7 @@ def straight_on(
         return None  # the general way says what it is, or finds a way round it
 
 
-def _is_line(head: Event, news: Sequence[tuple[Event, bytes | None]]) -> bool:
+def _is_line(head: Event, news: News) -> bool:
     """Whether each event follows the one before, in the log and in the tree, and needs no blob."""
     before = head
     for event, payload in news:

@@ -26,7 +26,7 @@ from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.following import straight_on
+from weightledger.ledger.projection.following import News, straight_on
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -129,13 +129,20 @@ class Projector:
 
     # Afterwards
 
-    def catch_up(self, history: History) -> Event:
-        """Bring live weights to the head of the log, if another process moved it."""
+    def catch_up(self, history: History, to: int | None = None, news: News | None = None) -> Event:
+        """Bring live weights to the head of the log, if another process moved it.
+
+        With `to` they are brought to the state after that event, wherever the head is. `news` are
+        the events after the last one shown, where they were read already.
+        """
         if self.remote is not None:
             self.remote.converge()
         live = self.live
-        ahead = straight_on(history, live.head, live.state, self.copy)
-        head = history.head() if ahead is None else ahead[0]
+        if to is not None:
+            return self._go(history, history.require(to))
+        ahead = straight_on(history, live.head, live.state, self.copy, news)
+        read = None if not news else news[-1][0]
+        head = ahead[0] if ahead is not None else read or history.head()
         if head.seq == live.head.seq:
             return head
         if head.node == live.head.node:
@@ -151,6 +158,18 @@ class Projector:
         self.show(head, changes)
         logger.info("caught up with event %d of %s", head.seq, history.model)
         return head
+
+    def _go(self, history: History, event: Event) -> Event:
+        """Show the state after an event."""
+        live = self.live
+        if event.node == live.head.node:
+            if event.seq != live.head.seq:
+                self.show(event)
+            return event
+        self.make_room()
+        self.show(event, self.move(history, event.node, event.state_after))
+        logger.info("moved to the state after event %d of %s", event.seq, history.model)
+        return event
 
     def check_live(self) -> None:
         """Look at every live tensor, as updates do at a few; WeightsChangedOutside names those

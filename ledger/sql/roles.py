@@ -8,6 +8,8 @@ from weightledger.ledger.sql import tables
 
 # When a blob is put again, when a version is pinned or unpinned, and when a key is used.
 _UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
+# What those who follow say of themselves: the only rows that they write.
+_REPLICAS = ("replicas", "replica_states")
 # By gc; by retiring a version; as measurements get old.
 _DELETED = (
     *("blobs", "blob_parts", "snapshots", "listed_versions"),
@@ -15,14 +17,24 @@ _DELETED = (
 )
 
 
-def grants(role: str) -> list[str]:
-    """The statements, for the owner of the tables, that give an existing role what it needs."""
+def grants(role: str, *, follower: bool = False) -> list[str]:
+    """The statements, for the owner of the tables, that give an existing role what it needs.
+
+    A follower reads everything, and writes to the two tables of replicas alone.
+    """
     to = '"' + role.replace('"', '""') + '"'
     names = ", ".join(sorted(tables.metadata.tables))
-    return [
+    reading = [
         f"GRANT USAGE ON SCHEMA public TO {to}",
         f"GRANT SELECT ON {names}, alembic_version TO {to}",
+    ]
+    reporting = f"GRANT UPDATE ON {_REPLICAS[0]} TO {to}"
+    if follower:
+        return [*reading, f"GRANT INSERT ON {', '.join(_REPLICAS)} TO {to}", reporting]
+    return [
+        *reading,
         f"GRANT INSERT ON {names} TO {to}",
         *(f"GRANT UPDATE ({column}) ON {table} TO {to}" for table, column in _UPDATED.items()),
+        reporting,
         f"GRANT DELETE ON {', '.join(_DELETED)} TO {to}",
     ]

@@ -279,3 +279,50 @@ search_blocks = Table(
     Column("bits", Bytes, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Who follows a log, one row a replica, kept up to date by the replica itself: its lease, by the
+# database's clock, and what it said last. `incarnation` counts its starts: what an earlier one says
+# is refused. `position` is the last event shown, `seq` the state's, as replies name it.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("replica", Text, primary_key=True),
+    Column("incarnation", BigInteger, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("url", Text),
+    Column("release", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("position", BigInteger),
+    Column("seq", BigInteger),
+    Column("node", BigInteger),
+    Column("digest", Bytes),
+    Column("lag_events", BigInteger),
+    Column("lag_s", sa.Double),
+)
+
+# What each replica showed, and since when by the database's clock; a seq that is null is nothing.
+# The first row of an incarnation says until when the one before it was heard of.
+replica_states = Table(
+    "replica_states",
+    metadata,
+    Column("model_id", Integer, primary_key=True, autoincrement=False),
+    Column("replica", Text, primary_key=True),
+    Column("incarnation", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("shown_at", BigInteger, nullable=False),
+    Column("position", BigInteger),
+    Column("seq", BigInteger),
+    Column("digest", Bytes),
+    Column("seen_until", BigInteger),
+)
+Index(  # who served what at a time
+    "replica_states_time",
+    replica_states.c.model_id,
+    replica_states.c.replica,
+    replica_states.c.shown_at,
+)

@@ -36,6 +36,13 @@ _SAME_ROW = {
         (ROW_TAKEN, "model_id = NEW.model_id AND name = NEW.name"),
     ),
     "touches": ((ROW_TAKEN, "parameter_id = NEW.parameter_id AND event_key = NEW.event_key"),),
+    "replica_states": (
+        (
+            ROW_TAKEN,
+            "model_id = NEW.model_id AND replica = NEW.replica"
+            " AND incarnation = NEW.incarnation AND number = NEW.number",
+        ),
+    ),
     "api_key_changes": ((CHANGE_TAKEN, "name = NEW.name AND number = NEW.number"),),
 }
 

@@ -21,6 +21,7 @@ from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
 from weightledger.ledger.store.payloads import Portion, Span
+from weightledger.ledger.store.replica_rows import ReplicaStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +330,10 @@ class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, P
     @property
     def metrics(self) -> MetricStore:
         """What was measured of the model, beside its log."""
+
+    @property
+    def replicas(self) -> ReplicaStore:
+        """Who follows the log, and what each of them showed."""
 
 
 class LedgerStore(Protocol):

@@ -34,6 +34,7 @@ from weightledger.ledger.store.filtering import Filtering
 from weightledger.ledger.store.metric_rows import SqlMetrics
 from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import Portion, Span
+from weightledger.ledger.store.replica_rows import SqlReplicas
 
 
 class SqlEvents:
@@ -53,6 +54,7 @@ class SqlEvents:
         self._turnstile = database.turnstile(of.model_id, of.model)
         self._filtering = Filtering(of, self.turn)
         self.metrics = SqlMetrics(database, of.model_id)
+        self.replicas = SqlReplicas(database, of.model_id)
 
     # AppendLog
 

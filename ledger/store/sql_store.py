@@ -5,6 +5,7 @@ from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.sql import schema
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
 from weightledger.ledger.store import Append, derived
@@ -32,6 +33,7 @@ class SqlStore:
         upgrade: bool = True,
         guarded: bool = True,
         blob_url: str | None = None,
+        connections: int = KEPT_CONNECTIONS,
     ) -> "SqlStore":
         """Open a database by SQLAlchemy URL, making or upgrading its tables.
 
@@ -41,7 +43,7 @@ class SqlStore:
         InvalidRequest when the ledger has another blob store; StorageError when the database or a
         new blob store cannot be reached.
         """
-        database = Database.connect(url, create=upgrade)
+        database = Database.connect(url, create=upgrade, kept=connections)
         try:
             open_schema(database, upgrade=upgrade, guarded=guarded)
             return cls(database, open_blobs(blob_url, database, create=upgrade))

@@ -70,7 +70,8 @@ class Guard(Protocol):
 class Policy:
     """The guard of weights, the limits of adapters, switches, and which operands are kept.
 
-    With `two_person` what one person writes waits until another approves it.
+    With `two_person` what one person writes waits until another approves it. With `read_only`
+    nothing is written here, and that is why.
     """
 
     guard: Guard | None = None
@@ -79,6 +80,7 @@ class Policy:
     versions: bool = True
     operands: KeepOperands = "small"
     two_person: bool = False
+    read_only: str | None = None
 
     @property
     def alone(self) -> bool:
@@ -87,6 +89,8 @@ class Policy:
 
     def require(self, switch: Switch | None) -> None:
         """Raise OperationDisabled where this is switched off."""
+        if self.read_only is not None:
+            raise OperationDisabled(self.read_only)
         on = {"incremental learning": self.updates, "versioning": self.versions, None: True}
         if not on[switch]:
             raise OperationDisabled(f"{switch} is switched off by the configuration")

@@ -17,6 +17,7 @@ from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.following import News
 from weightledger.ledger.projection.projector import Changes, Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
@@ -103,10 +104,13 @@ class Writer:
         with self.lock:
             self._drain(None)
 
-    def catch_up(self) -> Event:
-        """Show what other processes appended; returns the head."""
+    def catch_up(self, to: int | None = None, news: News | None = None) -> Event:
+        """Show what other processes appended; gives the head, or the event `to` that was asked for.
+
+        See `Projector.catch_up`.
+        """
         with self.lock:
-            return self._projector.catch_up(self._history)
+            return self._projector.catch_up(self._history, to, news)
 
     def _job(self, command: Command) -> Job:
         if isinstance(command, CarryOut):

@@ -43,6 +43,7 @@ LISTINGS = [
 # What these print has a form of its own, or there is nothing to print.
 PLAIN = [
     ("serve",),
+    ("follow",),
     ("db", "upgrade"),
     ("db", "role"),
     ("checkpoint",),

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_that_reads_is_tried() -> None:
-    others = {"serve", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
+    others = {"serve", "follow", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
         *("backup", "restore", "move", "import", "checkpoint", "proof", "diff", "blame", "bisect"),
         *("activity", "keys", "trials", "redact", "step", "consistency", "witness"),
         *("rotate-signing-key", "approvals", "reproduce"),

@@ -9,6 +9,7 @@ from tests.engines.replica import QUERY, Replica, update
 from tests.engines.tiny_model import answers, checkpoint
 from tests.serving import Server, serving
 from tests.waiting import until
+from weightledger import Ledger
 
 
 def until_ready(http: httpx2.Client, status: int) -> dict[str, str]:
@@ -82,3 +83,37 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "--engine-url" in Server(tmp_path / "a", "--engine", "vllm").refuse_to_start()
     options = ("--engine", "vllm", "--engine-url", "http://127.0.0.1:9", "--model", str(tmp_path))
     assert "safetensors files" in Server(tmp_path / "b", *options).refuse_to_start()
+
+
+def test_a_replica_drives_the_server_beside_it(replica: Replica, folder: Path) -> None:
+    """The writer has no engine; the replica's /readyz is that of the server which it drives."""
+    replica.kill()
+    with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
+        log = ledger.model(replica.model.name, base=checkpoint())
+        seq = log.apply(update()).seq
+        options = ("--engine", replica.surface, "--engine-url", replica.url)
+        server = Server(folder, *options, "--model", str(replica.model), verb="follow")
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        try:
+            until(lambda: server.log.exists() and "waiting for" in server.output())
+            replica.start()
+            starting.join()
+            with server.client() as http:
+                ready = http.get("/readyz").json()
+                assert (ready["state"], ready["seq"]) == ("ready", seq)
+                assert ready["digest"] == log.live.state.value.hex()
+                assert ready["engine"]["weight_version"] == f"ledger:{seq}:{ready['digest'][:16]}"
+                shown = replica.answers()
+                assert shown != answers(checkpoint())
+                log.rollback("seq:0")
+                until(lambda: http.get("/readyz").json().get("seq") == seq + 1)
+                assert replica.answers() == answers(checkpoint())
+                replica.kill()
+                said = until_ready(http, 503)
+                assert said["state"] == "fenced" and replica.url in said["detail"]
+                replica.start()
+                assert until_ready(http, 200)["digest"] == log.live.state.value.hex()
+                assert replica.answers() == answers(checkpoint())
+        finally:
+            server.stop()

@@ -31,6 +31,7 @@ from weightledger.ledger.events.bodies import (
     Registered,
     Repair,
     RolledBack,
+    RolloutChanged,
     Updated,
     UpdateRejected,
     VersionCreated,
@@ -68,6 +69,7 @@ YOUNGER = {
     "approval_lapsed",
     "hold_placed",
     "hold_released",
+    "rollout_changed",
 }
 
 
@@ -171,6 +173,9 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
     "approval_lapsed": st.builds(ApprovalLapsed, st.text()),
     "hold_placed": st.builds(HoldPlaced, st.text(), SEQS, SEQS, DIGESTS),
     "hold_released": st.builds(HoldReleased, st.text()),
+    "rollout_changed": st.builds(
+        RolloutChanged, st.text(), *[st.none() | SEQS, SEQS, *[st.none() | SEQS] * 3]
+    ),
     "redacted": st.builds(
         Redaction,
         st.lists(SEQS).map(tuple),

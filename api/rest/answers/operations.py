@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from weightledger.api.rest.answers import Exact
+from weightledger.ledger.fleet.readiness import State
 
 
 class Alive(Exact):
@@ -26,14 +27,20 @@ class Evidence(Exact):
 
 
 class Ready(BaseModel):
-    """The database answers, and what is served is the head of the log."""
+    """What is served is what the log says, by all that is known here."""
 
     status: Literal["ok"]
+    state: State
     model: str
-    seq: int
+    replica: str | None = Field(None, description="The name of a replica.")
+    seq: int = Field(description="The state that is served, as X-Weights-Seq names it.")
     digest: str
+    target_seq: int = Field(description="The last event of the log, as far as is known.")
     lag_events: int
-    database: str = Field(description="The database and its library's version.")
+    lag_s: float | None = Field(description="For how long there have been events not shown yet.")
+    stale: bool = Field(description="The database was not heard of for a moment.")
+    reason: str | None = Field(description="What is not as it should be.")
+    database: str | None = Field(None, description="The database and its library's version.")
     evidence: Evidence | None = None
 
 
@@ -54,7 +61,7 @@ class Healthy(BaseModel):
     seq: int
     digest: str
     lag_events: int
-    database: str
+    database: str | None = None
     writes: WritesNow
 
 
@@ -64,3 +71,11 @@ class NotReady(BaseModel):
     status: Literal["unavailable"]
     reason: str
     detail: str | None = None
+    state: State | None = None
+    replica: str | None = None
+    seq: int | None = None
+    digest: str | None = None
+    target_seq: int | None = None
+    lag_events: int | None = None
+    lag_s: float | None = None
+    stale: bool | None = None

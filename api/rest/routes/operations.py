@@ -10,7 +10,9 @@ from weightledger.api.rest.answers.operations import Alive, Healthy, NotReady, R
 from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.audit.notary import Notary
+from weightledger.ledger.engines import RemoteEngine
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.history.positions import iso_time
 
 _PROBE: dict[int | str, dict[str, Any]] = {
@@ -51,6 +53,8 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
         return probe(request, status="degraded", writes={**failing, "since": since})
 
     def probe(request: Request, status: str = "ok", **more: Any) -> Response:
+        if manager.follower is not None:
+            return _replica(request, manager.follower, manager.model_name, status, more)
         live = manager.log.live
         remote = manager.log.projector.remote
         if manager.fault is not None:
@@ -64,10 +68,15 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
             return _unavailable(request, _CONTRADICTED, "; ".join(notary.standing.contradictions))
         body: dict[str, Any] = {
             "status": status,
+            "state": "ready",
             "model": manager.model_name,
             "seq": live.head.state_seq,
             "digest": live.state.value.hex(),
+            "target_seq": head_seq,
             "lag_events": head_seq - live.head.seq,
+            "lag_s": None if head_seq > live.head.seq else 0.0,
+            "stale": False,
+            "reason": None,
             "database": database,
             **_evidence(request, notary),
             **more,
@@ -84,6 +93,46 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
     return routes
 
 
+def _replica(
+    request: Request, follower: Follower, model: str, status: str, more: dict[str, Any]
+) -> Response:
+    """What a replica says of itself, by what it knows: nobody is asked."""
+    said = follower.readiness()
+    remote = follower.log.engine
+    facts = {
+        "state": said.state,
+        "replica": follower.replica,
+        "seq": said.seq,
+        "digest": said.digest,
+        "target_seq": said.target_seq,
+        "lag_events": said.lag_events,
+        "lag_s": said.lag_s,
+        "stale": said.stale,
+    }
+    if not said.ready:
+        return _unavailable(request, _REPLICA[said.state], said.reason or "", **facts)
+    trusted = getattr(request.state, "trusted", False)
+    few = None if said.reason is None else _NO_DATABASE if said.stale else _HELD_UP
+    body = {
+        "status": status,
+        "model": model,
+        **facts,
+        "reason": said.reason if trusted else few,
+        **more,
+    }
+    if isinstance(remote, RemoteEngine):
+        body["engine"] = dict(remote.report())
+    return JSONResponse(body)
+
+
+_HELD_UP = "readers hold earlier versions"
+_REPLICA = {
+    "starting": "what is served is not proven yet",
+    "behind": "this replica is behind the log",
+    "stale": "the log cannot be followed",
+    "fenced": "this replica does not vouch for what it shows",
+    "stopped": "this replica is stopping",
+}
 _FENCED = "the engine does not show the ledger's state"
 _BEHIND = "the log cannot be followed"
 _NO_DATABASE = "the database does not answer"
@@ -103,8 +152,8 @@ def _evidence(request: Request, notary: Notary) -> dict[str, Any]:
     return {"evidence": evidence}
 
 
-def _unavailable(request: Request, reason: str, detail: str) -> Response:
-    body = {"status": "unavailable", "reason": reason}
+def _unavailable(request: Request, reason: str, detail: str, **facts: Any) -> Response:
+    body = {"status": "unavailable", "reason": reason, **facts}
     if getattr(request.state, "trusted", False):
         body["detail"] = detail
     return JSONResponse(body, status_code=503)

@@ -19,6 +19,7 @@ from weightledger.ledger.events.bodies.approvals import (
 from weightledger.ledger.events.bodies.holds import HoldPlaced, HoldReleased
 from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
 from weightledger.ledger.events.bodies.protocol import Body
+from weightledger.ledger.events.bodies.rollouts import RolloutChanged
 from weightledger.ledger.events.bodies.states import (
     Registered,
     RolledBack,
@@ -55,6 +56,7 @@ __all__ = [
     "Registered",
     "Repair",
     "RolledBack",
+    "RolloutChanged",
     "UpdateRejected",
     "Updated",
     "VersionCreated",
@@ -92,6 +94,7 @@ BODIES: Mapping[str, type[Body]] = {
         ApprovalLapsed,
         HoldPlaced,
         HoldReleased,
+        RolloutChanged,
     )
 }
 

@@ -1,0 +1,130 @@
+"""Replicas: they show what the log says, prove it, and say how they stand."""
+
+import pytest
+import torch
+
+from tests.fleet.conftest import MODEL, Follow, base, until_shown, update
+from tests.waiting import until
+from weightledger import Ledger, Log, TorchEngine
+from weightledger.ledger.errors import NotFound, OperationDisabled, WeightsMismatch
+
+
+def test_a_replica_shows_what_others_write(log: Log, follow: Follow) -> None:
+    follower = follow()
+    said = follower.readiness()
+    assert (said.state, said.seq, said.stale, said.lag_events) == ("ready", 0, False, 0)
+    assert said.digest == log.live.state.value.hex()
+    for _ in range(5):
+        last = update(log)
+    until_shown(follower, last)
+    said = follower.readiness()
+    assert (said.seq, said.digest) == (last, log.live.state.value.hex())
+    log.rollback("seq:2")
+    until_shown(follower, last + 1)
+    assert follower.readiness().digest == log.live.state.value.hex()
+    log.create_version("named")  # no other state
+    until_shown(follower, last + 2)
+    assert follower.readiness().seq == last + 1
+
+
+def test_whatever_the_engine_begins_with_the_ledgers_weights_win(log: Log, follow: Follow) -> None:
+    update(log)
+    other = base()
+    with torch.no_grad():
+        other.weight.fill_(7.0)
+    follower = follow(engine=TorchEngine(other))
+    with follower.lease() as live:
+        assert live.digest == log.live.state.value
+        assert torch.equal(live.module.weight, log.state()["weight"])
+
+
+def test_nothing_is_written_through_a_replica(log: Log, follow: Follow) -> None:
+    follower = follow()
+    before = log.history.store.last_seq()
+    refused = "replica 'r1' follows the log"
+    for write in (
+        lambda: update(follower.log),
+        lambda: follower.log.create_version("mine"),
+        lambda: follower.log.rollback("seq:0"),
+        lambda: follower.log.gc(dry_run=False),
+        lambda: follower.log.redact("seq:0"),
+    ):
+        with pytest.raises(OperationDisabled, match=refused):
+            write()
+    assert log.history.store.last_seq() == before
+
+
+def test_a_model_that_nobody_registered_is_no_replicas_to_make(fleet_url: str) -> None:
+    with Ledger.open(fleet_url) as ledger:
+        with pytest.raises(NotFound, match=MODEL):
+            ledger.follow("other", engine=TorchEngine(base()))
+        assert ledger.models() == [MODEL]
+        with pytest.raises(WeightsMismatch):
+            ledger.follow(MODEL, engine=TorchEngine(torch.nn.Linear(3, 3)))
+
+
+def test_a_late_joiner_catches_up_with_a_long_log(log: Log, follow: Follow) -> None:
+    follower = follow("early")
+    for _ in range(70):  # more than are read at a time
+        last = update(log)
+    until_shown(follower, last)
+    late = follow("late")
+    assert late.readiness().digest == follower.readiness().digest == log.live.state.value.hex()
+
+
+def test_weights_that_are_not_the_ledgers_take_a_replica_out_at_once(
+    log: Log, follow: Follow
+) -> None:
+    engine = TorchEngine(base())
+    follower = follow(engine=engine)
+    with torch.no_grad():
+        engine.tensor("bias").add_(1.0)
+    until(lambda: follower.readiness().state == "fenced")
+    said = follower.readiness()
+    assert not said.ready and "changed without the ledger: bias" in str(said.reason)
+
+
+def test_a_digest_is_computed_and_not_believed(
+    log: Log, fleet_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that says it shows a state and shows another is never ready."""
+    engine = TorchEngine(base())
+    publish = engine.publish
+
+    def wrong(prepared, *, seq: int, digest: bytes) -> None:
+        publish(prepared, seq=seq, digest=digest)
+        engine.tensor("bias").data.numpy()[:] = 9.0  # which no counter of torch's sees
+
+    monkeypatch.setattr(engine, "publish", wrong)
+    update(log)
+    with Ledger.open(fleet_url) as ledger, pytest.raises(WeightsMismatch, match="weights/bias"):
+        ledger.follow(MODEL, engine=engine)
+
+
+def test_reports_say_who_shows_what(log: Log, follow: Follow) -> None:
+    follower = follow()
+    last = update(log)
+    until_shown(follower, last)
+    replicas = log.history.store.replicas
+
+    def reported() -> bool:
+        (row,) = replicas.all()
+        return row.standing.seq == last
+
+    until(reported)
+    (row,) = replicas.all()
+    assert (row.replica, row.incarnation, row.leased) == ("r1", 1, True)
+    assert (row.standing.state, row.standing.digest) == ("ready", log.live.state.value)
+    shown, later = replicas.shown_around("r1", row.seen_at)
+    assert shown is not None and later is None
+    assert (shown.seq, shown.digest) == (last, log.live.state.value)
+
+
+def test_a_second_process_of_the_same_name_takes_over(log: Log, follow: Follow) -> None:
+    first = follow("same")
+    second = follow("same")
+    update(log)
+    until(lambda: first.readiness().state == "fenced")
+    assert "give each a name of its own" in str(first.readiness().reason)
+    assert (first.incarnation, second.incarnation) == (1, 2)
+    assert second.readiness().ready
