@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 CORES := $(shell nproc 2> /dev/null || echo 2)
 WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 )))
 
-.PHONY: serve test lint types unit browser soak bench drift vllm clean
+.PHONY: serve test lint types unit browser promtool soak bench drift vllm clean
 
 serve: $(STAMP)
 	$(BIN)/weightledger serve
@@ -23,7 +23,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP) browser
+unit: $(STAMP) browser promtool
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak"
 
 # Chromium and its driver, Debian's, for the tests of the dashboard.
@@ -31,6 +31,13 @@ browser:
 	@command -v chromium > /dev/null && command -v chromedriver > /dev/null \
 	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } \
 	  || echo "NO BROWSER: the dashboard's tests in a browser are skipped; install chromium and chromium-driver"
+
+# Prometheus's own checker of rules, for the tests of deploy/: out of Debian's package, installing none.
+promtool: $(STAMP)
+	@command -v promtool > /dev/null || test -x $(BIN)/promtool \
+	  || { cd $$(mktemp -d) && apt-get -qq -o APT::Sandbox::User=root download prometheus \
+	       && dpkg -x prometheus_*.deb . && install usr/bin/promtool $(CURDIR)/$(BIN)/; } \
+	  || echo "NO PROMTOOL: the alert rules are loaded and held against /metrics, and not run"
 
 # 50 kills instead of 5, and longer campaigns.
 soak: $(STAMP)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.deciding.chronicle import Series
+from weightledger.ledger.monitoring.drift import StreamStatus
 from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import Activity
 
@@ -168,6 +170,13 @@ def evidence_item(trial: str, series: Sequence[Series]) -> dict[str, Any]:
 
 _OF_SERIES = ("metric", "aspect", "scale", "limit", "alpha", "needed", "whole")
 _OF_POINTS = ("n_old", "n_new", "estimate", "lower", "upper", "statistic")
+
+
+def drift_item(stream: StreamStatus) -> dict[str, Any]:
+    """A stream that is looked at for drift."""
+    last = stream.last_at
+    at = None if last is None else iso_time(int(last * 1_000_000))
+    return {"object": "stream", **asdict(stream), "last_at": at}
 
 
 def trial_item(trial: Trial) -> dict[str, Any]:

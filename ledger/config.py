@@ -53,6 +53,8 @@ class DynamicUpdateConfig:
     evaluator_alpha: above 0, a candidate is refused as well when an exact paired test says at this
         level that single items of the evaluator got worse.
     metrics_retention_days: how long measurements are kept in the database; 0 writes none.
+    drift_metrics: streams that are looked at for drift, by metric; none by default.
+    drift_detector: what looks at them: adwin or page-hinkley.
     keep_operands: which updates keep what they were worked out from, so that a causal what-if can
         work them out again: "small" ones (64 KiB) and those of learning rules, "all", or "none".
     """
@@ -76,6 +78,8 @@ class DynamicUpdateConfig:
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"
     policy: str = "specification"
+    drift_metrics: Sequence[str] = ()
+    drift_detector: str = "adwin"
 
     def __post_init__(self) -> None:
         for name in ("max_versions", "checkpoint_interval", "max_held_versions"):

@@ -160,6 +160,8 @@ class DynamicModelManager(Standing):
             metrics,
             threshold,
             told=following is None,
+            drifting=self.config.drift_metrics,
+            detector=self.config.drift_detector,
         )
         self.log.subscribe(self.supervision.after)
         self.log.subscribe(self._guard.after)

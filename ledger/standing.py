@@ -16,6 +16,7 @@ from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.deciding.chronicle import Series
+from weightledger.ledger.monitoring.drift import StreamStatus
 from weightledger.ledger.monitoring.ruled import RuledGuard
 from weightledger.ledger.monitoring.supervision import Supervision
 from weightledger.ledger.monitoring.trial_log import Trial, trial_named, trials
@@ -106,6 +107,10 @@ class Standing:
         not run. NotFound for an id that is no trial's.
         """
         return self.supervision.evidence(trial_named(self.log.history, trial).id)
+
+    def drift(self) -> list[StreamStatus]:
+        """The streams that are looked at for drift, with what is usual of them and what is now."""
+        return self.supervision.drift()
 
     def metrics(self) -> dict[str, float]:
         """What is known of the live state now; what was not measured is absent."""

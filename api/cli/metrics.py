@@ -1,4 +1,4 @@
-"""`weightledger metrics`, and `metrics push`."""
+"""`weightledger metrics`, `metrics drift` and `metrics push`."""
 
 import json
 import re
@@ -31,6 +31,7 @@ _COLUMNS = (
     *("start", "metric", "source", "first_seq", "last_seq", "count"),
     *("mean", "stddev", "min", "p50", "p90", "p99", "max", "unit"),
 )
+_DRIFT = ("metric", "detector", "values", "usual", "recent", "drifts", "last_at")
 _NUMBERS = ("mean", "stddev", "min", "p50", "p90", "p99", "max")
 _ASSIGNED = re.compile(r"([^=]+)=(.+)")
 
@@ -94,6 +95,25 @@ def metrics(
     if not (as_json or as_csv or quiet):
         items = [{**one, **_short(one)} for one in items]
     output.listing(items, _COLUMNS, id_key="id", as_json=as_json, as_csv=as_csv, quiet=quiet)
+
+
+@app.command()
+@configured(*WHERE)
+def drift(
+    settings: Settings,
+    model: Model = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    quiet: Quiet = False,
+) -> None:
+    """The streams that a server looks at for drift, and whether they drifted.
+
+    Example: weightledger metrics drift
+    """
+    server = writing(settings, model)
+    assert server is not None, "without --offline there is a server, or an error"
+    items = server.drift()
+    output.listing(items, _DRIFT, id_key="metric", as_json=as_json, as_csv=as_csv, quiet=quiet)
 
 
 @app.command("push")

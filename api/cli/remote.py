@@ -175,6 +175,10 @@ class Remote:
         """The trial that runs and the last that ended, newest first."""
         return list(self._get(f"{_MODELS}/trials")["data"])
 
+    def drift(self) -> list[Item]:
+        """GET /v1/models/metrics/drift"""
+        return list(self._get(f"{_MODELS}/metrics/drift")["data"])
+
     def trial_evidence(self, trial: str) -> Item:
         """GET /v1/models/trials/{id}/evidence"""
         return self._get(f"{_MODELS}/trials/{quote(trial, safe='')}/evidence")

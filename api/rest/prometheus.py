@@ -29,7 +29,8 @@ from weightledger.api.rest.workers import Workers
 from weightledger.ledger.audit import marks
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.errors import LedgerError
-from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED, UPDATED
+from weightledger.ledger.events import OBSERVED, ROLLED_BACK, UPDATE_REJECTED, UPDATED
+from weightledger.ledger.monitoring.drift import DRIFT
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.samples import OUTCOMES, Inferences, Sample
 from weightledger.ledger.writing.showing import Committed
@@ -104,6 +105,12 @@ class Metrics:
             ["model_name", "metric", "source"],
             registry=self._registry,
         )
+        self._drifts = Counter(
+            "weightledger_drifts",
+            "Streams that drifted, by metric; `custom` is one with a name of its own.",
+            ["model_name", "metric"],
+            registry=self._registry,
+        )
         history = manager.log.history
         # The seq of the log's last event and the database's version; StorageError in bounded time.
         self.database = Asking(lambda: (history.head().seq, history.store.home.version()))
@@ -160,6 +167,10 @@ class Metrics:
             self._updates.labels(self._model, _OUTCOMES[event.kind]).inc()
             self._apply.labels(self._model).observe(written.total_s)
             self._delta_bytes.labels(self._model).inc(event.payload_size)
+        elif event.kind == OBSERVED and event.body["verdict"] == DRIFT:
+            metric = event.body["evidence"]["metric"]
+            named = metric if metric in METRICS else "custom"  # own names are not for labels
+            self._drifts.labels(self._model, named).inc()
         elif event.kind == ROLLED_BACK:
             self._rollbacks.labels(self._model, event.body["cause"]).inc()
             self._rollback.labels(self._model).observe(written.total_s)

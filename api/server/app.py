@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -28,11 +29,15 @@ from weightledger.api.rest.writer import Writer
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.mounting import Mounted
 from weightledger.api.server.settings import Settings
+from weightledger.ledger import http
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.audit.witnesses import Witness
 from weightledger.ledger.errors import InvalidRequest, LedgerError
 from weightledger.ledger.monitoring.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from weightledger.api.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +76,8 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await asyncio.to_thread(keyring.write_uses)
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
     notary = Notary(
         manager.log.history.store,
@@ -80,6 +87,9 @@ def create_app(
         settings.sign_every_s,
     )
     manager.log.subscribe(lambda committed: notary.wake())
+    spans = _tracing(settings)
+    if spans is not None:
+        manager.log.subscribe(spans.committed)
     app = FastAPI(
         title="Weight Ledger",
         version=importlib.metadata.version("weightledger"),
@@ -121,7 +131,26 @@ def create_app(
     app.add_middleware(Door, keyring=keyring, sessions=sessions)
     app.add_middleware(Observed, seen=metrics.seen)
     app.add_middleware(Mounted, root=settings.root_path)
+    if spans is not None:
+        from weightledger.api.server.tracing import Traced  # of the extra otel
+
+        app.add_middleware(Traced, tracing=spans)
     return app
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """What makes spans, where an endpoint for them is configured."""
+    endpoint = settings.otlp_endpoint
+    if endpoint is None:
+        return None
+    http.client(endpoint, param="otlp_endpoint").close()  # refuses what is no URL
+    try:
+        from weightledger.api.server.tracing import Tracing
+    except ImportError as error:
+        # The variable may be there for other programs.
+        logger.warning("no spans are sent (%s): pip install 'weightledger[otel]'", error)
+        return None
+    return Tracing(endpoint)
 
 
 def _issuer(settings: Settings) -> Issuer | None:

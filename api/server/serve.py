@@ -31,6 +31,7 @@ from weightledger.ledger.codecs.warming import warm
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.http import is_loopback
+from weightledger.ledger.monitoring.drift import detector_of, require_streams
 from weightledger.ledger.monitoring.evaluation import Evaluator
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
 from weightledger.ledger.monitoring.policy_files import policy_of
@@ -58,6 +59,9 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
     """Serve until told to stop; raises a LedgerError when it cannot start."""
     require_key(settings)
     require_consistent(policy_of(settings.policy), settings.auto_rollback_threshold)
+    if settings.drift_metrics:
+        require_streams(settings.drift_metrics)
+        detector_of(settings.drift_detector)
     if settings.two_person_rule and not _has_key(settings):
         raise InvalidRequest(
             "the two-person rule tells people apart by their keys: make two or more with"

@@ -180,6 +180,12 @@ class Settings:
     metrics_retention_days: Annotated[float, Ge(0), Le(36_500)] = setting(
         30.0, "Days that measurements are kept in the database; 0: none are written."
     )
+    drift_metrics: tuple[str, ...] = setting(
+        (), "Streams that are looked at for drift, such as items, accuracy or custom.NAME."
+    )
+    drift_detector: Literal["adwin", "page-hinkley"] = setting(
+        "adwin", "Which of river's detectors looks at them."
+    )
     keep_operands: Literal["small", "all", "none"] = setting(
         "small",
         "Whose operands are kept for a causal what-if: 'small' ones and those of rules, 'all',"
@@ -195,6 +201,12 @@ class Settings:
     max_upload_bytes: Annotated[int, Ge(1024)] = setting(UPLOAD_BYTES, "Largest upload.")
     max_loras: Annotated[int, Ge(1)] = setting(8, "Adapters loaded at a time.")
     max_lora_rank: Annotated[int, Ge(1)] = setting(64, "Largest rank of an adapter.")
+    otlp_endpoint: str | None = setting(
+        None,
+        "Base URL of an OpenTelemetry collector (OTLP over HTTP) that spans are sent to; wants the"
+        " extra otel.",
+        env="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "The least that is worth a line of the log."
     )

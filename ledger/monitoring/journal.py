@@ -21,7 +21,7 @@ _DONE = {
     events.POLICY_CHANGED: "ruled by another policy",
 }
 # Verdicts that somebody has to look at.
-_ALERTS = frozenset({"inconclusive", "held_back", "superseded"})
+_ALERTS = frozenset({"inconclusive", "held_back", "superseded", "drift"})
 _QUIET = (events.VERSION_RETIRED,)
 
 logger = logging.getLogger(LOGGER)

@@ -11,6 +11,7 @@ from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.deciding.panels import GAUGE
+from weightledger.ledger.monitoring.drift import DRIFT, Drift, Shift, StreamStatus
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.policy_files import rules_of
 from weightledger.ledger.monitoring.ruled import RuledGuard
@@ -64,8 +65,11 @@ class Supervision:
         threshold: float,
         *,
         told: bool = True,
+        drifting: Sequence[str] = (),
+        detector: str = "adwin",
     ) -> None:
         self.policy = policy
+        self._log = log
         self._engine: Engine = projector.engine
         self._acting = Acting(log, policy)
         self._trials: Trials | None = None
@@ -85,6 +89,11 @@ class Supervision:
             if _BY_REQUEST & set(metrics):
                 collector.subscribe(watch.inferences)
             collector.subscribe_samples(watch.samples)
+        self._drift: Drift | None = None
+        if drifting:
+            self._drift = Drift(drifting, detector, self._drifted)
+            collector.subscribe(self._drift.inferences)
+            collector.subscribe_samples(self._drift.samples)
 
     def close(self) -> None:
         """Finish what is being decided."""
@@ -112,6 +121,10 @@ class Supervision:
         seen = None if self._trials is None else self._trials.evidence(trial)
         return [] if seen is None else seen.series()
 
+    def drift(self) -> list[StreamStatus]:
+        """The streams that are looked at for drift."""
+        return [] if self._drift is None else self._drift.status()
+
     def promote(self, trial: str, caller: Caller) -> Event:
         """End a trial for the new state; NotFound unless it is the one that runs."""
         return self._required(trial).promote(trial, caller)
@@ -119,6 +132,21 @@ class Supervision:
     def abort(self, trial: str, caller: Caller) -> Event:
         """End a trial for the state before it; NotFound unless it is the one that runs."""
         return self._required(trial).abort(trial, caller)
+
+    def _drifted(self, shift: Shift) -> None:
+        """Say so in the log, at the state that is live; nothing is undone for it."""
+        facts = {
+            "metric": shift.metric,
+            "detector": shift.detector,
+            "before": shift.before,
+            "after": shift.after,
+            "values": shift.values,
+        }
+        self._acting.soon(
+            lambda: self._acting.observe(
+                self._log.live.head.state_seq, DRIFT, f"{shift}; nothing is undone for it", facts
+            )
+        )
 
     def _required(self, trial: str) -> Trials:
         if self._trials is None:

@@ -18,12 +18,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """An event this process appended, with the seconds it took in all and in the database."""
+    """An event this process appended, with the seconds it took in all, in the database, and from
+    there until it was visible."""
 
     event: Event
     total_s: float
     append_s: float
     annotation: Annotation = field(default_factory=Annotation)
+    publish_s: float = 0.0
 
 
 class Showing:
@@ -75,4 +77,5 @@ class Showing:
         appended = time.perf_counter()
         self._projector.show(event)
         shown = time.perf_counter()
-        self._afterwards(Committed(event, shown - started, appended - started))
+        took = Committed(event, shown - started, appended - started, publish_s=shown - appended)
+        self._afterwards(took)

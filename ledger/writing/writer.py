@@ -212,6 +212,7 @@ class Writer:
                         shown - job.started,
                         appended - append_started,
                         append.annotation,
+                        shown - appended,
                     )
                     self._afterwards(took)
         finally:  # they are written, whatever interrupts what follows

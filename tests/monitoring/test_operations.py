@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def yaml(file: Path) -> Any:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What /metrics says of a server that was asked, updated, rolled back and measured."""
-    config = DynamicUpdateConfig(backup_dir=tmp_path_factory.mktemp("operated"))
+    folder = tmp_path_factory.mktemp("operated")
+    config = DynamicUpdateConfig(backup_dir=folder, drift_metrics=("error",))
     made = DynamicModelManager(
         TorchEngine(nn.Linear(2, 2)), "m", config=config, evaluator=lambda _: {"accuracy": 0.75}
     )
@@ -43,6 +45,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         update = {"parameter_name": "bias", "update_data": 1.0}
         assert http.post("/v1/models/incremental_update", json=update).json()["success"]
         assert http.post("/v1/models/rollback", json={"version_id": "seq:0"}).json()["success"]
+        for value in (0.0, 1.0):
+            drifting = [
+                {"metric": "error", "value": value, "id": f"{value} {n}"} for n in range(250)
+            ]
+            http.post("/v1/models/metrics", json={"samples": drifting})
 
         def page() -> str:
             text: str = http.get("/metrics").text
@@ -52,6 +59,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             lambda: (
                 'weightledger_inferences_total{model_name="m",outcome="failed"} 1.0' in page()
                 and "weightledger_score{" in page()
+                and "weightledger_drifts_total{" in page()
             ),
             "requests are not counted",
         )
@@ -70,6 +78,7 @@ def test_requests_are_counted_with_their_latency_and_outcome(told: str) -> None:
     assert value(told, 'weightledger_inference_queue_duration_seconds_count{model_name="m"}') == 2
     score = 'weightledger_score{metric="accuracy",model_name="m",source="evaluator"}'
     assert value(told, score) == 0.75
+    assert value(told, 'weightledger_drifts_total{metric="error",model_name="m"}') == 1
     assert value(told, 'weightledger_lost_samples_total{model_name="m"}') == 0
     assert value(told, 'weightledger_metrics_failing{model_name="m"}') == 0
 
@@ -147,10 +156,16 @@ def test_the_analysis_waits_where_there_is_no_traffic() -> None:
         assert {"interval", "count", "failureLimit", "consecutiveErrorLimit"} <= metric.keys()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here")
+# `make promtool` takes Debian's into the environment.
+PROMTOOL = shutil.which("promtool") or shutil.which(
+    "promtool", path=str(Path(sys.executable).parent)
+)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here: make promtool")
 def test_promtool_takes_the_rules_and_they_fire_when_they_should() -> None:
     for words in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
         ran = subprocess.run(
-            ["promtool", *words], cwd=ALERTS.parent, capture_output=True, text=True
+            [str(PROMTOOL), *words], cwd=ALERTS.parent, capture_output=True, text=True
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr

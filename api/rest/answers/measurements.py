@@ -66,6 +66,29 @@ class PushReply(Exact):
     data: PushData
 
 
+class DriftStream(Exact):
+    """A stream that is looked at for drift."""
+
+    object: Literal["stream"]
+    metric: str
+    detector: str
+    values: int = Field(description="Values that were looked at.")
+    usual: float | None = Field(description="Their usual mean; null while it is learnt.")
+    recent: float | None = Field(description="The mean of the last 200.")
+    drifts: int
+    last_at: str | None = Field(description="When it drifted last.")
+
+
+class DriftList(Exact):
+    """All streams that are looked at; none unless --drift-metrics names some."""
+
+    object: Literal["list"]
+    data: list[DriftStream]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class Trial(Exact):
     """An update on trial beside the state before it."""
 

@@ -6,17 +6,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from weightledger import DynamicModelManager
+from weightledger.api.items import drift_item
 from weightledger.api.measurements import page
 from weightledger.api.rest import queries, schemas
-from weightledger.api.rest.answers.measurements import PushReply, RollupList
+from weightledger.api.rest.answers.measurements import DriftList, PushReply, RollupList
 from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
+from weightledger.api.rest.paging import page as list_of
 from weightledger.api.rest.requests import body
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.monitoring.rollups import Where
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
-    """`GET` and `POST /v1/models/metrics`."""
+    """`GET` and `POST /v1/models/metrics`, `GET /v1/models/metrics/drift`."""
     routes = documented(prefix="/v1/models/metrics", tags=["metrics"])
 
     @routes.get("", responses=answers(RollupList))
@@ -38,6 +40,12 @@ def router(manager: DynamicModelManager) -> APIRouter:
             limit=query.limit,
         )
         return {**told, "collection": asdict(manager.collector.health)}
+
+    @routes.get("/drift", responses=answers(DriftList))
+    def list_drift() -> dict[str, Any]:
+        """The streams that are looked at for drift, and whether they drifted."""
+        streams = [drift_item(one) for one in manager.drift()]
+        return list_of(streams, "metric", has_more=False)
 
     @routes.post(
         "",

@@ -14,6 +14,7 @@ from weightledger.api.rest import replies
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.errors import openai_error
+from weightledger.api.rest.inferred import Inferred, Operation, inferring
 from weightledger.api.rest.model_selection import Inferring, resolve
 from weightledger.api.rest.replies import Envelope, Form, usage
 from weightledger.api.rest.requests import body, request_key
@@ -82,14 +83,17 @@ def router(manager: Inferring, generates: Generates, workers: Workers) -> APIRou
     ) -> Response:
         served = resolve(manager, sent.model)
         key = request_key(request) or sent.user
+        operation: Operation = "chat" if form is replies.CHAT else "text_completion"
+        inferred = inferring(request, operation, sent.model, served.name)
         generation = Generation(workers, generates, served, ask, key)
         try:
             started = await unless_gone(request, generation.started(), generation.cancel)
+            inferred.input_tokens = started.prompt_tokens
             shared = Envelope.new(form, served.name, started.origin.fingerprint)
             if sent.stream:
                 counts = sent.stream_options is not None and sent.stream_options.include_usage
-                return _Stream(generation, started, shared, form, include_usage=counts)
-            work = _whole(generation, started, shared, form)
+                return _Stream(generation, started, shared, form, inferred, include_usage=counts)
+            work = _whole(generation, started, shared, form, inferred)
             return await unless_gone(request, work, generation.cancel)
         except ClientGone:
             return Response(status_code=_CLIENT_GONE)
@@ -98,7 +102,7 @@ def router(manager: Inferring, generates: Generates, workers: Workers) -> APIRou
 
 
 async def _whole(
-    generation: Generation, started: Started, shared: Envelope, form: Form
+    generation: Generation, started: Started, shared: Envelope, form: Form, inferred: Inferred
 ) -> Response:
     texts: dict[int, str] = {}
     choices: list[dict[str, Any]] = []
@@ -110,6 +114,7 @@ async def _whole(
             text = texts.get(said.index, "")
             choices.append(form.choice(said.index, text, said.finished.reason))
             tokens += said.finished.tokens
+    inferred.output_tokens = tokens
     made = shared.around(form.object, choices, usage=usage(started.prompt_tokens, tokens))
     return JSONResponse(made, headers=started.origin.headers)
 
@@ -123,10 +128,11 @@ class _Stream(EventSourceResponse):
         started: Started,
         shared: Envelope,
         form: Form,
+        inferred: Inferred,
         *,
         include_usage: bool,
     ) -> None:
-        events = _events(generation, started, shared, form, include_usage=include_usage)
+        events = _events(generation, started, shared, form, inferred, include_usage=include_usage)
         super().__init__(events, headers={**started.origin.headers, "cache-control": "no-cache"})
         self._generation = generation
 
@@ -138,7 +144,13 @@ class _Stream(EventSourceResponse):
 
 
 async def _events(
-    generation: Generation, started: Started, shared: Envelope, form: Form, *, include_usage: bool
+    generation: Generation,
+    started: Started,
+    shared: Envelope,
+    form: Form,
+    inferred: Inferred,
+    *,
+    include_usage: bool,
 ) -> AsyncIterator[bytes]:
     # With usage asked for, each chunk has the field, and only the last one a value.
     none = {"usage": None} if include_usage else {}
@@ -153,6 +165,7 @@ async def _events(
             yield _event(shared.around(form.chunk_object, [form.part(said)], **none))
             if isinstance(said, Ended):
                 tokens += said.finished.tokens
+                inferred.output_tokens = tokens
     except LedgerError as error:
         logger.error("a stream ended early: %s", error)
         yield _event(openai_error(error)[1])

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.inferred import Inferred, inferring
 from weightledger.api.rest.model_selection import Inferring, Origin, Served, resolve
 from weightledger.api.rest.outputs import outcome_of
 from weightledger.api.rest.requests import body, request_key
@@ -47,7 +48,10 @@ def router(manager: Inferring, embeds: Embeds, workers: Workers) -> APIRouter:
         _check(sent, embeds)
         cancelled = threading.Event()
         measuring = Measuring(request_key(request) or sent.user, time.perf_counter())
-        future = workers.submit(lambda: _embed(served, embeds, sent, cancelled, measuring))
+        inferred = inferring(request, "embeddings", sent.model, served.name)
+        future = workers.submit(
+            lambda: _embed(served, embeds, sent, cancelled, measuring, inferred)
+        )
 
         def cancel() -> None:
             cancelled.set()
@@ -77,6 +81,7 @@ def _embed(
     sent: EmbeddingsBody,
     cancelled: threading.Event,
     measuring: Measuring,
+    inferred: Inferred,
 ) -> Response:
     texts = [
         embeds.tokens(text, schemas.named("input", sent.input, n))
@@ -92,7 +97,7 @@ def _embed(
             vectors += embeds.embed(live.module, texts[start : start + BATCH])
         measuring.items = len(texts)
         measuring.outcome = outcome_of(vectors)
-    tokens = sum(len(text) for text in texts)
+    tokens = inferred.input_tokens = sum(len(text) for text in texts)
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, sent.encoding_format)}
         for index, vector in enumerate(vectors)
