@@ -27,6 +27,8 @@ _TIMEOUT_S = 120.0
 _SILENCE_S = 60.0  # a stream of events has a heartbeat every 15 s
 _AGAIN_S = 1.0
 _DATA = b"data: "
+_KIND = b"event: "
+_REFUSED = b"refused"  # the last event, where the key counts no more
 _PAGE = 100
 _MEASUREMENTS = 1000
 _MODELS = "/v1/models"
@@ -157,13 +159,18 @@ class Remote:
                     refusal = self._refusal(reply)
                     raise refusal if reply.status_code < 500 else Unreachable(str(refusal))
                 yield None
-                rest = b""
+                rest, kind = b"", b""
                 for piece in reply.iter_bytes():
                     # By hand: texts may have what Python takes for the end of a line.
                     *lines, rest = (rest + piece).split(b"\n")
                     for line in lines:
-                        if line.startswith(_DATA):
-                            yield json.loads(line.removeprefix(_DATA))
+                        if line.startswith(_KIND):
+                            kind = line.removeprefix(_KIND)
+                        elif line.startswith(_DATA):
+                            item = json.loads(line.removeprefix(_DATA))
+                            if kind == _REFUSED:
+                                raise ServerError(item["error"]["message"])
+                            yield item
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
 

@@ -56,7 +56,8 @@ class Door:
     """ASGI middleware in front of everything.
 
     `scope["state"]` gets the request's id, its actor, the scope of its key (which the routes
-    compare with what they want), and whether its sender may be told more than strangers are.
+    compare with what they want), whether its sender may be told more than strangers are, and
+    `refusal_now`, by which replies that go on and on ask whether its sender may still be told.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring, sessions: Sessions) -> None:
@@ -71,13 +72,21 @@ class Door:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
-        session = None if "authorization" in headers else self._sessions.find(place_of(scope))
-        judged = await self._keyring.admit(session.key if session else _bearer(headers))
+        place = place_of(scope)
+        session = None if "authorization" in headers else self._sessions.find(place)
+        token = session.key if session else _bearer(headers)
+        judged = await self._keyring.admit(token)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["trusted"] = isinstance(judged, Access)
         if isinstance(judged, Access):
             state["actor"], state["scope"] = judged.actor, judged.scope
+
+        def refusal_now() -> Refusal | None:
+            ended = session is not None and self._sessions.find(place) is None
+            return NO_KEY if ended else self._keyring.refusal(token)
+
+        state["refusal_now"] = refusal_now
 
         started = False
 

@@ -55,6 +55,7 @@ class Refusal:
 
 NO_KEY = Refusal("expected the header Authorization: Bearer <api key>")
 UNKNOWN = Refusal("there is no such API key")
+_OUTAGE = Refusal("keys cannot be looked up now: the database does not answer", 503, 1)
 
 
 @dataclass(slots=True)
@@ -137,20 +138,39 @@ class Keyring:
         if self._static is not None and hmac.compare_digest(digest, self._static):
             return Access(STATIC_KEY_NAME, "admin")
         if self._clock() - self._known.at > MOST_OUTAGE_S:
-            return Refusal("keys cannot be looked up now: the database does not answer", 503, 1)
+            return _OUTAGE
         now = self._now_us()
         for known, until, key in self._known.by_digest.get(digest[:_BUCKET], ()):
             if hmac.compare_digest(digest, known):
                 return self._judged(key, until, now)
         return UNKNOWN
 
+    def refusal(self, token: str | None) -> Refusal | None:
+        """Why who came in with a token would not any more; None where they would.
+
+        Nothing is taken from what the key may ask. For replies that go on and on.
+        """
+        if not self.asks:
+            return None
+        if not token:
+            return NO_KEY
+        digest = digest_of(token)
+        if self._static is not None and hmac.compare_digest(digest, self._static):
+            return None
+        if self._issuer is not None and token.count(".") == 2:
+            known = self._tokens.get(digest)
+            current = known is not None and self._now_us() < known[1] * 1_000_000
+            return None if current else Refusal("the token has expired")
+        if self._clock() - self._known.at > MOST_OUTAGE_S:
+            return _OUTAGE
+        for one, until, key in self._known.by_digest.get(digest[:_BUCKET], ()):
+            if hmac.compare_digest(digest, one):
+                return _ended(key, until, self._now_us())
+        return UNKNOWN
+
     def _judged(self, key: ApiKey, until: int | None, now: int) -> Access | Refusal:
-        if key.revoked_at is not None:
-            return Refusal(f"the API key {key.name!r} was revoked")
-        if until is not None and until <= now:
-            replaced = key.expires_at is None or now < key.expires_at
-            what = "was replaced by another" if replaced else "has expired"
-            return Refusal(f"the API key {key.name!r} {what}")
+        if (ended := _ended(key, until, now)) is not None:
+            return ended
         if key.requests_per_minute is not None:
             wait_s = self._bucket(key.name, key.requests_per_minute).take(self._clock())
             if wait_s > 0:
@@ -244,3 +264,14 @@ class Keyring:
                 row = (secret.digest, secret.until, key)
                 by_digest[first] = (*by_digest.get(first, ()), row)
         self._known = _Known(at, by_digest, bool(keys))
+
+
+def _ended(key: ApiKey, until: int | None, now: int) -> Refusal | None:
+    """Why one of a key's secrets counts no more, if that is so."""
+    if key.revoked_at is not None:
+        return Refusal(f"the API key {key.name!r} was revoked")
+    if until is not None and until <= now:
+        replaced = key.expires_at is None or now < key.expires_at
+        what = "was replaced by another" if replaced else "has expired"
+        return Refusal(f"the API key {key.name!r} {what}")
+    return None

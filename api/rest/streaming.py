@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from weightledger.api.rest.errors import error_response
+from weightledger.api.rest.keyring import Refusal
+
 _RETRY_MS = 2000  # after which a client that lost the connection asks again
 
 
@@ -27,7 +30,7 @@ class Source(Protocol):
 
 
 class EventStream(Response):
-    """Writes to one listener until it hangs up or the server stops."""
+    """Writes to one listener until it hangs up, its key counts no more, or the server stops."""
 
     def __init__(self, source: Source, after: int, head: int) -> None:
         super().__init__(
@@ -41,6 +44,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         source, after = self._source, self._after
+        refusal_now = scope.get("state", {}).get("refusal_now", _admitted)
         waker = asyncio.Event()
         gone = asyncio.ensure_future(_hung_up(receive))
         gone.add_done_callback(lambda _: waker.set())
@@ -56,11 +60,15 @@ class EventStream(Response):
                 while not gone.done():
                     waker.clear()
                     block, after = await source.behind(after)
+                    beat = beats != source.beats
+                    if (block or beat) and (refusal := refusal_now()) is not None:
+                        await send(_body(_refused(refusal)))
+                        break
                     if block:
                         await send(_body(block))
                     elif source.closed:
                         break
-                    elif beats != source.beats:
+                    elif beat:
                         beats = source.beats
                         await send(_body(b":\n\n"))
                     else:
@@ -69,6 +77,17 @@ class EventStream(Response):
                 await send(_body(b"", more=False))
         finally:
             gone.cancel()
+
+
+def _admitted() -> Refusal | None:
+    """Where somebody else's application says who may ask, it says so once."""
+    return None
+
+
+def _refused(refusal: Refusal) -> bytes:
+    """The last event of a stream whose key counts no more: what a request would be answered."""
+    body = bytes(error_response(refusal.status, refusal.message).body)
+    return b"event: refused\ndata: %b\n\n" % body
 
 
 def _body(data: bytes, *, more: bool = True) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The log as it grows: none missed, none twice, however one listens and whatever happens."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from tests.in_process import listening
+from tests.in_process import here, listening
 from tests.serving import Server, serving
 from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest, Ledger, Log
@@ -349,6 +350,45 @@ def test_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             stream.close()
     finally:
         manager.close()
+
+
+def test_a_key_that_is_revoked_hears_no_more_and_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next event, or, where nothing happens, with the next heartbeat."""
+    with here(tmp_path) as server, contextlib.ExitStack() as clients:
+        keys = server.manager.ledger.keys
+        issued = {name: keys.create(name).secret for name in ("waits", "hears", "stays")}
+        streams = {}
+        for name, secret in issued.items():
+            client = clients.enter_context(server.client(authorization=f"Bearer {secret}"))
+            streams[name] = Stream(client)
+            assert "id" in streams[name].opened()
+        keys.revoke("hears")
+        with server.client(authorization=f"Bearer {issued['hears']}") as http:
+            until(lambda: http.get("/v1/models").status_code == 401)
+        server.manager.log.apply(Request("bias", 1.0))
+        last = next(block for block in streams["hears"].blocks() if "" not in block)
+        assert last["event"] == "refused"
+        refusal = json.loads(last["data"])["error"]
+        assert (refusal["message"], refusal["code"]) == (
+            "the API key 'hears' was revoked",
+            "unauthorized",
+        )
+        assert list(streams["hears"].blocks()) == []  # the stream has ended
+        for name in ("waits", "stays"):
+            assert [item["kind"] for item in streams[name].take(1)] == ["updated"]
+        command = ["log", "--follow", "-q", "--url", server.url, "--api-key", issued["waits"]]
+        with following(*command) as process:
+            assert process.stdout.readline()
+            keys.revoke("waits")
+            monkeypatch.setattr(tails, "HEARTBEAT_S", 0.0)
+            assert next(b for b in streams["waits"].blocks() if "" not in b)["event"] == "refused"
+            assert process.wait(PATIENCE_S) == 1
+            assert "the API key 'waits' was revoked" in process.stderr.read()
+        assert next(streams["stays"].blocks()) == {"": ":"}
+        for stream in streams.values():
+            stream.close()
 
 
 @pytest.mark.soak

@@ -71,7 +71,8 @@ def router(tail: Tail) -> APIRouter:
 
         Begins behind `Last-Event-ID` or `after`, otherwise with the next event. A comment every
         15 seconds keeps the connection open. The stream ends when the server stops; ask again with
-        the last `id`.
+        the last `id`. Where the key was revoked or has expired it ends with an event `refused`,
+        within 15 seconds and before any other event.
         """
         tail.require_open()
         head = tail.store.head()
