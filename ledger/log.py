@@ -19,6 +19,8 @@ import torch
 
 from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.blobs import MIN_GRACE_S
+from weightledger.ledger.debug.filling import fill
+from weightledger.ledger.debug.walking import ReplayedState
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.debug.whatif.state import Mode
 from weightledger.ledger.engines import Engine
@@ -340,6 +342,18 @@ class Log(Questions):
     def specs(self) -> Mapping[str, TensorSpec]:
         """The model's tensors by bare name."""
         return self.projector.specs
+
+    def replay_into(self, module: torch.nn.Module, position: str = "head") -> ReplayedState:
+        """Give a module of this process the weights at a position, bit for bit; gives the state.
+
+        For trying out what was, beside what is served; what is live stays as it is. Adapters and
+        rules' states are in the state's `tensors`. InvalidRequest for the live module itself;
+        NotFound or InvalidRequest, and nothing is written, for one with other tensors.
+        """
+        state = self.replayed(position)
+        engine = self.projector.engine
+        fill(module, state, self.specs, self.first_names, map(engine.tensor, engine.specs()))
+        return state
 
     def verify_live(self) -> tuple[LiveState, StateDigest]:
         """What the live weights should be, and the digests of the tensors as they are now."""

@@ -87,6 +87,13 @@ def require_same_tensors(
     extra = sorted(tensors.keys() - specs.keys() - first_names.keys())
     if extra:
         raise InvalidRequest(f"the ledger's model has no {', '.join(extra)}", param=extra[0])
+    for name, spec in specs.items():
+        got = spec_of(name, tensors[name])
+        if got != spec:
+            raise InvalidRequest(
+                f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",
+                param=name,
+            )
     for alias, first in first_names.items():
         spec = specs[first]
         tied = tensors.get(alias)
@@ -95,13 +102,6 @@ def require_same_tensors(
         ):
             raise InvalidRequest(
                 f"{alias!r} is tied to {first!r}, but holds other values", param=alias
-            )
-    for name, spec in specs.items():
-        got = spec_of(name, tensors[name])
-        if got != spec:
-            raise InvalidRequest(
-                f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",
-                param=name,
             )
 
 
