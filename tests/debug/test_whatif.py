@@ -1,6 +1,8 @@
 """What a model would be without some events: both modes, what they refuse, and adopting it."""
 
 import asyncio
+import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from weightledger import (
     TorchEngine,
 )
 from weightledger.ledger.errors import CannotDerive, NotDefined, OperationDisabled
+from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Updated, body_of
 from weightledger.ledger.writing.policy import Policy
 from weightledger.rules import RULES, DTESNDynamicIntegration, DTESNLearningConfig, get_rule
 
 BASE: Mapping[str, torch.Tensor] = {
     "a": torch.linspace(-1, 1, 12).reshape(3, 4),
-    "half": torch.linspace(-1, 1, 12).reshape(3, 4).to(torch.bfloat16),
+    "bf16": torch.linspace(-1, 1, 12).reshape(3, 4).to(torch.bfloat16),
     "wide": torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4),
 }
 
@@ -271,28 +274,103 @@ def test_a_what_if_is_adopted_by_an_ordinary_event_that_says_what_it_is(tmp_path
             frozen.adopt_what_if([first])
 
 
-def lessons(integration: DTESNDynamicIntegration, rule: str, seeds: list[int]) -> list[str]:
-    """The same calls for whoever makes them: what a rule learns, changes that are asked for."""
+def lesson(integration: DTESNDynamicIntegration, rule: str, seed: int, to: str) -> Event:
+    """The same call for whoever makes it: what a rule learns from activities of a seed."""
     kind = get_rule(rule)
-    parameter = "2.weight"
-    ids = []
-    for seed in seeds:
-        weight = integration.dynamic_manager.log.state()[parameter]
-        activities = activities_for(kind, weight, {"out": 3, "in": 5, "batch": 6, "time": 6}, seed)
-        if "delta" in activities:
-            activities["delta"] *= 1e-3  # a guard refuses long steps
-        rate = 1e-5 if "learning_rate" in kind.__dataclass_fields__ else None
-        work = integration.calls.learn(parameter, activities, rule=rule, learning_rate=rate)
-        event = asyncio.run(work)
-        assert event.kind == "updated", event.body
-        ids.append(event.name)
-    return ids
+    weight = integration.dynamic_manager.log.state()[to]
+    activities = activities_for(kind, weight, {"out": 3, "in": 5, "batch": 6, "time": 6}, seed)
+    if "delta" in activities:
+        activities["delta"] *= 1e-3  # a guard refuses long steps
+    rate = 1e-5 if "learning_rate" in kind.__dataclass_fields__ else None
+    return asyncio.run(integration.calls.learn(to, activities, rule=rule, learning_rate=rate))
 
 
-RULE_IDS = [name for name, kind in RULES.items() if kind.parameter != ("out",)]
+def lessons(integration: DTESNDynamicIntegration, rule: str, seeds: list[int]) -> list[str]:
+    to = "2.bias" if get_rule(rule).parameter == ("out",) else "2.weight"
+    events = [lesson(integration, rule, seed, to) for seed in seeds]
+    assert {event.kind for event in events} == {"updated"}
+    return [event.name for event in events]
 
 
-@pytest.mark.parametrize("rule", RULE_IDS)
+class Everything(torch.nn.Module):
+    """Parameters for updates of every type and dtype, and for every rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, tensor in BASE.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor.clone()))
+        self.weight = torch.nn.Parameter(torch.linspace(-0.3, 0.3, 15).reshape(3, 5))
+        self.bias = torch.nn.Parameter(torch.linspace(-0.2, 0.2, 3))
+
+
+ANYTHING = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(sorted(RULES)), st.integers(1, 9)),
+        requests(),
+        st.lists(requests(), min_size=2, max_size=3),
+        st.just("roll back"),
+    ),
+    min_size=3,
+    max_size=8,
+)
+
+
+@histories(5)
+@given(work=ANYTHING, place=st.integers(0, 7))
+def test_what_rules_learnt_among_updates_is_worked_out_again(
+    ledger: Ledger, work: list[Any], place: int
+) -> None:
+    learns_again(ledger, work, place)
+
+
+@pytest.mark.soak
+@histories(250)
+@given(work=ANYTHING, place=st.integers(0, 7))
+def test_so_it_is_over_many_histories(ledger: Ledger, work: list[Any], place: int) -> None:
+    learns_again(ledger, work, place)
+
+
+def learns_again(ledger: Ledger, work: list[Any], place: int) -> None:
+    """To the recorded bits with all events; without one, to those of a run that never had it."""
+    with pupil(ledger, "all") as integration:
+        log = integration.dynamic_manager.log
+        events = [taught(integration, one) for one in work]
+        alive = set(_way(log))
+        kept = [at for at, one in enumerate(events) if one is not None and one.seq in alive]
+        if not kept:
+            return
+        from_the_first = log.what_if([events[kept[0]].name], mode="causal")
+        assert from_the_first.actual.digest.value == log.live.state.value
+        gone = kept[place % len(kept)]
+        found = log.what_if([events[gone].name], mode="causal")
+    with pupil(ledger, "without") as integration:
+        for at in kept:
+            if at != gone:
+                taught(integration, work[at])
+        assert found.state.digest.value == integration.dynamic_manager.log.live.state.value
+
+
+@contextlib.contextmanager
+def pupil(ledger: Ledger, name: str) -> Iterator[DTESNDynamicIntegration]:
+    """A model of its own that learns."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = DynamicUpdateConfig(backup_dir=Path(folder))
+        named = f"{name}-{len(ledger.models())}"
+        engine = TorchEngine(Everything())
+        manager = DynamicModelManager(engine, named, config=config, ledger=ledger)
+        with contextlib.closing(manager):
+            yield DTESNDynamicIntegration(dynamic_manager=manager)
+
+
+def taught(integration: DTESNDynamicIntegration, work: Any) -> Event | None:
+    if isinstance(work, tuple):
+        rule, seed = work
+        to = "bias" if get_rule(rule).parameter == ("out",) else "weight"
+        return lesson(integration, rule, seed, to)
+    return do(integration.dynamic_manager.log, work)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_rule_learns_again_to_the_bit(rule: str, tmp_path: Path) -> None:
     """And without one lesson it comes to what it would have come to, rule's state included."""
     states = []
