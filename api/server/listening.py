@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 from weightledger.ledger.errors import InvalidRequest
 
+# How long an idle connection is kept, in seconds: longer than clients and proxies keep theirs
+# (httpx 5, aiohttp 15, nginx and AWS' load balancers 60). The side that sends has to be the one
+# that closes, or a request can meet the close of the other side and be lost.
+KEEP_ALIVE_S = 75
+
 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:

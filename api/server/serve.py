@@ -22,7 +22,7 @@ from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
 from weightledger.api.server.greeting import greeting
-from weightledger.api.server.listening import bound, url_of
+from weightledger.api.server.listening import KEEP_ALIVE_S, bound, url_of
 from weightledger.api.server.loading import load
 from weightledger.api.server.scraping import INTERVAL_S, Scraper, scraping
 from weightledger.api.server.settings import Settings
@@ -149,7 +149,12 @@ def run(
 ) -> None:
     """Answer requests until told to stop; `writer` is who writes the log where a replica serves."""
     app = create_app(manager, settings, hooks, writer)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
 
     def started() -> bool:
         sys.stdout.write(greeting(manager, settings, url, asks=app.state.keyring.asks))

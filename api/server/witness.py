@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from weightledger.api.server.listening import bound, url_of
+from weightledger.api.server.listening import KEEP_ALIVE_S, bound, url_of
 from weightledger.ledger.audit.witness import MOST_BYTES, Answer, WitnessBook
 
 
@@ -44,7 +44,8 @@ def serve_witness(book: WitnessBook, host: str, port: int) -> None:
             f"witnessing at {url}; logs name it by\n\n  --witness '{url}#{book.verifier}'\n\n"
         )
         sys.stdout.flush()
-        config = uvicorn.Config(application(book), log_level="warning")
+        app = application(book)
+        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S)
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,6 +1,7 @@
 """Start and stop as an operator sees them: addresses, what is said, and an orderly end."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -142,6 +144,23 @@ def test_port_0_is_named_as_what_it_became(tmp_path: Path) -> None:
         finally:
             process.terminate()  # what fails here must not wait for it for ever
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_idle_connection_outlives_the_clients_own_patience(tmp_path: Path) -> None:
+    """httpx keeps idle connections for five seconds; a server that closes its end then loses the
+    request that is sent in the same moment."""
+    with serving(tmp_path / "data") as server:
+        wire = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        wire.connect()
+        wire.auto_open = 0  # a second request goes through the first connection or fails
+        with contextlib.closing(wire):
+            for pause_s in (5.5, 0.0):
+                wire.request("GET", "/livez")
+                reply = wire.getresponse()
+                reply.read()
+                assert reply.status == 200
+                # The seconds are the property itself: nothing else tells that they are over.
+                time.sleep(pause_s)
 
 
 def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
