@@ -132,6 +132,29 @@ def updates_and_rollback(live: Live) -> dict[str, Any]:
     return {"states": len(live.answers), "tokens_compared_each": 16 * len(PROMPTS)}
 
 
+COLLECTED = (
+    *("latency_ms", "queue_ms", "time_to_first_token_ms", "inter_token_latency_ms"),
+    *("tokens_per_second", "throughput", "kv_cache_usage"),
+)
+
+
+def collected(live: Live) -> dict[str, Any]:
+    """What vLLM says of itself, with the ledger's: every figure, at the states that were live."""
+    asked = f"{live.ledger.url}/v1/models/metrics"
+    query = {"source": "server", "by": "all"}
+    deadline = time.monotonic() + 60  # it is read every ten seconds, and twice to know a difference
+    known: dict[str, Any] = {}
+    while not set(COLLECTED) <= known.keys():
+        require(time.monotonic() < deadline, f"of {COLLECTED} there are only {sorted(known)}")
+        live.completions()
+        reply = httpx2.get(asked, params=query).raise_for_status().json()
+        require(
+            reply["collection"]["server_fault"] is None, str(reply["collection"]["server_fault"])
+        )
+        known = {one["metric"]: one for one in reply["data"]}
+    return {metric: {"count": one["count"], "mean": one["mean"]} for metric, one in known.items()}
+
+
 def batches_and_versions(live: Live) -> dict[str, Any]:
     """Many tensors in one event, a name for the state, another update, and back to the name."""
     before = live.check()
@@ -306,6 +329,7 @@ def main() -> None:
             results["ledger_starts_s"] = live.ledger.start("/readyz")
             for title, work in (
                 ("updates_and_rollback", lambda: updates_and_rollback(live)),
+                ("collected", lambda: collected(live)),
                 ("batches_and_versions", lambda: batches_and_versions(live)),
                 ("adapters", lambda: adapters(live, folder)),
                 ("kills", lambda: kills(live)),

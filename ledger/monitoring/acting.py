@@ -21,6 +21,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.history.intact import newest, skipped
+from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.deciding.deciders import Ruling
 from weightledger.ledger.monitoring.policies import RollbackPolicy
@@ -98,9 +99,12 @@ class Acting:
         *,
         newer: Callable[[], int | None] = lambda: None,
         told: bool = False,
+        decided_us: int | None = None,
         **facts: Any,
     ) -> Event | None:
         """Roll the state change `of` back to node `to`; None when another one came first.
+
+        `decided_us` is when it was ruled, in microseconds since 1970, which its event says.
 
         That is an `observed` event, unless `newer` says which one is to be rolled back then.
         HeldBack when the policy lets no rollback be made now, which is one, too, unless it was
@@ -108,6 +112,8 @@ class Acting:
         """
         why = f"automatic rollback by policy {self._policy.name}: {ruling}"
         evidence = {"policy": self._policy.name, "decided_by": "policy", **ruling.evidence()}
+        if decided_us is not None:
+            evidence["decided_at"] = iso_time(decided_us)
         evidence |= facts
         held = self._held_back(of, to)
         if held is not None:

@@ -7,6 +7,7 @@ once: one that has an `id`, or a time, counts once.
 """
 
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,10 @@ def _checked(
     value = _value(one.get("value"), metric, where)
     at_us = _time(one.get("time"), where, now_us, keep_s)
     seq = states.seq_of(one.get("seq"), where)
-    return Sample(metric, value, at_us, seq, "pushed"), _id(one.get("id"), where)
+    sample_id = _id(one.get("id"), where)
+    if sample_id is None and one.get("time") is None:
+        sample_id = uuid.uuid4().hex  # nothing tells it from its equals, which all count
+    return Sample(metric, value, at_us, seq, "pushed"), sample_id
 
 
 def _value(value: Any, metric: str, where: str) -> float:

@@ -7,6 +7,7 @@ anew. A rollback undoes all of them.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,7 +95,8 @@ class Course:
         ruling = case.ruling()
         if ruling.known == "harmful":
             case.state = "acting"
-            self._acting.soon(lambda: self._roll_back(case, ruling))
+            decided_us = time.time_ns() // 1000
+            self._acting.soon(lambda: self._roll_back(case, ruling, decided_us))
         elif self._is_promoted(ruling):
             case.state = "acting"
             self._acting.soon(lambda: self._promote(case, ruling))
@@ -123,7 +125,8 @@ class Course:
         if outcome == "promote":
             self._acting.soon(lambda: self._promote(case, ruling))
         else:
-            self._acting.soon(lambda: self._roll_back(case, ruling, TIMED_OUT))
+            decided_us = time.time_ns() // 1000
+            self._acting.soon(lambda: self._roll_back(case, ruling, decided_us, TIMED_OUT))
 
     def facts(self, case: Case) -> dict[str, Any]:
         """What an event says of the trial."""
@@ -148,7 +151,9 @@ class Course:
             if self.case is case:
                 self.settle()
 
-    def _roll_back(self, case: Case, ruling: Ruling, cause: str = DEGRADED) -> None:
+    def _roll_back(
+        self, case: Case, ruling: Ruling, decided_us: int, cause: str = DEGRADED
+    ) -> None:
         def newer() -> int | None:
             return case.of.state_seq if self.case is case else None
 
@@ -156,7 +161,14 @@ class Course:
             to = self.log.history.require(self.sides.settled.seq).node
             of, facts = case.of.state_seq, self.facts(case)
             return self._acting.roll_back(
-                of, to, ruling, cause, newer=newer, told=case.held_back, **facts
+                of,
+                to,
+                ruling,
+                cause,
+                newer=newer,
+                told=case.held_back,
+                decided_us=decided_us,
+                **facts,
             )
 
         self._carry_out(case, act)

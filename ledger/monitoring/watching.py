@@ -10,6 +10,7 @@ Works on the collecting thread; an update is noticed by the first request that i
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -183,12 +184,15 @@ class Watch:
         if target is None:
             logger.warning("%s, and no earlier state to go back to is known", ruling)
             return
-        self._acting.soon(lambda: self._roll_back(case, target, ruling))
+        decided_us = time.time_ns() // 1000
+        self._acting.soon(lambda: self._roll_back(case, target, ruling, decided_us))
 
-    def _roll_back(self, case: Case, target: int, ruling: Ruling) -> None:
+    def _roll_back(self, case: Case, target: int, ruling: Ruling, decided_us: int) -> None:
         state: Literal["open", "closed"] = "closed"
         try:
-            self._acting.roll_back(case.of.state_seq, target, ruling, told=case.held_back)
+            self._acting.roll_back(
+                case.of.state_seq, target, ruling, told=case.held_back, decided_us=decided_us
+            )
         except HeldBack:
             case.wait()
             state = "open"

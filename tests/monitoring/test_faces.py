@@ -85,6 +85,15 @@ def test_samples_are_pushed_once_and_read_by_state(http: httpx2.Client) -> None:
     assert performance[0]["accuracy"] == 1.0
 
 
+def test_equal_samples_of_one_request_are_as_many_as_there_are(http: httpx2.Client) -> None:
+    """Nineteen right answers of twenty: what has neither id nor time is never a duplicate."""
+    samples = [{"metric": "custom.right", "value": float(n > 0)} for n in range(20)]
+    for _ in range(2):
+        assert push(http, *samples).json()["data"] == {"accepted": 20, "duplicates": 0}
+    (told,) = read(http, by="all", metric="custom.right")["data"]
+    assert (told["count"], told["mean"]) == (40, 0.95)
+
+
 def test_pages_follow_each_other(http: httpx2.Client) -> None:
     now = time.time()
     push(http, *({"metric": "custom.page", "value": n, "time": now - 20 * n} for n in range(7)))

@@ -1,5 +1,6 @@
 """A real server under load: bad updates are undone bit for bit, the same without the fault stay."""
 
+import contextlib
 import json
 import random
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.conftest import new_database
 from tests.monitoring.targets import SECRET, Target
 from tests.serving import Server
 from tests.waiting import until
@@ -120,6 +122,37 @@ def test_a_fault_is_undone_bit_for_bit(
         assert reply.headers["x-weights-digest"] == before
 
 
+def test_a_loss_of_five_points_is_undone_bit_for_bit(server: Server) -> None:
+    """Users who know the right answers push how many were, at the state that they came from."""
+    before = head(server)["state_after"]
+    chance = random.Random(7)
+    with server.client() as http:
+        assert update(server, "wrong", 0.05)["success"]
+        of = head(server)["seq"]
+        for _ in range(40):
+            samples = []
+            for _ in range(20):
+                rows = [[chance.random()] for _ in range(25)]
+                reply = http.post("/invocations", json={"inputs": rows})
+                right = [row[0] > 0 for row in reply.json()["predictions"]]
+                seq = int(reply.headers["x-weights-seq"])
+                samples.append({"metric": "accuracy", "value": sum(right) / 25, "seq": seq})
+            pushed = http.post("/v1/models/metrics", json={"samples": samples})
+            assert pushed.json()["data"]["accepted"] == 20
+            if head(server)["kind"] == "rolled_back":
+                break
+        event = ended(server)
+        shown = http.get("/v1/models/trials/update_3/evidence").json()
+    evidence = event["facts"]["evidence"]
+    assert (event["kind"], event["facts"]["from_seq"]) == ("rolled_back", of)
+    assert evidence["metric"] == "accuracy" and evidence["n_after"] <= 500
+    assert evidence["before"] - evidence["after"] == pytest.approx(0.05, abs=0.02)
+    assert event["state_after"] == before and evidence["decided_at"] <= event["recorded_at"]
+    (series,) = [one for one in shown["series"] if one["metric"] == "accuracy"]
+    last = series["points"][-1]
+    assert last["lower"] >= series["limit"] and last["statistic"] >= series["needed"]
+
+
 def test_an_address_is_told_of_what_was_undone(server: Server, told: Target) -> None:
     until(lambda: sum(b"rolled_back" in body for _, body in told.got) >= 2)
     (alert, *_) = [json.loads(body) for _, body in told.got if b"weightledger.rolled_back" in body]
@@ -193,6 +226,47 @@ def test_a_policy_that_contradicts_itself_is_refused_at_start(tmp_path: Path) ->
     told = one.refuse_to_start()
     assert "line 3: trial.share must be between 0 and 1" in told
     assert not (tmp_path / "data" / "ledger.db").exists()
+
+
+def test_one_trial_of_two_servers_ends_in_both(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """On one PostgreSQL: each splits its own requests, and the first verdict is that of both."""
+    policy = tmp_path / "trying.toml"
+    policy.write_text(POLICY)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(new_database(request, "postgresql", tmp_path))
+        options = ("--model", MODEL, "--policy", str(policy), "--database", url)
+        servers = [Server(tmp_path / name, *options) for name in ("one", "other")]
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        one, other = servers
+
+        def seen(server: Server) -> set[str]:
+            with server.client() as http:
+                asked = [http.post("/invocations", json={"inputs": [[0.5] * 4]}) for _ in range(24)]
+            return {reply.headers["x-weights-seq"] for reply in asked}
+
+        settled = str(head(one)["state_seq"])
+        update(one, "weight", 0.5)
+        first = str(head(one)["seq"])
+        for server in servers:
+            until(lambda server=server: seen(server) == {settled, first})  # type: ignore[misc]
+        with other.client() as http:
+            assert http.post("/v1/models/trials/update_1/promote").status_code == 200
+        for server in servers:
+            until(lambda server=server: seen(server) == {first})  # type: ignore[misc]
+        update(other, "weight", 0.75)
+        second = str(head(other)["seq"])
+        until(lambda: seen(one) == {first, second})
+        with one.client() as http:
+            assert http.post("/v1/models/trials/update_2/abort").status_code == 200
+        undone = str(head(one)["seq"])
+        for server in servers:
+            until(lambda server=server: seen(server) == {undone})  # type: ignore[misc]
+        statuses = [trial["status"] for trial in trials(one)]
+        assert statuses == [trial["status"] for trial in trials(other)] == ["aborted", "promoted"]
 
 
 @pytest.mark.soak  # ten values of a gauge are ten seconds
