@@ -46,7 +46,7 @@ soak: $(STAMP)
 # Prints tables and writes JSON to benchmarks/results; `python -m benchmarks.table` prints them again.
 # The peers that are commands have an environment of their own (1 GB).
 PEERS_VENV ?= .venv-peers
-bench: $(STAMP) $(PEERS_VENV)/.installed
+bench: $(STAMP) $(PEERS_VENV)/.installed browser
 	$(BIN)/python -m benchmarks.storage --peers $(PEERS_VENV)
 	$(BIN)/python -m benchmarks.codec_choice
 	$(BIN)/python -m benchmarks.small_updates
@@ -60,6 +60,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed
 	$(BIN)/python -m benchmarks.bisecting
 	$(BIN)/python -m benchmarks.parallel
 	$(BIN)/python -m benchmarks.monitoring_simulation
+	$(BIN)/python -m benchmarks.dashboard
 
 $(PEERS_VENV)/.installed: benchmarks/peers.txt
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)

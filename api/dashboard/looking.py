@@ -31,6 +31,7 @@ _RECENT = 60
 _LONG = 200
 _NEWS = 400  # rows of one message
 _MOST_ROWS = 500
+_MOST_HEADER = 20_000
 _METADATA = {"parameters": [dict(queries.METADATA_FILTER)]}
 
 
@@ -133,7 +134,8 @@ def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
             named=facts.names(history, [item]).get(one.seq, []),
             diff=diff,
             picture=diff_picture(diff) if diff else "",
-            header=one.header.decode("utf-8", "replace"),
+            header=one.header.decode("utf-8", "replace")[:_MOST_HEADER],
+            header_bytes=len(one.header),
             parent=one.parent,
             live=one.node == log.live.head.node,
             next=one.seq + 1 if one.seq < history.head().seq else None,

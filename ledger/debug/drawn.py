@@ -10,6 +10,7 @@ from weightledger.ledger.debug.svg import GREY, RED
 Item = Mapping[str, Any]
 
 _MOST_BARS = 60
+_MOST_ROWS = 120
 _VERDICTS = {"good": "#2e7d32", "bad": RED, "skip": GREY}
 
 
@@ -100,12 +101,14 @@ def _each(found: Item) -> str:
     ]
     rows = [
         (one["name"], [math.inf if v == "new" else v for v in one["relative_norm"]])
-        for one in found["layers"]
+        for one in found["layers"][:_MOST_ROWS]
     ]
+    many = f"The {len(rows)} that moved farthest of " if len(rows) < len(found["layers"]) else ""
     return heat_map(
         f"{found['model']}: each update from {found['from']} to {found['to']}",
-        f"{len(rows)} layers by {len(columns)} columns; the darker, the larger the norm of the "
-        "change over the norm before, on a scale of powers of ten. Red is new or not comparable.",
+        f"{many}{len(found['layers'])} layers by {len(columns)} columns; the darker, the larger "
+        "the norm of the change over the norm before, on a scale of powers of ten. Red is new or "
+        "not comparable.",
         columns,
         rows,
     )

@@ -103,7 +103,7 @@ def heat_map(
     else:
         parts.append('<text x="8" y="48">nothing changed</text>')
     parts.append(_legend(left, bottom + 40, low, high) if known else "")
-    return document(title, description, max(width, left + 260), bottom + 64, parts)
+    return document(title, description, max(width, left + 360), bottom + 64, parts)
 
 
 def line(title: str, description: str, points: Sequence[Point]) -> str:
@@ -200,9 +200,9 @@ def search(
 def _legend(x: int, y: int, low: float, high: float) -> str:
     steps = [low + (high - low) * n / 4 for n in range(5)] if high > low else [low]
     return "".join(
-        f'<rect x="{x + n * 56}" y="{y}" width="14" height="14" '
+        f'<rect x="{x + n * 76}" y="{y}" width="14" height="14" '
         f'fill="{_heat(10**step, low, high)}"/>'
-        f'<text x="{x + n * 56 + 18}" y="{y + 12}" font-size="10">{number_text(10**step)}</text>'
+        f'<text x="{x + n * 76 + 18}" y="{y + 12}" font-size="10">{number_text(10**step)}</text>'
         for n, step in enumerate(steps)
     )
 

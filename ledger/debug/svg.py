@@ -15,7 +15,10 @@ BLUE, RED, GREY = "#2563a8", "#b3261e", "#9aa0a6"
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 _LABEL_MOST = 48  # characters
 # XML has no place for these, not even escaped.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_UNWRITABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+    "\ud800-\udfff\ufffe\uffff]"
+)
 
 
 def document(

@@ -86,6 +86,16 @@
     }, data, figure);
     figure.append(tip);
     new ResizeObserver(() => { if (figure.clientWidth !== chart.width) chart.setSize({ width: figure.clientWidth, height: 120 }); }).observe(figure);
+    return figure;
+  }
+
+  const ORDER = ["accuracy", "latency_ms", "throughput", "queue_ms", "failed", "memory_usage_mb"];
+
+  // A flat line is in the middle, and no line is at the edge.
+  function around(_, low, high) {
+    if (low == null) return [0, 1];
+    const more = (high - low || Math.abs(high) || 1) * 0.1;
+    return [low - (low >= 0 && low < more ? low : more), high + more];
   }
 
   async function fill(place) {
@@ -102,18 +112,23 @@
       of.get(rollup.metric).points.push([seconds(rollup.end), rollup.mean]);
     }
     place.textContent = "";
-    for (const [metric, { unit, points }] of of) {
+    // What nobody measured yet takes no room: the hour begins where something is.
+    const now = Date.now() / 1000;
+    const began = Math.min(now - 60, ...rollups.map((one) => seconds(one.start)));
+    const from = Math.max(now - span, began - 0.05 * (now - began));
+    const place_of = (name) => (ORDER.indexOf(name) + 1 || ORDER.length + 1);
+    const sorted = [...of].sort(([one], [other]) => place_of(one) - place_of(other) || one.localeCompare(other));
+    for (const [metric, { unit, points }] of sorted) {
       points.sort((one, other) => one[0] - other[0]);
       const times = [];
       const values = [];
       for (const [time, value] of points) {
-        if (times.length && time - times.at(-1) > Math.max(span / 40, 30)) { times.push(times.at(-1) + 1e-3); values.push(null); }
+        if (times.length && time - times.at(-1) > Math.max((now - from) / 20, 30)) { times.push(times.at(-1) + 1e-3); values.push(null); }
         times.push(time);
         values.push(value);
       }
-      const now = Date.now() / 1000;
       draw(place, metric, three(points.at(-1)[1]), unit, [times, values], {
-        scales: { x: { time: true, range: [now - span, now] } },
+        scales: { x: { time: true, range: [from, now] }, y: { range: around } },
         series: [{}, { label: metric, stroke: ink("--link"), width: 1.5, spanGaps: false, points: { show: points.length < 80, size: 4 } }],
       }, events);
     }
@@ -150,7 +165,38 @@
     }
   }
 
+  // By how much a state on trial is worse, with bounds that hold at every moment, and the limit.
+  const ASPECTS = { typical: "the typical request", tail: "the slowest twentieth", event: "how often" };
+  async function evidence(place) {
+    const reply = await fetch(place.dataset.evidence);
+    if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
+    const { series } = await reply.json();
+    const drawn = series.filter((one) => one.points.length);
+    place.textContent = "";
+    if (!drawn.length) made("p", "Nothing was measured of both states yet.", place, "empty");
+    for (const one of drawn) {
+      const last = one.points.at(-1);
+      const sign = (value) => (value > 0 ? "+" : "") + three(value * 100);
+      const unit = one.scale === "relative" ? "%" : "points";
+      const hundred = (name) => one.points.map((point) => (point[name] == null ? null : point[name] * 100));
+      const times = one.points.map((point) => seconds(point.at));
+      const bounds = last.lower == null || last.upper == null ? "bounds not known yet" : `${sign(last.lower)} to ${sign(last.upper)} ${unit}`;
+      const figure = draw(place, `${one.metric}, ${ASPECTS[one.aspect]}: worse by`, last.estimate == null ? "–" : sign(last.estimate), unit,
+        [times, hundred("estimate"), hundred("lower"), hundred("upper"), times.map(() => one.limit * 100)], {
+          series: [{}, { stroke: ink("--text"), width: 1.5, points: { show: times.length < 3, size: 4 } }, ...[{ stroke: ink("--link") }, { stroke: ink("--link") }, { stroke: ink("--bad"), dash: [6, 4] }].map((line) => ({ ...line, width: 1, points: { show: false } }))],
+          bands: [{ series: [3, 2], fill: ink("--link") + "2e" }],
+          scales: { x: { time: true }, y: { range: around } },
+        }, []);
+      made("p", `${bounds}; harm is more than ${three(one.limit * 100)} ${unit} (dashed): ${three(last.statistic)} of ${three(one.needed)} needed to show it · ${last.n_old.toLocaleString("en")} old, ${last.n_new.toLocaleString("en")} new${one.whole ? "" : " · the picture ends before the trial"}`, figure, "note");
+    }
+  }
+
   const failed = (place) => (error) => { place.textContent = `What was measured cannot be shown: ${error.message}`; };
-  for (const place of document.querySelectorAll(".charts")) fill(place).catch(failed(place));
+  for (const place of document.querySelectorAll(".charts[data-metrics]")) fill(place).catch(failed(place));
+  for (const place of document.querySelectorAll("[data-evidence]")) {
+    const look = () => evidence(place).catch(failed(place));
+    look();
+    if (place.dataset.again) setInterval(() => { if (!document.hidden) look(); }, 5000);
+  }
   for (const place of document.querySelectorAll(".quantiles")) states(place).catch(failed(place));
 })();
