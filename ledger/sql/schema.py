@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from weightledger.ledger.errors import SchemaMismatch, StorageError
-from weightledger.ledger.sql import tables
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.layout import REVISION
-from weightledger.ledger.sql.triggers import functions
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -57,13 +55,17 @@ def start_over(database: Database, *, events: int) -> None:
 
     StorageError, with nothing changed, where somebody has written to it since.
     """
+    # Opening a database that is there needs neither, nor what they import.
+    from weightledger.ledger.sql.tables import metadata
+    from weightledger.ledger.sql.triggers import functions
+
     with database.change_schema() as (connection, execute):
         if database.kind == "postgresql":  # SQLite has locked out other writers already
             execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
         ((count,),) = execute("SELECT count(*) FROM events").fetchall()
         if count != events:
             raise StorageError(f"{database.name} was written to meanwhile, and stays as it is")
-        for table in reversed(tables.metadata.sorted_tables):
+        for table in reversed(metadata.sorted_tables):
             execute(f"DROP TABLE {table.name}")
         execute(f"DROP TABLE {_VERSION_TABLE}")
         for function in functions(database.kind):
