@@ -5,6 +5,7 @@ never past a pinned version; what keeps it from being made is itself recorded.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,7 +153,8 @@ class Acting:
 
     def _held_back(self, of: int, to: int) -> str | None:
         """Why a rollback is not to be made; None when nothing speaks against it."""
-        since = self._clock() - max(self._policy.window_s, self._policy.cool_down_s)
+        now = self._clock()
+        since = now - max(self._policy.window_s, self._policy.cool_down_s)
         recent = [
             event.timestamp
             for event in self._log.history.events(
@@ -160,10 +162,11 @@ class Acting:
             )
             if event.body["cause"] in AUTOMATIC
         ]
-        ago = self._clock() - max(recent, default=0.0)
-        if recent and ago < self._policy.cool_down_s:
+        # A clock may have been set back since: what seems to be of tomorrow was not just now.
+        ago = min((abs(now - at) for at in recent), default=math.inf)
+        if ago < self._policy.cool_down_s:
             return f"the last one was {ago:.0f} s ago, cool_down_s is {self._policy.cool_down_s:g}"
-        within = [at for at in recent if self._clock() - at <= self._policy.window_s]
+        within = [at for at in recent if abs(now - at) <= self._policy.window_s]
         if len(within) >= self._policy.most:
             return f"there were {len(within)} in {self._policy.window_s:g} s, the most there may be"
         pinned = {one.node for one in self._log.history.store.listed_versions() if one.pinned}

@@ -11,6 +11,7 @@ from tests.faults import folders
 from tests.monitoring.models import Users, decided, heads, manager, update
 from tests.waiting import until
 from weightledger import DynamicModelManager
+from weightledger.ledger.monitoring import cases
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
 
 METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
@@ -279,9 +280,33 @@ def test_a_change_of_policy_is_an_event(tmp_path: Path) -> None:
     one.close()
 
 
+def test_a_clock_that_is_set_back_holds_nothing_back(tmp_path: Path) -> None:
+    policy = tmp_path / "few.toml"
+    policy.write_text("most = 1\ncool_down_s = 60\n")
+    one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))
+    acting = one.supervision._acting
+    try:
+        users = Users(one)
+        users.ask(PAIRS)
+        update(one, "delay", 80.0)
+        users.ask(500)
+        undone(one)
+        clock = acting._clock
+        acting._clock = lambda: clock() - 86_400
+        users.ask(PAIRS)
+        update(one, "delay", 90.0)
+        users.ask(500)
+        undone(one)
+    finally:
+        one.close()
+
+
 @pytest.mark.parametrize("base", ["specification", "safe"])
-def test_after_the_cool_down_what_was_held_back_is_undone(tmp_path: Path, base: str) -> None:
+def test_after_the_cool_down_what_was_held_back_is_undone(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is said once, however long it lasts; a harmful state does not stay for having waited."""
+    monkeypatch.setattr(cases, "_ASK_AGAIN_S", 0.0)
     policy = tmp_path / "slow.toml"
     policy.write_text(f'base = "{base}"\ncool_down_s = 600\n')
     one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_after_a_restart_it_begins_anew(manager: DynamicModelManager, served: Se
             served.body = vllm.page()
             scraper.look()
         assert known(manager, "latency_ms").count == 1
+
+
+def test_a_clock_that_is_set_back_leaves_that_span_out(
+    manager: DynamicModelManager, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = Vllm()
+    now = time.time_ns()
+    with contextlib.closing(Scraper(manager, served.url)) as scraper:
+        for seconds in (0, -3600, -3590):
+            vllm.serve(0.2)
+            served.body = vllm.page()
+            monkeypatch.setattr(time, "time_ns", lambda at=seconds: now + at * 10**9)
+            scraper.look()
+        assert known(manager, "latency_ms").count == 1
+        assert known(manager, "tokens_per_second").least >= 0
 
 
 BAD = {
