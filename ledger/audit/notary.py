@@ -6,6 +6,7 @@ witness that is slow or gone.
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -155,6 +156,7 @@ class Notary:
             if self._ending.is_set():
                 return
             self._due.clear()
+            began = time.monotonic()
             try:
                 standing = self.vouch()
             except Exception:
@@ -163,7 +165,7 @@ class Notary:
                 self.standing = standing
             troubled = bool(standing.problems or standing.contradictions)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S) if troubled else _RETRY_S
-            self._ending.wait(self._every_s)
+            self._ending.wait(max(0.0, began + self._every_s - time.monotonic()))
 
 
 def witnessed_problems(
