@@ -4,7 +4,8 @@
     ├── InvalidRequest          400  the caller sent something that cannot be applied
     │   ├── UnsupportedModel         a tensor, dtype or module the ledger cannot hold
     │   ├── ContextTooLong           more tokens than the model takes
-    │   └── PayloadTooLarge     413
+    │   ├── PayloadTooLarge     413
+    │   └── ReplicasDiverge          ranks that should have the same values have others
     ├── NotFound                404  no such parameter, version, update, model or position
     │   ├── ModelNotFound            a request names a model that is not served here
     │   └── Ambiguous                a digest's first digits are those of several states
@@ -18,7 +19,8 @@
     ├── WeightsMismatch         503  live weights are not the ledger's
     │   └── WeightsChangedOutside    someone wrote to the live tensors behind the ledger
     ├── Unavailable             503  not now, though nothing is wrong; retry
-    │   └── ExecutorUnavailable      where parallel work was to be done does not take it
+    │   ├── ExecutorUnavailable      where parallel work was to be done does not take it
+    │   └── RankLost                 a rank of a sharded model died or does not answer
     ├── WorkersDied             500  parallel work was begun several times and died each time
     ├── ReplicaSuperseded       503  a newer process reports as this replica: fenced
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
@@ -76,6 +78,15 @@ class ContextTooLong(InvalidRequest):
 
 class PayloadTooLarge(InvalidRequest):
     """The request is larger than this entrance takes."""
+
+
+class ReplicasDiverge(InvalidRequest):
+    """Ranks that hold the same part of a tensor hold different values; `rank` is the first that
+    differs, `param` the tensor."""
+
+    def __init__(self, message: str, *, param: str, rank: int) -> None:
+        super().__init__(message, param=param)
+        self.rank = rank
 
 
 class NotFound(LedgerError, LookupError):
@@ -158,6 +169,11 @@ class Unavailable(LedgerError):
 
 class ExecutorUnavailable(Unavailable):
     """What was to do parallel work is not installed, does not answer, or has no room."""
+
+
+class RankLost(Unavailable):
+    """A rank of a sharded model died or does not answer; what it took part in was not recorded,
+    but for an event that was appended already."""
 
 
 class WorkersDied(LedgerError):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.fleet.readiness import Limits
     from weightledger.ledger.log import Log
     from weightledger.ledger.projection.starting import OnMismatch
+    from weightledger.ledger.sharding.log import ShardedLog
     from weightledger.ledger.sql.wakeups import Wake
     from weightledger.ledger.writing.policy import Policy
 
@@ -161,3 +162,24 @@ class Ledger:
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
         )
+
+    def sharded(
+        self,
+        name: str,
+        module: "torch.nn.Module | Mapping[str, torch.Tensor] | None" = None,
+        *,
+        timeout_s: float = 300.0,
+    ) -> "ShardedLog":
+        """The log of a model that is cut over the ranks of torch.distributed, which all call this.
+
+        `module` registers it at first use, from what each rank holds. Raises InvalidRequest without
+        a process group, NotFound for an unknown model without a module, RankLost when a rank does
+        not answer for `timeout_s` seconds.
+        """
+        # torch.distributed is imported by those who are in it.
+        from weightledger.ledger.sharding.log import ShardedLog
+        from weightledger.ledger.sharding.ranks import Ranks
+
+        log = ShardedLog(self.store, self._pool, name, Ranks(timeout_s))
+        log.take_up(module)
+        return log

@@ -28,7 +28,10 @@ FLOORS = (
     {"ledger.engines", "ledger.audit"},
     {"ledger.projection"},
     {"ledger.writing"},
-    {"ledger.retention", "ledger.redaction", "ledger.rotation", "ledger.monitoring"},
+    {
+        *("ledger.retention", "ledger.redaction", "ledger.rotation"),
+        *("ledger.monitoring", "ledger.sharding"),
+    },
     {"ledger.debug", "ledger.fleet"},
     {"ledger.bundles"},
     {"ledger.questions"},

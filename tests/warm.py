@@ -102,6 +102,11 @@ def run(
     return subprocess.CompletedProcess(args, status, *texts)
 
 
+def begin(*args: str, program: str, log: IO[bytes]) -> WarmProcess:
+    """A program, started; it writes to `log`."""
+    return _started({"args": list(args), "program": program}, log, log, os.environ, None)
+
+
 def _started(
     asked: Mapping[str, Any],
     out: IO[bytes],

@@ -56,7 +56,7 @@ def whole_lines(history: History) -> Iterator[str]:
         item = _item(event, note)
         needed = list(event.blobs)
         if event.payload and not needed_alone(event):
-            item["payload"] = _text(store.payload(event))
+            item["payload"] = _text(store.stored_payload(event))
         snapshot = snapshots.get(event.seq)
         if snapshot is not None:
             item["snapshot"] = {"manifest": snapshot.manifest.hex(), "size": snapshot.size}

@@ -17,9 +17,11 @@ from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.lineage import cheapest
 from weightledger.ledger.history.pruning import Prunings
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.rebuilding import spans_of
 from weightledger.ledger.history.replay import Step, apply_step, split
 from weightledger.ledger.parallel.shares import EVERYTHING, Share
 from weightledger.ledger.store.payloads import Portion
+from weightledger.ledger.store.sharded_payloads import is_sharded
 from weightledger.ledger.tensors.digest import chunk_digests, rehash, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -168,6 +170,11 @@ class _Fold:
         store = self.history.store
         if self.share == EVERYTHING:
             return Portion.whole(store.payload(event))
+        if is_sharded(event):  # what lies where follows from its index: the first share checks it
+            if self.share.is_first:
+                return Portion.whole(store.payload(event))
+            (portion,) = store.portions([(event, spans_of(event, self.share))])
+            return portion
         (portion,) = store.portions([(event, spans_of_share(event, self.share))])
         self.chunks_read += checked_chunks(event, self.share, portion)
         return portion

@@ -4,7 +4,7 @@ The half of `history.reader` that needs torch, imported when a state is first as
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.history.lineage import Path
 from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
 from weightledger.ledger.history.snapshot_tensors import load_tensor
+from weightledger.ledger.parallel.shares import Share
 from weightledger.ledger.store.payloads import Portion, Span, joined
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
@@ -148,7 +149,7 @@ class States:
         return load_tensor(self._history.blobs, spec, digest)
 
 
-def spans_of(event: Event, names: Container[str]) -> list[Span]:
+def spans_of(event: Event, names: Collection[str] | Share) -> list[Span]:
     """Where the parts of some tensors lie in an event's payload."""
     at = 0
     spans = []

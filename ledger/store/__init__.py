@@ -182,10 +182,17 @@ class AppendLog(Protocol):
         inline; checked as by `scan` and `payload`."""
 
     def payload(self, event: Event) -> bytes:
-        """The event's payload, checked against its digests; CorruptLedger names the seq."""
+        """The event's payload, checked against its digests; CorruptLedger names the seq.
+
+        What several ranks wrote is given as one process would have written it.
+        """
 
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
         """The payloads of events, each as of `payload`; the inline ones are read together."""
+
+    def stored_payload(self, event: Event) -> bytes:
+        """The payload as it is stored, which of an event that several ranks wrote is what each
+        wrote and their index (`events.bodies.shards`); checked as by `payload`."""
 
     def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
         """Some ranges of the payload of each event, as `ledger.store.payloads.joined` gives them.

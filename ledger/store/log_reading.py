@@ -7,7 +7,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.store import Note, RawEvent, payloads, portions, rows
+from weightledger.ledger.store import Note, RawEvent, payloads, portions, rows, sharded_payloads
 from weightledger.ledger.store.lookup import ANNOTATIONS
 from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import Portion
@@ -68,6 +68,15 @@ def raw(
 
 def payloads_of(of: ModelRows, events: Sequence[Event], blobs: BlobStore) -> list[bytes]:
     """See `AppendLog.payloads`."""
+    stored = stored_payloads_of(of, events, blobs)
+    return [
+        sharded_payloads.in_order(event, payload) if sharded_payloads.is_sharded(event) else payload
+        for event, payload in zip(events, stored, strict=True)
+    ]
+
+
+def stored_payloads_of(of: ModelRows, events: Sequence[Event], blobs: BlobStore) -> list[bytes]:
+    """See `AppendLog.stored_payload`."""
     inline: dict[int, bytes | None] = {}
     with of.database.look() as execute:
         for piece in pieces(of.key(event.seq) for event in events):
@@ -85,6 +94,8 @@ def portions_of(of: ModelRows, asked: Sequence[portions.Asked], blobs: BlobStore
     return [
         Portion.whole(read[event.seq])
         if event.seq in read
+        else sharded_payloads.portion(event, spans, blobs)
+        if sharded_payloads.is_sharded(event)
         else portions.portion(event, spans, inline, blobs)
         for event, spans in asked
     ]

@@ -90,6 +90,10 @@ class SqlEvents:
     def payloads(self, events: Sequence[Event]) -> list[bytes]:
         return log_reading.payloads_of(self._of, events, self.home.blobs)
 
+    def stored_payload(self, event: Event) -> bytes:
+        (payload,) = log_reading.stored_payloads_of(self._of, [event], self.home.blobs)
+        return payload
+
     def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
         return log_reading.portions_of(self._of, asked, self.home.blobs)
 

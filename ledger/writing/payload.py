@@ -45,12 +45,15 @@ class PayloadWriter:
             self._refs.append(ref)
         return len(frames)
 
-    def finish(self) -> Payload:
-        """The payload's references; call once, when every tensor is written."""
+    def finish(self, *, inline: bool = True) -> Payload:
+        """The payload's references; call once, when every tensor is written.
+
+        Without `inline` what is small is a blob too.
+        """
         if not self._pending:
             return Payload(tuple(self._refs), None, {})
         data, ref = self._take()
-        small = not self._refs and ref.size <= INLINE_BYTES
+        small = inline and not self._refs and ref.size <= INLINE_BYTES
         return Payload(
             refs=(*self._refs, ref),
             inline=data if small else None,

@@ -33,12 +33,12 @@ def record_command(
     unwrapped: tuple[str, ...] = ()
     wanted = specs.keys() | first_names.keys()
     if not specs.keys() <= tensors.keys() <= wanted:
-        tensors, unwrapped = _unwrapped(tensors, wanted)
+        tensors, unwrapped = unwrapped_names(tensors, wanted)
     require_same_tensors(tensors, specs, first_names)
     return Record({name: tensors[name] for name in specs}, caller, metadata, unwrapped)
 
 
-def _unwrapped(
+def unwrapped_names(
     tensors: Mapping[str, torch.Tensor], wanted: Set[str]
 ) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
     """The tensors by the names that are wanted, and what was taken out of theirs.

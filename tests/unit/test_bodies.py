@@ -48,6 +48,7 @@ from weightledger.ledger.events.bodies.operands import (
     KeptTensor,
     Operands,
 )
+from weightledger.ledger.events.bodies.shards import Shards
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS, FRAMES, WHOLE, TensorChange
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -153,7 +154,9 @@ OPERANDS = (
 MADE: dict[str, st.SearchStrategy[Body]] = {
     "registered": st.builds(Registered, SEQS, SEQS),
     "updated": st.builds(
-        Updated, FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED, OPERANDS
+        Updated,
+        *(FACTS, CHANGES, st.none() | NUMBERS, METRICS, METRICS, FACTS, COUNTED, OPERANDS),
+        st.none() | st.builds(Shards, SEQS, SEQS),
     ),
     "update_rejected": st.builds(UpdateRejected, FACTS, st.text(), METRICS, METRICS, FACTS),
     "rolled_back": st.builds(
@@ -249,8 +252,8 @@ def test_a_body_that_lacks_something_is_corrupt_and_names_its_event() -> None:
 
 
 def test_a_schema_of_a_newer_release_is_an_error() -> None:
-    with pytest.raises(CorruptLedger, match="schema 3 of 'updated' is not known"):
-        body_of(altered(schema=3), Updated)
+    with pytest.raises(CorruptLedger, match="schema 4 of 'updated' is not known"):
+        body_of(altered(schema=4), Updated)
 
 
 def test_an_event_of_another_kind_is_an_error() -> None:

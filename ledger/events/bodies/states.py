@@ -11,6 +11,7 @@ from weightledger.ledger.events.bodies.protocol import (
     changes_json,
     without,
 )
+from weightledger.ledger.events.bodies.shards import Shards, shards_of
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.events.kinds import (
     REGISTERED,
@@ -48,7 +49,8 @@ class Updated:
     `facts` are whoever's who made the update: "operation", what it was computed from, the rule.
     `delta_norm` is the L2 norm of all differences, None where it is not a finite number. `counted`
     are the full state names that it counts as an update of, where `facts` do not tell them.
-    `operands` says where what it was worked out from is, None in events of before.
+    `operands` says where what it was worked out from is, None in events of before. `shards` says
+    that several ranks wrote the payload, None where one process did.
     """
 
     facts: Json
@@ -59,14 +61,18 @@ class Updated:
     evidence: Json = field(default_factory=dict)
     counted: tuple[str, ...] | None = None
     operands: Operands | None = None
+    shards: Shards | None = None
 
     KIND: ClassVar = UPDATED
     SERIES: ClassVar[str | None] = UPDATES
-    SCHEMA: ClassVar = 2
+    SCHEMA: ClassVar = 3
 
     @property
     def written_as(self) -> int:
-        """The first schema says nothing of operands: none were kept."""
+        """The first schema says nothing of operands: none were kept; the second nothing of ranks:
+        one process wrote it."""
+        if self.shards is not None:
+            return 3
         return 1 if self.operands is None else 2
 
     def to_json(self) -> dict[str, Any]:
@@ -79,13 +85,14 @@ class Updated:
             **({"evidence": dict(self.evidence)} if self.evidence else {}),
             **({} if self.counted is None else {"counted": list(self.counted)}),
             **({} if self.operands is None else {"operands": self.operands.to_json()}),
+            **({} if self.shards is None else {"shards": self.shards.to_json()}),
         }
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
         own = (
             *("tensors", "delta_norm", "pre_metrics", "post_metrics", "evidence"),
-            *("counted", "operands"),
+            *("counted", "operands", "shards"),
         )
         return cls(
             without(value, own),
@@ -96,6 +103,7 @@ class Updated:
             value.get("evidence", {}),
             tuple(value["counted"]) if "counted" in value else None,
             Operands.from_json(value["operands"]) if "operands" in value else None,
+            shards_of(value),
         )
 
 

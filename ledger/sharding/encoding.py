@@ -1,0 +1,95 @@
+"""A rank's share of an event: its chunks of each tensor compared, encoded and stored."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.codecs.delta import compare
+from weightledger.ledger.codecs.frames import encode_frame, tiles
+from weightledger.ledger.events import BlobRef
+from weightledger.ledger.tensors.digest import chunk_digests
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing.encoding import TensorWrite, record_tensors
+from weightledger.ledger.writing.payload import PayloadWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The chunks of a tensor that a rank records: their values, flat, and their digests."""
+
+    values: torch.Tensor
+    chunks: bytearray
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> "Held":
+        return cls(values, chunk_digests(lanes(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a rank did of one changed tensor: `size` bytes of frames, so many changed elements, the
+    L2 norm of the difference (None where that is not finite), and the chunk digests afterwards."""
+
+    size: int
+    changed: int
+    norm: float | None
+    chunks: bytes
+
+    def to_plain(self) -> list[Any]:
+        return [self.size, self.changed, self.norm, self.chunks]
+
+    @classmethod
+    def from_plain(cls, told: Sequence[Any]) -> "Encoded":
+        return cls(*told)
+
+
+def differs(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether two flat tensors have other bits."""
+    return not np.array_equal(lanes(before), lanes(after))
+
+
+def encode(
+    specs: Sequence[TensorSpec],
+    before: Mapping[str, Held],
+    after: Mapping[str, torch.Tensor],
+    blobs: BlobStore,
+    pool: Executor,
+) -> tuple[dict[str, Encoded], dict[str, Held], list[BlobRef]]:
+    """Write this rank's frames of the tensors that changed somewhere, in the order given.
+
+    Gives what was done of each, what the rank holds afterwards, and the blobs, which are durable.
+    """
+    payload = PayloadWriter(blobs)
+    done: dict[str, Encoded] = {}
+    held: dict[str, Held] = {}
+    for spec in specs:
+        name = spec.name
+        old, new = before[name], after[name]
+        part = TensorSpec(name, spec.dtype, (new.numel(),))
+        (recorded,) = record_tensors(
+            [TensorWrite(part, old.values, new, old.chunks)], payload, pool
+        )
+        size, chunks = recorded.change.size, recorded.chunks
+        if not recorded.change.changed:  # others changed theirs: what is whole has no gaps
+            size = payload.write(_unchanged(old.values)) if new.numel() else 0
+        done[name] = Encoded(size, recorded.change.changed, recorded.delta_norm, bytes(chunks))
+        held[name] = Held(new, bytearray(chunks))
+    finished = payload.finish(inline=False)
+    for digest, data in finished.blobs.items():
+        blobs.put(digest, data)
+    return done, held, list(finished.refs)
+
+
+def _unchanged(values: torch.Tensor) -> bytes:
+    """The frames that say of every lane that it stays."""
+    bits = lanes(values)
+    return b"".join(
+        encode_frame(compare(bits[start:stop], bits[start:stop], False))
+        for start, stop in tiles(len(bits))
+    )
