@@ -173,7 +173,7 @@ class Local:
         for event in follow(store, after):
             yield event_item(event, store.annotation(event.seq))
 
-    def diff(self, query: Mapping[str, Any]) -> Item:
+    def diff(self, query: Mapping[str, Any], executor: Executor = ALONE) -> Item:
         """What `GET /v1/models/diff` says."""
         # Both import torch.
         from weightledger.ledger.debug.diff import diff
@@ -183,7 +183,8 @@ class Local:
         if query.get("each"):
             columns = query["columns"]
             return each(self.history, before, after, columns=columns).to_json()
-        return diff(self.history, before, after, ranks=query["ranks"]).to_json()
+        ranks = query["ranks"]
+        return diff(self.history, before, after, ranks=ranks, executor=executor).to_json()
 
     def metrics(self, query: Mapping[str, Any], by: "By", number: int) -> list[Item]:
         """Measurements, by the names of `GET /v1/models/metrics`; what is written of them."""

@@ -19,11 +19,18 @@ from weightledger.ledger.debug.rank import Which
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History, Known
+from weightledger.ledger.history.reading import reading
+from weightledger.ledger.parallel import Executor, Task, Told, in_order
+from weightledger.ledger.parallel.local import ALONE
+from weightledger.ledger.parallel.shares import Share, shares, worth
 from weightledger.ledger.tensors.lanes import clone
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 _SMALL_BYTES = 16 << 20
+
+# Bytes of tensors of both states that are restored and compared in a second.
+_BYTES_A_SECOND = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +114,24 @@ def diff(
     ranks: Which = "auto",
     known: Known | None = None,
     memo: Memo | None = None,
+    executor: Executor = ALONE,
 ) -> StateDiff:
     """Compare the states at two positions of one model, on whatever branches they stand.
 
-    `known` is a state at hand, such as the live one; `memo` keeps measures for the next time.
+    `known` is a state at hand, such as the live one; `memo` keeps measures for the next time. What
+    is much is shared out to `executor`, by tensors.
     Raises NotFound for a position that names nothing, Pruned for one that gc dropped.
     """
     old, new = history.resolve(before), history.resolve(after)
     start = digests(history, old, known)
     end = digests(history, new, Known(old.node, start, _no_tensor))
     names = sorted(differing(start, end))
-    measured = list(_measured(history, (old, start), (new, end), names, ranks, known, memo))
+    ends = (old, start), (new, end)
+    parts = _shares(names, start, end, executor.jobs)
+    if len(parts) > 1:
+        measured = _measured_by(executor, history, ends, parts, ranks)
+    else:
+        measured = list(_measured(history, *ends, names, ranks, known, memo))
     specs = {**start.specs, **end.specs}
     measured.sort(key=lambda one: (*(-part for part in one.moved), one.name))
     return StateDiff(
@@ -186,6 +200,48 @@ def batches(specs: Sequence[TensorSpec]) -> Iterator[list[TensorSpec]]:
         size += spec.nbytes
     if batch:
         yield batch
+
+
+def _shares(names: Sequence[str], start: StateDigest, end: StateDigest, jobs: int) -> list[Share]:
+    """The shares of the tensors that differ which are worth a task each."""
+    specs = {name: start.specs.get(name) or end.specs[name] for name in names}
+    work = {name: spec.nbytes for name, spec in specs.items()}
+    return shares(work, worth(sum(work.values()) / _BYTES_A_SECOND, jobs))
+
+
+def _measured_by(
+    executor: Executor,
+    history: History,
+    ends: tuple[tuple[Position, StateDigest], tuple[Position, StateDigest]],
+    parts: Sequence[Share],
+    ranks: Which,
+) -> list[TensorDiff]:
+    """The measures of all shares."""
+    data = {
+        "url": history.store.home.url,
+        "model": history.model,
+        "nodes": [at.node for at, _ in ends],
+        "ranks": ranks,
+    }
+    tasks = [Task(f"{__name__}:measure_share", {**data, "share": one.to_json()}) for one in parts]
+    told = in_order(executor.run(tasks), len(tasks))
+    return [TensorDiff.from_plain(one) for part in told for one in part]
+
+
+def measure_share(
+    told: Told, url: str, model: str, nodes: Sequence[int], ranks: Which, share: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """How a share's tensors differ between two nodes; see `_measured`."""
+    with reading(url, model) as history:
+        old, new = (history.resolve(f"seq:{node}") for node in nodes)
+        start, end = digests(history, old), digests(history, new)
+        names = sorted(Share(**share).of(differing(start, end)))
+        measured = _measured(history, (old, start), (new, end), names, ranks, None, None)
+        plain = []
+        for one in measured:
+            plain.append(one.to_plain())
+            told(len(plain), len(names))
+    return plain
 
 
 def _measured(

@@ -3,7 +3,8 @@
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -53,6 +54,21 @@ class TensorDiff:
         if self.relative is not None:
             return lost, self.relative
         return lost, math.inf if self.numbers is None or self.numbers.change_norm else 0.0
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it, as plain data that `from_plain` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, told: Mapping[str, Any]) -> "TensorDiff":
+        spec, some = told["spec"], told["numbers"]
+        return cls(
+            **{
+                **told,
+                "spec": TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])),
+                "numbers": None if some is None else Numbers(**some),
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a number that is not defined is None."""

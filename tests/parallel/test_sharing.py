@@ -19,6 +19,7 @@ from weightledger.ledger.audit import states
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.split_payloads import check_together
 from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.debug import diff as comparing
 from weightledger.ledger.debug import parallel as debug
 from weightledger.ledger.debug.walking import Walker
 from weightledger.ledger.errors import CorruptLedger, StorageError
@@ -251,6 +252,19 @@ def test_many_states_are_written_by_stretches(
             assert facts[node]["digest"] == state.digest.value.hex()
             got = load_file(files[node])
             assert all(torch.equal(got[name], state.weights[name]) for name in got)
+
+
+def test_what_differs_is_the_same_by_shares(
+    in_folder: str, two: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number, also those that JSON has no words for."""
+    monkeypatch.setattr(comparing, "worth", lambda seconds, jobs: jobs)
+    with reading(in_folder, MODEL) as history:
+        alone = comparing.diff(history, "seq:0", "head")
+        shared = comparing.diff(history, "seq:0", "head", executor=two)
+        assert len(alone.tensors) > LAYERS
+        assert shared == alone
+        assert comparing.diff(history, "seq:1", "seq:1", executor=two).tensors == []
 
 
 def test_a_place_that_cannot_be_written_is_named(in_folder: str, tmp_path: Path) -> None:
