@@ -60,6 +60,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed browser
 	$(BIN)/python -m benchmarks.bisecting
 	$(BIN)/python -m benchmarks.parallel
 	$(BIN)/python -m benchmarks.sharded
+	$(BIN)/python -m benchmarks.fleet_size
 	$(BIN)/python -m benchmarks.monitoring_simulation
 	$(BIN)/python -m benchmarks.dashboard
 
