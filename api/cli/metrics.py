@@ -1,6 +1,7 @@
 """`weightledger metrics`, `metrics drift` and `metrics push`."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -163,6 +164,7 @@ def push_(
         samples = [{**_assigned(one), **told} for one in values or ()]
         if sample_id is not None and len(samples) > 1:
             raise FlagError("--id names one value, and these are several", param="id")
+    _require_finite(samples)
     server = writing(settings, model, offline=offline)
     done = {"accepted": 0, "duplicates": 0}
     for at_ in range(0, len(samples), MOST_SAMPLES):
@@ -170,6 +172,17 @@ def push_(
         reply = server.push_metrics(part)["data"] if server else _stored(settings, model, part)
         done = {name: count + reply[name] for name, count in done.items()}
     output.facts(done, as_json=as_json)
+
+
+def _require_finite(samples: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InvalidRequest for a number that JSON has no form for."""
+    for number, one in enumerate(samples):
+        for name, value in one.items() if isinstance(one, Mapping) else ():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidRequest(
+                    f"samples[{number}].{name} must be a finite number, got {value}",
+                    param=f"samples[{number}].{name}",
+                )
 
 
 def _stored(

@@ -350,6 +350,8 @@ class Remote:
                 reply = http.request(method, path, **options)
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
+        except ValueError as error:  # what a body may not be: NaN and infinities
+            raise InvalidRequest(f"this cannot be sent: {error}") from error
         if reply.status_code == 202:
             waiting = reply.json()
             raise AwaitingApproval(waiting["message"], approval_id=waiting["data"]["approval_id"])

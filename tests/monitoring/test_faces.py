@@ -14,7 +14,8 @@ from torch import nn
 from tests.api.test_command import inside
 from tests.in_process import listening
 from tests.waiting import PATIENCE_S
-from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
+from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest, TorchEngine
+from weightledger.api.cli.remote import Remote
 
 ROUTE = "/v1/models/metrics"
 
@@ -216,7 +217,15 @@ def test_the_command_reads_and_pushes_through_a_server_and_without(
 def test_the_command_says_what_is_wrong(
     served: tuple[httpx2.Client, Path], words: list[str], status: int, problem: str
 ) -> None:
-    where = ["--data-dir", str(served[1])]
+    """In the same words with a server and without."""
     offline = ["--offline"] if words[0] == "push" else []
-    got, _, err = inside("metrics", *words, *offline, *where)
-    assert (got, problem in err) == (status, True), err
+    for where in ([*offline, "--data-dir", str(served[1])], ["--url", str(served[0].base_url)]):
+        got, _, err = inside("metrics", *words, *where)
+        assert (got, problem in err) == (status, True), err
+
+
+def test_a_body_that_is_no_json_is_refused_before_it_is_sent(http: httpx2.Client) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        Remote(str(http.base_url), None).push_metrics(
+            [{"metric": "accuracy", "value": float("nan")}]
+        )
