@@ -56,7 +56,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed browser
 	$(BIN)/python -m benchmarks.http_rate
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.audit
-	$(BIN)/python -m benchmarks.debugging_diff
+	$(BIN)/python -m benchmarks.debugging_diff --peers $(PEERS_VENV)
 	$(BIN)/python -m benchmarks.bisecting
 	$(BIN)/python -m benchmarks.parallel
 	$(BIN)/python -m benchmarks.sharded

@@ -1,24 +1,28 @@
 """What questions about a history cost: diff, blame, and how soon a listener hears of a commit.
 
-    python -m benchmarks.debugging_diff [--rounds N] [--events N] [--commits N]
+    python -m benchmarks.debugging_diff [--rounds N] [--events N] [--commits N] [--peers VENV]
 
 Two states of 100 MB are compared where all changed, where an update moved 1 % scattered over all
-tensors, and where it moved 1 % of all in one tensor; beside it what reading both states costs.
-`reminis`, which diffs training snapshots in SQLite, keeps whole files and has no elementwise diff;
-there is nothing of it to measure beside this.
+tensors, and where it moved 1 % of all in one tensor; beside it what reading both states costs, and
+what `reminis diff` takes, which compares two models that were put into SQLite files of their own:
+changed elements, L2 norm and largest change of each tensor, as ours does beside the rest. Its
+`blame` lists what an optimizer wrapper noted down, and has no values to rebuild.
 """
 
 import argparse
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx2
 import torch
+from safetensors.torch import save_file
 
+from benchmarks import replayable_log
 from benchmarks.measure import Report
 from tests.in_process import listening
 from weightledger import (
@@ -48,8 +52,41 @@ def changed(state: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor
     return after
 
 
-def diffs(report: Report, log: Log, rounds: int) -> None:
-    """Add what comparing costs, beside reading both states."""
+REMINIS = """
+import statistics, sys, time
+from reminis.diff import diff_models
+from reminis.safetensors_io import safetensors_to_sqlite
+before, after, rounds = sys.argv[1:]
+files = [safetensors_to_sqlite(one, one + ".db", verbose=False) for one in (before, after)]
+taken = []
+for _ in range(int(rounds)):
+    started = time.perf_counter()
+    diff_models(*files, verbose=False)
+    taken.append(time.perf_counter() - started)
+print(statistics.median(taken))
+"""
+
+
+def peer(python: Path, states: Sequence[dict[str, torch.Tensor]], rounds: int) -> float:
+    """Seconds that reminis takes to compare two states, in its own environment."""
+    with tempfile.TemporaryDirectory() as name:
+        files = [str(Path(name) / f"{number}.safetensors") for number in range(2)]
+        for state, file in zip(states, files, strict=True):
+            save_file(state, file)
+        command = [str(python), "-c", REMINIS, *files, str(rounds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def diffs(report: Report, log: Log, rounds: int, peers: Path) -> None:
+    """Add what comparing costs, beside reading both states and the peer."""
+    python = peers / "bin/python"
+    has_peer = (
+        python.exists()
+        and not subprocess.run(
+            [str(python), "-c", "import reminis"], capture_output=True, check=False
+        ).returncode
+    )
     base = log.state()
     for kind, what in (
         ("all", "all of 100 MB changed"),
@@ -77,21 +114,24 @@ def diffs(report: Report, log: Log, rounds: int) -> None:
         ratio = fresh / reading
         report.add(f"diff, {what}", 1000 * fresh, "ms", ratio=ratio, of="reading both",
                    goal="≤ 2 × reading both", ok=ratio <= 2)  # fmt: skip
+        if has_peer:
+            theirs = peer(python, (base, log.state(position)), rounds)
+            report.add("  reminis diff", 1000 * theirs, "ms", ratio=theirs / reading,
+                       of="reading both")  # fmt: skip
         goal = "≤ 50 ms" if kind != "all" else ""
         report.add("  asked again of the same process", 1000 * again, "ms",
                    goal=goal, ok=again <= 0.05 if goal else None)  # fmt: skip
 
 
 def blames(report: Report, folder: Path, events: int, rounds: int) -> None:
-    """Add what the last 50 touches cost at the end of a long log."""
-    state = {f"layers.{n}.weight": torch.zeros(256, 64) for n in range(16)}
-    with Ledger.open(f"sqlite:///{folder}/long.db") as ledger:
-        log = ledger.model("long", base=state)
-        for n in range(events):
-            name = f"layers.{n % 16}.weight"
-            log.apply(IncrementalUpdateRequest(name, [1.0], indices=[n % 1000]))
+    """Add what the last 50 touches of a parameter cost at the end of a long log."""
+    url = f"sqlite:///{folder}/long.db"
+    replayable_log.load(url, events, folder)
+    with Ledger.open(url) as ledger:
+        log = ledger.model(replayable_log.MODEL)
         for index, what in ((None, "norms"), ("3,1", "one element")):
-            taken = median(lambda: log.blame("layers.3.weight", index, limit=50), rounds)  # noqa: B023
+            name = replayable_log.NAMES[2]
+            taken = median(lambda: log.blame(name, index, limit=50), rounds)  # noqa: B023
             report.add(f"blame, last 50 touches of {events:,} events, {what}", 1000 * taken, "ms",
                        goal="≤ 50 ms", ok=taken <= 0.05)  # fmt: skip
 
@@ -141,8 +181,9 @@ def median(work: Callable[[], object], rounds: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--commits", type=int, default=500)
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
     options = parser.parse_args()
     report = Report("Questions about a history")
     with tempfile.TemporaryDirectory() as name:
@@ -152,7 +193,7 @@ def main() -> None:
             f"layers.{n}.weight": torch.randn(1024, 1024, generator=random) for n in range(TENSORS)
         }
         with Ledger.open(f"sqlite:///{folder}/states.db") as ledger:
-            diffs(report, ledger.model("m", base=state), options.rounds)
+            diffs(report, ledger.model("m", base=state), options.rounds, options.peers)
         blames(report, folder, options.events, options.rounds)
         streams(report, folder, options.commits)
     report.finish("debugging_diff")
