@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -244,6 +245,38 @@ def test_more_inferences_than_can_wait_are_counted(
     told = stored.summary("latency_ms", Where())
     assert told is not None
     assert told.count == 10
+
+
+def test_rows_of_many_threads_arrive_whole_while_they_are_taken_out() -> None:
+    """No lock is taken on either side: each row is one append, and taken out by one slice."""
+    rows = intake.Intake(lambda: None)
+    taken: list[Inferences] = []
+
+    def asked(number: int) -> None:
+        for count in range(3000):
+            if count % 2:
+                rows.answered(number, float(count))
+            else:
+                rows.record(number, float(count), "failed", 0.5, number, number)
+
+    threads = [threading.Thread(target=asked, args=(number,)) for number in range(6)]
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            taken += [batch] if (batch := rows.take()) is not None else []
+    finally:
+        sys.setswitchinterval(switching)
+    taken += [batch] if (batch := rows.take()) is not None else []
+    by_thread: dict[int, list[float]] = {number: [] for number in range(6)}
+    for batch in taken:
+        for seq, part in batch.by_seq():
+            by_thread[seq] += part.latency_ms.tolist()
+            failed = part.where(~part.ok)
+            assert (failed.items == seq).all() and (failed.latency_ms % 2 == 0).all()
+    assert list(by_thread.values()) == [[float(n) for n in range(3000)]] * 6 and not rows.lost
 
 
 def test_a_clock_that_is_set_back_keeps_nothing_from_the_database(stored: StoredMetrics) -> None:
