@@ -42,7 +42,7 @@ _GLYPHS = {
 _OTHER_GLYPH = ("·", "other")
 
 MOST_APPROVALS = 50
-_TREE_EVENTS = 1024  # that are looked at for the tree
+_TREE_EVENTS = 512  # that are looked at for the tree
 _TREE_STATES = 32
 _MOST_LEFT_BEHIND = 200
 

@@ -6,7 +6,7 @@ read from their events, the last one incrementally, and kept in memory.
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.store import EventFilter, blocks
@@ -151,13 +151,28 @@ def counted(
         for number, found in blocks.counts(execute, backend, model_id, whole[0], whole[-1]):
             there.add(number)
             total.update(found)
+    for first, last in _runs(number for number in whole if number not in there):
+        stretch = first * blocks.BLOCK, (last + 1) * blocks.BLOCK - 1
+        total.update(blocks.counted_anew(execute, model_id, *stretch))
     for number in range(low // blocks.BLOCK, high // blocks.BLOCK + 1):
-        if number in there:
+        if number in whole:
             continue
-        if number in whole or (number * blocks.BLOCK >= low and high == last_seq):
+        if number * blocks.BLOCK >= low and high == last_seq:
             total.update(unwritten.get(execute, number, last_seq).counts)
         else:
             first = number * blocks.BLOCK
             part = max(low, first), min(high, first + blocks.BLOCK - 1)
             total.update(blocks.counted_anew(execute, model_id, *part))
     return total
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Numbers in order, those that follow one another together: the first and the last."""
+    first = last = None
+    for number in numbers:
+        if first is not None and last is not None and number != last + 1:
+            yield first, last
+            first = None
+        first, last = number if first is None else first, number
+    if first is not None and last is not None:
+        yield first, last

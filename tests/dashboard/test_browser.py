@@ -11,6 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 from benchmarks.chromium import scheme, sized
 from tests.dashboard.conftest import update, write
@@ -294,3 +295,52 @@ def test_a_server_below_a_path_of_a_proxy(browser: webdriver.Chrome, tmp_path: P
         browser.find_element(By.CSS_SELECTOR, ".act button").click()
         until(lambda: "through the proxy" in text_of(browser), "writes come through")
     assert [line for line in browser.get_log("browser") if "/ledger" not in line["message"]] == []
+
+
+def test_a_trial_is_seen_over_time_and_promoted(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    with serving(tmp_path / "data", "--policy", "safe") as trying:
+        browser.get(trying.url + "/ui/trials")
+        assert "No update is on trial" in text_of(browser)
+        with trying.client() as http:
+            update(http, 0.02)
+            for _ in range(40):
+                http.post("/invocations", json={"inputs": [[0.5] * 64]}).raise_for_status()
+        browser.get(trying.url + "/ui/trials")
+        until(lambda: browser.find_elements(By.CSS_SELECTOR, ".evidence canvas"), "it is drawn")
+        assert "harm is more than" in text_of(browser)
+        assert "needed to show it" in text_of(browser)
+        browser.find_element(By.XPATH, "//button[.='Promote']").click()
+        until(lambda: "No update is on trial" in text_of(browser), "it has ended")
+        assert "● promoted" in text_of(browser)
+
+
+def test_a_key_is_made_and_revoked(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    with serving(tmp_path / "data", "--api-key", "secret") as keyed:
+        browser.get(keyed.url + "/ui/keys")
+        browser.find_element(By.NAME, "key").send_keys("secret")
+        browser.find_element(By.TAG_NAME, "button").click()
+        until(lambda: "A new key" in text_of(browser), "the page is there")
+        browser.find_element(By.NAME, "name").send_keys("looker")
+        Select(browser.find_element(By.NAME, "scope")).select_by_visible_text("read")
+        browser.find_element(By.XPATH, "//button[.='Create']").click()
+        until(lambda: "shown this once" in text_of(browser), "its secret is shown")
+        secret = text_of(browser).partition("shown this once: ")[2].split()[0]
+        with keyed.client(authorization=f"Bearer {secret}") as http:
+            assert http.get("/v1/models").status_code == 200
+            text = http.get("/ui/keys").text
+            assert "Keys are shown to keys with scope admin" in text
+            assert "looker" not in text.partition("<main")[2]
+            browser.refresh()
+            browser.find_element(By.XPATH, "//button[.='Revoke']").click()
+            browser.switch_to.alert.accept()
+            until(lambda: "✖ revoked" in text_of(browser), "it is revoked")
+            assert http.get("/v1/models").status_code == 401
+
+
+def test_what_passes_filters_is_a_file(browser: webdriver.Chrome, server: Server) -> None:
+    browser.get(server.url + "/ui/audit")
+    browser.find_element(By.CSS_SELECTOR, "#export [name=actor]").send_keys("anna")
+    browser.find_element(By.XPATH, "//button[.='CSV']").click()
+    with server.client() as http:
+        count = len(http.get("/v1/models/updates?actor=anna&limit=100").json()["data"])
+    until(lambda: f"{count} events" in text_of(browser), "it says how many there are")
