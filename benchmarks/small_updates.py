@@ -69,14 +69,17 @@ class Recording:
         def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
             nonlocal writing
             writing = writing or sql == begin
-            if sql.startswith("WITH l AS "):
-                sent.extend(((begin, ()), *plain(sql, params, self._backend), ("COMMIT", ())))
-            elif writing:
+            if writing:
                 sent.append((sql, tuple(params)))
             writing = writing and sql != "COMMIT"
             return run(sql, params)
 
         return execute
+
+    def alone(self, connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        backend = self._backend
+        self.sent += ((backend.BEGIN_WRITE, ()), *plain(sql, params, backend), ("COMMIT", ()))
+        return backend.alone(connection, sql, params)
 
     def taken(self) -> list[Statement]:
         """What was sent since the last time."""

@@ -141,6 +141,13 @@ class Backend(Protocol):
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""
 
+    def alone(self, connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Run a statement that is a transaction by itself, where `WRITES_ALONE`.
+
+        Its values are None, int, str, bytes or made by `many` of ints, and the statement casts each
+        to its type; it gives one row of whole numbers and truth values.
+        """
+
     def prepare(self, execute: Execute) -> None:
         """Before the first migration, outside of a transaction."""
 
@@ -171,8 +178,9 @@ class Backend(Protocol):
     def is_quiet(self, connection: Any) -> bool:
         """Whether nothing came in over a connection since it was last used, such as its end."""
 
-    def by_isolation(self, error: BaseException) -> bool:
-        """Whether a statement by itself failed for the isolation that the database asks of it."""
+    def by_standing_alone(self, error: BaseException) -> bool:
+        """Whether a statement failed, writing nothing, for being sent by itself: a transaction will
+        do."""
 
     def is_lost(self, connection: Any) -> bool:
         """Whether a connection that failed is good for nothing any more."""

@@ -111,7 +111,7 @@ class Database:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
         return self._writers.transaction()
 
-    def write_alone(self, sql: str, params: Sequence[Any]) -> list[Any] | None:
+    def write_alone(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
         """One statement that is durable when this returns, see `WritingConnections.alone`."""
         return self._writers.alone(sql, params)
 

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg import errors
+from sqlalchemy.exc import InvalidatePoolError
 
 from weightledger.ledger.errors import (
     CorruptLedger,
@@ -27,6 +28,7 @@ from weightledger.ledger.sql import triggers
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
 from weightledger.ledger.sql.notifications import Listener, Teller
+from weightledger.ledger.sql.postgres_alone import alone as alone
 from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
@@ -69,6 +71,11 @@ _ROUND_ABOUT = (
     " JOIN pg_class h ON h.oid = i.inhrelid JOIN pg_class c ON c.oid = i.inhparent"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(?)"
 )
+_BY_STANDING_ALONE = (
+    errors.SerializationFailure,
+    errors.InvalidSqlStatementName,
+    errors.DuplicatePreparedStatement,
+)
 _CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
 
 
@@ -83,16 +90,24 @@ _PATIENCE = {
 
 
 def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Engine:
-    """An engine whose connections leave BEGIN to us and are tried before use."""
-    return sa.create_engine(
+    """An engine whose connections leave BEGIN to us and are looked at before use."""
+    engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=kept,
         max_overflow=_MOST_CONNECTIONS - kept,
         pool_timeout=_WAIT_S,
-        pool_pre_ping=True,
         pool_reset_on_return=None,
         connect_args={"autocommit": True, **_patience(url)},
     )
+    sa.event.listen(engine, "checkout", _require_quiet)
+    return engine
+
+
+def _require_quiet(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool give another connection where the server has gone: trying it would take each
+    question a round trip."""
+    if not is_quiet(connection):
+        raise InvalidatePoolError
 
 
 def _patience(url: sa.URL) -> dict[str, int]:
@@ -279,9 +294,10 @@ def is_quiet(connection: Any) -> bool:
     return not poll.poll(0)
 
 
-def by_isolation(error: BaseException) -> bool:
-    """A database may be serializable by default, which our own transactions never are."""
-    return isinstance(error, errors.SerializationFailure)
+def by_standing_alone(error: BaseException) -> bool:
+    """A database may be serializable by default, which our own transactions never are, and a
+    pooler may have given us a connection of the server's that has other statements prepared."""
+    return isinstance(error, _BY_STANDING_ALONE)
 
 
 def is_lost(connection: Any) -> bool:

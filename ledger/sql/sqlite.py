@@ -217,6 +217,11 @@ def first_of_each(
     return found
 
 
+def alone(connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Never: a statement writes to one table."""
+    raise NotImplementedError("SQLite writes to several tables by several statements")
+
+
 def prepare(execute: Execute) -> None:
     """Make a new file's journal a write-ahead log; must run outside of a transaction.
 
@@ -291,8 +296,8 @@ def is_quiet(_connection: Any) -> bool:
     return True
 
 
-def by_isolation(_error: BaseException) -> bool:
-    """Never: there is one isolation."""
+def by_standing_alone(_error: BaseException) -> bool:
+    """Never: nothing stands alone."""
     return False
 
 

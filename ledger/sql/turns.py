@@ -9,7 +9,7 @@ suspended) is gone without. `file_turns` has the locks for SQLite, `advisory_tur
 import contextlib
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from weightledger.ledger.errors import LedgerError
@@ -56,12 +56,20 @@ class Turn:
 
     It is told by whoever had a turn before, so it may lag behind. Whoever appends says so here.
     `held` is whether others wait for its end; a turn that is not held yet, `deferred`, may be had
-    by the statement that writes.
+    by the statement that writes. `within` is how many blocks there are inside the one it began in.
     """
 
     head: int | None = None
     held: bool = False
     deferred: bool = False
+    within: int = 0
+    turnstile: "Turnstile | None" = field(default=None, repr=False)
+
+    def over(self) -> None:
+        """Give it on before its block ends: what was to be written is. Not within another block,
+        whose turn it is."""
+        if self.turnstile is not None:
+            self.turnstile.end(self)
 
 
 class Turnstile:
@@ -112,14 +120,16 @@ class Turnstile:
         """The turn of this thread, and whether it is one that was under way; see `turn`."""
         self._ours.acquire()
         if self._turn is not None:
+            self._turn.within += 1
             return self._turn, True
         try:
             if self._may_defer():
-                self._turn, self._thread = Turn(deferred=True), threading.get_ident()
-                return self._turn, False
+                turn = Turn(deferred=True, turnstile=self)
+                self._turn, self._thread = turn, threading.get_ident()
+                return turn, False
             held = self._acquired()
             head = self._read_head() if held else None
-            self._turn = turn = Turn(head, held)
+            self._turn = turn = Turn(head, held, turnstile=self)
         except BaseException:
             self._ours.release()
             raise
@@ -130,13 +140,22 @@ class Turnstile:
     def leave(self, turn: Turn, within: bool) -> None:
         """The end of what `enter` gave."""
         try:
-            if not within:
-                self._turn = None
-                self._left = turn.head
-                if turn.held:
-                    self._release(turn)
+            if within:
+                turn.within -= 1
+            else:
+                self.end(turn)
         finally:
             self._ours.release()
+
+    def end(self, turn: Turn) -> None:
+        """See `Turn.over`; the second time it does nothing."""
+        if turn is not self._turn or turn.within:
+            return
+        self._turn = None
+        self._left = turn.head
+        if turn.held:
+            turn.held = False
+            self._release(turn)
 
     def _may_defer(self) -> bool:
         """Whether the statement that writes can ask for the turn, none of ours before it."""

@@ -56,7 +56,7 @@ class WritingConnections:
         """A transaction that is durable when its block ends, and leaves nothing if it raises."""
         return Transaction(self)
 
-    def alone(self, sql: str, params: Sequence[Any]) -> list[Any] | None:
+    def alone(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
         """One statement that is durable when this returns; gives its rows.
 
         Where `Backend.WRITES_ALONE`. None, and nothing was written, when it needs a transaction of
@@ -73,11 +73,11 @@ class WritingConnections:
             self.keep(pooled)
             return None
         try:
-            rows = home.backend.executor(connection)(sql, params).fetchall()
+            rows = home.backend.alone(connection, sql, params)
         except BaseException as error:
             self.drop(pooled)
             if isinstance(error, home.backend.ERRORS):
-                if home.backend.by_isolation(error):
+                if home.backend.by_standing_alone(error):
                     return None
                 unknown = self.withdrawn(connection, error)
                 if unknown is not None:

@@ -16,10 +16,13 @@ INSERT = (
     f"INSERT INTO events ({', '.join(COLUMNS)}, payload)"
     f" VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
 )
-# The same where FROM … WHERE … follows.
-INSERT_IF = (
-    f"INSERT INTO events ({', '.join(COLUMNS)}, payload) SELECT {', '.join('?' * len(COLUMNS))}, ?"
-)
+# The same where FROM … WHERE … follows, which does not tell the types of values.
+_KINDS = {
+    **dict.fromkeys(("kind", "series", "idempotency_key"), "text"),
+    **dict.fromkeys(("state_after", "header", "event_hash", "payload"), "bytea"),
+}
+_TYPED = ", ".join(f"CAST(? AS {_KINDS.get(name, 'bigint')})" for name in (*COLUMNS, "payload"))
+INSERT_IF = f"INSERT INTO events ({', '.join(COLUMNS)}, payload) SELECT {_TYPED}"
 
 
 def key_of(model_id: int, seq: int) -> int:

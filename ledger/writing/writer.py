@@ -62,6 +62,7 @@ class Writer:
     def execute(self, command: Command) -> Event:
         """Carry a command out, and give its event; it is durable and visible."""
         job = self._job(self.ready(command))
+        job.digest = job.command.digest  # here, so that nobody waits for it
         if self._thread == threading.get_ident():
             self._queue.appendleft(job)  # what follows a write comes before what waits
         else:
@@ -140,7 +141,7 @@ class Writer:
             with contextlib.suppress(LedgerError):
                 self.catch_up()
         for _ in range(_TRIES_A_TURN):
-            if self._append(self._gather()):
+            if self._append(self._gather(), turn):
                 break
         turn.head = self._projector.live.head.seq
 
@@ -180,8 +181,11 @@ class Writer:
             expected is not None and expected != self._staged.live.head.state_seq
         )
 
-    def _append(self, group: list[Job]) -> bool:
-        """One transaction, one publication, and an answer for each; False if others were first."""
+    def _append(self, group: list[Job], turn: Turn) -> bool:
+        """One transaction, one publication, and an answer for each; False if others were first.
+
+        Once the events are durable the turn is over: others need not wait until they are shown.
+        """
         if not group:
             return True
         appends = [append for job in group for append in job.appends]
@@ -190,6 +194,8 @@ class Writer:
             append_started = time.perf_counter()
             self._history.store.append(*appends)
             appended = time.perf_counter()
+            turn.head = appends[-1].event.seq
+            turn.over()
             self._showing.show(appends, changes)
         except (SeqTaken, KeyTaken):
             self._staged.clear()

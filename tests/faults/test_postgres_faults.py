@@ -234,9 +234,16 @@ def test_one_statement_writes_what_several_do(
 
         return execute
 
+    by_itself = postgres.alone
+
+    def noting_alone(connection: Any, sql: str, params: Sequence[Any]) -> Any:
+        sent.append(sql.split()[0])
+        return by_itself(connection, sql, params)
+
     several = ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
     with opened(url) as log:
         monkeypatch.setattr(postgres, "executor", noting)
+        monkeypatch.setattr(postgres, "alone", noting_alone)
         for alone, statements in ((True, ["WITH"]), (False, several), (True, ["WITH"])):
             monkeypatch.setattr(postgres, "WRITES_ALONE", alone)
             sent.clear()

@@ -182,6 +182,24 @@ def test_a_turn_within_a_turn_is_the_same(log: Log) -> None:
         assert outer.head == log.history.head().seq
 
 
+def test_a_turn_is_over_as_soon_as_the_event_is_durable(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(database_url) as elsewhere:
+        lock = elsewhere.model(MODEL).history.store._turnstile._lock
+        show = log.projector.show
+        free: list[bool] = []
+
+        def showing(*changes: object) -> None:
+            free.append(lock.acquire(5))
+            lock.release(None)
+            show(*changes)
+
+        monkeypatch.setattr(log.projector, "show", showing)
+        log.apply(request("one"))
+        assert free == [True]
+
+
 def lock_is_waited_for(log: Log) -> bool:
     with log.history.store._database.session() as execute:
         ask = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
