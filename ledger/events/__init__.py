@@ -1,6 +1,7 @@
 """Events: what the log is made of."""
 
 from weightledger.ledger.events.event import (
+    NO_WORDS,
     Annotation,
     BlobRef,
     Counts,
@@ -74,6 +75,7 @@ __all__ = [
     "KINDS",
     "LAPSES",
     "LEAF_PREFIX",
+    "NO_WORDS",
     "OBSERVED",
     "PINS",
     "POLICY_CHANGED",

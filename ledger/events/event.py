@@ -69,6 +69,10 @@ class Annotation:
         return None if value is None else annotation_digest(self.salt, name, value)
 
 
+NO_WORDS = Annotation(salt=bytes(16))
+"""Of no words there are no digests, so there is nothing to salt."""
+
+
 def annotation_digest(salt: bytes, name: str, value: str) -> str:
     """What a header holds of an annotation's field: hex SHA-256 of salt, name, NUL and value."""
     return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()

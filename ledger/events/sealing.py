@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 from weightledger.ledger.events.bodies.protocol import Body, schema_of
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.event import Annotation, BlobRef, Counts, Event, leaf_hash
+from weightledger.ledger.events.event import (
+    NO_WORDS,
+    Annotation,
+    BlobRef,
+    Counts,
+    Event,
+    leaf_hash,
+)
 from weightledger.ledger.events.kinds import (
     FIRST_SCHEMA,
     FORMAT,
@@ -16,8 +23,6 @@ from weightledger.ledger.events.kinds import (
     UPDATES,
     VERSIONS,
 )
-
-_NO_WORDS = Annotation(salt=bytes(16))  # of no words there are no digests, so nothing to salt
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Draft:
     number: int | None = None
     active: int | None = KEEP_ACTIVE
     payload: tuple[BlobRef, ...] = ()
-    annotation: Annotation = _NO_WORDS
+    annotation: Annotation = NO_WORDS
     request_id: str | None = None
     idempotency_key: str | None = None
     request_digest: bytes | None = None

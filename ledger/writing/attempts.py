@@ -13,7 +13,7 @@ from weightledger.ledger.errors import (
     InvalidRequest,
     PreconditionFailed,
 )
-from weightledger.ledger.events import Annotation, Draft, Event, seal
+from weightledger.ledger.events import NO_WORDS, Annotation, Draft, Event, seal
 from weightledger.ledger.history import approvals
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Projector
@@ -88,8 +88,8 @@ class Attempts:
         """The proposed event in its place after the staged head. Only the last event of a command
         has its key and its words."""
         caller, drafted, last = job.command.caller, proposed.draft, not proposed.more
-        words = (caller.actor, caller.reason, job.command.metadata) if last else (None, None, None)
-        annotation = Annotation(*words)
+        words = (caller.actor, caller.reason, job.command.metadata)
+        annotation = Annotation(*words) if last and any(map(_is_said, words)) else NO_WORDS
         draft = Draft(  # not `replace`, which takes longer than all the rest here
             drafted.body,
             drafted.state_after,
@@ -136,3 +136,7 @@ class Attempts:
                 f"expected seq {expected}, but the last state change is seq {head.state_seq}",
                 head_seq=head.state_seq,
             )
+
+
+def _is_said(word: str | None) -> bool:
+    return word is not None

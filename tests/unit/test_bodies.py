@@ -47,6 +47,7 @@ from weightledger.ledger.events.bodies.operands import (
     TOO_LARGE,
     KeptTensor,
     Operands,
+    payload_bytes_of,
 )
 from weightledger.ledger.events.bodies.shards import Shards
 from weightledger.ledger.events.canonical import canonical
@@ -220,6 +221,8 @@ def test_an_event_tells_what_its_body_says_without_reading_it(body: Updated, sta
         in_blobs = []
     assert event.forward_only == any(one.form == FACTORS for one in body.tensors)
     assert event.blobs == (*ends, *in_blobs)
+    stored = body.operands.payload_bytes if body.operands is not None else 0
+    assert payload_bytes_of(event.body) == stored
     assert decode(event.header) == event
     assert decode(event.header).body == event.body == json.loads(canonical(body.to_json()))
 

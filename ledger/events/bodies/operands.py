@@ -79,6 +79,17 @@ class Operands:
 
 
 def payload_bytes_of(body: Mapping[str, Any]) -> int:
-    """How many bytes at the end of an event's payload are operands; 0 in events of old schemas."""
+    """How many bytes at the end of an event's payload are operands; 0 in events of old schemas.
+
+    Of every event that is replayed, so it makes no more of them than their size.
+    """
     said = body.get("operands")
-    return 0 if said is None else Operands.from_json(said).payload_bytes
+    if said is None or said["where"] != IN_PAYLOAD:
+        return 0
+    size = 0
+    for one in said.get("tensors", ()):
+        element = DTYPES.get(one["dtype"])
+        if element is None:
+            raise ValueError(f"dtype {one['dtype']!r} is not known")
+        size += prod(one["shape"]) * element.itemsize
+    return size
