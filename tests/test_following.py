@@ -86,7 +86,7 @@ def test_what_is_no_line_goes_by_a_plan(
     assert log.catch_up() == other.live.head
     assert nodes == [other.live.head.node]
     assert same(log, other)
-    monkeypatch.setattr(following, "_MOST", 4)
+    monkeypatch.setattr(following, "MOST_NEWS", 4)
     for _ in range(5):
         other.apply(add())
     log.catch_up()
