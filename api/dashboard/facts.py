@@ -19,6 +19,7 @@ from weightledger.api.items import (
 from weightledger.ledger.audit import marks
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.events import (
+    OBSERVED,
     ROLLED_BACK,
     UPDATE_REJECTED,
     UPDATED,
@@ -28,6 +29,7 @@ from weightledger.ledger.events import (
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
+from weightledger.ledger.store import EventFilter
 
 Item = Mapping[str, Any]
 Names = Mapping[int, Sequence[Item]]
@@ -45,6 +47,7 @@ MOST_APPROVALS = 50
 _TREE_EVENTS = 512  # that are looked at for the tree
 _TREE_STATES = 32
 _MOST_LEFT_BEHIND = 200
+_LOOKED_AT = 100  # verdicts, for those of one event
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,13 @@ def marked(item: dict[str, Any]) -> dict[str, Any]:
     """An event with its glyph and the class of its colour."""
     glyph, look = _GLYPHS.get(item["kind"], _OTHER_GLYPH)
     return {**item, "glyph": glyph, "look": look}
+
+
+def verdicts(history: History, event: Event) -> list[dict[str, Any]]:
+    """What became known of a state change after it was made, oldest first."""
+    later = EventFilter(kinds=[OBSERVED], min_seq=event.seq)
+    observed = history.events(later, limit=_LOOKED_AT, newest_first=False)
+    return items(history, [one for one in observed if one.body["of"] == event.seq])
 
 
 def names(history: History, events: Sequence[Item]) -> dict[int, list[Item]]:

@@ -21,7 +21,8 @@ from weightledger.api.rest.routes.audit import listed
 from weightledger.api.rest.routes.watching import begins_after
 from weightledger.api.rest.streaming import EventStream
 from weightledger.ledger.audit.notary import Notary
-from weightledger.ledger.debug.drawn import diff_picture
+from weightledger.ledger.debug.drawn import diff_picture, spread_picture
+from weightledger.ledger.debug.spread import spread
 from weightledger.ledger.errors import InvalidRequest, NotFound, Unavailable
 from weightledger.ledger.events import KINDS
 from weightledger.ledger.history.positions import parse_time
@@ -134,6 +135,8 @@ def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
             named=facts.names(history, [item]).get(one.seq, []),
             diff=diff,
             picture=diff_picture(diff) if diff else "",
+            spread=spread_picture(steps) if (steps := spread(history, one)) else "",
+            verdicts=facts.verdicts(history, one),
             header=one.header.decode("utf-8", "replace")[:_MOST_HEADER],
             header_bytes=len(one.header),
             parent=one.parent,

@@ -1,10 +1,11 @@
 """Which pictures there are of what is asked: diffs as plain JSON in, SVG out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightledger.ledger.debug.pictures import Bar, Mark, Point, bars, heat_map, line, search
+from weightledger.ledger.debug.spread import Step
 from weightledger.ledger.debug.svg import GREY, RED
 
 Item = Mapping[str, Any]
@@ -70,6 +71,16 @@ def search_picture(found: Item) -> str:
         columns,
         marks,
         (found["good"], found["bad"]),
+    )
+
+
+def spread_picture(steps: Sequence[Step]) -> str:
+    """Of `debug.spread` bars: the share of the changed elements by the size of their change."""
+    total = sum(step.elements for step in steps) or 1
+    return bars(
+        "Share of the changed elements, by the size of their change",
+        f"{total} elements that changed; each bar is a third of the size of the next.",
+        [Bar(f"{step.least:.2g} to {step.most:.2g}", step.elements / total) for step in steps],
     )
 
 

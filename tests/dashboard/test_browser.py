@@ -312,6 +312,10 @@ def test_a_trial_is_seen_over_time_and_promoted(browser: webdriver.Chrome, tmp_p
         browser.find_element(By.XPATH, "//button[.='Promote']").click()
         until(lambda: "No update is on trial" in text_of(browser), "it has ended")
         assert "● promoted" in text_of(browser)
+        with trying.client() as http:
+            page = http.get("/ui/events/update_1").text
+        assert "Known since" in page
+        assert "promoted, by policy safe" in page
 
 
 def test_a_key_is_made_and_revoked(browser: webdriver.Chrome, tmp_path: Path) -> None:
