@@ -8,11 +8,13 @@ from typing import Any
 
 from weightledger.ledger.access.keys import ApiKey, KeyChange
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
+from weightledger.ledger.fleet.served import Replica, Served
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.density import Density
 from weightledger.ledger.history.holds import Hold
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.rollouts import Rollout
 from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.drift import StreamStatus
@@ -177,6 +179,65 @@ def drift_item(stream: StreamStatus) -> dict[str, Any]:
     last = stream.last_at
     at = None if last is None else iso_time(int(last * 1_000_000))
     return {"object": "stream", **asdict(stream), "last_at": at}
+
+
+def replica_item(one: Replica) -> dict[str, Any]:
+    """One replica as it was last heard of."""
+    return {
+        "object": "replica",
+        "replica": one.replica,
+        "state": one.state,
+        "reason": one.reason,
+        "seq": one.seq,
+        "digest": None if one.digest is None else one.digest.hex(),
+        "lag_events": one.lag_events,
+        "lag_s": one.lag_s,
+        "target": _node(one.target),
+        "cohort": one.cohort,
+        "incarnation": one.incarnation,
+        "host": one.host,
+        "url": one.url,
+        "release": one.release,
+        "started_at": iso_time(one.started_at),
+        "seen_at": iso_time(one.seen_at),
+    }
+
+
+def served_item(one: Served) -> dict[str, Any]:
+    """What a replica served at a time."""
+    return {
+        "object": "served",
+        "replica": one.replica,
+        "at": iso_time(one.at),
+        "known": one.known,
+        "seq": one.seq,
+        "digest": None if one.digest is None else one.digest.hex(),
+        "since": None if one.since is None else iso_time(one.since),
+        "until": None if one.until is None else iso_time(one.until),
+        "incarnation": one.incarnation,
+        "reason": one.reason,
+    }
+
+
+def rollout_item(one: Rollout) -> dict[str, Any]:
+    """One rollout as it stands."""
+    return {
+        "object": "rollout",
+        "id": one.id,
+        "status": one.status,
+        "running": one.running,
+        "percent": one.percent,
+        "to": _node(one.to),
+        "base": _node(one.base),
+        "started_seq": one.started_seq,
+        "changed_seq": one.changed.seq,
+        "changed_at": iso_time(one.changed.recorded_at),
+    }
+
+
+def _node(node: int | None) -> str:
+    """A state that replicas are to show, as a position."""
+    return "head" if node is None else f"seq:{node}"
 
 
 def trial_item(trial: Trial) -> dict[str, Any]:

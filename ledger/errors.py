@@ -22,6 +22,7 @@
     │   ├── ExecutorUnavailable      where parallel work was to be done does not take it
     │   └── RankLost                 a rank of a sharded model died or does not answer
     ├── WorkersDied             500  parallel work was begun several times and died each time
+    ├── NotShownYet             409  the state that a request wants to see is not shown here yet
     ├── ReplicaSuperseded       503  a newer process reports as this replica: fenced
     ├── EngineUnavailable       503  a remote engine does not show the ledger's state: fenced
     │   └── PublishFailed            it refused the new state and still shows the one before
@@ -178,6 +179,10 @@ class RankLost(Unavailable):
 
 class WorkersDied(LedgerError):
     """The processes that did a parallel task died, however often it was begun."""
+
+
+class NotShownYet(LedgerError):
+    """The state that a request wants to see, or a later one, is not shown here yet."""
 
 
 class ReplicaSuperseded(LedgerError):

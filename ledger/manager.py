@@ -258,6 +258,22 @@ class DynamicModelManager(Standing):
         """Roll the state on trial back; NotFound unless that trial runs."""
         return await self._run(lambda: self.supervision.abort(trial, caller))
 
+    async def start_rollout(self, to: str, percent: int, *, caller: Caller = ANYONE) -> Event:
+        """Have some of the replicas show another state; see `Log.start_rollout`."""
+        return await self._run(lambda: self.log.start_rollout(to, percent, caller=caller))
+
+    async def advance_rollout(
+        self, percent: int, rollout: str | None = None, *, caller: Caller = ANYONE
+    ) -> Event:
+        """Have more of the replicas show it, or fewer; see `Log.advance_rollout`."""
+        return await self._run(lambda: self.log.advance_rollout(percent, rollout, caller=caller))
+
+    async def end_rollout(
+        self, status: str, rollout: str | None = None, *, caller: Caller = ANYONE
+    ) -> Event:
+        """Have every replica follow the head again; see `Log.end_rollout`."""
+        return await self._run(lambda: self.log.end_rollout(status, rollout, caller=caller))
+
     async def approve(self, approval_id: str, *, caller: Caller) -> Approval:
         """Approve a write that waits and carry it out; see `Log.approve`."""
         await self._run(lambda: self.log.approve(approval_id, caller=caller))

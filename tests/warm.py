@@ -81,10 +81,15 @@ class WarmProcess:
 
 
 def start(
-    args: Sequence[str], *, log: BinaryIO, env: Mapping[str, str], cwd: Path | None
+    args: Sequence[str],
+    *,
+    log: BinaryIO,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    program: str | None = None,
 ) -> WarmProcess:
-    """`python -m weightledger` with these arguments, writing to `log`."""
-    return _started({"args": list(args)}, log, log, env, cwd)
+    """`python -m weightledger` with these arguments, or a program, writing to `log`."""
+    return _started({"args": list(args), "program": program}, log, log, env, cwd)
 
 
 def run(

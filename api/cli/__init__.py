@@ -28,6 +28,8 @@ COMMANDS = {
     "rollback": Entry("writing:rollback", "Move the model to another state, bit for bit."),
     "version": Entry("versions:app", "Name states, and list the names."),
     "trials": Entry("trials:app", "Updates on trial beside the state before them."),
+    "fleet": Entry("fleet:app", "Replicas: how each stands, and what it served."),
+    "rollout": Entry("rollout:app", "Have some of the replicas show another state."),
     "learn": Entry("learning:learn", "Learn from a file through the server."),
     "rules": Entry("rules:app", "The learning rules there are."),
     "metrics": Entry("metrics:app", "What was measured of a model, newest first."),

@@ -13,13 +13,17 @@ from weightledger.api.items import (
     event_item,
     hold_item,
     kinds_of,
+    replica_item,
+    rollout_item,
+    served_item,
     trial_item,
     version_item,
 )
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.history import approvals, holds
+from weightledger.ledger.fleet.served import fleet, served
+from weightledger.ledger.history import approvals, holds, rollouts
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
@@ -39,6 +43,7 @@ Item = dict[str, Any]
 _APPROVALS = 100
 
 _TRIALS = 20
+_ROLLOUTS = 20
 
 
 @contextlib.contextmanager
@@ -149,6 +154,20 @@ class Local:
         """Writes that wait for a second person, or did, newest first."""
         listed = approvals.every(self.history.store, limit=_APPROVALS)
         return [approval_item(one) for one in listed]
+
+    def replicas(self) -> list[Item]:
+        """Who follows the log."""
+        return [replica_item(one) for one in fleet(self.history)]
+
+    def served(self, replica: str, at: str) -> Item:
+        """What a replica served at a time."""
+        moment = parse_time(at)
+        assert moment is not None, "the option was checked"
+        return served_item(served(self.history, replica, moment))
+
+    def rollouts(self) -> list[Item]:
+        """Rollouts, newest first."""
+        return [rollout_item(one) for one in rollouts.latest(self.history.store, _ROLLOUTS)]
 
     def holds(self) -> list[Item]:
         """Legal holds, newest first."""

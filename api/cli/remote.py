@@ -190,6 +190,29 @@ class Remote:
         """GET /v1/models/trials/{id}/evidence"""
         return self._get(f"{_MODELS}/trials/{quote(trial, safe='')}/evidence")
 
+    def replicas(self) -> list[Item]:
+        """Who follows the log."""
+        listed: list[Item] = self._get("/v1/fleet")["data"]
+        return listed
+
+    def served(self, replica: str, at: str) -> Item:
+        """What a replica served at a time."""
+        return self._get("/v1/fleet/served", {"replica": replica, "at": at})
+
+    def rollouts(self) -> list[Item]:
+        """Rollouts, newest first."""
+        listed: list[Item] = self._get("/v1/fleet/rollouts")["data"]
+        return listed
+
+    def roll_out(self, verb: str, body: Mapping[str, Any]) -> Item:
+        """POST /v1/fleet/rollouts, or a verb on the rollout that runs."""
+        if not verb:
+            return dict(self._post("/v1/fleet/rollouts", body)["data"])
+        running = [one for one in self.rollouts() if one["running"]]
+        if not running:
+            raise NotFound("no rollout runs")
+        return dict(self._post(f"/v1/fleet/rollouts/{running[0]['id']}/{verb}", body)["data"])
+
     def end_trial(self, trial: str, how: str) -> Item:
         """POST /v1/models/trials/{id}/promote or /abort"""
         return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})

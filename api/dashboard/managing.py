@@ -4,12 +4,16 @@ from fastapi import APIRouter, Request, Response
 
 from weightledger.api.dashboard import facts
 from weightledger.api.dashboard.shell import Page, Shell
+from weightledger.api.items import replica_item, rollout_item
 from weightledger.api.rest import queries
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.audit.notary import Notary
+from weightledger.ledger.fleet.served import fleet
+from weightledger.ledger.history.rollouts import latest
 from weightledger.ledger.store import EventFilter
 
 _MOVERS = 5
+_ROLLOUTS = 5
 _PAGE = 100
 _LOOKED_AT = 500  # updates, for those of learning rules
 
@@ -51,6 +55,16 @@ def router(shell: Shell, notary: Notary) -> APIRouter:
             "/v1/models/trials",
             running=[one for one in listed if one["status"] == "running"],
             ended=[one for one in listed if one["status"] != "running"],
+        )
+
+    @routes.get("/ui/fleet")
+    def replicas(request: Request) -> Response:
+        return shell.show(
+            request,
+            "fleet.html",
+            "/v1/fleet",
+            replicas=[replica_item(one) for one in fleet(history)],
+            rollouts=[rollout_item(one) for one in latest(history.store, _ROLLOUTS)],
         )
 
     @routes.get("/ui/audit")

@@ -33,6 +33,7 @@ PAGES = (
     ("/ui/parameters", "Parameters"),
     ("/ui/metrics", "Metrics"),
     ("/ui/trials", "Trials"),
+    ("/ui/fleet", "Fleet"),
     ("/ui/learning", "Learning"),
     ("/ui/audit", "Audit"),
     ("/ui/keys", "Keys"),

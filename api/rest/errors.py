@@ -27,6 +27,7 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.Pruned, 410, "not_found_error", "pruned"),
     (errors.OperationDisabled, 403, "permission_error", "disabled"),
     (errors.NotAllowed, 403, "permission_error", "insufficient_scope"),
+    (errors.NotShownYet, 409, "conflict_error", "not_shown_yet"),
     (errors.Conflict, 409, "conflict_error", "conflict"),
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
     (errors.IdempotencyMismatch, 422, "invalid_request_error", "idempotency_key_reused"),

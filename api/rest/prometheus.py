@@ -5,6 +5,7 @@ They answer when the database does not: what only it could tell is left out then
 """
 
 import logging
+from collections import Counter as Counted
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,8 @@ from weightledger.ledger.audit import marks
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import OBSERVED, ROLLED_BACK, UPDATE_REJECTED, UPDATED
+from weightledger.ledger.fleet.follower import Follower
+from weightledger.ledger.fleet.served import fleet
 from weightledger.ledger.monitoring.drift import DRIFT
 from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.samples import OUTCOMES, Inferences, Sample
@@ -218,10 +221,13 @@ class _Now(Collector):
         else:
             yield self._gauge("head_seq", "Seq of the last event of the log.", head)
             yield self._gauge("projector_lag_events", "Events not yet shown.", head - live)
+            yield from self._replicas()
             mark = marks.read(Path(self._manager.config.backup_dir), log.history.store)
             if mark is not None:
                 text = "Seq up to which `weightledger verify` found the log whole."
                 yield self._gauge("verified_seq", text, mark.events - 1)
+        if self._manager.follower is not None:
+            yield from self._follower(self._manager.follower)
         notary = self._metrics.notary
         if notary is not None and notary.started:
             yield from self._vouched(notary)
@@ -259,6 +265,28 @@ class _Now(Collector):
         yield depth
         build = {"version": version("weightledger"), "database": database or "unknown"}
         yield InfoMetricFamily("weightledger_build", "What runs here.", value=build)
+
+    def _replicas(self) -> Iterator[Metric]:
+        """How the replicas stand, by state; and how this one does, if it is one."""
+        name = self._manager.model_name
+        try:
+            states = Counted(one.state for one in fleet(self._manager.log.history))
+        except LedgerError as error:
+            logger.warning("metrics without the replicas: %s", error)
+            return
+        family = GaugeMetricFamily(
+            "weightledger_replicas", "Replicas by state.", labels=["model_name", "state"]
+        )
+        for state, count in sorted(states.items()):
+            family.add_metric([name, state], count)
+        yield family
+
+    def _follower(self, follower: Follower) -> Iterator[Metric]:
+        said = follower.readiness()
+        text = "Seconds for which there have been events that are not shown."
+        yield self._gauge("replica_lag_seconds", text, said.lag_s)
+        yield self._gauge("replica_lag_events", "Events not shown yet.", said.lag_events)
+        yield self._gauge("replica_stale", "1 while the database is not heard of.", said.stale)
 
     def _vouched(self, notary: Notary) -> Iterator[Metric]:
         standing = notary.standing

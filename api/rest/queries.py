@@ -122,6 +122,13 @@ class Updates(Page):
         }
 
 
+class Served(Query):
+    """Which replica, and when."""
+
+    replica: str = Field(description="The replica's name.")
+    at: Moment
+
+
 class Approvals(Query):
     """Which requests for approval are listed."""
 
@@ -247,10 +254,12 @@ class Consistency(Query):
 
 
 async def refuse_unknown(request: Request) -> None:
-    """InvalidRequest for a query parameter that the route does not have, or a single one repeated.
+    """`check_known`; a coroutine, since a plain function would be called on a thread each time."""
+    check_known(request)
 
-    A coroutine, since a plain function would be called on a thread for every request.
-    """
+
+def check_known(request: Request) -> None:
+    """InvalidRequest for a query parameter that the route does not have, or one given twice."""
     if not request.scope["query_string"]:
         return
     known = parameters(request.scope.get("route"))
@@ -267,7 +276,11 @@ def parameters(route: Any) -> dict[str, Any]:
 
     METADATA stands for all names that begin so.
     """
-    declared = route.dependant.query_params if isinstance(route, APIRoute) else []
+    declared = []
+    if isinstance(route, APIRoute):
+        declared = [*route.dependant.query_params]
+        for inner in route.dependant.dependencies:
+            declared += inner.query_params
     known: dict[str, Any] = {}
     for one in declared:
         model: Any = one.field_info.annotation

@@ -3,10 +3,10 @@
 import asyncio
 import re
 from dataclasses import replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import unquote
 
-from fastapi import Request
+from fastapi import Query, Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import MAX_TEXT, parse
@@ -18,6 +18,7 @@ from weightledger.ledger.writing.caller import Caller
 T = TypeVar("T")
 
 MAX_KEY = 255
+WAITS = r"committed|quorum|all|[1-9][0-9]{0,3}"
 
 # Above this a body is parsed on a thread, so that the event loop goes on answering.
 _INLINE_PARSE_BYTES = 64 * 1024
@@ -92,13 +93,25 @@ def _text(request: Request, header: str) -> str | None:
     return text
 
 
-async def require_writes(request: Request) -> None:
+async def require_writes(
+    request: Request,
+    wait: Annotated[
+        str,
+        Query(
+            pattern=f"^({WAITS})$",
+            description="What the reply waits for, a moment at most: committed, or that a quorum of"
+            " the replicas, all of them or a number of them show it. X-Weights-Wait says what came"
+            " of it; the write is durable either way.",
+        ),
+    ] = "committed",
+) -> None:
     """Mark a request as a write; OperationDisabled when the operator has switched updates off, and
     on a replica, which names the writer or hands the request on to it.
 
     A coroutine, since a plain function would be called on a thread for every write.
     """
     request.state.write = True
+    request.state.wait = wait
     writer: Writer | None = getattr(request.app.state, "writer", None)
     if writer is not None:
         await writer.refuse()

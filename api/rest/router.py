@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.prometheus import Metrics
+from weightledger.api.rest.reaching import at_least
 from weightledger.api.rest.routes import (
     adapters,
     approvals,
@@ -22,6 +23,7 @@ from weightledger.api.rest.routes import (
     debugging,
     dynamic,
     enhanced,
+    fleet,
     holds,
     inference,
     measurements,
@@ -103,8 +105,9 @@ def _json(
     routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
-    routes.include_router(inference.router(manager))
-    routes.include_router(text.router(manager, workers))
+    seen = [Depends(at_least(manager))]
+    routes.include_router(inference.router(manager), dependencies=seen)
+    routes.include_router(text.router(manager, workers), dependencies=seen)
     routes.include_router(operations.router(manager, metrics, notary))
     routes.include_router(adapters.router(manager))
     routes.include_router(enhanced.router(learning))
@@ -124,6 +127,7 @@ def _json(
     routes.include_router(watching.router(tail))
     routes.include_router(verification.router(manager))
     routes.include_router(trials.router(manager))
+    routes.include_router(fleet.router(manager))
     routes.include_router(catalog.router(manager))
     routes.include_router(catalog.by_name(manager))
     return routes

@@ -95,6 +95,19 @@ class RollbackBody(Body):
     version_id: Annotated[str, Field(min_length=1)]
 
 
+class RolloutBody(Body):
+    """POST /v1/fleet/rollouts"""
+
+    to: Annotated[str, Field(min_length=1, description="A position, or 'head'.")]
+    percent: Annotated[int, Field(ge=0, le=100, description="Of the replicas.")] = 10
+
+
+class AdvanceBody(Body):
+    """POST /v1/fleet/rollouts/{id}/advance"""
+
+    percent: Annotated[int, Field(ge=0, le=100, description="Of the replicas.")]
+
+
 class InvocationBody(Body):
     """POST /invocations: one batch, as nested lists; `dtype` is what the model takes."""
 
@@ -193,6 +206,8 @@ UPDATE: TypeAdapter[IncrementalUpdateBody] = TypeAdapter(IncrementalUpdateBody)
 ENHANCED: TypeAdapter[EnhancedUpdateBody] = TypeAdapter(EnhancedUpdateBody)
 VERSION: TypeAdapter[VersionBody] = TypeAdapter(VersionBody)
 ROLLBACK: TypeAdapter[RollbackBody] = TypeAdapter(RollbackBody)
+ROLLOUT: TypeAdapter[RolloutBody] = TypeAdapter(RolloutBody)
+ADVANCE: TypeAdapter[AdvanceBody] = TypeAdapter(AdvanceBody)
 INVOCATION: TypeAdapter[InvocationBody] = TypeAdapter(InvocationBody)
 METRICS: TypeAdapter[MetricsBody] = TypeAdapter(MetricsBody)
 HOLD: TypeAdapter[HoldBody] = TypeAdapter(HoldBody)

@@ -22,6 +22,7 @@ from weightledger.api.rest.limits import TooLargeInOurForm
 from weightledger.api.rest.observing import Observed
 from weightledger.api.rest.oidc import Issuer
 from weightledger.api.rest.prometheus import Metrics
+from weightledger.api.rest.reaching import Replicated
 from weightledger.api.rest.router import router
 from weightledger.api.rest.routes import keys
 from weightledger.api.rest.tail import Tail
@@ -126,6 +127,7 @@ def create_app(
     # share; done here, the first request is as fast as the next and no thread sees the filter.
     documentation.describe(app, keyed=keyring.asks)
     errors.install(app)
+    app.add_middleware(Replicated, manager=manager)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, keyring=keyring, sessions=sessions)

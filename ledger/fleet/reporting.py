@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from weightledger.ledger.errors import LedgerError, ReplicaSuperseded
 from weightledger.ledger.store.replica_rows import ReplicaStore, Shown, Standing
@@ -26,17 +25,6 @@ _RENEW_S = 3.0
 _LEAST_S = 0.2  # between two reports: five a second at most
 _RETRY_S = 0.5
 _LAST_WORDS_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A state that is shown and not said yet; `at` by the monotonic clock."""
-
-    number: int
-    at: float
-    position: int | None
-    seq: int | None
-    digest: bytes | None
 
 
 class Reporter:
@@ -58,7 +46,7 @@ class Reporter:
         self.replica = replica
         self._standing = standing
         self._superseded = superseded
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Shown] = deque()
         self._number = 0
         self._due, self._ending = threading.Event(), threading.Event()
         host = f"{socket.gethostname()} pid {os.getpid()}"
@@ -73,7 +61,7 @@ class Reporter:
     def shown(self, position: int | None, seq: int | None, digest: bytes | None) -> None:
         """A state is shown from now on; None for none any more. Never waits."""
         self._number += 1
-        self._waiting.append(_Waiting(self._number, time.monotonic(), position, seq, digest))
+        self._waiting.append(Shown(self._number, time.monotonic(), position, seq, digest))
         self._due.set()
 
     def changed(self) -> None:
@@ -112,13 +100,7 @@ class Reporter:
 
     def _report(self) -> None:
         waiting = list(self._waiting)
-        now = time.monotonic()
-        shown = [Shown(one.number, now - one.at, *_facts(one)) for one in waiting]
         lease_s = 0.0 if self._ending.is_set() else LEASE_S
-        self._store.report(self.replica, self.incarnation, self._standing(), shown, lease_s)
+        self._store.report(self.replica, self.incarnation, self._standing(), waiting, lease_s)
         for _ in waiting:
             self._waiting.popleft()
-
-
-def _facts(one: _Waiting) -> tuple[int | None, int | None, bytes | None]:
-    return one.position, one.seq, one.digest

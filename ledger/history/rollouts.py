@@ -26,7 +26,6 @@ class Rollout:
     percent: int
     to: int | None
     base: int | None
-    rolling: int | None
     number: int
     started_seq: int
     changed: Event
@@ -48,7 +47,6 @@ def rollout_of(event: Event) -> Rollout:
         percent=body.percent,
         to=body.to,
         base=body.base,
-        rolling=body.rolling,
         number=event.number,
         started_seq=started,
         changed=event,
@@ -60,6 +58,21 @@ def newest(store: EventStore) -> Rollout | None:
     number = store.last_number(ROLLOUTS)
     event = None if number is None else store.by_number(ROLLOUTS, number)
     return None if event is None else rollout_of(event)
+
+
+def latest(store: EventStore, most: int) -> list[Rollout]:
+    """The last rollouts as they stand, newest first."""
+    listed: list[Rollout] = []
+    last = store.last_number(ROLLOUTS)
+    number = -1 if last is None else last
+    while number >= 0 and len(listed) < most:
+        event = store.by_number(ROLLOUTS, number)
+        assert event is not None, "numbers are without gaps"
+        rollout = rollout_of(event)
+        if not listed or listed[-1].id != rollout.id:
+            listed.append(rollout)
+        number -= 1
+    return listed
 
 
 def cohort(rollout: str, replica: str) -> int:

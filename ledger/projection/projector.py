@@ -193,6 +193,8 @@ class Projector:
             def fetch(name: str) -> torch.Tensor:
                 return history.anchored(path.start, base, name)
 
+            told = "from event %d to %d by the snapshot at event %d"
+            logger.info(told, live.head.node, node, path.start)
             rebuilt = history.follow(base, fetch, path, expected)
             changed = {
                 name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)

@@ -4,6 +4,7 @@ They are no part of the log. All times are the database's clock: a replica says 
 began to show a state, never when.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,13 +13,14 @@ from weightledger.ledger.sql.database import Database
 
 
 class Shown(NamedTuple):
-    """A replica began to show a state, `age_s` ago; `number` counts within its incarnation.
+    """A replica began to show a state, `at` by its monotonic clock; `number` counts within its
+    incarnation.
 
     `position` is the last event shown and `seq` the state's; both None for nothing any more.
     """
 
     number: int
-    age_s: float
+    at: float
     position: int | None
     seq: int | None
     digest: bytes | None
@@ -154,12 +156,14 @@ class SqlReplicas:
                     " of its own by --replica or WEIGHTLEDGER_REPLICA"
                 )
             for one in shown:
+                # Now, and not before the transaction had its turn.
+                age_s = time.monotonic() - one.at
                 execute(
                     f"INSERT INTO replica_states (model_id, replica, {_SHOWN})"
                     f" VALUES (?, ?, ?, ?, {now} - ?, ?, ?, ?, NULL)",
                     (
                         *(self._id, replica, incarnation, one.number),
-                        int(one.age_s * 1_000_000),
+                        int(age_s * 1_000_000),
                         *(one.position, one.seq, one.digest),
                     ),
                 )

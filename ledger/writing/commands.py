@@ -248,6 +248,58 @@ class ChangePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class StartRollout:
+    """Have `percent` of the replicas show the state at a position while the others follow the head.
+
+    With "head" those follow the head, and the others stay at the state that is live now.
+    """
+
+    to: str
+    percent: int
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_percent(self.percent)
+
+    @property
+    def digest(self) -> bytes:
+        return command_digest("start_rollout", {"to": self.to, "percent": self.percent})
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceRollout:
+    """Have more of the replicas show what is rolled out, or fewer; `rollout` None is what runs."""
+
+    percent: int
+    rollout: str | None = None
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_percent(self.percent)
+
+    @property
+    def digest(self) -> bytes:
+        asked = {"rollout": self.rollout, "percent": self.percent}
+        return command_digest("advance_rollout", asked)
+
+
+@dataclass(frozen=True, slots=True)
+class EndRollout:
+    """Have every replica show the head again; `status` is "finished" or "aborted"."""
+
+    status: str
+    rollout: str | None = None
+    caller: Caller = ANYONE
+    metadata: str | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return command_digest("end_rollout", {"rollout": self.rollout, "status": self.status})
+
+
+@dataclass(frozen=True, slots=True)
 class LoadAdapter:
     """Serve the LoRA adapter in a folder under a name, beside the base.
 
@@ -354,6 +406,12 @@ def check_batch(updates: int) -> None:
     """Raise InvalidRequest unless so many updates can be one event."""
     if not 1 <= updates <= MAX_BATCH:
         raise InvalidRequest(f"a batch has 1 to {MAX_BATCH} updates, got {updates}")
+
+
+def check_percent(percent: int) -> None:
+    """Raise InvalidRequest unless it is a whole number from 0 to 100."""
+    if not isinstance(percent, int) or not 0 <= percent <= 100:
+        raise InvalidRequest(f"percent must be from 0 to 100, got {percent!r}", param="percent")
 
 
 def check_description(description: str) -> None:

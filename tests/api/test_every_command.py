@@ -36,6 +36,8 @@ LISTINGS = [
     ("approvals", "list"),
     ("hold", "list"),
     ("trials", "list"),
+    ("fleet", "status"),
+    ("rollout", "list"),
     ("rules", "list"),
     ("config", "show"),
     ("config", "list"),

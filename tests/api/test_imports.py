@@ -86,10 +86,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_that_reads_is_tried() -> None:
-    others = {"serve", "follow", "update", "learn", "gc", "rules", "repair", "replay", "verify"} | {
+    others = {
+        "serve",
+        "follow",
+        "rollout",
+        "fleet",
+        "update",
+        "learn",
+        "gc",
+        "rules",
+        "repair",
+        "replay",
+        "verify",
+    } | {
         *("backup", "restore", "move", "import", "checkpoint", "proof", "diff", "blame", "bisect"),
         *("activity", "keys", "trials", "redact", "step", "consistency", "witness"),
-        *("rotate-signing-key", "approvals", "reproduce"),
+        *("rotate-signing-key", "approvals", "reproduce", "hold", "sign"),
     }
     assert set(COMMANDS) - {args[0] for args in READING} == others
 

@@ -96,13 +96,16 @@ def test_without_a_key_none_is_asked_for(http) -> None:
 
 
 def test_the_examples_work(keyed, document) -> None:
+    rollout = ""
     with keyed.client(**AUTH) as http:
         for method, path, operation in operations(document):
             media = operation.get("requestBody", {}).get("content", {}).get("application/json")
             for example in media["examples"].values() if media else ():
-                # A hold that an example before has placed.
-                url = path.format(hold_id="hold_0")
+                # A hold and a rollout that examples before have made.
+                url = path.format(hold_id="hold_0", rollout_id=rollout)
                 reply = http.request(method, url, json=example["value"])
+                if path == "/v1/fleet/rollouts":
+                    rollout = reply.json()["data"]["id"]
                 adapter = "adapter" in path  # no such folder here, and digits takes none
                 assert reply.status_code == 200 or adapter, (path, reply.text)
         names = {p["name"] for p in document["paths"]["/v1/models/updates"]["get"]["parameters"]}

@@ -43,6 +43,7 @@ PAGES = [
     "/ui/rollback?to=head",
     "/ui/metrics",
     "/ui/trials",
+    "/ui/fleet",
     "/ui/audit",
     "/ui/keys",
     "/ui/learning",

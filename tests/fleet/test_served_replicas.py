@@ -1,7 +1,9 @@
 """`weightledger follow` from outside: what clients and an operator see."""
 
 import contextlib
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import httpx2
 import psycopg
 import pytest
 
+from tests.api.test_command import inside
 from tests.conftest import new_database
 from tests.serving import Server
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger.ledger.fleet.served import served
+from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.sql.roles import grants
 
 UPDATE = "/v1/models/incremental_update"
@@ -24,6 +29,7 @@ class Fleet:
     """A writer and two replicas of one database; the second hands writes on."""
 
     def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
         at = ("--database", url)
         self.writer = Server(folder / "data", *at)
         self.plain = self._replica("one", *at)
@@ -147,3 +153,97 @@ def test_a_role_that_reads_and_reports_is_enough(
             assert "permission denied" not in server.output()
         finally:
             server.stop()
+
+
+def test_what_was_written_is_read_behind_any_replica(fleet: Fleet) -> None:
+    with fleet.writer.client() as writer, fleet.plain.client() as http:
+        for wait, shown_by in (("all", 2), ("quorum", 2), ("1", 1)):
+            done = writer.post(f"{UPDATE}?wait={wait}", json=BODY)
+            assert done.headers["x-weights-wait"] == "reached", done.headers
+            assert int(done.headers["x-weights-replicas"]) >= shown_by
+        assert "x-weights-wait" not in writer.post(f"{UPDATE}?wait=committed", json=BODY).headers
+        wrong = writer.post(f"{UPDATE}?wait=some", json=BODY)
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "wait"
+        done = writer.post(UPDATE, json=BODY)
+        seq = done.headers["etag"].strip('"')
+        answer = http.post("/invocations", json=ROWS, headers={"X-Weights-Min-Seq": seq})
+        assert answer.status_code == 200 and answer.headers["x-weights-seq"] == seq
+        bad = http.post("/invocations", json=ROWS, headers={"X-Weights-Min-Seq": "soon"})
+        assert bad.status_code == 400 and bad.json()["error"]["param"] == "X-Weights-Min-Seq"
+        never = http.post("/invocations", json=ROWS, headers={"X-Weights-Min-Seq": "999999"})
+        assert never.status_code == 409 and never.json()["error"]["code"] == "not_shown_yet"
+
+
+def test_who_served_what_agrees_with_what_replies_said(fleet: Fleet) -> None:
+    sampled: list[tuple[str, str, str]] = []
+    with fleet.writer.client() as writer, fleet.plain.client() as http:
+        for number in range(1000):
+            if number % 125 == 0:
+                writer.post(f"{UPDATE}?wait=all", json=BODY)
+            before = datetime.now(UTC)
+            said = http.post("/invocations", json=ROWS).headers
+            between = before + (datetime.now(UTC) - before) / 2
+            row = (between.isoformat(), said["x-weights-seq"], said["x-weights-digest"])
+            sampled.append(row)
+        last = writer.post(f"{UPDATE}?wait=all", json=BODY).headers["etag"].strip('"')
+        with Ledger.open(fleet.url) as ledger:
+            history = ledger.history("digits")
+            wrong: list[Any] = []
+            for at, seq, digest in sampled:
+                moment = parse_time(at)
+                assert moment is not None
+                told = served(history, "one", moment)
+                assert told.known and told.digest is not None
+                if (str(told.seq), told.digest.hex()) != (seq, digest):
+                    wrong.append((at, seq, told))
+        assert wrong == []  # no reply spans a change: each was reported before the next request
+        query = {"replica": "one", "at": sampled[500][0]}
+        told = http.get("/v1/fleet/served", params=query).json()
+        assert (str(told["seq"]), told["known"]) == (sampled[500][1], True)
+        assert http.get("/v1/fleet/served", params={**query, "replica": "x"}).status_code == 404
+        early = http.get("/v1/fleet/served", params={**query, "at": "2020-01-01T00:00:00Z"}).json()
+        assert (early["seq"], early["reason"]) == (None, "it had not begun")
+    at = ("--database", fleet.url)
+    status, out, _ = inside("fleet", "served", "one", "--at", sampled[500][0], "--json", *at)
+    assert (status, json.loads(out)["seq"]) == (0, int(sampled[500][1]))
+    status, out, _ = inside("fleet", "served", "one", "--at", "2099-01-01T00:00:00Z", *at)
+    assert status == 1 and "it was last heard of at" in out
+    status, out, _ = inside("fleet", "status", "--json", *at)
+    assert status == 0
+    rows = {row["replica"]: row for row in json.loads(out)}
+    assert [rows[name]["state"] for name in ("one", "two")] == ["ready", "ready"]
+    assert rows["one"]["seq"] == int(last) and rows["one"]["url"] == fleet.plain.url
+
+
+def test_a_rollout_from_the_command_line(fleet: Fleet) -> None:
+    at = ("--url", fleet.writer.url)
+    with fleet.writer.client() as http:
+        http.post(f"{UPDATE}?wait=all", json=BODY)
+        head = http.get("/readyz").json()["seq"]
+    status, out, err = inside(
+        "rollout", "start", "v0", "--percent", "100", "-m", "try", "--json", *at
+    )
+    assert status == 0, err
+    assert json.loads(out)["running"] is True
+    for server in (fleet.plain, fleet.proxy):
+        with server.client() as http:
+            until(lambda h=http: h.get("/readyz").json()["seq"] == 0, pid=server.process.pid)
+            assert http.post("/invocations", json=ROWS).headers["x-weights-seq"] == "0"
+    with fleet.writer.client() as http:
+        targets = [row["target"] for row in http.get("/v1/fleet").json()["data"]]
+        assert targets == ["seq:0", "seq:0"]
+        counted = 'weightledger_replicas{model_name="digits",state="ready"} 2.0'
+        assert counted in http.get("/metrics").text
+        assert http.get("/readyz").json()["seq"] == head  # the writer shows the head
+    status, out, err = inside("rollout", "start", "v0", *at)
+    assert status == 1 and "finish or abort it first" in err
+    status, out, err = inside("rollout", "advance", "--percent", "0", "--json", *at)
+    assert status == 0, err
+    for server in (fleet.plain, fleet.proxy):
+        shown(server, head)
+    status, out, err = inside("rollout", "abort", "--json", *at)
+    assert status == 0, err
+    status, out, err = inside("rollout", "abort", *at)
+    assert status == 1 and "no rollout runs" in err
+    status, out, _ = inside("rollout", "list", "--json", *at)
+    assert [one["status"] for one in json.loads(out)] == ["aborted"]

