@@ -25,10 +25,12 @@ from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.debug.bisect.bisection import Rules
 from weightledger.ledger.debug.bisect.judges import CalledJudge
 from weightledger.ledger.debug.bisect.posterior import Posterior
+from weightledger.ledger.debug.bisect.reporting import report as report_of
 from weightledger.ledger.debug.bisect.session import judge_all, start
 from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.engines.transformers import TransformersEngine
 from weightledger.ledger.history.replay import apply_step, split
+from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.writing.update_commands import update_command
 
 STEPS = 10_000
@@ -176,7 +178,7 @@ def minilm_log(report: Report, updates: int, folder: Path) -> None:
         last: dict = {}
         started = time.perf_counter()
         for event, payload in zip(events, payloads, strict=True):
-            for step in split(event, False, payload, state.digest, last):
+            for step in split(event, False, Portion.whole(payload), state.digest, last):
                 last[step.change.name] = step
                 apply_step(tensor, step)
         applying_s = (time.perf_counter() - started) / len(events)
@@ -185,7 +187,7 @@ def minilm_log(report: Report, updates: int, folder: Path) -> None:
         started = time.perf_counter()
         ran = judge_all(history, bisection, CalledJudge(judge))
         wall = time.perf_counter() - started
-        assert history.require(ran.outcome.step or 0).name == name
+        assert report_of(history, ran.bisection)["first_bad"]["id"] == name
         report.add("evaluations", ran.evaluations, "", goal=f"≤ {MOST}", ok=ran.evaluations <= MOST)
         moved = sum(abs(a.seq - b.seq) for a, b in pairwise(ran.bisection.judged))
         least = ran.judging_s + moved * applying_s

@@ -35,6 +35,10 @@ from weightledger import (
 )
 from weightledger.ledger.debug.diff import diff
 from weightledger.ledger.debug.measured import Memo
+from weightledger.ledger.debug.walking import Walker
+from weightledger.ledger.history.replay import apply_step, split
+from weightledger.ledger.store.payloads import Portion
+from weightledger.ledger.tensors.lanes import tensor_digest
 
 TENSORS, ELEMENTS = 25, 1 << 20  # 100 MB of float32
 
@@ -123,6 +127,48 @@ def diffs(report: Report, log: Log, rounds: int, peers: Path) -> None:
                    goal=goal, ok=again <= 0.05 if goal else None)  # fmt: skip
 
 
+def steps(report: Report, log: Log, rounds: int) -> None:
+    """Add what a walk pays for one event, beside decoding it, applying it and checking the bits."""
+    log.rollback("0")
+    name = "layers.7.weight"
+    random = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        at = torch.randperm(ELEMENTS, generator=random)[: ELEMENTS // 100]
+        by = torch.randn(len(at), generator=random) * 0.01
+        log.apply(IncrementalUpdateRequest(name, by, 1.0, indices=at))
+    events = log.history.events(limit=20)[::-1]
+    payloads = log.history.store.payloads(events)
+
+    def walk() -> None:
+        walker = Walker(log.history)
+        walker.to(events[0].seq)
+        started = time.process_time()
+        for event in events[1:]:
+            walker.to(event.seq)
+        walked.append((time.process_time() - started) / (len(events) - 1))
+
+    def apply() -> None:
+        state = Walker(log.history).to(0)
+        tensor, last = state.tensors[f"weights/{name}"].clone(), {}
+        started = time.process_time()
+        for event, payload in zip(events, payloads, strict=True):
+            for step in split(event, False, Portion.whole(payload), state.digest, last):
+                last[step.change.name] = step
+                apply_step(tensor, step)
+                assert tensor_digest(tensor) == step.digest
+        applied.append((time.process_time() - started) / len(events))
+
+    walked: list[float] = []
+    applied: list[float] = []
+    for _ in range(rounds):
+        walk()
+        apply()
+    step, least = statistics.median(walked), statistics.median(applied)
+    report.add("stepping one event, 1 % of 4 MB, processor time", 1000 * step, "ms",
+               ratio=step / least, of="applying and checking it", goal="≤ 3 ×",
+               ok=step <= 3 * least)  # fmt: skip
+
+
 def blames(report: Report, folder: Path, events: int, rounds: int) -> None:
     """Add what the last 50 touches of a parameter cost at the end of a long log."""
     url = f"sqlite:///{folder}/long.db"
@@ -193,7 +239,9 @@ def main() -> None:
             f"layers.{n}.weight": torch.randn(1024, 1024, generator=random) for n in range(TENSORS)
         }
         with Ledger.open(f"sqlite:///{folder}/states.db") as ledger:
-            diffs(report, ledger.model("m", base=state), options.rounds, options.peers)
+            log = ledger.model("m", base=state)
+            diffs(report, log, options.rounds, options.peers)
+            steps(report, log, options.rounds)
         blames(report, folder, options.events, options.rounds)
         streams(report, folder, options.commits)
     report.finish("debugging_diff")

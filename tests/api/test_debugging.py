@@ -1,7 +1,12 @@
 """What-ifs and searches over REST and by command, and states written to files."""
 
+import contextlib
 import json
+import os
+import resource
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from tests.api.test_command import as_json, inside, ok
+from tests.in_process import listening
 from tests.serving import Server
-from weightledger import IncrementalUpdateRequest, Ledger
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    Ledger,
+    TorchEngine,
+)
+from weightledger.ledger.retention import collect
 
 
 def update(http: httpx2.Client, value: float, index: int) -> str:
@@ -249,6 +262,68 @@ def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing(
     status, _, err = inside("replay", *at)
     assert (status, "-o FILE" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (("replay", "--to", "v0", "-o", "out.safetensors"), "out.safetensors"),
+        (("replay", "--to", "v0", "--to", "head", "-o", "states"), "states/seq-0.safetensors"),
+        (("diff", "v0", "v0", "--svg", "picture.svg"), "picture.svg"),
+    ],
+    ids=["file", "folder", "picture"],
+)
+def test_where_the_disk_is_full_nothing_has_the_files_name(
+    server: Server, tmp_path: Path, words: tuple[str, ...], there: str
+) -> None:
+    """The kernel takes 100 bytes a file; what was written of it goes again."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "weightledger", *words, "--data-dir", str(server.folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "cannot write" in ran.stderr
+    assert there in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_ends_that_gc_dropped_are_refused_and_states_behind_a_server_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    config = DynamicUpdateConfig(backup_dir=tmp_path / "data", snapshot_alpha=1.5)
+    manager = DynamicModelManager(TorchEngine(torch.nn.Linear(400, 500)), "m", config=config)
+    log = manager.log
+    log.create_version("start")
+    for _ in range(6):
+        values = torch.randn(500, 400, generator=random)
+        log.apply(IncrementalUpdateRequest("weight", values, update_type="replace"))
+    hours_later = time.time_ns() // 1000 + 7_200_000_000
+    collect(log.history, dry_run=False, now_us=lambda: hours_later)
+    dropped = [seq for seq in range(2, 8) if not log.history.ways.restorable(seq)]
+    assert dropped
+    with (
+        contextlib.closing(manager),
+        listening(manager) as url,
+        httpx2.Client(base_url=url) as http,
+    ):
+        ends = {"good": "v0", "bad": f"seq:{dropped[0]}"}
+        refused = http.post("/v1/models/bisect", json=ends)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (410, "pruned")
+        at = ("--url", url, "--state", str(tmp_path / "search"))
+        ok("bisect", "start", "--good", "v0", "--bad", "head", *at)
+        judge = f"import os, sys; sys.exit(int(int(os.environ['WEIGHTLEDGER_SEQ']) > {dropped[0]}))"
+        words = ("--json", *at, "--", sys.executable, "-c", judge)
+        status, out, err = inside("bisect", "run", *words)
+        told = json.loads(out)
+        assert (status, told["first_bad"], told["done"]) == (1, None, True), err
+        assert "pruned" in err
+        assert told["suspects"] > 1
 
 
 def test_a_hugging_face_folder_is_loaded_by_its_library(tmp_path: Path) -> None:
