@@ -11,7 +11,8 @@
     │   └── Ambiguous                a digest's first digits are those of several states
     ├── Pruned                  410  gc dropped what this state needed
     ├── OperationDisabled       403  switched off by configuration
-    ├── NotAllowed              403  the API key is not for this, or the person who asked decides
+    ├── NotAllowed              403  it takes another person than the one who asks
+    │   └── InsufficientScope        the API key is not for this
     ├── AwaitingApproval        202  the write waits for a second person
     ├── Conflict                409  gave up racing other writers
     ├── PreconditionFailed      412  the expected seq is not the last state change
@@ -122,9 +123,13 @@ class OperationDisabled(LedgerError):
 
 
 class NotAllowed(LedgerError):
-    """Whoever asks may not do this; `scope` is what their key would have to be for."""
+    """Whoever asks may not do this, such as approve what they asked for themselves."""
 
-    def __init__(self, message: str, *, scope: str | None = None) -> None:
+
+class InsufficientScope(NotAllowed):
+    """A key that is not for this; `scope` is what it would have to be for."""
+
+    def __init__(self, message: str, *, scope: str) -> None:
         super().__init__(message)
         self.scope = scope
 

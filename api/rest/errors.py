@@ -26,7 +26,8 @@ _STATUS: tuple[tuple[type[errors.LedgerError], int, str, str], ...] = (
     (errors.NotFound, 404, "not_found_error", "not_found"),
     (errors.Pruned, 410, "not_found_error", "pruned"),
     (errors.OperationDisabled, 403, "permission_error", "disabled"),
-    (errors.NotAllowed, 403, "permission_error", "insufficient_scope"),
+    (errors.InsufficientScope, 403, "permission_error", "insufficient_scope"),
+    (errors.NotAllowed, 403, "permission_error", "not_allowed"),
     (errors.NotShownYet, 409, "conflict_error", "not_shown_yet"),
     (errors.Conflict, 409, "conflict_error", "conflict"),
     (errors.PreconditionFailed, 412, "conflict_error", "precondition_failed"),
@@ -122,7 +123,7 @@ def _ledger_error(request: Request, error: Exception) -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, errors.Conflict):
         headers["x-should-retry"] = "false"
-    if isinstance(error, errors.NotAllowed) and error.scope is not None:
+    if isinstance(error, errors.InsufficientScope):
         headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, errors.PreconditionFailed):
         headers["etag"] = f'"{error.head_seq}"'

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from weightledger.api.rest.queries import refuse_unknown
 from weightledger.api.rest.requests import require_writes
 from weightledger.ledger.access.keys import SCOPES, Scope
-from weightledger.ledger.errors import NotAllowed
+from weightledger.ledger.errors import InsufficientScope
 
 _SCOPE = "x-scope"
 _SAFE = {"GET", "HEAD"}
@@ -48,7 +48,7 @@ def includes(scope: Scope, other: Scope) -> bool:
 
 
 async def admitted(request: Request) -> None:
-    """Before each route: NotAllowed for too small a scope, InvalidRequest for an unknown query.
+    """Before each route: InsufficientScope for too small a scope, InvalidRequest for an odd query.
 
     A coroutine, since a plain function would be called on a thread for every request.
     """
@@ -57,7 +57,7 @@ async def admitted(request: Request) -> None:
     if scope is not None and scope != "admin" and isinstance(route, APIRoute):
         want = wanted(route)
         if not includes(scope, want):
-            raise NotAllowed(
+            raise InsufficientScope(
                 f"{request.method} {route.path_format} wants a key with scope {want}; "
                 f"{request.state.actor!r} has {scope}",
                 scope=want,

@@ -70,6 +70,9 @@ def test_it_takes_two(people: dict[str, httpx2.Client]) -> None:
     done = decide(bo, name, "approve")
     assert done.status_code == 200
     assert (done.json()["state"], done.json()["decided_by"]) == ("carried out", "bo")
+    other = asked(ana)
+    assert decide(ana, other, "reject").json()["error"]["code"] == "not_allowed"
+    assert decide(bo, other, "reject").status_code == 200
     assert decide(bo, name, "approve").status_code == 409
     assert decide(bo, "approval_99", "reject").status_code == 404
     event = ana.get(f"/v1/models/updates/{done.json()['outcome']}").json()
