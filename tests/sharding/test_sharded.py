@@ -1,5 +1,6 @@
 """Models that are cut over ranks: real processes over gloo, FSDP2 and DTensors."""
 
+import base64
 import json
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +19,15 @@ from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.states import rebuild
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest
-from weightledger.ledger.events.bodies.shards import Index
+from weightledger.ledger.events import Draft, decode, seal
+from weightledger.ledger.events.bodies import Updated, body_of
+from weightledger.ledger.events.bodies.shards import Index, Shards
 from weightledger.ledger.parallel import untold
 from weightledger.ledger.parallel.shares import shares
+from weightledger.ledger.store import sharded_payloads
 from weightledger.ledger.tensors.state import StateDigest
+
+FIXTURES = Path(__file__).parent.parent / "fixtures/events"
 
 Told = list[dict[str, Any]]
 
@@ -178,6 +184,21 @@ def test_a_rank_killed_at_any_step_leaves_no_event_or_all_of_it(tmp_path: Path) 
             if refused is None or head == 1:
                 assert head == 1 and (refused is None or refused[0] == "OutcomeUnknown")
     assert heads == {0, 1}
+
+
+def test_what_ranks_wrote_is_read_for_ever() -> None:
+    """An event of the first release that had such, and its payload, from the bytes it stored."""
+    frozen = json.loads((FIXTURES / "sharded.json").read_text())
+    first, event = (decode(header.encode()) for header in frozen["headers"])
+    body = body_of(event, Updated)
+    draft = Draft(body, event.state_after, payload=event.payload)
+    assert seal(draft, event.model, first, event.recorded_at).header == event.header
+    assert event.schema == 3 and body.shards == Shards(2, 64)
+    payload = base64.b64decode(frozen["payload"])
+    assert sharded_payloads.is_sharded(event)
+    assert sharded_payloads.in_order(event, payload).decode() == frozen["in_order"]
+    with pytest.raises(CorruptLedger, match="payload of event 1"):
+        sharded_payloads.in_order(event, payload[:-1] + b"\1")
 
 
 def test_an_index_fits_its_payload_or_is_refused() -> None:
