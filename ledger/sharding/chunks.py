@@ -1,7 +1,7 @@
 """The chunks that this rank records, taken out of what all ranks have."""
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +30,15 @@ class Layout:
         mine = []
         for part in parts.values():
             itemsize = part.spec.element.itemsize
-            mine.append([part.start * itemsize, part.stop * itemsize])
+            digest = root(chunk_digests(lanes(part.values))) if part.copied else b""
+            mine.append([part.start * itemsize, part.stop * itemsize, digest])
         told = ranks.tell_all(mine)
         self.ranges: Mapping[str, list[Range]] = {
             name: [(rank[at][0], rank[at][1]) for rank in told] for at, name in enumerate(parts)
         }
-        self._compare_replicas(parts)
-        self._pieces = agreed(ranks, lambda: all_pieces(self.ranges, self.sizes))
+        for at, name in enumerate(parts):
+            _require_same(name, self.ranges[name], [rank[at][2] for rank in told])
+        self._pieces = all_pieces(self.ranges, self.sizes)
 
     def owned(self, name: str, rank: int | None = None) -> Range:
         """The bytes that a rank records of a tensor; by default this one."""
@@ -113,37 +115,38 @@ class Layout:
             name: [data for _, data in sorted(some, key=_place)] for name, some in tails.items()
         }
 
-    def _compare_replicas(self, parts: Mapping[str, Part]) -> None:
-        mine = {
-            name: root(chunk_digests(lanes(part.values)))
-            for name, part in parts.items()
-            if len(replicas_of(self.ranges[name], self._ranks.rank)) > 1
-        }
-        told = self._ranks.tell_all(mine)
-        for name in parts:
-            for rank in range(self._ranks.size):
-                first = replicas_of(self.ranges[name], rank)[0]
-                if told[rank].get(name) != told[first].get(name):
-                    bare = name.removeprefix(WEIGHTS)
-                    raise ReplicasDiverge(
-                        f"rank {rank} holds other values of {bare!r} than rank {first}, which has "
-                        "the same part of it: nothing was recorded",
-                        param=bare,
-                        rank=rank,
-                    )
+
+def _require_same(name: str, ranges: Sequence[Range], digests: Sequence[bytes]) -> None:
+    """Raise ReplicasDiverge for the first rank that differs from who has the same range."""
+    for rank, digest in enumerate(digests):
+        first = replicas_of(ranges, rank)[0]
+        if digest != digests[first]:
+            bare = name.removeprefix(WEIGHTS)
+            raise ReplicasDiverge(
+                f"rank {rank} holds other values of {bare!r} than rank {first}, which has the same "
+                "part of it: nothing was recorded",
+                param=bare,
+                rank=rank,
+            )
 
 
 def agreed(ranks: Ranks, work: Callable[[], T]) -> T:
     """What comes of work that every rank does; raises on all of them what one of them raised."""
-    result, error = None, None
+    result: list[T] = []
+    agreed_on(ranks, lambda: result.append(work()))
+    return result[0]
+
+
+def agreed_on(ranks: Ranks, work: Callable[[], Any]) -> list[Any]:
+    """What came of it on every rank, plain data, by rank; raises as `agreed` does."""
+    value, error = None, None
     try:
-        result = work()
+        value = work()
     except RankLost:
         raise
     except Exception as failed:  # noqa: BLE001  every rank has to hear of it, or would wait
         error = failed
-    ranks.agree(None, error)
-    return result  # type: ignore[return-value]
+    return ranks.agree(value, error)
 
 
 def as_bytes(flat: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, seal
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.sharding.chunks import Layout, agreed, as_bytes
+from weightledger.ledger.sharding.chunks import Layout, agreed, agreed_on, as_bytes
 from weightledger.ledger.sharding.encoding import Encoded, Held, differs, encode
 from weightledger.ledger.sharding.events import drafted
 from weightledger.ledger.sharding.parts import check, fill, part_of, same_here
@@ -97,13 +97,7 @@ class ShardedLog:
         while True:
             before = self._catch_up(layout)
             changed = self._changed(after)
-            done, held, refs = self._encoded([before.specs[name] for name in changed], after)
-            told = self.ranks.tell_all(
-                [
-                    [done[name].to_plain() for name in changed],
-                    [[ref.digest, ref.size] for ref in refs],
-                ]
-            )
+            held, told = self._encoded([before.specs[name] for name in changed], after)
             parts_done = [
                 {name: Encoded.from_plain(one) for name, one in zip(changed, rank[0], strict=True)}
                 for rank in told
@@ -191,15 +185,20 @@ class ShardedLog:
 
     def _catch_up(self, layout: Layout) -> StateDigest:
         """Hold the newest state's values of the chunks that this rank records; gives that state."""
-        head = agreed(self.ranks, self.history.head)
-        node, digest = self.ranks.tell_all([head.node, head.state_after])[0]
         lengths = {
             name: stop - start for name in layout.sizes for start, stop in [layout.owned(name)]
         }
-        fits = self._node == node and all(
+        fits = self._state is not None and all(
             as_bytes(self._held[name].values).numel() == size for name, size in lengths.items()
         )
-        if all(self.ranks.tell_all(fits)) and self._state is not None:
+
+        def standing() -> list[Any]:
+            head = self.history.head()
+            return [head.node, head.state_after, self._node if fits else None]
+
+        told = agreed_on(self.ranks, standing)
+        node, digest, _ = told[0]
+        if self._state is not None and all(at == node for _, _, at in told):
             return self._state
         state = agreed(self.ranks, lambda: self.history.digests(node))
         held = {}
@@ -212,10 +211,18 @@ class ShardedLog:
 
     def _encoded(
         self, specs: Sequence[TensorSpec], after: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, Encoded], dict[str, Held], list[BlobRef]]:
-        """This rank's share of the event, durable in blobs."""
-        blobs, pool = self._store.blobs, self._pool
-        return agreed(self.ranks, lambda: encode(specs, self._held, after, blobs, pool))
+    ) -> tuple[dict[str, Held], list[Any]]:
+        """This rank's share of the event, durable in blobs: what it holds then, and what each rank
+        says of its own, `Encoded` of each tensor and its blobs."""
+        held: dict[str, Held] = {}
+
+        def work() -> list[Any]:
+            done, now, refs = encode(specs, self._held, after, self._store.blobs, self._pool)
+            held.update(now)
+            plain = [done[spec.name].to_plain() for spec in specs]
+            return [plain, [[ref.digest, ref.size] for ref in refs]]
+
+        return held, agreed_on(self.ranks, work)
 
     def _each(
         self, node: int, digest: bytes, state: StateDigest

@@ -19,12 +19,14 @@ from weightledger.ledger.tensors.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The elements [start, stop) of a tensor, flat and on the CPU."""
+    """The elements [start, stop) of a tensor, flat and on the CPU; `copied` where other ranks may
+    have the same."""
 
     spec: TensorSpec
     start: int
     stop: int
     values: torch.Tensor
+    copied: bool
 
 
 def check(name: str, tensor: torch.Tensor) -> TensorSpec:
@@ -46,14 +48,15 @@ def part_of(name: str, tensor: torch.Tensor) -> Part:
     for that, so all ranks ask for the same tensors in the same order."""
     spec = check(name, tensor)
     if not isinstance(tensor, DTensor):
-        return Part(spec, 0, spec.numel, _flat(tensor))
+        return Part(spec, 0, spec.numel, _flat(tensor), True)
     rows = rows_of(tensor)
     if rows is None:
-        return Part(spec, 0, spec.numel, _flat(tensor.full_tensor()))
+        return Part(spec, 0, spec.numel, _flat(tensor.full_tensor()), True)
     if not spec.shape:
-        return Part(spec, 0, 1, _flat(tensor.to_local()))
+        return Part(spec, 0, 1, _flat(tensor.to_local()), True)
     row = math.prod(spec.shape[1:])
-    return Part(spec, rows[0] * row, rows[1] * row, _flat(tensor.to_local()))
+    copied = any(isinstance(one, Replicate) for one in tensor.placements)
+    return Part(spec, rows[0] * row, rows[1] * row, _flat(tensor.to_local()), copied)
 
 
 def rows_of(tensor: DTensor) -> tuple[int, int] | None:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from weightledger.ledger.errors import InvalidRequest, LedgerError, RankLost
 from weightledger.ledger.parallel.doing import described, result_of
 
+_HEAD, _SHORT = 8, 1 << 16  # bytes: how long what follows is, and what goes along at once
+
 
 class Ranks:
     """All ranks of the process group; every method is called by all of them together."""
@@ -36,18 +38,21 @@ class Ranks:
     def tell_all(self, value: Any) -> list[Any]:
         """What every rank says, by rank."""
         data = msgspec.msgpack.encode(value)
+        first = self._gathered(len(data).to_bytes(_HEAD, "little") + data[:_SHORT], _HEAD + _SHORT)
+        sizes = [int.from_bytes(one[:_HEAD], "little") for one in first]
+        if max(sizes) <= _SHORT:  # nearly always: one journey, not two
+            whole = [one[_HEAD : _HEAD + size] for one, size in zip(first, sizes, strict=True)]
+        else:
+            rest = self._gathered(data, max(sizes))
+            whole = [one[:size] for one, size in zip(rest, sizes, strict=True)]
+        return [msgspec.msgpack.decode(one) for one in whole]
+
+    def _gathered(self, data: bytes, size: int) -> list[bytes]:
+        """What every rank has, filled up to so many bytes."""
+        room = [torch.empty(size, dtype=torch.uint8) for _ in range(self.size)]
         with self._together():
-            sizes = torch.zeros(self.size, dtype=torch.int64)
-            sizes[self.rank] = len(data)
-            dist.all_reduce(sizes, group=self._group)
-            room = [torch.empty(int(sizes.max()), dtype=torch.uint8) for _ in range(self.size)]
-            mine = torch.zeros(int(sizes.max()), dtype=torch.uint8)
-            mine[: len(data)] = _tensor(data)
-            dist.all_gather(room, mine, group=self._group)
-        return [
-            msgspec.msgpack.decode(one[: int(size)].numpy().tobytes())
-            for one, size in zip(room, sizes, strict=True)
-        ]
+            dist.all_gather(room, _tensor(data.ljust(size, b"\0")), group=self._group)
+        return [one.numpy().tobytes() for one in room]
 
     def agree(self, value: Any = None, error: Exception | None = None) -> list[Any]:
         """What every rank says, by rank; raises on all of them what one of them could not do."""
