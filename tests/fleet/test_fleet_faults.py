@@ -48,10 +48,15 @@ while True:
 REPLICA = """
 import sys, time
 from weightledger import Ledger
-with Ledger.open(sys.argv[1], upgrade=False, connections=2) as ledger:
-    with ledger.follow("m", replica=sys.argv[2]) as follower:
-        while True:
-            time.sleep(60)
+from weightledger.ledger.errors import StorageError
+while True:  # begun while the database recovers: begun again, as whoever runs it would
+    try:
+        with Ledger.open(sys.argv[1], upgrade=False, connections=2) as ledger:
+            with ledger.follow("m", replica=sys.argv[2]) as follower:
+                while True:
+                    time.sleep(60)
+    except StorageError:
+        time.sleep(0.1)
 """
 
 
@@ -83,6 +88,15 @@ class Child:
 
     def lines(self) -> list[str]:
         return self._log.read_text().splitlines()
+
+
+def answers(url: str) -> bool:
+    """Whether PostgreSQL takes connections, which it does not while it recovers."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.soak)])
@@ -122,6 +136,7 @@ def test_kill_9_of_writer_replicas_and_database_loses_nothing(
                 replicas[victim].start()
         wanted = len(acknowledged()) + 1
         until(lambda: len(acknowledged()) >= wanted, "no writes", pid=writer.pid)
+        until(lambda: answers(url), "PostgreSQL has not recovered", pid=replicas["a"].pid)
         writer.send(signal.SIGSTOP)
         with Ledger.open(url) as ledger:
             log = ledger.model(MODEL)
