@@ -231,8 +231,8 @@ def scrolled(report: Report, browser: webdriver.Chrome, server: Server) -> None:
     frames = browser.execute_async_script(_FRAMES, 40)
     for what, taken in (("at rest", idle), (f"scrolling {ROWS:,} rows", frames)):
         p50, p95 = statistics.median(taken), statistics.quantiles(taken, n=20)[18]
-        goal = f"p50 ≤ {FRAME_MS:.1f} ms, p95 {p95:.1f} ms"
-        report.add(f"a frame {what}", p50, "ms", goal=goal, ok=p50 <= FRAME_MS + 0.2)
+        goal = f"p95 ≤ {FRAME_MS:.1f} ms, p50 {p50:.1f} ms"
+        report.add(f"a frame {what}", p95, "ms p95", goal=goal, ok=p95 <= FRAME_MS + 0.5)
 
 
 _LOAD = """
