@@ -209,12 +209,21 @@ class Log(Questions):
             kept = {active, *holds.held_states(self.history.store)}
             spare = [one.seq for one in listed if not one.pinned and one.number not in kept]
             for seq in spare[: max(0, len(listed) - keep)]:
-                if min_age_s and self.history.require(seq).recorded_at > newest:
+                named = self.history.require(seq)
+                if min_age_s and named.recorded_at > newest:
                     break  # those after it are younger still
                 # Another writer retired it, pinned it or put it under hold meanwhile.
                 with contextlib.suppress(NotFound, InvalidRequest):
-                    retired.append(self.execute(commands.Retire(seq)))
+                    retired.append(self.execute(commands.Retire(named.name, cause="max_versions")))
         return retired
+
+    def retire_version(self, version_id: str, *, caller: Caller = ANYONE) -> Event:
+        """Take a version's name off the list, so that gc may drop what only it needs.
+
+        InvalidRequest for one that is active, pinned or under legal hold, NotFound for one that is
+        not listed.
+        """
+        return self.execute(commands.Retire(version_id, caller))
 
     def hold(self, version_id: str, *, caller: Caller) -> Event:
         """Put a version under legal hold: it is not retired, and gc keeps its state.

@@ -37,6 +37,7 @@ from weightledger.ledger.writing.commands import (
     Record,
     Redact,
     Release,
+    Retire,
 )
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.recording import record_command
@@ -207,6 +208,12 @@ def test_what_cannot_wait_is_refused_and_what_the_ledger_does_itself_goes_on(
         assert waits(log, lambda: log.create_version("by ana", caller=ANA))
         log.rollback("seq:0", cause="degraded")
         assert log.history.head().kind == "rolled_back"
+        with pytest.raises(InvalidRequest, match="says who asks"):
+            log.retire_version("v0")
+        log.create_version("the next one")
+        assert waits(log, lambda: log.retire_version("v0", caller=ANA))
+        (retired,) = log.retire_versions(keep=1)
+        assert (retired.kind, retired.number) == ("version_retired", 0)
 
 
 def commands(log: Log) -> list[Any]:
@@ -226,6 +233,7 @@ def commands(log: Log) -> list[Any]:
         ),
         record_command({"w": torch.ones(4), "v": torch.ones(2, 2)}, specs, names, ANA, '{"a":1}'),
         Pin("v1", False, ANA),
+        Retire("v1", ANA),
         Hold("v1", ANA),
         Release("hold_0", ANA),
         Redact((3, 4), ("actor",), ANA),
@@ -240,7 +248,7 @@ def test_a_stored_command_is_the_command_that_was_asked_for(sqlite_url: str) -> 
             again = restore(options, data, log.specs, command.caller, command.metadata)
             assert type(again) is type(command)
             assert again.metadata == command.metadata
-            if isinstance(command, ApplyUpdates | Pin | Hold | Release | Redact):
+            if isinstance(command, ApplyUpdates | Pin | Retire | Hold | Release | Redact):
                 assert again.digest == command.digest
             if isinstance(command, Record):
                 assert isinstance(again, Record)

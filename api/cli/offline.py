@@ -22,7 +22,7 @@ from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.history import holds
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
-from weightledger.ledger.writing.commands import Hold, Pin, Release
+from weightledger.ledger.writing.commands import Hold, Pin, Release, Retire
 from weightledger.ledger.writing.recording import record_command
 
 Item = dict[str, Any]
@@ -59,6 +59,10 @@ class Offline:
     def pin(self, version_id: str, pinned: bool) -> None:
         """What `POST /v1/models/versions/{id}/pin` does."""
         asyncio.run(self.manager.execute(Pin(version_id, pinned, self.caller)))
+
+    def retire(self, version_id: str) -> None:
+        """What `POST /v1/models/versions/{id}/retire` does."""
+        asyncio.run(self.manager.execute(Retire(version_id, self.caller)))
 
     def hold(self, version_id: str) -> Item:
         """What `POST /v1/models/holds` does."""

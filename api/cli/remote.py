@@ -325,6 +325,10 @@ class Remote:
         verb = "pin" if pinned else "unpin"
         return self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
 
+    def retire(self, version_id: str) -> None:
+        """POST /v1/models/versions/{id}/retire"""
+        self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/retire", {})
+
     def hold(self, version_id: str, reason: str) -> Item:
         """POST /v1/models/holds"""
         return self._post(f"{_MODELS}/holds", {"version_id": version_id, "reason": reason})

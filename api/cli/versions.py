@@ -1,4 +1,4 @@
-"""`weightledger version create | list | show | pin | unpin`."""
+"""`weightledger version create | list | show | pin | unpin | retire`."""
 
 from typing import Annotated
 
@@ -120,6 +120,34 @@ def unpin(
     Example: weightledger version unpin v1
     """
     _set_pin(settings, version_id, False, reason, actor, offline, model, as_json)
+
+
+@app.command()
+@configured(*WHERE)
+def retire(
+    settings: Settings,
+    version_id: VersionId,
+    reason: Reason = None,
+    actor: Actor = None,
+    offline: Offline = False,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Take a version off the list: gc may drop what only it needs, its events stay.
+
+    The active version, pinned ones and those under legal hold are not retired.
+
+    Example: weightledger version retire v1 -m 'superseded'
+    """
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
+    if server is not None:
+        server.retire(version_id)
+    else:
+        from weightledger.api.cli.offline import offline as opened  # imports torch
+
+        with opened(settings, model, offline_caller(reason, actor)) as log:
+            log.retire(version_id)
+    output.facts({"version_id": version_id, "retired": True}, as_json=as_json)
 
 
 def _set_pin(

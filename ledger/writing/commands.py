@@ -192,12 +192,16 @@ class Redact:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Take a version's name off the list; `seq` is that of the event which named it."""
+    """Take a version's name off the list; `cause` is "manual" where somebody asks for it."""
 
-    seq: int
+    version_id: str
     caller: Caller = ANYONE
+    cause: str = "manual"
     metadata: str | None = field(default=None, init=False)
-    digest: bytes | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> bytes:
+        return command_digest(events.VERSION_RETIRED, {"version_id": self.version_id})
 
 
 @dataclass(frozen=True, slots=True)

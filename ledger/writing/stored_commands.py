@@ -24,6 +24,7 @@ from weightledger.ledger.writing.commands import (
     Record,
     Redact,
     Release,
+    Retire,
     RollBack,
     UnloadAdapter,
 )
@@ -52,6 +53,8 @@ def store(command: Command) -> tuple[dict[str, Any], bytes]:
         }
     elif isinstance(command, Pin):
         options = {"command": "pin", "version_id": command.version_id, "pinned": command.pinned}
+    elif isinstance(command, Retire):
+        options = {"command": "retire", "version_id": command.version_id}
     elif isinstance(command, Hold):
         options = {"command": "hold", "version_id": command.version_id}
     elif isinstance(command, Release):
@@ -145,6 +148,9 @@ _RESTORED: dict[str, Callable[[Mapping[str, Any], Tensors, Specs, Caller, str | 
     ),
     "pin": lambda options, tensors, specs, caller, metadata: Pin(
         options["version_id"], options["pinned"], caller
+    ),
+    "retire": lambda options, tensors, specs, caller, metadata: Retire(
+        options["version_id"], caller
     ),
     "hold": lambda options, tensors, specs, caller, metadata: Hold(options["version_id"], caller),
     "release": lambda options, tensors, specs, caller, metadata: Release(

@@ -140,6 +140,39 @@ def test_pinning(http: httpx2.Client) -> None:
     assert http.post("/v1/models/versions/v99_1/pin", json={}).status_code == 404
 
 
+def test_retiring(http: httpx2.Client) -> None:
+    def named(description: str) -> str:
+        reply = http.post("/v1/models/create_version", json={"description": description})
+        return str(reply.json()["data"]["version_id"])
+
+    def retire(version: str, key: str | None = None) -> httpx2.Response:
+        headers = {"x-reason": "superseded"} | ({"idempotency-key": key} if key else {})
+        return http.post(f"/v1/models/versions/{version}/retire", headers=headers)
+
+    old, held, active = named("old"), named("held"), named("active")
+    assert "active" in retire(active).json()["error"]["message"]
+    http.post(f"/v1/models/versions/{old}/pin")
+    pinned = retire(old)
+    assert (pinned.status_code, pinned.json()["error"]["param"]) == (400, "version_id")
+    assert "pinned" in pinned.json()["error"]["message"]
+    http.post(f"/v1/models/versions/{old}/unpin")
+    hold = {"version_id": held, "reason": "case 12"}
+    hold_id = http.post("/v1/models/holds", json=hold).json()["id"]
+    assert "legal hold" in retire(held).json()["error"]["message"]
+    http.post(f"/v1/models/holds/{hold_id}/release", json={"reason": "closed"})
+
+    reply = retire(old, "once")
+    assert reply.json()["data"] == {"version_id": old}
+    event = newest(http)
+    assert (event["kind"], event["reason"]) == ("version_retired", "superseded")
+    listed = [one["version_id"] for one in http.get("/v1/models/versions").json()["versions"]]
+    assert old not in listed
+    assert {held, active} <= set(listed)
+    assert retire(old, "once").json() == reply.json()
+    assert newest(http) == event
+    assert retire(old).status_code == retire("v99_1").status_code == 404
+
+
 def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_behind(tmp_path: Path) -> None:
     server = Server(tmp_path / "data").start()
     try:

@@ -137,6 +137,7 @@ def test_a_write_without_a_server_meets_the_evaluator_or_says_that_there_is_none
         ("version", "create", "x"),
         ("version", "pin", "v0"),
         ("version", "unpin", "v0"),
+        ("version", "retire", "v0"),
     ):
         before = ok("log", "-q", "--data-dir", str(tmp_path))
         status, _, err = inside(*words, "--data-dir", str(tmp_path))
@@ -229,5 +230,7 @@ def test_pins_and_gc_without_a_server(tmp_path: Path) -> None:
     assert as_json("verify", *where)["result"] == "ok"
     ok("version", "unpin", "v1", "--offline", *where)
     assert not as_json("version", "show", "v1", *where)["pinned"]
+    ok("version", "retire", "v0", "-m", "superseded", "--offline", *where)
+    assert [one["version_id"] for one in as_json("version", "list", *where)] == [version]
     status, _, err = inside("gc", "--grace", "1", *where)
     assert (status, "at least 3600" in err) == (1, True)

@@ -58,6 +58,7 @@ WRITES = [
     ("version", "create"),
     ("version", "pin"),
     ("version", "unpin"),
+    ("version", "retire"),
     ("trials", "promote"),
     ("trials", "abort"),
     ("learn",),

@@ -14,7 +14,7 @@ class VersionData(Exact):
 
 
 class VersionReply(Exact):
-    """A version that was created."""
+    """A version that was created or retired."""
 
     success: Literal[True]
     message: str

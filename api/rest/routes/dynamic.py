@@ -13,7 +13,8 @@ from weightledger.api.rest.documentation import answers, documented, json_body, 
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
-from weightledger.ledger.writing.commands import CreateVersion, Pin
+from weightledger.ledger.events.bodies import VersionRetired, body_of
+from weightledger.ledger.writing.commands import CreateVersion, Pin, Retire
 
 Reply = dict[str, Any]
 
@@ -130,6 +131,20 @@ def router(manager: DynamicModelManager) -> APIRouter:
         done = "pinned" if pinned else "unpinned"
         data = {"version_id": version_id, "pinned": pinned}
         return {"success": True, "message": f"Version {version_id} {done}", "data": data}
+
+    @routes.post(
+        "/versions/{version_id}/retire",
+        dependencies=writes,
+        responses=answers(VersionReply, write=True),
+        openapi_extra=write_headers(),
+    )
+    async def retire_version(request: Request, response: Response, version_id: str) -> Reply:
+        """Take a version off the list: gc may drop what only it needs; its events stay."""
+        event = await manager.execute(Retire(version_id, caller(request, manager.log.live.head)))
+        _tag(response, event)
+        name = body_of(event, VersionRetired).version_id
+        data = {"version_id": name}
+        return {"success": True, "message": f"Version {name} retired", "data": data}
 
     @routes.get("/versions", responses=answers(VersionList))
     def list_versions() -> Reply:

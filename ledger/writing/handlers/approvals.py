@@ -37,17 +37,18 @@ from weightledger.ledger.writing.stored_commands import store
 
 # What the ledger does by itself, and the rule's own commands. Whatever else there is waits, and
 # what cannot be stored is refused then.
-_ITS_OWN = (CreateInitialVersion, Retire, Observe, ChangePolicy, RequestApproval, Decide, Lapse)
+_ITS_OWN = (CreateInitialVersion, Observe, ChangePolicy, RequestApproval, Decide, Lapse)
 
 
 def held_back(command: Command, policy: Policy) -> Command:
     """The command, or under the two-person rule the request that takes its place.
 
-    What the ledger does by itself (automatic versions, rollbacks of what got worse) does not wait.
+    What the ledger does by itself (automatic versions, their end,
+    rollbacks of what got worse) does not wait.
     """
     if not policy.two_person or isinstance(command, _ITS_OWN):
         return command
-    if isinstance(command, RollBack) and command.cause != "manual":
+    if isinstance(command, RollBack | Retire) and command.cause != "manual":
         return command
     if command.caller.actor is None:
         if isinstance(command, CreateVersion):  # an automatic one

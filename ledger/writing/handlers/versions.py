@@ -53,8 +53,8 @@ def create_initial(command: CreateInitialVersion, staged: Staged) -> ProposedEve
 def pin(command: Pin, staged: Staged) -> ProposedEvent:
     """Pin a listed version, or let go of it."""
     store = staged.history.store
-    named = staged.history.event(command.version_id)
-    if named.kind != events.VERSION_CREATED or not versions.is_listed(store, named):
+    named = _version(staged, command.version_id)
+    if not versions.is_listed(store, named):
         raise NotFound(f"Version {command.version_id} not found", param="version_id")
     assert named.number is not None
     kind = VersionPinned if command.pinned else VersionUnpinned
@@ -64,14 +64,24 @@ def pin(command: Pin, staged: Staged) -> ProposedEvent:
 def retire(command: Retire, staged: Staged) -> ProposedEvent:
     """Take a name off the list; NotFound when another writer already has."""
     store = staged.history.store
-    named = staged.history.require(command.seq)
+    named = _version(staged, command.version_id)
     if not versions.is_listed(store, named):
-        raise NotFound(f"Version {named.name} is retired already")
+        raise NotFound(f"Version {named.name} is retired already", param="version_id")
+    if named.number == staged.live.head.active:
+        raise InvalidRequest(f"Version {named.name} is the active one", param="version_id")
     if versions.is_pinned(store, named):
-        raise InvalidRequest(f"Version {named.name} is pinned")
+        raise InvalidRequest(f"Version {named.name} is pinned", param="version_id")
     if named.number in holds.held_states(store):
-        raise InvalidRequest(f"Version {named.name} is under legal hold")
+        raise InvalidRequest(f"Version {named.name} is under legal hold", param="version_id")
     return _retired(staged, named)
+
+
+def _version(staged: Staged, version_id: str) -> Event:
+    """The event that named a version; NotFound for what is none."""
+    named = staged.history.event(version_id)
+    if named.kind != events.VERSION_CREATED:
+        raise NotFound(f"Version {version_id} not found", param="version_id")
+    return named
 
 
 def _named(
