@@ -143,6 +143,24 @@ def test_the_rollback_dialog_says_what_it_would_do(http: httpx2.Client) -> None:
     assert "weightledger rollback --to seq:3" in text
 
 
+def test_the_state_of_a_reply_has_its_receipt(http: httpx2.Client) -> None:
+    live = http.get("/readyz").json()
+    links = Links(http.get(f"/ui/events/seq:{live['seq']}").text).links
+    receipt = next(link for link in links if f"digest={live['digest']}" in link)
+    written = http.get(receipt)
+    assert written.status_code == 200, written.text
+    assert written.text == http.get(receipt.partition("?")[0]).text
+    assert http.get(receipt.replace(live["digest"], "0" * 64)).status_code == 404
+
+
+def test_a_version_that_may_be_retired_has_a_button(http: httpx2.Client) -> None:
+    text = http.get("/ui/versions").text
+    listed = http.get("/v1/models/versions").json()["versions"]
+    for one in listed:
+        button = f"/v1/models/versions/{one['version_id']}/retire" in text
+        assert button is not one["is_active"]
+
+
 def test_no_page_can_be_framed_or_cached(http: httpx2.Client) -> None:
     headers = http.get("/").headers
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
