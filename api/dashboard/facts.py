@@ -1,6 +1,7 @@
 """What stands on the pages: read from the same functions as the REST API's replies."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from weightledger.api.items import (
     approval_item,
     event_item,
     key_item,
+    replica_item,
     trial_item,
     version_item,
 )
@@ -26,6 +28,7 @@ from weightledger.ledger.events import (
     VERSION_CREATED,
     Event,
 )
+from weightledger.ledger.fleet.served import fleet
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
@@ -116,6 +119,25 @@ def names(history: History, events: Sequence[Item]) -> dict[int, list[Item]]:
 def grouped(events: Sequence[Item], named: Names, *, flat: bool = False) -> list[Run]:
     """Events with runs of updates folded; a state that has a name stands by itself."""
     return [Run((one,), False) for one in events] if flat else list(runs(events, set(named)))
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Who follows the log: how many replicas are ready, how many stand otherwise by their state,
+    and the fenced ones, which do not vouch for what they show. None that was stopped counts."""
+
+    ready: int
+    others: Mapping[str, int]
+    fenced: Sequence[Item]
+
+
+def replicas(history: History) -> Fleet:
+    """How the replicas of a log stand."""
+    heard = [replica_item(one) for one in fleet(history) if one.state != "stopped"]
+    states = Counter(one["state"] for one in heard)
+    fenced = [one for one in heard if one["state"] == "fenced"]
+    others = {state: n for state, n in sorted(states.items()) if state not in ("ready", "fenced")}
+    return Fleet(states["ready"], others, fenced)
 
 
 def versions(history: History, limit: int, below: int | None) -> tuple[list[Item], int | None]:

@@ -69,6 +69,7 @@ def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
             others=[name for name in history.store.home.models() if name != manager.model_name],
             evaluator=manager.has_evaluator,
             vouched=facts.vouched(manager, notary),
+            replicas=facts.replicas(history),
             trials=[one for one in facts.trials(manager) if one["status"] == "running"],
             approvals=[one for one in facts.approvals(log) if one["state"] == "pending"],
         )

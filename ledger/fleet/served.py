@@ -62,9 +62,12 @@ class Served:
 
 def fleet(history: History) -> list[Replica]:
     """Every replica that there ever was, by name."""
+    rows = history.store.replicas.all()
+    if not rows:
+        return []
     last = history.store.last_seq()
     rollout = rollouts.newest(history.store)
-    return [_replica(row, last, rollout) for row in history.store.replicas.all()]
+    return [_replica(row, last, rollout) for row in rows]
 
 
 def _replica(row: ReplicaRow, last: int, rollout: rollouts.Rollout | None) -> Replica:

@@ -13,6 +13,7 @@ from tests.in_process import listening
 from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, IncrementalUpdateRequest, Ledger
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.store.replica_rows import Standing
 
 LAYERS = 10_000
 NASTY = "<script>document.title='owned'</script>\u202e\x1b]0;owned\x07"
@@ -23,7 +24,7 @@ PAGES = (
     *("/", "/ui/timeline", "/ui/timeline?flat=true", "/ui/events/seq:1", "/ui/events/seq:2"),
     "/ui/compare?from=seq:0&to=seq:1&each=true",
     *("/ui/parameters", "/ui/versions", "/ui/metrics", "/ui/trials"),
-    *("/ui/learning", "/ui/audit", "/ui/keys"),
+    *("/ui/learning", "/ui/audit", "/ui/keys", "/ui/fleet"),
 )
 
 
@@ -64,12 +65,18 @@ def touched(manager: DynamicModelManager, http: httpx2.Client) -> httpx2.Client:
     )
     log.apply(IncrementalUpdateRequest(LONG, 0.5))
     log.create_version(f"{NASTY} {LONG[:400]}")
+    heard = log.history.store.replicas
+    for name, state in ((f"fenced {NASTY}", "fenced"), ("well", "ready"), ("left", "stopped")):
+        incarnation = heard.begin(name, "host", None, "1", 600.0)
+        standing = Standing(state, f"why {NASTY}", None, None, None, None, 0, 0.0)
+        heard.report(name, incarnation, standing, (), 600.0)
     return http
 
 
 def test_a_model_with_nothing_but_its_first_event(http: httpx2.Client) -> None:
     for path in ("/", "/ui/timeline", "/ui/events/seq:0", "/ui/versions", "/ui/audit"):
         assert http.get(path).status_code == 200, path
+    assert "none follow this log" in http.get("/").text
     assert "it has 1 more model: the other one" in http.get("/").text
     assert "elsewhere" not in http.get("/ui/versions").text
 
@@ -84,6 +91,14 @@ def test_a_page_is_whole_and_bounded(touched: httpx2.Client, path: str) -> None:
     assert not re.search("[\x1b\u202e]", reply.text)
     if "each" in path:  # what moved farthest is drawn
         assert re.search("120 that moved farthest of 1000[0-9] layers", reply.text)
+
+
+def test_a_fenced_replica_is_told_where_one_looks_first(touched: httpx2.Client) -> None:
+    text = touched.get("/").text
+    assert re.search(r'<a href="/ui/fleet">1 ready</a> <span class="failed">✖ fenced ', text)
+    assert "is fenced: why " in text
+    assert "stopped" not in text
+    assert "✖ fenced" in touched.get("/ui/fleet").text
 
 
 def test_ten_thousand_parameters_are_found_by_name(touched: httpx2.Client) -> None:
