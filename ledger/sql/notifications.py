@@ -56,29 +56,44 @@ class Teller:
             try:
                 if connection is None or connection.closed:
                     connection = self._connect()
-                while self._models:
-                    connection.execute(_TELL, (str(self._models.pop()),))
+                self._send(connection)
                 problem = None
             except psycopg.Error as error:
-                _closed(connection)
-                connection = None
+                idle, connection = connection, None
+                _closed(idle)
+                self._due.set()
+                if idle is not None and not self._ending.is_set():
+                    continue  # it was cut off while there was nothing to tell: at once by another
                 if problem is None:  # an outage is one line
                     problem = " ".join(str(error).split())
                     logger.warning("followers are not told, they look by themselves: %s", problem)
-                self._ending.wait(_RETRY_S)
+                if self._ending.wait(_RETRY_S):
+                    return
             if self._ending.is_set() and not self._due.is_set():
                 _closed(connection)
                 return
             self._ending.wait(_COALESCED_S)
 
+    def _send(self, connection: psycopg.Connection[Any]) -> None:
+        while self._models:
+            model_id = self._models.pop()
+            try:
+                connection.execute(_TELL, (str(model_id),))
+            except psycopg.Error:
+                self._models.add(model_id)  # it is not told yet
+                raise
+
 
 class Listener:
     """Listens on a thread of its own, and calls `heard` with the model that has news.
 
+    With None where any may have, since nothing was heard until now or is heard from now on.
     `probing` tells itself something first: behind a pooler LISTEN succeeds and nothing is heard.
     """
 
-    def __init__(self, connect: Connect, heard: Callable[[int], None], probing: bool) -> None:
+    def __init__(
+        self, connect: Connect, heard: Callable[[int | None], None], probing: bool
+    ) -> None:
         self._connect = connect
         self._heard = heard
         self._probing = probing
@@ -107,7 +122,7 @@ class Listener:
                     logger.warning("nothing is heard of new events, one looks for them: %s", text)
                 problem = text
             finally:
-                self.hears = False
+                self._hear(False)
                 _closed(connection)
             self._ending.wait(_RETRY_S)
 
@@ -117,12 +132,12 @@ class Listener:
             with self._connect() as other:  # by way of what writers go through
                 other.execute(_TELL, (probe,))
         else:
-            self.hears = True
+            self._hear(True)
         probed = time.monotonic()
         while not self._ending.is_set():
             for notification in connection.notifies(timeout=_LOOK_UP_S):
                 if notification.payload == probe:
-                    self.hears = True
+                    self._hear(True)
                 elif notification.payload.isdigit():
                     self._heard(int(notification.payload))
                 if self._ending.is_set():
@@ -134,6 +149,11 @@ class Listener:
                     POLL_S,
                 )
                 self._ending.wait()
+
+    def _hear(self, hears: bool) -> None:
+        """Say so first: whoever still relies on the old answer is woken up, and looks."""
+        self.hears = hears
+        self._heard(None)
 
 
 def _closed(connection: psycopg.Connection[Any] | None) -> None:

@@ -128,7 +128,7 @@ def wakeups(engine: sa.Engine) -> Wakeups:
     """Telling and hearing of new events, each on a connection of its own, made when wanted."""
     connect = _connecting(engine)
 
-    def ear(heard: Callable[[int], None], probing: bool) -> Ear:
+    def ear(heard: Callable[[int | None], None], probing: bool) -> Ear:
         return Listener(connect, heard, probing)
 
     return Wakeups(lambda: Teller(connect), ear)

@@ -48,14 +48,14 @@ class Wakeups:
     def __init__(
         self,
         voice: Callable[[], Voice] | None,
-        ear: Callable[[Callable[[int], None], bool], Ear] | None,
+        ear: Callable[[Callable[[int | None], None], bool], Ear] | None,
     ) -> None:
         self._make_voice, self._make_ear = voice, ear
         self._voice: Voice | None = None
         self._ear: Ear | None = None
         self._starting = threading.Lock()
         self._news = threading.Condition()
-        self._told: dict[int, int] = {}
+        self._told: dict[int | None, int] = {}
         self._closed = False
 
     def committed(self, model_id: int) -> None:
@@ -88,7 +88,7 @@ class Wakeups:
         ear = self._listening(wake)
         last: int | None = None
         while True:
-            told = self._told.get(model_id, 0)
+            told = self._times_told(model_id)
             # Asked always, since it says what has changed since it was asked last.
             seen = changed()
             if last is None or seen:
@@ -98,7 +98,7 @@ class Wakeups:
                 return last
             pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
             with self._news:
-                if self._told.get(model_id, 0) == told and not self._closed:
+                if self._times_told(model_id) == told and not self._closed:
                     self._news.wait(min(pause_s, remaining))
 
     def close(self) -> None:
@@ -120,7 +120,11 @@ class Wakeups:
                     self._ear = self._make_ear(self._heard, wake == "auto")
         return self._ear
 
-    def _heard(self, model_id: int) -> None:
+    def _times_told(self, model_id: int) -> tuple[int, int]:
+        return self._told.get(model_id, 0), self._told.get(None, 0)
+
+    def _heard(self, model_id: int | None) -> None:
+        """A model has news; None: any may have."""
         with self._news:
             self._told[model_id] = self._told.get(model_id, 0) + 1
             self._news.notify_all()
