@@ -14,9 +14,10 @@ import pytest
 from tests.api.test_command import inside
 from tests.dashboard.conftest import HOSTILE
 from tests.serving import Server, serving
-from weightledger.api.dashboard.grouping import runs
+from weightledger.api.dashboard.facts import marked
+from weightledger.api.dashboard.grouping import Run, runs
 from weightledger.api.dashboard.sessions import LASTS_S, Place, Sessions
-from weightledger.api.dashboard.showing import ago, figure
+from weightledger.api.dashboard.showing import Url, ago, figure, fill
 from weightledger.api.dashboard.states import TreeLinks, tree_picture
 from weightledger.ledger.events import UPDATED
 from weightledger.ledger.store import StateChange
@@ -75,6 +76,7 @@ class Links(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.inline: list[str] = []
+        self.runs: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -83,6 +85,8 @@ class Links(HTMLParser):
                 self.links.append(value or "")
             if name.startswith("on") or name == "style":
                 self.inline.append(f"{tag} {name}")
+            if name == "data-run":
+                self.runs.append(value or "")
         if tag == "script" and not dict(attrs).get("src"):
             self.inline.append("script")
 
@@ -169,12 +173,18 @@ def test_no_page_can_be_framed_or_cached(http: httpx2.Client) -> None:
 
 def test_the_learning_page_tells_of_a_rules_update(http: httpx2.Client) -> None:
     assert "No update came from a learning rule" in http.get("/ui/learning").text
-    sent = {"parameter_name": "2.weight", "update_data": 0.1, "performance_context": {}}
+    sent = {
+        "parameter_name": "2.weight",
+        "update_data": 0.1,
+        "performance_context": {"accuracy_change": 0.5},
+    }
     reply = http.post("/v1/models/enhanced_update", json=sent)
     assert reply.status_code == 200, reply.text
     seq = http.get("/v1/models/updates?limit=1").json()["data"][0]["seq"]
     event = http.get(f"/v1/models/updates/event_{seq}").json()
-    rows = http.get("/ui/learning").text.partition("<tbody>")[2].split("<tr")
+    text = http.get("/ui/learning").text
+    assert f'{{"feedback": {event["facts"]["feedback"]}, "kind": "{event["kind"]}"' in text
+    rows = text.partition("<tbody>")[2].split("<tr")
     row = next(row for row in rows if f">{seq}</a>" in row)
     rule = event["facts"]["rule"]["id"]
     assert f"<td>{rule}</td>" in row
@@ -272,6 +282,15 @@ def test_runs_of_updates_by_one_actor_fold() -> None:
     events = [item(9), *[item(seq, "b") for seq in (8, 7, 6, 5)], item(4, "b", "rolled_back")]
     told = [(run.newest["seq"], run.oldest["seq"], run.folded) for run in runs(events)]
     assert told == [(9, 9, False), (8, 5, True), (4, 4, False)]
+
+
+def test_whose_run_it_is_stands_in_one_attribute_whatever_the_name() -> None:
+    actor = 'a" onfocus="alert(1)" x="'
+    listed = [marked({**item(seq, actor), "recorded_at": "2020-01-01T00:00:00Z"}) for seq in (2, 1)]
+    text = fill("rows.html", Url(""), runs=[Run(listed, True)], names={}, gap=None, older=None)
+    page = Links(text)
+    assert page.inline == []
+    assert page.runs == [json.dumps([actor, None])]
 
 
 def test_a_state_with_a_name_stands_by_itself() -> None:
