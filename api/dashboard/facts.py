@@ -121,6 +121,16 @@ def grouped(events: Sequence[Item], named: Names, *, flat: bool = False) -> list
     return [Run((one,), False) for one in events] if flat else list(runs(events, set(named)))
 
 
+def feedback(learnt: Sequence[Item]) -> list[Item]:
+    """What learning rules were told, oldest first, of events that come newest first."""
+    told = [item for item in reversed(learnt) if item["facts"]["feedback"] is not None]
+    shown = ("seq", "kind", "recorded_at")
+    return [
+        {name: item[name] for name in shown} | {"feedback": item["facts"]["feedback"]}
+        for item in told
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """Who follows the log: how many replicas are ready, how many stand otherwise by their state,

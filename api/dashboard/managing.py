@@ -108,6 +108,7 @@ def router(shell: Shell, notary: Notary) -> APIRouter:
             "learning.html",
             "/v1/models/updates?kind=updated",
             events=learnt[:_PAGE],
+            feedback=facts.feedback(learnt),
             looked_at=_LOOKED_AT,
         )
 

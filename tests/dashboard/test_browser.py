@@ -354,3 +354,14 @@ def test_what_passes_filters_is_a_file(browser: webdriver.Chrome, server: Server
     with server.client() as http:
         count = len(http.get("/v1/models/updates?actor=anna&limit=100").json()["data"])
     until(lambda: f"{count} events" in text_of(browser), "it says how many there are")
+
+
+def test_feedback_is_drawn_over_time(browser: webdriver.Chrome, own: Server) -> None:
+    lesson = {"parameter_name": "2.weight", "update_data": 0.001}
+    with own.client() as http:
+        for change in (0.5, -0.25):
+            sent = {**lesson, "performance_context": {"accuracy_change": change}}
+            http.post("/v1/models/enhanced_update", json=sent).raise_for_status()
+    browser.get(own.url + "/ui/learning")
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, ".charts canvas"), "it is drawn")
+    assert "feedback\n-0.25" in text_of(browser)

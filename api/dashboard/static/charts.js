@@ -191,6 +191,16 @@
     }
   }
 
+  // What learning rules were told of how well it goes, with a mark for each update that was refused.
+  function feedback(place) {
+    const told = JSON.parse(place.dataset.feedback);
+    const points = { show: told.length < 80, size: 4 };
+    draw(place, "feedback", three(told.at(-1).feedback), "", [told.map((one) => seconds(one.recorded_at)), told.map((one) => one.feedback)], {
+      scales: { x: { time: true, range: (_, low, high) => (low === high ? [low - 60, high + 60] : [low, high]) }, y: { range: around } },
+      series: [{}, { label: "feedback", stroke: ink("--link"), width: 1.5, points }],
+    }, told.filter((one) => one.kind === "update_rejected"));
+  }
+
   const failed = (place) => (error) => { place.textContent = `What was measured cannot be shown: ${error.message}`; };
   for (const place of document.querySelectorAll(".charts[data-metrics]")) fill(place).catch(failed(place));
   for (const place of document.querySelectorAll("[data-evidence]")) {
@@ -198,5 +208,6 @@
     look();
     if (place.dataset.again) setInterval(() => { if (!document.hidden) look(); }, 5000);
   }
+  for (const place of document.querySelectorAll("[data-feedback]")) feedback(place);
   for (const place of document.querySelectorAll(".quantiles")) states(place).catch(failed(place));
 })();
