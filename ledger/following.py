@@ -26,6 +26,7 @@ def follow(
     replica: str | None,
     wake: Wake,
     limits: Limits | None,
+    rolling: int | None,
     *,
     max_held_versions: int,
     held_versions_wait_s: float,
@@ -44,7 +45,8 @@ def follow(
         held_versions_wait_s=held_versions_wait_s,
         policy=Policy(read_only=refusal(replica)),
     )
-    return Follower(log, Following(replica, refusal(replica), wake=wake, limits=limits or Limits()))
+    how = Following(replica, refusal(replica), None, wake, limits or Limits(), rolling)
+    return Follower(log, how)
 
 
 def refusal(replica: str) -> str:

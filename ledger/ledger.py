@@ -138,6 +138,7 @@ class Ledger:
         replica: str | None = None,
         wake: "Wake" = "auto",
         limits: "Limits | None" = None,
+        rolling: int | None = None,
         max_held_versions: int = MAX_HELD_VERSIONS,
         held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
     ) -> "Follower":
@@ -146,7 +147,8 @@ class Ledger:
         `engine` holds them; whatever it begins with, the ledger's weights win. Without one the
         model is loaded from the log. It is read-only, warmed up, and gives itself as ready once the
         digest of what it serves is proven; `replica` is its name, by default WEIGHTLEDGER_REPLICA
-        or the host's. Raises NotFound for a model that nobody has registered, WeightsMismatch for
+        or the host's. With `rolling` at most so many replicas change their weights at once
+        (PostgreSQL). Raises NotFound for a model that nobody has registered, WeightsMismatch for
         an engine of another model. `close` it, or use it as a context.
         """
         from weightledger.ledger.following import follow
@@ -159,6 +161,7 @@ class Ledger:
             replica,
             wake,
             limits,
+            rolling,
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
         )

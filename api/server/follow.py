@@ -56,7 +56,7 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
             settings.lora_config(),
             config=settings.update_config(),
             ledger=ledger,
-            following=Following(name, refusal(name), url, settings.wake, limits),
+            following=Following(name, refusal(name), url, settings.wake, limits, settings.rolling),
         )
         opened.callback(manager.close)
         writer = Writer(database, settings.url, refusal(name), proxied=settings.proxy_writes)

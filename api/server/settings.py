@@ -242,6 +242,12 @@ class Settings:
         "Seconds that a replica may be behind the log and be ready; by default however many.",
         serve=False,
     )
+    rolling: Annotated[int, Ge(1), Le(256)] | None = setting(
+        None,
+        "How many replicas may change their weights at once; by default all (PostgreSQL; the same"
+        " for all).",
+        serve=False,
+    )
     proxy_writes: bool = setting(
         False, "Whether a replica hands writes on to the writer instead of refusing.", serve=False
     )

@@ -28,6 +28,7 @@ from weightledger.ledger.history import rollouts
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import LiveState
+from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.replica_rows import Standing
 from weightledger.ledger.tensors.state import StateDigest
@@ -62,7 +63,8 @@ class Followed(Protocol):
 class Following:
     """How a server follows: as which replica, reached at `url`, woken up how, within which limits.
 
-    `refusal` is what who writes here is told.
+    `refusal` is what who writes here is told. With `rolling` at most so many replicas change the
+    weights they show at once; None: however many.
     """
 
     replica: str
@@ -70,6 +72,7 @@ class Following:
     url: str | None = None
     wake: Wake = "auto"
     limits: Limits = field(default_factory=Limits)
+    rolling: int | None = None
 
 
 class Follower:
@@ -84,6 +87,10 @@ class Follower:
         self.replica = how.replica
         self.limits = how.limits
         self._wake = how.wake
+        self._rolling = how.rolling
+        self._slots: Slots | None = None
+        if how.rolling is not None:
+            self._slots = log.history.store.slots(how.rolling, how.replica)
         self._seen = log.live.head.seq
         self._last_seq = self._seen
         self._proven = False
@@ -163,6 +170,8 @@ class Follower:
         """Stop following, and say so."""
         self._ending.set()
         self._thread.join()
+        if self._slots is not None:
+            self._slots.close()
         if self._reporter is not None:
             self._reporter.close()
 
@@ -217,10 +226,24 @@ class Follower:
                 return
         elif self._behind_since is None:
             self._behind_since = self._heard
-        self._show(store.news(self._seen, MOST_NEWS))
+        with self._turn() as mine:
+            if not mine:
+                return
+            self._show(store.news(self._seen, MOST_NEWS))
         if not self._proven:
             self._prove()
         self._behind_since = None
+
+    def _turn(self) -> contextlib.AbstractContextManager[bool]:
+        """Around a change of what is shown, while few enough others change; False: it is to end."""
+        if self._slots is None:
+            return contextlib.nullcontext(True)
+        return self._slots.held(self._waits)
+
+    def _waits(self) -> bool:
+        self._heard = time.monotonic()
+        self._held_up = f"waits for its turn: at most {self._rolling} replicas change at once"
+        return not self._ending.is_set()
 
     def _show(self, news: News) -> None:
         """Show what is to be shown after these events, and those behind them."""

@@ -89,6 +89,16 @@ class Journal(Protocol):
         """Give back what it holds, after they were."""
 
 
+class Slots(Protocol):
+    """So many processes at once may hold one; see `ledger.sql.advisory_slots`."""
+
+    def held(self, goes_on: Callable[[], bool]) -> AbstractContextManager[bool]:
+        """Hold one in the block; False without, since `goes_on` said no while one waited."""
+
+    def close(self) -> None:
+        """Give back what it takes."""
+
+
 class Backend(Protocol):
     """One kind of database."""
 
@@ -128,6 +138,10 @@ class Backend(Protocol):
 
     def turns(self, engine: sa.Engine, model_id: int) -> Lock:
         """The lock that writers of a model take in turn."""
+
+    def slots(self, engine: sa.Engine, model_id: int, count: int, name: str) -> Slots:
+        """So many slots of a model, for one who is called `name`; InvalidRequest where there are
+        none."""
 
     def wakeups(self, engine: sa.Engine) -> Wakeups:
         """How those who wait for new events hear of them."""

@@ -18,7 +18,7 @@ from weightledger.ledger.errors import (
     StorageFull,
 )
 from weightledger.ledger.secrets import mask, secrets_of
-from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute, Slots
 from weightledger.ledger.sql.turns import Turnstile
 from weightledger.ledger.sql.wakeups import Wakeups
 from weightledger.ledger.sql.writing import WritingConnections, roll_back
@@ -119,6 +119,10 @@ class Database:
         """Where writers of a model, in whatever process, wait for their turn."""
         lock = self.backend.turns(self._engine, model_id)
         return self._turnstiles.setdefault(model_id, Turnstile(lock, model))
+
+    def slots(self, model_id: int, count: int, name: str) -> Slots:
+        """See `Backend.slots`."""
+        return self.backend.slots(self._engine, model_id, count, name)
 
     @contextmanager
     def change_schema(self) -> Iterator[tuple[sa.Connection, Execute]]:

@@ -25,6 +25,7 @@ from weightledger.ledger.errors import (
     StorageUnavailable,
 )
 from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
 from weightledger.ledger.sql.notifications import Listener, Teller
@@ -122,6 +123,11 @@ def journal(engine: sa.Engine) -> None:
 def turns(engine: sa.Engine, model_id: int) -> AdvisoryLock:
     """The lock that writers of a model take in turn, on a connection of its own."""
     return AdvisoryLock(_connecting(engine), model_id)
+
+
+def slots(engine: sa.Engine, model_id: int, count: int, name: str) -> AdvisorySlots:
+    """Slots of a model, on a connection of their own."""
+    return AdvisorySlots(_connecting(engine), model_id, count, name)
 
 
 def wakeups(engine: sa.Engine) -> Wakeups:

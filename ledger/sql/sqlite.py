@@ -28,7 +28,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.sql import journal as journals
 from weightledger.ledger.sql import torn_copies, triggers
-from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Execute, KeyLists, Kind
+from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Execute, KeyLists, Kind, Slots
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.refusals import refusal
 from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
@@ -135,6 +135,15 @@ def journal(engine: sa.Engine) -> journals.Journal:
 def turns(engine: sa.Engine, model_id: int) -> FileLock:
     """The lock that writers of a model take in turn."""
     return FileLock(file_of(engine.url), model_id)
+
+
+def slots(_engine: sa.Engine, _model_id: int, _count: int, _name: str) -> Slots:
+    """None: its replicas share one machine."""
+    raise InvalidRequest(
+        "rolling needs PostgreSQL, whose locks replicas on several machines share; this ledger is"
+        " on SQLite",
+        param="rolling",
+    )
 
 
 def wakeups(_engine: sa.Engine) -> Wakeups:

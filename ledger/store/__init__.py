@@ -17,6 +17,7 @@ from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
@@ -341,6 +342,12 @@ class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, P
     @property
     def replicas(self) -> ReplicaStore:
         """Who follows the log, and what each of them showed."""
+
+    def slots(self, count: int, name: str) -> Slots:
+        """So many slots, which replicas hold while they change, for the one called `name`.
+
+        InvalidRequest where the database has none.
+        """
 
 
 class LedgerStore(Protocol):

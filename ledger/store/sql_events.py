@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 
 from weightledger.ledger.events import REDACTED, Annotation, Event
+from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
@@ -74,6 +75,9 @@ class SqlEvents:
 
     def wait(self, after: int, timeout_s: float, wake: Wake = "auto") -> int:
         return waiting.wait(self._of, after, timeout_s, wake)
+
+    def slots(self, count: int, name: str) -> Slots:
+        return self._database.slots(self._of.model_id, count, name)
 
     def event(self, seq: int) -> Event | None:
         return lookup.by_seq(self._of, seq)
