@@ -9,6 +9,7 @@ power of two, which rounds nothing.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightledger.ledger.codecs import loops
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 
 Floats = NDArray[np.float64]
@@ -23,6 +25,9 @@ Floats = NDArray[np.float64]
 # Elements worked on at a time: they stay in the cache of a core, and are too few for BLAS to share
 # out over threads, which on a busy machine costs ten times what it saves.
 _CHUNK = 1 << 13
+# Elements whose changed ones are listed together, and the share (one in so many) that is few.
+_TILE = 1 << 17
+_FEW = 8
 # What is not finite is found by what it makes of a sum, and then counted.
 _quiet = np.errstate(invalid="ignore", over="ignore", under="ignore")
 _SAFE = 400  # exponents of two whose squares are far from the ends of float64
@@ -68,56 +73,133 @@ def ratio(one: float, other: float) -> float | None:
     return one / other if other and math.isfinite(one) and math.isfinite(other) else None
 
 
+@dataclass(slots=True)
+class _Sums:
+    """What a comparison has added up so far."""
+
+    changed: int = 0
+    lost: int = 0
+    not_finite: int = 0
+    first: int | None = None
+    largest: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    products: float = 0.0
+
+    def moved(self, size: Floats) -> None:
+        """Add the absolute changes of some elements."""
+        self.largest = max(self.largest, float(size.max(initial=0.0)))
+        self.total += float(size.sum())
+        self.squares += float(size @ size)
+
+
 @_quiet
 def compare(spec: TensorSpec, before: Lanes, after: Lanes) -> Numbers:
     """How the tensor with lanes `before` became the one with lanes `after`, both of this spec."""
     each = spec.element.lanes
-    scale_before, scale_after = _exponent(spec, before), _exponent(spec, after)
-    scale = max(scale_before, scale_after)
-    changed = lost = not_finite = 0
-    first: int | None = None
-    largest = total = squares = before_squares = after_squares = products = 0.0
-    for at in range(0, spec.numel, _CHUNK):
-        old, new = (side[at * each : (at + _CHUNK) * each] for side in (before, after))
-        differs = _per_element(old != new, each)
-        count = int(np.count_nonzero(differs))
-        if count and first is None:
-            first = at + int(differs.argmax())
-        changed += count
-        a = _values(spec, old, scale_before)
-        b = _values(spec, new, scale_after) if count or scale_before != scale_after else a
+    scales = _exponent(spec, before), _exponent(spec, after)
+    sums = _Sums()
+    for at, positions in _changed_elements(spec, before, after):
+        old, new = (side[at * each : (at + _TILE) * each] for side in (before, after))
+        sums.changed += len(positions)
+        if len(positions) and sums.first is None:
+            sums.first = at + int(positions[0])
+        if not _add_few(sums, spec, old, new, positions, scales):
+            _add_all(sums, spec, old, new, scales)
+    norms = math.sqrt(sums.before), math.sqrt(sums.after)
+    dot = sums.products / (norms[0] * norms[1]) if all(norms) else None
+    largest, scale = sums.largest, max(scales)
+    return Numbers(
+        elements=spec.numel,
+        changed=sums.changed,
+        first=sums.first,
+        largest=_scaled(largest, scale),
+        total=_scaled(sums.total, scale),
+        change_norm=_scaled(max(math.sqrt(sums.squares), largest), scale),  # squares may vanish
+        norm_before=_scaled(norms[0], scales[0]),
+        norm_after=_scaled(norms[1], scales[1]),
+        cosine=None if dot is None else max(-1.0, min(1.0, dot)),
+        lost=sums.lost,
+        not_finite=sums.not_finite,
+    )
+
+
+def _changed_elements(
+    spec: TensorSpec, before: Lanes, after: Lanes
+) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """Where bits differ, tile by tile: the flat index of a tile's first element, and the ascending
+    places of changed elements in it. The places are good until the next tile."""
+    each = spec.element.lanes
+    room = np.empty(min(_TILE * each, spec.lane_count), np.int32)
+    for at in range(0, spec.numel, _TILE):
+        old, new = (side[at * each : (at + _TILE) * each] for side in (before, after))
+        places = room[: loops.differing(old, new, room)]
+        yield at, places if each == 1 else np.unique(places // np.int32(each))
+
+
+def _add_few(
+    sums: _Sums,
+    spec: TensorSpec,
+    old: Lanes,
+    new: Lanes,
+    positions: NDArray[np.int32],
+    scales: tuple[int, int],
+) -> bool:
+    """Add a tile where few elements changed; False, and nothing is added, where that is not so.
+
+    The norm after and the product follow from the norm before and the changed elements: only these
+    are read twice. Not so where something is not finite, or most of the norm is gone, since little
+    would be left of its digits.
+    """
+    each, exponent = spec.element.lanes, scales[0]
+    if len(positions) * each * _FEW > len(old) or exponent != scales[1]:
+        return False
+    squares = 0.0
+    for at in range(0, len(old), _CHUNK):
+        values = _values(spec, old[at : at + _CHUNK], exponent)
+        squares += float(values @ values)
+    left, entered, product = squares, 0.0, 0.0
+    size = None
+    if len(positions):
+        some = [side.reshape(-1, each)[positions].reshape(-1) for side in (old, new)]
+        a, b = (_values(spec, side, exponent) for side in some)
+        gone, entered, product = float(a @ a), float(b @ b), float(a @ b)
+        if not 2 * gone <= squares:
+            return False
+        left -= gone
+        size = _sizes(spec, some[0], some[1], a, b)
+    if not math.isfinite(squares + entered):
+        return False
+    sums.before += squares
+    sums.after += left + entered
+    sums.products += left + product
+    if size is not None:
+        sums.moved(size)
+    return True
+
+
+def _add_all(
+    sums: _Sums, spec: TensorSpec, before: Lanes, after: Lanes, scales: tuple[int, int]
+) -> None:
+    """Add a tile, looking at each element on both sides."""
+    each, scale = spec.element.lanes, max(scales)
+    for at in range(0, len(before), _CHUNK):
+        old, new = (side[at : at + _CHUNK] for side in (before, after))
+        a, b = _values(spec, old, scales[0]), _values(spec, new, scales[1])
         if not math.isfinite(float(a @ a) + float(b @ b)):
             was, is_ = np.isfinite(a), np.isfinite(b)
             out = _per_element(~(was & is_), each)
-            not_finite += int(np.count_nonzero(out))
-            lost += int(np.count_nonzero(_per_element(was & ~is_, each)))
+            sums.not_finite += int(np.count_nonzero(out))
+            sums.lost += int(np.count_nonzero(_per_element(was & ~is_, each)))
             a, b = (np.where(np.repeat(out, each), 0.0, side) for side in (a, b))
-        before_squares += float(a @ a)
-        after_squares += float(b @ b)
-        products += float(a @ b)
-        if not count:
-            continue
-        if scale_before != scale_after:
-            a, b = np.ldexp(a, scale_before - scale), np.ldexp(b, scale_after - scale)
-        size = _sizes(spec, old, new, a, b)
-        largest = max(largest, float(size.max(initial=0.0)))
-        total += float(size.sum())
-        squares += float(size @ size)
-    norms = math.sqrt(before_squares), math.sqrt(after_squares)
-    dot = products / (norms[0] * norms[1]) if all(norms) else None
-    return Numbers(
-        elements=spec.numel,
-        changed=changed,
-        first=first,
-        largest=_scaled(largest, scale),
-        total=_scaled(total, scale),
-        change_norm=_scaled(max(math.sqrt(squares), largest), scale),  # squares may vanish
-        norm_before=_scaled(norms[0], scale_before),
-        norm_after=_scaled(norms[1], scale_after),
-        cosine=None if dot is None else max(-1.0, min(1.0, dot)),
-        lost=lost,
-        not_finite=not_finite,
-    )
+        sums.before += float(a @ a)
+        sums.after += float(b @ b)
+        sums.products += float(a @ b)
+        if scales[0] != scales[1]:
+            a, b = np.ldexp(a, scales[0] - scale), np.ldexp(b, scales[1] - scale)
+        sums.moved(_sizes(spec, old, new, a, b))
 
 
 @_quiet

@@ -1,6 +1,7 @@
 """How two tensors differ: every dtype, every value, against arithmetic done the slow way."""
 
 import math
+from dataclasses import fields
 from fractions import Fraction
 
 import numpy as np
@@ -53,6 +54,38 @@ def test_every_dtype_has_an_answer(dtype: str) -> None:
     norm = _root(sum(Fraction(x) ** 2 for a, _ in kept for x in a))
     assert _near(some.norm_before, norm)
     assert -1 <= (some.cosine or 0) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_changes_are_told_as_if_all_were_read(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over more than a tile, with what is not finite far from what changed, and nearly all gone."""
+    element = DTYPES[dtype]
+    drawn = np.random.default_rng(5)
+    count = 400_000
+    values = drawn.normal(size=count) * 40
+    if element.kind == "boolean":
+        values = values > 0
+    before = torch.from_numpy(values).to(TORCH_DTYPES[dtype])
+    after = before.clone()
+    at = torch.from_numpy(drawn.choice(count // 2, 50, replace=False))
+    after.view(torch.uint8).view(count, -1)[at, 0] ^= 1
+    gone = before.clone()
+    if dtype in ("float32", "float64", "bfloat16"):
+        gone[7] = 1e18
+    without = gone.clone()
+    without[7] = 0
+    if element.kind == "float":
+        after[-1] = before[-1] = NAN
+    for old, new in ((before, after), (after, before), (gone, without)):
+        some = of(old, new)
+        with monkeypatch.context() as patch:
+            patch.setattr(numbers, "_FEW", count)
+            every = of(old, new)
+        for field in fields(Numbers):
+            one, other = getattr(some, field.name), getattr(every, field.name)
+            assert one == (pytest.approx(other, rel=1e-13) if isinstance(other, float) else other)
 
 
 def _plain(tensor: torch.Tensor) -> list[tuple[float | int, ...]]:
