@@ -145,6 +145,13 @@ def cheapest(
     return best
 
 
+def within(
+    lineage: Lineage, start: int, target: int, limit: int, pruned: Prunings = NOTHING_PRUNED
+) -> Path | None:
+    """The path between two nodes if it reads fewer than `limit` bytes and nothing bars it."""
+    return _between(lineage, start, target, 0, limit, pruned)
+
+
 def ancestor(
     lineage: Lineage,
     begins: Callable[[int], bool],

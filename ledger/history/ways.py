@@ -87,26 +87,31 @@ class Ways:
         events_out: Collection[int],
     ) -> tuple[Snapshot | StateDigest, lineage.Path]:
         """Where to start from for a node, and the path from there."""
-        anchors = self.anchors(node, anchors_out)
+        pruned = barring(self._history.pruned, events_out) if events_out else self._history.pruned
+        anchors = self._near(node, anchors_out)
+        if live is not None and anchors:
+            # Where the state at hand is nearer than a snapshot is large, the way up the tree is not
+            # followed to its anchor, which over a long log takes longer than the path itself.
+            least = min(anchor.size for anchor in anchors.values())
+            direct = lineage.within(self._history.lineage, live[0], node, least, pruned)
+            if direct is not None:
+                return live[1], direct
+        above = self.anchor_above(node, anchors_out)
+        if above is not None:
+            anchors[above.node] = above
         costs = {at: max(anchor.size, 1) for at, anchor in anchors.items()}
         if live is not None:
             costs[live[0]] = 0
-        pruned = barring(self._history.pruned, events_out) if events_out else self._history.pruned
         path = lineage.cheapest(self._history.lineage, costs, node, pruned)
         if live is not None and path.start == live[0]:
             return live[1], path
         return anchors[path.start], path
 
-    def anchors(self, node: int, without: Collection[int] = ()) -> dict[int, Snapshot]:
-        """The snapshots from which a node may best be reached, however many there are: the nearest
-        on each side of it in the log, and the nearest on its way up the tree. Those at the nodes
-        `without` are left out."""
+    def _near(self, node: int, without: Collection[int]) -> dict[int, Snapshot]:
+        """The nearest snapshots on each side of a node in the log, however many there are; those at
+        the nodes `without` are left out."""
         near = self._history.store.snapshots_near(node, lineage.NEAREST_ANCHORS + len(without))
-        found = {snapshot.node: snapshot for snapshot in near if snapshot.node not in without}
-        above = self.anchor_above(node, without)
-        if above is not None:
-            found[above.node] = above
-        return found
+        return {snapshot.node: snapshot for snapshot in near if snapshot.node not in without}
 
     def anchor_above(self, node: int, without: Collection[int] = ()) -> Snapshot | None:
         """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way

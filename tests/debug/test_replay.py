@@ -12,7 +12,9 @@ from tests.api.test_command import as_json
 from tests.lora import peft_model, save_adapter
 from tests.text_models import llama, save_llama
 from weightledger import IncrementalUpdateRequest, InvalidRequest, Ledger, NotFound, TorchEngine
+from weightledger.ledger.debug.walking import Walker
 from weightledger.ledger.engines.transformers import TransformersEngine
+from weightledger.ledger.history.ways import Ways
 from weightledger.ledger.writing.commands import LoadAdapter
 
 
@@ -106,3 +108,23 @@ def test_an_exported_folders_adapters_are_read_by_pefts_own_loader(tmp_path: Pat
         base = AutoModelForCausalLM.from_pretrained(out)
         with torch.inference_mode():
             assert torch.equal(peft_model(folder, base)(input_ids=ids).logits, logits)
+
+
+def test_a_step_does_not_look_at_the_whole_way_to_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a long log that would cost more than the step, whichever way it goes."""
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(100_000)})
+        for value in range(6):
+            log.apply(IncrementalUpdateRequest("w", [1.0], 1.0, indices=[value]))
+        nodes = [event.node for event in log.history.events(limit=6)]
+        walker = Walker(log.history)
+        walker.to(nodes[2])
+        with monkeypatch.context() as patch:
+            patch.delattr(Ways, "anchor_above")
+            for node in (nodes[3], nodes[0], nodes[5]):
+                state = walker.to(node)
+                assert state.digest.value == log.history.require(node).state_after
+        log.rollback("seq:0")
+        assert not walker.to(0).tensors["weights/w"].any()

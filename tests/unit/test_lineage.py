@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightledger.ledger.events import ROLLED_BACK, UPDATED
-from weightledger.ledger.history.lineage import Lineage, Path, cheapest
+from weightledger.ledger.history.lineage import Lineage, Path, cheapest, within
 from weightledger.ledger.store import StateChange
 
 
@@ -70,6 +70,16 @@ def test_the_cheapest_path_reads_the_fewest_bytes(tree, data) -> None:
     assert walk(lineage, path, sizes) == target
     spent = starts[path.start] + sum(sizes[seq] for seq in (*path.undo, *path.redo))
     assert path.size == spent == brute_force(steps, starts, target)
+
+
+@given(trees(), st.data())
+def test_what_is_within_a_limit_is_the_cheapest_path(tree, data) -> None:
+    steps, nodes = tree
+    start, target = (data.draw(st.sampled_from(nodes)) for _ in range(2))
+    limit = data.draw(st.integers(0, 300))
+    lineage = lineage_of(steps)
+    least = cheapest(lineage, {start: 0}, target)
+    assert within(lineage, start, target, limit) == (least if least.size < limit else None)
 
 
 def test_a_node_appended_after_a_page_was_read_is_found() -> None:
