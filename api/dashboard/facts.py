@@ -31,7 +31,7 @@ from weightledger.ledger.events import (
 from weightledger.ledger.fleet.served import fleet
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.versions import updates_since_active
+from weightledger.ledger.history.versions import updates_since
 from weightledger.ledger.store import EventFilter
 
 Item = Mapping[str, Any]
@@ -75,15 +75,17 @@ def header(manager: DynamicModelManager) -> Header:
     last = store.head()
     active = None if last.active is None else store.listed_version(last.active)
     named = None if active is None else store.event(active.seq)
-    event = items(log.history, [log.history.require(live.head.state_seq)])[0]
+    changed = live.head.state_seq
+    event = live.head if live.head.seq == changed else log.history.require(changed)
+    shown = items(log.history, [event])[0]
     return Header(
         model=manager.model_name,
         version=None if named is None else named.name,
-        updates_since=None if named is None else updates_since_active(store),
+        updates_since=None if active is None else updates_since(store, active, last),
         seq=live.head.state_seq,
         digest=live.state.value.hex(),
-        since=event["recorded_at"],
-        actor=event["actor"],
+        since=shown["recorded_at"],
+        actor=shown["actor"],
         fault=manager.fault,
         lag_events=max(0, last.seq - live.head.seq),
     )
@@ -240,7 +242,7 @@ def rollback(manager: DynamicModelManager, to: str) -> Rollback:
     history = manager.log.history
     target = history.resolve(to)
     seqs = list(_left_behind(history, history.head().node, target.node))
-    shown = [history.require(seq) for seq in seqs[:_MOST_LEFT_BEHIND]]
+    shown = list(history.require_all(seqs[:_MOST_LEFT_BEHIND]))
     event = history.require(target.node)
     return Rollback(
         target=target,

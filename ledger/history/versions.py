@@ -4,7 +4,7 @@ Naming is one small event; nothing is copied. A version stays listed until a `ve
 event takes its name off the list; the event and the digest it names stay for ever.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,15 @@ def naming(store: EventStore, nodes: Sequence[int]) -> list[ModelVersion]:
     return _described(store, store.listed_at(nodes)[::-1])
 
 
-def _described(store: EventStore, listed: Iterable[Listed]) -> list[ModelVersion]:
+def _described(store: EventStore, listed: Sequence[Listed]) -> list[ModelVersion]:
+    if not listed:
+        return []
     active = store.head().active
-    found = ((one, store.event(one.seq)) for one in listed)
+    events = store.events(one.seq for one in listed)
     return [
-        describe(event, active=one.number == active, pinned=one.pinned)
-        for one, event in found
-        if event
+        describe(events[one.seq], active=one.number == active, pinned=one.pinned)
+        for one in listed
+        if one.seq in events
     ]
 
 
@@ -137,8 +139,11 @@ def updates_since_active(store: EventStore) -> int | None:
     """
     head = store.head()
     active = None if head.active is None else store.listed_version(head.active)
-    if active is None:
-        return None
+    return None if active is None else updates_since(store, active, head)
+
+
+def updates_since(store: EventStore, active: Listed, head: Event) -> int:
+    """How many applied updates lie between the state of a head's active version and its own."""
     total, at = 0, head.node
     while True:
         # Between two rollbacks every state stands on the one before it.

@@ -175,6 +175,9 @@ class AppendLog(Protocol):
     def event(self, seq: int) -> Event | None:
         """One event; CorruptLedger when what is stored beside its header is not what it says."""
 
+    def events(self, seqs: Iterable[int]) -> Mapping[int, Event]:
+        """Those of these events that there are, by seq, read together; checked as by `event`."""
+
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad event."""
 

@@ -58,6 +58,16 @@ def by_seq(of: ModelRows, seq: int) -> Event | None:
     return of.one(_BY_KEY, of.key(seq))
 
 
+def by_seqs(of: ModelRows, seqs: Iterable[int]) -> Mapping[int, Event]:
+    """Some events by seq; CorruptLedger when a row does not match its header."""
+    events: dict[int, Event] = {}
+    with of.database.look() as execute:
+        for piece in pieces(map(of.key, seqs)):
+            read = execute(f"{rows.SELECT} WHERE event_key IN ({marks(len(piece))})", piece)
+            events |= {event.seq: event for event in map(of.event, read.fetchall())}
+    return events
+
+
 def annotations(of: ModelRows, seqs: Iterable[int]) -> Mapping[int, Annotation]:
     """The free text beside each of some events, by seq; those without are left out."""
     texts: dict[int, Annotation] = {}

@@ -82,6 +82,9 @@ class SqlEvents:
     def event(self, seq: int) -> Event | None:
         return lookup.by_seq(self._of, seq)
 
+    def events(self, seqs: Iterable[int]) -> Mapping[int, Event]:
+        return lookup.by_seqs(self._of, seqs)
+
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         return log_reading.scan(self._of, start, stop)
 

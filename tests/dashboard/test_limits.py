@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from tests.dashboard.test_pages import Links
 from tests.in_process import listening
+from tests.test_history_length import counted
 from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, IncrementalUpdateRequest, Ledger
+from weightledger.api.dashboard import facts
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.store.replica_rows import Standing
 
@@ -108,3 +111,24 @@ def test_ten_thousand_parameters_are_found_by_name(touched: httpx2.Client) -> No
     for name in (NAMED, LONG):
         reply = touched.get("/ui/parameters/" + httpx2.URL("/" + name).raw_path.decode()[1:])
         assert reply.status_code in (200, 414), reply.text
+
+
+def test_what_a_page_asks_of_the_database_does_not_grow_with_what_it_shows(
+    sqlite_url: str,
+) -> None:
+    Ledger.open(sqlite_url).close()
+    with counted(sqlite_url) as (ledger, counting):
+        log = ledger.model("m", base={"w": torch.zeros(2)})
+        for number in range(40):
+            log.apply(IncrementalUpdateRequest("w", float(number)))
+            log.create_version(f"number {number}")
+        asked = []
+        for shown in (3, 30):
+            nodes = [version.seq for version in log.versions()[:shown]]
+            counting.taken()
+            assert len(facts.versions(log.history, shown, None)[0]) == shown
+            assert len(log.history.naming(nodes)) == shown
+            rollback = facts.rollback(SimpleNamespace(log=log, metrics=dict), f"seq:{nodes[-1]}")
+            assert len(rollback.left_behind) == shown - 1
+            asked.append(counting.taken()["statements"])
+        assert asked[1] - asked[0] < 20, asked  # not one for each of what is shown
