@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ _PRELOADED = (
     "transformers.models.llama.modeling_llama",
 )
 _MOST_BYTES = 1 << 20
+_ONE_AT_A_TIME = threading.Lock()
 
 # What the interpreter and the libraries below it read before the first line.
 _TOO_LATE = ("LD_", "PYTHON", "OMP_", "MKL_", "ATEN_", "NUMBA_")
@@ -50,12 +52,14 @@ class WarmProcess:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self._asking = threading.Lock()
         self._handle = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
         """The exit status, -N for signal N; None while it runs."""
-        if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
-            self.returncode = _ask({"status": self.pid})
+        with self._asking:  # a status is there once, and two threads may wait for the process
+            if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
+                self.returncode = _ask({"status": self.pid})
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -124,10 +128,11 @@ def _started(
 
 
 def _ask(what: Mapping[str, Any], *handles: int) -> int:
-    line = _line()
     data = json.dumps(what).encode()
-    socket.send_fds(line, [data], list(handles))
-    return int(json.loads(line.recv(_MOST_BYTES)))
+    with _ONE_AT_A_TIME:  # or one thread reads the answer to another's question
+        line = _line()
+        socket.send_fds(line, [data], list(handles))
+        return int(json.loads(line.recv(_MOST_BYTES)))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import pytest
 from tests.in_process import listening
 from tests.serving import Server, serving
 from tests.text_models import save_llama
+from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, DynamicUpdateConfig
 from weightledger.ledger.engines.transformers import TransformersEngine
 
@@ -120,6 +121,7 @@ def try_everything(url: str, folder: Path, *options: str) -> None:
             *("--config-file", str(Path(__file__).with_name("schemathesis.toml"))),
             *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
             *("--checks", "all", "--max-examples", "12", "--seed", "1", "--no-color"),
+            *("--request-timeout", str(PATIENCE_S)),
             *("--generation-database", "none", *options),
         ],
         capture_output=True,

@@ -34,6 +34,7 @@ RESERVED = frozenset(
         "blame",
         "replay",
         "bisect",
+        "reproduce",
         "metrics",
         "events",
         "merge_adapter",
