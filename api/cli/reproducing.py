@@ -106,7 +106,7 @@ def _here(
 
     if settings.engine != "embedded":
         raise FlagError(
-            f"the engine {settings.engine} answers in another process: only replies of the "
+            f"the engine {settings.engine} does not answer in this process: only replies of the "
             "embedded engine can be reproduced",
             param="engine",
         )

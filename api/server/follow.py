@@ -11,6 +11,7 @@ from weightledger.api.server.serve import engine_of, prepare, require_key, run, 
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger import permissions
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.fleet.follower import Following
 from weightledger.ledger.fleet.readiness import Limits
 from weightledger.ledger.following import refusal, replica_name
@@ -27,6 +28,12 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
     """
     require_key(settings)
     prepare()
+    if settings.engine == "none":
+        raise InvalidRequest(
+            "a replica answers inference or drives who does: --engine must be embedded, vllm or"
+            " aphrodite, got none",
+            param="engine",
+        )
     name = replica_name(settings.replica)
     # What a replica does not do: judge, decide, measure for the ledger, sign.
     settings = replace(

@@ -11,7 +11,9 @@ from weightledger.ledger.secrets import mask
 def greeting(manager: DynamicModelManager, settings: Settings, url: str, *, asks: bool) -> str:
     """One block: what is served, from where, to whom (`asks`: for a key), and how to stop it."""
     database = mask(settings.update_config().url)
-    if settings.engine != "embedded":
+    if settings.engine == "none":
+        held = "without a model: replicas answer inference"
+    elif settings.engine != "embedded":
         held = f"shown by {settings.engine} at {mask(str(settings.engine_url))}"
     else:
         held = "in this process"

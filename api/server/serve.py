@@ -22,6 +22,7 @@ from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
 from weightledger.api.server.greeting import greeting
+from weightledger.api.server.headless import hold_weights
 from weightledger.api.server.listening import KEEP_ALIVE_S, bound, url_of
 from weightledger.api.server.loading import load
 from weightledger.api.server.scraping import INTERVAL_S, Scraper, scraping
@@ -192,6 +193,8 @@ def engine_of(settings: Settings) -> tuple[str, Engine, Evaluator | None]:
     if settings.engine == "embedded":
         loaded = load(settings.model, settings.data_dir, settings.served_model_name)
         name, engine, own = loaded.name, loaded.engine, loaded.evaluator
+    elif settings.engine == "none":
+        name, engine = hold_weights(settings)
     else:
         name, engine = drive(settings)
     asked = evaluator_of(settings.evaluator, engine, settings.evaluator_timeout_s)
@@ -207,7 +210,7 @@ def _figures(
     settings: Settings, manager: DynamicModelManager
 ) -> contextlib.AbstractContextManager[None]:
     """While it is open, a driven server's own figures are kept with the ledger's."""
-    if settings.engine == "embedded" or settings.engine_url is None:
+    if settings.engine in ("embedded", "none") or settings.engine_url is None:
         return contextlib.nullcontext()
     key, timeout_s = settings.engine_api_key, min(settings.engine_timeout_s, INTERVAL_S)
     return scraping(Scraper(manager, settings.engine_url, api_key=key, timeout_s=timeout_s))

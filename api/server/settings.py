@@ -117,8 +117,10 @@ class Settings:
         "The Ray cluster's HOST:PORT; by default one is started on this machine.",
         serve=False,
     )
-    engine: Literal["embedded", "vllm", "aphrodite"] = setting(
-        "embedded", "'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL)."
+    engine: Literal["embedded", "vllm", "aphrodite", "none"] = setting(
+        "embedded",
+        "'embedded' (in this process), 'vllm' or 'aphrodite' (driven by URL), or 'none' (a writer"
+        " without a model: --model names one that the ledger has).",
     )
     engine_url: str | None = setting(None, "Base URL of the server that --engine drives.")
     engine_api_key: str | None = setting(

@@ -198,5 +198,7 @@ def _let_go(held: object) -> None:
 
 def _module(built: nn.Module | None) -> nn.Module:
     if built is None:
-        raise UnsupportedModel("this log holds tensors without a module; serve it to infer")
+        raise UnsupportedModel(
+            "only tensors are held here, without a module: infer where the model is served"
+        )
     return built

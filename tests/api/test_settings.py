@@ -167,7 +167,7 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         ('port = "1"', "valid integer"),
         ("port = 99999", "65535"),
         ("enable_versioning = 1", "valid boolean"),
-        ('engine = "spark"', "'embedded', 'vllm' or 'aphrodite'"),
+        ('engine = "spark"', "'embedded', 'vllm', 'aphrodite' or 'none'"),
         ('auto_rollback_metrics = ["beauty"]', "auto_rollback_metrics may be"),
         ("port = ", "cannot be read"),
     ):

@@ -41,9 +41,10 @@ def _infer(manager: Inferring, sent: schemas.InvocationBody, measuring: Measurin
     inputs = _tensor(sent)
     measuring.items = len(inputs) if inputs.ndim else 1
     with manager.lease(measuring=measuring) as live:
+        module = live.module
         try:
             with torch.inference_mode():
-                output = live.module(inputs)
+                output = module(inputs)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             measuring.outcome = "failed"
             raise InvalidRequest(
