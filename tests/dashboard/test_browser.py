@@ -365,3 +365,23 @@ def test_feedback_is_drawn_over_time(browser: webdriver.Chrome, own: Server) -> 
     browser.get(own.url + "/ui/learning")
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".charts canvas"), "it is drawn")
     assert "feedback\n-0.25" in text_of(browser)
+
+
+def test_ages_are_written_where_they_are_seen(page: webdriver.Chrome, server: Server) -> None:
+    page.set_window_size(1280, 900)
+    page.get(server.url + "/ui/timeline?flat=true")
+    first, last = page.execute_script(_AGED)
+    assert first.endswith(" ago")
+    assert first != "99 h ago"
+    assert last == "99 h ago"
+
+
+_AGED = """
+const table = document.getElementById("events");
+const row = table.tBodies[0];
+for (let n = 0; n < 100; n++) table.append(row.cloneNode(true));
+for (const time of table.querySelectorAll(".when time")) time.textContent = "99 h ago";
+dispatchEvent(new Event("scrollend"));
+const times = table.querySelectorAll(".when time");
+return [times[0].textContent, times[times.length - 1].textContent];
+"""

@@ -113,10 +113,24 @@ const Dashboard = (() => {
 
   function ago(time) {
     const past = (Date.now() - Date.parse(time.dateTime)) / 1000;
-    if (!(past >= 0 && past < 86400)) return;
-    time.textContent = past < 60 ? `${Math.floor(past)} s ago` : past < 3600 ? `${Math.floor(past / 60)} min ago` : `${Math.floor(past / 3600)} h ago`;
+    if (!(past >= 0 && past < 86400)) return time.textContent;
+    return past < 60 ? `${Math.floor(past)} s ago` : past < 3600 ? `${Math.floor(past / 60)} min ago` : `${Math.floor(past / 3600)} h ago`;
   }
-  setInterval(() => { for (const time of document.querySelectorAll("header time, .when time")) if (/ago$/.test(time.textContent)) ago(time); }, 10000);
+
+  // Only what is in view, and all of it read before any is written: a text that changes in each of
+  // ten thousand rows would have the whole table laid out again.
+  function age() {
+    const shown = [...document.querySelectorAll("header time, .when time")].filter((time) => {
+      const box = time.getBoundingClientRect();
+      return box.bottom >= 0 && box.top <= innerHeight && /ago$/.test(time.textContent);
+    });
+    for (const time of shown) {
+      const text = ago(time);
+      if (text !== time.textContent) time.textContent = text;
+    }
+  }
+  setInterval(age, 10000);
+  addEventListener("scrollend", age);
 
   // What happens meanwhile.
   const table = one("table[data-live=yes]");
