@@ -23,7 +23,7 @@ from weightledger.ledger.history.redactions import seqs_of_actor
 from weightledger.ledger.log import Log
 from weightledger.ledger.redaction import redact
 from weightledger.ledger.sql.roles import grants
-from weightledger.ledger.store import EventFilter, blocks
+from weightledger.ledger.store import EventFilter, blocks, columns
 
 ANA, WHY, TICKET = "Ana-Zimmermann", "Zimmermann-asked", "patient-4711"
 DPO = Caller(actor="dpo", reason="erasure request 118")
@@ -32,6 +32,7 @@ DPO = Caller(actor="dpo", reason="erasure request 118")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 4)
+    monkeypatch.setattr(columns, "PAGE", 2)
 
 
 def update(n: int, **fields: Any) -> IncrementalUpdateRequest:
@@ -84,6 +85,25 @@ def test_the_text_goes_and_every_hash_stays(database_url: str) -> None:
                 one = EventFilter(min_seq=2, max_seq=2)
                 assert [count.actor for count in history.activity(one)] == [None]
         assert verify(log.history).ok
+
+
+def test_a_process_that_has_asked_before_forgets_what_another_one_takes_away(
+    database_url: str,
+) -> None:
+    def actors(events: Any) -> set[str | None]:
+        return {one.actor for one in events}
+
+    with Ledger.open(database_url) as ledger, Ledger.open(database_url) as other:
+        log = written(ledger)
+        history = other.history("m")
+        asked = EventFilter(text="asked")
+        assert len(history.events(asked)) == 5
+        assert actors(history.activity(EventFilter())) == {None, ANA, "bo"}
+        known = history.store._filtering._memory  # type: ignore[attr-defined]
+        redact(log.history, seqs_of_actor(log.history.store, ANA), caller=DPO)
+        assert history.events(asked) == []
+        assert actors(history.activity(EventFilter())) == {None, "bo", "dpo"}
+        assert history.store._filtering._memory is not known  # type: ignore[attr-defined]
 
 
 def test_a_retry_is_answered_as_before(database_url: str) -> None:

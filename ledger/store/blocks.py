@@ -14,7 +14,7 @@ the events wherever it is missing, as is the block that is not complete yet.
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -53,9 +53,9 @@ _COUNT = (
 )
 _READ = "SELECT term, block, bits FROM search_blocks WHERE model_id = ? AND term {among}"
 _BETWEEN = " AND block BETWEEN ? AND ?"
-_WRITTEN = (
-    "SELECT block FROM search_blocks WHERE model_id = ? AND term = ? AND block BETWEEN ? AND ?"
-)
+_OF_WRITTEN = "FROM search_blocks WHERE model_id = ? AND term = ? AND block BETWEEN ? AND ?"
+_WRITTEN = f"SELECT block {_OF_WRITTEN}"
+_WRITTEN_COUNT = f"SELECT count(*) {_OF_WRITTEN}"
 
 
 def completes(seq: int) -> bool:
@@ -131,8 +131,11 @@ def write_block(execute: Execute, block: Block, model_id: int) -> None:
         insert_rows(execute, _INTO, block.rows(model_id))
 
 
-def written(execute: Execute, model_id: int, first: int, last: int) -> set[int]:
+def written(execute: Execute, model_id: int, first: int, last: int) -> Collection[int]:
     """Which blocks of a range have their rows."""
+    (count,) = execute(_WRITTEN_COUNT, (model_id, _COUNTS, first, last)).fetchone()
+    if count == last + 1 - first:  # as nearly always
+        return range(first, last + 1)
     rows = execute(_WRITTEN, (model_id, _COUNTS, first, last)).fetchall()
     return {number for (number,) in rows}
 
@@ -160,31 +163,27 @@ def bitmaps(
     return found
 
 
-def norms(
-    execute: Execute, backend: Backend, model_id: int, least: float, among: dict[int, int]
-) -> dict[int, int]:
-    """Of these events, by block, those whose norm is at least this much."""
-    if not among:
-        return {}
+def most_norms(
+    execute: Execute, backend: Backend, model_id: int, first: int, last: int
+) -> dict[int, float]:
+    """The largest norm in each written block of a range."""
     sql = _READ.format(among=backend.among("bigint")) + _BETWEEN
-    bounds = min(among), max(among)
-    rows = execute(sql, (model_id, backend.many([_MOST_NORM]), *bounds)).fetchall()
-    possible = sorted(
-        number for number, most in _by_block(rows) if number in among and _double(most) >= least
-    )
-    passing: dict[int, int] = {}
-    for page in pieces(possible, _NORM_BLOCKS):
-        found = execute(
+    rows = execute(sql, (model_id, backend.many([_MOST_NORM]), first, last)).fetchall()
+    return {number: _double(most) for _, number, most in rows}
+
+
+def norms(
+    execute: Execute, backend: Backend, model_id: int, numbers: Sequence[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Blocks with the norms of their events, each rounded up to four bytes, NaN for none."""
+    sql = _READ.format(among=backend.among("bigint")) + _BETWEEN
+    for page in pieces(numbers, _NORM_BLOCKS):
+        rows = execute(
             f"{sql} AND block IN ({marks(len(page))})",
             (model_id, backend.many([_NORMS]), page[0], page[-1], *page),
         ).fetchall()
-        for number, content in _by_block(found):
-            passing[number] = among[number] & at_least(array("f", content), least)
-    return passing
-
-
-def _by_block(rows: Iterable[Sequence[Any]]) -> Iterator[tuple[int, bytes]]:
-    return ((number, content) for _, number, content in rows)
+        for _, number, content in rows:
+            yield number, content
 
 
 def at_least(values: "array[float]", least: float) -> int:

@@ -6,14 +6,23 @@ read from their events, the last one incrementally, and kept in memory.
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import orjson
+
+from weightledger.ledger.events.bodies import counted_parameters
 from weightledger.ledger.sql.backend import Backend, Execute
-from weightledger.ledger.store import EventFilter, blocks
+from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.store import EventFilter, blocks, columns
 from weightledger.ledger.store.blocks import Block
-from weightledger.ledger.store.terms import clauses, term
+from weightledger.ledger.store.columns import Columns, Written, blocks_of
+from weightledger.ledger.store.rows import key_of
+from weightledger.ledger.store.terms import clauses, parameter_term
 
-_FIRST, _GROWTH, _MOST = 8, 4, 512  # blocks that are looked at together
+_FIRST, _GROWTH, _MOST = 4, 4, 512  # blocks that are looked at together
+_LOOK = 12  # times a row of a block: what an event costs whose parameters are looked at
+_LOOKED_AT = 64  # together
 
 
 class Unwritten:
@@ -37,83 +46,98 @@ class Unwritten:
         return block
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process knows of one model's blocks.
+
+    It holds of states of the log in which `changed` was the last event that took texts away or put
+    something right: in these, blocks that are complete do not change.
+    """
+
+    changed: int
+    unwritten: Unwritten
+    columns: Columns = field(default_factory=Columns)
+
+
 def first_hits(
     execute: Execute,
     backend: Backend,
     model_id: int,
-    unwritten: Unwritten,
+    memory: Memory,
     where: EventFilter,
-    names: Sequence[str],
+    names: Collection[str] | None,
     bounds: tuple[int, int],
     newest_first: bool,
-) -> Iterator[list[int]]:
-    """Seqs of events that have what a filter asks for, in order, in lists; `bounds` are seqs."""
+) -> Iterator[int]:
+    """Seqs of events that have what a filter asks for, in order; `bounds` are seqs.
+
+    One of `names` has to be a parameter that an update counts for; None: any.
+    """
     low, high = bounds
     wanted = clauses(where)
-    touched = None if where.parameter is None else [term("parameter", name) for name in names]
-    if touched == []:
+    touched = [parameter_term(name) for name in sorted(names or ())]
+    if names is not None and not touched:
         return
     for numbers in _stretches(low // blocks.BLOCK, high // blocks.BLOCK, newest_first):
-        there = blocks.written(execute, model_id, numbers[0], numbers[-1])
-        hits = _of_written(execute, backend, model_id, where, wanted, touched, sorted(there))
-        for number in numbers:
-            if number not in there:
-                block = unwritten.get(execute, number, high)
-                hits[number] = _of_block(block, where, wanted, touched)
-        yield from (
-            seqs
-            for number in (reversed(numbers) if newest_first else numbers)
-            if (seqs := _seqs(number, hits.get(number, 0), low, high, newest_first))
+        ends = blocks_of(numbers[0] // columns.PAGE)[0], blocks_of(numbers[-1] // columns.PAGE)[-1]
+        there = blocks.written(execute, model_id, *ends)
+        written = Written(execute, backend, model_id, memory.columns, there)
+        missing = [number for number in numbers if number not in there]
+        hits = columns.every(sorted(set(numbers).difference(missing)) if missing else numbers)
+        for terms in wanted:
+            hits = written.having(terms, hits)
+        if where.min_norm is not None:
+            hits = written.at_least(where.min_norm, hits)
+        # Parameters come last, where little is left: a glob may be hundreds of terms.
+        left = columns.count(hits)
+        look = bool(touched) and left * _LOOK <= len(touched) * min(left, len(numbers))
+        if touched and not look:
+            hits = written.having(touched, hits)
+        clauses_of_all = [*wanted, touched] if touched else wanted
+        fresh = columns.of_blocks(
+            (number, _of_block(memory.unwritten.get(execute, number, high), where, clauses_of_all))
+            for number in missing
         )
+        seqs = columns.seqs(columns.either(hits, fresh), newest_first)
+        within = (seq for seq in seqs if low <= seq <= high)
+        yield from _touching(execute, model_id, within, set(names or ())) if look else within
 
 
-def _stretches(first: int, last: int, newest_first: bool) -> Iterator[list[int]]:
-    """Ever longer runs of blocks from the end that is wanted, each ascending."""
+def _stretches(first: int, last: int, newest_first: bool) -> Iterator[range]:
+    """Ever longer runs of blocks from the end that is wanted, each ascending; the long ones end
+    where pages do."""
     length = _FIRST
     while first <= last:
         if newest_first:
-            yield list(range(max(first, last - length + 1), last + 1))
-            last -= length
+            start = last - length + 1
+            start = max(first, start - start % columns.PAGE if length > columns.PAGE else start)
+            yield range(start, last + 1)
+            last = start - 1
         else:
-            yield list(range(first, min(last, first + length - 1) + 1))
-            first += length
+            stop = first + length
+            stop = min(last + 1, stop + -stop % columns.PAGE if length > columns.PAGE else stop)
+            yield range(first, stop)
+            first = stop
         length = min(length * _GROWTH, _MOST)
 
 
-def _of_written(
-    execute: Execute,
-    backend: Backend,
-    model_id: int,
-    where: EventFilter,
-    wanted: Sequence[Sequence[int]],
-    touched: Sequence[int] | None,
-    numbers: Sequence[int],
-) -> dict[int, int]:
-    """Parameters come last, where little is left to look at: a glob may be hundreds of terms."""
-    every = (1 << blocks.BLOCK) - 1
-    hits = dict.fromkeys(numbers, every)
-    for terms in wanted:
-        if not hits:
-            return {}
-        found = blocks.bitmaps(execute, backend, model_id, terms, sorted(hits))
-        hits = {n: both for n, bits in found.items() if (both := bits & hits[n])}
-    if where.min_norm is not None:
-        hits = blocks.norms(execute, backend, model_id, where.min_norm, hits)
-    hits = {number: bits for number, bits in hits.items() if bits}
-    if touched is None or not hits:
-        return hits
-    found = blocks.bitmaps(execute, backend, model_id, touched, sorted(hits))
-    return {number: bits & hits[number] for number, bits in found.items()}
+def _touching(
+    execute: Execute, model_id: int, seqs: Iterable[int], names: set[str]
+) -> Iterator[int]:
+    """Of updates those that count for one of some parameters."""
+    first = key_of(model_id, 0)
+    for piece in pieces(seqs, _LOOKED_AT):
+        sql = f"SELECT event_key, header FROM events WHERE event_key IN ({marks(len(piece))})"
+        headers = dict(execute(sql, [first + seq for seq in piece]).fetchall())
+        for seq in piece:
+            facts = orjson.loads(headers[first + seq])["body"]
+            if not names.isdisjoint(counted_parameters(facts)):
+                yield seq
 
 
-def _of_block(
-    block: Block,
-    where: EventFilter,
-    wanted: Sequence[Sequence[int]],
-    touched: Sequence[int] | None,
-) -> int:
+def _of_block(block: Block, where: EventFilter, wanted: Sequence[Sequence[int]]) -> int:
     hits = (1 << block.size) - 1
-    for terms in (*wanted, *([] if touched is None else [touched])):
+    for terms in wanted:
         any_of = 0
         for one in terms:
             any_of |= block.bits.get(one, 0)
@@ -121,17 +145,6 @@ def _of_block(
     if where.min_norm is not None and hits:
         hits &= blocks.at_least(block.norms, where.min_norm)
     return hits
-
-
-def _seqs(number: int, bits: int, low: int, high: int, newest_first: bool) -> list[int]:
-    """The seqs of a block's bits, within bounds."""
-    seqs = []
-    while bits:
-        place = (bits & -bits).bit_length() - 1
-        seqs.append(number * blocks.BLOCK + place)
-        bits &= bits - 1
-    within = [seq for seq in seqs if low <= seq <= high]
-    return within[::-1] if newest_first else within
 
 
 def counted(

@@ -22,11 +22,13 @@ from weightledger.ledger.store import (
     search,
     terms,
 )
+from weightledger.ledger.store.blockwise import Memory, Unwritten
 from weightledger.ledger.store.lookup import ANNOTATIONS
 from weightledger.ledger.store.model_rows import ModelRows
 
 logger = logging.getLogger(__name__)
 
+_PAGE = 100  # events that are looked at together
 _BLOCKS_AT_A_TIME = 4  # that a writer writes, after the event that completed one
 
 
@@ -40,8 +42,23 @@ class Filtering:
 
     def forget(self) -> None:
         """Take nothing for granted of blocks: events may have lost texts."""
-        self._unwritten = blockwise.Unwritten(self._of.model_id)
+        self._memory = self._empty(-1)
         self._written = 0
+
+    def _empty(self, changed: int) -> Memory:
+        return Memory(changed, Unwritten(self._of.model_id))
+
+    def _remembered(self, execute: Execute) -> Memory:
+        """What holds of the state of the log that is read, whoever changed it."""
+        changed = search.last_change(execute, self._of.model_id)
+        memory = self._memory
+        if memory.changed == changed:
+            return memory
+        fresh = self._empty(changed)
+        if memory.changed < changed:
+            self._memory = fresh
+            self._written = 0
+        return fresh
 
     def select(self, where: EventFilter, limit: int, newest_first: bool) -> list[Event]:
         """See `EventLookup.select`."""
@@ -67,7 +84,7 @@ class Filtering:
             bounds = low, min(high, last)
             backend = of.database.backend
             counted = blockwise.counted(
-                execute, backend, of.model_id, self._unwritten, bounds, last
+                execute, backend, of.model_id, self._remembered(execute).unwritten, bounds, last
             )
         return sorted(
             (
@@ -89,38 +106,40 @@ class Filtering:
         self._write_blocks(sys.maxsize)
         of = self._of
         chosen: list[Event] = []
-        waiting: list[int] = []
         with of.database.read() as execute:
+            memory = self._remembered(execute)
             low, high = search.span(execute, of.model_id, where)
             bounds = low, min(high, search.last_seq(execute, of.model_id))
-            names = (
-                {}
-                if where.parameter is None
-                else search.matching(execute, of.model_id, where.parameter)
-            )
-            wanted = sorted(names.values())
+            names = self._names(execute, where.parameter)
             backend = of.database.backend
-            for seqs in blockwise.first_hits(
-                execute, backend, of.model_id, self._unwritten, where, wanted, bounds, newest_first
-            ):
-                waiting += seqs
-                if len(chosen) + len(waiting) >= limit:
-                    chosen += _passing(of, execute, where, waiting[:limit], set(wanted))
-                    waiting = waiting[limit:]
-                    if len(chosen) >= limit:
-                        return chosen[:limit]
-            chosen += _passing(of, execute, where, waiting, set(wanted))
+            hits = blockwise.first_hits(
+                execute, backend, of.model_id, memory, where, names, bounds, newest_first
+            )
+            for seqs in pieces(hits, min(limit, _PAGE)):
+                chosen += _passing(of, execute, where, seqs, names)
+                if len(chosen) >= limit:
+                    break
         return chosen[:limit]
+
+    def _names(self, execute: Execute, pattern: str | None) -> set[str] | None:
+        """The parameters that a glob stands for; None for whichever an update counts for."""
+        if pattern is None:
+            return None
+        names = set(search.matching(execute, self._of.model_id, pattern).values())
+        return (
+            None if names and len(names) == search.parameters(execute, self._of.model_id) else names
+        )
 
     def _write_blocks(self, most: int) -> None:
         """Write complete blocks that are not written; where that cannot be, they are read anew."""
         of = self._of
         with of.database.look() as execute:
+            self._remembered(execute)
             complete = (search.last_seq(execute, of.model_id) + 1) // blocks.BLOCK
             if complete <= self._written:
                 return
             there = blocks.written(execute, of.model_id, 0, complete)
-        missing = sorted(set(range(complete)) - there)
+        missing = sorted(set(range(complete)).difference(there))
         for number in missing[:most]:
             try:
                 # In a turn, so that nothing is redacted between the reading and the writing.
@@ -137,7 +156,7 @@ class Filtering:
 
 
 def _passing(
-    of: ModelRows, execute: Execute, where: EventFilter, seqs: Sequence[int], names: set[str]
+    of: ModelRows, execute: Execute, where: EventFilter, seqs: Sequence[int], names: set[str] | None
 ) -> list[Event]:
     """Of the events with these seqs those that pass a filter, in the same order."""
     passing = []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from weightledger.ledger.events import KINDS, UPDATED
+from weightledger.ledger.events import KINDS, REDACTED, REPAIRED, UPDATED
 from weightledger.ledger.sql.backend import Backend, Execute, KeyLists
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
@@ -33,6 +33,21 @@ def last_seq(execute: Execute, model_id: int) -> int:
         (first, key_of(model_id, SEQ_MASK)),
     ).fetchone()
     return -1 if key is None else key - first
+
+
+_OF_KIND = (  # the index leaves updates out, and is used only by a condition that says so
+    "(SELECT max(event_key) FROM events WHERE kind = ? AND kind <> 'updated'"
+    " AND event_key BETWEEN ? AND ?)"
+)
+
+
+def last_change(execute: Execute, model_id: int) -> int:
+    """The key of the last event that changed what is known of earlier ones; -1 for none."""
+    bounds = key_of(model_id, 0), key_of(model_id, SEQ_MASK)
+    row = execute(
+        f"SELECT {_OF_KIND}, {_OF_KIND}", (REDACTED, *bounds, REPAIRED, *bounds)
+    ).fetchone()
+    return max(-1 if key is None else key for key in row)
 
 
 # Bisection over the primary key in one statement, since each costs a round trip.
@@ -207,3 +222,10 @@ def matching(execute: Execute, model_id: int, pattern: str) -> dict[int, str]:
     return {
         number: name for number, name in names if fnmatchcase(name.removeprefix(_WEIGHTS), pattern)
     }
+
+
+def parameters(execute: Execute, model_id: int) -> int:
+    """How many parameters updates count for."""
+    sql = "SELECT count(*) FROM parameters WHERE model_id = ?"
+    (count,) = execute(sql, (model_id,)).fetchone()
+    return int(count)

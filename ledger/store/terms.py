@@ -8,6 +8,7 @@ finds an event by its terms looks at the event itself (`passes`).
 import math
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -18,12 +19,19 @@ from weightledger.ledger.events.bodies import counted_parameters
 from weightledger.ledger.store import EventFilter
 
 _WORD = re.compile(r"\w+")
+_PARAMETERS = 16_384  # whose terms are kept
 
 
 def term(field: str, *parts: str) -> int:
     """The number of a field and a value: 64 bits, as databases keep them."""
     name = "\0".join((field, *parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(name, digest_size=8).digest(), signed=True)
+
+
+@lru_cache(_PARAMETERS)
+def parameter_term(name: str) -> int:
+    """The term of the updates that count for a parameter; a glob may stand for hundreds."""
+    return term("parameter", name)
 
 
 def words(*texts: str | None) -> set[str]:
@@ -54,7 +62,7 @@ def terms_of(
     if actor is not None:
         found.add(term("actor", actor))
     if kind == UPDATED:
-        found |= {term("parameter", name) for name in counted_parameters(body)}
+        found |= {parameter_term(name) for name in counted_parameters(body)}
     found |= {term("word", word) for word in words(actor, reason)}
     found |= {term("metadata", key, value) for key, value in pairs(metadata)}
     return found
@@ -81,17 +89,20 @@ def clauses(where: EventFilter) -> list[list[int]]:
     return wanted
 
 
-def passes(where: EventFilter, event: Event, note: Annotation | None, names: set[str]) -> bool:
-    """Whether an event passes a filter, its bounds apart; `names` are the parameters it wants."""
+def passes(
+    where: EventFilter, event: Event, note: Annotation | None, names: set[str] | None
+) -> bool:
+    """Whether an event passes a filter, its bounds apart; `names` are the parameters it wants, None
+    for whichever."""
     note = note or Annotation()
     if where.kinds and event.kind not in where.kinds:
         return False
     if where.actors and note.actor not in where.actors:
         return False
-    if where.parameter is not None and not (
-        event.kind == UPDATED and names.intersection(counted_parameters(event.body))
-    ):
-        return False
+    if where.parameter is not None:
+        counted = counted_parameters(event.body) if event.kind == UPDATED else []
+        if not counted or not (names is None or names.intersection(counted)):
+            return False
     if where.text is not None and not words(where.text) <= words(note.actor, note.reason):
         return False
     if where.min_norm is not None and not norm_of(dict(event.body)) >= where.min_norm:

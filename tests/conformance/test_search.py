@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, VERSION_CREATED, Annotation, Event
-from weightledger.ledger.store import EventFilter, blocks
+from weightledger.ledger.store import EventFilter, blocks, blockwise, columns
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.store.terms import pairs, words
 
@@ -68,7 +69,13 @@ def a_filter(chance: random.Random, events: list[Event]) -> EventFilter:
     )
 
 
-def test_filters_find_what_reading_everything_would(writer: Any, new_writer: Any) -> None:
+@pytest.mark.parametrize(("page", "look"), [(2, 1), (16, 12)])
+def test_filters_find_what_reading_everything_would(
+    writer: Any, new_writer: Any, monkeypatch: pytest.MonkeyPatch, page: int, look: int
+) -> None:
+    # Small pages are kept whole, and events looked at; of large ones little is, and bitmaps are.
+    monkeypatch.setattr(columns, "PAGE", page)
+    monkeypatch.setattr(blockwise, "_LOOK", look)
     chance = random.Random(5)
     other = new_writer(writer.store, "other")
     other.append()
@@ -98,7 +105,7 @@ def test_filters_find_what_reading_everything_would(writer: Any, new_writer: Any
                 and all(dict(pairs(note.metadata)).get(k) == v for k, v in where.metadata.items())
             )
 
-        for _ in range(60):
+        for _ in range(40):
             where, limit = a_filter(chance, events), chance.choice([0, 1, 3, 50, 2**63 - 1])
             for newest_first in (True, False):
                 expected = [event for event in events if passes(event, where)]
@@ -168,6 +175,27 @@ def test_blocks_are_written_by_who_may_and_read_anew_by_who_may_not(
     found = writer.events.select(where, limit=50)
     assert found and by_reader in (None, found)
     assert written() == 3
+
+
+def test_little_is_kept_of_what_is_asked(writer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "PAGE", 2)
+    monkeypatch.setattr(columns, "_KEPT_BYTES", 600)
+    grow(writer, random.Random(9), 70)
+    for _ in range(2):
+        for where in (
+            EventFilter(text="run"),
+            EventFilter(min_norm=0.5),
+            EventFilter(text="night"),
+        ):
+            select = writer.events.select
+            there = {event.seq for event in select(where, limit=999)}
+            assert there == {
+                seq
+                for seq in range(71)
+                if select(replace(where, min_seq=seq, max_seq=seq), limit=1)
+            }
+    kept = writer.events._filtering._memory.columns
+    assert 0 < sum(size for _, size in kept._kept.values()) == kept._bytes <= 600
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import REPAIRED, Annotation
 from weightledger.ledger.events.bodies import Repair, body_of
 from weightledger.ledger.log import Log
+from weightledger.ledger.store import EventFilter, blocks, columns
 from weightledger.ledger.writing.commands import Pin
 
 MODEL = "m"
@@ -135,6 +136,23 @@ def test_a_derived_row_that_is_not_what_the_log_says_is_found_and_derived_anew(
     log.catch_up()
     assert log.apply(add("w")).seq == done.event.seq + 1
     assert verify(log.history).problem is None
+
+
+def test_a_process_that_has_asked_before_sees_what_another_one_put_right(
+    log: Log, database_url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(columns, "PAGE", 4)
+    asked = EventFilter(text="ana")
+    with Ledger.open(database_url) as other:
+        history = other.history(MODEL)
+        expected = log.history.events(asked, limit=999)
+        assert len(expected) == 251
+        change(database_url, plain, "DELETE FROM search_blocks WHERE term < 0 OR term > 2")
+        assert len(history.events(asked, limit=999)) < 20  # those of the last block
+        repair(log.history, dry_run=False)
+        assert log.history.events(asked, limit=999) == expected  # its blocks are written again
+        assert history.events(asked, limit=999) == expected
 
 
 def test_nothing_is_recorded_where_nothing_is_wrong(log: Log) -> None:
