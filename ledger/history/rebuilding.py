@@ -23,6 +23,10 @@ from weightledger.ledger.tensors.state import StateDigest
 if TYPE_CHECKING:
     from weightledger.ledger.history.reader import History, Known
 
+# Tensors of this many bytes together are read by several threads: fewer cost less than handing them
+# over, and of more each thread would hold parts in memory beside them.
+_FEW_BYTES, _MANY_BYTES = 1 << 20, 1 << 26
+
 
 class States:
     """The states of one log; see the methods of `History` with the same names."""
@@ -71,10 +75,12 @@ class States:
                     raise NotFound(
                         f"the state after event {node} has no tensor {name!r}", param=name
                     )
-            return {
-                name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-                for name in wanted
-            }
+            specs = rebuilt.state.specs
+            fetched = [name for name in wanted if name not in rebuilt.tensors]
+            size = sum(specs[name].nbytes for name in fetched)
+            each = self._history.pool.map if _FEW_BYTES < size <= _MANY_BYTES else map
+            tensors = {**rebuilt.tensors, **dict(zip(fetched, each(fetch, fetched), strict=True))}
+            return {name: tensors[name] for name in wanted}
 
         return self._history.ways.travel(
             node, along, live=None if known is None else (known.node, known.state)

@@ -127,3 +127,28 @@ def test_when_no_way_is_left_the_first_damage_is_named(ledger: Ledger) -> None:
         rewrite_snapshot(ledger.history(MODEL), LAST)
     with pytest.raises(NotFound, match="no snapshot at event 3"):
         rewrite_snapshot(ledger.history(MODEL), 3)
+
+
+def test_tensors_that_threads_read_go_round_damage_as_well(tmp_path: Path) -> None:
+    """Many of them, of more than one size: each under its own name, with every bit."""
+    with Ledger.open(f"sqlite:///{tmp_path}/a.db") as opened:
+        base = {f"w{n}": torch.full((200_000 + n,), float(n)) for n in range(12)}
+        log = opened.model(MODEL, base=base, alpha=100)
+        names = [f"weights/w{n}" for n in range(11, -1, -1)]
+        update = IncrementalUpdateRequest("w4", torch.ones(200_004), learning_rate=1.0)
+        log.apply(update)
+        log.snapshot()
+        history = opened.history(MODEL)
+        head = history.head()
+        expected = {name: base[name.removeprefix("weights/")] for name in names}
+        expected["weights/w4"] = base["w4"] + 1
+        state = read_manifest(opened.store.blobs.get(snapshot(opened, head.node).manifest))
+        for damage in (False, True):
+            if damage:  # the snapshot before it leads there as well
+                spoil(opened, state.digests["weights/w4"], gone=False)
+            read = history.tensors(head.node, head.state_after, names)
+            assert list(read) == names
+            assert all(torch.equal(read[name], expected[name]) for name in names)
+        spoil(opened, state.digests["weights/w7"], gone=False)
+        with pytest.raises(DamagedSnapshot, match="weights/w7"):
+            history.tensors(head.node, head.state_after, names)
