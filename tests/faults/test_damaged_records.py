@@ -82,6 +82,7 @@ def make_folder(folder: Path) -> Path:
         log.execute(Decide("approval_0", False, BEN))
         log.execute(Decide("approval_1", True, BEN))
         log.execute(Lapse("approval_1", "gone"))
+        log.start_rollout("v2", 10, caller=ANA)
         log.redact("event_5", caller=ANA)
         record(log, Repair({"touches": 1}))
         record(log, Pruning(((4, 4),), (), 3, 1), 0)
