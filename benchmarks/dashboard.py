@@ -132,7 +132,7 @@ new MutationObserver(() => requestAnimationFrame(() => {
   const now = Date.now();
   const rows = document.querySelectorAll("#events tr[data-seq]");
   for (const row of rows) shown[row.dataset.seq] ??= now;
-})).observe(document.getElementById("events"), { childList: true });
+})).observe(document.getElementById("events"), { childList: true, subtree: true });
 """
 _SHOWN = "return shown[arguments[0]]"
 

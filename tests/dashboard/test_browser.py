@@ -282,6 +282,7 @@ def test_a_session_that_has_ended_is_told_and_taken_up_again(
         browser.find_element(By.LINK_TEXT, "Log in again").click()
         enter(browser)
         assert browser.current_url == keyed.url + "/ui/timeline?actor=nobody"
+        browser.get("about:blank")  # the page would look for its server, and complain
     browser.get_log("browser")
 
 
@@ -377,11 +378,95 @@ def test_ages_are_written_where_they_are_seen(page: webdriver.Chrome, server: Se
 
 
 _AGED = """
-const table = document.getElementById("events");
+const table = document.querySelector("#events table");
 const row = table.tBodies[0];
 for (let n = 0; n < 100; n++) table.append(row.cloneNode(true));
 for (const time of table.querySelectorAll(".when time")) time.textContent = "99 h ago";
 dispatchEvent(new Event("scrollend"));
 const times = table.querySelectorAll(".when time");
 return [times[0].textContent, times[times.length - 1].textContent];
+"""
+
+
+def test_rows_lie_in_groups_that_are_laid_out_where_they_are_seen(
+    page: webdriver.Chrome, server: Server
+) -> None:
+    page.set_window_size(1280, 900)
+    page.get(server.url + "/ui/timeline?flat=true")
+    sizes, skipped, places, heads = page.execute_async_script(_GROUPED)
+    assert sum(sizes) > 1000
+    assert max(sizes) <= 50
+    assert skipped > 0
+    assert len(places) == 1, "the columns of all groups stand below each other"
+    assert heads[0] > 10
+    assert set(heads[1:]) == {0}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert page.execute_script(_SKIPPED) == 0, "paper has every row"
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.find_element(By.TAG_NAME, "body").send_keys("j" * 60)
+    assert page.execute_script(_AT) == 59
+
+
+_AT = """
+return [...document.querySelectorAll("#events tr[data-href]")]
+    .findIndex((row) => row.matches(".here"));
+"""
+_SKIPPED = """
+return [...document.querySelectorAll("#events tbody")]
+    .filter((body) => !body.checkVisibility({ contentVisibilityAuto: true })).length;
+"""
+_GROUPED = """
+const done = arguments[0];
+const copies = [];
+const body = document.querySelector("#events tbody");
+for (let n = 0; n < 1000; n++) copies.push(body.cloneNode(true));
+const name = "of a long and winding name";
+for (const copy of copies.slice(0, 200)) copy.querySelector(".who").textContent = name;
+Dashboard.append(copies);
+requestAnimationFrame(() => requestAnimationFrame(() => {
+  const groups = [...document.querySelectorAll("#events > .group")];
+  const skipped = groups.filter((group) =>
+      !group.querySelector("tbody").checkVisibility({ contentVisibilityAuto: true })).length;
+  const places = groups.map((group) => [...group.querySelector("tbody tr").cells]
+      .map((cell) => Math.round(cell.getBoundingClientRect().left)).join());
+  done([groups.map((group) => group.querySelectorAll("tr[data-href]").length), skipped,
+        [...new Set(places)],
+        groups.map((group) => group.querySelector("thead").getBoundingClientRect().height)]);
+}));
+"""
+
+
+def test_live_rows_go_into_the_first_group_which_is_split_where_no_run_is(
+    browser: webdriver.Chrome, own: Server
+) -> None:
+    browser.get(own.url + "/ui/timeline")
+    until(lambda: "● live" in text_of(browser), "the page listens")
+    browser.execute_script(_LONG_GROUP)
+    with own.client(**{"x-actor": "splitter"}) as http:
+        update(http, 0.003)
+    until(lambda: "splitter" in text_of(browser), "the row is there")
+    numbers, heads = browser.execute_script(_SPLIT)
+    assert [number for group in numbers for number in group] == list(range(120))
+    assert len(numbers) == len(heads) == 2
+    assert numbers[1] == list(range(60, 120)), "the run stays with what it was unfolded to"
+    assert heads[0] == heads[1]
+
+
+_LONG_GROUP = """
+const table = document.querySelector("#events table");
+const body = document.querySelector("#events tbody");
+for (let n = 0; n < 120; n++) {
+  const copy = body.cloneNode(true);
+  copy.dataset.number = n;
+  copy.classList.toggle("inside", n > 60 && n < 90);
+  table.append(copy);
+}
+for (const other of [...table.tBodies]) if (!other.dataset.number) other.remove();
+"""
+_SPLIT = """
+const groups = [...document.querySelectorAll("#events > .group")];
+const numbers = (group) =>
+    [...group.querySelectorAll("[data-number]")].map((body) => Number(body.dataset.number));
+return [groups.map(numbers),
+        groups.map((group) => group.querySelector("colgroup + thead").textContent)];
 """

@@ -4,15 +4,16 @@ const Dashboard = (() => {
   const { base, token, last } = document.body.dataset;
   const one = (selector, within = document) => within.querySelector(selector);
   const parsed = (html) => new DOMParser().parseFromString(html, "text/html").body;
-  const rows = () => [...document.querySelectorAll("tr[data-href]")].filter((row) => row.offsetParent);
   const here = () => one("tr.here");
 
   function move(step) {
-    const all = rows();
-    if (!all.length) return;
-    const at = all.indexOf(here());
+    // Whether a row is shown is asked of the next ones alone: it costs the layout of their group.
+    const all = [...document.querySelectorAll("tr[data-href]")];
+    let at = Math.max(0, all.indexOf(here()) + step);
+    while (all[at] && !all[at].offsetParent) at += step;
+    const next = all[at];
+    if (!next) return;
     here()?.classList.remove("here");
-    const next = all[Math.max(0, Math.min(all.length - 1, at + step))];
     next.classList.add("here");
     next.scrollIntoView({ block: "nearest" });
   }
@@ -117,14 +118,17 @@ const Dashboard = (() => {
     return past < 60 ? `${Math.floor(past)} s ago` : past < 3600 ? `${Math.floor(past / 60)} min ago` : `${Math.floor(past / 3600)} h ago`;
   }
 
-  // Only what is in view, and all of it read before any is written: a text that changes in each of
-  // ten thousand rows would have the whole table laid out again.
+  function inView(element) {
+    const box = element.getBoundingClientRect();
+    return box.bottom >= 0 && box.top <= innerHeight;
+  }
+
+  // Only what is in view, and all of it read before any is written. Groups are asked first: where
+  // a row lies costs the layout of its group.
   function age() {
-    const shown = [...document.querySelectorAll("header time, .when time")].filter((time) => {
-      const box = time.getBoundingClientRect();
-      return box.bottom >= 0 && box.top <= innerHeight && /ago$/.test(time.textContent);
-    });
-    for (const time of shown) {
+    const places = [...document.querySelectorAll("header, .group, :not(.group) > .events")].filter(inView);
+    const times = places.flatMap((place) => [...place.querySelectorAll("time")]);
+    for (const time of times.filter((time) => /ago$/.test(time.textContent) && inView(time))) {
       const text = ago(time);
       if (text !== time.textContent) time.textContent = text;
     }
@@ -133,12 +137,13 @@ const Dashboard = (() => {
   addEventListener("scrollend", age);
 
   // What happens meanwhile.
-  const table = one("table[data-live=yes]");
+  const table = one("#events[data-live=yes]");
   const tree = document.getElementById("tree");
   const offline = document.getElementById("offline");
   const news = document.getElementById("news");
   const connection = document.getElementById("connection");
   const MOST = 1500;
+  const EACH = 50;
   let known = Number(last);
   let missed = 0;
   let since = null;
@@ -148,10 +153,41 @@ const Dashboard = (() => {
     return above?.dataset.count && below?.dataset.count && above.dataset.run === below.dataset.run;
   }
 
+  // Rows lie in groups, each a table of its own, of which the browser lays out those in view. What a
+  // run was unfolded to stays in the run's group.
+  function another(group, bodies) {
+    const next = group.cloneNode(false);
+    const rows = one("table", group).cloneNode(false);
+    rows.append(one("colgroup", group).cloneNode(true), one("thead", group).cloneNode(true), ...bodies);
+    next.append(rows);
+    group.after(next);
+  }
+
+  function append(bodies) {
+    const groups = document.getElementById("events");
+    for (let at = 0; at < bodies.length;) {
+      const last = one("table", groups.lastElementChild);
+      const room = Math.max(0, EACH - last.tBodies.length);
+      if (room) last.append(...bodies.slice(at, at + room));
+      else another(groups.lastElementChild, bodies.slice(at, at + EACH));
+      at += room || EACH;
+    }
+  }
+
+  function split(group) {
+    const bodies = one("table", group).tBodies;
+    while (bodies.length > 2 * EACH) {
+      let at = bodies.length - EACH;
+      while (at > 0 && bodies[at].classList.contains("inside")) at -= 1;
+      if (at === 0) return;
+      another(group, [...bodies].slice(at));
+    }
+  }
+
   // New rows go on top; a run that goes on stays one line.
   function add(html) {
     const bodies = [...parsed(html).querySelectorAll("tbody")];
-    const top = table.tBodies[0];
+    const top = one("tbody", table);
     const lowest = bodies.at(-1);
     if (joins(lowest, top)) {
       const unfold = one(".unfold", lowest);
@@ -164,15 +200,19 @@ const Dashboard = (() => {
       top.remove();
     }
     for (const body of bodies) for (const row of body.rows) row.classList.add("fresh");
-    table.tHead.after(...bodies);
+    one("thead", table).after(...bodies);
+    if (table.classList.contains("groups")) split(table.firstElementChild);
     document.querySelector("p.empty:has(+ .pages)")?.remove();
-    if (scrollY < 200) while (table.tBodies.length > MOST && document.getElementById("older")) {
-      table.tBodies[table.tBodies.length - 1].remove();
-      const seq = [...table.rows].at(-1).dataset.seq;
-      const link = document.getElementById("older");
+    const link = document.getElementById("older");
+    const all = [...table.querySelectorAll("tbody")];
+    if (scrollY < 200 && link && all.length > MOST) {
+      for (const body of all.slice(MOST)) body.remove();
+      for (const group of [...table.children]) if (!one("tbody", group)) group.remove();
+      const oldest = all[MOST - 1];
       const url = new URL(link.href);
-      url.searchParams.set("after", `event_${seq}`);
+      url.searchParams.set("after", `event_${oldest.dataset.first ?? oldest.rows[0].dataset.seq}`);
       link.href = url;
+      link.hidden = false;
     }
   }
 
@@ -237,5 +277,5 @@ const Dashboard = (() => {
   addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
   listen();
 
-  return { base, token, table, filters, fetched, parsed, ended };
+  return { base, token, table, filters, append, fetched, parsed, ended };
 })();

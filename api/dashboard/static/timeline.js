@@ -40,7 +40,6 @@
 
   // Older rows come by themselves where the list ends; the link works without this.
   const older = document.getElementById("older");
-  const table = document.getElementById("events");
   let busy = false;
   async function more() {
     if (busy || older.hidden) return;
@@ -50,7 +49,7 @@
       const page = await Dashboard.fetched("/ui/part/rows?" + query);
       if (!page) return;
       const fresh = page.querySelector("table");
-      table.append(...fresh.tBodies);
+      Dashboard.append([...fresh.tBodies]);
       older.hidden = !fresh.dataset.older;
       query.set("after", fresh.dataset.older);
       older.href = "?" + query;
