@@ -120,7 +120,7 @@ def try_everything(url: str, folder: Path, *options: str) -> None:
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(Path(__file__).with_name("schemathesis.toml"))),
             *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
-            *("--checks", "all", "--max-examples", "12", "--seed", "1", "--no-color"),
+            *("--checks", "all", "--max-examples", "5", "--seed", "1", "--no-color"),
             *("--request-timeout", str(PATIENCE_S)),
             *("--generation-database", "none", *options),
         ],

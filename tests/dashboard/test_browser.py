@@ -382,6 +382,7 @@ const table = document.querySelector("#events table");
 const row = table.tBodies[0];
 for (let n = 0; n < 100; n++) table.append(row.cloneNode(true));
 for (const time of table.querySelectorAll(".when time")) time.textContent = "99 h ago";
+table.scrollIntoView();
 dispatchEvent(new Event("scrollend"));
 const times = table.querySelectorAll(".when time");
 return [times[0].textContent, times[times.length - 1].textContent];
