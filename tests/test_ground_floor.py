@@ -31,7 +31,10 @@ LOWER = [
 HEAVY = ("torch", "numba", "alembic", "fastapi", "pydantic", "obstore", "psycopg", "transformers")
 OPENED = {
     "ledger.sql.postgres": "psycopg",
+    "ledger.sql.postgres_alone": "psycopg",
+    "ledger.sql.advisory_slots": "psycopg",
     "ledger.sql.advisory_turns": "psycopg",
+    "ledger.sql.notifications": "psycopg",
     "ledger.blobs.buckets": "obstore",
     "ledger.blobs.objects": "obstore",
     "ledger.blobs.failures": "obstore",

@@ -8,6 +8,7 @@ import torch
 
 from weightledger import Ledger, Log
 from weightledger.ledger.questions import Questions
+from weightledger.ledger.writing.caller import Caller
 
 ASKED: dict[str, Callable[[Questions], Any]] = {
     "state": lambda ask: {name: one.tolist() for name, one in ask.state("seq:1").items()},
@@ -25,6 +26,7 @@ ASKED: dict[str, Callable[[Questions], Any]] = {
     "bisect": lambda ask: ask.bisect("seq:0", "head", lambda at: at.seq < 2)["first_bad"]["seq"],
     "blame": lambda ask: len(ask.blame("w").touches),
     "metrics": lambda ask: ask.metrics(),
+    "holds": lambda ask: len(ask.holds()),
 }
 
 
@@ -36,6 +38,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for value in (1.0, 2.0, 3.0):
             log.record({"w": torch.full((4,), value)})
         log.create_version("asked")
+        log.hold("head", caller=Caller(actor="ana", reason="asked for"))
         yield log
 
 

@@ -22,6 +22,7 @@ class Clock:
         self._course = course
         self._seen = -1
         self._stop = threading.Event()
+        self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ledger-trials", daemon=True)
         self._thread.start()
 
@@ -33,11 +34,16 @@ class Clock:
     def _run(self) -> None:
         while not self._stop.wait(_LOOK_S):
             try:
-                self._look()
+                self.look()
             except LedgerError as error:
                 logger.warning("the trial cannot be looked after now: %s", error)
             except Exception:
                 logger.exception("the trial cannot be looked after now")
+
+    def look(self) -> None:
+        """Look now: what another process wrote is on trial before anybody decides about it."""
+        with self._looking:
+            self._look()
 
     def _look(self) -> None:
         course = self._course

@@ -158,6 +158,7 @@ class Trials:
         """End a trial for the new state, because somebody says so."""
         if (known := self._answered(trial, caller)) is not None:
             return known
+        self._clock.look()
         course = self._course
         with course.lock:
             case = self._require(trial)
@@ -173,6 +174,7 @@ class Trials:
         """End a trial for the state before it, because somebody says so."""
         if (known := self._answered(trial, caller, aborted=True)) is not None:
             return known
+        self._clock.look()
         course = self._course
         with course.lock:
             case = self._require(trial)

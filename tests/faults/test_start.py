@@ -256,7 +256,7 @@ def test_a_missing_trigger_stops_the_start(folder: Path) -> None:
     with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as connection:
         connection.execute("DROP TRIGGER events_no_delete")
     assert "events_no_delete" in refused(folder)
-    for options in ((), ("--quick", "--processes", "2")):
+    for options in ((), ("--quick", "--jobs", "2")):
         status, first_bad, result = verified(folder, *options)
         assert (status, first_bad) == (1, "-")
         assert result.startswith("BAD: ") and "trigger events_no_delete is missing" in result
