@@ -65,10 +65,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "console")], ids=lambda page: page.name
-)
+# The longest has a module of its own, tests/debug/test_page.py, so that it runs beside the others.
+SESSIONS = [page for page in PAGES if blocks(page, "console") and page.name != "debugging.md"]
+
+
+@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: page.name)
 def test_a_session_prints_what_the_page_shows(page: Path, server: Server, tmp_path: Path) -> None:
+    play(page, server, tmp_path)
+
+
+def play(page: Path, server: Server, tmp_path: Path) -> None:
+    """Give the commands of a page to a server, and compare what they print."""
     bin_dir = tmp_path / ".venv/bin"
     bin_dir.mkdir(parents=True)
     for name, options in (("weightledger", "-m weightledger"), ("python", "")):
