@@ -76,8 +76,12 @@ def test_a_what_if_is_told_saved_and_adopted_by_rest_and_command(
 
 
 def test_a_position_is_replayed_over_rest(http: httpx2.Client) -> None:
-    told = http.post("/v1/models/replay", json={"to": "v0"}).json()
-    assert (told["object"], told["seq"], told["version"][:3]) == ("replay", 0, "v0_")
+    changed = update(http, 0.001, 5)
+    named = http.post("/v1/models/create_version", json={"description": "to replay"}).json()
+    version = named["data"]["version_id"]
+    told = http.post("/v1/models/replay", json={"to": version}).json()
+    assert (told["object"], told["version"]) == ("replay", version)
+    assert told["seq"] == http.get(f"/v1/models/updates/{changed}").json()["seq"]
     for body, status in (({"to": "seq:99999"}, 404), ({"without": ["head"], "mode": "x"}, 400)):
         assert http.post("/v1/models/replay", json=body).status_code == status
 
