@@ -13,17 +13,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from fastapi.sse import format_sse_event
 
 from weightledger import Log
+from weightledger.api.rest.listeners import Listeners
 from weightledger.ledger.debug.follow import POLL_S
 from weightledger.ledger.errors import LedgerError
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 15.0
 LASTS_S = 300.0
 """After this a stream ends and the browser asks for it again, so that a key that was revoked and a
 session that has ended see no more."""
@@ -69,33 +70,18 @@ class Feed:
     def __init__(
         self, log: Log, fault: Callable[[], str | None], write: Write, ending: threading.Event
     ) -> None:
-        self.beats = 0
-        self.closed = False
         self.turn = Turn(-1, None)
+        self.listeners = Listeners(log, ending, self._look)
         self._log = log
         self._fault = fault
         self._write = write
-        self._ending = ending
-        self._wakers: set[asyncio.Event] = set()
-        self._news = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        log.subscribe(lambda _: self._committed())
 
-    @contextlib.contextmanager
-    def listening(self, waker: asyncio.Event) -> Iterator[None]:
+    def listening(self, waker: asyncio.Event) -> AbstractContextManager[None]:
         """Set `waker` whenever there is something to send, a heartbeat, or the end."""
-        self._wakers.add(waker)
-        if self._task is None or self._task.done():
-            self._loop = asyncio.get_running_loop()
-            self.turn = Turn(self._log.live.head.seq, self._fault())
-            self._task = self._loop.create_task(self._go_on())
-        try:
-            yield
-        finally:
-            self._wakers.discard(waker)
-            if not self._wakers:
-                self._news.set()  # the task looks up and ends
+        return self.listeners.listening(waker, self._begin)
+
+    def _begin(self) -> None:
+        self.turn = Turn(self._log.live.head.seq, self._fault())
 
     async def message(self, turn: Turn, view: View, after: int) -> bytes:
         """What a page that knows the log up to a seq is sent in a turn."""
@@ -113,45 +99,19 @@ class Feed:
         turn.spent_s += time.thread_time() - started
         return format_sse_event(id=str(turn.head), data_str=text)
 
-    def _committed(self) -> None:
-        """An event of this process is durable; called by the thread that wrote it."""
-        loop = self._loop
-        if loop is not None and self._wakers:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and all who listened
-                loop.call_soon_threadsafe(self._news.set)
-
-    def _wake(self) -> None:
-        for waker in self._wakers:
-            waker.set()
-
-    async def _go_on(self) -> None:
-        loop = asyncio.get_running_loop()
-        beaten = loop.time()
-        while self._wakers:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._news.wait()
-            self._news.clear()
-            if self._ending.is_set():
-                self.closed = True
-                self._wake()
-                return
-            head, fault = self._log.live.head.seq, self._fault()
-            if (head, fault) != (self.turn.head, self.turn.fault):
-                self.turn = Turn(head, fault)
-                self._wake()
-                await self._rest(self.turn)
-            if loop.time() - beaten >= HEARTBEAT_S:
-                beaten = loop.time()
-                self.beats += 1
-                self._wake()
+    async def _look(self) -> None:
+        head, fault = self._log.live.head.seq, self._fault()
+        if (head, fault) != (self.turn.head, self.turn.fault):
+            self.turn = Turn(head, fault)
+            self.listeners.wake()
+            await self._rest(self.turn)
 
     async def _rest(self, turn: Turn) -> None:
         """Wait until what the messages cost is no more than their share of the time."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         await asyncio.sleep(_PAUSE_S)
-        while self._wakers and not self._ending.is_set():
+        while self.listeners and not self.listeners.ending.is_set():
             cost_s = turn.spent_s + _SEND_S * turn.sent
             left = min(cost_s / _SHARE, _LONGEST_S) - (loop.time() - began)
             if left <= 0:
@@ -173,12 +133,12 @@ class Place:
     def closed(self) -> bool:
         """Whether nothing more comes: the server stops, the time is over, or reading failed."""
         ended = self._ends is not None and asyncio.get_running_loop().time() >= self._ends
-        return self._feed.closed or self._failed or ended
+        return self._feed.listeners.closed or self._failed or ended
 
     @property
     def beats(self) -> int:
         """How many heartbeats there were."""
-        return self._feed.beats
+        return self._feed.listeners.beats
 
     @contextlib.contextmanager
     def listening(self, waker: asyncio.Event, head: int) -> Iterator[None]:

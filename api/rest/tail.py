@@ -7,11 +7,11 @@ twice, however slow it is, and a listener that waits costs no query.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,13 +20,11 @@ from fastapi.sse import format_sse_event
 
 from weightledger import Log
 from weightledger.api.items import event_item
-from weightledger.ledger.debug.follow import POLL_S
+from weightledger.api.rest.listeners import Listeners
 from weightledger.ledger.errors import LedgerError, Unavailable
 from weightledger.ledger.store import EventStore
 
 logger = logging.getLogger(__name__)
-
-HEARTBEAT_S = 15.0
 
 _KEPT = 4096  # events
 _KEPT_BYTES = 8 << 20
@@ -50,46 +48,42 @@ class Tail:
 
     def __init__(self, log: Log, ending: threading.Event | None = None) -> None:
         self.store: EventStore = log.history.store
-        self.closed = False
-        self.beats = 0
-        self._ending = ending or threading.Event()
+        self._listeners = Listeners(log, ending or threading.Event(), self._look)
+        self._problem: str | None = None
         self._kept: deque[Sent] = deque()
         self._kept_bytes = 0
         self._last = -1
-        self._wakers: set[asyncio.Event] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
-        log.subscribe(lambda _: self._committed())
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more comes: the server stops."""
+        return self._listeners.closed
+
+    @property
+    def beats(self) -> int:
+        """How many heartbeats there were."""
+        return self._listeners.beats
 
     def require_open(self) -> None:
         """Unavailable when the server is about to stop."""
-        if self.closed or self._ending.is_set():
+        if self.closed or self._listeners.ending.is_set():
             raise Unavailable("the server is stopping; ask again when it is back")
 
     def close(self) -> None:
         """Let every listener end behind what is read by now, in order."""
-        self.closed = True
-        self._wake()
+        self._listeners.close()
 
-    @contextlib.contextmanager
-    def listening(self, waker: asyncio.Event, head: int) -> Iterator[None]:
+    def listening(self, waker: asyncio.Event, head: int) -> AbstractContextManager[None]:
         """Set `waker` whenever there is news: events, a heartbeat (`beats`), or the end (`closed`).
 
         `head` is the seq of the log's last event, as it was just now.
         """
-        self._wakers.add(waker)
-        if self._task is None or self._task.done():
-            self._kept.clear()
-            self._kept_bytes, self._last = 0, head
-            self._loop = asyncio.get_running_loop()
-            self._task = self._loop.create_task(self._read_on())
-        try:
-            yield
-        finally:
-            self._wakers.discard(waker)
-            if not self._wakers:
-                self._news.set()  # the task looks up and ends
+        return self._listeners.listening(waker, lambda: self._begin(head))
+
+    def _begin(self, head: int) -> None:
+        self._kept.clear()
+        self._kept_bytes, self._last = 0, head
+        self._problem = None
 
     async def behind(self, after: int) -> tuple[bytes, int]:
         """Events after a seq, some or all there are, and the seq of the last of them."""
@@ -111,43 +105,17 @@ class Tail:
                 break
         return b"".join(parts), after
 
-    def _committed(self) -> None:
-        """An event of this process is durable; called by the thread that wrote it."""
-        loop = self._loop
-        if loop is not None and self._wakers:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and all who listened
-                loop.call_soon_threadsafe(self._news.set)
-
-    def _wake(self) -> None:
-        for waker in self._wakers:
-            waker.set()
-
-    async def _read_on(self) -> None:
-        problem: str | None = None
-        loop = asyncio.get_running_loop()
-        beaten = loop.time()
-        while self._wakers:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._news.wait()
-            self._news.clear()
-            if self._ending.is_set():
-                self.close()
-                return
-            try:
-                while page := await asyncio.to_thread(self._read, self._last + 1):
-                    self._keep(page)
-                    self._wake()
-            except LedgerError as error:
-                if problem != str(error):  # an outage is one line
-                    logger.error("cannot read the log for those who listen: %s", error)
-                problem = str(error)
-            else:
-                problem = None
-            if loop.time() - beaten >= HEARTBEAT_S:
-                beaten = loop.time()
-                self.beats += 1
-                self._wake()
+    async def _look(self) -> None:
+        try:
+            while page := await asyncio.to_thread(self._read, self._last + 1):
+                self._keep(page)
+                self._listeners.wake()
+        except LedgerError as error:
+            if self._problem != str(error):  # an outage is one line
+                logger.error("cannot read the log for those who listen: %s", error)
+            self._problem = str(error)
+        else:
+            self._problem = None
 
     def _keep(self, page: Sequence[Sent]) -> None:
         self._kept.extend(page)

@@ -23,6 +23,7 @@ from tests.serving import Server, serving
 from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest, Ledger, Log
 from weightledger import IncrementalUpdateRequest as Request
+from weightledger.api.rest import listeners
 from weightledger.api.rest import tail as tails
 from weightledger.api.rest.tail import Tail
 
@@ -338,7 +339,7 @@ def test_a_server_of_somebody_elses_ends_them_too(
 
 
 def test_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tails, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(listeners, "HEARTBEAT_S", 0.0)
     config = DynamicUpdateConfig(backup_dir=tmp_path)
     manager = DynamicModelManager(torch.nn.Linear(2, 2), "m", config=config)
     try:
@@ -382,7 +383,7 @@ def test_a_key_that_is_revoked_hears_no_more_and_is_told_why(
         with following(*command) as process:
             assert process.stdout.readline()
             keys.revoke("waits")
-            monkeypatch.setattr(tails, "HEARTBEAT_S", 0.0)
+            monkeypatch.setattr(listeners, "HEARTBEAT_S", 0.0)
             assert next(b for b in streams["waits"].blocks() if "" not in b)["event"] == "refused"
             assert process.wait(PATIENCE_S) == 1
             assert "the API key 'waits' was revoked" in process.stderr.read()

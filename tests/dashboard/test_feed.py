@@ -138,7 +138,7 @@ def test_the_more_messages_cost_the_longer_the_next_one_waits(
         turn = feed.Turn(1, None, spent_s=spent_s)
         times = iter([0.0, *[0.2 * n for n in range(1000)]])
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: next(times))
-        pages.feed._wakers.add(asyncio.Event())
+        pages.feed.listeners._wakers.add(asyncio.Event())
         await pages.feed._rest(turn)
         return sum(waited)
 
