@@ -12,7 +12,8 @@ from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
 
 if TYPE_CHECKING:
-    from weightledger.api.cli.remote import Item, Remote
+    from weightledger.api.cli.connection import Item
+    from weightledger.api.cli.remote import Remote
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `list` has it.")]
 

@@ -7,7 +7,7 @@ import typer
 from weightledger.api.cli import output
 from weightledger.api.cli.help import App
 from weightledger.api.cli.options import WHERE, Actor, Csv, Json, Model, Offline, Quiet, configured
-from weightledger.api.cli.source import offline_caller, reading, writing
+from weightledger.api.cli.source import reading, writer
 from weightledger.api.server.settings import Settings
 
 app = App(help="Legal holds: versions that have to be kept.", no_args_is_help=True)
@@ -51,14 +51,8 @@ def place(
 
     Example: weightledger hold place v1 -m 'case 12'
     """
-    server = writing(settings, model, actor=actor, offline=offline)
-    if server is not None:
-        placed = server.hold(version_id, reason)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            placed = log.hold(version_id)
+    with writer(settings, model, actor=actor, offline=offline) as log:
+        placed = log.hold(version_id, reason)
     output.facts(placed, as_json=as_json)
 
 
@@ -77,12 +71,6 @@ def release(
 
     Example: weightledger hold release hold_0 -m 'case 12 is closed'
     """
-    server = writing(settings, model, actor=actor, offline=offline)
-    if server is not None:
-        released = server.release(hold_id, reason)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            released = log.release(hold_id)
+    with writer(settings, model, actor=actor, offline=offline) as log:
+        released = log.release(hold_id, reason)
     output.facts(released, as_json=as_json)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -64,13 +64,13 @@ class Offline:
         """What `POST /v1/models/versions/{id}/retire` does."""
         asyncio.run(self.manager.execute(Retire(version_id, self.caller)))
 
-    def hold(self, version_id: str) -> Item:
+    def hold(self, version_id: str, reason: str) -> Item:
         """What `POST /v1/models/holds` does."""
-        return self._held(Hold(version_id, self.caller))
+        return self._held(Hold(version_id, replace(self.caller, reason=reason)))
 
-    def release(self, hold_id: str) -> Item:
+    def release(self, hold_id: str, reason: str) -> Item:
         """What `POST /v1/models/holds/{id}/release` does."""
-        return self._held(Release(hold_id, self.caller))
+        return self._held(Release(hold_id, replace(self.caller, reason=reason)))
 
     def _held(self, command: Hold | Release) -> Item:
         event = asyncio.run(self.manager.execute(command))

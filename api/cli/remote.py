@@ -10,20 +10,12 @@ from urllib.parse import quote
 import httpx2
 
 from weightledger.api.cli import output
-from weightledger.ledger.errors import (
-    AwaitingApproval,
-    InvalidRequest,
-    LedgerError,
-    NotFound,
-    Pruned,
-    StorageError,
-)
-from weightledger.ledger.http import client
+from weightledger.api.cli.connection import Connection, Item, ServerError, Unreachable
+from weightledger.ledger.errors import NotFound, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TIMEOUT_S = 120.0
 _SILENCE_S = 60.0  # a stream of events has a heartbeat every 15 s
 _AGAIN_S = 1.0
 _DATA = b"data: "
@@ -33,30 +25,9 @@ _PAGE = 100
 _MEASUREMENTS = 1000
 _MODELS = "/v1/models"
 
-Item = dict[str, Any]
 
-
-class ServerError(LedgerError):
-    """The server refused, or could not be reached."""
-
-
-class Unreachable(ServerError):
-    """The server did not answer, or could not just then."""
-
-
-class Remote:
-    """One server; every error becomes a ServerError with the server's own words.
-
-    `caller` are the headers that say who asks and why.
-    """
-
-    def __init__(
-        self, url: str, api_key: str | None, caller: Mapping[str, str] | None = None
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._headers = {**(caller or {})}
-        if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key}"
+class Remote(Connection):
+    """One server: what its routes answer, and what they are sent."""
 
     # Reads
 
@@ -239,8 +210,8 @@ class Remote:
         return self._post(f"{_MODELS}/reproduce", asked)
 
     def adopt(self, asked: Mapping[str, Any]) -> Item:
-        """POST /v1/models/adopt_what_if"""
-        return self._post(f"{_MODELS}/adopt_what_if", asked)
+        """POST /v1/models/adopt_what_if; what the update says of itself, and whether it stands."""
+        return {"success": True, **self._post(f"{_MODELS}/adopt_what_if", asked)["data"]}
 
     def save(self, asked: Mapping[str, Any], out: Path) -> Item:
         """Write a state's tensors to a file; what the server says of it."""
@@ -309,21 +280,22 @@ class Remote:
         return {"success": True, **reply.json()["data"], "changed": len(tensors)}
 
     def update(self, body: Mapping[str, Any]) -> Item:
-        """POST /v1/models/incremental_update"""
-        return self._post(f"{_MODELS}/incremental_update", body)
+        """POST /v1/models/incremental_update; what it says of itself, and whether it stands."""
+        return {"success": True, **self._post(f"{_MODELS}/incremental_update", body)["data"]}
 
     def enhanced_update(self, body: Mapping[str, Any]) -> Item:
         """POST /v1/models/enhanced_update"""
         return self._post(f"{_MODELS}/enhanced_update", body)
 
-    def create_version(self, description: str) -> Item:
-        """POST /v1/models/create_version"""
-        return self._post(f"{_MODELS}/create_version", {"description": description})
+    def create_version(self, description: str) -> str:
+        """POST /v1/models/create_version; the version's id."""
+        made = self._post(f"{_MODELS}/create_version", {"description": description})
+        return str(made["data"]["version_id"])
 
-    def pin(self, version_id: str, pinned: bool) -> Item:
+    def pin(self, version_id: str, pinned: bool) -> None:
         """POST /v1/models/versions/{id}/pin or /unpin"""
         verb = "pin" if pinned else "unpin"
-        return self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
+        self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
 
     def retire(self, version_id: str) -> None:
         """POST /v1/models/versions/{id}/retire"""
@@ -354,50 +326,6 @@ class Remote:
     def verify(self) -> Item:
         """POST /v1/models/verify"""
         return self._post(f"{_MODELS}/verify", {})
-
-    def _client(self) -> httpx2.Client:
-        return client(self.url, param="url", headers=self._headers, timeout=_TIMEOUT_S)
-
-    def _get(self, path: str, query: Mapping[str, str | Sequence[str]] | None = None) -> Item:
-        return self._answer("GET", path, params=query)
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> Item:
-        return self._answer("POST", path, json=dict(body))
-
-    def _answer(self, method: str, path: str, **options: Any) -> Item:
-        reply = self._reply(method, path, **options)
-        try:
-            return dict(reply.json())
-        except ValueError as error:
-            raise self._unreachable(error) from error
-
-    def _reply(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        try:
-            with self._client() as http:
-                reply = http.request(method, path, **options)
-        except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
-        except ValueError as error:  # what a body may not be: NaN and infinities
-            raise InvalidRequest(f"this cannot be sent: {error}") from error
-        if reply.status_code == 202:
-            waiting = reply.json()
-            raise AwaitingApproval(waiting["message"], approval_id=waiting["data"]["approval_id"])
-        if reply.status_code != 200:
-            raise self._refusal(reply)
-        return reply
-
-    def _unreachable(self, error: Exception) -> Unreachable:
-        return Unreachable(f"no answer from {self.url}: {error}")
-
-    def _refusal(self, reply: httpx2.Response) -> LedgerError:
-        try:
-            message = str(reply.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
-        if reply.status_code == 410:
-            return Pruned(message)
-        kind = {400: InvalidRequest, 404: NotFound}.get(reply.status_code, ServerError)
-        return kind(message)
 
 
 def _texts(query: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from weightledger.ledger.sql.presence import Announced, servers
 
 if TYPE_CHECKING:
     from weightledger import Caller
+    from weightledger.api.cli.offline import Offline
     from weightledger.api.cli.remote import Remote
 
 
@@ -67,6 +68,26 @@ def writing(
     remote = _remote(url, settings, sent)
     _require_served(remote, model)
     return remote
+
+
+@contextlib.contextmanager
+def writer(
+    settings: Settings,
+    model: str | None,
+    *,
+    reason: str | None = None,
+    actor: str | None = None,
+    offline: bool,
+) -> "Iterator[Remote | Offline]":
+    """What `writing` gives, or with --offline the database itself, which answers as a server."""
+    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
+    if server is not None:
+        yield server
+        return
+    from weightledger.api.cli.offline import offline as opened  # imports torch
+
+    with opened(settings, model, offline_caller(reason, actor)) as log:
+        yield log
 
 
 def offline_caller(reason: str | None, actor: str | None) -> "Caller":

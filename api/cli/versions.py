@@ -17,7 +17,7 @@ from weightledger.api.cli.options import (
     Reason,
     configured,
 )
-from weightledger.api.cli.source import offline_caller, reading, writing
+from weightledger.api.cli.source import reading, writer
 from weightledger.api.server.settings import Settings
 
 app = App(help="Name states, and list the names.", no_args_is_help=True)
@@ -42,14 +42,8 @@ def create(
 
     Example: weightledger version create 'before the holidays'
     """
-    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-    if server is not None:
-        version_id = server.create_version(description)["data"]["version_id"]
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            version_id = log.create_version(description)
+    with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+        version_id = log.create_version(description)
     output.facts({"version_id": version_id}, as_json=as_json)
 
 
@@ -139,14 +133,8 @@ def retire(
 
     Example: weightledger version retire v1 -m 'superseded'
     """
-    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-    if server is not None:
-        server.retire(version_id)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            log.retire(version_id)
+    with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+        log.retire(version_id)
     output.facts({"version_id": version_id, "retired": True}, as_json=as_json)
 
 
@@ -160,12 +148,6 @@ def _set_pin(
     model: str | None,
     as_json: bool,
 ) -> None:
-    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-    if server is not None:
-        server.pin(version_id, pinned)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            log.pin(version_id, pinned)
+    with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+        log.pin(version_id, pinned)
     output.facts({"version_id": version_id, "pinned": pinned}, as_json=as_json)

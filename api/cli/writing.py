@@ -17,7 +17,7 @@ from weightledger.api.cli.options import (
     configured,
 )
 from weightledger.api.cli.replaying import Mode, OnlyAfter, Without
-from weightledger.api.cli.source import offline_caller, reading, writing
+from weightledger.api.cli.source import reading, writer
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger import json_text
@@ -63,15 +63,8 @@ def update(
     }
     if metadata is not None:
         body["metadata"] = parse_json("--metadata", metadata)
-    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-    if server is not None:
-        result = server.update(body)["data"]
-        result.setdefault("success", True)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            result = log.update(body)
+    with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+        result = log.update(body)
     output.facts(result, as_json=as_json)
     if not result["success"]:
         raise typer.Exit(1)
@@ -107,14 +100,8 @@ def rollback(
         return
     start, end = "head", to
     if not dry_run:
-        server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-        if server is not None:
-            seq = server.rollback(to)
-        else:
-            from weightledger.api.cli.offline import offline as opened  # imports torch
-
-            with opened(settings, model, offline_caller(reason, actor)) as log:
-                seq = log.rollback(to)
+        with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+            seq = log.rollback(to)
     with reading(settings, model) as source:
         if not dry_run:
             done = source.event(f"seq:{seq}")["facts"]
@@ -149,15 +136,8 @@ def _adopt(
         with reading(settings, model) as source:
             output.facts(source.what_if(asked), as_json=as_json)
         return
-    server = writing(settings, model, reason=reason, actor=actor, offline=offline)
-    if server is not None:
-        result = server.adopt(asked)["data"]
-        result.setdefault("success", True)
-    else:
-        from weightledger.api.cli.offline import offline as opened  # imports torch
-
-        with opened(settings, model, offline_caller(reason, actor)) as log:
-            result = log.adopt(asked)
+    with writer(settings, model, reason=reason, actor=actor, offline=offline) as log:
+        result = log.adopt(asked)
     output.facts(result, as_json=as_json)
     if not result["success"]:
         raise typer.Exit(1)
