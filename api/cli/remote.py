@@ -231,12 +231,14 @@ class Remote(Connection):
             raise self._unreachable(error) from error
         except OSError as error:
             raise StorageError(f"cannot write {out}: {error}") from error
-        return {
+        facts = {
             "model": reply.headers["x-weights-model"],
             "seq": int(reply.headers["x-weights-seq"]),
             "version": reply.headers["x-weights-version"],
             "digest": reply.headers["x-weights-digest"],
         }
+        words = reply.headers.get("x-weights-what-if")
+        return facts if words is None else {**facts, "what_if": words}
 
     def metrics(self, query: Mapping[str, Any], by: str, number: int) -> list[Item]:
         """Measurements that pass the filters of `GET /v1/models/metrics`, newest first."""

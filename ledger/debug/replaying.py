@@ -54,12 +54,15 @@ def save(
     walker: Walker | None = None,
     executor: Executor = ALONE,
 ) -> dict[str, Any]:
-    """Write the state to a safetensors file; which state it is. StorageError when it cannot.
+    """Write the state to a safetensors file; which state it is, and of a what-if what it is.
 
-    The work is shared out to `executor`, but for a what-if and for what is no file.
+    The work is shared out to `executor`, but for a what-if and for what is no file. StorageError
+    when it cannot be written.
     """
     if executor.jobs > 1 and not asked.without and (out.is_file() or not out.exists()):
         return parallel.save(history, asked.to, out, executor)
     state, found = replayed(history, asked, walker)
-    state.write(out, None if found is None else found.words)
-    return {**state.facts, "seq": state.seq}
+    words = None if found is None else found.words
+    state.write(out, words)
+    facts = {**state.facts, "seq": state.seq}
+    return facts if words is None else {**facts, "what_if": words}

@@ -54,12 +54,14 @@ def test_a_what_if_is_told_saved_and_adopted_by_rest_and_command(
         assert by_command["digest"] == told["digest"]
         assert as_json(*words, "--data-dir", str(server.folder))["digest"] == told["digest"]
         file = tmp_path / f"{mode}.safetensors"
-        saved = as_json(*words, "-o", str(file), "--url", server.url)
-        assert saved["digest"] == told["digest"]
+        named = f"what-if ({mode}): head without {first}"
+        for source in (("--url", server.url), ("--data-dir", str(server.folder))):
+            saved = as_json(*words, "-o", str(file), *source)
+            assert (saved["digest"], saved["what_if"]) == (told["digest"], named)
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
         assert metadata["weight_ledger.digest"] == told["digest"]
-        assert metadata["weight_ledger.what_if"] == f"what-if ({mode}): head without {first}"
+        assert metadata["weight_ledger.what_if"] == named
     words = ("rollback", "--to", "head", "--without", first)
     dry = as_json(*words, "--dry-run", "--url", server.url)
     assert dry["digest"] == told["digest"]

@@ -66,6 +66,8 @@ def router(manager: DynamicModelManager) -> APIRouter:
             "x-weights-version": facts["version"],
             "x-weights-digest": facts["digest"],
         }
+        if "what_if" in facts:
+            headers["x-weights-what-if"] = facts["what_if"].encode("unicode_escape").decode()
         return FileResponse(
             file,
             media_type="application/octet-stream",
