@@ -127,7 +127,7 @@ class Stepper(App[None]):
 def _told(item: Item, found: str | Item | None) -> Iterator[Text | Table]:
     """Who, when, why, the scores, and the diff as far as it is known."""
     yield Text(plain(f"{item['id']}  (seq {item['seq']})"), style="bold")
-    yield Text(plain(f"{summary(item)}\n"))
+    yield Text(f"{plain(summary(item))}\n")
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name in ("recorded_at", "actor", "reason"):
         if item[name]:

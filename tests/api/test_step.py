@@ -41,6 +41,7 @@ def test_it_walks_and_leaves_the_terminal_clean(at: tuple[str, str], keys: str) 
         assert terminal.settings_now() == terminal.settings
         assert "\x1b[2J" not in terminal.output.partition("because")[2][:40]
         assert "Traceback" not in terminal.output
+        assert r"\n" not in terminal.output, "a line ends; it is no text that has to be shown"
 
 
 def test_without_a_terminal_it_says_so(at: tuple[str, str], tmp_path: Path) -> None:
