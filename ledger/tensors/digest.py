@@ -16,8 +16,6 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from weightledger.ledger.tensors.spec import Lanes
-
 CHUNK_BYTES = 256 * 1024
 DIGEST_BYTES = 32
 
@@ -86,11 +84,6 @@ def rehash(chunks: bytearray, lanes: NDArray[Any], numbers: Iterable[int]) -> No
         at = number * CHUNK_BYTES
         fresh = blake3(view[at : at + CHUNK_BYTES]).digest()
         chunks[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = fresh
-
-
-def refresh(chunks: bytearray, lanes: Lanes, indices: NDArray[Any]) -> None:
-    """Bring `chunks` up to date in place after the lanes at ascending `indices` were written."""
-    rehash(chunks, lanes, touched_chunks(indices, lanes.size, lanes.itemsize).tolist())
 
 
 def _bytes_of(lanes: NDArray[Any]) -> memoryview:

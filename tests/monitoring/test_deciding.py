@@ -98,7 +98,7 @@ def test_values_of_before_are_used_once() -> None:
     everything = np.ones(10_000, bool)
     slight.observe(1.05 * rng.lognormal(3, 0.3, 10_000), everything)
     great.observe(4 * rng.lognormal(3, 0.3, 10_000), everything)
-    assert slight.exhausted and slight.harm.n == 60
+    assert slight.harm.n == great.harm.n == 60
     assert not slight.harmful(ALPHA) and great.harmful(ALPHA)
 
 

@@ -14,7 +14,7 @@ from weightledger.ledger.tensors.digest import (
     chunk_digests,
     content_digest,
     hash_many,
-    refresh,
+    rehash,
     root,
     touched_chunks,
 )
@@ -73,7 +73,7 @@ def test_refreshing_gives_what_hashing_anew_gives(
     indices = np.unique(np.array([c * CHUNK_BYTES // 8 + at for c, at in picks], np.int32))
     indices = indices[indices < len(lanes)]
     lanes[indices] = 1
-    refresh(chunks, lanes, indices)
+    rehash(chunks, lanes, touched_chunks(indices, lanes.size, lanes.itemsize).tolist())
     assert chunks == chunk_digests(lanes)
     expected = sorted({int(index) * 8 // CHUNK_BYTES for index in indices})
     assert touched_chunks(indices, len(lanes), 8).tolist() == expected
@@ -82,7 +82,8 @@ def test_refreshing_gives_what_hashing_anew_gives(
 def test_refreshing_hashes_only_the_touched_chunks() -> None:
     lanes = np.zeros(3 * CHUNK_BYTES, np.uint8)
     chunks = bytearray(96)
-    refresh(chunks, lanes, np.array([CHUNK_BYTES, 2 * CHUNK_BYTES - 1], np.int64))
+    written = np.array([CHUNK_BYTES, 2 * CHUNK_BYTES - 1], np.int64)
+    rehash(chunks, lanes, touched_chunks(written, lanes.size, lanes.itemsize).tolist())
     assert chunks == bytes(32) + blake3(bytes(CHUNK_BYTES)).digest() + bytes(32)
 
 

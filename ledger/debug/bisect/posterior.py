@@ -48,10 +48,6 @@ class Posterior:
         self._probabilities = None
 
     @property
-    def observations(self) -> int:
-        return int(self._goods.sum() + self._bads.sum())
-
-    @property
     def probabilities(self) -> Floats:
         """Of each step the probability that it is the one; [k - 1] is that of step k."""
         if self._probabilities is None:

@@ -157,11 +157,6 @@ class Succession(_Betting):
         self._margin = margin
         self._limit = float(np.quantile(known, _TAIL)) if len(known) else 0.0
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing of before is left to compare with."""
-        return not len(self._pairs)
-
     def observe(self, values: Array, new: Mask) -> None:
         after = values[new][: len(self._pairs)]
         before, self._pairs = np.split(self._pairs, [len(after)])
