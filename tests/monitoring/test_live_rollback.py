@@ -1,5 +1,6 @@
 """Live traffic decides: what got worse is undone bit for bit, what did not stays."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from tests.faults import folders
 from tests.monitoring.models import Users, decided, heads, manager, update
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager
 from weightledger.ledger.monitoring import cases
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
@@ -234,6 +235,7 @@ def test_a_verdict_that_comes_too_late_is_recorded_as_such(served: DynamicModelM
     acting = served.supervision._acting
     execute = served.log.execute
     late = {}
+    asked = threading.Event()
 
     class Late:
         history = served.log.history
@@ -241,11 +243,14 @@ def test_a_verdict_that_comes_too_late_is_recorded_as_such(served: DynamicModelM
 
         def execute(self, command: Any) -> Any:
             if not late:
+                # After the last request: one that met the late update would be judged with it.
+                assert asked.wait(PATIENCE_S)
                 late["event"] = update(served, "weight", 2.0)
             return execute(command)
 
     acting._log = Late()  # type: ignore[assignment]
     users.ask(500)
+    asked.set()
     decided(served)
     head = served.log.live.head
     assert head.body["verdict"] == "superseded" and head.state_seq == late["event"].seq
