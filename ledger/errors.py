@@ -15,6 +15,7 @@
     │   └── InsufficientScope        the API key is not for this
     ├── AwaitingApproval        202  the write waits for a second person
     ├── Conflict                409  gave up racing other writers
+    │   └── RolloutRuns              one rollout runs at a time
     ├── PreconditionFailed      412  the expected seq is not the last state change
     ├── IdempotencyMismatch     422  the key was used for another request
     ├── WeightsMismatch         503  live weights are not the ledger's
@@ -144,6 +145,10 @@ class AwaitingApproval(LedgerError):
 
 class Conflict(LedgerError):
     """Other writers kept winning; the ledger gave up after its retries."""
+
+
+class RolloutRuns(Conflict):
+    """A rollout cannot be started while another one runs."""
 
 
 class PreconditionFailed(LedgerError):

@@ -30,7 +30,7 @@ from weightledger.ledger.errors import (
     NotFound,
 )
 from weightledger.ledger.events import Event
-from weightledger.ledger.history import holds, rollouts
+from weightledger.ledger.history import holds
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.redactions import MOST, TEXTS, redactions_of, seqs_of_actor
 from weightledger.ledger.projection.anchoring import Anchoring
@@ -239,7 +239,7 @@ class Log(Questions):
     def start_rollout(self, to: str, percent: int, *, caller: Caller = ANYONE) -> Event:
         """Have `percent` of the replicas show the state at a position; see `StartRollout`.
 
-        Conflict while another rollout runs.
+        RolloutRuns while another one does.
         """
         return self.execute(commands.StartRollout(to, percent, caller))
 
@@ -254,16 +254,9 @@ class Log(Questions):
     ) -> Event:
         """End a rollout, "finished" or "aborted": every replica follows the head again.
 
-        The head is then what was rolled out, or what the others were held at: where it is another
-        state, the model is rolled back to that first. NotFound unless that rollout runs.
+        The head is then what was rolled out, or what the others were held at; see `EndRollout`.
+        NotFound unless that rollout runs.
         """
-        running = rollouts.newest(self.history.store)
-        if running is not None and running.running and rollout in (None, running.id):
-            node = running.to if status == rollouts.FINISHED else running.base
-            if node is not None and self.catch_up().node != node:
-                moving = replace(caller, idempotency_key=None)
-                self.execute(commands.RollBack(f"seq:{node}", moving, f"rollout_{status}"))
-                caller = replace(caller, expected_seq=None)
         return self.execute(commands.EndRollout(status, rollout, caller))
 
     def snapshot(self) -> None:

@@ -24,13 +24,17 @@ from weightledger.ledger.errors import (
     Conflict,
     NotAllowed,
     PreconditionFailed,
+    RolloutRuns,
 )
+from weightledger.ledger.history import rollouts
 from weightledger.ledger.log import Log
 from weightledger.ledger.redaction import redact
 from weightledger.ledger.writing.caller import ANYONE
 from weightledger.ledger.writing.commands import (
+    AdvanceRollout,
     ApplyUpdates,
     Decide,
+    EndRollout,
     Hold,
     LoadAdapter,
     Pin,
@@ -38,6 +42,7 @@ from weightledger.ledger.writing.commands import (
     Redact,
     Release,
     Retire,
+    StartRollout,
 )
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.recording import record_command
@@ -46,6 +51,7 @@ from weightledger.ledger.writing.update_commands import batch_command, update_co
 
 ANA, BO = Caller(actor="ana", reason="it drifts"), Caller(actor="bo", reason="looked at it")
 RULE = Policy(two_person=True)
+ENDS = ("finished", "aborted")
 
 
 def opened(ledger: Ledger) -> Log:
@@ -191,6 +197,36 @@ def test_a_rollback_goes_where_it_was_asked_to(sqlite_url: str) -> None:
             log.rollback("v7", caller=ANA)
 
 
+def test_a_rollout_moves_nothing_before_somebody_else_approves(sqlite_url: str) -> None:
+    with Ledger.open(sqlite_url) as ledger:
+        log = opened(ledger)
+        log.approve(waits(log, lambda: log.apply(update(1.0))), caller=BO)
+        good = log.live.head.seq
+        start = waits(log, lambda: log.start_rollout("head~1", 25, caller=ANA))
+        other = waits(log, lambda: log.start_rollout("head", 10, caller=ANA))
+        with pytest.raises(NotFound, match="no rollout runs"):
+            log.advance_rollout(50, caller=ANA)
+        assert rollouts.newest(log.history.store) is None
+        with pytest.raises(NotAllowed, match="second person"):
+            log.approve(start, caller=ANA)
+        begun = rollouts.rollout_of(log.approve(start, caller=BO))
+        assert (begun.to, begun.percent, begun.running) == (0, 25, True)  # where it pointed then
+        with pytest.raises(RolloutRuns):
+            log.approve(other, caller=BO)
+        assert [one.state for one in log.approvals() if one.id == other] == ["lapsed"]
+
+        more = waits(log, lambda: log.advance_rollout(50, caller=ANA))
+        ends = {how: waits(log, lambda how=how: log.end_rollout(how, caller=ANA)) for how in ENDS}
+        assert rollouts.newest(log.history.store) == begun and log.live.head.node == good
+        log.reject(ends["aborted"], caller=BO)
+        assert rollouts.rollout_of(log.approve(more, caller=BO)).percent == 50
+        assert log.live.head.node == good
+        ended = rollouts.rollout_of(log.approve(ends["finished"], caller=BO))
+        assert (ended.id, ended.status, log.live.head.node) == (begun.id, "finished", 0)
+        assert torch.equal(log.state()["w"], torch.zeros(4))
+        assert verify(log.history).ok
+
+
 def test_what_cannot_wait_is_refused_and_what_the_ledger_does_itself_goes_on(
     sqlite_url: str,
 ) -> None:
@@ -237,7 +273,16 @@ def commands(log: Log) -> list[Any]:
         Hold("v1", ANA),
         Release("hold_0", ANA),
         Redact((3, 4), ("actor",), ANA),
+        StartRollout("seq:3", 10, ANA),
+        AdvanceRollout(50, "rollout_4", ANA),
+        EndRollout("aborted", "rollout_4", ANA),
     ]
+
+
+AS_ASKED = (
+    *(ApplyUpdates, Pin, Retire, Hold, Release, Redact),
+    *(StartRollout, AdvanceRollout, EndRollout),
+)
 
 
 def test_a_stored_command_is_the_command_that_was_asked_for(sqlite_url: str) -> None:
@@ -248,7 +293,7 @@ def test_a_stored_command_is_the_command_that_was_asked_for(sqlite_url: str) -> 
             again = restore(options, data, log.specs, command.caller, command.metadata)
             assert type(again) is type(command)
             assert again.metadata == command.metadata
-            if isinstance(command, ApplyUpdates | Pin | Retire | Hold | Release | Redact):
+            if isinstance(command, AS_ASKED):
                 assert again.digest == command.digest
             if isinstance(command, Record):
                 assert isinstance(again, Record)

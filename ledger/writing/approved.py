@@ -16,6 +16,7 @@ from weightledger.ledger.errors import (
     OperationDisabled,
     PreconditionFailed,
     Pruned,
+    RolloutRuns,
 )
 from weightledger.ledger.events import APPROVAL_REQUESTED, Event
 from weightledger.ledger.events.bodies import ApprovalRequested, body_of
@@ -39,6 +40,7 @@ _FOR_GOOD = (
     OperationDisabled,
     PreconditionFailed,
     IdempotencyMismatch,
+    RolloutRuns,
 )
 
 

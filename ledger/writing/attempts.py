@@ -56,7 +56,7 @@ class Attempts:
                 event = proposed(answered, staged) if isinstance(answered, Plan) else answered
                 append = self._sealed(event, job)
                 job.appends.append(append)
-                job.changes = event.changes
+                job.changes = event.changes or job.changes  # one of its events changes tensors
                 staged.stage(append.event, event.changes)
                 if not event.more:
                     return True
@@ -86,10 +86,11 @@ class Attempts:
 
     def _sealed(self, proposed: ProposedEvent, job: Job) -> Append:
         """The proposed event in its place after the staged head. Only the last event of a command
-        has its key and its words."""
+        has its key."""
         caller, drafted, last = job.command.caller, proposed.draft, not proposed.more
         words = (caller.actor, caller.reason, job.command.metadata)
-        annotation = Annotation(*words) if last and any(map(_is_said, words)) else NO_WORDS
+        worded = last or proposed.worded
+        annotation = Annotation(*words) if worded and any(map(_is_said, words)) else NO_WORDS
         draft = Draft(  # not `replace`, which takes longer than all the rest here
             drafted.body,
             drafted.state_after,

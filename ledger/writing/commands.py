@@ -291,7 +291,11 @@ class AdvanceRollout:
 
 @dataclass(frozen=True, slots=True)
 class EndRollout:
-    """Have every replica show the head again; `status` is "finished" or "aborted"."""
+    """Have every replica show the head again; `status` is "finished" or "aborted".
+
+    The head is then what was rolled out, or what the others were held at: where it is another
+    state, the model is rolled back to that, in the same transaction.
+    """
 
     status: str
     rollout: str | None = None

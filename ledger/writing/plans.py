@@ -77,7 +77,8 @@ class ProposedEvent:
 
     `parameters` are the full state names that the event counts as an update of; `changes` is
     None when no tensor changes. With `more` the command is handled once more on the state after
-    this event, and both go into one transaction.
+    this event, and both go into one transaction. The last of a command's events bears the caller's
+    words; with `worded` this one does, too.
     """
 
     draft: Draft
@@ -85,6 +86,7 @@ class ProposedEvent:
     parameters: Sequence[str] = ()
     changes: Changes | None = None
     more: bool = False
+    worded: bool = False
 
 
 def proposed(plan: Plan, staged: Staged) -> ProposedEvent:

@@ -15,9 +15,11 @@ from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import (
+    AdvanceRollout,
     ApplyUpdates,
     Command,
     CreateVersion,
+    EndRollout,
     Hold,
     MergeAdapter,
     Pin,
@@ -26,6 +28,7 @@ from weightledger.ledger.writing.commands import (
     Release,
     Retire,
     RollBack,
+    StartRollout,
     UnloadAdapter,
 )
 from weightledger.ledger.writing.requests import Update
@@ -67,6 +70,20 @@ def store(command: Command) -> tuple[dict[str, Any], bytes]:
         }
     elif isinstance(command, RollBack):
         options = {"command": "rollback", "to": command.to}
+    elif isinstance(command, StartRollout):
+        options = {"command": "start_rollout", "to": command.to, "percent": command.percent}
+    elif isinstance(command, AdvanceRollout):
+        options = {
+            "command": "advance_rollout",
+            "rollout": command.rollout,
+            "percent": command.percent,
+        }
+    elif isinstance(command, EndRollout):
+        options = {
+            "command": "end_rollout",
+            "rollout": command.rollout,
+            "status": command.status,
+        }
     elif isinstance(command, UnloadAdapter):
         options = {"command": "unload_adapter", "name": command.name}
     elif isinstance(command, MergeAdapter):
@@ -160,6 +177,15 @@ _RESTORED: dict[str, Callable[[Mapping[str, Any], Tensors, Specs, Caller, str | 
         tuple(options["events"]), tuple(options["texts"]), caller
     ),
     "rollback": lambda options, tensors, specs, caller, metadata: RollBack(options["to"], caller),
+    "start_rollout": lambda options, tensors, specs, caller, metadata: StartRollout(
+        options["to"], options["percent"], caller
+    ),
+    "advance_rollout": lambda options, tensors, specs, caller, metadata: AdvanceRollout(
+        options["percent"], options["rollout"], caller
+    ),
+    "end_rollout": lambda options, tensors, specs, caller, metadata: EndRollout(
+        options["status"], options["rollout"], caller
+    ),
     "unload_adapter": lambda options, tensors, specs, caller, metadata: UnloadAdapter(
         options["name"], caller
     ),

@@ -116,6 +116,45 @@ def test_by_command(running: Here, people: dict[str, httpx2.Client]) -> None:
     assert decide(people["ana"], pending[0]["id"], "reject").status_code == 200
 
 
+def test_rollouts_wait_by_rest_and_by_command(
+    running: Here, people: dict[str, httpx2.Client]
+) -> None:
+    ana, bo = people["ana"], people["bo"]
+    rollouts = "/v1/fleet/rollouts"
+    decide(bo, asked(ana), "approve")
+    good = running.manager.log.live.head.node
+
+    def ask(path: str = "", **body: Any) -> str:
+        reply = ana.post(rollouts + path, json=body)
+        assert reply.status_code == 202, reply.text
+        return str(reply.json()["data"]["approval_id"])
+
+    def newest() -> dict[str, Any]:
+        listed = ana.get(rollouts).json()["data"]
+        return dict(listed[0]) if listed else {}
+
+    start = ask(to="seq:0", percent=25)
+    assert newest() == {}
+    assert decide(ana, start, "approve").status_code == 403
+    assert decide(bo, start, "approve").json()["state"] == "carried out"
+    begun = newest()
+    assert (begun["status"], begun["percent"]) == ("started", 25)
+    assert decide(bo, ask(f"/{begun['id']}/finish"), "reject").json()["state"] == "rejected"
+    ask_again = ask(f"/{begun['id']}/advance", percent=50)
+    key = bo.headers["x-key"]
+    where = ("--url", running.url, "--api-key", key)
+    status, _, err = inside("rollout", "abort", "-m", "slower", *where)
+    assert status == 1 and "waits for somebody else than 'bo'" in err
+    assert newest() == begun  # no replica and no weight moved
+    assert inside("approvals", "approve", ask_again, *where)[0] == 0
+    assert newest()["percent"] == 50
+    (waiting,) = ana.get(APPROVALS, params={"state": "pending"}).json()["data"]
+    assert waiting["request"]["rollout"] == begun["id"]
+    assert decide(ana, waiting["id"], "approve").json()["state"] == "carried out"
+    assert (newest()["status"], newest()["running"]) == ("aborted", False)
+    assert running.manager.log.live.head.node == good
+
+
 def test_holds_and_redactions_wait_too(running: Here, people: dict[str, httpx2.Client]) -> None:
     ana, bo = people["ana"], people["bo"]
     running.manager.log.create_initial_version()

@@ -1,11 +1,18 @@
 """Rollouts: which replicas show what is a function of the log and of their names."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.fleet.conftest import Follow, until_shown, update
 from tests.waiting import until
-from weightledger import Log
-from weightledger.ledger.errors import Conflict, InvalidRequest, NotFound
+from weightledger import Caller, Log
+from weightledger.ledger.errors import (
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    RolloutRuns,
+)
 from weightledger.ledger.events import ROLLOUTS
 from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.history import rollouts
@@ -65,13 +72,24 @@ def test_an_earlier_state_is_rolled_out_advanced_and_finished(log: Log, follow: 
     assert shows(follower, new)
     log.advance_rollout(100)
     until(lambda: shows(follower, old))
+    ana = Caller(actor="ana", reason="it did well", idempotency_key="k", expected_seq=new)
+    with pytest.raises(PreconditionFailed):
+        log.end_rollout("finished", caller=replace(ana, expected_seq=old))
+    assert rollouts.newest(log.history.store).running
     last = update(log)  # the head goes on, and those who show the other state do not
     until(lambda: follower.readiness().position == last)
     assert shows(follower, old)
     late = follow("b")  # nor does who begins now
     assert shows(late, old) and late.readiness().ready
-    finished = log.end_rollout("finished")
+    ana = replace(ana, expected_seq=last)
+    finished = log.end_rollout("finished", caller=ana)
     assert log.live.head.node == old
+    moved = log.history.require(finished.seq - 1)  # both in one transaction, and hers
+    assert (moved.kind, moved.body["cause"]) == ("rolled_back", "rollout_finished")
+    for event in (moved, finished):
+        note = log.history.store.annotation(event.seq)
+        assert (note.actor, note.reason) == ("ana", "it did well")
+    assert log.end_rollout("finished", caller=ana) == finished  # a retry
     for one in (follower, late):
         until_shown(one, finished.seq)
         assert one.readiness().digest == log.live.state.value.hex()
@@ -88,7 +106,7 @@ def test_one_rollout_runs_at_a_time_and_what_cannot_be_is_refused(log: Log) -> N
         log.start_rollout("seq:99", 10)
     before = log.history.store.last_seq()
     started = rollouts.rollout_of(log.start_rollout("seq:0", 10))
-    with pytest.raises(Conflict, match=f"{started.id} runs"):
+    with pytest.raises(RolloutRuns, match=f"{started.id} runs"):
         log.start_rollout("seq:0", 10)
     with pytest.raises(NotFound, match="'rollout_77' does not run"):
         log.end_rollout("aborted", "rollout_77")

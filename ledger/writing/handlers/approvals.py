@@ -18,17 +18,21 @@ from weightledger.ledger.events import APPROVALS, Event
 from weightledger.ledger.events.bodies import ApprovalDecided, ApprovalLapsed, ApprovalRequested
 from weightledger.ledger.history import approvals
 from weightledger.ledger.writing.commands import (
+    AdvanceRollout,
     ChangePolicy,
     Command,
     CreateInitialVersion,
     CreateVersion,
     Decide,
+    EndRollout,
     Lapse,
     Observe,
     RequestApproval,
     Retire,
     RollBack,
+    StartRollout,
 )
+from weightledger.ledger.writing.handlers.rollouts import HEAD, running
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.policy import Policy
@@ -59,12 +63,7 @@ def held_back(command: Command, policy: Policy) -> Command:
 
 def request(command: RequestApproval, staged: Staged) -> ProposedEvent:
     """The event that says what waits, with the tensors that it needs."""
-    asked = command.command
-    if isinstance(asked, RollBack):  # what it names now, wherever the log has got to by then
-        position = staged.history.resolve(asked.to)
-        to = position.text if position.is_version else f"seq:{position.event.seq}"
-        asked = replace(asked, to=to)
-    options, data = store(asked)
+    options, data = store(_pinned(command.command, staged))
     last = staged.history.store.last_number(APPROVALS)
     body = ApprovalRequested(options, command.caller.expected_seq)
     proposed = stateless(staged, body, number=0 if last is None else last + 1)
@@ -72,6 +71,20 @@ def request(command: RequestApproval, staged: Staged) -> ProposedEvent:
     if data:
         payload.write(data)
     return replace(proposed, payload=payload.finish())
+
+
+def _pinned(asked: Command, staged: Staged) -> Command:
+    """The command about what it names now, wherever the log has got to by then.
+
+    A rollout of "head" is about what is to come.
+    """
+    if isinstance(asked, RollBack) or (isinstance(asked, StartRollout) and asked.to != HEAD):
+        position = staged.history.resolve(asked.to)
+        to = position.text if position.is_version else f"seq:{position.event.seq}"
+        return replace(asked, to=to)
+    if isinstance(asked, AdvanceRollout | EndRollout):
+        return replace(asked, rollout=running(staged, asked.rollout).id)
+    return asked
 
 
 def answer(approval: approvals.Approval) -> Event | LedgerError:

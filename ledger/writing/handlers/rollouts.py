@@ -1,24 +1,32 @@
 """What becomes of rollouts: events that replicas read, each for itself."""
 
-from weightledger.ledger.errors import Conflict, NotFound, Pruned
+from dataclasses import replace
+
+from weightledger.ledger.errors import NotFound, Pruned, RolloutRuns
 from weightledger.ledger.events.bodies import RolloutChanged
 from weightledger.ledger.history import rollouts
-from weightledger.ledger.history.rollouts import ADVANCED, STARTED, Rollout
-from weightledger.ledger.writing.commands import AdvanceRollout, EndRollout, StartRollout
+from weightledger.ledger.history.rollouts import ADVANCED, FINISHED, STARTED, Rollout
+from weightledger.ledger.writing.commands import (
+    AdvanceRollout,
+    EndRollout,
+    RollBack,
+    StartRollout,
+)
+from weightledger.ledger.writing.handlers.rollbacks import roll_back
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
-_HEAD = "head"
+HEAD = "head"
 
 
 def start(command: StartRollout, staged: Staged) -> ProposedEvent:
     """Replicas are told apart: some show another state than the head, or go on without the rest."""
     before = rollouts.newest(staged.history.store)
     if before is not None and before.running:
-        raise Conflict(f"{before.id} runs: finish or abort it first")
+        raise RolloutRuns(f"{before.id} runs: finish or abort it first")
     to: int | None = None
     base: int | None = staged.live.head.node
-    if command.to != _HEAD:
+    if command.to != HEAD:
         position = staged.history.resolve(command.to)
         if not staged.history.ways.restorable(position.node):
             raise Pruned(f"gc dropped what the state at {command.to} needs", seq=position.node)
@@ -29,13 +37,17 @@ def start(command: StartRollout, staged: Staged) -> ProposedEvent:
 
 def advance(command: AdvanceRollout, staged: Staged) -> ProposedEvent:
     """More of the replicas, or fewer."""
-    rollout = _running(staged, command.rollout)
+    rollout = running(staged, command.rollout)
     return _changed(staged, rollout, ADVANCED, command.percent)
 
 
 def end(command: EndRollout, staged: Staged) -> ProposedEvent:
-    """Every replica shows the head again."""
-    rollout = _running(staged, command.rollout)
+    """Every replica shows the head again, which is moved first where it is another state."""
+    rollout = running(staged, command.rollout)
+    node = rollout.to if command.status == FINISHED else rollout.base
+    if node is not None and staged.live.head.node != node:
+        moving = RollBack(f"seq:{node}", command.caller, f"rollout_{command.status}")
+        return replace(roll_back(moving, staged), more=True, worded=True)
     return _changed(staged, rollout, command.status, rollout.percent)
 
 
@@ -44,7 +56,8 @@ def _changed(staged: Staged, of: Rollout, action: str, percent: int) -> Proposed
     return stateless(staged, body, number=of.number + 1)
 
 
-def _running(staged: Staged, named: str | None) -> Rollout:
+def running(staged: Staged, named: str | None) -> Rollout:
+    """The rollout that runs, by its name or whichever it is; NotFound unless it runs."""
     rollout = rollouts.newest(staged.history.store)
     if rollout is None or not rollout.running or named not in (None, rollout.id):
         raise NotFound(
