@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from weightledger import DynamicModelManager
 from weightledger.api.server import loading
-from weightledger.ledger.debug.bisect.judges import Answer, Asked, CalledJudge, StateToJudge
+from weightledger.ledger.debug.bisect.judges import CalledJudge, JudgeVerdict, Judging, StateToJudge
 from weightledger.ledger.engines import Engine, Separable
 from weightledger.ledger.errors import InvalidRequest, JudgeFailed, LedgerError
 from weightledger.ledger.monitoring.evaluation import Evaluator, scores_of
@@ -41,13 +41,13 @@ class Subject:
     data_dir: Path
     evaluator: str
 
-    def load(self) -> tuple[loading.Loaded, Evaluator]:
+    def load(self) -> tuple[loading.LoadedModel, Evaluator]:
         """The model and its evaluator; InvalidRequest where there is none."""
         return _loaded(self)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(subject: Subject) -> tuple[loading.Loaded, Evaluator]:
+def _loaded(subject: Subject) -> tuple[loading.LoadedModel, Evaluator]:
     loaded = loading.load(subject.model, subject.data_dir)
     if subject.evaluator == BUILT_IN:
         if loaded.evaluator is None:
@@ -126,7 +126,7 @@ class EvaluatingApart:
         self._end(self._pool)
         self._folder.cleanup()
 
-    def ask(self, state: StateToJudge) -> Asked:
+    def ask(self, state: StateToJudge) -> Judging:
         file = Path(self._folder.name) / f"seq-{state.seq}.safetensors"
         state.write(file)
         return _Scored(self, self._pool.submit(_score_file, self._subject, file), state.seq, file)
@@ -159,12 +159,12 @@ class _Scored:
     seq: int
     file: Path
 
-    def wait(self) -> Answer:
+    def wait(self) -> JudgeVerdict:
         try:
-            return Answer(None, self.future.result(self.judge.timeout_s))
+            return JudgeVerdict(None, self.future.result(self.judge.timeout_s))
         except TookTooLong:
             self.judge.renew()
-            return Answer(None, timed_out=True)
+            return JudgeVerdict(None, timed_out=True)
         except LedgerError:
             raise
         except Exception as error:

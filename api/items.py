@@ -19,7 +19,7 @@ from weightledger.ledger.history.versions import ModelVersion
 from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.drift import StreamStatus
 from weightledger.ledger.monitoring.trial_log import Trial
-from weightledger.ledger.store import Activity
+from weightledger.ledger.store import DayCount
 
 
 def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def kinds_of(kinds: Sequence[str], outcome: str | None) -> Sequence[str] | None:
     return [wanted] if not kinds or wanted in kinds else None
 
 
-def activity_item(one: Activity) -> dict[str, Any]:
+def activity_item(one: DayCount) -> dict[str, Any]:
     """How many events there were on a day, of one kind, by one actor."""
     day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=one.day)
     return {

@@ -31,7 +31,7 @@ from weightledger.api.server.witness import application
 from weightledger.ledger.audit import parallel, proofs, tree
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import Signer
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.audit.witness import WitnessBook
 from weightledger.ledger.audit.witnesses import Witness
 from weightledger.ledger.events import KINDS
@@ -144,7 +144,7 @@ def proofs_of(report: Report, backend: str, store: EventStore, count: int, round
             started = time.process_time()
             event = store.event(seq)
             assert event is not None
-            path = Tree(store).inclusion_proof(seq, count)
+            path = EventTree(store).inclusion_proof(seq, count)
             proof = proofs.Proof(event.header, seq, tuple(path), note)
             made.append(1000 * (time.process_time() - started))
             longest = max(longest, 32 * len(proof.path))

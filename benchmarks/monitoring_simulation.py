@@ -27,7 +27,7 @@ from benchmarks.measure import Report
 from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
 from weightledger.ledger.monitoring.deciding.deciders import Decider, Ruling
 from weightledger.ledger.monitoring.deciding.panels import one_after_another, side_by_side
-from weightledger.ledger.monitoring.drift import DETECTORS, Stream, detector_of
+from weightledger.ledger.monitoring.drift import DETECTORS, MetricStream, detector_of
 from weightledger.ledger.monitoring.policies import preset
 from weightledger.ledger.monitoring.significance import sign_test
 
@@ -379,7 +379,7 @@ def drifted(name: str, runs: int, detector: str) -> tuple[float, float]:
     alerts, after = 0, []
     for run in range(runs):
         rng = np.random.default_rng([SEED, 500, list(STREAMS).index(name), run])
-        stream = Stream("custom.x", detector, make)
+        stream = MetricStream("custom.x", detector, make)
         values = draw(rng, times)
         for start in range(0, _STREAM, WINDOW):
             if stream.take(values[start : start + WINDOW]) is not None and start >= late:

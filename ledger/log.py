@@ -230,7 +230,7 @@ class Log(Questions):
 
         `caller` says why. NotFound for no such version, Pruned when its state is gone.
         """
-        return self.execute(commands.Hold(version_id, caller))
+        return self.execute(commands.PlaceHold(version_id, caller))
 
     def release(self, hold_id: str, *, caller: Caller) -> Event:
         """End a legal hold; `caller` says why. A version may be under others still."""

@@ -47,7 +47,7 @@ from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.monitoring.supervision import Supervision, require_consistent
 from weightledger.ledger.projection.starting import OnMismatch
-from weightledger.ledger.standing import Standing
+from weightledger.ledger.standing import ManagerReads
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.commands import (
     Command,
@@ -74,7 +74,7 @@ _ASKED_FOR = {
 }
 
 
-class DynamicModelManager(Standing):
+class DynamicModelManager(ManagerReads):
     """Live weights of one model, changed only through its ledger.
 
     `engine_client` is an Engine, or a bare module: then updates land in that very module.

@@ -26,7 +26,7 @@ from weightledger.ledger.writing.handlers.rollbacks import answer_to
 logger = logging.getLogger("weightledger.ledger.manager")
 
 
-class Standing:
+class ManagerReads:
     """The reads of a manager, which sets what they are answered from."""
 
     config: DynamicUpdateConfig

@@ -45,7 +45,7 @@ from weightledger import (
     TorchEngine,
 )
 from weightledger.ledger.adapters import fit
-from weightledger.ledger.adapters.folder import WEIGHTS, Description
+from weightledger.ledger.adapters.folder import WEIGHTS, FolderDescription
 from weightledger.ledger.adapters.patterns import Targeting
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.engines.transformers import TransformersEngine
@@ -759,16 +759,16 @@ def test_a_folder_is_read_while_others_write(
     manager: DynamicModelManager, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading an adapter waits for a write of another thread to be done: no lock is held."""
-    read = Description.read
+    read = FolderDescription.read
     update = IncrementalUpdateRequest("model.layers.0.self_attn.q_proj.weight", 0.5, 1.0)
 
-    def after_a_write(self: Description, name: str) -> Any:
+    def after_a_write(self: FolderDescription, name: str) -> Any:
         writer = threading.Thread(target=manager.log.apply, args=(update,), daemon=True)
         writer.start()
         writer.join(60)
         return read(self, name)
 
-    monkeypatch.setattr(Description, "read", after_a_write)
+    monkeypatch.setattr(FolderDescription, "read", after_a_write)
     event = load(manager, "style", folders["a"])
     assert (event.seq, event.kind) == (2, "adapter_loaded")
 

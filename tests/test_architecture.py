@@ -168,6 +168,23 @@ def called(path: Path) -> set[str]:
     }
 
 
+# Each installed beside the program it is for, of which one is a fork of the other.
+_TWINS = {"LedgerWeights", "StagedState"}
+
+
+def test_two_things_never_share_a_name() -> None:
+    """Replies of the REST API are called like what they show; everything else has its own name."""
+    named: dict[str, list[Path]] = {}
+    for path in [*modules(*FOLDERS), *(ROOT / "src" / PACKAGE).glob("*.py")]:
+        if (ROOT / "api/rest/answers") in path.parents:
+            continue
+        for node in nodes(path):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                named.setdefault(node.name, []).append(path)
+    shared = {name: paths for name, paths in named.items() if len(paths) > 1}
+    assert {name: paths for name, paths in shared.items() if name not in _TWINS} == {}
+
+
 def test_http_clients_are_made_in_one_place() -> None:
     """Where it is decided what goes through a proxy."""
     ways = {"Client", "AsyncClient", "get", "post", "put", "request", "stream"}

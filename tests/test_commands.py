@@ -22,12 +22,12 @@ from weightledger.ledger.writing.commands import (
     CreateVersion,
     Decide,
     EndRollout,
-    Hold,
     Lapse,
     LoadAdapter,
     MergeAdapter,
     Observe,
     Pin,
+    PlaceHold,
     Record,
     Redact,
     Release,
@@ -137,7 +137,7 @@ FROZEN = {
         "f67d010717bcd087a391cea9fe43f709d1ef98a166a360ced547475bd1cd45b8",
     ),
     "hold": (
-        Hold("v0_1", KEYED),
+        PlaceHold("v0_1", KEYED),
         "323cedf1a034a014ce772bbff1db371e5244c7f8741f6d4daa63eefd8c68880b",
     ),
     "release": (

@@ -35,9 +35,9 @@ from weightledger.ledger.writing.commands import (
     ApplyUpdates,
     Decide,
     EndRollout,
-    Hold,
     LoadAdapter,
     Pin,
+    PlaceHold,
     Record,
     Redact,
     Release,
@@ -270,7 +270,7 @@ def commands(log: Log) -> list[Any]:
         record_command({"w": torch.ones(4), "v": torch.ones(2, 2)}, specs, names, ANA, '{"a":1}'),
         Pin("v1", False, ANA),
         Retire("v1", ANA),
-        Hold("v1", ANA),
+        PlaceHold("v1", ANA),
         Release("hold_0", ANA),
         Redact((3, 4), ("actor",), ANA),
         StartRollout("seq:3", 10, ANA),
@@ -280,7 +280,7 @@ def commands(log: Log) -> list[Any]:
 
 
 AS_ASKED = (
-    *(ApplyUpdates, Pin, Retire, Hold, Release, Redact),
+    *(ApplyUpdates, Pin, Retire, PlaceHold, Release, Redact),
     *(StartRollout, AdvanceRollout, EndRollout),
 )
 

@@ -23,7 +23,7 @@ class ServerError(LedgerError):
     """The server refused, or could not be reached."""
 
 
-class Unreachable(ServerError):
+class ServerUnreachable(ServerError):
     """The server did not answer, or could not just then."""
 
 
@@ -72,8 +72,8 @@ class Connection:
             raise self._refusal(reply)
         return reply
 
-    def _unreachable(self, error: Exception) -> Unreachable:
-        return Unreachable(f"no answer from {self.url}: {error}")
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        return ServerUnreachable(f"no answer from {self.url}: {error}")
 
     def _refusal(self, reply: httpx2.Response) -> LedgerError:
         try:

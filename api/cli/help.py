@@ -18,7 +18,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Command(TyperCommand):
+class PanelledCommand(TyperCommand):
     """A command whose options stand below the heading of their panel."""
 
     def format_options(self, ctx: _click.Context, formatter: _click.HelpFormatter) -> None:
@@ -37,7 +37,7 @@ class Command(TyperCommand):
                     formatter.write_dl(rows)
 
 
-class Group(TyperGroup):
+class SummarisedGroup(TyperGroup):
     """A group that says of each command the whole first line of its help."""
 
     def format_commands(self, ctx: _click.Context, formatter: _click.HelpFormatter) -> None:
@@ -55,7 +55,7 @@ class Group(TyperGroup):
 class App(typer.Typer):
     """Commands and groups with such help."""
 
-    def __init__(self, *, cls: type[Group] = Group, **options: Any) -> None:
+    def __init__(self, *, cls: type[SummarisedGroup] = SummarisedGroup, **options: Any) -> None:
         super().__init__(
             cls=cls,
             rich_markup_mode=None,
@@ -66,4 +66,4 @@ class App(typer.Typer):
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Register a function as a command, as typer does; `cls` is a kind of Command."""
-        return super().command(name, **{"cls": Command, **options})
+        return super().command(name, **{"cls": PanelledCommand, **options})

@@ -14,7 +14,7 @@ from typer import _click
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from weightledger.api.cli.help import App, Group
+from weightledger.api.cli.help import App, SummarisedGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class _Later(TyperCommand):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
-def group(entries: Mapping[str, Entry]) -> type[Group]:
+def group(entries: Mapping[str, Entry]) -> type[SummarisedGroup]:
     """The class of a group that has these commands."""
 
-    class Lazy(Group):
+    class Lazy(SummarisedGroup):
         def list_commands(self, ctx: _click.Context) -> list[str]:
             return list(entries)
 

@@ -245,7 +245,9 @@ class Local:
         import weightledger.rules  # noqa: F401  which says how learning is worked out again
         from weightledger.ledger.debug import replaying  # imports torch
 
-        return replaying.described(*replaying.replayed(self.history, replaying.Asked(**asked)))
+        return replaying.described(
+            *replaying.replayed(self.history, replaying.StateRequest(**asked))
+        )
 
     def save(self, asked: Mapping[str, Any], out: Path, executor: Executor = ALONE) -> Item:
         """Write the state that `POST /v1/models/replay` would give to a file, verified."""
@@ -255,7 +257,9 @@ class Local:
 
         if self._walker is None:  # several states are visited on one way
             self._walker = Walker(self.history)
-        return replaying.save(self.history, replaying.Asked(**asked), out, self._walker, executor)
+        return replaying.save(
+            self.history, replaying.StateRequest(**asked), out, self._walker, executor
+        )
 
     def save_each(self, files: Mapping[str, Path], executor: Executor) -> dict[str, Item]:
         """Write the states at several positions to a file each, verified; facts by position."""

@@ -18,7 +18,7 @@ from weightledger.api.loglines import STYLES, one_line, short, stat, summary, wh
 from weightledger.api.plain_text import plain
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
-from weightledger.ledger.debug.graph import Node, graph
+from weightledger.ledger.debug.graph import DrawnEvent, graph
 from weightledger.ledger.events import KINDS, ROLLED_BACK, STATE_CHANGING
 
 Item = Mapping[str, Any]
@@ -221,10 +221,10 @@ def _lines(
             output.line([(below, ""), (text, "")])
 
 
-def _node(item: Item) -> Node:
+def _node(item: Item) -> DrawnEvent:
     if item["kind"] == ROLLED_BACK:
-        return Node(item["seq"], "o")
-    return Node(item["seq"], "*" if item["kind"] in STATE_CHANGING else ".")
+        return DrawnEvent(item["seq"], "o")
+    return DrawnEvent(item["seq"], "*" if item["kind"] in STATE_CHANGING else ".")
 
 
 def _print(items: Sequence[Item], keys: Sequence[str], marks: Mapping[int, list[str]]) -> None:

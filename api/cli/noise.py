@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weightledger.api.cli.help import Command
+from weightledger.api.cli.help import PanelledCommand
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.debug.bisect import bisection
 from weightledger.ledger.debug.bisect.bisection import Rules
@@ -30,7 +30,7 @@ Confidence = Annotated[
 _LEARNT = "learnt"
 
 
-class RateMayBeMissing(Command):
+class RateMayBeMissing(PanelledCommand):
     """`--noisy` stands alone or before a number."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

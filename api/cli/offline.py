@@ -22,7 +22,7 @@ from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.whatif.adopting import adopt_command
 from weightledger.ledger.history import holds
 from weightledger.ledger.monitoring.evaluators.registry import evaluator_of
-from weightledger.ledger.writing.commands import Hold, Pin, Release, Retire
+from weightledger.ledger.writing.commands import Pin, PlaceHold, Release, Retire
 from weightledger.ledger.writing.recording import record_command
 
 Item = dict[str, Any]
@@ -66,13 +66,13 @@ class Offline:
 
     def hold(self, version_id: str, reason: str) -> Item:
         """What `POST /v1/models/holds` does."""
-        return self._held(Hold(version_id, replace(self.caller, reason=reason)))
+        return self._held(PlaceHold(version_id, replace(self.caller, reason=reason)))
 
     def release(self, hold_id: str, reason: str) -> Item:
         """What `POST /v1/models/holds/{id}/release` does."""
         return self._held(Release(hold_id, replace(self.caller, reason=reason)))
 
-    def _held(self, command: Hold | Release) -> Item:
+    def _held(self, command: PlaceHold | Release) -> Item:
         event = asyncio.run(self.manager.execute(command))
         return hold_item(holds.find(self.manager.log.history.store, f"hold_{event.number}"))
 

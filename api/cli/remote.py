@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 
 from weightledger.api.cli import output
-from weightledger.api.cli.connection import Connection, Item, ServerError, Unreachable
+from weightledger.api.cli.connection import Connection, Item, ServerError, ServerUnreachable
 from weightledger.ledger.errors import NotFound, StorageError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Remote(Connection):
                     if item is not None:
                         yield item
                         after = item["seq"]
-            except Unreachable as error:
+            except ServerUnreachable as error:
                 if not told:
                     output.note(f"{error}; asking again until it answers")
                 told = True
@@ -128,7 +128,7 @@ class Remote(Connection):
                 if reply.status_code != 200:
                     reply.read()
                     refusal = self._refusal(reply)
-                    raise refusal if reply.status_code < 500 else Unreachable(str(refusal))
+                    raise refusal if reply.status_code < 500 else ServerUnreachable(str(refusal))
                 yield None
                 rest, kind = b"", b""
                 for piece in reply.iter_bytes():

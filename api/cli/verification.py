@@ -16,12 +16,12 @@ from weightledger.api.cli.parallel import SHARED, sharing
 from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit import checkpoints, marks, notes
-from weightledger.ledger.audit.marks import Mark
+from weightledger.ledger.audit.marks import VerifiedMark
 from weightledger.ledger.audit.notary import witnessed_problems
 from weightledger.ledger.audit.notes import VerifierKey
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.signing import Signer, require_continuation
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.audit.witnesses import Witness
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, LedgerError, ProofError
 from weightledger.ledger.history.reader import History
@@ -189,9 +189,11 @@ def _write(settings: Settings, history: History, events: int, *, states: bool) -
     before = marks.read(settings.data_dir, history.store)
     if before is not None and before.states and not states and before.events >= events:
         return  # what is known already says more
-    root = Tree(history.store).root(events).hex()
+    root = EventTree(history.store).root(events).hex()
     try:
-        marks.write(settings.data_dir, history.store, Mark(events, root, states, time.time()))
+        marks.write(
+            settings.data_dir, history.store, VerifiedMark(events, root, states, time.time())
+        )
     except LedgerError as error:
         output.note(f"how far it came is not remembered: {error}")
 

@@ -50,7 +50,7 @@ Write = Callable[[View, int, int], str]
 
 
 @dataclass(eq=False)
-class Turn:
+class FeedRound:
     """What was written since the head last moved, and the processor time that it took."""
 
     head: int
@@ -70,7 +70,7 @@ class Feed:
     def __init__(
         self, log: Log, fault: Callable[[], str | None], write: Write, ending: threading.Event
     ) -> None:
-        self.turn = Turn(-1, None)
+        self.turn = FeedRound(-1, None)
         self.listeners = Listeners(log, ending, self._look)
         self._log = log
         self._fault = fault
@@ -81,9 +81,9 @@ class Feed:
         return self.listeners.listening(waker, self._begin)
 
     def _begin(self) -> None:
-        self.turn = Turn(self._log.live.head.seq, self._fault())
+        self.turn = FeedRound(self._log.live.head.seq, self._fault())
 
-    async def message(self, turn: Turn, view: View, after: int) -> bytes:
+    async def message(self, turn: FeedRound, view: View, after: int) -> bytes:
         """What a page that knows the log up to a seq is sent in a turn."""
         task = turn.messages.get((view, after))
         if task is None:
@@ -93,7 +93,7 @@ class Feed:
         # One listener that hangs up does not end what others wait for.
         return await asyncio.shield(task)
 
-    def _made(self, turn: Turn, view: View, after: int) -> bytes:
+    def _made(self, turn: FeedRound, view: View, after: int) -> bytes:
         started = time.thread_time()
         text = self._write(view, after, turn.head)
         turn.spent_s += time.thread_time() - started
@@ -102,11 +102,11 @@ class Feed:
     async def _look(self) -> None:
         head, fault = self._log.live.head.seq, self._fault()
         if (head, fault) != (self.turn.head, self.turn.fault):
-            self.turn = Turn(head, fault)
+            self.turn = FeedRound(head, fault)
             self.listeners.wake()
             await self._rest(self.turn)
 
-    async def _rest(self, turn: Turn) -> None:
+    async def _rest(self, turn: FeedRound) -> None:
         """Wait until what the messages cost is no more than their share of the time."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -119,13 +119,13 @@ class Feed:
             await asyncio.sleep(min(left, POLL_S))
 
 
-class Place:
+class FeedPlace:
     """One page's place in the feed; an `api.rest.streaming.Source`."""
 
     def __init__(self, feed: Feed, view: View) -> None:
         self._feed = feed
         self._view = view
-        self._turn: Turn | None = None
+        self._turn: FeedRound | None = None
         self._failed = False
         self._ends: float | None = None
 

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from weightledger import DynamicModelManager
 from weightledger.api.dashboard import facts
-from weightledger.api.dashboard.feed import Feed, Place, View
+from weightledger.api.dashboard.feed import Feed, FeedPlace, View
 from weightledger.api.dashboard.sessions import PARTS
-from weightledger.api.dashboard.shell import Page, Shell, same, tree_links
+from weightledger.api.dashboard.shell import PageRoute, Shell, same, tree_links
 from weightledger.api.dashboard.showing import Url, again, fill, page, url_of
 from weightledger.api.dashboard.strip import strip
 from weightledger.api.rest import queries
@@ -45,7 +45,7 @@ class Timeline(queries.Updates):
 def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
     """The pages, and the stream that keeps them as things are."""
     manager = shell.manager
-    routes = APIRouter(route_class=Page)
+    routes = APIRouter(route_class=PageRoute)
     log = manager.log
     history = log.history
     feed = Feed(log, lambda: manager.fault, Writing(manager), ending)
@@ -116,7 +116,7 @@ def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
         last = max(head.seq, after or 0)
         begins = begins_after(request, after, head) if last == head.seq else last
         view = View(url_of(request).base, rows, tree)
-        return EventStream(Place(feed, view), begins, head.seq)
+        return EventStream(FeedPlace(feed, view), begins, head.seq)
 
     @routes.get("/ui/events/{event_id}")
     def event(request: Request, event_id: str) -> Response:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from weightledger.api.dashboard import facts
-from weightledger.api.dashboard.shell import Page, Shell
+from weightledger.api.dashboard.shell import PageRoute, Shell
 from weightledger.api.items import replica_item, rollout_item
 from weightledger.api.rest import queries
 from weightledger.api.rest.scopes import needs
@@ -21,7 +21,7 @@ _LOOKED_AT = 500  # updates, for those of learning rules
 def router(shell: Shell, notary: Notary) -> APIRouter:
     """The pages; what their buttons do is the REST API's."""
     manager = shell.manager
-    routes = APIRouter(route_class=Page)
+    routes = APIRouter(route_class=PageRoute)
     log = manager.log
     history = log.history
 

@@ -38,7 +38,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BrowserPlace:
     """Where a browser sees a server, and the Cookie header that it sent there.
 
     Browsers keep one jar for all ports of a host and for a path and those below it, so the name
@@ -56,11 +56,11 @@ class Place:
         return f"{_COOKIE}_{sha256(whole).hexdigest()[:8]}"
 
 
-def place_of(scope: Scope) -> Place:
+def place_of(scope: Scope) -> BrowserPlace:
     """Where a request was sent to."""
     headers = Headers(scope=scope)
     base = str(scope.get("root_path", "")).rstrip("/")
-    return Place(headers.get("host", ""), base, headers.get("cookie", ""))
+    return BrowserPlace(headers.get("host", ""), base, headers.get("cookie", ""))
 
 
 class Sessions:
@@ -78,11 +78,11 @@ class Sessions:
         self._of[name] = Session(key, secrets.token_urlsafe(32), self._clock() + LASTS_S)
         return name
 
-    def close(self, place: Place) -> None:
+    def close(self, place: BrowserPlace) -> None:
         """End the session of a request, if it has one."""
         self._of.pop(_named(place), None)
 
-    def find(self, place: Place) -> Session | None:
+    def find(self, place: BrowserPlace) -> Session | None:
         """The session of a request, unless it has ended."""
         name = _named(place)
         session = self._of.get(name)
@@ -92,7 +92,7 @@ class Sessions:
         return session
 
 
-def cookie(value: str, place: Place, *, secure: bool) -> str:
+def cookie(value: str, place: BrowserPlace, *, secure: bool) -> str:
     """The Set-Cookie header of a session; an empty value ends it."""
     lasts = LASTS_S if value else 0
     path = place.base or "/"
@@ -109,7 +109,7 @@ def is_own(token: str, session: Session, origin: str | None, host: str) -> bool:
     )
 
 
-def _named(place: Place) -> str:
+def _named(place: BrowserPlace) -> str:
     try:
         sent = SimpleCookie(place.cookies).get(place.cookie)
     except CookieError:

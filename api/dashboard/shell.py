@@ -21,7 +21,7 @@ from weightledger.ledger.access.keys import Scope
 from weightledger.ledger.errors import LedgerError
 
 
-class Page(APIRoute):
+class PageRoute(APIRoute):
     """A route whose errors are pages too."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -9,7 +9,7 @@ import torch
 
 from weightledger import Engine
 from weightledger.api.reproducing.asked import ROUTES, answered, doubts, facts_of
-from weightledger.api.reproducing.rebuilt import Rebuilt
+from weightledger.api.reproducing.rebuilt import RebuiltView
 from weightledger.api.reproducing.replies import comparable, read, require_same_state
 from weightledger.ledger.debug.agreement import Agreement, agreement
 from weightledger.ledger.debug.walking import ReplayedState, Walker
@@ -105,7 +105,7 @@ def reproduce(
     expected = read(reply)
     state, shown_seq = _state(history, seq, digest)
     require_same_state(expected, state)
-    model = Rebuilt(history.model, engine, state, shown_seq)
+    model = RebuiltView(history.model, engine, state, shown_seq)
     got = answered(model, route, asked)
     return Reproduction(
         history.model,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from weightledger.api.reproducing.rebuilt import Rebuilt
+from weightledger.api.reproducing.rebuilt import RebuiltView
 from weightledger.api.rest import errors
 from weightledger.api.rest.routes import inference
 from weightledger.api.rest.text import routes as text
@@ -20,7 +20,7 @@ GENERATING = ("/v1/completions", "/v1/chat/completions")
 ROUTES = ("/invocations", EMBEDDINGS, *GENERATING)
 
 
-def answered(model: Rebuilt, route: str, body: bytes) -> dict[str, Any]:
+def answered(model: RebuiltView, route: str, body: bytes) -> dict[str, Any]:
     """What the server's route answers; InvalidRequest with its words where it refuses."""
     app = FastAPI(openapi_url=None)
     app.include_router(inference.router(model))

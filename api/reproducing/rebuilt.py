@@ -16,7 +16,7 @@ from weightledger.ledger.monitoring.samples import Measuring
 from weightledger.ledger.tensors.spec import WEIGHTS
 
 
-class Rebuilt:
+class RebuiltView:
     """The routes' view of an engine that shows that state."""
 
     def __init__(self, name: str, engine: Engine, state: ReplayedState, seq: int) -> None:

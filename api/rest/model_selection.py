@@ -33,7 +33,7 @@ class Inferring(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """What a `model` field leads to: the name to answer with, and how to hold its weights.
 
     What `lease` takes says what is to be measured of the request.
@@ -61,7 +61,7 @@ class Origin:
         return f"seq-{self.seq}-{self.digest.hex()[:16]}"
 
 
-def resolve(manager: Inferring, model: str | None) -> Served:
+def resolve(manager: Inferring, model: str | None) -> ServedModel:
     """What the `model` field of a request names, the served model or one of its adapters.
 
     Without one it is the served model. An adapter is looked up again in the version that is
@@ -69,9 +69,9 @@ def resolve(manager: Inferring, model: str | None) -> Served:
     Raises ModelNotFound with the names that are served.
     """
     if model is None or model == manager.model_name:
-        return Served(manager.model_name, lambda measuring: manager.lease(None, measuring))
+        return ServedModel(manager.model_name, lambda measuring: manager.lease(None, measuring))
     loaded = manager.adapter_names
     if model not in loaded:
         served = ", ".join([manager.model_name, *loaded])
         raise ModelNotFound(f"model {model!r} not found; served here: {served}", param="model")
-    return Served(model, lambda measuring: manager.lease(model, measuring))
+    return ServedModel(model, lambda measuring: manager.lease(model, measuring))

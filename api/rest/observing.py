@@ -62,7 +62,7 @@ class Writes:
             )
 
 
-class Observed:
+class ObservedRequests:
     """ASGI middleware: tells `seen(route, method, status, state)` what each request came to.
 
     `route` is the path's template, so that ids do not multiply the series; "none" for no route.

@@ -70,7 +70,7 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Page(Query):
+class PageQuery(Query):
     """A page of a list."""
 
     after: str | None = Field(None, description="The item that the page begins behind.")
@@ -90,7 +90,7 @@ METADATA_FILTER = {
 }
 
 
-class Updates(Page):
+class Updates(PageQuery):
     """Which events are listed; all filters have to pass."""
 
     model_config = ConfigDict(extra="allow")  # metadata.KEY; `refuse_unknown` refuses the rest
@@ -122,33 +122,33 @@ class Updates(Page):
         }
 
 
-class Served(Query):
+class ServedQuery(Query):
     """Which replica, and when."""
 
     replica: str = Field(description="The replica's name.")
     at: Moment
 
 
-class Approvals(Query):
+class ApprovalsQuery(Query):
     """Which requests for approval are listed."""
 
     state: Literal["pending", "approved", "carried out", "rejected", "lapsed"] | None = None
     limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="The newest so many.")
 
 
-class KeyHistory(Query):
+class KeyHistoryQuery(Query):
     """Whose changes are listed."""
 
     name: str = Field(description="The name of a key.")
 
 
-class Holds(Query):
+class HoldsQuery(Query):
     """Which legal holds are listed."""
 
     standing: bool | None = Field(None, description="Only those that stand, or were released.")
 
 
-class Activity(Query):
+class ActivityQuery(Query):
     """Which events are counted."""
 
     kind: list[Kind] = Field(default_factory=list, description="One or several kinds of events.")
@@ -157,14 +157,14 @@ class Activity(Query):
     until: Moment | None = None
 
 
-class Density(Query):
+class DensityQuery(Query):
     """Over which time events are counted."""
 
     since: Moment | None = None
     until: Moment | None = None
 
 
-class Blame(Query):
+class BlameQuery(Query):
     """Whose touches are listed."""
 
     parameter: str = Field(description="The name of a parameter, or adapter/…, rule/….")
@@ -179,7 +179,7 @@ class Blame(Query):
     form: Literal["json", "csv", "svg"] = Field("json", alias="format")
 
 
-class Watch(Query):
+class WatchQuery(Query):
     """Where a stream of events begins."""
 
     after: Seq | None = Field(
@@ -187,7 +187,7 @@ class Watch(Query):
     )
 
 
-class Diff(Query):
+class DiffQuery(Query):
     """Which two states are compared, and how that is told."""
 
     before: str = Field(
@@ -204,7 +204,7 @@ class Diff(Query):
     form: Literal["json", "csv", "svg"] = Field("json", alias="format")
 
 
-class Measurements(Query):
+class MeasurementsQuery(Query):
     """Which measurements are read, and how they are put together; all filters have to pass."""
 
     metric: list[MetricName] = Field(default_factory=list, description="One or several metrics.")
@@ -224,7 +224,7 @@ class Measurements(Query):
     )
 
 
-class Batch(Query):
+class BatchQuery(Query):
     """How every update of a batch is applied."""
 
     update_type: Literal["additive", "multiplicative", "replace"] = "additive"
@@ -236,7 +236,7 @@ class Batch(Query):
     ] = None
 
 
-class Proof(Query):
+class ProofQuery(Query):
     """Which reply the proof is the receipt of."""
 
     digest: str | None = Field(
@@ -246,7 +246,7 @@ class Proof(Query):
     )
 
 
-class Consistency(Query):
+class ConsistencyQuery(Query):
     """Two lengths of the log."""
 
     first: Seq = Field(description="A number of events.", examples=[1])

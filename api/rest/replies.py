@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightledger.api.rest.text.generation import Ended, Piece
+from weightledger.api.rest.text.generation import ChoiceText, Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Form:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def part(self, said: Piece | Ended) -> dict[str, Any]:
+    def part(self, said: ChoiceText | Ended) -> dict[str, Any]:
         """A stream's next part of a choice, or its end."""
         reason = said.finished.reason if isinstance(said, Ended) else None
-        text = said.text if isinstance(said, Piece) else ""
+        text = said.text if isinstance(said, ChoiceText) else ""
         held: dict[str, Any] = {"text": text}
         if self.chat:
-            held = {"delta": {"content": text} if isinstance(said, Piece) else {}}
+            held = {"delta": {"content": text} if isinstance(said, ChoiceText) else {}}
         return {"index": said.index, **held, "logprobs": None, "finish_reason": reason}
 
 

@@ -10,7 +10,7 @@ from fastapi import Query, Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import MAX_TEXT, parse
-from weightledger.api.rest.writer import Writer
+from weightledger.api.rest.writer import WriterServer
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing.caller import Caller
@@ -112,7 +112,7 @@ async def require_writes(
     """
     request.state.write = True
     request.state.wait = wait
-    writer: Writer | None = getattr(request.app.state, "writer", None)
+    writer: WriterServer | None = getattr(request.app.state, "writer", None)
     if writer is not None:
         await writer.refuse()
     if not getattr(request.app.state, "writes_enabled", True):

@@ -31,13 +31,13 @@ _HOP_BY_HOP = frozenset(
 class HandedOn(Exception):
     """A write that the writer at `url` is to answer."""
 
-    def __init__(self, writer: "Writer", url: str) -> None:
+    def __init__(self, writer: "WriterServer", url: str) -> None:
         super().__init__(url)
         self.writer = writer
         self.url = url
 
 
-class Writer:
+class WriterServer:
     """The server that writes a log, by `url` where that is given, else as it is announced.
 
     `proxied`: writes are handed on to it instead of refused.

@@ -19,14 +19,14 @@ from weightledger.api.rest.authentication import Door
 from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.limits import TooLargeInOurForm
-from weightledger.api.rest.observing import Observed
+from weightledger.api.rest.observing import ObservedRequests
 from weightledger.api.rest.oidc import Issuer
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.api.rest.reaching import Replicated
 from weightledger.api.rest.router import router
 from weightledger.api.rest.routes import keys
 from weightledger.api.rest.tail import Tail
-from weightledger.api.rest.writer import Writer
+from weightledger.api.rest.writer import WriterServer
 from weightledger.api.server.fencing import Fence
 from weightledger.api.server.mounting import Mounted
 from weightledger.api.server.settings import Settings
@@ -50,7 +50,7 @@ def create_app(
     manager: DynamicModelManager,
     settings: Settings,
     hooks: Webhooks | None = None,
-    writer: Writer | None = None,
+    writer: WriterServer | None = None,
 ) -> FastAPI:
     """The REST API, its errors, its door, and the tasks that follow other writers and keys.
 
@@ -131,7 +131,7 @@ def create_app(
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, keyring=keyring, sessions=sessions)
-    app.add_middleware(Observed, seen=metrics.seen)
+    app.add_middleware(ObservedRequests, seen=metrics.seen)
     app.add_middleware(Mounted, root=settings.root_path)
     if spans is not None:
         from weightledger.api.server.tracing import Traced  # of the extra otel

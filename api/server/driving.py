@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.engines.vllm.engine import VllmEngine
-from weightledger.ledger.engines.vllm.server import Refused, Server, Unreachable
+from weightledger.ledger.engines.vllm.server import EngineUnreachable, Refused, Server
 from weightledger.ledger.errors import EngineUnavailable, InvalidRequest
 from weightledger.ledger.sql.database import parse_url
 
@@ -50,7 +50,7 @@ def _wait(server: Server, settings: Settings) -> None:
     while True:
         try:
             server.version()
-        except Unreachable as error:
+        except EngineUnreachable as error:
             if time.monotonic() >= deadline:
                 raise EngineUnavailable(
                     f"{settings.engine} did not answer within --engine-wait-s "

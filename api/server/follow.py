@@ -5,7 +5,7 @@ import logging
 from dataclasses import replace
 
 from weightledger import DynamicModelManager, Ledger
-from weightledger.api.rest.writer import Writer
+from weightledger.api.rest.writer import WriterServer
 from weightledger.api.server.listening import bound, url_of
 from weightledger.api.server.serve import engine_of, prepare, require_key, run, settle
 from weightledger.api.server.settings import Settings
@@ -66,6 +66,6 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
             following=Following(name, refusal(name), url, settings.wake, limits, settings.rolling),
         )
         opened.callback(manager.close)
-        writer = Writer(database, settings.url, refusal(name), proxied=settings.proxy_writes)
+        writer = WriterServer(database, settings.url, refusal(name), proxied=settings.proxy_writes)
         settle()
         run(manager, settings, listener, url, stop, writer=writer)

@@ -17,7 +17,7 @@ from weightledger.ledger.monitoring.evaluation import Evaluator
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
     """A model to serve: its name in the ledger, what holds it, and what scores it, if anything."""
 
     name: str
@@ -25,27 +25,27 @@ class Loaded:
     evaluator: Evaluator | None = None
 
 
-def load(model: str, data_dir: Path, name: str | None = None) -> Loaded:
+def load(model: str, data_dir: Path, name: str | None = None) -> LoadedModel:
     """Load what `--model` names; InvalidRequest says what was expected.
 
     `name` is the one to serve it under, instead of the folder's or `module:factory`.
     """
     if model == digits.NAME:
         module, evaluator = digits.load_digits(data_dir)
-        return Loaded(name or digits.NAME, TorchEngine(module), evaluator)
+        return LoadedModel(name or digits.NAME, TorchEngine(module), evaluator)
     path = Path(model)
     if path.is_dir():
-        return Loaded(name or path.resolve().name, _from_folder(path))
+        return LoadedModel(name or path.resolve().name, _from_folder(path))
     if ":" not in model:
         raise InvalidRequest(
             f"--model must be {digits.NAME!r}, a Hugging Face folder (config.json, *.safetensors "
             f"and tokenizer files) or module:factory, got {model!r}",
             param="model",
         )
-    return Loaded(name or model, TorchEngine(_from_factory(model)))
+    return LoadedModel(name or model, TorchEngine(_from_factory(model)))
 
 
-def configured(settings: Settings, name: str) -> Loaded | None:
+def configured(settings: Settings, name: str) -> LoadedModel | None:
     """What a server with these settings would serve under that name, if it has an evaluator."""
     if settings.engine != "embedded" or (settings.model != digits.NAME and not settings.evaluator):
         return None

@@ -54,7 +54,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Page:
+class ScrapedPage:
     """What a page says, by the ledger's names; those it does not have are absent."""
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -62,9 +62,9 @@ class Page:
     gauges: dict[str, float] = field(default_factory=dict)
 
 
-def read(text: str) -> Page:
+def read(text: str) -> ScrapedPage:
     """A page, summed up over its engines and models; BadPage when it cannot be."""
-    page = Page()
+    page = ScrapedPage()
     usages: dict[str, list[float]] = {}
     observed: dict[str, Histogram] = {}
     try:
@@ -115,7 +115,7 @@ def _observe(
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ScrapeSpan:
     """The time and the states between two pages."""
 
     start_us: int
@@ -124,7 +124,7 @@ class Span:
     last_seq: int
 
 
-def between(before: Page, after: Page, span: Span) -> list[Rollup]:
+def between(before: ScrapedPage, after: ScrapedPage, span: ScrapeSpan) -> list[Rollup]:
     """What happened between two pages; nothing of what was counted anew, after a restart."""
     elapsed_s = (span.end_us - span.start_us) / 1e6
     moments = dict(after.gauges)
@@ -140,12 +140,14 @@ def between(before: Page, after: Page, span: Span) -> list[Rollup]:
     return told
 
 
-def _rollup(metric: str, span: Span, values: list[float]) -> Rollup:
+def _rollup(metric: str, span: ScrapeSpan, values: list[float]) -> Rollup:
     one = rolled_up(metric, "server", span.first_seq, span.start_us, span.end_us, values)
     return replace(one, last_seq=span.last_seq)
 
 
-def _difference(metric: str, before: Histogram, after: Histogram, span: Span) -> Iterator[Rollup]:
+def _difference(
+    metric: str, before: Histogram, after: Histogram, span: ScrapeSpan
+) -> Iterator[Rollup]:
     bounds = sorted(after.buckets)
     gained, below, lower = [], 0.0, 0.0
     for bound in bounds:
@@ -191,7 +193,7 @@ class Scraper:
         self._log = manager.log
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = client(url, param="engine_url", headers=headers, timeout=timeout_s)
-        self._last: tuple[Page, int, int] | None = None
+        self._last: tuple[ScrapedPage, int, int] | None = None
 
     def close(self) -> None:
         self._http.close()
@@ -214,7 +216,7 @@ class Scraper:
         if self._last is not None:
             before, then_us, earlier = self._last
             if now_us > then_us:  # else a clock was set back
-                span = Span(then_us, now_us, min(earlier, seq), max(earlier, seq))
+                span = ScrapeSpan(then_us, now_us, min(earlier, seq), max(earlier, seq))
                 self._collector.add_rollups(between(before, page, span))
         self._last = page, now_us, seq
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from weightledger import DynamicModelManager, Engine
 from weightledger.api.rest.tail import Tail
 from weightledger.api.rest.uploads import discard_leftovers
-from weightledger.api.rest.writer import Writer
+from weightledger.api.rest.writer import WriterServer
 from weightledger.api.server.app import create_app
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
@@ -146,7 +146,7 @@ def run(
     url: str,
     stop: Stop | None,
     hooks: Webhooks | None = None,
-    writer: Writer | None = None,
+    writer: WriterServer | None = None,
 ) -> None:
     """Answer requests until told to stop; `writer` is who writes the log where a replica serves."""
     app = create_app(manager, settings, hooks, writer)

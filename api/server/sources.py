@@ -89,7 +89,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[S]):
+class SourcedSettings(Generic[S]):
     """Settings, and for each by name where its value comes from."""
 
     settings: S
@@ -124,7 +124,7 @@ def load(
     *,
     environment: Mapping[str, str] = os.environ,
     file: Path | None = None,
-) -> Loaded[S]:
+) -> SourcedSettings[S]:
     """The settings in force. `flags` are those given, by `Setting.key`.
 
     Raises FlagError for a flag's value that cannot be, InvalidRequest for any other, with the
@@ -151,7 +151,7 @@ def load(
     names = {
         one.name: origins[one.name].origin if one.name in origins else DEFAULT for one in known
     }
-    return Loaded(settings, names)
+    return SourcedSettings(settings, names)
 
 
 def config_file(given: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from weightledger.api.server.listening import KEEP_ALIVE_S, bound, url_of
-from weightledger.ledger.audit.witness import MOST_BYTES, Answer, WitnessBook
+from weightledger.ledger.audit.witness import MOST_BYTES, WitnessBook, WitnessReply
 
 
 def application(book: WitnessBook) -> Starlette:
@@ -21,7 +21,7 @@ def application(book: WitnessBook) -> Starlette:
         async for piece in request.stream():
             body += piece
             if len(body) > MOST_BYTES:
-                return _response(Answer(413, f"expected at most {MOST_BYTES} bytes\n"))
+                return _response(WitnessReply(413, f"expected at most {MOST_BYTES} bytes\n"))
         return _response(await run_in_threadpool(book.add_checkpoint, body))
 
     async def checkpoint(request: Request) -> Response:
@@ -49,7 +49,7 @@ def serve_witness(book: WitnessBook, host: str, port: int) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: WitnessReply) -> Response:
     return Response(
         answer.text, status_code=answer.status, headers={"content-type": answer.media_type}
     )

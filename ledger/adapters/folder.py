@@ -31,7 +31,7 @@ _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class FolderDescription:
     """What a folder says that it holds: the config, and the shape of each tensor by PEFT's key."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Description:
         return Adapter.new(name, self.config, tensors)
 
 
-def describe(path: str | Path) -> Description:
+def describe(path: str | Path) -> FolderDescription:
     """What the folder says that it holds.
 
     NotFound when there is no such folder; InvalidRequest, naming what was expected, for anything
@@ -64,7 +64,7 @@ def describe(path: str | Path) -> Description:
     try:
         if not folder.is_dir():
             raise NotFound(f"No adapter found for {path}", param="lora_path")
-        return Description(folder, _config(folder), _shapes(folder))
+        return FolderDescription(folder, _config(folder), _shapes(folder))
     except RecursionError:
         raise _refused(folder, "has JSON that is nested too deeply") from None
     except (OSError, ValueError) as error:

@@ -46,7 +46,7 @@ _SILENT: Note = (0, None, None, None, b"")
 
 
 @dataclass(slots=True)
-class Place:
+class ChainPosition:
     """Where the log stands after an event: what the next one has to continue. Digests are hex."""
 
     seq: int = -1
@@ -75,7 +75,7 @@ def check(
     The event before `start` is taken as it is: whoever checks the events before vouches for it.
     Gives the roots of the tiles of the hash tree that lie within these events.
     """
-    place = Place()
+    place = ChainPosition()
     if start > 0:
         before = store.event(start - 1)
         if before is None:
@@ -105,7 +105,7 @@ def check_event(
     row: RawEvent,
     note: Note | None,
     model: str,
-    place: Place,
+    place: ChainPosition,
     redacted: Redacted = lambda seq, text: False,
 ) -> None:
     """Check that an event and what stands beside it follow `place`, and move there.
@@ -182,7 +182,7 @@ _own = msgspec.json.Decoder(_Own).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _written_anew(row: RawEvent, note: Note | None, model: str, place: Place) -> bool:
+def _written_anew(row: RawEvent, note: Note | None, model: str, place: ChainPosition) -> bool:
     """Whether an update is what its row and `place` come to, byte for byte; moves there if so.
 
     False for whatever is unusual: the check of every field has the last word.
@@ -254,7 +254,7 @@ def _digests(own: _Own) -> bool:
         return False
 
 
-def _check_place(event: Event, model: str, place: Place) -> None:
+def _check_place(event: Event, model: str, place: ChainPosition) -> None:
     """The event follows `place`, and its running values are what they must be."""
     expected: dict[str, object] = {
         "model": model,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightledger.ledger.audit import durable
 from weightledger.ledger.audit.signing import origin
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.store import EventStore
 
@@ -19,7 +19,7 @@ FOLDER = "verified"
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class VerifiedMark:
     """The first `events` events were verified at `verified_at` (Unix seconds); `states` says
     whether every state was rebuilt."""
 
@@ -35,7 +35,7 @@ class Mark:
             raise CorruptLedger(
                 f"the log has {size} events, and {self.events} were verified before: it was cut off"
             )
-        root = Tree(store).root(self.events).hex()
+        root = EventTree(store).root(self.events).hex()
         if root != self.root:
             raise CorruptLedger(
                 f"the first {self.events} events are not those that were verified before: their"
@@ -43,18 +43,20 @@ class Mark:
             )
 
 
-def read(folder: Path, store: EventStore) -> Mark | None:
+def read(folder: Path, store: EventStore) -> VerifiedMark | None:
     """The mark of a log in a data folder; None where there is none that can be read."""
     try:
         fields = json.loads(_file(folder, store).read_text("utf-8"))
-        return Mark(fields["events"], fields["root"], fields["states"], fields["verified_at"])
+        return VerifiedMark(
+            fields["events"], fields["root"], fields["states"], fields["verified_at"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None  # then everything is verified again
 
 
-def write(folder: Path, store: EventStore, mark: Mark) -> None:
+def write(folder: Path, store: EventStore, mark: VerifiedMark) -> None:
     """Remember a mark, durably."""
-    fields = {name: getattr(mark, name) for name in Mark.__slots__}
+    fields = {name: getattr(mark, name) for name in VerifiedMark.__slots__}
     durable.replace(_file(folder, store), json.dumps(fields) + "\n")
 
 

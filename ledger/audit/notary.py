@@ -25,7 +25,7 @@ _GRACE_S = 2.0  # a witness may take longer; what it says is asked for again
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EvidenceStanding:
     """How far a log is vouched for.
 
     `signed` and `witnessed` are how many events the last signed checkpoint has, and the last that
@@ -63,7 +63,7 @@ class Notary:
         self.store = store
         self.signer = signer
         self.quorum = quorum
-        self.standing = Standing()
+        self.standing = EvidenceStanding()
         self.started = False
         self._witnesses = tuple(known)
         self._sizes: dict[Witness, int] = {}
@@ -89,7 +89,7 @@ class Notary:
         """There are new events. Never waits."""
         self._due.set()
 
-    def vouch(self) -> Standing:
+    def vouch(self) -> EvidenceStanding:
         """Sign a checkpoint of the log as it is now, and have it cosigned; never raises."""
         before = self.standing
         try:
@@ -98,12 +98,12 @@ class Notary:
             return self._now(replace(before, contradictions=(str(error),), problems=()))
         except LedgerError as error:
             return self._now(replace(before, problems=(f"no checkpoint is signed: {error}",)))
-        standing = Standing(checkpoints.read(note).size, before.witnessed)
+        standing = EvidenceStanding(checkpoints.read(note).size, before.witnessed)
         if self._witnesses:
             standing = self._cosigned(note, standing)
         return self._now(standing)
 
-    def _cosigned(self, note: Note, standing: Standing) -> Standing:
+    def _cosigned(self, note: Note, standing: EvidenceStanding) -> EvidenceStanding:
         signatures: list[Signature] = []
         contradictions: list[str] = []
         problems: list[str] = []
@@ -136,7 +136,7 @@ class Notary:
         self._sizes[witness] = checkpoints.read(note).size
         return signature
 
-    def _now(self, standing: Standing) -> Standing:
+    def _now(self, standing: EvidenceStanding) -> EvidenceStanding:
         if self._ending.is_set():
             return standing
         for one in standing.contradictions:

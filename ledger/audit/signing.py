@@ -21,7 +21,7 @@ from weightledger.ledger.audit import checkpoints, durable, notes
 from weightledger.ledger.audit.checkpoints import Checkpoint
 from weightledger.ledger.audit.notes import PLAIN, Note, Signature, SigningKey, VerifierKey
 from weightledger.ledger.audit.proofs import Consistency, Proof
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.errors import InvalidRequest, NotFound, ProofError, StorageError
 from weightledger.ledger.events import SIGNING_KEY_ROTATED
 from weightledger.ledger.events.bodies import KeyRotation, body_of
@@ -92,7 +92,7 @@ class Signer:
 
         Whoever calls this holds `alone`.
         """
-        size, tree = store.head().seq + 1, Tree(store)
+        size, tree = store.head().seq + 1, EventTree(store)
         now = Checkpoint(keys[0].name, size, tree.root(size))
         if last is not None:
             before = checkpoints.read(last)
@@ -146,7 +146,7 @@ class Signer:
                 f"after {event.name} the state was {event.state_after.hex()}, not {digest[:80]}",
                 param="digest",
             )
-        tree = Tree(store)
+        tree = EventTree(store)
         note = self.witnessed(store)
         if note is None or checkpoints.read(note).size <= seq:
             note = self.checkpoint(store)
@@ -202,13 +202,13 @@ def consistency(store: EventStore, first: int, second: int | None = None) -> Con
         raise NotFound(f"a log of {first} events is no beginning of one of {second}", param="first")
     if second > size:
         raise NotFound(f"the log has {size} events, not {second}", param="second")
-    tree = Tree(store)
+    tree = EventTree(store)
     hashes = tree.consistency_proof(first, second)
     return Consistency(first, second, tree.root(first), tree.root(second), tuple(hashes))
 
 
 def require_continuation(
-    store: EventStore, checkpoint: Checkpoint, tree: Tree | None = None
+    store: EventStore, checkpoint: Checkpoint, tree: EventTree | None = None
 ) -> None:
     """Raise ProofError unless the log still begins with the events that a checkpoint is over."""
     if checkpoint.origin != origin(store):
@@ -219,7 +219,7 @@ def require_continuation(
             f"the log has {size} events, and {checkpoint.size} were signed: it was cut off, or is"
             " an older copy"
         )
-    root = (tree or Tree(store)).root(checkpoint.size)
+    root = (tree or EventTree(store)).root(checkpoint.size)
     if root != checkpoint.root:
         raise ProofError(
             f"the first {checkpoint.size} events are not those that were signed: their root was"

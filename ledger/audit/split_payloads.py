@@ -14,7 +14,7 @@ import numpy as np
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.parallel.shares import Share
-from weightledger.ledger.store.payloads import Portion, Span, joined
+from weightledger.ledger.store.payloads import ByteSpan, Portion, joined
 from weightledger.ledger.tensors.digest import CHUNK_BYTES, DIGEST_BYTES, chunk_digests, root
 
 
@@ -36,7 +36,7 @@ class Chunks(NamedTuple):
         return cls(seq, bytes.fromhex(digest), size, first, bytes.fromhex(digests))
 
 
-def spans_of_share(event: Event, share: Share) -> list[Span]:
+def spans_of_share(event: Event, share: Share) -> list[ByteSpan]:
     """What a share reads of an event's payload: its tensors' parts, and the chunks it checks."""
     own = _own(event, share)
     chunks = [run.span for run in _runs(event, own)]
@@ -79,22 +79,22 @@ class _Run(NamedTuple):
     digest: bytes
     size: int
     first: int
-    span: Span
+    span: ByteSpan
 
 
-def _own(event: Event, share: Share) -> list[Span]:
+def _own(event: Event, share: Share) -> list[ByteSpan]:
     """The parts of a share's tensors; what follows the last tensor's is the first share's."""
     at, spans = 0, []
     for change in event.changes:
         if change.name in share:
-            spans.append(Span(at, at + change.size))
+            spans.append(ByteSpan(at, at + change.size))
         at += change.size
     if share.is_first:
-        spans.append(Span(at, event.payload_size))
+        spans.append(ByteSpan(at, event.payload_size))
     return joined(spans)
 
 
-def _runs(event: Event, own: Iterable[Span]) -> Iterator[_Run]:
+def _runs(event: Event, own: Iterable[ByteSpan]) -> Iterator[_Run]:
     """The chunks that begin in these spans."""
     spans = list(own)
     start = 0
@@ -105,7 +105,7 @@ def _runs(event: Event, own: Iterable[Span]) -> Iterator[_Run]:
             stop = min(-(-(span.stop - start) // CHUNK_BYTES), count)
             if first < stop:
                 end = min(stop * CHUNK_BYTES, ref.size)
-                within = Span(start + first * CHUNK_BYTES, start + end)
+                within = ByteSpan(start + first * CHUNK_BYTES, start + end)
                 yield _Run(ref.digest, ref.size, first, within)
         start += ref.size
 

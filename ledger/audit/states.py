@@ -18,7 +18,7 @@ from weightledger.ledger.history.lineage import cheapest
 from weightledger.ledger.history.pruning import Prunings
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.rebuilding import spans_of
-from weightledger.ledger.history.replay import Step, apply_step, split
+from weightledger.ledger.history.replay import ReplayStep, apply_step, split
 from weightledger.ledger.parallel.shares import EVERYTHING, Share
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.store.sharded_payloads import is_sharded
@@ -202,7 +202,7 @@ class _Fold:
             self.report.tensors += 1
         self.state = self.state.moved(moved)
 
-    def _rebuild(self, step: Step, spec: TensorSpec) -> None:
+    def _rebuild(self, step: ReplayStep, spec: TensorSpec) -> None:
         name = step.change.name
         if step.change.form == WHOLE:
             assert step.digest is not None

@@ -10,7 +10,7 @@ from weightledger.ledger.events import merkle
 from weightledger.ledger.store import TILE, TILE_LEVELS, EventStore
 
 
-class Tree:
+class EventTree:
     """The tree of one log; what it has read it keeps, so make one for a question or a few."""
 
     def __init__(self, store: EventStore) -> None:
@@ -67,7 +67,7 @@ def check(store: EventStore, size: int, tiles: Sequence[bytes]) -> bytes:
         if store.tree_hashes(level, 0, len(nodes) + TILE) != nodes:
             raise CorruptLedger(_difference(store, level, nodes))
         if not nodes:
-            return Tree(store).root(size)
+            return EventTree(store).root(size)
         whole = len(nodes) // TILE * TILE
         nodes = [merkle.fold(nodes[at : at + TILE]) for at in range(0, whole, TILE)]
         level += TILE_LEVELS

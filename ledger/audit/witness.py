@@ -50,7 +50,7 @@ _KEEP = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WitnessReply:
     """A reply: its HTTP status, its text and the text's media type."""
 
     status: int
@@ -63,7 +63,7 @@ class _Refusal(Exception):
 
     def __init__(self, status: int, text: str, media_type: str = TEXT) -> None:
         super().__init__(text)
-        self.answer = Answer(status, text if text.endswith("\n") else f"{text}\n", media_type)
+        self.answer = WitnessReply(status, text if text.endswith("\n") else f"{text}\n", media_type)
 
 
 class WitnessBook:
@@ -105,7 +105,7 @@ class WitnessBook:
         with self._lock:
             self._database.close()
 
-    def add_checkpoint(self, body: bytes) -> Answer:
+    def add_checkpoint(self, body: bytes) -> WitnessReply:
         """Answer `POST /add-checkpoint`: a cosignature, or why there is none."""
         try:
             old, proof, note = _request(body)
@@ -118,18 +118,18 @@ class WitnessBook:
         except _Refusal as refusal:
             return refusal.answer
         except driver.Error as error:
-            return Answer(500, f"the state cannot be kept: {error}\n")
-        return Answer(200, signature.line())
+            return WitnessReply(500, f"the state cannot be kept: {error}\n")
+        return WitnessReply(200, signature.line())
 
-    def checkpoint(self, origin_hash: str) -> Answer:
+    def checkpoint(self, origin_hash: str) -> WitnessReply:
         """Answer `GET /ORIGIN-HASH/checkpoint`: the last checkpoint cosigned of a log."""
         with self._lock:
             row = self._database.execute(
                 "SELECT note FROM logs WHERE origin_hash = ?", (origin_hash,)
             ).fetchone()
         if row is None or not any(map(self.verifier.made, notes.parse(row[0]).signatures)):
-            return Answer(404, "no checkpoint of this log was cosigned\n")
-        return Answer(200, row[0])
+            return WitnessReply(404, "no checkpoint of this log was cosigned\n")
+        return WitnessReply(200, row[0])
 
     def _trusted(self, note: Note) -> tuple[Note, Checkpoint]:
         """A note with the signatures of its log's keys alone, which hold, and its checkpoint."""

@@ -17,7 +17,7 @@ from weightledger.ledger.audit import checkpoints, notes
 from weightledger.ledger.audit.checkpoints import Checkpoint
 from weightledger.ledger.audit.notes import COSIGNATURE, Note, Signature, VerifierKey
 from weightledger.ledger.audit.signing import Signer, require_continuation
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.errors import InvalidRequest, ProofError, Unavailable
 from weightledger.ledger.http import client
 from weightledger.ledger.store import EventStore
@@ -74,7 +74,7 @@ def cosign(
     Unavailable when it does not answer, LogContradicted when it holds a checkpoint of this log that
     the log does not continue, ProofError for whatever else it says.
     """
-    checkpoint, tree = checkpoints.read(note), Tree(store)
+    checkpoint, tree = checkpoints.read(note), EventTree(store)
     with _client(witness) as asked:
         for _ in range(_ROUNDS):
             old = min(known, checkpoint.size)

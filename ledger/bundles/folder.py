@@ -44,14 +44,14 @@ _PARTIAL = ".part"
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """Which tensors, by full name, are in which file; the same for the same names and shapes."""
 
     files: Mapping[str, tuple[str, ...]]
     copies: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, state: StateDigest) -> "Layout":
+    def of(cls, state: StateDigest) -> "FileLayout":
         """The layout of a state."""
         groups: list[list[str]] = []
         size = FILE_BYTES
@@ -93,7 +93,7 @@ def require_ours(folder: Path) -> None:
 
 
 def write_files(
-    folder: Path, layout: Layout, state: StateDigest, tensors: Mapping[str, torch.Tensor]
+    folder: Path, layout: FileLayout, state: StateDigest, tensors: Mapping[str, torch.Tensor]
 ) -> None:
     """Write every tensor, and take away what lay there before."""
     for old in folder.glob("model-*.safetensors*"):
@@ -113,7 +113,7 @@ def write_files(
             raise StorageError(f"cannot write {folder / file}: {error}") from error
 
 
-def texts(layout: Layout, state: StateDigest, facts: Mapping[str, str]) -> dict[str, str]:
+def texts(layout: FileLayout, state: StateDigest, facts: Mapping[str, str]) -> dict[str, str]:
     """The small files, by name: they are written anew for each version."""
     weight_map = {
         one: file

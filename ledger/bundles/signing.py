@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from weightledger.ledger.bundles import folder as layouts
 from weightledger.ledger.bundles import statement as statements
-from weightledger.ledger.bundles.folder import INDEX, SIGNATURE, STATE, Layout
+from weightledger.ledger.bundles.folder import INDEX, SIGNATURE, STATE, FileLayout
 from weightledger.ledger.bundles.statement import Statement
 from weightledger.ledger.debug.walking import Walker
 from weightledger.ledger.errors import CorruptLedger, LedgerError
 from weightledger.ledger.events.changes import WHOLE
 from weightledger.ledger.history.lineage import Path as Way
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.replay import Move, Step, apply_step, split
+from weightledger.ledger.history.replay import Move, ReplayStep, apply_step, split
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
@@ -78,7 +78,7 @@ def sign(history: History, to: str, folder: Path, key: ec.EllipticCurvePrivateKe
     if held is None or hashed is None:
         held = None
         state, hashed = _written(history, folder, node)
-    layout = Layout.of(state)
+    layout = FileLayout.of(state)
     for name, text in layouts.texts(layout, state, facts).items():
         layouts.write_text(folder / name, text)
         hashed[name] = sha256(text.encode()).digest()
@@ -115,7 +115,7 @@ def _written(history: History, folder: Path, node: int) -> tuple[StateDigest, di
     """Every tensor written; the state, and the SHA-256 of each file of tensors."""
     replayed = Walker(history).to(node)
     _unsign(folder)
-    layout = Layout.of(replayed.digest)
+    layout = FileLayout.of(replayed.digest)
     layouts.write_files(folder, layout, replayed.digest, replayed.tensors)
     names = list(layout.files)
     digests = history.pool.map(_sha256, [folder / name for name in names])
@@ -149,15 +149,15 @@ def _moved(
 
 def _steps(
     history: History, base: StateDigest, way: Way
-) -> tuple[dict[str, list[Step]], dict[str, Step]]:
+) -> tuple[dict[str, list[ReplayStep]], dict[str, ReplayStep]]:
     """What happens to each tensor on the way, and the last of it."""
     moves = [Move(event, undo=True) for event in history.require_all(way.undo)]
     moves += [Move(event, undo=False) for event in history.require_all(way.redo)]
     if sum(move.event.payload_size for move in moves) > _WORTHWHILE * _size(base):
         raise _Elsewhere
     payloads = history.store.payloads([move.event for move in moves])
-    steps: dict[str, list[Step]] = {}
-    last: dict[str, Step] = {}
+    steps: dict[str, list[ReplayStep]] = {}
+    last: dict[str, ReplayStep] = {}
     for move, payload in zip(moves, payloads, strict=True):
         for step in split(move.event, move.undo, Portion.whole(payload), base, last):
             name = step.change.name
@@ -169,11 +169,11 @@ def _steps(
 
 
 def _applied(
-    folder: Path, held: _Held, steps: Mapping[str, list[Step]], pool: Executor
+    folder: Path, held: _Held, steps: Mapping[str, list[ReplayStep]], pool: Executor
 ) -> dict[str, bytes]:
     """The SHA-256 of each file that the steps have changed; CorruptLedger where a file is not what
     was signed, or a tensor not what the log says it comes to."""
-    layout = Layout.of(held.state)
+    layout = FileLayout.of(held.state)
 
     def advance(file: str) -> bytes:
         with layouts.mapped(folder / file) as pages:
@@ -188,7 +188,7 @@ def _applied(
     return dict(zip(changed, pool.map(advance, changed), strict=True))
 
 
-def _advance(pages: layouts.Mapped, name: str, steps: list[Step]) -> None:
+def _advance(pages: layouts.Mapped, name: str, steps: list[ReplayStep]) -> None:
     end = steps[-1]
     assert end.spec is not None, "no step of these takes a tensor away"
     tensor = pages.tensor(name, end.spec)

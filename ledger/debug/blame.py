@@ -29,7 +29,7 @@ from weightledger.ledger.events import (
 from weightledger.ledger.events.changes import FRAMES, WHOLE, TensorChange
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.replay import Step, apply_step
+from weightledger.ledger.history.replay import ReplayStep, apply_step
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -268,7 +268,7 @@ def _undone(history: History, event: Event, change: TensorChange, tensor: Tensor
             break
         at += other.size
     spec = spec_of(change.name, tensor)
-    apply_step(tensor, Step(event.seq, change, True, payload[at : at + change.size], spec))
+    apply_step(tensor, ReplayStep(event.seq, change, True, payload[at : at + change.size], spec))
     return tensor
 
 

@@ -18,7 +18,7 @@ from weightledger.ledger.debug.numbers import ratio
 from weightledger.ledger.debug.rank import Which
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.history.positions import Position
-from weightledger.ledger.history.reader import History, Known
+from weightledger.ledger.history.reader import History, KnownState
 from weightledger.ledger.history.reading import reading
 from weightledger.ledger.parallel import Executor, Task, Told, in_order
 from weightledger.ledger.parallel.local import ALONE
@@ -34,7 +34,7 @@ _BYTES_A_SECOND = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TensorGroup:
     """The tensors of one layer or module: `elements` of all of them, norms of those that changed.
 
     `before` and `change` are None where no tensor of it can be compared.
@@ -84,9 +84,9 @@ class StateDiff:
     before: Position
     after: Position
     tensors: Sequence[TensorDiff]
-    layers: Sequence[Group]
-    modules: Sequence[Group]
-    total: Group
+    layers: Sequence[TensorGroup]
+    modules: Sequence[TensorGroup]
+    total: TensorGroup
     unchanged: int
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def diff(
     after: str,
     *,
     ranks: Which = "auto",
-    known: Known | None = None,
+    known: KnownState | None = None,
     memo: Memo | None = None,
     executor: Executor = ALONE,
 ) -> StateDiff:
@@ -124,7 +124,7 @@ def diff(
     """
     old, new = history.resolve(before), history.resolve(after)
     start = digests(history, old, known)
-    end = digests(history, new, Known(old.node, start, _no_tensor))
+    end = digests(history, new, KnownState(old.node, start, _no_tensor))
     names = sorted(differing(start, end))
     ends = (old, start), (new, end)
     parts = _shares(names, start, end, executor.jobs)
@@ -156,7 +156,7 @@ def differing(one: StateDigest, other: StateDigest) -> frozenset[str]:
     )
 
 
-def digests(history: History, at: Position, known: Known | None = None) -> StateDigest:
+def digests(history: History, at: Position, known: KnownState | None = None) -> StateDigest:
     """The state at a position without its tensors; CorruptLedger where it is not the recorded."""
     state = history.digests(at.node, known)
     if state.value != at.state:
@@ -170,7 +170,7 @@ def digests(history: History, at: Position, known: Known | None = None) -> State
 
 def grouped(
     measured: Iterable[TensorDiff], specs: Iterable[TensorSpec], group_of: Callable[[str], str]
-) -> list[Group]:
+) -> list[TensorGroup]:
     """Measures by layer or by module, what moved farthest first."""
     members: dict[str, list[TensorDiff]] = {}
     for one in measured:
@@ -180,7 +180,7 @@ def grouped(
         owned.setdefault(group_of(spec.name), []).append(spec)
     groups = [_group(name, some, owned[name]) for name, some in members.items()]
 
-    def moved(group: Group) -> tuple[float, float, str]:
+    def moved(group: TensorGroup) -> tuple[float, float, str]:
         relative = group.relative
         return (-group.lost, -(math.inf if relative is None else relative), group.name)
 
@@ -250,7 +250,7 @@ def _measured(
     new: tuple[Position, StateDigest],
     names: Sequence[str],
     ranks: Which,
-    known: Known | None,
+    known: KnownState | None,
     memo: Memo | None,
 ) -> Iterator[TensorDiff]:
     (before, start), (after, end) = old, new
@@ -272,7 +272,7 @@ def _measured(
         at_start = [spec.name for spec in batch if spec.name in start.specs]
         at_end = [spec.name for spec in batch if spec.name in end.specs]
         olds = history.tensors(before.node, before.state, at_start, known=known) if at_start else {}
-        beside = Known(before.node, start, copies(olds))
+        beside = KnownState(before.node, start, copies(olds))
         news = history.tensors(after.node, after.state, at_end, known=beside) if at_end else {}
         for spec in batch:
             name = spec.name
@@ -292,9 +292,9 @@ def copies(tensors: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
     return lambda name: clone(tensors[name])
 
 
-def _group(name: str, measured: Sequence[TensorDiff], owned: Sequence[TensorSpec]) -> Group:
+def _group(name: str, measured: Sequence[TensorDiff], owned: Sequence[TensorSpec]) -> TensorGroup:
     compared = [one.numbers for one in measured if one.numbers]
-    return Group(
+    return TensorGroup(
         name=name,
         tensors=len(owned),
         tensors_changed=len(measured),

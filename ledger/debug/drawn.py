@@ -4,8 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightledger.ledger.debug.pictures import Bar, Mark, Point, bars, heat_map, line, search
-from weightledger.ledger.debug.spread import Step
+from weightledger.ledger.debug.pictures import (
+    Bar,
+    LinePoint,
+    VerdictMark,
+    bars,
+    heat_map,
+    line,
+    search,
+)
+from weightledger.ledger.debug.spread import HistogramBin
 from weightledger.ledger.debug.svg import GREY, RED
 
 Item = Mapping[str, Any]
@@ -25,9 +33,9 @@ def blame_picture(found: Item) -> str:
     whole = found["index"] is None
     names = ("norm_before", "norm_after") if whole else ("before", "after")
     touches = list(reversed(found["touches"]))
-    points = [Point(f"before {one['id']}", _height(one[names[0]])) for one in touches[:1]]
+    points = [LinePoint(f"before {one['id']}", _height(one[names[0]])) for one in touches[:1]]
     points += [
-        Point(
+        LinePoint(
             one["id"] if one["live"] else f"{one['id']} (undone by {one['undone_by']})",
             _height(one[names[1]]),
             faded=not one["live"],
@@ -55,7 +63,7 @@ def search_picture(found: Item) -> str:
         for one in found["columns"]
     ]
     marks = [
-        Mark(
+        VerdictMark(
             one["at"],
             f"seq:{one['seq']} is {one['verdict']}"
             + ("" if one["score"] is None else f", {one['score']:.6g}"),
@@ -74,7 +82,7 @@ def search_picture(found: Item) -> str:
     )
 
 
-def spread_picture(steps: Sequence[Step]) -> str:
+def spread_picture(steps: Sequence[HistogramBin]) -> str:
     """Of `debug.spread` bars: the share of the changed elements by the size of their change."""
     total = sum(step.elements for step in steps) or 1
     return bars(

@@ -17,7 +17,7 @@ from weightledger.ledger.debug.numbers import compare, ratio
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import Position
-from weightledger.ledger.history.reader import History, Known
+from weightledger.ledger.history.reader import History, KnownState
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -72,7 +72,7 @@ def each(
     after: str,
     *,
     columns: int = 60,
-    known: Known | None = None,
+    known: KnownState | None = None,
 ) -> Each:
     """What every update from one position to a later one did, layer by layer.
 
@@ -88,7 +88,7 @@ def each(
     states = [digests(history, old, known)]
     at = old.node
     for event in events:
-        states.append(history.digests(event.node, Known(at, states[-1], _untouched)))
+        states.append(history.digests(event.node, KnownState(at, states[-1], _untouched)))
         at = event.node
     cells = _walk(history, old, events, states, known)
     counts = [min(per, len(nodes) - at) for at in range(0, len(nodes), per)]
@@ -126,7 +126,7 @@ def _walk(
     old: Position,
     events: Sequence[Event],
     states: Sequence[StateDigest],
-    known: Known | None,
+    known: KnownState | None,
 ) -> dict[str, list[float | None]]:
     moves = [differing(one, other) for one, other in pairwise(states)]
     touched = frozenset().union(*moves)
@@ -146,7 +146,7 @@ def _walk(
             if not moved:
                 continue
             there = sorted(moved & now.specs.keys())
-            before = Known(node, was, copies(held))
+            before = KnownState(node, was, copies(held))
             fresh = history.tensors(event.node, event.state_after, there, known=before)
             for name in sorted(moved):
                 change = (math.inf, 0.0)

@@ -27,14 +27,14 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class DrawnEvent:
     """An event to draw: its seq and the mark it gets."""
 
     seq: int
     mark: str = "*"
 
 
-def graph(shown: Sequence[Node], rollbacks: Sequence[tuple[int, int]]) -> list[Drawn]:
+def graph(shown: Sequence[DrawnEvent], rollbacks: Sequence[tuple[int, int]]) -> list[Drawn]:
     """How each of `shown` (newest first) is drawn.
 
     `rollbacks` are the seq of each rollback and the node it went to: all of those between the

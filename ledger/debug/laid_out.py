@@ -23,7 +23,7 @@ _LENGTH_BYTES = 8
 _ALIGNED = 8
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor's bytes stand in the file."""
 
     start: int
@@ -75,12 +75,12 @@ def fill(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         ) from error
 
 
-def _places(descriptor: int) -> dict[str, Place]:
+def _places(descriptor: int) -> dict[str, TensorPlace]:
     length = int.from_bytes(os.pread(descriptor, _LENGTH_BYTES, 0), "little")
     header = json.loads(os.pread(descriptor, length, _LENGTH_BYTES))
     start = _LENGTH_BYTES + length
     return {
-        name: Place(start + item["data_offsets"][0], start + item["data_offsets"][1])
+        name: TensorPlace(start + item["data_offsets"][0], start + item["data_offsets"][1])
         for name, item in header.items()
         if name != "__metadata__"
     }

@@ -33,7 +33,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LinePoint:
     """One point of a line: `value` None is a gap; `faded` is drawn in grey."""
 
     label: str
@@ -106,7 +106,7 @@ def heat_map(
     return document(title, description, max(width, left + 360), bottom + 64, parts)
 
 
-def line(title: str, description: str, points: Sequence[Point]) -> str:
+def line(title: str, description: str, points: Sequence[LinePoint]) -> str:
     """Values in their order from left to right, a dot each; grey ones are not joined."""
     left, span, height = 80, 720, 220
     known = [point.value for point in points if point.value is not None]
@@ -155,7 +155,7 @@ def line(title: str, description: str, points: Sequence[Point]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class VerdictMark:
     """A verdict on the way of a search, at 0 (its beginning) to 1."""
 
     at: float
@@ -164,7 +164,11 @@ class Mark:
 
 
 def search(
-    title: str, description: str, columns: Sequence[Bar], marks: Sequence[Mark], ends: Sequence[str]
+    title: str,
+    description: str,
+    columns: Sequence[Bar],
+    marks: Sequence[VerdictMark],
+    ends: Sequence[str],
 ) -> str:
     """How likely each stretch of a way is to blame, and below it what was judged."""
     left, span, height = 60, 720, 180

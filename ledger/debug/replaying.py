@@ -15,7 +15,7 @@ from weightledger.ledger.parallel.local import ALONE
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StateRequest:
     """Which state: the one at a position, or what it would be without some events."""
 
     to: str = "head"
@@ -25,7 +25,7 @@ class Asked:
 
 
 def replayed(
-    history: History, asked: Asked, walker: Walker | None = None
+    history: History, asked: StateRequest, walker: Walker | None = None
 ) -> tuple[ReplayedState, WhatIf | None]:
     """The state, verified, and the what-if that it is, if it is one.
 
@@ -49,7 +49,7 @@ def described(state: ReplayedState, found: WhatIf | None) -> dict[str, Any]:
 
 def save(
     history: History,
-    asked: Asked,
+    asked: StateRequest,
     out: Path,
     walker: Walker | None = None,
     executor: Executor = ALONE,

@@ -18,7 +18,7 @@ PER_DECADE = 2  # steps of a histogram in a power of ten
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class HistogramBin:
     """How many elements changed by at least `least` and less than `most`."""
 
     least: float
@@ -26,7 +26,7 @@ class Step:
     elements: int
 
 
-def spread(history: History, event: Event) -> list[Step]:
+def spread(history: History, event: Event) -> list[HistogramBin]:
     """The changes of one event by their size, the smallest first; what became or was not finite
     is left out. Empty for an event that changed no numbers, or more of them than are read."""
     if event.parent is None or event.node != event.seq:
@@ -53,7 +53,7 @@ def spread(history: History, event: Event) -> list[Step]:
     if not counts:
         return []
     return [
-        Step(_edge(step), _edge(step + 1), counts[step])
+        HistogramBin(_edge(step), _edge(step + 1), counts[step])
         for step in range(min(counts), max(counts) + 1)
     ]
 

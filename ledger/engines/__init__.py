@@ -102,7 +102,7 @@ class Engine(Protocol):
         """Wait until readers hold at most that many past versions; False if they still do not."""
 
 
-class Held(Live, Protocol):
+class HeldVersion(Live, Protocol):
     """A version that is held, to be leased from later."""
 
     def leased(self) -> AbstractContextManager[Live]:
@@ -113,7 +113,7 @@ class Held(Live, Protocol):
 class SeveralVersions(Engine, Protocol):
     """An engine that can lease from past versions, too."""
 
-    def hold(self) -> Held:
+    def hold(self) -> HeldVersion:
         """The live version, for as long as what is given is held."""
 
 

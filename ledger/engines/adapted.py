@@ -11,13 +11,13 @@ import torch
 
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines import Engine, Live, Prepared
-from weightledger.ledger.engines.versions import Version
+from weightledger.ledger.engines.versions import LiveVersion
 from weightledger.ledger.errors import ModelNotFound
 
 
 @runtime_checkable
 class AdapterEngine(Engine, Protocol):
-    """An engine whose versions show adapters too: its leases give a `Version` with `adapted`."""
+    """An engine whose versions show adapters too: leases give a `LiveVersion` with `adapted`."""
 
     def prepare_with(
         self, tensors: Mapping[str, torch.Tensor], adapters: Mapping[str, Adapter]
@@ -58,7 +58,7 @@ class AdaptedLive:
 
 def through(live: Live, adapter: str) -> AdaptedLive:
     """A leased version through one of its adapters; ModelNotFound when it has none of that name."""
-    adapted = live.adapted.get(adapter) if isinstance(live, Version) else None
+    adapted = live.adapted.get(adapter) if isinstance(live, LiveVersion) else None
     if adapted is None:
         raise ModelNotFound(f"The model {adapter!r} does not exist", param="model")
     return AdaptedLive(live, adapted.leased())

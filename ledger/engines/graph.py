@@ -49,7 +49,7 @@ class Unpathed(Exception):
 
 
 @dataclass(slots=True)
-class Node:
+class ObjectNode:
     """One object: who refers to it, and what of it each copy has to itself.
 
     `parents` are (number, key) of those that refer to it. `order` is 0 for what can be made empty
@@ -71,7 +71,7 @@ class Graph:
     """
 
     def __init__(self, module: nn.Module, tensors: Mapping[int, str]) -> None:
-        self.nodes: list[Node] = []
+        self.nodes: list[ObjectNode] = []
         self.holders: dict[str, list[tuple[int, Key]]] = {name: [] for name in tensors.values()}
         self.numbers: dict[int, int] = {}
         self._ways: dict[str, tuple[int, ...]] = {}
@@ -134,7 +134,7 @@ class Graph:
         for one, value in values.items():
             if one in kept:
                 self.numbers[one] = len(self.nodes)
-                self.nodes.append(Node(value, kinds[one]))
+                self.nodes.append(ObjectNode(value, kinds[one]))
         for one, number in self.numbers.items():
             node = self.nodes[number]
             node.parents = [(self.numbers[p], key) for p, key in referrers.get(one, ())]

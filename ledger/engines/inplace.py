@@ -27,7 +27,7 @@ _Home = tuple[str, Mapping[str, torch.Tensor | None], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LeasedModule:
     """The live module as a lease holds it; valid only while the lease is."""
 
     module: nn.Module
@@ -140,14 +140,14 @@ class InplaceEngine:
             self._published_as(seq, digest, counted)
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[Held]:
+    def lease(self) -> Iterator[LeasedModule]:
         """Hold the module still; updates wait until the lease is given back."""
         with self._gate.read():
             if self._torn:
                 raise WeightsMismatch("an update was written half-way; publish the state again")
             if self._state is None:
                 raise unpublished()
-            yield Held(self._module, *self._state)
+            yield LeasedModule(self._module, *self._state)
 
     def held_versions(self) -> int:
         """None: there is one version, and publishing waits for who holds it."""

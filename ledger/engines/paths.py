@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from weightledger.ledger.engines.graph import Graph, Node, Unpathed, parts
+from weightledger.ledger.engines.graph import Graph, ObjectNode, Unpathed, parts
 from weightledger.ledger.engines.hooks import TABLES, HookTable, Owner
 
 Content = Any
@@ -105,12 +105,12 @@ def paired(
     return objects, contents
 
 
-def is_hook_table(node: Node) -> bool:
+def is_hook_table(node: ObjectNode) -> bool:
     """Whether an object that leads to tensors is a module's table of hooks."""
     return type(node.value) is OrderedDict and all(key in TABLES for _, key in node.parents)
 
 
-def differing(node: Node, value: Any, content: Content) -> list[Any]:
+def differing(node: ObjectNode, value: Any, content: Content) -> list[Any]:
     """The attributes or keys at which an object holds something else than was put there."""
     if node.kind == "object":
         held = vars(value)
@@ -137,14 +137,14 @@ def _require_pair(content: Content, key: Any, value: Any) -> None:
         raise Unpathed(f"{key!r} is not what the original has there")
 
 
-def _empty(node: Node) -> Any:
+def _empty(node: ObjectNode) -> Any:
     if is_hook_table(node):
         return HookTable()
     cls: Any = type(node.value)
     return cls.__new__(cls) if node.kind == "object" else cls()
 
 
-def _made(node: Node, content: Sequence[Any]) -> Any:
+def _made(node: ObjectNode, content: Sequence[Any]) -> Any:
     if node.kind == "tuple":
         return tuple(content)
     if node.kind == "method":
@@ -154,7 +154,7 @@ def _made(node: Node, content: Sequence[Any]) -> Any:
     return type(node.value)(*content[:positional], **keywords)
 
 
-def _add_own(held: dict[str, Any], node: Node, owner: Owner, number: int) -> None:
+def _add_own(held: dict[str, Any], node: ObjectNode, owner: Owner, number: int) -> None:
     """Give an object its own containers, as the original's are."""
     original = vars(node.value)
     for key in node.own:

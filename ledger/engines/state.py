@@ -7,7 +7,7 @@ from torch import nn
 
 from weightledger.ledger.engines import naming
 from weightledger.ledger.engines.intake import checked
-from weightledger.ledger.engines.versions import Candidate, Version, Versions
+from weightledger.ledger.engines.versions import Candidate, LiveVersion, Versions
 from weightledger.ledger.tensors.lanes import clone
 from weightledger.ledger.tensors.spec import TensorSpec
 
@@ -54,7 +54,7 @@ class StateEngine:
         """Make the next state the current one: one assignment."""
         self._versions.publish(prepared, seq, digest)
 
-    def lease(self) -> Version:
+    def lease(self) -> LiveVersion:
         """Hold the current state: `.tensors`, `.seq` and `.digest`; there is no `.module`."""
         return self._versions.current()
 

@@ -38,7 +38,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class GenerationEnd:
     """Why a generation ended, and the number of tokens it took (those not shown included)."""
 
     reason: Literal["stop", "length"]
@@ -81,7 +81,7 @@ class Generates(Protocol):
 
     def generate(
         self, module: torch.nn.Module, prompt: Sequence[int], sampling: Sampling, emit: Emit
-    ) -> Finished:
+    ) -> GenerationEnd:
         """Continue a tokenised prompt, handing each piece of text to `emit` as it comes."""
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from weightledger.ledger.engines import copying, naming
 from weightledger.ledger.engines.intake import as_live, checked, like, settle
-from weightledger.ledger.engines.versions import Adapted, Candidate, Version, Versions
+from weightledger.ledger.engines.versions import Adapted, Candidate, LiveVersion, Versions
 from weightledger.ledger.tensors.spec import TensorSpec
 
 
@@ -91,11 +91,11 @@ class TorchEngine:
             private = line.private(lambda: whole)
             self._versions.publish(prepared, seq, digest, line.module, private)
 
-    def current(self) -> Version:
+    def current(self) -> LiveVersion:
         """The live version; holding the object is the lease."""
         return self.lease()
 
-    def lease(self) -> Version:
+    def lease(self) -> LiveVersion:
         """Hold the live version, without a lock and without a wait."""
         turn = next(self._leases)
         if not turn & (turn - 1):
@@ -104,7 +104,7 @@ class TorchEngine:
             self._renew()
         return self._versions.current().leased()
 
-    def hold(self) -> Version:
+    def hold(self) -> LiveVersion:
         """The live version, to lease from for as long as it is held: `version.leased()`."""
         return self._versions.current()
 

@@ -34,7 +34,7 @@ Replica = Callable[[Mapping[str, torch.Tensor]], nn.Module]
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Version:
+class LiveVersion:
     """One committed state: `tensors` by bare name, `seq` and `digest` of its last change.
 
     `adapted` has the version through each adapter of the state, by the adapter's name. `private`
@@ -54,7 +54,7 @@ class Version:
         """The model to infer with. Raises UnsupportedModel where only tensors are held."""
         return _module(self.built)
 
-    def leased(self) -> "Version":
+    def leased(self) -> "LiveVersion":
         """This version as one reader holds it."""
         if self.private is None:
             return self
@@ -100,12 +100,12 @@ class Versions:
         self.adapted: Mapping[str, Adapted] = {}
         self._counters = Counters(self.tensors)
         self._rota = Rota(list(tensors))
-        self._current: Version | None = None
-        self._past: list[weakref.ref[Version | nn.Module]] = []
+        self._current: LiveVersion | None = None
+        self._past: list[weakref.ref[LiveVersion | nn.Module]] = []
         # The one queue that may be put to while objects are being destroyed.
         self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def current(self) -> Version:
+    def current(self) -> LiveVersion:
         """The live version; raises LedgerError before the first one is published."""
         version = self._current
         if version is None:
@@ -135,7 +135,7 @@ class Versions:
         """Make `candidate` current, with this module. Raises Conflict if another one was published
         since."""
         self.require_newest(candidate)
-        version = Version(candidate.whole, seq, digest, built, candidate.adapted, private)
+        version = LiveVersion(candidate.whole, seq, digest, built, candidate.adapted, private)
         before = self._current
         self._counters = self._counters.replaced(candidate.whole, candidate.tensors)
         self.tensors = candidate.whole
@@ -176,7 +176,7 @@ class Versions:
             with contextlib.suppress(queue.Empty):
                 self._released.get(timeout=left)
 
-    def _count_past(self, version: Version) -> None:
+    def _count_past(self, version: LiveVersion) -> None:
         released = self._released
         self._past.append(weakref.ref(version.built or version, lambda _: released.put(None)))
         self._forget_released()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from weightledger.ledger.events.bodies.protocol import Body, schema_of
+from weightledger.ledger.events.bodies.protocol import EventBody, schema_of
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.event import (
     NO_WORDS,
@@ -35,7 +35,7 @@ class Draft:
     active afterwards: KEEP_ACTIVE leaves it as it is, THIS_VERSION is the one being named.
     """
 
-    body: Body
+    body: EventBody
     state_after: bytes
     target_node: int | None = None
     number: int | None = None

@@ -22,7 +22,7 @@ from weightledger.ledger.errors import (
     WeightsMismatch,
 )
 from weightledger.ledger.events import ROLLOUT_CHANGED, Event
-from weightledger.ledger.fleet.readiness import Known, Limits, Readiness, judged
+from weightledger.ledger.fleet.readiness import Limits, Readiness, SelfKnowledge, judged
 from weightledger.ledger.fleet.reporting import Reporter
 from weightledger.ledger.history import rollouts
 from weightledger.ledger.history.reader import History
@@ -30,7 +30,7 @@ from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import LiveState
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.wakeups import Wake
-from weightledger.ledger.store.replica_rows import Standing
+from weightledger.ledger.store.replica_rows import ReplicaStanding
 from weightledger.ledger.tensors.state import StateDigest
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Follower:
         now = time.monotonic()
         since = self._behind_since
         lag_s = 0.0 if since is None else now - since
-        known = Known(
+        known = SelfKnowledge(
             proven=self._proven,
             ended=self._ending.is_set(),
             fault=self._superseded or self._fault,
@@ -293,9 +293,9 @@ class Follower:
         with self._changed:
             self._changed.notify_all()
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> ReplicaStanding:
         known, live = self.readiness(), self.log.live
-        return Standing(
+        return ReplicaStanding(
             known.state,
             known.reason,
             known.position,

@@ -49,7 +49,7 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class SelfKnowledge:
     """What a replica knows of itself; times are seconds until now, by its own monotonic clock.
 
     `fault` is why it does not vouch for what it shows, `held_up` why it cannot go on just now,
@@ -68,7 +68,7 @@ class Known:
 _UNHEARD_S = 10.0  # a look lasts a second at most
 
 
-def judged(known: Known, limits: Limits) -> tuple[State, bool, str | None]:
+def judged(known: SelfKnowledge, limits: Limits) -> tuple[State, bool, str | None]:
     """The state, whether it is stale, and the reason for what is not as it should be."""
     stale = known.lost is not None or known.unheard_s > _UNHEARD_S
     if known.ended:

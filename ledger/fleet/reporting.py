@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from weightledger.ledger.errors import LedgerError, ReplicaSuperseded
-from weightledger.ledger.store.replica_rows import ReplicaStore, Shown, Standing
+from weightledger.ledger.store.replica_rows import ReplicaStanding, ReplicaStore, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Reporter:
         store: ReplicaStore,
         replica: str,
         url: str | None,
-        standing: Callable[[], Standing],
+        standing: Callable[[], ReplicaStanding],
         superseded: Callable[[str], None],
     ) -> None:
         self._store = store

@@ -22,7 +22,7 @@ from weightledger.ledger.history.density import Density, Pace
 from weightledger.ledger.history.positions import Position, find_event, resolve
 from weightledger.ledger.history.pruning import Prunings, fold
 from weightledger.ledger.history.ways import Ways
-from weightledger.ledger.store import Activity, EventFilter, EventStore, StateChange
+from weightledger.ledger.store import DayCount, EventFilter, EventStore, StateChange
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightledger.ledger.history.rebuilding import States
-    from weightledger.ledger.history.replay import Rebuilt
+    from weightledger.ledger.history.replay import RebuiltTensors
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownState:
     """A state at hand, from which a way may begin for nothing.
 
     `tensor(name)` gives a contiguous CPU copy of a tensor of `state`, which the caller may
@@ -96,7 +96,7 @@ class History:
         most = sys.maxsize if limit is None else limit
         return self.store.select(where, limit=most, newest_first=newest_first)
 
-    def activity(self, where: EventFilter = EVERYTHING) -> list[Activity]:
+    def activity(self, where: EventFilter = EVERYTHING) -> list[DayCount]:
         """How many events there were by day, kind and actor; newest days first.
 
         The filter's kinds, actors, times and seqs count; InvalidRequest for its other fields.
@@ -190,7 +190,7 @@ class History:
         expected: bytes,
         names: Collection[str] | None = None,
         *,
-        known: Known | None = None,
+        known: KnownState | None = None,
     ) -> dict[str, "Tensor"]:
         """Some tensors at a node (all by default), by full name, each verified.
 
@@ -209,7 +209,7 @@ class History:
         tensor: Callable[[str], "Tensor"],
         path: lineage.Path,
         expected: bytes,
-    ) -> "Rebuilt":
+    ) -> "RebuiltTensors":
         """Replay a path from `base`; see `history.replay.replay`."""
         return self._states.follow(base, tensor, path, expected)
 
@@ -266,7 +266,7 @@ class History:
         """Names, specs and digests at the head; see `digests`."""
         return self.digests(self.head().node)
 
-    def digests(self, node: int, known: Known | None = None) -> StateDigest:
+    def digests(self, node: int, known: KnownState | None = None) -> StateDigest:
         """Names, specs and digests at a node, from recorded digests alone (no tensor is read)."""
 
         def along(base: StateDigest, path: lineage.Path) -> StateDigest:

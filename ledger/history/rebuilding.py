@@ -13,15 +13,15 @@ import torch
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound, Pruned
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.lineage import Path
-from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.history.replay import Move, RebuiltTensors, Sources, replay
 from weightledger.ledger.history.snapshot_tensors import load_tensor
 from weightledger.ledger.parallel.shares import Share
-from weightledger.ledger.store.payloads import Portion, Span, joined
+from weightledger.ledger.store.payloads import ByteSpan, Portion, joined
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 if TYPE_CHECKING:
-    from weightledger.ledger.history.reader import History, Known
+    from weightledger.ledger.history.reader import History, KnownState
 
 # Tensors of this many bytes together are read by several threads: fewer cost less than handing them
 # over, and of more each thread would hold parts in memory beside them.
@@ -57,7 +57,7 @@ class States:
         node: int,
         expected: bytes,
         names: Collection[str] | None,
-        known: "Known | None",
+        known: "KnownState | None",
     ) -> dict[str, torch.Tensor]:
         """See `History.tensors`."""
         only = None if names is None else frozenset(names)
@@ -102,7 +102,7 @@ class States:
         path: Path,
         expected: bytes,
         only: Collection[str] | None = None,
-    ) -> Rebuilt:
+    ) -> RebuiltTensors:
         """See `History.follow`.
 
         With `only`, their parts of the payloads are read. Where what comes of them is not what was
@@ -133,7 +133,7 @@ class States:
         expected: bytes,
         only: Collection[str] | None,
         payloads: Callable[[Sequence[Event]], Sequence[Portion]],
-    ) -> Rebuilt:
+    ) -> RebuiltTensors:
         moves = chain(
             (Move(event, undo=True) for event in self._history.require_all(path.undo)),
             (Move(event, undo=False) for event in self._history.require_all(path.redo)),
@@ -155,12 +155,12 @@ class States:
         return load_tensor(self._history.blobs, spec, digest)
 
 
-def spans_of(event: Event, names: Collection[str] | Share) -> list[Span]:
+def spans_of(event: Event, names: Collection[str] | Share) -> list[ByteSpan]:
     """Where the parts of some tensors lie in an event's payload."""
     at = 0
     spans = []
     for change in event.changes:
         if change.name in names:
-            spans.append(Span(at, at + change.size))
+            spans.append(ByteSpan(at, at + change.size))
         at += change.size
     return joined(spans)

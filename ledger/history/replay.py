@@ -44,7 +44,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
+class RebuiltTensors:
     """Tensors that a path changed (owned by the caller), their chunk digests, and the state.
 
     What the path removed is in neither of the mappings.
@@ -71,7 +71,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ReplayStep:
     """One tensor's part of one event; `spec` is what the tensor is afterwards, None for gone."""
 
     seq: int
@@ -92,7 +92,7 @@ def replay(
     expected: bytes,
     pool: Executor,
     only: Collection[str] | None = None,
-) -> Rebuilt:
+) -> RebuiltTensors:
     """Apply `moves` to the state `base` and check that it becomes the state `expected`.
 
     With `only`, the tensors of these full names alone are rebuilt and checked; of the others the
@@ -100,14 +100,14 @@ def replay(
     Raises CorruptLedger, with the seq where it is known, when anything does not match.
     """
     owned: dict[str, torch.Tensor] = {}
-    last: dict[str, Step] = {}
+    last: dict[str, ReplayStep] = {}
 
-    def advance(work: tuple[str, list[Step]]) -> torch.Tensor | None:
+    def advance(work: tuple[str, list[ReplayStep]]) -> torch.Tensor | None:
         name, steps = work
         return _advanced(owned.get(name), name, steps, sources)
 
     for batch in _batches(moves):
-        work: dict[str, list[Step]] = {}
+        work: dict[str, list[ReplayStep]] = {}
         touching = [move.event for move in batch if only is None or _touches(move.event, only)]
         pages = [touching[at : at + _PAGE] for at in range(0, len(touching), _PAGE)]
         pages_read = map if len(pages) == 1 else pool.map
@@ -141,7 +141,7 @@ def replay(
         raise CorruptLedger(
             f"the state rebuilds to digest {state.value.hex()}, the log says {expected.hex()}"
         )
-    return Rebuilt(owned, chunks, state)
+    return RebuiltTensors(owned, chunks, state)
 
 
 def split(
@@ -149,8 +149,8 @@ def split(
     undo: bool,
     payload: Portion | None,
     base: StateDigest,
-    last: Mapping[str, Step],
-) -> Iterator[Step]:
+    last: Mapping[str, ReplayStep],
+) -> Iterator[ReplayStep]:
     """One step per changed tensor, checked to start where the path has come to.
 
     The path began at `base`; `last` has the last step so far of each tensor it touched. `payload`
@@ -176,12 +176,12 @@ def split(
             )
         data = _NOTHING if payload is None else payload.part(at_byte, change.size)
         at_byte += change.size
-        yield Step(event.seq, change, undo, data, enters)
+        yield ReplayStep(event.seq, change, undo, data, enters)
     if payload is not None and payload.size - at_byte != payload_bytes_of(event.body):
         raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
 
 
-def apply_step(tensor: torch.Tensor, step: Step, written: set[int] | None = None) -> None:
+def apply_step(tensor: torch.Tensor, step: ReplayStep, written: set[int] | None = None) -> None:
     """Take a contiguous CPU tensor through a step in place; of WHOLE it already is the result.
 
     The numbers of the digest chunks that it writes are added to `written`.
@@ -207,7 +207,7 @@ def apply_step(tensor: torch.Tensor, step: Step, written: set[int] | None = None
 
 
 def _advanced(
-    tensor: torch.Tensor | None, name: str, steps: list[Step], sources: Sources
+    tensor: torch.Tensor | None, name: str, steps: list[ReplayStep], sources: Sources
 ) -> torch.Tensor | None:
     """One tensor after its steps, None for gone; what a whole tensor replaces is not computed."""
     whole = max((at for at, step in enumerate(steps) if step.change.form == WHOLE), default=None)
@@ -228,7 +228,7 @@ def _advanced(
     return tensor
 
 
-def _is_small(work: Mapping[str, Sequence[Step]]) -> bool:
+def _is_small(work: Mapping[str, Sequence[ReplayStep]]) -> bool:
     """Whether all these tensors and the deltas to apply to them are few bytes."""
     size = 0
     for steps in work.values():

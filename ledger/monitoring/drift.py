@@ -117,7 +117,7 @@ class StreamStatus:
     last_at: float | None
 
 
-class Stream:
+class MetricStream:
     """The values of one metric. Used by one thread at a time."""
 
     def __init__(self, metric: str, detector: str, make: Callable[[], Detector]) -> None:
@@ -180,7 +180,7 @@ class Drift:
     ) -> None:
         require_streams(metrics)
         make = detector_of(detector)
-        self._streams = {metric: Stream(metric, detector, make) for metric in metrics}
+        self._streams = {metric: MetricStream(metric, detector, make) for metric in metrics}
         self._tell = tell
         self._clock = clock
         self._told: dict[str, float] = {}

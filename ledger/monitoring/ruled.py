@@ -22,7 +22,7 @@ from weightledger.ledger.monitoring.metrics import METRICS, higher_is_better
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.trial_log import DEGRADED
 from weightledger.ledger.projection.projector import Changes
-from weightledger.ledger.writing.policy import Guard, Verdict
+from weightledger.ledger.writing.policy import ChangeGuard, Verdict
 from weightledger.ledger.writing.showing import Committed
 
 _REASON = "Automatic rollback"
@@ -32,7 +32,7 @@ class RuledGuard:
     """A guard under a policy. `attach` hands it the log, whose guard it is."""
 
     def __init__(
-        self, guard: Guard, policy: RollbackPolicy, metrics: Sequence[str], threshold: float
+        self, guard: ChangeGuard, policy: RollbackPolicy, metrics: Sequence[str], threshold: float
     ) -> None:
         self._guard = guard
         self._policy = policy

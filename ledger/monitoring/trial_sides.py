@@ -7,7 +7,7 @@ import hashlib
 import random
 from contextlib import AbstractContextManager
 
-from weightledger.ledger.engines import Held, Live, SeveralVersions
+from weightledger.ledger.engines import HeldVersion, Live, SeveralVersions
 
 
 class Sides:
@@ -16,10 +16,12 @@ class Sides:
     `share` of the requests meets what is live, the others `settled`.
     """
 
-    def __init__(self, engine: SeveralVersions, share: float, settled: Held | None = None) -> None:
+    def __init__(
+        self, engine: SeveralVersions, share: float, settled: HeldVersion | None = None
+    ) -> None:
         self._engine = engine
         self._share = share
-        self.settled: Held = settled or engine.hold()
+        self.settled: HeldVersion = settled or engine.hold()
 
     def settle(self) -> None:
         """Let every request meet what is live."""

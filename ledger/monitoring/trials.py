@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from weightledger.ledger import events
-from weightledger.ledger.engines import Held, Live, SeveralVersions
+from weightledger.ledger.engines import HeldVersion, Live, SeveralVersions
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Observed
@@ -61,7 +61,7 @@ class Trials:
         policy: RollbackPolicy,
         metrics: Sequence[str],
         threshold: float,
-        held: Held | None = None,
+        held: HeldVersion | None = None,
     ) -> None:
         assert policy.trial is not None
         self._log = log

@@ -44,7 +44,7 @@ _PRIVATE = frozenset({"metadata", "tensors", "updates", "rules"})
 
 
 @dataclass(slots=True, eq=False)
-class Message:
+class WebhookMessage:
     """One message: its id, its body as it is signed, and when and how often it was tried."""
 
     id: str
@@ -91,7 +91,7 @@ class Webhooks:
             url, param="webhook_url", timeout=_TIMEOUT_S, follow_redirects=False
         )
         self._pause = pause or (lambda tries: float(_PAUSES_S[tries - 1]))
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[WebhookMessage] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._dropped = 0
@@ -125,7 +125,7 @@ class Webhooks:
     def tell(self, kind: str, data: dict[str, Any], moment: datetime, message_id: str) -> None:
         """Queue a message; the oldest that wait give way when there are too many."""
         content = {"type": kind, "timestamp": moment.isoformat(), "data": data}
-        message = Message(message_id, orjson.dumps(content))
+        message = WebhookMessage(message_id, orjson.dumps(content))
         with self._changed:
             if len(self._waiting) >= MOST_WAITING:
                 self._waiting.popleft()
@@ -156,7 +156,7 @@ class Webhooks:
             with self._changed:
                 self._waiting.append(message)
 
-    def _next(self) -> Message | None:
+    def _next(self) -> WebhookMessage | None:
         """The next message that is due, once there is one; None when this is closed."""
         with self._changed:
             while not self._closing:
@@ -169,7 +169,7 @@ class Webhooks:
                 self._changed.wait(None if soonest is None else soonest - now)
             return None
 
-    def _sent(self, message: Message) -> str | None:
+    def _sent(self, message: WebhookMessage) -> str | None:
         """Send once; why it was not taken, or None when it was."""
         timestamp = int(time.time())
         headers = {

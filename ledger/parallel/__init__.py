@@ -34,7 +34,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class TaskFinished:
     """The result of the task with this number."""
 
     number: int
@@ -52,7 +52,7 @@ class Executor(Protocol):
     def jobs(self) -> int:
         """How many tasks are done at once."""
 
-    def run(self, tasks: Sequence[Task], told: Told = ...) -> Iterator[Finished]:
+    def run(self, tasks: Sequence[Task], told: Told = ...) -> Iterator[TaskFinished]:
         """Do all tasks; see the contract. `told` counts the work of all of them together.
 
         Raises WorkersDied, ExecutorUnavailable, and what tasks raise.
@@ -66,7 +66,7 @@ def untold(done: int, total: int) -> None:
     """Tells nobody."""
 
 
-def in_order(finished: Iterator[Finished], count: int) -> list[Any]:
+def in_order(finished: Iterator[TaskFinished], count: int) -> list[Any]:
     """All results, each at its task's place."""
     results: list[Any] = [None] * count
     for one in finished:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from weightledger.ledger.errors import LedgerError, WorkersDied
-from weightledger.ledger.parallel import TRIES, Cancelled, Finished, Task, Told, untold
+from weightledger.ledger.parallel import TRIES, Cancelled, Task, TaskFinished, Told, untold
 from weightledger.ledger.parallel.doing import Answer, asked, do, result_of, unpack
 from weightledger.ledger.parallel.frames import receive, send
 
@@ -32,7 +32,7 @@ class LocalExecutor:
     def jobs(self) -> int:
         return self._jobs
 
-    def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[Finished]:
+    def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[TaskFinished]:
         """Do all tasks; see `ledger.parallel`."""
         if self._jobs == 1 or len(tasks) <= 1:
             yield from _alone(tasks, told)
@@ -54,14 +54,14 @@ ALONE = LocalExecutor(1)
 """Does everything in this process, one task after the other; keeps nothing."""
 
 
-def _alone(tasks: Sequence[Task], told: Told) -> Iterator[Finished]:
+def _alone(tasks: Sequence[Task], told: Told) -> Iterator[TaskFinished]:
     progress = _Progress(len(tasks), told)
     for number, task in enumerate(tasks):
 
         def one(done: int, total: int, number: int = number) -> None:
             progress.of(number, done, total)
 
-        yield Finished(number, result_of(do(asked(task), one)))
+        yield TaskFinished(number, result_of(do(asked(task), one)))
         progress.finished(number)
 
 
@@ -147,7 +147,7 @@ class _Round:
         self._heard, self._rung = os.pipe()
         self._here = threading.Thread(target=self._work_here, daemon=True)
 
-    def results(self) -> Iterator[Finished]:
+    def results(self) -> Iterator[TaskFinished]:
         """What comes of the tasks, in the order in which they are finished."""
         self._selector.register(self._heard, selectors.EVENT_READ, None)
         self._here.start()
@@ -188,13 +188,13 @@ class _Round:
             self._tries[number] += 1
             worker.begin(number, self._tasks[number])
 
-    def _hear(self, worker: _Worker | None) -> Iterator[Finished]:
+    def _hear(self, worker: _Worker | None) -> Iterator[TaskFinished]:
         if worker is None:
             os.read(self._heard, 1)
             number, answer = self._done_here.popleft()
             if isinstance(answer, BaseException):
                 raise answer
-            yield Finished(number, result_of(answer))
+            yield TaskFinished(number, result_of(answer))
             return
         number_there = worker.number
         assert number_there is not None
@@ -210,7 +210,7 @@ class _Round:
         self._idle.append(worker)
         if "fault" in message:
             raise LedgerError(f"a parallel task failed:\n{message['fault']}")
-        yield Finished(number_there, result_of(message))
+        yield TaskFinished(number_there, result_of(message))
 
     def _died(self, number: int, status: int) -> None:
         if self._tries[number] >= TRIES:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from weightledger.ledger.errors import ExecutorUnavailable, LedgerError, WorkersDied
-from weightledger.ledger.parallel import TRIES, Finished, Task, Told, untold
+from weightledger.ledger.parallel import TRIES, Task, TaskFinished, Told, untold
 from weightledger.ledger.parallel.doing import asked, do, result_of
 
 PATIENCE_S = 60.0
@@ -58,7 +58,7 @@ class RayExecutor:
     def jobs(self) -> int:
         return self._jobs
 
-    def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[Finished]:
+    def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[TaskFinished]:
         """Do all tasks; see `ledger.parallel`. Told is how many are finished."""
         ray = self._ray
         self._wait_for_room()
@@ -77,7 +77,7 @@ class RayExecutor:
                     result = self._result(one)
                     finished += 1
                     told(finished, len(tasks))
-                    yield Finished(number, result)
+                    yield TaskFinished(number, result)
         finally:
             for one in at_work:
                 ray.cancel(one, force=True)

@@ -12,7 +12,7 @@ import torch
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import STATE_CHANGING, Event
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.replay import Move, Rebuilt, Sources, replay
+from weightledger.ledger.history.replay import Move, RebuiltTensors, Sources, replay
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -29,7 +29,7 @@ def straight_on(
     state: StateDigest,
     tensor: Callable[[str], torch.Tensor],
     news: News | None = None,
-) -> tuple[Event, Rebuilt | None] | None:
+) -> tuple[Event, RebuiltTensors | None] | None:
     """The log's last event and what the way there from `head` changes, verified.
 
     `state` is the one after `head`, and `tensor` gives copies of its tensors. Nothing is rebuilt

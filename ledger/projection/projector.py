@@ -15,7 +15,7 @@ import torch
 
 from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
-from weightledger.ledger.engines import Engine, Held, Prepared, RemoteEngine, SeveralVersions
+from weightledger.ledger.engines import Engine, HeldVersion, Prepared, RemoteEngine, SeveralVersions
 from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import (
     CorruptLedger,
@@ -230,7 +230,7 @@ class Projector:
                 f"and max_held_versions is {self._max_held}; retry when they are done"
             )
 
-    def held(self, history: History, seq: int) -> Held:
+    def held(self, history: History, seq: int) -> HeldVersion:
         """A version of the state that a seq led to, to be leased beside the live one.
 
         It is live for a moment, so nobody may be served yet. For an engine that holds versions;

@@ -15,7 +15,7 @@ from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.holds import Hold
 from weightledger.ledger.questions.about import About
 from weightledger.ledger.sql.wakeups import Wake
-from weightledger.ledger.store import Activity, EventFilter
+from weightledger.ledger.store import DayCount, EventFilter
 
 
 class Past(About):
@@ -29,7 +29,7 @@ class Past(About):
         """Events, newest first; filters are the fields of `ledger.store.EventFilter`."""
         return self.history.events(EventFilter(**where), limit=limit)
 
-    def activity(self, **where: Any) -> list[Activity]:
+    def activity(self, **where: Any) -> list[DayCount]:
         """How many events there were by day, kind and actor; see `History.activity`."""
         return self.history.activity(EventFilter(**where))
 

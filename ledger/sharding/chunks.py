@@ -9,7 +9,7 @@ import torch
 from weightledger.ledger.errors import RankLost, ReplicasDiverge
 from weightledger.ledger.sharding.parts import Part
 from weightledger.ledger.sharding.ranks import Ranks
-from weightledger.ledger.sharding.shares import Piece, Range, all_pieces, owned, replicas_of
+from weightledger.ledger.sharding.shares import Range, SentBytes, all_pieces, owned, replicas_of
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import empty, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -17,7 +17,7 @@ from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 T = TypeVar("T")
 
 
-class Layout:
+class ChunkLayout:
     """Which bytes of each tensor every rank has, and so which of them each records.
 
     Of one set of parts; made by all ranks together. Raises ReplicasDiverge, on all of them, where
@@ -90,7 +90,7 @@ class Layout:
         """What the last chunk that this rank records of a tensor lacks, from the ranks after it."""
         rank = self._ranks.rank
 
-        def cut(piece: Piece) -> torch.Tensor:
+        def cut(piece: SentBytes) -> torch.Tensor:
             begin = self._begin(piece.name)
             return flat[piece.name][piece.start - begin : piece.stop - begin]
 

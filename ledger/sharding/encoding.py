@@ -20,14 +20,14 @@ from weightledger.ledger.writing.payload import PayloadWriter
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RankChunks:
     """The chunks of a tensor that a rank records: their values, flat, and their digests."""
 
     values: torch.Tensor
     chunks: bytearray
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> "Held":
+    def of(cls, values: torch.Tensor) -> "RankChunks":
         return cls(values, chunk_digests(lanes(values)))
 
 
@@ -56,18 +56,18 @@ def differs(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 def encode(
     specs: Sequence[TensorSpec],
-    before: Mapping[str, Held],
+    before: Mapping[str, RankChunks],
     after: Mapping[str, torch.Tensor],
     blobs: BlobStore,
     pool: Executor,
-) -> tuple[dict[str, Encoded], dict[str, Held], list[BlobRef]]:
+) -> tuple[dict[str, Encoded], dict[str, RankChunks], list[BlobRef]]:
     """Write this rank's frames of the tensors that changed somewhere, in the order given.
 
     Gives what was done of each, what the rank holds afterwards, and the blobs, which are durable.
     """
     payload = PayloadWriter(blobs)
     done: dict[str, Encoded] = {}
-    held: dict[str, Held] = {}
+    held: dict[str, RankChunks] = {}
     for spec in specs:
         name = spec.name
         old, new = before[name], after[name]
@@ -79,7 +79,7 @@ def encode(
         if not recorded.change.changed:  # others changed theirs: what is whole has no gaps
             size = payload.write(_unchanged(old.values)) if new.numel() else 0
         done[name] = Encoded(size, recorded.change.changed, recorded.delta_norm, bytes(chunks))
-        held[name] = Held(new, bytearray(chunks))
+        held[name] = RankChunks(new, bytearray(chunks))
     finished = payload.finish(inline=False)
     for digest, data in finished.blobs.items():
         blobs.put(digest, data)

@@ -19,8 +19,8 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, seal
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.sharding.chunks import Layout, agreed, agreed_on, as_bytes
-from weightledger.ledger.sharding.encoding import Encoded, Held, differs, encode
+from weightledger.ledger.sharding.chunks import ChunkLayout, agreed, agreed_on, as_bytes
+from weightledger.ledger.sharding.encoding import Encoded, RankChunks, differs, encode
 from weightledger.ledger.sharding.events import drafted
 from weightledger.ledger.sharding.parts import check, fill, part_of, same_here
 from weightledger.ledger.sharding.ranks import Ranks
@@ -51,7 +51,7 @@ class ShardedLog:
         self._store = store
         self._pool = pool
         self._history: History | None = None
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, RankChunks] = {}
         self._state: StateDigest | None = None
         self._node = -1
 
@@ -91,7 +91,7 @@ class ShardedLog:
         annotation = Annotation(caller.actor, reason or caller.reason, text)
         tensors, ways = agreed(self.ranks, lambda: self._checked(module))
         parts = {WEIGHTS + name: part_of(name, tensor) for name, tensor in tensors.items()}
-        layout = Layout(self.ranks, parts)
+        layout = ChunkLayout(self.ranks, parts)
         after = layout.own_chunks(parts)
         started, attempts = time.perf_counter(), 0
         while True:
@@ -183,7 +183,7 @@ class ShardedLog:
             raise InvalidRequest(f"the ledger's model has no {', '.join(extra)}", param=extra[0])
         return tensors, ways
 
-    def _catch_up(self, layout: Layout) -> StateDigest:
+    def _catch_up(self, layout: ChunkLayout) -> StateDigest:
         """Hold the newest state's values of the chunks that this rank records; gives that state."""
         lengths = {
             name: stop - start for name in layout.sizes for start, stop in [layout.owned(name)]
@@ -205,16 +205,16 @@ class ShardedLog:
         for name, whole in self._each(node, digest, state):
             start, stop = layout.owned(name)
             own = as_bytes(whole.reshape(-1))[start:stop].clone()
-            held[name] = Held.of(own.view(whole.dtype))
+            held[name] = RankChunks.of(own.view(whole.dtype))
         self._held, self._state, self._node = held, state, node
         return state
 
     def _encoded(
         self, specs: Sequence[TensorSpec], after: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, Held], list[Any]]:
+    ) -> tuple[dict[str, RankChunks], list[Any]]:
         """This rank's share of the event, durable in blobs: what it holds then, and what each rank
         says of its own, `Encoded` of each tensor and its blobs."""
-        held: dict[str, Held] = {}
+        held: dict[str, RankChunks] = {}
 
         def work() -> list[Any]:
             done, now, refs = encode(specs, self._held, after, self._store.blobs, self._pool)

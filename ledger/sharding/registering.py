@@ -10,7 +10,7 @@ from weightledger.ledger.errors import LedgerError, SeqTaken
 from weightledger.ledger.events import Annotation, Draft, seal
 from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import snapshots
-from weightledger.ledger.sharding.chunks import Layout, agreed
+from weightledger.ledger.sharding.chunks import ChunkLayout, agreed
 from weightledger.ledger.sharding.parts import check, part_of
 from weightledger.ledger.sharding.ranks import Ranks
 from weightledger.ledger.store import Append, LedgerStore
@@ -37,7 +37,7 @@ def register(
         for name, tensor in tensors.items()
         if WEIGHTS + name not in aliases
     }
-    layout = Layout(ranks, parts)
+    layout = ChunkLayout(ranks, parts)
     values = layout.own_chunks(parts)
     told = ranks.tell_all({name: bytes(chunk_digests(lanes(one))) for name, one in values.items()})
     specs = [TensorSpec(name, part.spec.dtype, part.spec.shape) for name, part in parts.items()]

@@ -16,7 +16,7 @@ Range = tuple[int, int]
 """Bytes [start, stop) of a tensor."""
 
 
-class Piece(NamedTuple):
+class SentBytes(NamedTuple):
     """Bytes [start, stop) of a tensor that a rank sends to another."""
 
     name: str
@@ -42,7 +42,7 @@ def owned(ranges: Sequence[Range], rank: int, size: int) -> Range:
     return min(begin * CHUNK_BYTES, size), min(end * CHUNK_BYTES, size)
 
 
-def pieces(name: str, ranges: Sequence[Range], size: int) -> list[Piece]:
+def pieces(name: str, ranges: Sequence[Range], size: int) -> list[SentBytes]:
     """What ranks lack of the chunks that they record, and who sends it.
 
     InvalidRequest where the ranges do not cover the tensor.
@@ -55,16 +55,16 @@ def pieces(name: str, ranges: Sequence[Range], size: int) -> list[Piece]:
         while start < stop and at < stop:
             source = next(r for r, (low, high) in enumerate(ranges) if low <= at < high)
             end = min(stop, ranges[source][1])
-            lacking.append(Piece(name, source, target, at, end))
+            lacking.append(SentBytes(name, source, target, at, end))
             at = end
     return lacking
 
 
 def all_pieces(
     layouts: Mapping[str, Sequence[Range]], sizes: Mapping[str, int]
-) -> dict[tuple[int, int], list[Piece]]:
+) -> dict[tuple[int, int], list[SentBytes]]:
     """The pieces of all tensors by who sends them to whom."""
-    by_pair: dict[tuple[int, int], list[Piece]] = {}
+    by_pair: dict[tuple[int, int], list[SentBytes]] = {}
     for name, ranges in layouts.items():
         for piece in pieces(name, ranges, sizes[name]):
             by_pair.setdefault((piece.source, piece.target), []).append(piece)

@@ -30,7 +30,7 @@ _SET = getattr(fcntl, "F_OFD_SETLK", None)  # Linux has it; elsewhere SQLite's l
 _FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, process
 
 
-class Hold:
+class DatabaseHold:
     """This process's hold on a database file and the index of its log."""
 
     def __init__(self, database: Path) -> None:

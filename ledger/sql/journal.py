@@ -19,7 +19,7 @@ from pathlib import Path
 
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.sql.backend import Execute
-from weightledger.ledger.sql.hold import Hold
+from weightledger.ledger.sql.hold import DatabaseHold
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def pragmas() -> tuple[str, ...]:
     return ("PRAGMA wal_autocheckpoint = 0", f"PRAGMA journal_size_limit = {LIMIT_BYTES}")
 
 
-class Journal:
+class WriteAheadJournal:
     """The write-ahead log of one database file; safe to share between threads.
 
     FILE-writer is the file that is locked; it is empty, and the lock goes with its holder.
@@ -46,7 +46,7 @@ class Journal:
         self._ours = threading.Lock()
         self._descriptor: int | None = None
         self._due = LIMIT_BYTES
-        self._hold = Hold(database)
+        self._hold = DatabaseHold(database)
 
     def connected(self) -> None:
         """After a connection was opened."""
@@ -137,7 +137,7 @@ class _Writing:
 
     __slots__ = ("_journal", "_patience_s")
 
-    def __init__(self, journal: Journal, patience_s: float) -> None:
+    def __init__(self, journal: WriteAheadJournal, patience_s: float) -> None:
         self._journal = journal
         self._patience_s = patience_s
 

@@ -121,9 +121,9 @@ def _readable(url: sa.URL) -> sa.URL:
     return url.set(database=file.as_uri(), query=query)
 
 
-def journal(engine: sa.Engine) -> journals.Journal:
+def journal(engine: sa.Engine) -> journals.WriteAheadJournal:
     """What keeps the write-ahead log of this database short, and there."""
-    kept = journals.Journal(file_of(engine.url))
+    kept = journals.WriteAheadJournal(file_of(engine.url))
 
     @event.listens_for(engine, "connect")
     def connected(*_: object) -> None:

@@ -21,7 +21,7 @@ from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
-from weightledger.ledger.store.payloads import Portion, Span
+from weightledger.ledger.store.payloads import ByteSpan, Portion
 from weightledger.ledger.store.replica_rows import ReplicaStore
 
 
@@ -118,7 +118,7 @@ class EventFilter:
         return self.text is not None or self.min_norm is not None or bool(self.metadata)
 
 
-class Activity(NamedTuple):
+class DayCount(NamedTuple):
     """How many events there were on a day (since 1970, UTC) of one kind by one actor."""
 
     day: int
@@ -198,7 +198,7 @@ class AppendLog(Protocol):
         """The payload as it is stored, which of an event that several ranks wrote is what each
         wrote and their index (`events.bodies.shards`); checked as by `payload`."""
 
-    def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
+    def portions(self, asked: Sequence[tuple[Event, Sequence[ByteSpan]]]) -> list[Portion]:
         """Some ranges of the payload of each event, as `ledger.store.payloads.joined` gives them.
 
         They are as they are stored; a payload that is small, or asked for whole, is read whole and
@@ -246,7 +246,7 @@ class EventLookup(Protocol):
     def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
         """Events that pass the filter, at most `limit`."""
 
-    def activity(self, where: EventFilter) -> list[Activity]:
+    def activity(self, where: EventFilter) -> list[DayCount]:
         """How many events pass a filter of kinds, actors and times, by day, kind and actor."""
 
     def index(self) -> None:
@@ -256,7 +256,7 @@ class EventLookup(Protocol):
         """How many applied updates touched each full state name (those with at least one)."""
 
 
-class VersionList(Protocol):
+class VersionListing(Protocol):
     """The versions that are not retired, kept up to date by the events that say so."""
 
     def listed_versions(self) -> list[Listed]:
@@ -331,7 +331,7 @@ class Upkeep(Protocol):
         the head and of what differed. CorruptLedger where that cannot be put right."""
 
 
-class EventStore(AppendLog, EventLookup, VersionList, Anchors, Upkeep, RawLog, Protocol):
+class EventStore(AppendLog, EventLookup, VersionListing, Anchors, Upkeep, RawLog, Protocol):
     """One model's events."""
 
     @property

@@ -16,7 +16,7 @@ from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.store import EventFilter, blocks, columns
 from weightledger.ledger.store.blocks import Block
-from weightledger.ledger.store.columns import Columns, Written, blocks_of
+from weightledger.ledger.store.columns import Columns, WrittenBlocks, blocks_of
 from weightledger.ledger.store.rows import key_of
 from weightledger.ledger.store.terms import clauses, parameter_term
 
@@ -81,7 +81,7 @@ def first_hits(
     for numbers in _stretches(low // blocks.BLOCK, high // blocks.BLOCK, newest_first):
         ends = blocks_of(numbers[0] // columns.PAGE)[0], blocks_of(numbers[-1] // columns.PAGE)[-1]
         there = blocks.written(execute, model_id, *ends)
-        written = Written(execute, backend, model_id, memory.columns, there)
+        written = WrittenBlocks(execute, backend, model_id, memory.columns, there)
         missing = [number for number in numbers if number not in there]
         hits = columns.every(sorted(set(numbers).difference(missing)) if missing else numbers)
         for terms in wanted:

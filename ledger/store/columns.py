@@ -139,7 +139,7 @@ def _bytes(bits: int) -> "NDArray[np.uint8]":
     return np.frombuffer(bits.to_bytes(PAGE * width, "little"), "u1").reshape(PAGE, width)
 
 
-class Written:
+class WrittenBlocks:
     """The written blocks of pages of one model, as one state of the database has them.
 
     `there` are the blocks that are written. What is kept of a page is kept under their number, so

@@ -14,7 +14,7 @@ from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import (
-    Activity,
+    DayCount,
     EventFilter,
     blocks,
     blockwise,
@@ -71,7 +71,7 @@ class Filtering:
             )
         return [of.event(row) for row in passing]
 
-    def activity(self, where: EventFilter) -> list[Activity]:
+    def activity(self, where: EventFilter) -> list[DayCount]:
         """See `EventLookup.activity`."""
         if where.blockwise or where.parameter is not None:
             raise InvalidRequest("activity is asked for by kinds, actors, times and seqs")
@@ -88,7 +88,7 @@ class Filtering:
             )
         return sorted(
             (
-                Activity(*key, count)
+                DayCount(*key, count)
                 for key, count in counted.items()
                 if (not where.kinds or key[1] in where.kinds)
                 and (not where.actors or key[2] in where.actors)

@@ -14,7 +14,7 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.tensors.digest import content_digest
 
 
-class Span(NamedTuple):
+class ByteSpan(NamedTuple):
     """The bytes [start, stop) of a payload."""
 
     start: int
@@ -45,20 +45,20 @@ class Portion:
         return memoryview(b"")
 
 
-def joined(spans: Sequence[Span]) -> list[Span]:
+def joined(spans: Sequence[ByteSpan]) -> list[ByteSpan]:
     """Ascending spans, those that touch or overlap as one."""
-    together: list[Span] = []
+    together: list[ByteSpan] = []
     for span in spans:
         if span.start == span.stop:
             continue
         if together and span.start <= together[-1].stop:
-            together[-1] = Span(together[-1].start, max(span.stop, together[-1].stop))
+            together[-1] = ByteSpan(together[-1].start, max(span.stop, together[-1].stop))
         else:
             together.append(span)
     return together
 
 
-def range_of(event: Event, span: Span, blobs: BlobStore) -> memoryview:
+def range_of(event: Event, span: ByteSpan, blobs: BlobStore) -> memoryview:
     """A range of a payload whose pieces are blobs; CorruptLedger names the seq."""
     try:
         pieces = [blobs.read_range(digest, *within) for digest, within in pieces_of(event, span)]
@@ -67,13 +67,13 @@ def range_of(event: Event, span: Span, blobs: BlobStore) -> memoryview:
     return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
-def pieces_of(event: Event, span: Span) -> Iterator[tuple[bytes, Span]]:
+def pieces_of(event: Event, span: ByteSpan) -> Iterator[tuple[bytes, ByteSpan]]:
     """The digests of the blobs that a range lies in, and the range within each."""
     at = 0
     for ref in event.payload:
         start, stop = max(span.start - at, 0), min(span.stop - at, ref.size)
         if start < stop:
-            yield ref.digest, Span(start, stop)
+            yield ref.digest, ByteSpan(start, stop)
         at += ref.size
 
 

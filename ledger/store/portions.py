@@ -10,18 +10,18 @@ from weightledger.ledger.events import INLINE_BYTES, Event
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.store.payloads import Portion, Span, range_of
+from weightledger.ledger.store.payloads import ByteSpan, Portion, range_of
 
 # A payload up to this long is read whole: a range of it would save less than asking for it costs.
 SMALL_BYTES = 16 * 1024
 
 _RANGES_AT_A_TIME = 100
 
-Asked = tuple[Event, Sequence[Span]]
+Asked = tuple[Event, Sequence[ByteSpan]]
 Inline = Mapping[tuple[int, int], memoryview]
 
 
-def is_whole(event: Event, spans: Sequence[Span]) -> bool:
+def is_whole(event: Event, spans: Sequence[ByteSpan]) -> bool:
     """Whether what is asked of a payload comes to reading all of it."""
     if not spans:
         return False
@@ -42,7 +42,7 @@ def inline_ranges(execute: Execute, key_of: Callable[[int], int], asked: Sequenc
     return read
 
 
-def portion(event: Event, spans: Sequence[Span], inline: Inline, blobs: BlobStore) -> Portion:
+def portion(event: Event, spans: Sequence[ByteSpan], inline: Inline, blobs: BlobStore) -> Portion:
     """The ranges that were asked of a payload, wherever it is; CorruptLedger names the seq."""
     found = [
         (span.start, inline.get((event.seq, span.start)) or range_of(event, span, blobs))

@@ -26,7 +26,7 @@ class Shown(NamedTuple):
     digest: bytes | None
 
 
-class Standing(NamedTuple):
+class ReplicaStanding(NamedTuple):
     """What a replica says of itself; `node` is the state that it shows, in the tree of states."""
 
     state: str
@@ -53,7 +53,7 @@ class ReplicaRow(NamedTuple):
     started_at: int
     seen_at: int
     leased: bool
-    standing: Standing
+    standing: ReplicaStanding
 
 
 class ShownRow(NamedTuple):
@@ -79,7 +79,7 @@ class ReplicaStore(Protocol):
         self,
         replica: str,
         incarnation: int,
-        standing: Standing,
+        standing: ReplicaStanding,
         shown: Sequence[Shown],
         lease_s: float,
     ) -> None:
@@ -137,7 +137,7 @@ class SqlReplicas:
         self,
         replica: str,
         incarnation: int,
-        standing: Standing,
+        standing: ReplicaStanding,
         shown: Sequence[Shown],
         lease_s: float,
     ) -> None:
@@ -200,5 +200,5 @@ class SqlReplicas:
 
 def _replica(row: Any) -> ReplicaRow:
     known, leased, said, lag_events, lag_s = row[:7], row[7], row[8:14], row[14], row[15]
-    standing = Standing._make((*said, lag_events or 0, lag_s or 0.0))
+    standing = ReplicaStanding._make((*said, lag_events or 0, lag_s or 0.0))
     return ReplicaRow._make((*known, bool(leased), standing))

@@ -7,7 +7,7 @@ from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies.shards import Index, Shards, shards_of
-from weightledger.ledger.store.payloads import Portion, Span, range_of
+from weightledger.ledger.store.payloads import ByteSpan, Portion, range_of
 
 _FIELD = b'"shards":'
 
@@ -26,14 +26,14 @@ def in_order(event: Event, payload: bytes) -> bytes:
     return b"".join(view[start:stop] for tensor in index.spans() for start, stop in tensor)
 
 
-def portion(event: Event, spans: Sequence[Span], blobs: BlobStore) -> Portion:
+def portion(event: Event, spans: Sequence[ByteSpan], blobs: BlobStore) -> Portion:
     """Some ranges of what `in_order` gives; the index is read first."""
     shards = shards_of(event.body)
     assert shards is not None
     total = event.payload_size
-    data = range_of(event, Span(total - shards.index_bytes, total), blobs)
+    data = range_of(event, ByteSpan(total - shards.index_bytes, total), blobs)
     index = _index(event, shards, data)
-    stored = [Span(*span) for tensor in index.spans() for span in tensor]
+    stored = [ByteSpan(*span) for tensor in index.spans() for span in tensor]
     pieces = []
     for wanted in spans:
         at, read = 0, []
@@ -41,7 +41,9 @@ def portion(event: Event, spans: Sequence[Span], blobs: BlobStore) -> Portion:
             size = there.stop - there.start
             start, stop = max(wanted.start - at, 0), min(wanted.stop - at, size)
             if start < stop:
-                read.append(range_of(event, Span(there.start + start, there.start + stop), blobs))
+                read.append(
+                    range_of(event, ByteSpan(there.start + start, there.start + stop), blobs)
+                )
             at += size
         pieces.append((wanted.start, memoryview(read[0] if len(read) == 1 else b"".join(read))))
     return Portion(total - shards.index_bytes, pieces)

@@ -13,8 +13,8 @@ from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import (
-    Activity,
     Append,
+    DayCount,
     EventFilter,
     LedgerStore,
     Listed,
@@ -34,7 +34,7 @@ from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.filtering import Filtering
 from weightledger.ledger.store.metric_rows import SqlMetrics
 from weightledger.ledger.store.model_rows import ModelRows
-from weightledger.ledger.store.payloads import Portion, Span
+from weightledger.ledger.store.payloads import ByteSpan, Portion
 from weightledger.ledger.store.replica_rows import SqlReplicas
 
 
@@ -101,7 +101,7 @@ class SqlEvents:
         (payload,) = log_reading.stored_payloads_of(self._of, [event], self.home.blobs)
         return payload
 
-    def portions(self, asked: Sequence[tuple[Event, Sequence[Span]]]) -> list[Portion]:
+    def portions(self, asked: Sequence[tuple[Event, Sequence[ByteSpan]]]) -> list[Portion]:
         return log_reading.portions_of(self._of, asked, self.home.blobs)
 
     # EventLookup
@@ -142,7 +142,7 @@ class SqlEvents:
     def select(self, where: EventFilter, *, limit: int, newest_first: bool = True) -> list[Event]:
         return self._filtering.select(where, limit, newest_first)
 
-    def activity(self, where: EventFilter) -> list[Activity]:
+    def activity(self, where: EventFilter) -> list[DayCount]:
         return self._filtering.activity(where)
 
     def index(self) -> None:

@@ -27,7 +27,7 @@ from weightledger.ledger.tensors.persistent import PersistentMap
 from weightledger.ledger.tensors.spec import TensorSpec, check_name
 
 if TYPE_CHECKING:
-    from weightledger.ledger.tensors.tree import Tree
+    from weightledger.ledger.tensors.tree import ChainingTree
 
 TREE_BYTES = 64 * 1024
 """Lines longer than this together are kept as a tree where a state is going to be changed often."""
@@ -81,7 +81,7 @@ class StateDigest:
         self._value: bytes | None = None
         # Where each line starts, the tree of an earlier state, and the lines that differ from it.
         self._starts: list[int] = []
-        self._tree: Tree | None = None
+        self._tree: ChainingTree | None = None
         self._changed: frozenset[str] = frozenset()
 
     @property
@@ -112,10 +112,10 @@ class StateDigest:
         text = self._text()
         if len(text) < TREE_BYTES:
             return
-        from weightledger.ledger.tensors.tree import Tree
+        from weightledger.ledger.tensors.tree import ChainingTree
 
         self._starts = [0, *accumulate(map(len, self._lines.in_order()))]
-        self._tree = Tree(text)
+        self._tree = ChainingTree(text)
 
     def with_digests(self, digests: Mapping[str, bytes]) -> "StateDigest":
         """This state with other tensor digests.

@@ -50,7 +50,7 @@ def _schedule() -> NDArray[np.intp]:
 _WORD = _schedule()
 
 
-class Tree:
+class ChainingTree:
     """The chaining values over a text of more than one chunk; immutable."""
 
     __slots__ = ("_nodes", "_size")
@@ -68,10 +68,10 @@ class Tree:
         """How many chunks the text has."""
         return -(-self._size // CHUNK_BYTES)
 
-    def replaced(self, chunks: Mapping[int, bytes]) -> "Tree":
+    def replaced(self, chunks: Mapping[int, bytes]) -> "ChainingTree":
         """The tree of the text in which the chunks with these numbers, from 0, are others of the
         same length."""
-        other: Tree = object.__new__(Tree)
+        other: ChainingTree = object.__new__(ChainingTree)
         other._size, other._nodes = self._size, self._nodes.copy()
         numbers = sorted(chunks)
         text = b"".join([chunks[number].ljust(CHUNK_BYTES, b"\0") for number in numbers])

@@ -150,7 +150,7 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class PlaceHold:
     """Keep a version, its state included, until this hold is released; the caller says why."""
 
     version_id: str

@@ -21,7 +21,7 @@ from weightledger.ledger.events import Draft
 from weightledger.ledger.events.bodies import (
     AdapterLoaded,
     AdapterUnloaded,
-    Body,
+    EventBody,
     Updated,
     UpdateRejected,
     counted_parameters,
@@ -125,7 +125,7 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
 
 
 def stateless(
-    staged: Staged, body: Body, *, number: int | None = None, more: bool = False
+    staged: Staged, body: EventBody, *, number: int | None = None, more: bool = False
 ) -> ProposedEvent:
     """An event that changes no state."""
     active = events.THIS_VERSION if body.SERIES == events.VERSIONS else events.KEEP_ACTIVE
@@ -140,7 +140,7 @@ def _body(
     verdict: Verdict,
     parameters: Sequence[str],
     operands: Operands,
-) -> Body:
+) -> EventBody:
     """What the event of a plan says."""
     if plan.kind != events.UPDATED:
         kind = AdapterLoaded if plan.kind == events.ADAPTER_LOADED else AdapterUnloaded

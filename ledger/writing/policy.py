@@ -48,7 +48,7 @@ UNJUDGED = Verdict()
 """Nothing was found, and nothing speaks against it."""
 
 
-class Guard(Protocol):
+class ChangeGuard(Protocol):
     """Judges changes of weights, which are not visible yet, before their event is appended."""
 
     @property
@@ -74,7 +74,7 @@ class Policy:
     nothing is written here, and that is why.
     """
 
-    guard: Guard | None = None
+    guard: ChangeGuard | None = None
     adapters: LoRAConfig | None = None
     updates: bool = True
     versions: bool = True

@@ -20,9 +20,9 @@ from weightledger.ledger.writing.commands import (
     Command,
     CreateVersion,
     EndRollout,
-    Hold,
     MergeAdapter,
     Pin,
+    PlaceHold,
     Record,
     Redact,
     Release,
@@ -58,7 +58,7 @@ def store(command: Command) -> tuple[dict[str, Any], bytes]:
         options = {"command": "pin", "version_id": command.version_id, "pinned": command.pinned}
     elif isinstance(command, Retire):
         options = {"command": "retire", "version_id": command.version_id}
-    elif isinstance(command, Hold):
+    elif isinstance(command, PlaceHold):
         options = {"command": "hold", "version_id": command.version_id}
     elif isinstance(command, Release):
         options = {"command": "release", "hold_id": command.hold_id}
@@ -169,7 +169,9 @@ _RESTORED: dict[str, Callable[[Mapping[str, Any], Tensors, Specs, Caller, str | 
     "retire": lambda options, tensors, specs, caller, metadata: Retire(
         options["version_id"], caller
     ),
-    "hold": lambda options, tensors, specs, caller, metadata: Hold(options["version_id"], caller),
+    "hold": lambda options, tensors, specs, caller, metadata: PlaceHold(
+        options["version_id"], caller
+    ),
     "release": lambda options, tensors, specs, caller, metadata: Release(
         options["hold_id"], caller
     ),

@@ -16,7 +16,7 @@ from weightledger.rules.registry import get_rule
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingAction:
     """An action: the parameter and rule it is for, its stream, and its activities.
 
     `answered` is the idempotency key of the reward it has got: a retry finds it, nobody else.
@@ -37,7 +37,7 @@ class Rewards:
         self._limit = limit
         self._ttl_s = ttl_s
         self._clock = clock
-        self._waiting: dict[str, Waiting] = {}
+        self._waiting: dict[str, WaitingAction] = {}
 
     def __len__(self) -> int:
         self._expire()
@@ -64,9 +64,9 @@ class Rewards:
             )
         kept = {name: tensor.detach().clone() for name, tensor in activities.items()}
         until = self._clock() + self._ttl_s
-        self._waiting[request_id] = Waiting(parameter, rule, stream, kept, until)
+        self._waiting[request_id] = WaitingAction(parameter, rule, stream, kept, until)
 
-    def find(self, request_id: str, key: str | None = None) -> Waiting:
+    def find(self, request_id: str, key: str | None = None) -> WaitingAction:
         """The action of a request; UnknownRequest when none waits.
 
         `key` is the idempotency key of the reward.

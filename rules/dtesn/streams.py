@@ -26,7 +26,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedVersion:
     """A live version to infer with, whose activities the stream sees."""
 
     module: torch.nn.Module
@@ -65,7 +65,7 @@ class Stream:
         return self._clock() >= self._closes_at
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[Observed]:
+    def lease(self) -> Iterator[ObservedVersion]:
         """Infer with the live version; what the layer does in the block belongs to the stream."""
         if self.expired:
             raise UnknownStream(f"stream {self.name!r} has expired: open it again", param="stream")
@@ -75,7 +75,7 @@ class Stream:
             layer = module.get_submodule(self._layer)
             layer.register_forward_hook(self._hook)
             self._seqs.append(live.seq)
-            yield Observed(module, live.seq, live.digest)
+            yield ObservedVersion(module, live.seq, live.digest)
 
     def activities(self) -> dict[str, torch.Tensor]:
         """`x` [samples, in] and `y` [samples, out] so far; RuleError when nothing was seen."""

@@ -58,7 +58,7 @@ def unbase64(text: str, what: str) -> bytes:
 # Signed notes and checkpoints
 
 
-class Key:
+class NoteKey:
     """A verifier key `NAME+ID+base64(type ‖ Ed25519 key)`: type 1 of a log, 4 of a witness."""
 
     def __init__(self, text: str) -> None:
@@ -86,7 +86,9 @@ class Key:
         return bool(mine)
 
 
-def read_checkpoint(note: str, key: Key, witnesses: list[Key], quorum: int) -> tuple[int, bytes]:
+def read_checkpoint(
+    note: str, key: NoteKey, witnesses: list[NoteKey], quorum: int
+) -> tuple[int, bytes]:
     """The size and root of a checkpoint that this log signed and enough witnesses cosigned."""
     text, separator, rest = note.rpartition("\n\n")
     require(bool(separator) and rest.endswith("\n"), "the checkpoint has no signatures")
@@ -112,7 +114,7 @@ def leaf(header: bytes) -> bytes:
     return sha256(b"\0", header)
 
 
-class Tree:
+class RunningRoot:
     """The root over leaves that come one by one: the roots of its perfect subtrees."""
 
     def __init__(self) -> None:
@@ -152,7 +154,7 @@ def root_from(hash_: bytes, index: int, size: int, path: list[bytes]) -> bytes:
     return hash_
 
 
-def check_proof(text: str, key: Key, witnesses: list[Key], quorum: int) -> dict[str, Any]:
+def check_proof(text: str, key: NoteKey, witnesses: list[NoteKey], quorum: int) -> dict[str, Any]:
     """The event of a proof file, whose place in the log is proven."""
     top, _, note = text.partition("\n\n")
     first, *lines = top.split("\n")
@@ -174,11 +176,11 @@ def check_proof(text: str, key: Key, witnesses: list[Key], quorum: int) -> dict[
 # An exported log
 
 
-def check_log(lines: Iterator[str], until: int | None = None) -> tuple[Tree, dict[str, Any]]:
+def check_log(lines: Iterator[str], until: int | None = None) -> tuple[RunningRoot, dict[str, Any]]:
     """The tree over an exported log (its first `until` events) and its last event."""
     opening = json.loads(next(lines))
     require(opening.get("format") == "weightledger.log.1", "this is no exported log")
-    tree, before = Tree(), None
+    tree, before = RunningRoot(), None
     for line in lines:
         if tree.size == until:
             break
@@ -240,10 +242,10 @@ def run(arguments: argparse.Namespace) -> str:
         digest = state_digest(arguments.file)
         require(digest == arguments.digest, f"the weights have the digest {digest}")
         return f"the weights are those with the digest {digest}"
-    witnesses = [Key(text) for text in arguments.witness]
+    witnesses = [NoteKey(text) for text in arguments.witness]
     with open(arguments.file, encoding="utf-8") as file:
         if arguments.what == "proof":
-            key = Key(arguments.key)
+            key = NoteKey(arguments.key)
             event = check_proof(file.read(), key, witnesses, arguments.quorum)
             return (
                 f"event {event['seq']} ({event['kind']}) of {event['model']} is in the log; "
@@ -253,7 +255,7 @@ def run(arguments: argparse.Namespace) -> str:
         if arguments.checkpoint:
             require(arguments.key is not None, "a checkpoint is checked with --key")
             with open(arguments.checkpoint, encoding="utf-8") as checkpoint:
-                note, key = checkpoint.read(), Key(arguments.key)
+                note, key = checkpoint.read(), NoteKey(arguments.key)
             size, root = read_checkpoint(note, key, witnesses, arguments.quorum)
         else:
             signed = arguments.key or arguments.witness or arguments.quorum

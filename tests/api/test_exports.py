@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from tests.api.test_command import inside
 from weightledger import IncrementalUpdateRequest, Ledger
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.events import leaf_hash, merkle
 from weightledger.ledger.writing.caller import Caller
 
@@ -98,7 +98,7 @@ def test_a_parquet_file_has_what_every_hash_is_made_of(folder: Path, tmp_path: P
 
     with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
         store = ledger.store.model(MODEL)
-        assert merkle.root(len(rows), perfect) == Tree(store).root(len(rows))
+        assert merkle.root(len(rows), perfect) == EventTree(store).root(len(rows))
         events = list(store.scan())
     assert [row["id"] for row in rows] == [event.name for event in events]
     assert rows[2]["actor"] == "ana"

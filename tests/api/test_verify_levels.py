@@ -118,7 +118,7 @@ def test_an_interrupted_verification_keeps_how_far_it_came(
     kept: list[int] = []
     writes = marks.write
 
-    def stopped(where: Path, store: Any, one: marks.Mark) -> None:
+    def stopped(where: Path, store: Any, one: marks.VerifiedMark) -> None:
         writes(where, store, one)
         kept.append(one.events)
         raise KeyboardInterrupt

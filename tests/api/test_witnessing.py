@@ -115,8 +115,8 @@ def test_a_reply_has_a_receipt_that_witnesses_vouch_for(
         assert receipt.status_code == 200
         event = verify_offline.check_proof(
             receipt.text,
-            verify_offline.Key(run(server.folder.parent, "checkpoint", "--key")),
-            [verify_offline.Key(str(witness.key))],
+            verify_offline.NoteKey(run(server.folder.parent, "checkpoint", "--key")),
+            [verify_offline.NoteKey(str(witness.key))],
             1,
         )
         assert (event["seq"], event["state_after"]) == (seq, digest)

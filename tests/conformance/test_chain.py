@@ -69,7 +69,7 @@ def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | 
     assert row[1] == UPDATED
     change(row)
     changed = [*page[:DAMAGED], tuple(row), *page[DAMAGED + 1 :]]
-    place = chain.Place()
+    place = chain.ChainPosition()
     try:
         for one in changed:
             chain.check_event(one, notes.get(one[0]), MODEL, place)

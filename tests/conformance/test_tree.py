@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from weightledger.ledger.audit import chain, tree
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import merkle
 from weightledger.ledger.sql.layout import SEQ_BITS
@@ -74,7 +74,7 @@ SIZES = [1, 2, 255, 256, 257, 511, 512, 513, 65_535, 65_536, 65_537, 65_792, len
 @pytest.mark.parametrize("size", SIZES)
 def test_roots_and_proofs_over_stored_nodes_hold(grown: Any, size: int) -> None:
     root = plainly(LEAVES[:size])
-    kept = Tree(grown)
+    kept = EventTree(grown)
     assert kept.root(size) == root
     for seq in {0, size // 3, size // 2, size - 1}:
         merkle.check_inclusion(LEAVES[seq], seq, size, kept.inclusion_proof(seq, size), root)
@@ -88,7 +88,7 @@ def test_a_log_grows_its_tree(store: SqlStore, new_writer: Callable[..., Any]) -
     events = [writer.append() for _ in range(2 * TILE + 3)]
     hashes = [event.hash for event in store.model(writer.model).scan()]
     assert len(hashes) >= len(events)
-    kept = Tree(store.model(writer.model))
+    kept = EventTree(store.model(writer.model))
     assert len(store.model(writer.model).tree_hashes(8, 0, 9)) == len(hashes) // TILE
     for size in (1, TILE - 1, TILE, TILE + 1, len(hashes)):
         assert kept.root(size) == plainly(hashes[:size])
@@ -104,7 +104,7 @@ def test_verify_notices_nodes_that_are_not_what_the_events_come_to(
     events = store.model(writer.model)
     tiles = chain.check(events, 0, TILE + 4)
     assert tiles == tree.tiles_of(events, TILE + 4)
-    assert tree.check(events, TILE + 4, tiles) == Tree(events).root(TILE + 4)
+    assert tree.check(events, TILE + 4, tiles) == EventTree(events).root(TILE + 4)
     connection = plain(database_url)
     connection.execute(
         {

@@ -11,7 +11,7 @@ import pytest
 
 from weightledger.api.dashboard import feed
 from weightledger.api.dashboard.doors import FILES
-from weightledger.api.dashboard.feed import Feed, Place, View
+from weightledger.api.dashboard.feed import Feed, FeedPlace, View
 from weightledger.ledger.errors import Unavailable
 
 ALL = View("", "", tree=False)
@@ -53,7 +53,7 @@ class Pages:
 
     async def read(self, view: View, after: int) -> AsyncIterator[tuple[int, int]]:
         """From which seq to which each message goes that a page is sent."""
-        place, waker = Place(self.feed, view), asyncio.Event()
+        place, waker = FeedPlace(self.feed, view), asyncio.Event()
         with place.listening(waker, 0):
             while True:
                 waker.clear()
@@ -135,7 +135,7 @@ def test_the_more_messages_cost_the_longer_the_next_one_waits(
     async def run(spent_s: float) -> float:
         pages = Pages()
         waited.clear()
-        turn = feed.Turn(1, None, spent_s=spent_s)
+        turn = feed.FeedRound(1, None, spent_s=spent_s)
         times = iter([0.0, *[0.2 * n for n in range(1000)]])
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: next(times))
         pages.feed.listeners._wakers.add(asyncio.Event())

@@ -16,7 +16,7 @@ from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, IncrementalUpdateRequest, Ledger
 from weightledger.api.dashboard import facts
 from weightledger.api.server.settings import Settings
-from weightledger.ledger.store.replica_rows import Standing
+from weightledger.ledger.store.replica_rows import ReplicaStanding
 
 LAYERS = 10_000
 NASTY = "<script>document.title='owned'</script>\u202e\x1b]0;owned\x07"
@@ -71,7 +71,7 @@ def touched(manager: DynamicModelManager, http: httpx2.Client) -> httpx2.Client:
     heard = log.history.store.replicas
     for name, state in ((f"fenced {NASTY}", "fenced"), ("well", "ready"), ("left", "stopped")):
         incarnation = heard.begin(name, "host", None, "1", 600.0)
-        standing = Standing(state, f"why {NASTY}", None, None, None, None, 0, 0.0)
+        standing = ReplicaStanding(state, f"why {NASTY}", None, None, None, None, 0, 0.0)
         heard.report(name, incarnation, standing, (), 600.0)
     return http
 

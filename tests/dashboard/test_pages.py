@@ -16,7 +16,7 @@ from tests.dashboard.conftest import HOSTILE
 from tests.serving import Server, serving
 from weightledger.api.dashboard.facts import marked
 from weightledger.api.dashboard.grouping import Run, runs
-from weightledger.api.dashboard.sessions import LASTS_S, Place, Sessions
+from weightledger.api.dashboard.sessions import LASTS_S, BrowserPlace, Sessions
 from weightledger.api.dashboard.showing import Url, ago, figure, fill
 from weightledger.api.dashboard.states import TreeLinks, tree_picture
 from weightledger.ledger.events import UPDATED
@@ -343,7 +343,7 @@ def test_figures_and_times_read_like_people_write_them() -> None:
 def test_a_session_ends_after_its_time() -> None:
     now = [0.0]
     sessions = Sessions(lambda: now[0])
-    place = Place("localhost:2242", "")
+    place = BrowserPlace("localhost:2242", "")
     kept = replace(place, cookies=f"{place.cookie}={sessions.open('k')}; a=b")
     assert sessions.find(kept) is not None
     # A server of another port, or below another path, has a cookie of its own.

@@ -5,12 +5,12 @@ import textwrap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightledger.ledger.debug.graph import Node, graph
+from weightledger.ledger.debug.graph import DrawnEvent, graph
 
 
 def drawing(seqs: list[int], rollbacks: list[tuple[int, int]]) -> str:
     marks = {seq: "o" for seq, _ in rollbacks}
-    nodes = [Node(seq, marks.get(seq, "*")) for seq in seqs]
+    nodes = [DrawnEvent(seq, marks.get(seq, "*")) for seq in seqs]
     lines: list[str] = []
     for node, drawn in zip(nodes, graph(nodes, rollbacks), strict=True):
         lines += [*drawn.joins, f"{drawn.start} {node.seq}"]
@@ -118,7 +118,7 @@ def test_every_event_stands_in_one_lane_and_lanes_meet(
 ) -> None:
     """Followed downwards, the lane of an event leads to what it stands on."""
     shown, rollbacks = history
-    nodes = [Node(seq) for seq in shown]
+    nodes = [DrawnEvent(seq) for seq in shown]
     begin = dict(rollbacks)
     parents = {seq: begin.get(seq, seq - 1) for seq in range(1, 40)}
     lane_of: dict[int, int] = {}  # seq -> the lane it is drawn in

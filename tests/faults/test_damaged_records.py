@@ -38,10 +38,10 @@ from weightledger.ledger.writing.commands import (
     ChangePolicy,
     CreateVersion,
     Decide,
-    Hold,
     Lapse,
     Observe,
     Pin,
+    PlaceHold,
     Release,
     RequestApproval,
     RollBack,
@@ -70,8 +70,8 @@ def make_folder(folder: Path) -> Path:
         log.execute(Pin("v1", caller=ANA))
         log.execute(Pin("v1", pinned=False, caller=ANA))
         log.execute(Pin("v1", caller=ANA))
-        log.execute(Hold("v2", ANA))
-        log.execute(Hold("v3", ANA))
+        log.execute(PlaceHold("v2", ANA))
+        log.execute(PlaceHold("v3", ANA))
         log.execute(Release("hold_1", BEN))
         log.retire_versions(keep=3)
         log.execute(ChangePolicy("safe", {}, ANA))

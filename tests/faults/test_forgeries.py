@@ -27,7 +27,7 @@ from weightledger import IncrementalUpdateRequest, Ledger, verify_offline
 from weightledger.ledger.audit import chain, checkpoints, exports, notes
 from weightledger.ledger.audit.notes import Note, SigningKey, VerifierKey
 from weightledger.ledger.audit.signing import Signer, require_continuation
-from weightledger.ledger.audit.tree import Tree
+from weightledger.ledger.audit.tree import EventTree
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.audit.witness import WitnessBook
 from weightledger.ledger.errors import CorruptLedger, ProofError
@@ -109,10 +109,10 @@ def key(true: World) -> VerifierKey:
     return true.signer.key(true.store).verifier
 
 
-def places(true: World) -> tuple[list[Any], Any, list[chain.Place]]:
+def places(true: World) -> tuple[list[Any], Any, list[chain.ChainPosition]]:
     """The rows of the log, what is beside them, and where the log stands before each."""
     ((page, beside),) = true.store.raw(0, EVENTS)
-    before, place = [], chain.Place()
+    before, place = [], chain.ChainPosition()
     for row in page:
         before.append(replace(place))
         chain.check_event(row, beside.get(row[0]), MODEL, place)
@@ -198,7 +198,7 @@ def plain_root(hashes: list[bytes]) -> bytes:
 def test_every_bit_of_the_checkpoint_is_noticed_by_its_signature(
     checkpoint: Note, key: VerifierKey
 ) -> None:
-    theirs = verify_offline.Key(str(key))
+    theirs = verify_offline.NoteKey(str(key))
     for flipped in flips(str(checkpoint).encode()):
         with pytest.raises((ProofError, UnicodeDecodeError)):
             key.check(notes.parse(flipped.decode()))
@@ -326,7 +326,7 @@ def test_a_forged_log_is_noticed(
 
 def asked(world: World, book: WitnessBook, old: int, note: Note) -> Any:
     size = checkpoints.read(note).size
-    proof = Tree(world.store).consistency_proof(old, size) if 0 < old <= size else []
+    proof = EventTree(world.store).consistency_proof(old, size) if 0 < old <= size else []
     lines = "".join(f"{base64.b64encode(one).decode()}\n" for one in proof)
     return book.add_checkpoint(f"old {old}\n{lines}\n{note}".encode())
 
@@ -374,7 +374,7 @@ def test_another_key_signs_for_nobody(world: World, checkpoint: Note, key: Verif
     with pytest.raises(ProofError, match="not signed by"):
         key.check(forged)
     with pytest.raises(verify_offline.Fails, match="not signed by"):
-        verify_offline.read_checkpoint(str(forged), verify_offline.Key(str(key)), [], 0)
+        verify_offline.read_checkpoint(str(forged), verify_offline.NoteKey(str(key)), [], 0)
     (file,) = [one for one in (world.folder / "checkpoints").iterdir() if one.name != "lock"]
     file.write_text(str(forged))
     with pytest.raises(ProofError, match="signed with another key"):

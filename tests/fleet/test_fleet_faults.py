@@ -24,7 +24,7 @@ from tests.fleet.proxies import Proxy
 from tests.waiting import until
 from weightledger import Ledger, Log
 from weightledger.ledger.fleet.follower import Follower
-from weightledger.ledger.fleet.readiness import Known, Limits, judged
+from weightledger.ledger.fleet.readiness import Limits, SelfKnowledge, judged
 from weightledger.ledger.retention import collect
 
 WRITER = """
@@ -181,12 +181,12 @@ def test_a_database_that_is_gone_takes_no_replica_out(own: Own) -> None:
 
 
 def test_limits_take_a_replica_out() -> None:
-    fine = Known(True, False, None, None, None, 0.0, 0.0)
+    fine = SelfKnowledge(True, False, None, None, None, 0.0, 0.0)
     assert judged(fine, Limits()) == ("ready", False, None)
 
     def after(limits: Limits, **known: Any) -> tuple[str, bool]:
-        facts = {name: getattr(fine, name) for name in Known.__slots__}
-        return judged(Known(**{**facts, **known}), limits)[:2]
+        facts = {name: getattr(fine, name) for name in SelfKnowledge.__slots__}
+        return judged(SelfKnowledge(**{**facts, **known}), limits)[:2]
 
     gone = {"lost": "no route", "unheard_s": 299.0}
     assert after(Limits(), **gone) == ("ready", True)

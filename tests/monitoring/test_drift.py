@@ -14,7 +14,7 @@ from tests.monitoring.models import Users, decided, manager, update
 from weightledger import DynamicModelManager
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring import drift
-from weightledger.ledger.monitoring.drift import DETECTORS, Stream, detector_of
+from weightledger.ledger.monitoring.drift import DETECTORS, MetricStream, detector_of
 from weightledger.ledger.monitoring.journal import is_alert
 from weightledger.ledger.monitoring.samples import Inference, Inferences
 
@@ -78,7 +78,7 @@ def test_what_stays_as_it_is_is_no_drift_whatever_its_tails(detector: str) -> No
     make = detector_of(detector)
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        stream = Stream("custom.x", detector, make)
+        stream = MetricStream("custom.x", detector, make)
         values = 1e9 * rng.pareto(1.2, 4000)
         assert stream.take(values) is None, seed
         shift = stream.take(2 * values)

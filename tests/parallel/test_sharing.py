@@ -24,7 +24,7 @@ from weightledger.ledger.debug.walking import Walker
 from weightledger.ledger.errors import CorruptLedger, StorageError
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.reading import reading
-from weightledger.ledger.parallel import Executor, Finished, Told, untold
+from weightledger.ledger.parallel import Executor, TaskFinished, Told, untold
 from weightledger.ledger.parallel.choosing import executing
 from weightledger.ledger.parallel.doing import asked, do, result_of
 from weightledger.ledger.parallel.shares import Share, shares
@@ -97,9 +97,9 @@ class Here:
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
 
-    def run(self, tasks: Any, told: Told = untold) -> Iterator[Finished]:
+    def run(self, tasks: Any, told: Told = untold) -> Iterator[TaskFinished]:
         for number, task in enumerate(tasks):
-            yield Finished(number, result_of(do(asked(task), told)))
+            yield TaskFinished(number, result_of(do(asked(task), told)))
 
     def close(self) -> None:
         pass

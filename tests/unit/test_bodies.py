@@ -19,7 +19,7 @@ from weightledger.ledger.events.bodies import (
     ApprovalDecided,
     ApprovalLapsed,
     ApprovalRequested,
-    Body,
+    EventBody,
     HoldPlaced,
     HoldReleased,
     KeyRotation,
@@ -152,7 +152,7 @@ OPERANDS = (
     | st.builds(Operands, st.sampled_from([IN_PAYLOAD, IN_BLOBS]), KEPT, FACTS)
     | st.builds(Operands, st.none(), why=st.sampled_from([OUTSIDE, TOO_LARGE]))
 )
-MADE: dict[str, st.SearchStrategy[Body]] = {
+MADE: dict[str, st.SearchStrategy[EventBody]] = {
     "registered": st.builds(Registered, SEQS, SEQS),
     "updated": st.builds(
         Updated,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
-from weightledger.ledger.tensors.tree import CHUNK_BYTES, Tree
+from weightledger.ledger.tensors.tree import CHUNK_BYTES, ChainingTree
 
 ZERO = bytes(32)
 
@@ -23,7 +23,7 @@ def test_a_tree_gives_blake3_of_its_text_whatever_chunks_are_replaced(
     size: int, steps: list[list[int]]
 ) -> None:
     text = bytearray(random.Random(size).randbytes(size))
-    tree = Tree(bytes(text))
+    tree = ChainingTree(bytes(text))
     assert tree.digest == blake3(text).digest()
     for turn, numbers in enumerate(steps):
         kept, before = tree, bytes(text)
@@ -44,7 +44,7 @@ def test_a_tree_of_any_shape_gives_blake3_of_its_text(chunks: int, more: int) ->
     text = random.Random(chunks).randbytes(chunks * CHUNK_BYTES + more)
     if len(text) <= CHUNK_BYTES:
         pytest.skip("one chunk needs no tree")
-    tree = Tree(text)
+    tree = ChainingTree(text)
     assert tree.digest == blake3(text).digest()
     for number in {0, 1, chunks // 2, chunks - 2, chunks - 1}:
         at = number * CHUNK_BYTES
@@ -56,7 +56,7 @@ def test_a_tree_of_any_shape_gives_blake3_of_its_text(chunks: int, more: int) ->
 
 def test_a_text_of_one_chunk_needs_no_tree() -> None:
     with pytest.raises(ValueError, match="more than 1024 bytes"):
-        Tree(bytes(CHUNK_BYTES))
+        ChainingTree(bytes(CHUNK_BYTES))
 
 
 def many_specs(count: int = 900) -> list[TensorSpec]:
@@ -92,13 +92,13 @@ def test_a_change_of_one_line_hashes_no_more_lines_the_more_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hashed: list[int] = []
-    replaced = Tree.replaced
+    replaced = ChainingTree.replaced
 
-    def counting(tree: Tree, chunks: dict[int, bytes]) -> Tree:
+    def counting(tree: ChainingTree, chunks: dict[int, bytes]) -> ChainingTree:
         hashed.append(sum(map(len, chunks.values())))
         return replaced(tree, chunks)
 
-    monkeypatch.setattr(Tree, "replaced", counting)
+    monkeypatch.setattr(ChainingTree, "replaced", counting)
     for count in (900, 9000):
         state = StateDigest(many_specs(count), dict.fromkeys(map(name_of, many_specs(count)), ZERO))
         state.keep_tree()

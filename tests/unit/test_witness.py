@@ -12,7 +12,7 @@ import pytest
 from weightledger.ledger.audit import checkpoints, notes, witness
 from weightledger.ledger.audit.checkpoints import Checkpoint
 from weightledger.ledger.audit.notes import COSIGNATURE, Note, SigningKey
-from weightledger.ledger.audit.witness import SIZE, Answer, WitnessBook
+from weightledger.ledger.audit.witness import SIZE, WitnessBook, WitnessReply
 from weightledger.ledger.errors import InvalidRequest, StorageError
 from weightledger.ledger.events import merkle
 
@@ -54,7 +54,7 @@ def book(tmp_path: Path) -> Iterator[WitnessBook]:
     made.close()
 
 
-def latest(book: WitnessBook) -> Answer:
+def latest(book: WitnessBook) -> WitnessReply:
     return book.checkpoint(sha256(ORIGIN.encode()).hexdigest())
 
 
@@ -66,7 +66,7 @@ def test_what_continues_the_last_checkpoint_is_cosigned(book: WitnessBook) -> No
         signature = notes.signature(answer.text.removesuffix("\n"))
         cosigned = signed(size).signed([signature])
         assert book.verifier.check(cosigned) == NOW
-        assert latest(book) == Answer(200, str(cosigned))
+        assert latest(book) == WitnessReply(200, str(cosigned))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_everything_else_is_refused_and_changes_nothing(
     answer = book.add_checkpoint(body)
     assert answer.status == status, answer.text
     if status == 409:
-        assert answer == Answer(409, "8\n", SIZE)
+        assert answer == WitnessReply(409, "8\n", SIZE)
     assert latest(book) == before
     assert book.add_checkpoint(asking(8, signed(9))).status == 200
 
@@ -166,7 +166,7 @@ def test_of_two_that_ask_at_once_one_is_told_what_the_other_did(book: WitnessBoo
     """Or a witness would sign two forks of one length."""
     bodies = [asking(0, signed(9)), asking(0, signed(9, FORKED[::-1]))] * 4
     together = threading.Barrier(len(bodies))
-    answers: list[Answer] = []
+    answers: list[WitnessReply] = []
 
     def ask(body: bytes) -> None:
         together.wait()

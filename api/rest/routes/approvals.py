@@ -18,7 +18,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     writes = [Depends(require_writes)]
 
     @routes.get("", responses=answers(ApprovalList))
-    def list_approvals(query: Annotated[queries.Approvals, Query()]) -> dict[str, Any]:
+    def list_approvals(query: Annotated[queries.ApprovalsQuery, Query()]) -> dict[str, Any]:
         """Writes that wait for a second person, or did, newest first."""
         listed = manager.log.approvals(limit=query.limit)
         wanted = [one for one in listed if query.state in (None, one.state)]

@@ -81,7 +81,7 @@ def activity_router(manager: DynamicModelManager) -> APIRouter:
     routes = documented(prefix="/v1/models/activity", tags=["audit"])
 
     @routes.get("", responses=answers(ActivityList))
-    def get_activity(query: Annotated[queries.Activity, Query()]) -> dict[str, Any]:
+    def get_activity(query: Annotated[queries.ActivityQuery, Query()]) -> dict[str, Any]:
         """Counts of events by day, kind, outcome and actor, the newest day first."""
         counted = manager.log.history.activity(
             EventFilter(
@@ -98,7 +98,7 @@ def activity_router(manager: DynamicModelManager) -> APIRouter:
         }
 
     @routes.get("/density", responses=answers(Density))
-    def get_density(query: Annotated[queries.Density, Query()]) -> dict[str, Any]:
+    def get_density(query: Annotated[queries.DensityQuery, Query()]) -> dict[str, Any]:
         """How many events there were over time: all of the log, or between two times, in at most
         120 steps. What it costs does not depend on how many events there are."""
         density = manager.log.history.density(_moment(query.since), _moment(query.until))

@@ -40,7 +40,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         },
     )
     async def batch_update(
-        request: Request, response: Response, query: Annotated[queries.Batch, Query()]
+        request: Request, response: Response, query: Annotated[queries.BatchQuery, Query()]
     ) -> dict[str, Any]:
         """Apply one update to each parameter named in a safetensors file, all or none.
 
@@ -73,7 +73,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 def _requests(
     tensors: Mapping[str, torch.Tensor],
     specs: Mapping[str, TensorSpec],
-    query: queries.Batch,
+    query: queries.BatchQuery,
 ) -> list[IncrementalUpdateRequest]:
     """One request for each parameter named, in the order of the names."""
     parts: dict[str, dict[str, torch.Tensor]] = {}

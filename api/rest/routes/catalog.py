@@ -23,7 +23,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return {"object": "list", "data": [_described(manager), *loaded.values()]}
 
     @routes.get("/parameters", responses=answers(ParameterList))
-    def list_parameters(query: Annotated[queries.Page, Query()]) -> dict[str, Any]:
+    def list_parameters(query: Annotated[queries.PageQuery, Query()]) -> dict[str, Any]:
         """Every tensor at the head, by name; the cursor is the name."""
         listed = manager.log.history.parameters(manager.log.live.state)
         after, before, limit = query.after, query.before, query.limit

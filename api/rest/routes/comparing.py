@@ -24,7 +24,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     log = manager.log
 
     @routes.get("/diff", responses=answers(DiffReply, also=_OTHER_FORMS))
-    def diff(query: Annotated[queries.Diff, Query()]) -> Response:
+    def diff(query: Annotated[queries.DiffQuery, Query()]) -> Response:
         """What differs between two states, what moved farthest first.
 
         Tensors that are the same are known by their digests and not read. As JSON, as CSV with a
@@ -42,7 +42,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return JSONResponse(found)
 
     @routes.get("/blame", responses=answers(BlameReply, also=_OTHER_FORMS))
-    def blame(query: Annotated[queries.Blame, Query()]) -> Response:
+    def blame(query: Annotated[queries.BlameQuery, Query()]) -> Response:
         """Who touched a parameter, or one element of it, newest first.
 
         Each event with the value (of a whole parameter its norm) before and after, and whether it

@@ -42,14 +42,14 @@ def router(manager: DynamicModelManager) -> APIRouter:
         of the events out, causal works every later update out again; 422 where that cannot be told.
         """
         sent = await body(request, question_bodies.REPLAY)
-        asked = replaying.Asked(sent.to, sent.without, sent.mode, sent.only_after)
+        asked = replaying.StateRequest(sent.to, sent.without, sent.mode, sent.only_after)
         if sent.format == "safetensors":
             return await run_in_threadpool(file_of, asked)
         state, found = await run_in_threadpool(replaying.replayed, history, asked)
         facts = await run_in_threadpool(replaying.described, state, found)
         return JSONResponse({**facts, "object": "replay" if found is None else "what_if"})
 
-    def file_of(asked: replaying.Asked) -> Response:
+    def file_of(asked: replaying.StateRequest) -> Response:
         try:
             folder = tempfile.TemporaryDirectory(dir=manager.config.backup_dir)
         except OSError as error:

@@ -31,7 +31,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         return page([replica_item(one) for one in fleet(history)], "replica", has_more=False)
 
     @routes.get("/served", responses=answers(ServedReply))
-    def show_served(query: Annotated[queries.Served, Query()]) -> dict[str, Any]:
+    def show_served(query: Annotated[queries.ServedQuery, Query()]) -> dict[str, Any]:
         """What a replica served at a time."""
         at = parse_time(query.at)
         assert at is not None, "the query was checked"

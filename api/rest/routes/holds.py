@@ -22,7 +22,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     store = manager.log.history.store
 
     @routes.get("", responses=answers(HoldList))
-    def list_holds(query: Annotated[queries.Holds, Query()]) -> dict[str, Any]:
+    def list_holds(query: Annotated[queries.HoldsQuery, Query()]) -> dict[str, Any]:
         """Legal holds that there are or were, newest first."""
         wanted = [one for one in holds.every(store) if query.standing in (None, one.stands)]
         return {"object": "list", "data": [hold_item(one) for one in wanted]}
@@ -39,7 +39,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         """Put a version under legal hold: it is not retired, and gc keeps its state."""
         asked = await body(request, schemas.HOLD)
         who = caller_because(request, manager.log.live.head, asked.reason)
-        event = await manager.execute(commands.Hold(asked.version_id, who))
+        event = await manager.execute(commands.PlaceHold(asked.version_id, who))
         return _reply(response, event)
 
     @routes.post(

@@ -52,7 +52,7 @@ def router(manager: DynamicModelManager, keyring: Keyring, max_body_bytes: int) 
         return {"object": "list", "data": [_item(key) for key in keys.all()]}
 
     @routes.get("/changes", responses=answers(KeyChanges), openapi_extra=needs("admin"))
-    def list_key_changes(query: Annotated[queries.KeyHistory, Query()]) -> dict[str, Any]:
+    def list_key_changes(query: Annotated[queries.KeyHistoryQuery, Query()]) -> dict[str, Any]:
         """What was done to one key, when and by whom, oldest first."""
         changes = [key_change_item(change) for change in keys.changes(query.name)]
         return {"object": "list", "data": changes}

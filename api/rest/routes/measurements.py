@@ -22,7 +22,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     routes = documented(prefix="/v1/models/metrics", tags=["metrics"])
 
     @routes.get("", responses=answers(RollupList))
-    def list_metrics(query: Annotated[queries.Measurements, Query()]) -> dict[str, Any]:
+    def list_metrics(query: Annotated[queries.MeasurementsQuery, Query()]) -> dict[str, Any]:
         """What was measured, newest first; nothing measured is an empty list and no zero."""
         where = Where(
             metrics=query.metric,

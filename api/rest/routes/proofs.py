@@ -31,7 +31,7 @@ def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
         return _Text(str(notary.signer.checkpoint(history.store)))
 
     @routes.get("/consistency", responses=answers(Consistency))
-    def get_consistency(query: Annotated[queries.Consistency, Query()]) -> dict[str, Any]:
+    def get_consistency(query: Annotated[queries.ConsistencyQuery, Query()]) -> dict[str, Any]:
         """A proof that the log's first `second` events begin with its first `first`."""
         proof = consistency(history.store, query.first, query.second)
         return {"object": "consistency_proof", **proof.to_json()}
@@ -39,7 +39,7 @@ def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
     @routes.get(
         "/v1/models/updates/{event_id}/proof", response_class=_Text, responses=_text(_PROOF)
     )
-    def proof(event_id: str, query: Annotated[queries.Proof, Query()]) -> Response:
+    def proof(event_id: str, query: Annotated[queries.ProofQuery, Query()]) -> Response:
         """A proof that an event is in the log: one file, checkable offline.
 
         For a reply, ask with its X-Weights-Seq as `seq:N` and its X-Weights-Digest as `digest`: the

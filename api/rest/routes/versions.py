@@ -44,7 +44,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
             raise StorageError(f"cannot write the weights: {error}") from error
         file = Path(folder.name) / "weights.safetensors"
         try:
-            facts = replaying.save(history, replaying.Asked(version_id), file)
+            facts = replaying.save(history, replaying.StateRequest(version_id), file)
         except BaseException:
             folder.cleanup()
             raise

@@ -66,7 +66,7 @@ def router(tail: Tail) -> APIRouter:
         responses=_STREAM | TEXT_READ_ERRORS,
         openapi_extra=_LAST_EVENT_ID,
     )
-    def watch_events(request: Request, query: Annotated[queries.Watch, Query()]) -> Response:
+    def watch_events(request: Request, query: Annotated[queries.WatchQuery, Query()]) -> Response:
         """Every event as it is committed, in order, none missed and none twice.
 
         Begins behind `Last-Event-ID` or `after`, otherwise with the next event. A comment every

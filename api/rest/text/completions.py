@@ -20,7 +20,7 @@ from weightledger.api.rest.replies import Envelope, Form, usage
 from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.text.answers import STREAMED, ChatReply, CompletionReply
-from weightledger.api.rest.text.generation import Ask, Ended, Generation, Piece, Started
+from weightledger.api.rest.text.generation import Ask, ChoiceText, Ended, Generation, Started
 from weightledger.api.rest.text.schemas import ChatBody, CompletionBody
 from weightledger.api.rest.workers import Workers
 from weightledger.ledger.engines.text import Generates, Sampling
@@ -108,7 +108,7 @@ async def _whole(
     choices: list[dict[str, Any]] = []
     tokens = 0
     async for said in generation:
-        if isinstance(said, Piece):
+        if isinstance(said, ChoiceText):
             texts[said.index] = texts.get(said.index, "") + said.text
         else:
             text = texts.get(said.index, "")

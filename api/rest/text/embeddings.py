@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
 from weightledger.api.rest.documentation import answers, documented, json_body
 from weightledger.api.rest.inferred import Inferred, inferring
-from weightledger.api.rest.model_selection import Inferring, Origin, Served, resolve
+from weightledger.api.rest.model_selection import Inferring, Origin, ServedModel, resolve
 from weightledger.api.rest.outputs import outcome_of
 from weightledger.api.rest.requests import body, request_key
 from weightledger.api.rest.text import schemas
@@ -76,7 +76,7 @@ def _check(sent: EmbeddingsBody, embeds: Embeds) -> None:
 
 
 def _embed(
-    served: Served,
+    served: ServedModel,
     embeds: Embeds,
     sent: EmbeddingsBody,
     cancelled: threading.Event,

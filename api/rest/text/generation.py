@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from weightledger.api.rest.model_selection import Origin, Served
+from weightledger.api.rest.model_selection import Origin, ServedModel
 from weightledger.api.rest.workers import Workers
-from weightledger.ledger.engines.text import Finished, Generates, Sampling
+from weightledger.ledger.engines.text import Generates, GenerationEnd, Sampling
 from weightledger.ledger.errors import ContextTooLong
 from weightledger.ledger.monitoring.samples import Measuring
 
@@ -42,7 +42,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChoiceText:
     """Text of one choice."""
 
     index: int
@@ -54,10 +54,10 @@ class Ended:
     """The end of one choice."""
 
     index: int
-    finished: Finished
+    finished: GenerationEnd
 
 
-Said = Started | Piece | Ended
+Said = Started | ChoiceText | Ended
 
 
 class Generation:
@@ -68,7 +68,7 @@ class Generation:
     """
 
     def __init__(
-        self, workers: Workers, generates: Generates, served: Served, ask: Ask, key: str | None
+        self, workers: Workers, generates: Generates, served: ServedModel, ask: Ask, key: str | None
     ) -> None:
         self._workers = workers
         self._generates = generates
@@ -92,7 +92,7 @@ class Generation:
         assert isinstance(said, Started), "a generation starts by saying what it runs on"
         return said
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Ended]:
+    async def __aiter__(self) -> AsyncIterator[ChoiceText | Ended]:
         while (said := await self._next()) is not None:
             assert not isinstance(said, Started)
             yield said
@@ -118,7 +118,7 @@ class Generation:
                 def emit(text: str, index: int = index) -> bool:
                     self._workers.check()
                     if text:
-                        self._say(Piece(index, text))
+                        self._say(ChoiceText(index, text))
                     return not self._cancelled.is_set()
 
                 finished = self._generates.generate(live.module, prompt, sampling, emit)

@@ -17,7 +17,7 @@ from weightledger.ledger.history.reader import History
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SearchStep:
     """What leads from one state on the way to the next: an event that is redone, or taken back."""
 
     seq: int
@@ -53,11 +53,11 @@ class Candidates:
             )
         return place
 
-    def step(self, place: int) -> Step:
+    def step(self, place: int) -> SearchStep:
         """The step that leads to a state, 1 to the last."""
         if place <= self._undone:
-            return Step(self._undone_seqs[place - 1], undone=True)
-        return Step(self.node(place), undone=False)
+            return SearchStep(self._undone_seqs[place - 1], undone=True)
+        return SearchStep(self.node(place), undone=False)
 
 
 def candidates(history: History, good: Position, bad: Position) -> Candidates:

@@ -28,7 +28,7 @@ _STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class JudgeVerdict:
     """What a judge said: True for good, False for bad, None where the state cannot be judged.
 
     `metrics` is what was measured, for those who decide by a metric. `timed_out` says why there is
@@ -59,10 +59,10 @@ class StateToJudge(Protocol):
         """All of it to a safetensors file, whose metadata say which state it is."""
 
 
-class Asked(Protocol):
+class Judging(Protocol):
     """A judge at work on one state."""
 
-    def wait(self) -> Answer:
+    def wait(self) -> JudgeVerdict:
         """Its answer; JudgeFailed where it fails."""
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Asked(Protocol):
 class Judge(Protocol):
     """Judges states."""
 
-    def ask(self, state: StateToJudge) -> Asked:
+    def ask(self, state: StateToJudge) -> Judging:
         """Begin to judge a state. Raises JudgeFailed."""
 
 
@@ -80,9 +80,9 @@ class Judge(Protocol):
 class _Answered:
     """What was answered at once."""
 
-    answer: Answer
+    answer: JudgeVerdict
 
-    def wait(self) -> Answer:
+    def wait(self) -> JudgeVerdict:
         return self.answer
 
     def close(self) -> None:
@@ -95,18 +95,18 @@ class CalledJudge:
 
     judge: Callable[[Any], bool | Mapping[str, float] | Scores | None]
 
-    def ask(self, state: StateToJudge) -> Asked:
+    def ask(self, state: StateToJudge) -> Judging:
         try:
             said = self.judge(state)
             if not isinstance(said, bool | None):
-                return _Answered(Answer(None, scores_of(said).metrics))
+                return _Answered(JudgeVerdict(None, scores_of(said).metrics))
         except LedgerError:
             raise
         except Exception as error:
             raise JudgeFailed(
                 f"the evaluator failed on the state at seq:{state.seq}: {error!r}"
             ) from error
-        return _Answered(Answer(said))
+        return _Answered(JudgeVerdict(said))
 
 
 class CommandJudge:
@@ -130,7 +130,7 @@ class CommandJudge:
             raise JudgeFailed(f"the judge cannot be run: there is no command {name!r}")
         self._command, self.timeout_s, self.metric = list(command), timeout_s, metric
 
-    def ask(self, state: StateToJudge) -> Asked:
+    def ask(self, state: StateToJudge) -> Judging:
         folder = tempfile.TemporaryDirectory(prefix="weightledger-bisect-")
         try:
             file = Path(folder.name) / f"seq-{state.seq}.safetensors"
@@ -176,13 +176,13 @@ class _Running:
         timeout_s = judge.timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
-    def wait(self) -> Answer:
+    def wait(self) -> JudgeVerdict:
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
             status = self._process.wait(left)
             return self._answer(status)
         except subprocess.TimeoutExpired:
-            return Answer(None, timed_out=True)
+            return JudgeVerdict(None, timed_out=True)
         finally:
             self.close()
 
@@ -193,7 +193,7 @@ class _Running:
             self._process.wait()
         self._folder.cleanup()
 
-    def _answer(self, status: int) -> Answer:
+    def _answer(self, status: int) -> JudgeVerdict:
         seq, metric = self._seq, self._judge.metric
         if status < 0 or status >= ABORTS:
             how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -202,15 +202,15 @@ class _Running:
                 "127 bad, and 128 or more ends the search. What was judged so far is kept"
             )
         if status == SKIP:
-            return Answer(None)
+            return JudgeVerdict(None)
         if metric is None:
-            return Answer(status == GOOD)
+            return JudgeVerdict(status == GOOD)
         if status != GOOD:
             raise JudgeFailed(
                 f"the judge ended with status {status} on the state at seq:{seq}; with a metric it "
                 "has to end with 0, or with 125 where the state cannot be judged"
             )
-        return Answer(None, _metrics(metric, Path(self._folder.name) / "printed", seq))
+        return JudgeVerdict(None, _metrics(metric, Path(self._folder.name) / "printed", seq))
 
 
 def _metrics(metric: str, printed: Path, seq: int) -> dict[str, float]:
@@ -229,7 +229,7 @@ def _metrics(metric: str, printed: Path, seq: int) -> dict[str, float]:
     )
 
 
-def score_of(answer: Answer, metric: str, seq: int) -> float:
+def score_of(answer: JudgeVerdict, metric: str, seq: int) -> float:
     """The metric that was measured; JudgeFailed where there is none that is a number."""
     value = answer.metrics.get(metric, math.nan)
     if math.isnan(value):

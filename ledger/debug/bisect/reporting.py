@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightledger.ledger.debug.bisect.bisection import Bisection
-from weightledger.ledger.debug.bisect.candidates import Candidates, Step
+from weightledger.ledger.debug.bisect.candidates import Candidates, SearchStep
 from weightledger.ledger.debug.bisect.ends import require_own, way
 from weightledger.ledger.debug.bisect.searching import Search
 from weightledger.ledger.debug.diff import diff
@@ -122,7 +122,7 @@ def _suspects(history: History, path: Candidates, search: Search) -> list[dict[s
     return listed
 
 
-def undo(history: History, event: Event, step: Step) -> list[str]:
+def undo(history: History, event: Event, step: SearchStep) -> list[str]:
     """The commands that would mend the live model, the one that loses least first."""
     why = f"-m 'bisect: {event.name} made it bad'"
     if step.undone:
@@ -163,7 +163,7 @@ def commands(bisection: Bisection) -> list[str]:
 
 
 def _blamed(
-    history: History, event: Event, step: Step, probability: float | None
+    history: History, event: Event, step: SearchStep, probability: float | None
 ) -> dict[str, Any]:
     """The facts of the event to blame."""
     note = history.store.annotation(event.seq)

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from weightledger.ledger.debug.bisect.bisection import MOST_EVALUATIONS, Bisection, Judged
 from weightledger.ledger.debug.bisect.judges import (
-    Answer,
-    Asked,
     Judge,
+    JudgeVerdict,
+    Judging,
     StateToJudge,
     score_of,
 )
@@ -97,7 +97,7 @@ class _Run:
 
     def judge(self, seqs: list[int]) -> None:
         """Judge these states, all at once."""
-        asked: list[tuple[int, float, Asked]] = []
+        asked: list[tuple[int, float, Judging]] = []
         try:
             for seq in seqs:
                 try:
@@ -119,7 +119,7 @@ class _Run:
             for _, _, one in asked:
                 one.close()
 
-    def _judged(self, seq: int, answer: Answer, duration_s: float) -> Judged:
+    def _judged(self, seq: int, answer: JudgeVerdict, duration_s: float) -> Judged:
         rules = self.bisection.rules
         took = round(duration_s, 3)
         if answer.timed_out:

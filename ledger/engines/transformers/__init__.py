@@ -64,7 +64,7 @@ class TransformersEngine(TorchEngine):
         self.generates: CausalLM | None = None
         self.embeds: Encoder | None = None
         try:
-            before = trial.Settings.of(tried)
+            before = trial.ForwardSettings.of(tried)
             ids = trial.ordinary(tokenizer, tried)
             tokens = Tokens(tokenizer, tried, max_tokens, trial.reach(tried, ids[0]))
             if generates:

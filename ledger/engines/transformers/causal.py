@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
-from weightledger.ledger.engines.text import Emit, Finished, Prompt, Sampling
+from weightledger.ledger.engines.text import Emit, GenerationEnd, Prompt, Sampling
 from weightledger.ledger.engines.transformers.stops import LastWords, Stops
 from weightledger.ledger.engines.transformers.tokens import Decoder, Tokens
 
@@ -44,7 +44,7 @@ class CausalLM:
 
     def generate(
         self, module: torch.nn.Module, prompt: Sequence[int], sampling: Sampling, emit: Emit
-    ) -> Finished:
+    ) -> GenerationEnd:
         """Continue a prompt; returns when a stop, the limit or `emit` ends it."""
         model: Any = module
         ids = torch.tensor([list(prompt)], device=model.device)
@@ -99,12 +99,12 @@ class _Turn:
             self._over = self._ended or self._stops.reached or not goes_on
         return torch.full((1,), self._over, device=ids.device)
 
-    def finish(self) -> Finished:
+    def finish(self) -> GenerationEnd:
         if not self._stops.reached:
             rest = self._stops.add(self._decoder.finish())
             self._emit(rest if self._stops.reached else rest + self._stops.finish())
         stopped = self._ended or self._stops.reached
-        return Finished("stop" if stopped else "length", self._tokens)
+        return GenerationEnd("stop" if stopped else "length", self._tokens)
 
 
 def _processors(sampling: Sampling) -> list[_Processor]:

@@ -32,7 +32,7 @@ _TEXT_ENCODERS = ("t5", "mt5", "umt5", "t5gemma")
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class ModelFolder:
     """What a folder holds. `embeds` says that it is for embeddings, by what `sentences` says."""
 
     model: torch.nn.Module
@@ -41,7 +41,7 @@ class Folder:
     sentences: Sentences
 
 
-def read(path: Path) -> Folder:
+def read(path: Path) -> ModelFolder:
     """Load everything; InvalidRequest says what is missing or not supported."""
     if not (path / "config.json").is_file():
         raise _refused(path, "has no config.json; expected a Hugging Face model folder")
@@ -61,7 +61,7 @@ def read(path: Path) -> Folder:
         tokenizer = AutoTokenizer.from_pretrained(path, **_LOCAL)
         if said.lower_case:
             _lower(tokenizer)
-        return Folder(_model(path, config, auto), tokenizer, embeds, said)
+        return ModelFolder(_model(path, config, auto), tokenizer, embeds, said)
     except InvalidRequest:
         raise
     except Exception as error:

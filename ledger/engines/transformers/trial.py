@@ -62,14 +62,14 @@ def embedding(model: Any, ids: Sequence[int], pad: int) -> tuple[int, bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ForwardSettings:
     """What a forward must not change: plain attributes of submodules, and parameters."""
 
     attributes: Mapping[tuple[str, str], Any]
     versions: Mapping[str, int]
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> "Settings":
+    def of(cls, model: torch.nn.Module) -> "ForwardSettings":
         """As they are now."""
         attributes = {
             (name, key): value
@@ -86,7 +86,7 @@ class Settings:
         Otherwise an answer would depend on the answers before it: BigBird goes over to another
         attention for good after a short text, RWKV divides its weights.
         """
-        now = Settings.of(model)
+        now = ForwardSettings.of(model)
         for name, key in self.attributes.keys() & now.attributes.keys():
             if self.attributes[name, key] != now.attributes[name, key]:
                 raise ValueError(f"the forward of submodule {name!r} changes its {key!r} for good")

@@ -21,7 +21,7 @@ _CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenAdapter:
     """An adapter of a state, and the folder that a server loads it from."""
 
     adapter: Adapter
@@ -32,10 +32,12 @@ class Written:
         raise UnsupportedModel("the server holds the model; ask it to infer through an adapter")
 
 
-def written(root: Path, adapter: Adapter) -> Written:
+def written(root: Path, adapter: Adapter) -> WrittenAdapter:
     """An adapter of a state as a folder below `root`; StorageError when it cannot be written."""
     try:
-        return Written(adapter, write_adapter(root, adapter.name, adapter.tensors, adapter.config))
+        return WrittenAdapter(
+            adapter, write_adapter(root, adapter.name, adapter.tensors, adapter.config)
+        )
     except OSError as error:
         raise StorageError(f"adapter {adapter.name!r} cannot be written: {error}") from error
 

@@ -16,12 +16,12 @@ import torch
 
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.state import StateEngine
-from weightledger.ledger.engines.versions import Candidate, Version
+from weightledger.ledger.engines.versions import Candidate, LiveVersion
 from weightledger.ledger.engines.vllm import StateRef
-from weightledger.ledger.engines.vllm.adapters import Written, written
+from weightledger.ledger.engines.vllm.adapters import WrittenAdapter, written
 from weightledger.ledger.engines.vllm.fused import whole_groups
 from weightledger.ledger.engines.vllm.server import Server
-from weightledger.ledger.engines.vllm.update import Replica, Timing
+from weightledger.ledger.engines.vllm.update import DrivenServer, Timing
 from weightledger.ledger.errors import Conflict, EngineUnavailable, InvalidRequest, PublishFailed
 from weightledger.ledger.tensors.spec import TensorSpec
 
@@ -53,14 +53,14 @@ class VllmEngine:
     ) -> None:
         self._host = StateEngine(tensors)
         self._server = server
-        self._replica = Replica(server, model, database)
+        self._replica = DrivenServer(server, model, database)
         self._pauses_s = pauses_s
         self._shown: StateRef | None = None
         self._fault: str | None = None
         self._timing: Timing | None = None
         self._adapters: dict[str, Path] = {}
         self._adapter_root = adapter_root.resolve() if adapter_root else None
-        self._recorded: Mapping[str, Written] = {}
+        self._recorded: Mapping[str, WrittenAdapter] = {}
 
     # The ledger's side
 
@@ -100,7 +100,7 @@ class VllmEngine:
         """Not known: the server's modules are its own."""
         return None
 
-    def lease(self) -> Version:
+    def lease(self) -> LiveVersion:
         """The ledger's copy: `.tensors`, `.seq`, `.digest`; infer by asking the server itself."""
         return self._host.lease()
 
@@ -211,7 +211,9 @@ class VllmEngine:
         if self._fault is not None:
             raise EngineUnavailable(self._fault)
 
-    def _bring(self, target: StateRef, changed: list[str], adapters: Mapping[str, Written]) -> None:
+    def _bring(
+        self, target: StateRef, changed: list[str], adapters: Mapping[str, WrittenAdapter]
+    ) -> None:
         before = self._shown
         failed: EngineUnavailable | None = None
         for pause_s in (0.0, *self._pauses_s):
@@ -238,7 +240,7 @@ class VllmEngine:
         target: StateRef,
         before: StateRef | None,
         changed: list[str],
-        adapters: Mapping[str, Written],
+        adapters: Mapping[str, WrittenAdapter],
     ) -> None:
         """One attempt. Only what changed is sent if the server shows `before`, else everything."""
         replica = self._replica
@@ -275,10 +277,10 @@ class VllmEngine:
             if loaded.get(name) != str(folder):
                 self._server.load_adapter(name, str(folder), replace=name in loaded)
 
-    def _wanted(self, recorded: Mapping[str, Written]) -> dict[str, Path]:
+    def _wanted(self, recorded: Mapping[str, WrittenAdapter]) -> dict[str, Path]:
         return self._adapters | {name: made.folder for name, made in recorded.items()}
 
-    def _written(self, adapter: Adapter) -> Written:
+    def _written(self, adapter: Adapter) -> WrittenAdapter:
         known = self._recorded.get(adapter.name)
         if known is not None and known.adapter.same_tensors(adapter):
             return known
@@ -294,5 +296,7 @@ class VllmEngine:
         )
 
 
-def _folders(prepared: Candidate) -> dict[str, Written]:
-    return {name: made for name, made in prepared.adapted.items() if isinstance(made, Written)}
+def _folders(prepared: Candidate) -> dict[str, WrittenAdapter]:
+    return {
+        name: made for name, made in prepared.adapted.items() if isinstance(made, WrittenAdapter)
+    }

@@ -16,7 +16,7 @@ from weightledger.ledger.http import client
 _ASK_S = 5.0
 
 
-class Unreachable(EngineUnavailable):
+class EngineUnreachable(EngineUnavailable):
     """No answer: gone, restarting, or too slow. Whether it did what was asked is not known."""
 
 
@@ -184,7 +184,7 @@ class Server:
         try:
             answer = self._client.request(method, path, json=body, timeout=patience)
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{where}: {type(error).__name__} {error}".rstrip()) from error
+            raise EngineUnreachable(f"{where}: {type(error).__name__} {error}".rstrip()) from error
         if answer.status_code != 200:
             message = f"{where} answered {answer.status_code}: {_said(answer)}"
             raise Refused(message, answer.status_code)

@@ -26,7 +26,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class DrivenServer:
     """A server, the model's name in the ledger, and where its workers find the database."""
 
     server: Server

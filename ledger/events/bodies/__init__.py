@@ -18,7 +18,7 @@ from weightledger.ledger.events.bodies.approvals import (
 )
 from weightledger.ledger.events.bodies.holds import HoldPlaced, HoldReleased
 from weightledger.ledger.events.bodies.monitoring import Observed, PolicyChanged
-from weightledger.ledger.events.bodies.protocol import Body
+from weightledger.ledger.events.bodies.protocol import EventBody
 from weightledger.ledger.events.bodies.rollouts import RolloutChanged
 from weightledger.ledger.events.bodies.states import (
     Registered,
@@ -44,7 +44,7 @@ __all__ = [
     "ApprovalDecided",
     "ApprovalLapsed",
     "ApprovalRequested",
-    "Body",
+    "EventBody",
     "HoldPlaced",
     "HoldReleased",
     "KeyRotation",
@@ -68,9 +68,9 @@ __all__ = [
     "pin_of",
 ]
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=EventBody)
 
-BODIES: Mapping[str, type[Body]] = {
+BODIES: Mapping[str, type[EventBody]] = {
     body.KIND: body
     for body in (
         Registered,

@@ -9,7 +9,7 @@ Json = Mapping[str, Any]
 Metrics = Mapping[str, float]
 
 
-class Body(Protocol):
+class EventBody(Protocol):
     """What every body has; `KIND` is permanent, `SCHEMA` the newest that there is."""
 
     KIND: ClassVar[str]
@@ -24,7 +24,7 @@ class Body(Protocol):
         """The body of any schema so far; raises KeyError, TypeError or ValueError for none."""
 
 
-def schema_of(body: Body) -> int:
+def schema_of(body: EventBody) -> int:
     """The schema that a header names: the newest, or an older one that says all of it."""
     written: int = getattr(body, "written_as", body.SCHEMA)
     return written

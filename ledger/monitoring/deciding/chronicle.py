@@ -25,7 +25,7 @@ _TAIL = 95
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ChroniclePoint:
     """What was known at a moment, in microseconds since 1970, after so many values of each side.
 
     `estimate` is by how much the new state is worse, `lower` and `upper` bound it, None while
@@ -56,7 +56,7 @@ class Series:
     alpha: float
     needed: float
     whole: bool
-    points: list[Point]
+    points: list[ChroniclePoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class _Picture:
     interval: Interval
     old: list[Array] = field(default_factory=list)
     new: list[Array] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
-    last: Point | None = None
+    points: list[ChroniclePoint] = field(default_factory=list)
+    last: ChroniclePoint | None = None
     done: int = 0
     step: int = 1
 
@@ -167,7 +167,7 @@ def _draw(picture: _Picture, batch: _Batch, aspect: Aspect, statistic: float) ->
     picture.done += 1
     old, new = np.concatenate(picture.old), np.concatenate(picture.new)
     interval = picture.interval
-    picture.last = Point(
+    picture.last = ChroniclePoint(
         batch.at_us,
         len(old),
         len(new),

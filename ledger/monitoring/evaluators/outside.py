@@ -33,7 +33,7 @@ class EvaluatorFailed(Exception):
     """It did not answer with scores."""
 
 
-class Command:
+class CommandEvaluator:
     """Runs a program with the path of the state's file as its last argument.
 
     It answers on its standard output, and exits with 0.
@@ -94,7 +94,7 @@ class Endpoint:
         return _answer(reply.content, self._url)
 
 
-def command(line: str, timeout_s: float) -> Command:
+def command(line: str, timeout_s: float) -> CommandEvaluator:
     """`command:PROGRAM ARGUMENTS`, quoted as in a shell; no shell runs it."""
     try:
         words = shlex.split(line)
@@ -102,7 +102,7 @@ def command(line: str, timeout_s: float) -> Command:
         raise InvalidRequest(f"command {line!r}: {error}") from None
     if not words or shutil.which(words[0]) is None:
         raise InvalidRequest(f"command {line!r}: there is no program {(words or [''])[0]!r}")
-    return Command(words, timeout_s)
+    return CommandEvaluator(words, timeout_s)
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

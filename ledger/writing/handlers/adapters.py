@@ -28,7 +28,7 @@ from weightledger.ledger.writing.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class AdapterFolder:
     """An adapter's folder, read once: before its event is worked out, which nobody waits for."""
 
     adapter: Adapter
@@ -58,7 +58,7 @@ def read(command: LoadAdapter, staged: Staged) -> LoadAdapter:
     check_values(adapter)
     adapter = _without_base(engine, adapter)
     capable.ready(adapter)
-    return replace(command, folder=Folder(adapter, fitting))
+    return replace(command, folder=AdapterFolder(adapter, fitting))
 
 
 def load(command: LoadAdapter, staged: Staged) -> Plan:
@@ -70,7 +70,7 @@ def load(command: LoadAdapter, staged: Staged) -> Plan:
     loaded = adapters.names(staged.live.auxiliary)
     _admit(loaded, command, staged.policy.adapters)
     source = command.folder or read(command, staged).folder
-    assert isinstance(source, Folder)
+    assert isinstance(source, AdapterFolder)
     stored = source.adapter.stored
     auxiliary: dict[str, torch.Tensor | None] = dict.fromkeys(_stored(staged, command.name))
     auxiliary.update(stored)

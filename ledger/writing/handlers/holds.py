@@ -5,12 +5,12 @@ from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
 from weightledger.ledger.events.bodies import HoldPlaced, HoldReleased, VersionCreated, body_of
 from weightledger.ledger.history import holds
 from weightledger.ledger.writing.caller import Caller
-from weightledger.ledger.writing.commands import Hold, Release
+from weightledger.ledger.writing.commands import PlaceHold, Release
 from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 
-def place(command: Hold, staged: Staged) -> ProposedEvent:
+def place(command: PlaceHold, staged: Staged) -> ProposedEvent:
     """Hold a version, listed or not; Pruned when gc dropped its state before."""
     _require_reason(command.caller)
     history = staged.history
