@@ -23,13 +23,19 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NoReturn
 
 _PRELOADED = (
     "weightledger.api.server.serve",
     "weightledger.api.server.app",
     "weightledger.api.cli.serving",
     "weightledger.ledger.codecs.compiled",
+    "tests.numba_ready",
+    "alembic.command",
+    "sqlalchemy.dialects.postgresql",
+    "sqlalchemy.dialects.sqlite",
+    "pydantic.v1",
+    "httpcore2",
     "weightledger.ledger.engines.transformers",
     "transformers.models.llama.modeling_llama",
 )
@@ -204,10 +210,28 @@ def _become(
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
 
 
+def _leave(status: int) -> NoReturn:
+    """End as the interpreter does, but for taking apart all that was imported.
+
+    That takes longer than most commands do.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
+
+
 if __name__ == "__main__":
     for module in _PRELOADED:
         importlib.import_module(module)
     gc.freeze()
     task = _serve(socket.socket(fileno=int(sys.argv[1])))
     if task is not None:
-        _become(**task)
+        try:
+            _become(**task)
+        except SystemExit as ended:
+            if not isinstance(ended.code, int | None):
+                raise
+            _leave(ended.code or 0)
+        _leave(0)

@@ -1,8 +1,5 @@
 """Stores and writers for the conformance suites."""
 
-import multiprocessing
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ import pytest
 
 from tests.conformance.homes import BucketHome, DatabaseHome, FolderHome, Home
 from tests.conftest import new_database
+from tests.forked import forking
 from tests.waiting import PATIENCE_S
 from weightledger.ledger.events import (
     REGISTERED,
@@ -166,8 +164,7 @@ class Processes:
     """Runs pieces of Python in processes of their own, which have imported the store already."""
 
     def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["weightledger.ledger.store.sql_store"])
+        self.context = forking()
 
     def start(self, source: str, names: Mapping[str, Any]) -> Any:
         process = self.context.Process(target=exec, args=(source, dict(names)))
@@ -184,9 +181,5 @@ class Processes:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Iterator[Processes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        made = Processes()
-        made.start("", {}).join()
-        yield made
+def processes() -> Processes:
+    return Processes()

@@ -1,38 +1,21 @@
 """One inference server of each surface, healed before each test."""
 
-import multiprocessing
-import os
 import shutil
-import sys
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from tests.engines.replica import Replica
+from tests.forked import forking
 from weightledger import Ledger
-
-
-@pytest.fixture(scope="session")
-def ready_made() -> Iterator[ForkServerContext]:
-    """Starts processes that have imported what an inference server needs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["weightledger.ledger.store.sql_store", "tests.engines.inference_server"]
-        )
-        yield context
 
 
 @pytest.fixture(scope="session", params=["vllm", "aphrodite"])
 def shared_replica(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    ready_made: ForkServerContext,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Replica]:
-    made = Replica(request.param, tmp_path_factory.mktemp(request.param), ready_made).start()
+    made = Replica(request.param, tmp_path_factory.mktemp(request.param), forking()).start()
     yield made
     made.close()
 

@@ -1,11 +1,11 @@
 """Processes that run functions of the test modules, all at the same moment."""
 
-import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from tests.forked import forking
 from weightledger.ledger.errors import LedgerError
 
 
@@ -13,8 +13,7 @@ class Children:
     """Some processes that wait for work; each has imported the ledger already."""
 
     def __init__(self, count: int) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["weightledger.ledger.ledger"])  # imports torch once
+        self.context = forking()
         self._barrier = self.context.Barrier(count)
         self._pipes: list[Any] = []
         self.processes: list[Any] = []
