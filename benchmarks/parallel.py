@@ -9,19 +9,16 @@ says little. With --ray the same on a Ray cluster that is started for it.
 
 import argparse
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
 from benchmarks.measure import Report
 from weightledger import IncrementalUpdateRequest, Ledger
-from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.debug.parallel import save
-from weightledger.ledger.history.reading import reading
-from weightledger.ledger.parallel.choosing import executing
 
 TENSORS, TOUCHED, SHARE = 128, 8, 100
 GOAL_WALL, GOAL_CPU = 0.65, 1.1
@@ -53,22 +50,23 @@ def build(url: str, mib: int, events: int) -> None:
 
 
 def used() -> float:
-    """Processor seconds of this process and of its children that have ended."""
-    both = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in both)
+    """Processor seconds of the commands that have ended, and of what they started."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and of processor time."""
+def timed(url: str, *words: str) -> tuple[float, float]:
+    """Seconds by the clock and of processor time of a command, from its start to its end."""
     started, before = time.perf_counter(), used()
-    work()
+    command = [sys.executable, "-m", "weightledger", *words, "--database", url]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started, used() - before
 
 
-def measure(report: Report, what: str, work: Callable[[str, int], object], kind: str) -> None:
-    """Add what a piece of work costs one process and two."""
-    alone, alone_cpu = timed(lambda: work("local", 1))
-    shared, shared_cpu = timed(lambda: work(kind, 2))
+def measure(report: Report, what: str, url: str, words: Sequence[str], kind: str) -> None:
+    """Add what a command costs as one process and as two."""
+    alone, alone_cpu = timed(url, *words)
+    shared, shared_cpu = timed(url, *words, "--jobs", "2", "--executor", kind)
     report.add(f"{what}, one process", alone, "s")
     report.add(f"{what}, two", shared, "s", ratio=shared / alone, of="one process",
                goal=f"≤ {GOAL_WALL} ×", ok=shared <= GOAL_WALL * alone)  # fmt: skip
@@ -92,17 +90,9 @@ def main() -> None:
         url = f"sqlite:///{folder}/large.db"
         build(url, args.mib, args.events)
         report.group = f"{args.mib} MiB, {args.events} events, {kind}"
-
-        def check(kind: str, jobs: int) -> None:
-            with reading(url, "large") as history, executing(kind, jobs) as executor:  # type: ignore[arg-type]
-                assert verify(history, executor=executor).ok
-
-        def restore(kind: str, jobs: int) -> None:
-            with reading(url, "large") as history, executing(kind, jobs) as executor:  # type: ignore[arg-type]
-                save(history, "head", Path(folder) / "out.safetensors", executor)
-
-        measure(report, "verify", check, kind)
-        measure(report, "replay into a file", restore, kind)
+        measure(report, "verify", url, ["verify"], kind)
+        out = ["replay", "--to", "head", "-o", f"{folder}/out.safetensors"]
+        measure(report, "replay into a file", url, out, kind)
     report.finish("parallel")
 
 

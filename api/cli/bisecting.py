@@ -11,6 +11,7 @@ from weightledger.api.cli.help import App
 from weightledger.api.cli.judging import run
 from weightledger.api.cli.noise import Confidence, Noisy, RateMayBeMissing, with_noise
 from weightledger.api.cli.options import WHERE, Json, Model, configured
+from weightledger.api.cli.parallel import SHARED
 from weightledger.api.cli.search_file import State, file_of, held
 from weightledger.api.cli.searched import searching
 from weightledger.api.server.settings import Settings
@@ -117,7 +118,7 @@ def skip(
     _tell(settings, "skip", position, state, model, as_json)
 
 
-app.command(cls=RateMayBeMissing)(configured(*WHERE)(run))
+app.command(cls=RateMayBeMissing)(configured(*WHERE, *SHARED)(run))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
 from weightledger.api.cli.local import Local
 from weightledger.api.cli.options import WHERE, Csv, Json, Model, configured
-from weightledger.api.cli.parallel import SHARED, sharing
+from weightledger.api.cli.parallel import SHARED, for_states, sharing
 from weightledger.api.cli.source import reading
 from weightledger.api.loglines import when
 from weightledger.api.server.settings import Settings
@@ -78,7 +78,7 @@ def diff(
         raise FlagError("of --json and --csv only one can be had", param="json")
     query: dict[str, Any] = {"from": before, "to": after}
     query |= {"each": True, "columns": columns} if each else {"ranks": ranks}
-    with reading(settings, model) as source, sharing(settings) as executor:
+    with sharing(settings, for_states) as executor, reading(settings, model) as source:
         found = source.diff(query, executor) if isinstance(source, Local) else source.diff(query)
     if svg is not None:
         from weightledger.ledger.debug.drawn import diff_picture

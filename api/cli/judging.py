@@ -1,7 +1,6 @@
 """`weightledger bisect run`: a judge decides, until the event is known."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +9,20 @@ import typer
 from weightledger.api.cli import bisect_output
 from weightledger.api.cli.noise import Confidence, Noisy, with_noise
 from weightledger.api.cli.options import Json, Model
+from weightledger.api.cli.parallel import for_judges, sharing
 from weightledger.api.cli.search_file import State, file_of, held
-from weightledger.api.cli.searched import RemoteSearch, Search, searching
+from weightledger.api.cli.searched import RemoteSearch, searching
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
 from weightledger.ledger.debug.bisect import bisection, running
 from weightledger.ledger.debug.bisect.bisection import Bisection, Judged, Rules
+from weightledger.ledger.debug.bisect.panels import panel
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.parallel import Executor
+from weightledger.ledger.parallel.local import ALONE
 
 if TYPE_CHECKING:
-    from weightledger.ledger.debug.bisect.judges import Judge
+    from weightledger.ledger.debug.bisect.judges import Judge, NamedJudge
 
 BUILT_IN = "built-in"
 _DROP = 0.02
@@ -47,7 +50,6 @@ def run(
     ] = False,
     noisy: Noisy = None,
     confidence: Confidence = None,
-    jobs: Annotated[int, typer.Option(min=1, help="States judged at a time.")] = 1,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds for one state; then it counts as not judged.")
     ] = None,
@@ -77,6 +79,7 @@ def run(
     if drop is not None and metric is None:
         raise FlagError("--drop is how far a --metric may fall", param="drop")
     with (
+        _sharing(settings, evaluator, timeout) as executor,
         searching(settings, model) as search,
         held(file_of(settings, search.model, state)) as file,
     ):
@@ -98,7 +101,7 @@ def run(
 
         cost: dict[str, Any] = {}
         if isinstance(search, RemoteSearch) and evaluator == BUILT_IN:
-            if jobs > 1 or timeout is not None:
+            if settings.jobs > 1 or timeout is not None:
                 raise FlagError(
                     "the server's evaluator judges one state at a time, within its own limit: "
                     "leave out --jobs and --timeout",
@@ -106,8 +109,19 @@ def run(
                 )
             going = search.judged_there(going, most, told)
         else:
-            with _judge(settings, search, command, evaluator, metric, timeout, jobs) as judge:
-                ran = running.run(going, search, judge, jobs=jobs, most=most, told=told)
+            if (
+                executor is not None
+                and isinstance(search, RemoteSearch)
+                and settings.executor == "ray"
+            ):
+                raise FlagError(
+                    "states of a server are judged by processes of this machine; for a Ray cluster "
+                    "name the log by --database",
+                    param="executor",
+                )
+            judge = _judge(settings, command, evaluator, metric, timeout, executor is not None)
+            judges = panel(search, judge, executor or ALONE)
+            ran = running.run(going, search, judges, most=most, told=told)
             going = ran.bisection
             cost = {"judging_s": round(ran.judging_s, 3), "path_bytes": ran.path_bytes}
         bisection.save(file, going)
@@ -132,27 +146,36 @@ def _require_same(going: Bisection, rules: Rules) -> None:
         )
 
 
-@contextlib.contextmanager
+def _sharing(
+    settings: Settings, evaluator: str | None, timeout: float | None
+) -> AbstractContextManager[Executor | None]:
+    """What judges; None where one judge does so in this process.
+
+    An evaluator that has a limit is in a process that can be ended.
+    """
+    apart = evaluator is not None and timeout is not None
+    if settings.jobs == 1 and settings.executor == "local" and not apart:
+        return nullcontext()
+    return sharing(settings, for_judges)
+
+
 def _judge(
     settings: Settings,
-    search: Search,
     command: list[str] | None,
     evaluator: str | None,
     metric: str | None,
     timeout: float | None,
-    jobs: int,
-) -> "Iterator[Judge]":
+    elsewhere: bool,
+) -> "Judge | NamedJudge":
     if command is not None:
         from weightledger.ledger.debug.bisect.judges import CommandJudge
 
-        yield CommandJudge(command, timeout_s=timeout, metric=metric)
-        return
-    from weightledger.api.evaluating import Evaluating, EvaluatingApart, Subject
+        told = CommandJudge(command, timeout_s=timeout, metric=metric)
+        return told.named if elsewhere else told
+    from weightledger.api.evaluating import Evaluating, Subject
 
     assert evaluator is not None
     subject = Subject(settings.model, settings.data_dir, evaluator)
-    if jobs == 1 and timeout is None:
-        yield Evaluating(subject)
-        return
-    with EvaluatingApart(subject, jobs, timeout) as judge:
-        yield judge
+    if elsewhere:
+        return Evaluating.named(subject, timeout)
+    return Evaluating(subject.model, subject.data_dir, subject.evaluator)

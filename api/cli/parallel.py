@@ -1,5 +1,6 @@
 """Where a command's work is done: by how many processes, or on a Ray cluster."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from weightledger.api.server.settings import Settings
@@ -10,6 +11,33 @@ SHARED = ("jobs", "executor", "ray_address")
 """The settings that such a command has flags for."""
 
 
-def sharing(settings: Settings) -> AbstractContextManager[Executor]:
-    """The executor that the settings choose; nothing of it is left afterwards."""
-    return executing(settings.executor, settings.jobs, settings.ray_address)
+def sharing(settings: Settings, prepare: Callable[[], None]) -> AbstractContextManager[Executor]:
+    """The executor that the settings choose; nothing of it is left afterwards.
+
+    Entered before anything is opened: processes of this machine are forked, once this one has what
+    their tasks `prepare` for.
+    """
+    return executing(settings.executor, settings.jobs, settings.ray_address, prepare=prepare)
+
+
+def for_chains() -> None:
+    """What checking the chain of a log takes."""
+    from weightledger.ledger.audit import parallel  # noqa: F401
+
+
+def for_states() -> None:
+    """What rebuilding and comparing states takes, the loops for the commonest type with it."""
+    import numpy as np
+
+    from weightledger.ledger.audit import parallel, states  # noqa: F401
+    from weightledger.ledger.codecs.warming import warm
+    from weightledger.ledger.debug import diff, replaying  # noqa: F401
+
+    warm([np.dtype(np.uint32)])
+
+
+def for_judges() -> None:
+    """What judging states by a command or an evaluator takes."""
+    from weightledger.api import evaluating  # noqa: F401
+
+    for_states()

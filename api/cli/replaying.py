@@ -13,7 +13,7 @@ from weightledger.api.cli import output
 from weightledger.api.cli.files import replacing
 from weightledger.api.cli.local import Local
 from weightledger.api.cli.options import WHERE, Json, Model, configured
-from weightledger.api.cli.parallel import SHARED, sharing
+from weightledger.api.cli.parallel import SHARED, for_states, sharing
 from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.sources import FlagError
@@ -74,7 +74,7 @@ def replay(
     if len(positions) > 1 and (without or hugging_face):
         raise FlagError("several positions are written as safetensors, as they were", param="to")
     what = {"without": list(without or ()), "mode": mode, "only_after": only_after}
-    with reading(settings, model) as source, sharing(settings) as executor:
+    with sharing(settings, for_states) as executor, reading(settings, model) as source:
         if out is None:
             told = [source.what_if({"to": positions[0], **what})]
         elif hugging_face is not None:

@@ -4,15 +4,11 @@ Behind a server the search is the same: it says which states to judge, and gives
 """
 
 import contextlib
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from weightledger.api.cli.local import Local
 from weightledger.api.cli.remote import Remote
@@ -20,9 +16,11 @@ from weightledger.api.cli.source import reading
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.debug.bisect import reporting, session
 from weightledger.ledger.debug.bisect.bisection import Bisection, Judged, Rules
+from weightledger.ledger.debug.bisect.downloaded import Downloaded
+from weightledger.ledger.debug.bisect.panels import Place
 from weightledger.ledger.debug.bisect.search import Verdict
 from weightledger.ledger.debug.drawn import search_picture
-from weightledger.ledger.errors import JudgeFailed, StorageError
+from weightledger.ledger.errors import JudgeFailed
 from weightledger.ledger.history.reader import History
 
 Item = dict[str, Any]
@@ -51,27 +49,6 @@ class LocalSearch(session.Here):
     def picture(self, going: Bisection) -> str:
         """Where it has come to, as SVG."""
         return search_picture(reporting.chances(self._history, going))
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """A state that a server gave, in a file."""
-
-    seq: int
-    version: str | None
-    file: Path
-
-    @property
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """The model's tensors by bare name; those beside them by full name."""
-        return load_file(self.file)
-
-    def write(self, out: Path) -> None:
-        """The file as the server gave it, under another name."""
-        try:
-            shutil.copyfile(self.file, out)
-        except OSError as error:
-            raise StorageError(f"cannot write {out}: {error}") from error
 
 
 class RemoteSearch:
@@ -103,18 +80,23 @@ class RemoteSearch:
         return self._remote.bisect_picture({"search": going.to_json()})
 
     def probes(self, bisection: Bisection, most: int) -> list[int]:
-        """The seqs of the states to judge next."""
+        """The seqs of the states to judge next; the files of those before go."""
+        for old in self._folder.iterdir():
+            old.unlink()
         asked = {"search": bisection.to_json(), "probes": most}
         return list(self._remote.bisect(asked)["probes"])
 
     def state(self, seq: int) -> Downloaded:
-        """A state in a file, which is there until the next one is asked for."""
-        for old in self._folder.iterdir():
-            old.unlink()
+        """A state in a file, which is there until it is asked what to judge next."""
         file = self._folder / f"seq-{seq}.safetensors"
         facts = self._remote.save({"to": f"seq:{seq}"}, file)
         self.read_bytes += file.stat().st_size
         return Downloaded(seq, facts["version"] or None, file)
+
+    def place(self, seq: int) -> Place:
+        """The file, for other processes of this machine."""
+        state = self.state(seq)
+        return {"seq": seq, "version": state.version, "file": str(state.file)}
 
     def judged_there(self, going: Bisection, most: int, told: Told) -> Bisection:
         """Have the server's own evaluator judge, a state at a time, until the search is over."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from weightledger.api.cli import output
 from weightledger.api.cli.local import opened
 from weightledger.api.cli.options import WHERE, Json, Model, configured
-from weightledger.api.cli.parallel import SHARED, sharing
+from weightledger.api.cli.parallel import SHARED, for_chains, for_states, sharing
 from weightledger.api.cli.source import writing
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.audit import checkpoints, marks, notes
@@ -82,8 +82,8 @@ def verify(
     server = writing(settings, model) if live else None  # told before the long work, not after it
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn())
     with (
+        sharing(settings, for_chains if quick else for_states) as executor,
         opened(settings, model, guarded=False) as history,
-        sharing(settings) as executor,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task("events")

@@ -75,7 +75,7 @@ def rebuild(
     from weightledger.ledger.audit import states  # needs torch, the chain does not
     from weightledger.ledger.audit.split_payloads import Chunks, check_together
 
-    parts = _shares(history, executor.jobs)
+    parts = _shares(history, executor)
     if len(parts) == 1:
         states.rebuild(history, report, progress, stop, total)
         return
@@ -127,7 +127,7 @@ def check_snapshots(history: History, report: Report, executor: Executor) -> Non
     from weightledger.ledger.audit import states
 
     size = sum(snapshot.size for snapshot in history.store.snapshots())
-    count = worth(size / _BYTES_A_SECOND, executor.jobs)
+    count = worth(size / _BYTES_A_SECOND, executor)
     parts = _by_size(history, count) if count > 1 else []
     if len(parts) < 2:
         states.check_snapshots(history, report)
@@ -166,10 +166,10 @@ def _each(
     return in_order(executor.run(tasks, progress), len(tasks))
 
 
-def _shares(history: History, jobs: int) -> list[Share]:
+def _shares(history: History, executor: Executor) -> list[Share]:
     """Shares that are worth a task each. There is one a job, since each reads every event."""
-    work = _work(history) if jobs > 1 else {}
-    return shares(work, worth(sum(work.values()) / _BYTES_A_SECOND, jobs))
+    work = _work(history) if executor.jobs > 1 else {}
+    return shares(work, worth(sum(work.values()) / _BYTES_A_SECOND, executor))
 
 
 def _by_size(history: History, count: int) -> list[Share]:

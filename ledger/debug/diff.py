@@ -127,7 +127,7 @@ def diff(
     end = digests(history, new, KnownState(old.node, start, _no_tensor))
     names = sorted(differing(start, end))
     ends = (old, start), (new, end)
-    parts = _shares(names, start, end, executor.jobs)
+    parts = _shares(names, start, end, executor)
     if len(parts) > 1:
         measured = _measured_by(executor, history, ends, parts, ranks)
     else:
@@ -202,11 +202,13 @@ def batches(specs: Sequence[TensorSpec]) -> Iterator[list[TensorSpec]]:
         yield batch
 
 
-def _shares(names: Sequence[str], start: StateDigest, end: StateDigest, jobs: int) -> list[Share]:
+def _shares(
+    names: Sequence[str], start: StateDigest, end: StateDigest, executor: Executor
+) -> list[Share]:
     """The shares of the tensors that differ which are worth a task each."""
     specs = {name: start.specs.get(name) or end.specs[name] for name in names}
     work = {name: spec.nbytes for name, spec in specs.items()}
-    return shares(work, worth(sum(work.values()) / _BYTES_A_SECOND, jobs))
+    return shares(work, worth(sum(work.values()) / _BYTES_A_SECOND, executor))
 
 
 def _measured_by(

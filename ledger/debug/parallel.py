@@ -24,14 +24,16 @@ _HERE = "weightledger.ledger.debug.parallel"
 _STATE_BYTES_A_SECOND, _DELTA_BYTES_A_SECOND = 1 << 29, 95 << 20
 
 
-def shares_of(history: History, at: Position, state: StateDigest, jobs: int) -> list[Share]:
+def shares_of(
+    history: History, at: Position, state: StateDigest, executor: Executor
+) -> list[Share]:
     """The shares of a state that are worth a task each to rebuild; one where that is all of it."""
     work = {name: spec.nbytes for name, spec in state.specs.items()}
     size = sum(work.values())
-    way = history.ways.travel(at.node, lambda _, path: path) if jobs > 1 else None
+    way = history.ways.travel(at.node, lambda _, path: path) if executor.jobs > 1 else None
     deltas = max(0, way.size - size) if way else 0
     seconds = size / _STATE_BYTES_A_SECOND + deltas / _DELTA_BYTES_A_SECOND
-    return shares(work, worth(seconds, jobs))
+    return shares(work, worth(seconds, executor))
 
 
 def save(
@@ -43,7 +45,7 @@ def save(
     """
     at = history.resolve(position)
     state = history.digests(at.node)
-    parts = shares_of(history, at, state, executor.jobs)
+    parts = shares_of(history, at, state, executor)
     if len(parts) == 1:
         replayed = Walker(history).to(at.node)
         replayed.write(out)

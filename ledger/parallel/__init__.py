@@ -11,7 +11,10 @@ The contract
   then, which raises Cancelled once nobody waits for it any more.
 - What a task raises is raised to who waits, LedgerErrors as they were.
 - Results come as they are finished, each with its task's number. Who stops asking for them ends
-  the tasks that are at work.
+  the tasks that are at work, and the commands that they started by `parallel.commands`.
+- A task that calls what is not ours, and so may never come back, is done `apart`: by a process
+  that can be ended. With `limit_s` it is ended when it has told nothing for so long, counted from
+  the first time that it tells something, and its result says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,18 +30,29 @@ TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A piece of work: `function` is "package.module:function", `data` its keywords."""
+    """A piece of work: `function` is "package.module:function", `data` its keywords.
+
+    It is done `apart` from the process that asks, or wherever; what has a limit is done apart.
+    """
 
     function: str
     data: Mapping[str, Any]
+    apart: bool = False
+    limit_s: float | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it is left to a process that can be ended."""
+        return self.apart or self.limit_s is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskFinished:
-    """The result of the task with this number."""
+    """The result of the task with this number; None where it was at work for too long."""
 
     number: int
     result: Any
+    late: bool = False
 
 
 class Cancelled(Exception):
@@ -51,6 +65,10 @@ class Executor(Protocol):
     @property
     def jobs(self) -> int:
         """How many tasks are done at once."""
+
+    @property
+    def start_s(self) -> float:
+        """About how many seconds of processor time it takes until another process is at work."""
 
     def run(self, tasks: Sequence[Task], told: Told = ...) -> Iterator[TaskFinished]:
         """Do all tasks; see the contract. `told` counts the work of all of them together.

@@ -1,43 +1,54 @@
 """Processes of this machine, this one among them: the default way to share work out.
 
-This process does tasks as well, in a thread, so that of two jobs one is well under way while the
-other's process, which takes a second to import what it needs, begins. Workers stay for the next
-round of tasks until `close`.
+This process does tasks as well, in a thread, but for those that are done apart. Workers stay for
+the next round of tasks until `close`.
 """
 
-import contextlib
 import os
 import selectors
-import subprocess
-import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from weightledger.ledger.errors import LedgerError, WorkersDied
 from weightledger.ledger.parallel import TRIES, Cancelled, Task, TaskFinished, Told, untold
-from weightledger.ledger.parallel.doing import Answer, asked, do, result_of, unpack
-from weightledger.ledger.parallel.frames import receive, send
+from weightledger.ledger.parallel.doing import Answer, asked, do, result_of
+from weightledger.ledger.parallel.local_workers import Worker, forks
+
+_IMPORTS_S = 1.5
+"""Processor time that an interpreter of its own takes to import what it works with."""
+
+_FORK_S = 0.05
 
 
 class LocalExecutor:
-    """`ledger.parallel.Executor` over `jobs` processes, this one included."""
+    """`ledger.parallel.Executor` over `jobs` processes, this one included.
 
-    def __init__(self, jobs: int) -> None:
+    With `prepare`, which imports what tasks will, as many are forked at once as there may be tasks
+    that are done apart; for a program that has opened nothing yet (`local_workers`).
+    """
+
+    def __init__(self, jobs: int, prepare: Callable[[], None] | None = None) -> None:
         self._jobs = jobs
-        self._idle: list[_Worker] = []
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._idle = forks(jobs, prepare, self._threads) if prepare and jobs > 1 else []
+        self._forked = bool(self._idle)
 
     @property
     def jobs(self) -> int:
         return self._jobs
 
+    @property
+    def start_s(self) -> float:
+        return _FORK_S if self._forked else _IMPORTS_S
+
     def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[TaskFinished]:
         """Do all tasks; see `ledger.parallel`."""
-        if self._jobs == 1 or len(tasks) <= 1:
+        if (self._jobs == 1 or len(tasks) <= 1) and not any(task.is_apart for task in tasks):
             yield from _alone(tasks, told)
             return
-        round_ = _Round(tasks, told, self._idle, self._jobs)
+        round_ = _Round(tasks, told, self._idle, self._jobs, self._threads)
         try:
             yield from round_.results()
         finally:
@@ -46,7 +57,7 @@ class LocalExecutor:
     def close(self) -> None:
         """End the workers."""
         for worker in self._idle:
-            worker.kill()
+            worker.end()
         self._idle = []
 
 
@@ -88,59 +99,23 @@ class _Progress:
         self._told(sum(d for d, _ in parts), sum(t or largest for _, t in parts))
 
 
-class _Worker:
-    """A process that does one task at a time."""
-
-    def __init__(self, threads: int) -> None:
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        self._process = subprocess.Popen(
-            # -P: a file of the current folder takes no module's place.
-            [sys.executable, "-P", "-m", "weightledger.ledger.parallel.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self.number: int | None = None
-
-    def fileno(self) -> int:
-        return self._out.fileno()
-
-    def begin(self, number: int, task: Task) -> None:
-        self.number = number
-        # Where it died while idle, the end of its output tells.
-        with contextlib.suppress(BrokenPipeError):
-            send(self._in.fileno(), asked(task))
-
-    def message(self) -> Any:
-        """The next thing it says; None when it died."""
-        data = receive(self._out.fileno())
-        return None if data is None else unpack(data)
-
-    def kill(self) -> int:
-        """End it, however busy; its exit status."""
-        self._process.kill()
-        status = self._process.wait()
-        self._in.close()
-        self._out.close()
-        return status
-
-
 class _Round:
     """Tasks at work, until all are done."""
 
-    def __init__(self, tasks: Sequence[Task], told: Told, idle: Sequence[_Worker], jobs: int):
+    def __init__(
+        self, tasks: Sequence[Task], told: Told, idle: Sequence[Worker], jobs: int, threads: int
+    ) -> None:
         self._tasks = tasks
         self._progress = _Progress(len(tasks), told)
-        self._fresh = deque(range(len(tasks)))
-        self._again: deque[int] = deque()
+        numbers = range(len(tasks))
+        self._anywhere = deque(n for n in numbers if not tasks[n].is_apart)
+        self._apart = deque(n for n in numbers if tasks[n].is_apart)
+        """What workers alone do, also what has to be done again since one died of it."""
+        self._most = jobs - 1 if self._anywhere else jobs
         self._tries = [0] * len(tasks)
         self._idle = list(idle)
-        self._busy: set[_Worker] = set()
-        self._jobs = jobs
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._busy: set[Worker] = set()
+        self._threads = threads
         self._selector = selectors.DefaultSelector()
         self._cancelled = threading.Event()
         self._done_here: deque[tuple[int, Answer | BaseException]] = deque()
@@ -154,17 +129,18 @@ class _Round:
         left = len(self._tasks)
         while left:
             self._share_out()
-            for key, _ in self._selector.select():
-                for finished in self._hear(key.data):
-                    self._progress.finished(finished.number)
-                    left -= 1
-                    yield finished
+            heard = [one for key, _ in self._selector.select(self._patience_s()) for one in
+                     self._hear(key.data)]  # fmt: skip
+            for finished in [*heard, *self._late()]:
+                self._progress.finished(finished.number)
+                left -= 1
+                yield finished
 
-    def end(self) -> list[_Worker]:
+    def end(self) -> list[Worker]:
         """Stop what is still at work; the workers that are free for another round."""
         self._cancelled.set()
         for worker in self._busy:
-            worker.kill()
+            worker.end()
         if self._here.ident is not None:
             self._here.join()
         self._selector.close()
@@ -173,22 +149,22 @@ class _Round:
         return self._idle
 
     def _share_out(self) -> None:
-        while self._again or self._fresh:
-            if not self._idle:
-                if len(self._busy) >= self._jobs - 1:
-                    return
-                self._idle.append(_Worker(self._threads))
+        while self._apart or self._anywhere:
+            if len(self._busy) >= self._most:
+                return
             try:
-                number = (self._again or self._fresh).popleft()
+                number = (self._apart or self._anywhere).popleft()
             except IndexError:  # this process took it
                 return
+            if not self._idle:
+                self._idle.append(Worker.started(self._threads))
             worker = self._idle.pop()
             self._busy.add(worker)
             self._selector.register(worker, selectors.EVENT_READ, worker)
             self._tries[number] += 1
             worker.begin(number, self._tasks[number])
 
-    def _hear(self, worker: _Worker | None) -> Iterator[TaskFinished]:
+    def _hear(self, worker: Worker | None) -> Iterator[TaskFinished]:
         if worker is None:
             os.read(self._heard, 1)
             number, answer = self._done_here.popleft()
@@ -201,16 +177,33 @@ class _Round:
         message = worker.message()
         if message is not None and "done" in message:
             self._progress.of(number_there, message["done"], message["total"])
+            worker.told(self._tasks[number_there])
             return
         self._selector.unregister(worker)
         self._busy.discard(worker)
         if message is None:
-            self._died(number_there, worker.kill())
+            self._died(number_there, worker.end())
             return
         self._idle.append(worker)
         if "fault" in message:
             raise LedgerError(f"a parallel task failed:\n{message['fault']}")
         yield TaskFinished(number_there, result_of(message))
+
+    def _patience_s(self) -> float | None:
+        """Seconds until a task has been at work for too long; None where none has a limit."""
+        deadlines = [worker.deadline for worker in self._busy if worker.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _late(self) -> Iterator[TaskFinished]:
+        """End the workers that have been at one task for too long."""
+        now = time.monotonic()
+        for worker in list(self._busy):
+            if worker.deadline is not None and worker.deadline <= now:
+                assert worker.number is not None
+                self._selector.unregister(worker)
+                self._busy.discard(worker)
+                worker.end()
+                yield TaskFinished(worker.number, None, late=True)
 
     def _died(self, number: int, status: int) -> None:
         if self._tries[number] >= TRIES:
@@ -218,13 +211,13 @@ class _Round:
                 f"a parallel task was begun {TRIES} times and its process died each time, last "
                 f"with status {status}{' (killed: was there memory for it?)' * (status == -9)}"
             )
-        self._again.append(number)
+        self._apart.append(number)
 
     def _work_here(self) -> None:
         """This process's part of the tasks; one whose worker died is left to other workers."""
         while not self._cancelled.is_set():
             try:
-                number = self._fresh.popleft()
+                number = self._anywhere.popleft()
             except IndexError:
                 return
 

@@ -10,7 +10,9 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 from weightledger.ledger.errors import ExecutorUnavailable, LedgerError, WorkersDied
@@ -20,8 +22,9 @@ from weightledger.ledger.parallel.doing import asked, do, result_of
 PATIENCE_S = 60.0
 """How long a cluster may be without room for one task."""
 
+_IMPORTS_S = 2.0
 _CONNECT_S = 5.0
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.5
 
 
 class RayExecutor:
@@ -58,20 +61,38 @@ class RayExecutor:
     def jobs(self) -> int:
         return self._jobs
 
+    @property
+    def start_s(self) -> float:
+        return _IMPORTS_S
+
     def run(self, tasks: Sequence[Task], told: Told = untold) -> Iterator[TaskFinished]:
-        """Do all tasks; see `ledger.parallel`. Told is how many are finished."""
+        """Do all tasks; see `ledger.parallel`. Told is how many are finished.
+
+        The limit of a task is counted from when the cluster is given it.
+        """
         ray = self._ray
         self._wait_for_room()
         remote = ray.remote(_do_there).options(num_cpus=1, max_retries=TRIES - 1)
-        waiting = dict(enumerate(tasks))
+        waiting = deque(enumerate(tasks))
         at_work: dict[Any, int] = {}
+        deadlines: dict[Any, float] = {}
         finished = 0
         try:
             while waiting or at_work:
                 while waiting and len(at_work) < self._jobs:
-                    number, task = waiting.popitem()
-                    at_work[remote.remote(asked(task))] = number
+                    number, task = waiting.popleft()
+                    begun = remote.remote(asked(task))
+                    at_work[begun] = number
+                    if task.limit_s is not None:
+                        deadlines[begun] = time.monotonic() + task.limit_s
                 done, _ = ray.wait(list(at_work), timeout=_LOOK_EVERY_S)
+                late = [one for one in at_work if deadlines.get(one, inf) <= time.monotonic()]
+                for one in late:
+                    if one not in done:
+                        ray.cancel(one, force=True)
+                        finished += 1
+                        told(finished, len(tasks))
+                        yield TaskFinished(at_work.pop(one), None, late=True)
                 for one in done:
                     number = at_work.pop(one)
                     result = self._result(one)

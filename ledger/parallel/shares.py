@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from weightledger.ledger.parallel import Executor
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -38,13 +40,11 @@ EVERYTHING = Share()
 SHORTEST_S = 0.5
 """Seconds of work that are worth a task."""
 
-START_S = 1.5
-"""Seconds that a process needs to import what it works with."""
 
-
-def worth(seconds: float, jobs: int) -> int:
+def worth(seconds: float, executor: Executor) -> int:
     """How many tasks so many seconds of work are worth; 1 where sharing would gain nothing."""
-    return 1 if jobs == 1 or seconds < 2 * START_S else min(jobs, int(seconds / SHORTEST_S))
+    least_s = 2 * max(SHORTEST_S, executor.start_s)
+    return 1 if seconds < least_s else min(executor.jobs, int(seconds / SHORTEST_S))
 
 
 def shares(work: Mapping[str, int], count: int) -> list[Share]:

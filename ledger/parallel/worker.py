@@ -11,28 +11,37 @@ import sys
 import threading
 import time
 import traceback
+from typing import NoReturn
 
-from weightledger.ledger.parallel import Cancelled
+from weightledger.ledger.parallel import Cancelled, commands
 from weightledger.ledger.parallel.doing import do, pack
 from weightledger.ledger.parallel.frames import receive, send
+
+_STDOUT, _STDERR = 1, 2
 
 _TELL_EVERY_S = 0.1
 
 
 def main() -> None:
-    """Do what comes until nothing can come any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    """Work off what comes on standard input."""
     out = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    work_off(sys.stdin.fileno(), out)
+
+
+def work_off(into: int, out: int) -> NoReturn:
+    """Do what comes until nothing can come any more, which ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    os.dup2(_STDERR, _STDOUT)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    threading.Thread(target=_listen, args=(into, requests), daemon=True).start()
     while True:
         _work(requests.get(), out)
 
 
-def _listen(requests: "queue.SimpleQueue[bytes]") -> None:
-    while (request := receive(sys.stdin.fileno())) is not None:
+def _listen(into: int, requests: "queue.SimpleQueue[bytes]") -> None:
+    while (request := receive(into)) is not None:
         requests.put(request)
+    commands.end_all()
     os._exit(0)
 
 

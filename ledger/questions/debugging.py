@@ -6,6 +6,7 @@ from typing import Any
 
 from weightledger.ledger.debug.bisect import session
 from weightledger.ledger.debug.bisect.bisection import Rules
+from weightledger.ledger.debug.bisect.judges import NamedJudge
 from weightledger.ledger.debug.blame import Blame, blame
 from weightledger.ledger.debug.diff import StateDiff, diff
 from weightledger.ledger.debug.each import Each, each
@@ -15,6 +16,8 @@ from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.debug.whatif.asking import what_if
 from weightledger.ledger.debug.whatif.state import Mode, WhatIf
 from weightledger.ledger.monitoring.evaluation import Scores
+from weightledger.ledger.parallel import Executor
+from weightledger.ledger.parallel.local import ALONE
 from weightledger.ledger.questions.about import About
 
 
@@ -52,16 +55,18 @@ class Debugging(About):
         self,
         good: str,
         bad: str,
-        judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None],
+        judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None] | NamedJudge,
         *,
         rules: Rules | None = None,
+        executor: Executor = ALONE,
     ) -> dict[str, Any]:
         """Find the state change between two positions that made the model bad.
 
         `judge` gets a state (`.weights`, `.seq`, `.version`) and says True for good, False for bad,
-        None where it cannot be judged; with `rules.metric` it gives metrics. See `debug.bisect`.
+        None where it cannot be judged; with `rules.metric` it gives metrics. A `NamedJudge` judges
+        several states at once, on `executor`. See `debug.bisect`.
         """
-        return session.bisect(self.history, good, bad, judge, rules)
+        return session.bisect(self.history, good, bad, judge, rules, executor)
 
     def blame(
         self,

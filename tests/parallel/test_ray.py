@@ -53,7 +53,7 @@ def test_a_verification_says_what_one_process_says(
     cluster: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when a worker is killed on the way."""
-    monkeypatch.setattr(audit, "worth", lambda seconds, jobs: jobs)
+    monkeypatch.setattr(audit, "worth", lambda seconds, executor: executor.jobs)
     url = f"sqlite:///{tmp_path}/ledger.db"
     write(url, str(tmp_path / "blobs"))
     alone = report_of(url, Here(1))

@@ -86,8 +86,8 @@ def in_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small work is shared out too."""
-    monkeypatch.setattr(audit, "worth", lambda seconds, jobs: jobs)
-    monkeypatch.setattr(debug, "worth", lambda seconds, jobs: jobs)
+    monkeypatch.setattr(audit, "worth", lambda seconds, executor: executor.jobs)
+    monkeypatch.setattr(debug, "worth", lambda seconds, executor: executor.jobs)
     monkeypatch.setattr(audit, "_STRETCH", 4)
 
 
@@ -96,6 +96,7 @@ class Here:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self.start_s = 0.0
 
     def run(self, tasks: Any, told: Told = untold) -> Iterator[TaskFinished]:
         for number, task in enumerate(tasks):
@@ -257,7 +258,7 @@ def test_what_differs_is_the_same_by_shares(
     in_folder: str, two: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every number, also those that JSON has no words for."""
-    monkeypatch.setattr(comparing, "worth", lambda seconds, jobs: jobs)
+    monkeypatch.setattr(comparing, "worth", lambda seconds, executor: executor.jobs)
     with reading(in_folder, MODEL) as history:
         alone = comparing.diff(history, "seq:0", "head")
         shared = comparing.diff(history, "seq:0", "head", executor=two)

@@ -1,7 +1,8 @@
 """Judges: who says whether a state is good.
 
-A judge gets a state and answers later, so that several can be at it at once. A command runs in a
-process group of its own, which is killed when it takes too long; an evaluator is called here.
+A command runs in a process group of its own, which is killed when it takes too long; an evaluator
+is called. A judge who is known by name can be made in another process too, so that several states
+are judged at once (`panels`).
 """
 
 import contextlib
@@ -9,10 +10,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from weightledger.ledger.errors import JudgeFailed, LedgerError
 from weightledger.ledger.monitoring.evaluation import Scores, scores_of
+from weightledger.ledger.parallel.commands import command
 
 GOOD, SKIP, ABORTS = 0, 125, 128
 _STDERR = 2
@@ -59,54 +59,43 @@ class StateToJudge(Protocol):
         """All of it to a safetensors file, whose metadata say which state it is."""
 
 
-class Judging(Protocol):
-    """A judge at work on one state."""
-
-    def wait(self) -> JudgeVerdict:
-        """Its answer; JudgeFailed where it fails."""
-
-    def close(self) -> None:
-        """Stop it where it is still at work; nothing of it is left."""
-
-
 class Judge(Protocol):
     """Judges states."""
 
-    def ask(self, state: StateToJudge) -> Judging:
-        """Begin to judge a state. Raises JudgeFailed."""
+    def judge(self, state: StateToJudge) -> JudgeVerdict:
+        """What it says of a state. Raises JudgeFailed."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    """What was answered at once."""
+class NamedJudge:
+    """A judge as plain data: `made_by` is "package.module:callable", `data` its keywords.
 
-    answer: JudgeVerdict
+    With `limit_s` whoever has it judge ends it after so long.
+    """
 
-    def wait(self) -> JudgeVerdict:
-        return self.answer
-
-    def close(self) -> None:
-        pass
+    made_by: str
+    data: Mapping[str, Any]
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CalledJudge:
     """A function in this process: of a state it says True, False or None, or gives metrics."""
 
-    judge: Callable[[Any], bool | Mapping[str, float] | Scores | None]
+    function: Callable[[Any], bool | Mapping[str, float] | Scores | None]
 
-    def ask(self, state: StateToJudge) -> Judging:
+    def judge(self, state: StateToJudge) -> JudgeVerdict:
         try:
-            said = self.judge(state)
-            if not isinstance(said, bool | None):
-                return _Answered(JudgeVerdict(None, scores_of(said).metrics))
+            verdict = self.function(state)
+            if not isinstance(verdict, bool | None):
+                return JudgeVerdict(None, scores_of(verdict).metrics)
         except LedgerError:
             raise
         except Exception as error:
             raise JudgeFailed(
                 f"the evaluator failed on the state at seq:{state.seq}: {error!r}"
             ) from error
-        return _Answered(JudgeVerdict(said))
+        return JudgeVerdict(verdict)
 
 
 class CommandJudge:
@@ -130,71 +119,39 @@ class CommandJudge:
             raise JudgeFailed(f"the judge cannot be run: there is no command {name!r}")
         self._command, self.timeout_s, self.metric = list(command), timeout_s, metric
 
-    def ask(self, state: StateToJudge) -> Judging:
-        folder = tempfile.TemporaryDirectory(prefix="weightledger-bisect-")
-        try:
-            file = Path(folder.name) / f"seq-{state.seq}.safetensors"
+    @property
+    def named(self) -> NamedJudge:
+        """The same for another process."""
+        data = {"command": self._command, "timeout_s": self.timeout_s, "metric": self.metric}
+        return NamedJudge(f"{__name__}:{type(self).__name__}", data)
+
+    def judge(self, state: StateToJudge) -> JudgeVerdict:
+        with tempfile.TemporaryDirectory(prefix="weightledger-bisect-") as folder:
+            file = Path(folder) / f"seq-{state.seq}.safetensors"
             state.write(file)
-            printed = Path(folder.name) / "printed"
-            return _Running(self._started(state, file, printed), state.seq, folder, self)
-        except BaseException:
-            folder.cleanup()
-            raise
+            environment = {
+                **os.environ,
+                "WEIGHTLEDGER_SEQ": str(state.seq),
+                "WEIGHTLEDGER_VERSION": state.version or "",
+            }
+            printed = Path(folder) / "printed"
+            with printed.open("wb") as out, contextlib.ExitStack() as at_work:
+                # What a judge prints is for people: standard output is ours, and may be JSON.
+                shown = _STDERR if self.metric is None else out
+                try:
+                    process = at_work.enter_context(
+                        command([*self._command, str(file)], shown, environment)
+                    )
+                except OSError as error:
+                    raise JudgeFailed(f"the judge cannot be run: {error}") from error
+                try:
+                    status = process.wait(self.timeout_s)
+                except subprocess.TimeoutExpired:
+                    return JudgeVerdict(None, timed_out=True)
+            return self._answer(status, state.seq, printed)
 
-    def _started(self, state: StateToJudge, file: Path, printed: Path) -> "subprocess.Popen[bytes]":
-        environment = {
-            **os.environ,
-            "WEIGHTLEDGER_SEQ": str(state.seq),
-            "WEIGHTLEDGER_VERSION": state.version or "",
-        }
-        with printed.open("wb") as out:
-            # What a judge prints is for people: standard output is ours, and may be JSON.
-            shown = out if self.metric is not None else _STDERR
-            try:
-                return subprocess.Popen(
-                    [*self._command, str(file)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=shown,
-                    env=environment,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise JudgeFailed(f"the judge cannot be run: {error}") from error
-
-
-class _Running:
-    """A command at work."""
-
-    def __init__(
-        self,
-        process: "subprocess.Popen[bytes]",
-        seq: int,
-        folder: "tempfile.TemporaryDirectory[str]",
-        judge: CommandJudge,
-    ) -> None:
-        self._process, self._seq, self._folder, self._judge = process, seq, folder, judge
-        timeout_s = judge.timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-
-    def wait(self) -> JudgeVerdict:
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        try:
-            status = self._process.wait(left)
-            return self._answer(status)
-        except subprocess.TimeoutExpired:
-            return JudgeVerdict(None, timed_out=True)
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._folder.cleanup()
-
-    def _answer(self, status: int) -> JudgeVerdict:
-        seq, metric = self._seq, self._judge.metric
+    def _answer(self, status: int, seq: int, printed: Path) -> JudgeVerdict:
+        metric = self.metric
         if status < 0 or status >= ABORTS:
             how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
             raise JudgeFailed(
@@ -210,7 +167,7 @@ class _Running:
                 f"the judge ended with status {status} on the state at seq:{seq}; with a metric it "
                 "has to end with 0, or with 125 where the state cannot be judged"
             )
-        return JudgeVerdict(None, _metrics(metric, Path(self._folder.name) / "printed", seq))
+        return JudgeVerdict(None, _metrics(metric, printed, seq))
 
 
 def _metrics(metric: str, printed: Path, seq: int) -> dict[str, float]:

@@ -1,20 +1,16 @@
 """Letting a judge decide: walk to what is to be judged, ask, remember, until it is known."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from weightledger.ledger.debug.bisect.bisection import MOST_EVALUATIONS, Bisection, Judged
-from weightledger.ledger.debug.bisect.judges import (
-    Judge,
-    JudgeVerdict,
-    Judging,
-    StateToJudge,
-    score_of,
-)
+from weightledger.ledger.debug.bisect.judges import JudgeVerdict, score_of
+from weightledger.ledger.debug.bisect.panels import JudgePanel
 from weightledger.ledger.debug.bisect.search import Verdict
-from weightledger.ledger.errors import JudgeFailed, Pruned
+from weightledger.ledger.errors import JudgeFailed
 
 MOST_TIMEOUTS = 3
 """States in a row that a judge may take too long for before it is taken for broken."""
@@ -30,20 +26,13 @@ class Searched(Protocol):
         is noticed. Raises InvalidRequest where the verdicts contradict each other.
         """
 
-    def state(self, seq: int) -> StateToJudge:
-        """The state after the state-changing event `seq`; Pruned where gc dropped it."""
-
-    @property
-    def read_bytes(self) -> int:
-        """What moving between the states has read so far."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ran:
     """What a run came to: the bisection with its verdicts, and what it cost.
 
-    `evaluations` counts the states that were judged, `judging_s` the seconds spent waiting for
-    judges, `path_bytes` what moving between the states read.
+    `evaluations` counts the states that were judged, `judging_s` the seconds that judges
+    took together, `path_bytes` what moving between the states read.
     """
 
     bisection: Bisection
@@ -55,69 +44,51 @@ class Ran:
 def run(
     bisection: Bisection,
     searched: Searched,
-    judge: Judge,
+    panel: JudgePanel,
     *,
-    jobs: int = 1,
     most: int = MOST_EVALUATIONS,
     most_s: float | None = None,
     told: Callable[[Bisection, Judged], None] = lambda bisection, judged: None,
 ) -> Ran:
-    """Ask the judge until the step is known, `most` states were judged, or none is left to judge.
+    """Ask the panel until the step is known, `most` states were judged, or none is left to judge.
 
     After `most_s` seconds no further state is taken up. `told` is called after each verdict, to
     keep it. A state that gc dropped, and one that takes the judge too long, counts as one that
     cannot be judged. Raises JudgeFailed where the judge fails, or calls the good end bad or the bad
     end good, and InvalidRequest where it contradicts itself; what was told before stands.
     """
-    run = _Run(bisection, searched, judge, told)
+    run = _Run(bisection, told)
     until = None if most_s is None else time.monotonic() + most_s
     while run.evaluations < most and (until is None or time.monotonic() < until):
-        seqs = searched.probes(run.bisection, min(jobs, most - run.evaluations))
+        seqs = searched.probes(run.bisection, min(panel.jobs, most - run.evaluations))
         if not seqs:
             break
-        run.judge(seqs)
-    return Ran(run.bisection, run.evaluations, run.judging_s, searched.read_bytes)
+        run.judge(panel, seqs)
+    return Ran(run.bisection, run.evaluations, run.judging_s, run.path_bytes)
 
 
 class _Run:
     """One run in progress."""
 
-    def __init__(
-        self,
-        bisection: Bisection,
-        searched: Searched,
-        judge: Judge,
-        told: Callable[[Bisection, Judged], None],
-    ) -> None:
+    def __init__(self, bisection: Bisection, told: Callable[[Bisection, Judged], None]) -> None:
         self.bisection = bisection
         self.evaluations = 0
         self.judging_s = 0.0
-        self._searched, self._judge, self._told = searched, judge, told
+        self.path_bytes = 0
+        self._told = told
         self._timeouts = 0
 
-    def judge(self, seqs: list[int]) -> None:
-        """Judge these states, all at once."""
-        asked: list[tuple[int, float, Judging]] = []
-        try:
-            for seq in seqs:
-                try:
-                    state = self._searched.state(seq)
-                except Pruned as error:
-                    self._tell(Judged(seq, "skip", "judge", detail=str(error)))
+    def judge(self, panel: JudgePanel, seqs: list[int]) -> None:
+        """Have these states judged, as many at once as the panel can."""
+        with contextlib.closing(panel.judge(seqs)) as opinions:
+            for one in opinions:
+                if one.answer is None:
+                    self._tell(Judged(one.seq, "skip", "judge", detail=one.pruned))
                     continue
-                started = time.perf_counter()
-                asked.append((seq, started, self._judge.ask(state)))
-                self.judging_s += time.perf_counter() - started
-            for seq, started, one in asked:
-                waiting = time.perf_counter()
-                answer = one.wait()
-                now = time.perf_counter()
-                self.judging_s += now - waiting
                 self.evaluations += 1
-                self._tell(self._judged(seq, answer, now - started))
-        finally:
-            for _, _, one in asked:
-                one.close()
+                self.judging_s += one.took_s
+                self.path_bytes += one.read_bytes
+                self._tell(self._judged(one.seq, one.answer, one.took_s))
 
     def _judged(self, seq: int, answer: JudgeVerdict, duration_s: float) -> Judged:
         rules = self.bisection.rules

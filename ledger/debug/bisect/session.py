@@ -13,7 +13,8 @@ from weightledger.ledger.debug.bisect.bisection import (
 )
 from weightledger.ledger.debug.bisect.candidates import Candidates
 from weightledger.ledger.debug.bisect.ends import require_own, way
-from weightledger.ledger.debug.bisect.judges import CalledJudge, Judge
+from weightledger.ledger.debug.bisect.judges import CalledJudge, Judge, NamedJudge
+from weightledger.ledger.debug.bisect.panels import Place, panel
 from weightledger.ledger.debug.bisect.reporting import report
 from weightledger.ledger.debug.bisect.running import Ran, run
 from weightledger.ledger.debug.bisect.search import Verdict
@@ -23,6 +24,8 @@ from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.history.positions import resolve
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.evaluation import Scores
+from weightledger.ledger.parallel import Executor
+from weightledger.ledger.parallel.local import ALONE
 
 Said = tuple[Verdict, str | None]
 """A verdict, and the position it is about; None is the state to be judged next."""
@@ -98,6 +101,10 @@ class Here:
         """A state, on the way from the one before."""
         return self._walker.to(seq)
 
+    def place(self, seq: int) -> Place:
+        """Where another process finds a state."""
+        return {"url": self._history.store.home.url, "model": self._history.model, "seq": seq}
+
     @property
     def read_bytes(self) -> int:
         """What the walk has read so far."""
@@ -124,30 +131,37 @@ class Here:
 def judge_all(
     history: History,
     bisection: Bisection,
-    judge: Judge,
+    judge: Judge | NamedJudge,
     *,
-    jobs: int = 1,
+    executor: Executor = ALONE,
     most: int = MOST_EVALUATIONS,
     most_s: float | None = None,
     told: Callable[[Bisection, Judged], None] = lambda bisection, judged: None,
 ) -> Ran:
-    """Let a judge decide until the step is known; see `running.run`."""
-    return run(bisection, Here(history), judge, jobs=jobs, most=most, most_s=most_s, told=told)
+    """Let a judge decide until the step is known; see `running.run`.
+
+    A judge that is known by name judges as many states at once as the executor has jobs.
+    """
+    here = Here(history)
+    return run(bisection, here, panel(here, judge, executor), most=most, most_s=most_s, told=told)
 
 
 def bisect(
     history: History,
     good: str,
     bad: str,
-    judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None],
+    judge: Callable[[ReplayedState], bool | Mapping[str, float] | Scores | None] | NamedJudge,
     rules: Rules | None = None,
+    executor: Executor = ALONE,
 ) -> dict[str, Any]:
     """Find the state change that made a model bad, with a function as judge; see `report`.
 
     The judge gets a state and says True (good), False (bad) or None (cannot be judged); with
-    `rules.metric` it gives metrics instead.
+    `rules.metric` it gives metrics instead. One that is known by name judges several states at
+    once, on `executor`.
     """
-    ran = judge_all(history, start(history, good, bad, rules), CalledJudge(judge))
+    by = judge if isinstance(judge, NamedJudge) else CalledJudge(judge)
+    ran = judge_all(history, start(history, good, bad, rules), by, executor=executor)
     return report(history, ran.bisection)
 
 
