@@ -26,6 +26,10 @@ class ModelConfig:
     model: str
 
 
+MAX_PREPARE_S = 600.0
+"""The longest that a write may wait for replicas to prepare it: other writers wait meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class DynamicUpdateConfig:
     """How a DynamicModelManager behaves.
@@ -40,6 +44,9 @@ class DynamicUpdateConfig:
         `Ledger.open`; None is the database.
     min_version_age_days: versions younger than this stay listed, and restorable, however many.
     two_person_rule: what one person writes waits until another approves it.
+    prepare: which replicas have to build an update's state before it is recorded: "none", "canary"
+        (`prepare_percent` of them, at least one) or "all"; see docs/fleet.md.
+    prepare_timeout_s: how long they have; what is not prepared by then is refused.
     auto_rollback_metrics: which metrics the threshold applies to.
     snapshot_alpha: a snapshot is written when the deltas since the last one reach this multiple
         of the model's bytes.
@@ -74,6 +81,9 @@ class DynamicUpdateConfig:
     evaluator_timeout_s: float = EVALUATOR_TIMEOUT_S
     evaluator_alpha: float = 0.0
     two_person_rule: bool = False
+    prepare: Literal["none", "canary", "all"] = "none"
+    prepare_percent: int = 10
+    prepare_timeout_s: float = 15.0
     min_version_age_days: float = 0.0
     metrics_retention_days: float = 30.0
     keep_operands: Literal["small", "all", "none"] = "small"

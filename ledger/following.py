@@ -27,6 +27,7 @@ def follow(
     wake: Wake,
     limits: Limits | None,
     rolling: int | None,
+    prepares: bool,
     *,
     max_held_versions: int,
     held_versions_wait_s: float,
@@ -45,7 +46,8 @@ def follow(
         held_versions_wait_s=held_versions_wait_s,
         policy=Policy(read_only=refusal(replica)),
     )
-    how = Following(replica, refusal(replica), None, wake, limits or Limits(), rolling)
+    limits = limits or Limits()
+    how = Following(replica, refusal(replica), None, wake, limits, rolling, prepares)
     return Follower(log, how)
 
 

@@ -139,6 +139,7 @@ class Ledger:
         wake: "Wake" = "auto",
         limits: "Limits | None" = None,
         rolling: int | None = None,
+        prepares: bool = False,
         max_held_versions: int = MAX_HELD_VERSIONS,
         held_versions_wait_s: float = HELD_VERSIONS_WAIT_S,
     ) -> "Follower":
@@ -148,8 +149,9 @@ class Ledger:
         model is loaded from the log. It is read-only, warmed up, and gives itself as ready once the
         digest of what it serves is proven; `replica` is its name, by default WEIGHTLEDGER_REPLICA
         or the host's. With `rolling` at most so many replicas change their weights at once
-        (PostgreSQL). Raises NotFound for a model that nobody has registered, WeightsMismatch for
-        an engine of another model. `close` it, or use it as a context.
+        (PostgreSQL). With `prepares` it builds what writers propose before they record it, and
+        says whether it could. Raises NotFound for a model that nobody has registered,
+        WeightsMismatch for an engine of another model. `close` it, or use it as a context.
         """
         from weightledger.ledger.following import follow
 
@@ -162,6 +164,7 @@ class Ledger:
             wake,
             limits,
             rolling,
+            prepares,
             max_held_versions=max_held_versions,
             held_versions_wait_s=held_versions_wait_s,
         )

@@ -40,6 +40,7 @@ from weightledger.ledger.questions import Questions
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.retention import Progress as GcProgress
 from weightledger.ledger.store.blocks import completes
+from weightledger.ledger.store.payloads import checked, from_blobs
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 from weightledger.ledger.writing import commands
@@ -270,6 +271,15 @@ class Log(Questions):
         See `Projector.catch_up`.
         """
         return self._writer.catch_up(to, news)
+
+    def rehearse(self, event: Event, payload: bytes | None) -> bytes:
+        """Build the state that a proposed event would lead to, and show nothing of it.
+
+        `payload` is the inline one; see `Projector.rehearse`.
+        """
+        data = from_blobs(event, self.history.blobs) if payload is None else checked(event, payload)
+        with self._writer.lock:
+            return self.projector.rehearse(self.history, event, data)
 
     def look_after(self) -> None:
         """Look at every live tensor, or have a remote engine show again what it was brought to.

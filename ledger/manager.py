@@ -56,7 +56,7 @@ from weightledger.ledger.writing.commands import (
     RollBack,
 )
 from weightledger.ledger.writing.handlers import row_of
-from weightledger.ledger.writing.policy import Policy
+from weightledger.ledger.writing.policy import Policy, preparing_of
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest
 from weightledger.ledger.writing.update_commands import is_small, update_command
 
@@ -145,6 +145,7 @@ class DynamicModelManager(ManagerReads):
                 versions=self.config.enable_versioning,
                 operands=self.config.keep_operands,
                 two_person=self.config.two_person_rule,
+                prepare=preparing_of(self.config),
                 read_only=None if following is None else following.refusal,
             ),
         )

@@ -32,7 +32,7 @@ def serve(settings: Settings) -> None:
 _FOLLOWING = (
     *("model", "served_model_name", "data_dir", "database", "host", "port", "api_key", "url"),
     *("engine", "engine_url", "engine_api_key", "engine_timeout_s", "engine_wait_s"),
-    *("replica", "wake", "max_stale_s", "max_lag_s", "rolling", "proxy_writes"),
+    *("replica", "wake", "max_stale_s", "max_lag_s", "rolling", "prepares", "proxy_writes"),
     *("max_held_versions", "held_versions_wait_s", "inference_threads", "inference_queue"),
     *("max_body_bytes", "max_loras", "max_lora_rank", "log_level", "log_format"),
     *("oidc_issuer", "oidc_audience"),

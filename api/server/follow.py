@@ -63,7 +63,10 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
             settings.lora_config(),
             config=settings.update_config(),
             ledger=ledger,
-            following=Following(name, refusal(name), url, settings.wake, limits, settings.rolling),
+            following=Following(
+                *(name, refusal(name), url, settings.wake, limits, settings.rolling),
+                prepares=settings.prepares,
+            ),
         )
         opened.callback(manager.close)
         writer = WriterServer(database, settings.url, refusal(name), proxied=settings.proxy_writes)

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from weightledger.ledger.config import (
     DEFAULT_DATA_DIR,
     EVALUATOR_TIMEOUT_S,
+    MAX_PREPARE_S,
     METRICS,
     DynamicUpdateConfig,
 )
@@ -225,6 +226,17 @@ class Settings:
     two_person_rule: bool = setting(
         False, "Whether what one API key writes waits until another one approves it."
     )
+    prepare: Literal["none", "canary", "all"] = setting(
+        "none",
+        "Which replicas have to build an update's state before it is recorded: 'none', 'canary'"
+        " (some of them, always the same) or 'all'; those started with --prepares.",
+    )
+    prepare_percent: Annotated[int, Ge(1), Le(100)] = setting(
+        10, "Of the replicas, at least one, that are the canaries of --prepare canary."
+    )
+    prepare_timeout_s: Annotated[float, Gt(0), Le(MAX_PREPARE_S)] = setting(
+        15.0, "Seconds that they have; an update that is not prepared by then is refused."
+    )
     replica: str | None = setting(
         None, "The name of this replica in the fleet; by default the host's.", serve=False
     )
@@ -248,6 +260,11 @@ class Settings:
         None,
         "How many replicas may change their weights at once; by default all (PostgreSQL; the same"
         " for all).",
+        serve=False,
+    )
+    prepares: bool = setting(
+        False,
+        "Whether a replica builds what the writer proposes before it is recorded (--prepare).",
         serve=False,
     )
     proxy_writes: bool = setting(

@@ -22,6 +22,7 @@ from weightledger.ledger.errors import (
     WeightsMismatch,
 )
 from weightledger.ledger.events import ROLLOUT_CHANGED, Event
+from weightledger.ledger.fleet.preparing import Preparer
 from weightledger.ledger.fleet.readiness import Limits, Readiness, SelfKnowledge, judged
 from weightledger.ledger.fleet.reporting import Reporter
 from weightledger.ledger.history import rollouts
@@ -56,6 +57,8 @@ class Followed(Protocol):
 
     def look_after(self) -> None: ...
 
+    def rehearse(self, event: Event, payload: bytes | None) -> bytes: ...
+
     def verify_live(self) -> tuple[LiveState, StateDigest]: ...
 
 
@@ -64,7 +67,8 @@ class Following:
     """How a server follows: as which replica, reached at `url`, woken up how, within which limits.
 
     `refusal` is what who writes here is told. With `rolling` at most so many replicas change the
-    weights they show at once; None: however many.
+    weights they show at once; None: however many. With `prepares` it builds what writers propose,
+    see `writing.preparing`.
     """
 
     replica: str
@@ -73,6 +77,7 @@ class Following:
     wake: Wake = "auto"
     limits: Limits = field(default_factory=Limits)
     rolling: int | None = None
+    prepares: bool = False
 
 
 class Follower:
@@ -114,6 +119,10 @@ class Follower:
         self._shown = None
         self._note_shown()
         self._reporter.start()
+        self._preparer: Preparer | None = None
+        if how.prepares:
+            mine = how.replica, self._reporter.incarnation
+            self._preparer = Preparer(log, log.history.store.proposals, mine)
         self._thread = threading.Thread(target=self._run, name="ledger-follow", daemon=True)
         self._thread.start()
 
@@ -169,6 +178,8 @@ class Follower:
     def close(self) -> None:
         """Stop following, and say so."""
         self._ending.set()
+        if self._preparer is not None:
+            self._preparer.close()
         self._thread.join()
         if self._slots is not None:
             self._slots.close()

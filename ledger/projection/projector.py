@@ -18,6 +18,7 @@ from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.engines import Engine, HeldVersion, Prepared, RemoteEngine, SeveralVersions
 from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import (
+    Conflict,
     CorruptLedger,
     Unavailable,
     WeightsChangedOutside,
@@ -26,7 +27,9 @@ from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.replay import Move, Sources, replay
 from weightledger.ledger.projection.following import News, straight_on
+from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -217,6 +220,26 @@ class Projector:
         else:
             candidate = self.engine.prepare(weights)
         return Changes(changes.weights, changes.chunks, changes.state, changes.auxiliary, candidate)
+
+    def rehearse(self, history: History, event: Event, payload: bytes) -> bytes:
+        """Build the state that an event would lead to, which is not in the log, and have the engine
+        prepare it; gives its digest, computed. Nothing of it is shown or kept.
+
+        Raises CorruptLedger where it comes to another state, Conflict unless the event is on what
+        is live, and whatever the engine raises.
+        """
+        live = self.live
+        if event.parent != live.head.node:
+            raise Conflict(f"the proposed event is on event {event.parent}, which is not live here")
+        if self.remote is not None:
+            self.remote.confirm()
+        self.make_room()
+        self.engine.check_untouched()
+        sources = Sources(self.copy, lambda _: [Portion.whole(payload)], history.whole)
+        moves = [Move(event, undo=False)]
+        built = replay(live.state, moves, sources, event.state_after, history.pool)
+        self.changes_to(built.state, built.tensors, built.chunks, live.auxiliary)
+        return built.state.value
 
     def make_room(self) -> None:
         """Wait until one more version may be held; Unavailable if readers do not let go in time.

@@ -8,19 +8,20 @@ from weightledger.ledger.sql import tables
 
 # When a blob is put again, when a version is pinned or unpinned, and when a key is used.
 _UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
-# What those who follow say of themselves: the only rows that they write.
-_REPLICAS = ("replicas", "replica_states")
-# By gc; by retiring a version; as measurements get old.
+# What those who follow say, of themselves and of what is proposed: the only rows that they write.
+_REPLICAS = ("replicas", "replica_states", "attestations")
+# By gc; by retiring a version; as measurements get old; once replicas have answered.
 _DELETED = (
     *("blobs", "blob_parts", "snapshots", "listed_versions"),
     *("metric_rollups", "metric_pushes"),
+    "proposals",
 )
 
 
 def grants(role: str, *, follower: bool = False) -> list[str]:
     """The statements, for the owner of the tables, that give an existing role what it needs.
 
-    A follower reads everything, and writes to the two tables of replicas alone.
+    A follower reads everything, and writes to the tables of replicas alone.
     """
     to = '"' + role.replace('"', '""') + '"'
     names = ", ".join(sorted(tables.metadata.tables))

@@ -326,3 +326,36 @@ Index(  # who served what at a time
     replica_states.c.replica,
     replica_states.c.shown_at,
 )
+
+# What a writer is about to append and first has replicas build (`ledger.writing.preparing`): beside
+# the log, since what is withdrawn was never in it. Whoever asks drops those whose deadline, by the
+# database's clock, has passed. `asked` is the replicas, each with its incarnation, as JSON.
+proposals = Table(
+    "proposals",
+    metadata,
+    Column("model_id", Integer, ForeignKey("models.model_id"), primary_key=True),
+    Column("proposal", Text, primary_key=True),
+    Column("proposed_at", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("asked", Text, nullable=False),
+    Column("header", Bytes, nullable=False),
+    Column("payload", Bytes),
+)
+
+# What replicas say of a proposal: the digest of the state that they have built, or the problem.
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("model_id", Integer, primary_key=True, autoincrement=False),
+    Column("proposal", Text, primary_key=True),
+    Column("replica", Text, primary_key=True),
+    Column("incarnation", BigInteger, primary_key=True, autoincrement=False),
+    Column("attested_at", BigInteger, nullable=False),
+    Column("digest", Bytes),
+    Column("problem", Text),
+    sa.ForeignKeyConstraint(
+        ["model_id", "proposal"],
+        ["proposals.model_id", "proposals.proposal"],
+        ondelete="CASCADE",
+    ),
+)

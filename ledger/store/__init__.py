@@ -22,6 +22,7 @@ from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
 from weightledger.ledger.store.payloads import ByteSpan, Portion
+from weightledger.ledger.store.proposal_rows import ProposalStore
 from weightledger.ledger.store.replica_rows import ReplicaStore
 
 
@@ -345,6 +346,10 @@ class EventStore(AppendLog, EventLookup, VersionListing, Anchors, Upkeep, RawLog
     @property
     def replicas(self) -> ReplicaStore:
         """Who follows the log, and what each of them showed."""
+
+    @property
+    def proposals(self) -> ProposalStore:
+        """Events that are not appended yet, for replicas to prepare."""
 
     def slots(self, count: int, name: str) -> Slots:
         """So many slots, which replicas hold while they change, for the one called `name`.

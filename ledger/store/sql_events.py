@@ -35,6 +35,7 @@ from weightledger.ledger.store.filtering import Filtering
 from weightledger.ledger.store.metric_rows import SqlMetrics
 from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import ByteSpan, Portion
+from weightledger.ledger.store.proposal_rows import SqlProposals
 from weightledger.ledger.store.replica_rows import SqlReplicas
 
 
@@ -56,6 +57,7 @@ class SqlEvents:
         self._filtering = Filtering(of, self.turn)
         self.metrics = SqlMetrics(database, of.model_id)
         self.replicas = SqlReplicas(database, of.model_id)
+        self.proposals = SqlProposals(database, of.model_id)
 
     # AppendLog
 

@@ -1,7 +1,8 @@
 """From a plan to the event that carries it out: encode, judge, propose.
 
 A plan says which values tensors are to have. Here its changes are recorded (compared, encoded,
-decoded again, digested), the log's guard judges them, and the event is drafted: applied or refused.
+decoded again, digested), the log's guard judges them, replicas prepare them where they have to, and
+the event is drafted: applied or refused.
 Nothing is durable and nothing is visible yet; the writer appends the proposal or, when another
 writer was faster, asks for it again on the newer state.
 """
@@ -37,6 +38,7 @@ from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.keeping import keep
 from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
 from weightledger.ledger.writing.policy import UNJUDGED, Verdict
+from weightledger.ledger.writing.preparing import prepared
 from weightledger.ledger.writing.staged import Staged
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
@@ -120,8 +122,16 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
         finished.blobs.update(blobs)
     changed = (*[one.change for one in recorded if one.change.changed], *moved)
     parameters = [WEIGHTS + name for name in plan.weights]
-    body = _body(plan, changed, _norm(recorded), verdict, parameters, operands)
-    return ProposedEvent(Draft(body, changes.state.value), finished, parameters, changes)
+    norm, state = _norm(recorded), changes.state.value
+    body = _body(plan, changed, norm, verdict, parameters, operands)
+    rule = staged.policy.prepare
+    if rule is not None and plan.kind == events.UPDATED:
+        asked = Draft(body, state, payload=finished.refs)
+        verdict = verdict.joined(prepared(rule, staged, asked, finished))
+        if verdict.reason is not None:
+            return _refusal(staged, plan.facts, verdict)
+        body = _body(plan, changed, norm, verdict, parameters, operands)
+    return ProposedEvent(Draft(body, state), finished, parameters, changes)
 
 
 def stateless(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from weightledger.ledger.adapters import LoRAConfig
-from weightledger.ledger.errors import OperationDisabled
+from weightledger.ledger.config import MAX_PREPARE_S, DynamicUpdateConfig
+from weightledger.ledger.errors import InvalidRequest, OperationDisabled
 from weightledger.ledger.projection.projector import Changes
 
 Switch = Literal["incremental learning", "versioning"]
@@ -67,11 +68,49 @@ class ChangeGuard(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Preparing:
+    """Which replicas have to build an update's state before it is recorded, and how soon.
+
+    `of` is "all" that serve, or "canary": `percent` of them, at least one, always the same.
+    Raises InvalidRequest for what is out of range.
+    """
+
+    of: Literal["canary", "all"]
+    percent: int = 10
+    timeout_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        if self.of not in ("canary", "all"):
+            raise InvalidRequest(
+                f"prepare must be none, canary or all, got {self.of!r}", param="prepare"
+            )
+        if not 1 <= self.percent <= 100:
+            raise InvalidRequest(
+                f"prepare_percent must be from 1 to 100, got {self.percent}",
+                param="prepare_percent",
+            )
+        if not 0 < self.timeout_s <= MAX_PREPARE_S:
+            raise InvalidRequest(
+                f"prepare_timeout_s must be above 0 and at most {MAX_PREPARE_S:g},"
+                f" got {self.timeout_s}",
+                param="prepare_timeout_s",
+            )
+
+
+def preparing_of(config: DynamicUpdateConfig) -> Preparing | None:
+    """What a configuration has replicas prepare; None for nothing."""
+    if config.prepare == "none":
+        return None
+    return Preparing(config.prepare, config.prepare_percent, config.prepare_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The guard of weights, the limits of adapters, switches, and which operands are kept.
 
-    With `two_person` what one person writes waits until another approves it. With `read_only`
-    nothing is written here, and that is why.
+    With `two_person` what one person writes waits until another approves it. With `prepare` an
+    update is recorded only once replicas have built its state. With `read_only` nothing is written
+    here, and that is why.
     """
 
     guard: ChangeGuard | None = None
@@ -80,12 +119,14 @@ class Policy:
     versions: bool = True
     operands: KeepOperands = "small"
     two_person: bool = False
+    prepare: Preparing | None = None
     read_only: str | None = None
 
     @property
     def alone(self) -> bool:
         """Whether changes of weights have to be appended one by one."""
-        return self.guard is not None and self.guard.alone
+        judged = self.guard is not None and self.guard.alone
+        return judged or self.prepare is not None
 
     def require(self, switch: Switch | None) -> None:
         """Raise OperationDisabled where this is switched off."""

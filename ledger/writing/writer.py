@@ -160,6 +160,9 @@ class Writer:
             except Later:
                 self._queue.appendleft(job)
                 break
+            except SeqTaken:  # while replicas prepared it; it was alone
+                self._lost([job])
+                break
             except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
                 job.fail(error)
                 continue
