@@ -78,32 +78,36 @@ def play(page: Path, server: Server, tmp_path: Path) -> None:
     """Give the commands of a page to a server, and compare what they print."""
     bin_dir = tmp_path / ".venv/bin"
     bin_dir.mkdir(parents=True)
-    for name, options in (("weightledger", "-m weightledger"), ("python", "")):
-        script = bin_dir / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {options} "$@"\n')
-        script.chmod(0o755)
-    for command, expected in session(page):
-        result = subprocess.run(
-            command.replace("localhost:2242", f"localhost:{server.port}"),
-            shell=True,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PATH": f"{bin_dir}:{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT / "src"),
-                "NO_COLOR": "1",
-            },
+    (bin_dir / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (bin_dir / "python").chmod(0o755)
+    with warm.shell_command(bin_dir / "weightledger"):
+        for command, expected in session(page):
+            check(command, expected, server, bin_dir, tmp_path)
+
+
+def check(command: str, expected: list[str], server: Server, bin_dir: Path, tmp_path: Path) -> None:
+    """Give one command, and compare what it prints."""
+    result = subprocess.run(
+        command.replace("localhost:2242", f"localhost:{server.port}"),
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{bin_dir}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "src"),
+            "NO_COLOR": "1",
+        },
+    )
+    assert result.returncode == 0, f"{command}\n{result.stderr}"
+    lines = iter(result.stdout.splitlines())
+    for line in expected:
+        if line.strip() in ("", "…"):
+            continue
+        assert any(matches(line, got) for got in lines), (
+            f"{command}\nexpected: {settled(line)}\ngot:\n{result.stdout}"
         )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-        lines = iter(result.stdout.splitlines())
-        for line in expected:
-            if line.strip() in ("", "…"):
-                continue
-            assert any(matches(line, got) for got in lines), (
-                f"{command}\nexpected: {settled(line)}\ngot:\n{result.stdout}"
-            )
 
 
 def test_the_readme_has_a_session() -> None:

@@ -7,6 +7,7 @@ the worker does.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
@@ -39,6 +40,7 @@ _PRELOADED = (
     "weightledger.ledger.engines.transformers",
     "transformers.models.llama.modeling_llama",
 )
+_KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _MOST_BYTES = 1 << 20
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -122,6 +124,39 @@ def begin(*args: str, program: str, log: IO[bytes]) -> WarmProcess:
     return _started({"args": list(args), "program": program}, log, log, os.environ, None)
 
 
+@contextlib.contextmanager
+def shell_command(file: Path) -> Iterator[None]:
+    """While this lasts, `file` is a program that does what `python -m weightledger` does."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(*_KIND) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+        client = Path(__file__).with_name("warm_command.py")
+        file.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {client} {folder}/socket "$@"\n')
+        file.chmod(0o755)
+        answering = threading.Thread(target=_answer, args=(listener,))
+        answering.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            answering.join()
+
+
+def _answer(listener: socket.socket) -> None:
+    """Do what clients ask for, one after the other; ends when nobody can ask any more."""
+    while True:
+        try:
+            line, _ = listener.accept()
+        except OSError:  # it was shut down
+            return
+        with line:
+            data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 2)
+            process = WarmProcess(_ask({"program": None, **json.loads(data)}, *handles))
+            for handle in handles:
+                os.close(handle)
+            line.send(str(process.wait()).encode())
+
+
 def _started(
     asked: Mapping[str, Any],
     out: IO[bytes],
@@ -144,7 +179,7 @@ def _ask(what: Mapping[str, Any], *handles: int) -> int:
 @functools.cache
 def _line() -> socket.socket:
     """The line to the warm process, which is started by the first who asks."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, its = socket.socketpair(*_KIND)
     its.set_inheritable(True)
     search = os.pathsep.join(filter(None, sys.path))
     pid = os.posix_spawn(
