@@ -359,9 +359,17 @@ class Log(Questions):
             pages = [one.events for one in redactions_of(store, pages[0], texts)]
         return [self.execute(commands.Redact(page, tuple(texts), caller)) for page in pages]
 
-    def subscribe(self, listener: Listener) -> None:
-        """Call `listener` after each event of this process is durable and visible."""
+    def subscribe(
+        self, listener: Listener, followed: Callable[[Event], None] | None = None
+    ) -> None:
+        """Call `listener` after each event of this process is durable and visible.
+
+        `followed` is called when events of other processes are visible here, with the last of them.
+        Both are called on the thread that writes or catches up.
+        """
         self._listeners.append(listener)
+        if followed is not None:
+            self.projector.subscribe(followed)
 
     # What is live. Questions about the log are in `questions`.
 

@@ -164,8 +164,8 @@ class DynamicModelManager(ManagerReads):
             drifting=self.config.drift_metrics,
             detector=self.config.drift_detector,
         )
-        self.log.subscribe(self.supervision.after)
-        self.log.subscribe(self._guard.after)
+        self.log.subscribe(self.supervision.after, self.supervision.followed)
+        self.log.subscribe(self._guard.after, self._guard.followed)
         self.log.subscribe(journal.record)
         self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)

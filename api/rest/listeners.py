@@ -14,9 +14,9 @@ HEARTBEAT_S = 15.0
 class Listeners:
     """The listeners of one log in this process, woken for news, heartbeats and the end.
 
-    `look` is awaited after each commit of this process and each POLL_S, and wakes them itself when
-    it has something; `ending` is set by whoever stops the server, from any thread. All but what
-    `Log.subscribe` calls happens on one event loop.
+    `look` is awaited when events are visible, whoever wrote them, and each POLL_S, and wakes them
+    itself when it has something; `ending` is set by whoever stops the server, from any thread. All
+    but what `Log.subscribe` calls happens on one event loop.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Listeners:
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        log.subscribe(lambda _: self._committed())
+        log.subscribe(lambda _: self._committed(), lambda _: self._committed())
 
     def __bool__(self) -> bool:
         """Whether somebody listens."""
@@ -62,7 +62,7 @@ class Listeners:
                 self._news.set()  # the task looks up and ends
 
     def _committed(self) -> None:
-        """An event of this process is durable; called by the thread that wrote it."""
+        """Events are visible; called by the thread that wrote or followed them."""
         loop = self._loop
         if loop is not None and self._wakers:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and all who listened

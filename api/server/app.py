@@ -65,7 +65,7 @@ def create_app(
             documentation.describe(app, keyed=keyring.asks)
 
         tasks = [
-            asyncio.create_task(_follow(manager, hooks, notary)),
+            asyncio.create_task(_follow(manager, hooks)),
             asyncio.create_task(keyring.follow(describe)),
         ]
         if settings.sign_every_s > 0:
@@ -87,7 +87,7 @@ def create_app(
         settings.witness_quorum,
         settings.sign_every_s,
     )
-    manager.log.subscribe(lambda committed: notary.wake())
+    manager.log.subscribe(lambda committed: notary.wake(), lambda event: notary.wake())
     spans = _tracing(settings)
     if spans is not None:
         manager.log.subscribe(spans.committed)
@@ -167,7 +167,7 @@ def _issuer(settings: Settings) -> Issuer | None:
     return Issuer(settings.oidc_issuer, settings.oidc_audience)
 
 
-async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: Notary) -> None:
+async def _follow(manager: DynamicModelManager, hooks: Webhooks | None) -> None:
     problem: str | None = None
     since = 0.0
     fence = Fence(manager.model_name, hooks)
@@ -175,13 +175,10 @@ async def _follow(manager: DynamicModelManager, hooks: Webhooks | None, notary: 
         fence.look(manager.fault)
         await asyncio.sleep(_POLL_S)
         try:
-            seen = manager.log.live.head.seq
             if manager.follower is not None:
                 continue  # it follows by itself
             await manager.catch_up()
             await asyncio.to_thread(manager.log.history.store.index)
-            if manager.log.live.head.seq != seen:
-                notary.wake()
         except LedgerError as error:
             if problem is None:
                 since = time.monotonic()

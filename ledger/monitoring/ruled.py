@@ -39,6 +39,8 @@ class RuledGuard:
         self._metrics = metrics
         self._threshold = threshold
         self._rejected: set[bytes] = set()
+        self._history: History | None = None
+        self._seen = -1
         self._best: dict[str, float] = {}
         self._beside: Callable[[], int | None] = lambda: None
         self._on_trial: Callable[[], bool] = lambda: False
@@ -50,6 +52,7 @@ class RuledGuard:
 
     def attach(self, history: History) -> None:
         """Read what earlier processes found out."""
+        self._history, self._seen = history, history.head().seq
         if not self._policy.acts:
             return
         self._rejected = rejected_states(history)
@@ -89,8 +92,22 @@ class RuledGuard:
         return verdict.joined(Verdict(evidence=facts))
 
     def after(self, committed: Committed) -> None:
-        """Remember what an event says about later ones."""
-        event = committed.event
+        """Remember what an event of this process says about later ones."""
+        self._remember(committed.event)
+        if committed.event.seq == self._seen + 1:
+            self._seen += 1
+
+    def followed(self, event: Event) -> None:
+        """Remember what the events of others say, up to this one.
+
+        Those that could not be read before are read again, in order.
+        """
+        if self._policy.acts and self._history is not None:
+            for one in self._history.store.scan(self._seen + 1, event.seq + 1):
+                self._remember(one)
+        self._seen = event.seq
+
+    def _remember(self, event: Event) -> None:
         if event.kind == events.UPDATED:
             self._improve(_scores(event.body["post_metrics"]))
         elif event.kind == events.VERSION_CREATED:

@@ -106,6 +106,11 @@ class Supervision:
         if self._trials is not None:
             self._trials.after(committed)
 
+    def followed(self, event: Event) -> None:
+        """Note that another process's events are visible; `event` is the last of them."""
+        if self._trials is not None:
+            self._trials.followed(event)
+
     def lease(self, key: str | None) -> AbstractContextManager[Live]:
         """Hold the state that a request with this key meets."""
         if self._trials is None:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
@@ -12,33 +11,49 @@ from weightledger.ledger.monitoring.trial_log import is_promoted
 
 logger = logging.getLogger("weightledger.ledger.manager")
 
-_LOOK_S = 0.25
+_RETRY_S = 1.0
 
 
 class Clock:
-    """Looks at a course again and again, on a thread of its own, until it is closed."""
+    """Looks at a course when there is reason to, on a thread of its own, until it is closed: events
+    of another process are visible, or the trial's time is over."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
         self._seen = -1
-        self._stop = threading.Event()
+        self._ended = False
         self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ledger-trials", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop looking."""
-        self._stop.set()
+        self._ended = True
+        self._course.moved.set()
         self._thread.join()
 
+    def wake(self) -> None:
+        """Look soon. Never waits."""
+        self._course.moved.set()
+
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_S):
+        course = self._course
+        pause_s: float | None = None
+        while True:
+            course.moved.wait(pause_s)
+            course.moved.clear()
+            if self._ended:
+                return
             try:
                 self.look()
+                with course.lock:
+                    pause_s = course.due_s
             except LedgerError as error:
                 logger.warning("the trial cannot be looked after now: %s", error)
+                pause_s = _RETRY_S
             except Exception:
                 logger.exception("the trial cannot be looked after now")
+                pause_s = _RETRY_S
 
     def look(self) -> None:
         """Look now: what another process wrote is on trial before anybody decides about it."""
@@ -53,8 +68,7 @@ class Clock:
             self._catch_up()
         elif case is not None and not self._is_promoted(case):
             with course.lock:
-                late = time.monotonic() - case.started >= course.rules.timeout_s
-                if late and course.case is case:
+                if course.case is case and course.due_s == 0:
                     course.run_out()
 
     def _is_promoted(self, case: Case) -> bool:
@@ -63,11 +77,11 @@ class Clock:
         head = course.log.live.head.seq
         if head == self._seen:
             return False
+        promoted = is_promoted(course.log.history, case.of.state_seq)
         self._seen = head
-        if not is_promoted(course.log.history, case.of.state_seq):
-            return False
-        course.end(case)
-        return True
+        if promoted:
+            course.end(case)
+        return promoted
 
     def _catch_up(self) -> None:
         """Another process wrote: what is live goes on trial, unless that is decided already."""

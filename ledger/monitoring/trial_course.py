@@ -48,6 +48,8 @@ class Course:
         self.rules: TrialRules = policy.trial
         self.metrics = metrics
         self.lock = threading.RLock()
+        self.moved = threading.Event()
+        """Set where a trial begins or ends, or may be acted on again: when to look next."""
         self.case: Case | None = None
         self.since_newest = {False: 0, True: 0}
         self.timed_out = False
@@ -58,10 +60,19 @@ class Course:
 
     # Under the lock
 
+    @property
+    def due_s(self) -> float | None:
+        """Seconds until the trial's time is over; None where nothing follows from that."""
+        case = self.case
+        if case is None or case.state != "open" or self.timed_out:
+            return None
+        return max(0.0, case.started + self.rules.timeout_s - time.monotonic())
+
     def open(self, event: Event) -> None:
         """An update is on trial, or joins the one that is."""
         self.since_newest = {False: 0, True: 0}
         self.timed_out = False
+        self.moved.set()
         if self.case is not None and self.case.state != "closed":
             self.case.join(event)
             return
@@ -80,6 +91,7 @@ class Course:
     def settle(self) -> None:
         """Let every request meet what is live."""
         case, self.case = self.case, None
+        self.moved.set()
         if case is not None:
             case.state = "closed"
             if self.evidence is not None:
@@ -198,3 +210,4 @@ class Course:
                     case.state = "closed"
                 elif case.state == "acting":
                     case.state = "open"
+                    self.moved.set()

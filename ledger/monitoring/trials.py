@@ -72,7 +72,7 @@ class Trials:
         self._clock = Clock(self._course)
 
     def close(self) -> None:
-        """Stop looking at the time."""
+        """Stop looking after the trial."""
         self._clock.close()
 
     def beside(self) -> int:
@@ -102,6 +102,10 @@ class Trials:
                     course.case.join(event)
             elif event.kind == events.ROLLED_BACK:
                 course.settle()
+
+    def followed(self, event: Event) -> None:
+        """Note that another process's events are visible: one may be on trial, or end a trial."""
+        self._clock.wake()
 
     def inferences(self, told: Inferences) -> None:
         """Take in finished requests, in order."""

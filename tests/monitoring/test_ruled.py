@@ -81,6 +81,14 @@ def test_what_gets_better_moves_the_baseline(scored: Make) -> None:
     assert update(one, "delay", 2.0).kind == "update_rejected"
 
 
+def test_what_another_process_made_better_moves_the_baseline_too(scored: Make) -> None:
+    one, other = scored(), scored()
+    assert update(other, "delay", -9.0).kind == "updated"
+    one.log.catch_up()
+    assert update(one, "delay", -1.0).kind == "updated"
+    assert update(one, "delay", 2.0).kind == "update_rejected"
+
+
 @pytest.mark.parametrize("policy", ["specification", "safe", "strict"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_never_visible(

@@ -245,6 +245,28 @@ def test_people_promote_and_abort(tried: DynamicModelManager) -> None:
         tried.supervision.promote(second.name, Caller())
 
 
+def test_what_another_process_writes_goes_on_trial_once_it_is_visible(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    """And ends its trial: nobody looks by the clock."""
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        event = update(other, "weight", 1.0)
+        assert tried.supervision.trial() is None
+        tried.log.catch_up()
+        until(lambda: tried.supervision.trial() is not None)
+        running = tried.supervision.trial()
+        assert running is not None and (running.id, running.beside) == (event.name, 0)
+        other.supervision.promote(event.name, Caller(actor="ann"))
+        tried.log.catch_up()
+        until(lambda: tried.supervision.trial() is None)
+        users = Users(tried)
+        users.ask(30)
+        assert set(users.seqs) == {event.seq}
+    finally:
+        other.close()
+
+
 def test_a_rollback_by_hand_ends_a_trial(tried: DynamicModelManager) -> None:
     update(tried, "weight", 1.0)
     event = tried.log.execute(RollBack("v0"))
