@@ -6,7 +6,7 @@ that publishes weights.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -92,6 +92,11 @@ class Projector:
         self._held_wait_s = held_versions_wait_s
         self._live: LiveState | None = None
         self._chunks: dict[str, bytearray] = {}
+        self._followed: list[Callable[[Event], None]] = []
+
+    def subscribe(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` once what others appended is visible, with the last event of it."""
+        self._followed.append(listener)
 
     @property
     def attached(self) -> bool:
@@ -138,6 +143,17 @@ class Projector:
         With `to` they are brought to the state after that event, wherever the head is. `news` are
         the events after the last one shown, where they were read already.
         """
+        before = self.live.head.seq
+        event = self._catch_up(history, to, news)
+        if event.seq != before:
+            for listener in self._followed:
+                try:
+                    listener(event)
+                except Exception:
+                    logger.exception("a listener failed on event %d of another writer", event.seq)
+        return event
+
+    def _catch_up(self, history: History, to: int | None, news: News | None) -> Event:
         if self.remote is not None:
             self.remote.converge()
         live = self.live
