@@ -232,6 +232,8 @@ def rollout_item(one: Rollout) -> dict[str, Any]:
         "started_seq": one.started_seq,
         "changed_seq": one.changed.seq,
         "changed_at": iso_time(one.changed.recorded_at),
+        "reason": one.reason,
+        "evidence": dict(one.evidence),
     }
 
 

@@ -136,10 +136,15 @@ def push_(
         str | None,
         typer.Option("--id", help="With an id a sample counts once, however often sent."),
     ] = None,
+    replica: Annotated[
+        str | None, typer.Option(help="The replica that served it; wants --seq.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", "-f", help="Lines of JSON with metric, value, seq, time, id; - is stdin."
+            "--file",
+            "-f",
+            help="Lines of JSON with metric, value, seq, time, id, replica; - is stdin.",
         ),
     ] = None,
     offline: Offline = False,
@@ -154,13 +159,13 @@ def push_(
     """
     if bool(values) == (file is not None):
         raise FlagError("give NAME=VALUE, or --file with lines of JSON", param="values")
-    if file is not None and (seq is not None or at is not None or sample_id is not None):
-        raise FlagError("with --file, each line has its own seq, time and id", param="file")
+    more = {"seq": seq, "time": moment("--time", at), "id": sample_id, "replica": replica}
+    told = {name: value for name, value in more.items() if value is not None}
+    if file is not None and told:
+        raise FlagError(f"with --file, each line has its own {', '.join(told)}", param="file")
     if file is not None:
         samples = _lines(file)
     else:
-        more = {"seq": seq, "time": moment("--time", at), "id": sample_id}
-        told = {name: value for name, value in more.items() if value is not None}
         samples = [{**_assigned(one), **told} for one in values or ()]
         if sample_id is not None and len(samples) > 1:
             raise FlagError("--id names one value, and these are several", param="id")

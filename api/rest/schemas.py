@@ -131,6 +131,9 @@ class SampleBody(Body):
         None,
         description="1 to 255 characters: with an id a sample counts once, however often sent.",
     )
+    replica: str | None = Field(
+        None, description="The replica that served it, 1 to 200 characters; wants the seq."
+    )
 
 
 class MetricsBody(Body):

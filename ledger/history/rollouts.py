@@ -5,7 +5,9 @@ what each should have shown at any event can be worked out again.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from weightledger.ledger.events import ROLLOUTS, Event
 from weightledger.ledger.events.bodies import RolloutChanged, body_of
@@ -19,7 +21,7 @@ _PARTS = 100
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A rollout as its last event left it; nodes as in `RolloutChanged`."""
+    """A rollout as its last event left it; the rest as in `RolloutChanged`."""
 
     id: str
     status: str
@@ -29,6 +31,8 @@ class Rollout:
     number: int
     started_seq: int
     changed: Event
+    reason: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def running(self) -> bool:
@@ -50,6 +54,8 @@ def rollout_of(event: Event) -> Rollout:
         number=event.number,
         started_seq=started,
         changed=event,
+        reason=body.reason,
+        evidence=body.evidence,
     )
 
 

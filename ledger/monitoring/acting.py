@@ -116,7 +116,7 @@ class Acting:
         if decided_us is not None:
             evidence["decided_at"] = iso_time(decided_us)
         evidence |= facts
-        held = self._held_back(of, to)
+        held = self.held_back(of, to)
         if held is not None:
             if not told:
                 self.observe(of, "held_back", f"{why}; not carried out: {held}", evidence)
@@ -151,7 +151,7 @@ class Acting:
             logger.error("the verdict %s on event %d is not recorded: %s", verdict, of, error)
             return None
 
-    def _held_back(self, of: int, to: int) -> str | None:
+    def held_back(self, of: int, to: int) -> str | None:
         """Why a rollback is not to be made; None when nothing speaks against it."""
         now = self._clock()
         since = now - max(self._policy.window_s, self._policy.cool_down_s)

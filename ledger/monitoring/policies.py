@@ -51,6 +51,19 @@ class TrialRules:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutRules:
+    """What ends a rollout whose replicas' samples are pushed; harm always aborts it.
+
+    values: of one metric, that each side has shown before it is finished.
+    finish: "proven", when it is shown that there is no harm; "unharmed", when none is shown by
+        then; "never", which leaves that to people.
+    """
+
+    values: int = 1000
+    finish: Literal["proven", "unharmed", "never"] = "proven"
+
+
+@dataclass(frozen=True, slots=True)
 class RollbackPolicy:
     """The rules of automatic rollback; `contradictions` says what is wrong with them.
 
@@ -61,6 +74,7 @@ class RollbackPolicy:
     alpha: the chance, at most, that a harmless update is undone; all metrics share it.
     minimum: values of the new state before anything is decided.
     trial: how a new state is tried beside the old one; None serves it to every request at once.
+    rollout: when it ends a rollout to replicas; None leaves that to people.
     cool_down_s: after a rollback, for so long no other one by itself.
     most, window_s: at most so many rollbacks in so many seconds.
     evaluation: "required" refuses what no evaluator has scored.
@@ -73,6 +87,7 @@ class RollbackPolicy:
     alpha: float = 0.01
     minimum: int = 50
     trial: TrialRules | None = None
+    rollout: RolloutRules | None = None
     cool_down_s: float = 0.0
     most: int = 5
     window_s: float = 3600.0
@@ -139,6 +154,10 @@ def contradictions(policy: RollbackPolicy) -> list[Reason]:
             f"{path}.limit",
             f"does not go with {metric}, which is a share already: give allowed only",
         )
+    rollout = policy.rollout
+    if rollout is not None:
+        least = f"{rollout.values} is below minimum {policy.minimum}"
+        require(rollout.values >= policy.minimum, "rollout.values", least)
     trial = policy.trial
     if trial is not None:
         _require_trial(policy, trial, require)

@@ -12,6 +12,9 @@
     [trial]
     share = 0.2
 
+    [rollout]
+    finish = "proven"
+
 What contradicts itself is refused with the line and the reason.
 """
 
@@ -21,7 +24,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.policies import (
@@ -29,19 +32,22 @@ from weightledger.ledger.monitoring.policies import (
     Goal,
     Reason,
     RollbackPolicy,
+    RolloutRules,
     TrialRules,
     contradictions,
     preset,
 )
 
 _SUFFIX = ".toml"
+Rules = TypeVar("Rules", TrialRules, RolloutRules)
 _PLAIN = ("alpha", "minimum", "cool_down_s", "most", "window_s", "evaluation")
-_KNOWN = ("base", "metrics", "margins", "objectives", "trial", *_PLAIN)
+_KNOWN = ("base", "metrics", "margins", "objectives", "trial", "rollout", *_PLAIN)
 _CHOICES = {
     "evaluation": ("optional", "required"),
     "trial.promote": ("unharmed", "proven"),
     "trial.on_timeout": ("promote", "rollback", "wait"),
     "trial.updates": ("stack", "refuse"),
+    "rollout.finish": ("proven", "unharmed", "never"),
 }
 
 
@@ -92,6 +98,8 @@ def rules_of(policy: RollbackPolicy) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     rules: dict[str, Any] = plain(policy)
+    if policy.rollout is None:
+        del rules["rollout"]  # as policies were written that knew none
     return rules
 
 
@@ -113,7 +121,11 @@ def _built(table: Mapping[str, Any], name: str) -> RollbackPolicy:
     if base == "off":
         raise _Wrong("base", '"off" decides nothing, so that no rule goes with it')
     policy = preset(base)
-    trial = _trial(table["trial"], policy.trial) if "trial" in table else policy.trial
+    trial, rollout = policy.trial, policy.rollout
+    if "trial" in table:
+        trial = _ruled("trial", table["trial"], trial or TrialRules())
+    if "rollout" in table:
+        rollout = _ruled("rollout", table["rollout"], rollout or RolloutRules())
     metrics = policy.metrics
     if "metrics" in table:
         named = table["metrics"]
@@ -130,18 +142,19 @@ def _built(table: Mapping[str, Any], name: str) -> RollbackPolicy:
         margins=_margins(table.get("margins", {})),
         objectives=_objectives(table.get("objectives", {})),
         trial=trial,
+        rollout=rollout,
         **plain,
     )
 
 
-def _trial(table: Any, base: TrialRules | None) -> TrialRules:
-    rules = base or TrialRules()
+def _ruled(of: str, table: Any, rules: Rules) -> Rules:
+    """The rules of a table, `of` a trial or a rollout, beside those it does not name."""
     values = {}
-    known = {one.name: type(getattr(rules, one.name)) for one in fields(TrialRules)}
-    for key, value in _table("trial", table).items():
+    known = {one.name: type(getattr(rules, one.name)) for one in fields(rules)}
+    for key, value in _table(of, table).items():
         if key not in known:
-            raise _Wrong(f"trial.{key}", f"is no rule of a trial; there are {', '.join(known)}")
-        values[key] = _typed(f"trial.{key}", value, known[key])
+            raise _Wrong(f"{of}.{key}", f"is no rule of a {of}; there are {', '.join(known)}")
+        values[key] = _typed(f"{of}.{key}", value, known[key])
     return replace(rules, **values)
 
 

@@ -20,10 +20,11 @@ from weightledger.ledger.monitoring.samples import Sample
 
 MOST_SAMPLES = 1000
 MAX_ID = 255
+MAX_REPLICA = 200
 AHEAD_S = 300.0
 """How far a clock elsewhere may be ahead of this one."""
 
-FIELDS = ("metric", "value", "seq", "time", "id")
+FIELDS = ("metric", "value", "seq", "time", "id", "replica")
 
 Push = Callable[[Sequence[tuple[Sample, str | None]]], list[bool]]
 """Takes samples with the ids they have; gives which of them are new."""
@@ -48,8 +49,8 @@ def push(
     """Take samples, all or none.
 
     Each is a mapping with `metric`, `value`, and if they are known `seq` (that of any event; the
-    live state's by default), `time` (ISO 8601, or seconds since 1970; now by default) and `id`.
-    Raises InvalidRequest.
+    live state's by default), `time` (ISO 8601, or seconds since 1970; now by default), `id`, and
+    `replica`, who served it, which wants the seq. Raises InvalidRequest.
     """
     if not 1 <= len(sent) <= MOST_SAMPLES:
         raise InvalidRequest(
@@ -110,7 +111,7 @@ def _checked(
     sample_id = _id(one.get("id"), where)
     if sample_id is None and one.get("time") is None:
         sample_id = uuid.uuid4().hex  # nothing tells it from its equals, which all count
-    return Sample(metric, value, at_us, seq, "pushed"), sample_id
+    return Sample(metric, value, at_us, seq, "pushed", _replica(one, where)), sample_id
 
 
 def _value(value: Any, metric: str, where: str) -> float:
@@ -154,6 +155,23 @@ def _time(moment: Any, where: str, now_us: int, keep_s: float) -> int:
             param=f"{where}.time",
         )
     return at_us
+
+
+def _replica(one: Mapping[str, Any], where: str) -> str | None:
+    replica = one.get("replica")
+    if replica is None:
+        return None
+    if not isinstance(replica, str) or not 1 <= len(replica) <= MAX_REPLICA:
+        raise InvalidRequest(
+            f"{where}.replica must have 1 to {MAX_REPLICA} characters, got {replica!r:.80}",
+            param=f"{where}.replica",
+        )
+    if one.get("seq") is None:
+        raise InvalidRequest(
+            f"{where}.seq is missing: what replica {replica!r} served need not be the live state",
+            param=f"{where}.seq",
+        )
+    return replica
 
 
 def _id(sample_id: Any, where: str) -> str | None:

@@ -118,13 +118,14 @@ class Measuring:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value of one metric (`metrics.METRICS`)."""
+    """One value of one metric (`metrics.METRICS`); `replica` is who served, where that was said."""
 
     metric: str
     value: float
     at_us: int
     seq: int
     source: Source
+    replica: str | None = None
 
 
 Listener = Callable[[Inferences], None]

@@ -91,7 +91,10 @@ def _wider(width_us: int, rows: list[MetricRow]) -> list[MetricRow]:
 def _digest(sample: Sample, sample_id: str | None) -> bytes:
     if sample_id is not None:
         return sha256(f"id\0{sample_id}".encode()).digest()[:16]
+    facts: tuple[object, ...]
     facts = (sample.metric, sample.value, sample.at_us, sample.seq, sample.source)
+    if sample.replica is not None:
+        facts = (*facts, sample.replica)
     return sha256("\0".join(map(repr, facts)).encode()).digest()[:16]
 
 

@@ -1,13 +1,14 @@
 """Where monitoring comes together: one policy, and what it watches, tries and undoes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from weightledger.ledger.engines import Engine, Live, SeveralVersions
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
+from weightledger.ledger.monitoring.cohorts import Cohorts
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.deciding.chronicle import Series
 from weightledger.ledger.monitoring.deciding.panels import GAUGE
@@ -15,6 +16,7 @@ from weightledger.ledger.monitoring.drift import DRIFT, Drift, Shift, StreamStat
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.policy_files import rules_of
 from weightledger.ledger.monitoring.ruled import RuledGuard
+from weightledger.ledger.monitoring.samples import Sample
 from weightledger.ledger.monitoring.trials import Trials, TrialStatus, interrupted
 from weightledger.ledger.monitoring.watching import Watch
 from weightledger.ledger.projection.projector import Projector
@@ -36,6 +38,19 @@ def watched(policy: RollbackPolicy, configured: Sequence[str], threshold: float)
     if named is None:
         named = tuple(configured) if policy.trial is None else (*_ALWAYS_TRIED, *configured)
     return list(dict.fromkeys((*named, *policy.objectives)))
+
+
+def _of_this_process(
+    listener: Callable[[Sequence[Sample]], None],
+) -> Callable[[Sequence[Sample]], None]:
+    """A listener that is not told what replicas served: their states are compared by cohorts."""
+
+    def told(samples: Sequence[Sample]) -> None:
+        own = [one for one in samples if one.replica is None]
+        if own:
+            listener(own)
+
+    return told
 
 
 def require_consistent(policy: RollbackPolicy, threshold: float) -> None:
@@ -78,17 +93,22 @@ class Supervision:
             log.execute(ChangePolicy(policy.name, rules_of(policy), actor))
         guard.attach(log.history)
         metrics = watched(policy, configured, threshold)
+        if policy.rollout is not None and told:
+            named = policy.metrics or (*_ALWAYS_TRIED, *configured)
+            beside = list(dict.fromkeys((*named, *policy.objectives)))
+            cohorts = Cohorts(log, self._acting, policy, beside, threshold)
+            collector.subscribe_samples(cohorts.samples)
         if policy.trial is not None and self._can_try(projector):
             self._trials = self._tried(log, projector, guard, metrics, threshold)
             collector.subscribe(self._trials.inferences)
-            collector.subscribe_samples(self._trials.samples)
+            collector.subscribe_samples(_of_this_process(self._trials.samples))
             # One process has one memory, whichever of its states a request meets.
             metrics = [metric for metric in metrics if metric == GAUGE]
         if metrics:
             watch = Watch(log, self._acting, policy, metrics, threshold, collector)
             if _BY_REQUEST & set(metrics):
                 collector.subscribe(watch.inferences)
-            collector.subscribe_samples(watch.samples)
+            collector.subscribe_samples(_of_this_process(watch.samples))
         self._drift: Drift | None = None
         if drifting:
             self._drift = Drift(drifting, detector, self._drifted)

@@ -294,12 +294,16 @@ class EndRollout:
     """Have every replica show the head again; `status` is "finished" or "aborted".
 
     The head is then what was rolled out, or what the others were held at: where it is another
-    state, the model is rolled back to that, in the same transaction.
+    state, the model is rolled back to that, in the same transaction. `cause` is another than
+    "manual" where a policy asks; `why` and `evidence` are its reason and evidence.
     """
 
     status: str
     rollout: str | None = None
     caller: Caller = ANYONE
+    cause: str = "manual"
+    why: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
     metadata: str | None = field(default=None, init=False)
 
     @property

@@ -178,7 +178,9 @@ MADE: dict[str, st.SearchStrategy[EventBody]] = {
     "hold_placed": st.builds(HoldPlaced, st.text(), SEQS, SEQS, DIGESTS),
     "hold_released": st.builds(HoldReleased, st.text()),
     "rollout_changed": st.builds(
-        RolloutChanged, st.text(), *[st.none() | SEQS, SEQS, *[st.none() | SEQS] * 2]
+        RolloutChanged,
+        *[st.text(), st.none() | SEQS, SEQS, *[st.none() | SEQS] * 2],
+        *[TEXTS, FACTS],
     ),
     "redacted": st.builds(
         Redaction,

@@ -1,6 +1,6 @@
 """Replicas, what they served, and rollouts."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -66,6 +66,8 @@ class RolloutItem(Exact):
     started_seq: int
     changed_seq: int
     changed_at: str
+    reason: str | None = Field(description="A policy's, where it was one that ended it.")
+    evidence: dict[str, Any]
 
 
 class RolloutList(Exact):

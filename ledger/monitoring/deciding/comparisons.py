@@ -10,10 +10,14 @@ part of what is doubted: only what is worse by more than that is evidence.
 - `Succession`: the new state came after the old one. Each value is set against one of before, drawn
   without replacement. That is right where nothing but the state changed: the verdict is confounded
   with whatever else did.
+- `Alongside`: both states serve at the same time, each on machines of its own. Each value of the
+  new one is set against one of the old one from about then, and the bet is on which is worse. What
+  differs between the machines is taken for the state's doing: confounded, too.
 - `Objective`: the new state alone, against a share that is allowed.
 - `Ceiling`: a gauge, such as memory, whose values say nearly the same again and again.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -29,6 +33,7 @@ Aspect = Literal["typical", "tail", "event"]
 _TAIL = 0.95
 _WARMUP = 40  # values before ranks mean anything
 _RECENT = 1000
+_MOST_WAITING = 100  # values of one side that wait for the other's
 PAIRS = 2000
 """How many values of before are kept to be set against those after."""
 
@@ -170,6 +175,63 @@ class Succession(_Betting):
             self.harm.bet(worse.astype(np.float64) - better)
         else:
             self.harm.bet(np.sign(after - before))
+
+
+class Alongside(_Betting):
+    """New against old at the same time, in pairs: of each value that comes, with the newest of the
+    other side that has no pair yet. How the values are spread over the sides does not matter.
+
+    Doubts what `Succession` does; `contrary` doubts the contrary, as that of `Concurrent`. In the
+    "tail" a value counts that is above the highest twentieth of the last ones, whose side ever.
+    """
+
+    test = "betting on pairs side by side"
+    confounded = True
+
+    def __init__(self, aspect: Aspect, margin: float = 0.0) -> None:
+        super().__init__(bold=aspect == "event")
+        self.contrary = Wager()
+        self._aspect = aspect
+        self._margin = margin
+        self._waiting: dict[bool, deque[float]] = {
+            side: deque(maxlen=_MOST_WAITING) for side in (False, True)
+        }
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    def observe(self, values: Array, new: Mask) -> None:
+        for at in range(0, len(values), _WARMUP):  # what is high is known from those before
+            self._bet(values[at : at + _WARMUP], new[at : at + _WARMUP])
+
+    def _bet(self, values: Array, new: Mask) -> None:
+        payoffs: list[float] = []
+        contrary: list[float] = []
+        high = np.quantile(self._recent, _TAIL) if len(self._recent) >= _WARMUP else None
+        for value, side in zip(values.tolist(), new.tolist(), strict=True):
+            others = self._waiting[not side]
+            if not others:
+                self._waiting[side].append(value)
+                continue
+            other = others.pop()
+            after, before = (value, other) if side else (other, value)
+            if self._aspect == "event":
+                payoffs.append(max(after - before - self._margin, -1.0))
+                contrary.append((before - after + self._margin) / (1 + self._margin))
+                continue
+            after /= 1 + self._margin
+            if self._aspect == "typical":
+                worse = float(np.sign(after - before))
+            elif high is None:
+                continue
+            else:
+                worse = float(after > high) - float(before > high)
+            payoffs.append(worse)
+            contrary.append(-worse)
+        self._recent.extend(np.where(new, values / (1 + self._margin), values).tolist())
+        self.harm.bet(np.array(payoffs))
+        self.contrary.bet(np.array(contrary))
+
+    def harmless(self, alpha: float) -> bool:
+        return self.contrary.refutes(alpha)
 
 
 class Objective(_Betting):

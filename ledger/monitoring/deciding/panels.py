@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from weightledger.ledger.monitoring.deciding.comparisons import (
+    Alongside,
     Ceiling,
     Comparison,
     Concurrent,
@@ -42,6 +43,19 @@ def side_by_side(policy: RollbackPolicy, metrics: Iterable[str], threshold: floa
             continue
         margin = policy.margins.get(metric, threshold)
         tests += [Watched(metric, Concurrent(one, share, margin)) for one in ("typical", "tail")]
+    return _panel(policy, tests)
+
+
+def by_cohorts(policy: RollbackPolicy, metrics: Iterable[str], threshold: float) -> Panel:
+    """Of two states that serve at the same time, each on replicas of its own."""
+    tests: list[Watched] = []
+    for metric in metrics:
+        if metric in _COUNTED:
+            margin = _FAILURES if metric == "failed" else policy.margins.get(metric, threshold)
+            tests.append(Watched(metric, Alongside("event", margin)))
+        elif metric in _CONCURRENT:
+            margin = policy.margins.get(metric, threshold)
+            tests += [Watched(metric, Alongside(one, margin)) for one in ("typical", "tail")]
     return _panel(policy, tests)
 
 

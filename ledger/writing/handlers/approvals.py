@@ -48,11 +48,11 @@ def held_back(command: Command, policy: Policy) -> Command:
     """The command, or under the two-person rule the request that takes its place.
 
     What the ledger does by itself (automatic versions, their end,
-    rollbacks of what got worse) does not wait.
+    rollbacks of what got worse, the end of a rollout by a policy) does not wait.
     """
     if not policy.two_person or isinstance(command, _ITS_OWN):
         return command
-    if isinstance(command, RollBack | Retire) and command.cause != "manual":
+    if isinstance(command, RollBack | Retire | EndRollout) and command.cause != "manual":
         return command
     if command.caller.actor is None:
         if isinstance(command, CreateVersion):  # an automatic one

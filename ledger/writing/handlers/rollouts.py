@@ -1,6 +1,9 @@
 """What becomes of rollouts: events that replicas read, each for itself."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from weightledger.ledger.errors import NotFound, Pruned, RolloutRuns
 from weightledger.ledger.events.bodies import RolloutChanged
@@ -46,13 +49,22 @@ def end(command: EndRollout, staged: Staged) -> ProposedEvent:
     rollout = running(staged, command.rollout)
     node = rollout.to if command.status == FINISHED else rollout.base
     if node is not None and staged.live.head.node != node:
-        moving = RollBack(f"seq:{node}", command.caller, f"rollout_{command.status}")
+        cause = f"rollout_{command.status}"
+        why = command.why, command.evidence
+        moving = RollBack(f"seq:{node}", command.caller, cause, *why)
         return replace(roll_back(moving, staged), more=True, worded=True)
-    return _changed(staged, rollout, command.status, rollout.percent)
+    return _changed(staged, rollout, command.status, rollout.percent, command.why, command.evidence)
 
 
-def _changed(staged: Staged, of: Rollout, action: str, percent: int) -> ProposedEvent:
-    body = RolloutChanged(action, of.started_seq, percent, of.to, of.base)
+def _changed(
+    staged: Staged,
+    of: Rollout,
+    action: str,
+    percent: int,
+    reason: str | None = None,
+    evidence: Mapping[str, Any] = MappingProxyType({}),
+) -> ProposedEvent:
+    body = RolloutChanged(action, of.started_seq, percent, of.to, of.base, reason, evidence)
     return stateless(staged, body, number=of.number + 1)
 
 
