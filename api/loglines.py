@@ -7,7 +7,7 @@ from typing import Any
 
 from weightledger.api.plain_text import plain
 from weightledger.ledger.debug.names import bare
-from weightledger.ledger.events import ROLLED_BACK, UPDATE_REJECTED
+from weightledger.ledger.events import ROLLED_BACK, ROLLOUT_CHANGED, UPDATE_REJECTED
 
 Item = Mapping[str, Any]
 
@@ -30,12 +30,19 @@ def summary(event: Item) -> str:
             return "refused: " + " ".join(part for part in parts if part)
         parts.append(f"{sum(one['changed'] for one in facts.get('tensors', ()))} changed")
         return " ".join(part for part in parts if part)
-    if "to" in facts:
+    if kind == ROLLOUT_CHANGED:
+        to, base = (_state(facts[name]) for name in ("to", "base"))
+        return f"rollout {facts['action']}: {facts['percent']} % {to}, the others {base}"
+    if kind == ROLLED_BACK:
         cause = "" if facts["cause"] == "manual" else f" ({facts['cause']})"
         return f"rolled back to {short(facts['to'])}{cause}"
     named = facts.get("description") or short(str(facts.get("version_id", "")))
     words = str(kind).replace("_", " ")
     return f"{words}: {named}" if named else words
+
+
+def _state(node: int | None) -> str:
+    return "head" if node is None else f"seq:{node}"
 
 
 def short(name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from weightledger.api.loglines import summary
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import KINDS, ROLLED_BACK, Draft, Event, decode, seal
 from weightledger.ledger.events.bodies import (
@@ -202,6 +203,7 @@ def test_a_body_reads_back_from_its_bytes(kind: str, data: st.DataObject) -> Non
     read = type(body).from_json(json.loads(stored))
     assert read == body
     assert canonical(read.to_json()) == stored
+    assert summary({"kind": kind, "facts": json.loads(stored)})  # what `log` says of it
 
 
 def altered(**changes: Any) -> Event:
