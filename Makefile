@@ -2,19 +2,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_FLAGS := --disable-pip-version-check -c constraints.txt
+# What is imported is compiled then, which of these packages is a fifth.
+PIP_FLAGS := --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 
-# One more than there are cores, since tests wait for servers they start; four at most.
+# Two more than there are cores, since tests wait for servers they start; four at most.
 CORES := $(shell nproc 2> /dev/null || echo 2)
-WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 )))
+WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 2 : 4 )))
 
 .PHONY: serve test lint types unit browser promtool soak bench drift vllm clean
 
 serve: $(STAMP)
 	$(BIN)/weightledger serve
 
-test: lint types unit
+# Side by side: types are checked while tests wait. All three are run, whichever fails.
+test: $(STAMP)
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going lint types unit
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -23,7 +27,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP) browser promtool
+unit: $(COMPILED) browser promtool
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak"
 
 # Chromium and its driver, Debian's, for the tests of the dashboard.
@@ -33,7 +37,7 @@ browser:
 	  || echo "NO BROWSER: the dashboard's tests in a browser are skipped; install chromium and chromium-driver"
 
 # Prometheus's own checker of rules, for the tests of deploy/: out of Debian's package, installing none.
-promtool: $(STAMP)
+promtool: $(STAMP) | browser
 	@command -v promtool > /dev/null || test -x $(BIN)/promtool \
 	  || { cd $$(mktemp -d) && apt-get -qq -o APT::Sandbox::User=root download prometheus \
 	       && dpkg -x prometheus_*.deb . && install usr/bin/promtool $(CURDIR)/$(BIN)/; } \
@@ -91,6 +95,12 @@ $(STAMP): pyproject.toml constraints.txt
 	# Its own bound on typer is older than ours, which it works with.
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps openapi-python-client
 	touch $@
+
+# What tests import, by one process: else each worker would compile all of it. What fails here
+# fails in the tests.
+$(COMPILED): $(STAMP)
+	-$(BIN)/pytest --collect-only -q > /dev/null
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) build *.egg-info
