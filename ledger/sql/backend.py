@@ -162,6 +162,10 @@ class Backend(Protocol):
         to its type; it gives one row of whole numbers and truth values.
         """
 
+    def number(self, connection: Any, sql: str, params: Sequence[Any]) -> int:
+        """The one whole number, not below zero, that a statement gives which is run again and again
+        outside of a transaction; its parameters are whole numbers too."""
+
     def prepare(self, execute: Execute) -> None:
         """Before the first migration, outside of a transaction."""
 

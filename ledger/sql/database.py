@@ -144,6 +144,16 @@ class Database:
         with self._connection() as connection:
             yield self.backend.executor(connection)
 
+    @contextmanager
+    def looking(self) -> Iterator[tuple[Execute, Callable[[str, Sequence[Any]], int]]]:
+        """The same, and what gives the one number of a statement that is run again and again."""
+        with self._connection() as connection:
+            number = self.backend.number
+            yield (
+                self.backend.executor(connection),
+                lambda sql, params: number(connection, sql, params),
+            )
+
     def prepare(self) -> None:
         """What has to be done once and outside of a transaction before tables are made."""
         with self._writing(), self._connection() as connection:

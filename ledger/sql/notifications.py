@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _CHANNEL = "weightledger"
 _TELL = f"SELECT pg_notify('{_CHANNEL}', %s)"
 
-_COALESCED_S = 0.01  # least time between two notifications of one process
+_COALESCED_S = 0.05  # least time between two notifications of one process
 _RETRY_S = 1.0
 _PROBE_S = 2.0  # within which what one tells oneself has to arrive
 _LOOK_UP_S = 0.5  # how often a listener looks whether it is to end

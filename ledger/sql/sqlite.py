@@ -231,6 +231,12 @@ def alone(connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, .
     raise NotImplementedError("SQLite writes to several tables by several statements")
 
 
+def number(connection: Any, sql: str, params: Sequence[Any]) -> int:
+    """See `Backend.number`."""
+    (value,) = connection.execute(sql, params).fetchone()
+    return int(value)
+
+
 def prepare(execute: Execute) -> None:
     """Make a new file's journal a write-ahead log; must run outside of a transaction.
 

@@ -12,6 +12,7 @@ import torch
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.store.waiting import _COUNT
 
 FOREVER_S = 300.0
 
@@ -67,7 +68,7 @@ def test_an_idle_look_reads_one_index_entry(
     writer, _ = logs
     update(writer)
     connection = plain(database_url)
-    asked = "SELECT max(event_key) FROM events WHERE event_key BETWEEN 1 AND 99999999999999"
+    asked = _COUNT.replace("?", "{}").format(1, 99999999999999)
     if database_url.startswith("sqlite"):
         ((*_, said),) = connection.execute(f"EXPLAIN QUERY PLAN {asked}").fetchall()
         assert said.startswith("SEARCH events USING INTEGER PRIMARY KEY")
