@@ -261,6 +261,26 @@ def test_loading_leaves_random_numbers_alone(
 # Versions
 
 
+def test_a_layer_that_another_thread_makes_meanwhile_has_values(
+    folders: dict[str, Path], manager: DynamicModelManager
+) -> None:
+    over, devices = threading.Event(), set()
+
+    def make_layers() -> None:
+        while not over.is_set():
+            devices.add(torch.nn.Linear(1, 1).weight.device.type)
+
+    thread = threading.Thread(target=make_layers)
+    thread.start()
+    try:
+        for number in range(4):
+            load(manager, f"a{number}", folders["a"])
+    finally:
+        over.set()
+        thread.join()
+    assert devices == {"cpu"}
+
+
 def test_load_version_reload_rollback_gives_the_same_bits(
     manager: DynamicModelManager, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ own module and those of all adapters.
 """
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from weightledger.ledger.errors import InvalidRequest
 
 # A name inside of the module only; peft's may hold no dot, ours may.
 _INNER = "default"
+# Filters of warnings are the process's: two threads that set and restore them undo each other.
+_FILTERING = threading.Lock()
 
 
 class AdaptedSkeleton:
@@ -126,7 +129,9 @@ def _injected(
         )
     try:
         # The matrices are of no use before they are filled, and random numbers belong to others.
-        with warnings.catch_warnings():
+        # Not by peft's `low_cpu_mem_usage`: it changes torch for every thread while it lasts, and
+        # for good where two threads do it at once.
+        with torch.device("meta"), _FILTERING, warnings.catch_warnings():
             # That fan_in_fan_out is not as the kind of a layer has it, which then holds.
             warnings.simplefilter("ignore", UserWarning)
             inject_adapter_in_model(
@@ -143,7 +148,6 @@ def _injected(
                 ),
                 module,
                 adapter_name=_INNER,
-                low_cpu_mem_usage=True,
             )
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise InvalidRequest(
