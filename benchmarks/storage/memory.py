@@ -25,6 +25,7 @@ from benchmarks.storage.ours import sqlite
 from benchmarks.storage.peers import PEERS, peer
 from benchmarks.storage.workloads import WORKLOADS, Workload
 from weightledger import IncrementalUpdateRequest
+from weightledger.ledger.tensors.memory import idle_bytes
 
 MB = 1_000_000
 COMPARING, INDICES = "ours, by comparing", "ours, 1 % of one tensor"
@@ -51,6 +52,8 @@ def peak_memory(report: Report, name: str, goal: float | None) -> None:
             limit=extra / touched,
             limit_of="touched tensors",
         )
+        if found["idle"]:
+            report.add("  kept idle for the next update", found["idle"] / MB, "MB")
 
 
 def main() -> None:
@@ -65,11 +68,7 @@ def main() -> None:
             updates = iter([_one_percent(workload, p) for p in parameters[:2]])
             bits = workload.state[parameters[1]].nbytes
             ours.log.apply(next(updates))
-            print(
-                json.dumps(
-                    {"extra": _extra(lambda: ours.log.apply(next(updates))), "touched": bits}
-                )
-            )
+            _tell(_extra(lambda: ours.log.apply(next(updates))), bits)
             return
     kept = peer(system, Path(folder) / "peer", workload.state)
     _measure(workload, lambda: kept.record(workload.state))
@@ -83,7 +82,11 @@ def _measure(workload: Workload, record: Callable[[], None]) -> None:
     pairs = zip(workload.state.values(), deltas_between(before, workload.state), strict=True)
     touched = sum(tensor.nbytes for tensor, delta in pairs if delta.changed)
     del before, pairs
-    print(json.dumps({"extra": _extra(record), "touched": touched}))
+    _tell(_extra(record), touched)
+
+
+def _tell(extra: int, touched: int) -> None:
+    print(json.dumps({"extra": extra, "touched": touched, "idle": idle_bytes()}))
 
 
 def _extra(work: Callable[[], object]) -> int:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from weightledger.ledger.tensors.spec import Lanes
@@ -71,6 +73,19 @@ def _listed(old: Lanes, new: Lanes, first: int, positions: NDArray[np.int32]) ->
         positions[found] = first + lane
         found += old[lane] != new[lane]
     return found
+
+
+@_compiled
+def same(one: Lanes, other: Lanes) -> bool:
+    """Whether all lanes are equal; stops soon after the first that is not."""
+    for start in range(0, one.size, _BLOCK):
+        left, right = one[start : start + _BLOCK], other[start : start + _BLOCK]
+        some = one.dtype.type(0)
+        for lane in range(left.size):
+            some |= left[lane] ^ right[lane]
+        if some:
+            return False
+    return True
 
 
 @_compiled
@@ -245,6 +260,64 @@ def few_lead(encoded: NDArray[np.uint8], before: Lanes, after: Lanes, ordered: b
         if _moved(before[entry], step, top, ordered, False) != after[entry]:
             return False
     return True
+
+
+def _same_bits_as_float32(_: Any, bits: Any) -> Any:
+    """Of 32 bits the float32 that has them."""
+
+    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.float32(numba.uint32), code
+
+
+_as_float32: Any = intrinsic(_same_bits_as_float32)
+
+
+@_compiled
+def _step(old: Any, new: Any, top_half: bool) -> Any:
+    """new - old, both bits of a float32 or, with `top_half`, the upper half of them."""
+    shift = np.uint32(16 if top_half else 0)
+    one, other = np.uint32(old) << shift, np.uint32(new) << shift
+    return np.float64(_as_float32(np.uint32(other)) - _as_float32(np.uint32(one)))
+
+
+@_compiled
+def square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -> float:
+    """The sum of the squares of after - before at the positions, of float32 or bfloat16.
+
+    Each difference is rounded to float32; their squares are added up in float64, in an order that
+    is the same on every machine.
+    """
+    half = before.itemsize == 2
+    sums = np.zeros(4)
+    for entry in range(positions.size):
+        at = positions[entry]
+        step = _step(before[at], after[at], half)
+        sums[entry & 3] += step * step
+    total: float = sums[0] + sums[1] + (sums[2] + sums[3])
+    return total
+
+
+@_compiled
+def square_distance_of_all(before: Lanes, after: Lanes) -> float:
+    """`square_distance` of every lane."""
+    half = before.itemsize == 2
+    one = two = three = four = 0.0
+    whole = before.size - before.size % 4
+    for lane in range(0, whole, 4):
+        step = _step(before[lane], after[lane], half)
+        one += step * step
+        step = _step(before[lane + 1], after[lane + 1], half)
+        two += step * step
+        step = _step(before[lane + 2], after[lane + 2], half)
+        three += step * step
+        step = _step(before[lane + 3], after[lane + 3], half)
+        four += step * step
+    for lane in range(whole, before.size):
+        step = _step(before[lane], after[lane], half)
+        one += step * step
+    return one + two + (three + four)
 
 
 @_compiled

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from weightledger.ledger.codecs.compiled import move as move
     from weightledger.ledger.codecs.compiled import move_all as move_all
     from weightledger.ledger.codecs.compiled import outside as outside
+    from weightledger.ledger.codecs.compiled import same as same
+    from weightledger.ledger.codecs.compiled import square_distance as square_distance
+    from weightledger.ledger.codecs.compiled import square_distance_of_all as square_distance_of_all
     from weightledger.ledger.codecs.compiled import to_planes as to_planes
     from weightledger.ledger.codecs.compiled import to_runs as to_runs
 

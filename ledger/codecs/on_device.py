@@ -4,13 +4,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from weightledger.ledger.codecs import loops
 from weightledger.ledger.codecs.delta import NEARLY_ALL, Delta, compare, from_values
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
-from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.lanes import lanes, shares_memory
 from weightledger.ledger.tensors.spec import ElementType, Lanes
 
 # Elements compared at a time where the first difference is the answer.
 _COMPARED = 1 << 16
+# From here on a compiled loop is worth what compiling it costs.
+_MANY_BYTES = 1024 * 1024
 # Signed, since not every device can index unsigned integers; only equality is asked of them.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -20,6 +23,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     flat, others = one.detach().reshape(-1), other.detach().reshape(-1)
     if both_on(flat, others):
         return same_there(flat, others)
+    if one.nbytes >= _MANY_BYTES and shares_memory(flat) and shares_memory(others):
+        return bool(loops.same(lanes(flat), lanes(others)))
     return all(
         np.array_equal(lanes(flat[at : at + _COMPARED]), lanes(others[at : at + _COMPARED]))
         for at in range(0, len(flat), _COMPARED)

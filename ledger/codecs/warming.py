@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from weightledger.ledger.codecs import loops
 from weightledger.ledger.codecs.delta import apply, at
 from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
@@ -24,6 +25,10 @@ def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
         sparse = at(written, before, after, True)
         apply(before, sparse, True)
         apply_frames(before, encode_frame(sparse), True, undo=True)
+        loops.same(before, after)
+        if dtype.itemsize in (2, 4):
+            loops.square_distance(before, after, written.astype(np.int32))
+            loops.square_distance_of_all(before, after)
         apply_frames(before, encode_tensor(before, after, True), True)
         apply_frames(before, encode_tensor(before, before + dtype.type(1), True), True)
         encode_few(before[:64], before[:64] + dtype.type(1), True)

@@ -25,7 +25,8 @@ class StateEngine:
         given = naming.of_module(base) if isinstance(base, nn.Module) else naming.of_tensors(base)
         with torch.inference_mode(False):
             copies = {name: clone(tensor) for name, tensor in given.tensors.items()}
-        self._naming = naming.Naming(copies, given.specs, given.aliases)
+        # Not the tensors themselves: the first ones would take memory for ever.
+        self._naming = naming.Naming({}, given.specs, given.aliases)
         self._versions = Versions(copies)
 
     def specs(self) -> Mapping[str, TensorSpec]:

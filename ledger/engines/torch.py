@@ -37,7 +37,9 @@ class TorchEngine:
         given = naming.of_module(module)
         self._skeleton = copying.Skeleton(module, given)
         first = copying.own(given)
-        self._naming = naming.Naming(first, given.specs, given.aliases)
+        # Not the tensors themselves: the first ones would take memory for ever.
+        named = {name: copying.stand_in(tensor) for name, tensor in first.items()}
+        self._naming = naming.Naming(named, given.specs, given.aliases)
         self._versions = Versions(first)
         self._line = self._skeleton.line(first)
         self._leases = itertools.count(1)

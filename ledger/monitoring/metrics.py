@@ -35,7 +35,7 @@ _TABLE = (
     Metric("accuracy", "", "evaluation", "higher", "Share of right answers.", most=1.0),
     Metric("latency_ms", "ms", "request", "lower", "How long the model held a request."),
     Metric("throughput", "1/s", "moment", "higher", "Inferences finished in a second."),
-    Metric("memory_usage_mb", "MiB", "moment", "lower", "Resident memory of the process."),
+    Metric("memory_usage_mb", "MiB", "moment", "lower", "Resident memory of the process in use."),
     Metric("queue_ms", "ms", "request", "lower", "How long a request waited for its turn."),
     Metric("items", "", "request", None, "Rows, texts or tokens that a request was answered with."),
     Metric(

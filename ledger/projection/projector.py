@@ -8,7 +8,7 @@ that publishes weights.
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from weightledger.ledger.projection.following import News, straight_on
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
+from weightledger.ledger.tensors.memory import keep_for
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -55,8 +56,8 @@ class Changes:
     """What becomes live with an event: nothing of it is visible yet.
 
     `weights` are the new tensors of those that it replaces, by full state name, `chunks` their
-    chunk digests; `auxiliary` is as in `LiveState`.
-    `candidate` is the engine's next version, once built.
+    chunk digests and `checksums`, where they are known, the checksums of those chunks; `auxiliary`
+    is as in `LiveState`. `candidate` is the engine's next version, once built.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -64,6 +65,7 @@ class Changes:
     state: StateDigest
     auxiliary: Mapping[str, torch.Tensor]
     candidate: Prepared | None = None
+    checksums: Mapping[str, bytearray] = field(default_factory=dict)
 
     @property
     def prepared(self) -> Prepared:
@@ -87,11 +89,13 @@ class Projector:
         self.remote = engine if isinstance(engine, RemoteEngine) else None
         self._adapted = engine if isinstance(engine, AdapterEngine) else None
         self.specs: Mapping[str, TensorSpec] = engine.specs()
+        keep_for(self, sum(spec.nbytes for spec in self.specs.values()))
         self._pool = pool
         self._max_held = max_held_versions
         self._held_wait_s = held_versions_wait_s
         self._live: LiveState | None = None
         self._chunks: dict[str, bytearray] = {}
+        self._checksums: dict[str, bytearray] = {}
         self._followed: list[Callable[[Event], None]] = []
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
@@ -117,6 +121,10 @@ class Projector:
     def chunks(self, name: str) -> bytearray:
         """The chunk digests of a live tensor."""
         return self._chunks[name]
+
+    def checksums(self, name: str) -> bytearray | None:
+        """The checksums of a live tensor's chunks, None where they are not known."""
+        return self._checksums.get(name)
 
     # Start
 
@@ -235,7 +243,7 @@ class Projector:
             candidate = self._adapted.prepare_with(weights, all_of(changes.auxiliary))
         else:
             candidate = self.engine.prepare(weights)
-        return Changes(changes.weights, changes.chunks, changes.state, changes.auxiliary, candidate)
+        return replace(changes, candidate=candidate)
 
     def rehearse(self, history: History, event: Event, payload: bytes) -> bytes:
         """Build the state that an event would lead to, which is not in the log, and have the engine
@@ -304,6 +312,9 @@ class Projector:
             changes.state.keep_tree()
         self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
         self._chunks.update(changes.chunks)
+        for name in changes.chunks:
+            self._checksums.pop(name, None)
+        self._checksums.update(changes.checksums)
         self._live = LiveState(event, changes.state, changes.auxiliary)
 
     def note(self, event: Event) -> None:
@@ -358,6 +369,7 @@ class Projector:
         hashed = hash_many(
             [lanes(self.tensor(spec.name), spec.name).view(np.uint8) for spec in specs], self._pool
         )
+        self._checksums = {}
         self._chunks = {spec.name: chunks for spec, chunks in zip(specs, hashed, strict=True)}
         aliases = {WEIGHTS + a: WEIGHTS + first for a, first in self.engine.aliases().items()}
         return StateDigest(

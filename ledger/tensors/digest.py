@@ -6,6 +6,10 @@ Tensor
     Its bytes (little-endian, C order) are cut into chunks of 256 KiB, the last one shorter.
     Each chunk is hashed with BLAKE3 (32 bytes); the tensor's digest is the BLAKE3 of those
     hashes in order. No bytes: no chunk, so the BLAKE3 of nothing.
+
+Whether live memory is still what it was is asked much more often than what a tensor's digest is.
+Checksums (XXH3-128, five times as fast) answer that: they are kept in memory beside the digests,
+are never stored, and prove nothing to anybody.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,9 +19,14 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
+from xxhash import xxh3_128_digest
 
 CHUNK_BYTES = 256 * 1024
 DIGEST_BYTES = 32
+CHECKSUM_BYTES = 16
+
+# What stands for a checksum that is not known.
+_UNKNOWN = bytes(CHECKSUM_BYTES)
 
 # Chunks hashed by one job of `hash_many`: small enough to share out one large tensor, large
 # enough that handing the job over costs nothing.
@@ -84,6 +93,42 @@ def rehash(chunks: bytearray, lanes: NDArray[Any], numbers: Iterable[int]) -> No
         at = number * CHUNK_BYTES
         fresh = blake3(view[at : at + CHUNK_BYTES]).digest()
         chunks[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = fresh
+
+
+def no_checksums(chunks: bytes | bytearray) -> bytearray:
+    """Checksums of as many chunks as these digests are of, none of them known."""
+    return bytearray(len(chunks) // DIGEST_BYTES * CHECKSUM_BYTES)
+
+
+def unchanged(
+    chunks: bytes | bytearray,
+    checksums: bytes | bytearray,
+    lanes: NDArray[Any],
+    numbers: Iterable[int],
+) -> bool:
+    """Whether the chunks with these numbers are what they were.
+
+    By their checksum, and by their digest where that is not known. A checksum notices whatever
+    happens by accident; bytes that were chosen to have the same one are not noticed.
+    """
+    view = _bytes_of(lanes)
+    for number in numbers:
+        data = view[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        known = checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES]
+        if known != _UNKNOWN:
+            if xxh3_128_digest(data) != known:
+                return False
+        elif blake3(data).digest() != chunks[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
+            return False
+    return True
+
+
+def checksum(checksums: bytearray, lanes: NDArray[Any], numbers: Iterable[int]) -> None:
+    """Bring checksums up to date in place after the chunks with these numbers were written."""
+    view = _bytes_of(lanes)
+    for number in numbers:
+        data = view[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES] = xxh3_128_digest(data)
 
 
 def _bytes_of(lanes: NDArray[Any]) -> memoryview:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs import factors, on_device
+from weightledger.ledger.codecs import factors, loops, on_device
 from weightledger.ledger.codecs.delta import Delta, at, compare
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.codecs.few import encode_few
@@ -25,12 +25,16 @@ from weightledger.ledger.codecs.tiling import tiles_of
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.events.changes import FACTORS, FRAMES, TensorChange
 from weightledger.ledger.tensors.digest import (
+    CHECKSUM_BYTES,
     CHUNK_BYTES,
     DIGEST_BYTES,
+    checksum,
     chunk_digests,
+    no_checksums,
     rehash,
     root,
     touched_chunks,
+    unchanged,
 )
 from weightledger.ledger.tensors.lanes import lanes, shares_memory
 from weightledger.ledger.tensors.spec import WEIGHTS, Lanes, TensorSpec
@@ -46,14 +50,16 @@ _SMALL_BYTES = 256 * 1024
 class Recorded:
     """A tensor's change and what it leads to.
 
-    `after` is the tensor's new value, `chunks` its chunk digests; `delta_norm` is the L2 norm of
-    after − before for float dtypes, None where it is not a finite number.
+    `after` is the tensor's new value, `chunks` its chunk digests and `checksums` their checksums,
+    where they are known; `delta_norm` is the L2 norm of after − before for float dtypes, None where
+    it is not a finite number.
     """
 
     change: TensorChange
     after: torch.Tensor
     chunks: bytearray
     delta_norm: float | None
+    checksums: bytearray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class _Tile:
     frame: bytes
     changed: int
     chunks: bytearray
+    checksums: bytearray
     square: float
 
 
@@ -70,6 +77,8 @@ class TensorWrite:
 
     `spec` has the full state name. `positions` are ascending flat positions outside of which
     nothing was written; None has every element compared. With `factors` these are what is stored.
+    `checksums` are those of `before` where they are known. With `source`, `after` is filled from
+    it: both are contiguous, on the CPU.
     """
 
     spec: TensorSpec
@@ -78,6 +87,8 @@ class TensorWrite:
     chunks: bytearray
     positions: torch.Tensor | None = None
     factors: Factors | None = None
+    checksums: bytearray | None = None
+    source: torch.Tensor | None = None
 
 
 def record_tensors(
@@ -104,6 +115,7 @@ def _is_small(written: TensorWrite) -> bool:
     return (
         written.positions is None
         and written.factors is None
+        and written.source is None
         and written.spec.dtype == "float32"
         and 0 < written.spec.nbytes <= CHUNK_BYTES
         and shares_memory(before)
@@ -114,27 +126,19 @@ def _is_small(written: TensorWrite) -> bool:
 def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
     """`_recorded` without tiles, threads and copies: what they cost is most of a small update."""
     name, held = written.spec.name, written.chunks
-    old, new = _floats(written.before), _floats(written.after)
-    before, after = old.view(np.uint32), new.view(np.uint32)
+    before, after = lanes(written.before.detach(), name), lanes(written.after.detach(), name)
     if chunk_digests(before) != held:
         raise _changed_outside(written.spec)
     few = encode_few(before, after, True)
+    positions = None
     if few is not None:
         frame, changed = few
     else:
         delta = compare(before, after, True)
-        if delta.indices is None:
-            changed = int(np.count_nonzero(delta.difference))
-        else:
-            changed = len(delta.indices)
-            old, new = old[delta.indices], new[delta.indices]
+        positions = delta.indices
+        changed = _nonzero(delta) if positions is None else len(positions)
         frame = encode_frame(delta) if changed else b""
-    square = 0.0
-    if changed:
-        with np.errstate(all="ignore"):  # of NaN and infinity there is no distance
-            distance = torch.from_numpy(np.subtract(new, old).astype(np.float64))
-        square = float(torch.dot(distance, distance))
-    norm = math.sqrt(square)
+    norm = math.sqrt(_square_distance(before, after, positions)) if changed else 0.0
     chunks = chunk_digests(after)
     return Recorded(
         change=TensorChange(
@@ -146,19 +150,15 @@ def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
     )
 
 
-def _floats(tensor: torch.Tensor) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = tensor.detach().numpy().reshape(-1)
-    return flat
-
-
 def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
     """Write a tensor's tiles into the payload, and say what they come to."""
-    chunks_after = bytearray()
+    chunks_after, checksums = bytearray(), bytearray()
     size = changed = 0
     square = 0.0
     held = b""
     for tile in tiles:
         chunks_after += tile.chunks
+        checksums += tile.checksums
         changed += tile.changed
         square += tile.square
         # Frames are held back until one changes something: an unchanged tensor writes nothing.
@@ -176,6 +176,7 @@ def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWrit
         after=written.after,
         chunks=chunks_after,
         delta_norm=norm if math.isfinite(norm) else None,
+        checksums=checksums,
     )
 
 
@@ -215,7 +216,12 @@ class _Job:
 def _encode(job: _Job) -> _Tile:
     spec = job.written.spec
     old, new = job.before, job.after
-    chunks = _chunks_of(job.written.chunks, spec, job.part)
+    chunks = _part_of(job.written.chunks, DIGEST_BYTES, spec, job.part)
+    known = job.written.checksums or no_checksums(job.written.chunks)
+    checksums = _part_of(known, CHECKSUM_BYTES, spec, job.part)
+    if job.written.source is not None:
+        # Here rather than before all else: tiles are copied side by side, and stay in cache.
+        lanes(new)[:] = lanes(job.written.source.detach().reshape(-1)[job.part])
     if on_device.both_on(old, new):
         delta = on_device.compare_there(old, new, spec.element, _within(job))
         touched = _touched(delta, spec, chunks)
@@ -225,10 +231,10 @@ def _encode(job: _Job) -> _Tile:
         delta = _compared(before, after, spec, _within(job))
         touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
-    square = _square_distance(new, old, delta) if spec.element.kind == "float" else 0.0
+    square = _square(job, before, after, delta)
     frame = encode_frame(delta) if job.written.factors is None else b""
-    _rehash(chunks, touched, before, after, spec)
-    return _Tile(frame, _changed_elements(delta, spec), chunks, square)
+    _rehash(chunks, checksums, touched, before, after, spec)
+    return _Tile(frame, _changed_elements(delta, spec), chunks, checksums, square)
 
 
 def _within(job: _Job) -> torch.Tensor | None:
@@ -247,11 +253,11 @@ def _compared(before: Lanes, after: Lanes, spec: TensorSpec, where: torch.Tensor
     return at(where.numpy(), before, after, spec.element.ordered)
 
 
-def _chunks_of(chunks: bytearray, spec: TensorSpec, part: slice) -> bytearray:
-    """The digests of a tile's chunks; a tile starts where a chunk starts."""
+def _part_of(all_chunks: bytearray, each: int, spec: TensorSpec, part: slice) -> bytearray:
+    """What is kept of a tile's chunks, so many bytes of each; a tile starts where a chunk does."""
     first = part.start * spec.element.itemsize // CHUNK_BYTES
     last = -(-min(part.stop, spec.numel) * spec.element.itemsize // CHUNK_BYTES)
-    return chunks[first * DIGEST_BYTES : last * DIGEST_BYTES]
+    return all_chunks[first * each : last * each]
 
 
 def _touched(delta: Delta, spec: TensorSpec, chunks: bytearray) -> NDArray[np.intp]:
@@ -262,7 +268,12 @@ def _touched(delta: Delta, spec: TensorSpec, chunks: bytearray) -> NDArray[np.in
 
 
 def _rehash(
-    chunks: bytearray, touched: NDArray[np.intp], before: Lanes, after: Lanes, spec: TensorSpec
+    chunks: bytearray,
+    checksums: bytearray,
+    touched: NDArray[np.intp],
+    before: Lanes,
+    after: Lanes,
+    spec: TensorSpec,
 ) -> None:
     """Bring a tile's chunk digests up to date; what they were must be what `before` has.
 
@@ -270,11 +281,10 @@ def _rehash(
     refused. Version counters miss writes through `tensor.data` and numpy; this does not.
     """
     numbers = touched.tolist()
-    known = bytes(chunks)
-    rehash(chunks, before, numbers)
-    if chunks != known:
+    if not unchanged(chunks, checksums, before, numbers):
         raise _changed_outside(spec)
     rehash(chunks, after, numbers)
+    checksum(checksums, after, numbers)
 
 
 def _changed_outside(spec: TensorSpec) -> WeightsChangedOutside:
@@ -284,13 +294,31 @@ def _changed_outside(spec: TensorSpec) -> WeightsChangedOutside:
 
 
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:
-    changed = np.flatnonzero(delta.difference) if delta.indices is None else delta.indices
     if spec.element.lanes == 1:
-        return len(changed)
+        return len(delta.indices) if delta.indices is not None else _nonzero(delta)
+    changed = np.flatnonzero(delta.difference) if delta.indices is None else delta.indices
     return len(np.unique(changed // spec.element.lanes))
 
 
-def _square_distance(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> float:
+def _nonzero(delta: Delta) -> int:
+    return int(np.count_nonzero(delta.difference))
+
+
+def _square(job: _Job, before: Lanes, after: Lanes, delta: Delta) -> float:
+    """The sum of the squares of after − before; 0 where they are no floats."""
+    spec = job.written.spec
+    if spec.dtype in ("float32", "bfloat16") and not on_device.both_on(job.before, job.after):
+        return _square_distance(before, after, delta.indices)
+    return _by_torch(job.after, job.before, delta) if spec.element.kind == "float" else 0.0
+
+
+def _square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32] | None) -> float:
+    if positions is None:
+        return float(loops.square_distance_of_all(before, after))
+    return float(loops.square_distance(before, after, positions))
+
+
+def _by_torch(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> float:
     if delta.indices is not None:
         where = torch.from_numpy(delta.indices).to(new.device)
         new, old = new.index_select(0, where), old.index_select(0, where)

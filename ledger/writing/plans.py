@@ -47,12 +47,13 @@ _WORTHWHILE_FACTORS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A weight's new value; `positions` as for `encoding.TensorWrite`, `factors` where they led
-    to it."""
+    """A weight's new value; `positions` and `source` as for `encoding.TensorWrite`, `factors` where
+    they led to it."""
 
     after: torch.Tensor
     positions: torch.Tensor | None = None
     factors: Factors | None = None
+    source: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,16 @@ def _written(staged: Staged, name: str, write: Write) -> TensorWrite:
     factors = write.factors
     if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
         factors = None  # reversible differences are worth more than the few bytes saved
-    return TensorWrite(spec, before, write.after, staged.chunks(name), write.positions, factors)
+    return TensorWrite(
+        spec,
+        before,
+        write.after,
+        staged.chunks(name),
+        write.positions,
+        factors,
+        staged.checksums(name),
+        write.source,
+    )
 
 
 def _whole(

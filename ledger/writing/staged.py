@@ -33,6 +33,7 @@ class Staged:
         self._staged: LiveState | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._chunks: dict[str, bytearray] = {}
+        self._checksums: dict[str, bytearray] = {}
 
     @property
     def engine(self) -> Engine:
@@ -73,6 +74,12 @@ class Staged:
     def chunks(self, name: str) -> bytearray:
         """The chunk digests of a weight."""
         return self._chunks.get(name) or self._projector.chunks(name)
+
+    def checksums(self, name: str) -> bytearray | None:
+        """The checksums of a weight's chunks, None where they are not known."""
+        if name in self._chunks:
+            return self._checksums.get(name)
+        return self._projector.checksums(name)
 
     def make_room(self) -> None:
         """Wait until one more version may be held; what is staged already needs no other.
@@ -117,6 +124,7 @@ class Staged:
             chunks={one.change.name: one.chunks for one in kept},
             state=state,
             auxiliary=beside,
+            checksums={one.change.name: one.checksums for one in kept if one.checksums},
         )
 
     def prepare(self, changes: Changes) -> Changes:
@@ -138,14 +146,23 @@ class Staged:
         self._staged = LiveState(event, changes.state, changes.auxiliary)
         self._weights.update(changes.weights)
         self._chunks.update(changes.chunks)
+        for name in changes.chunks:
+            self._checksums.pop(name, None)
+        self._checksums.update(changes.checksums)
 
     def gathered(self) -> Changes:
         """All that the staged events change, ready to be shown at once."""
         live = self.live
-        changes = Changes(dict(self._weights), dict(self._chunks), live.state, live.auxiliary)
+        changes = Changes(
+            dict(self._weights),
+            dict(self._chunks),
+            live.state,
+            live.auxiliary,
+            checksums=dict(self._checksums),
+        )
         return self._projector.prepare(changes)
 
     def clear(self) -> None:
         """Forget what was staged: it was appended and shown, or will not be."""
         self._staged = None
-        self._weights, self._chunks = {}, {}
+        self._weights, self._chunks, self._checksums = {}, {}, {}

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import torch
 
 from tests.api.test_command import inside
 from tests.faults import folders, models
 from tests.serving import serving
-from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
+from weightledger import DynamicModelManager, DynamicUpdateConfig, Ledger, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.log import Log
+from weightledger.ledger.tensors.lanes import lanes
 
 MEDDLING = "tests.faults.models:meddling"
 
@@ -131,6 +133,45 @@ def test_uncounted_writes_stop_changes_of_that_tensor(
         with manager.lease() as live:
             write(live.module)
         assert_refused(manager, change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uncounted_writes_to_a_large_tensor_stop_its_next_change(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Its chunks are known by checksums where they were recorded, by digests where they were not:
+    either notices."""
+    weights = torch.zeros(900_000, dtype=dtype)
+    with Ledger.open(f"sqlite:///{tmp_path}/l.db") as ledger:
+        log = ledger.model("m", base={"w": weights})
+        weights[:10] = 1
+        log.record({"w": weights})
+        known = log.projector.checksums("weights/w")
+        assert known is not None and any(known[:16]) and not any(known[16:])
+        live = log.projector.tensor("weights/w")
+        for at in (9, 899_999):
+            for write in (live.data[at : at + 1].add_, _through_numpy(live, at)):
+                write(1)
+                changed = weights.clone()
+                changed[[3, 899_990]] = 2
+                events = log.events()
+                with pytest.raises(WeightsChangedOutside, match="w"):
+                    log.record({"w": changed})
+                assert log.events() == events
+                write(-1)
+        log.record({"w": changed})
+        log.rollback("seq:1")
+        assert verify(log.history).problem is None
+        assert torch.equal(log.projector.tensor("weights/w"), weights)
+
+
+def _through_numpy(live: torch.Tensor, at: int) -> Callable[[int], object]:
+    bits = lanes(live)
+
+    def write(step: int) -> None:
+        bits[at] += np.array(step).astype(bits.dtype)
+
+    return write
 
 
 @pytest.mark.parametrize("change", ELSEWHERE.values(), ids=ELSEWHERE)

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from weightledger.ledger.errors import NotFound, UnsupportedModel
 from weightledger.ledger.tensors.digest import (
     CHUNK_BYTES,
+    checksum,
     chunk_digests,
     content_digest,
     hash_many,
+    no_checksums,
     rehash,
     root,
     touched_chunks,
+    unchanged,
 )
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
@@ -169,3 +172,23 @@ def test_a_state_that_does_not_hold_together_is_refused() -> None:
 # Recorded once; a change here means that old ledgers no longer verify.
 FROZEN_TENSOR = "ac2e4e2af5bf572242cd24dc7146e99653cc0fd918518ffb1e099f2629f84121"
 FROZEN_STATE = "96fd114c91aa99ce7fbe0447915bce86f297066823c593f79f52dc737ddbccec"
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["by digest", "by checksum"])
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
+def test_chunks_that_were_written_are_noticed_whether_or_not_their_checksum_is_known(
+    size: int, known: bool
+) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    chunks = chunk_digests(data)
+    checksums = no_checksums(chunks)
+    numbers = range(len(chunks) // 32)
+    if known:
+        checksum(checksums, data, numbers)
+    assert unchanged(chunks, checksums, data, numbers)
+    for at in {0, size // 2, size - 1}:
+        data[at] ^= 1
+        touched = at // CHUNK_BYTES
+        assert not unchanged(chunks, checksums, data, [touched])
+        assert unchanged(chunks, checksums, data, [n for n in numbers if n != touched])
+        data[at] ^= 1

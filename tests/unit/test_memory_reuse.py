@@ -2,11 +2,14 @@
 
 import gc
 import os
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from weightledger import Ledger, StateEngine, TorchEngine
 from weightledger.ledger.tensors import memory
 from weightledger.ledger.tensors.lanes import clone, empty
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -58,6 +61,43 @@ def test_no_more_is_kept_than_the_bound() -> None:
     del many
     gc.collect()
     assert memory.idle_bytes() <= memory.IDLE_BYTES
+
+
+def test_as_much_is_kept_as_the_largest_model_takes_while_it_is_there() -> None:
+    size = 2 * memory.IDLE_BYTES
+
+    class Model:
+        """Whoever holds one."""
+
+    model, smaller = Model(), Model()
+    memory.keep_for(model, size)
+    memory.keep_for(smaller, size // 4)
+    places = set()
+    for _ in range(2):
+        whole = memory.empty((size,), torch.uint8)
+        whole[:: 1 << 16] = 3
+        places.add(whole.data_ptr())
+        del whole
+        gc.collect()
+        assert memory.idle_bytes() == memory.most_idle_bytes() == size
+    assert len(places) == 1
+    del model
+    gc.collect()
+    assert memory.idle_bytes() <= memory.most_idle_bytes() == memory.IDLE_BYTES
+
+
+@pytest.mark.parametrize("make", [StateEngine, TorchEngine])
+def test_the_weights_that_a_log_began_with_are_let_go_of(
+    tmp_path: Path, make: type[StateEngine] | type[TorchEngine]
+) -> None:
+    with Ledger.open(f"sqlite:///{tmp_path}/l.db") as ledger:
+        engine = make(torch.nn.Linear(9, 9))
+        log = ledger.model("m", engine=engine)
+        first = weakref.ref(engine.tensor("weight"))
+        for _ in range(2):
+            log.record({**log.state(), "weight": torch.randn(9, 9)})
+        gc.collect()
+        assert first() is None
 
 
 def test_sizes_that_are_no_longer_asked_for_make_room() -> None:
