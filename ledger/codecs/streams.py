@@ -11,6 +11,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from weightledger.ledger.codecs.packing import pack
 from weightledger.ledger.errors import CorruptLedger
 
 _U32 = struct.Struct("<I")
@@ -25,7 +26,6 @@ class _Zstd(threading.local):
     """zstd contexts are not for two threads at once; a new one costs more than most streams."""
 
     def __init__(self) -> None:
-        self.compress = zstandard.ZstdCompressor(level=1).compress
         self.decompress = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress
 
 
@@ -40,7 +40,7 @@ def u32(value: int) -> bytes:
 def stream(values: NDArray[np.uint8]) -> bytes:
     """The bytes `values` as a stream."""
     if len(values) >= SHORTEST_PACKED:
-        packed = _zstd.compress(values.data)
+        packed = pack(values)
         if len(packed) < _WORTHWHILE * len(values):
             return _U32.pack(len(packed)) + packed
     return _U32.pack(len(values)) + values.tobytes()
