@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.fleet.readiness import Limits
     from weightledger.ledger.log import Log
     from weightledger.ledger.projection.starting import OnMismatch
+    from weightledger.ledger.sharding.limits import ShardLimits
     from weightledger.ledger.sharding.log import ShardedLog
     from weightledger.ledger.sql.wakeups import Wake
     from weightledger.ledger.writing.policy import Policy
@@ -175,17 +176,27 @@ class Ledger:
         module: "torch.nn.Module | Mapping[str, torch.Tensor] | None" = None,
         *,
         timeout_s: float = 300.0,
+        policy: "Policy | None" = None,
+        limits: "ShardLimits | None" = None,
+        alpha: float = 1.0,
     ) -> "ShardedLog":
         """The log of a model that is cut over the ranks of torch.distributed, which all call this.
 
-        `module` registers it at first use, from what each rank holds. Raises InvalidRequest without
-        a process group, NotFound for an unknown model without a module, RankLost when a rank does
-        not answer for `timeout_s` seconds.
+        `module` registers it at first use, from what each rank holds. Writes meet `policy`, whose
+        guard has to be None, and `limits`, what a change may be; `alpha` is as for `model`. Raises
+        InvalidRequest without a process group, NotFound for an unknown model without a module,
+        RankLost when a rank does not answer for `timeout_s` seconds.
         """
         # torch.distributed is imported by those who are in it.
         from weightledger.ledger.sharding.log import ShardedLog
         from weightledger.ledger.sharding.ranks import Ranks
+        from weightledger.ledger.writing.policy import ANYTHING_GOES
 
-        log = ShardedLog(self.store, self._pool, name, Ranks(timeout_s))
+        log = ShardedLog(
+            *(self.store, self._pool, name, Ranks(timeout_s)),
+            policy=policy or ANYTHING_GOES,
+            limits=limits,
+            alpha=alpha,
+        )
         log.take_up(module)
         return log

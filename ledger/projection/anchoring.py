@@ -85,11 +85,15 @@ class Anchoring:
         return size if at == self._node else None
 
     def _measured(self, node: int) -> int:
-        """Bytes read between a node and its nearest anchored ancestor."""
-        above = self._history.ways.anchor_above(node)
-        size = 0
-        at: int | None = node
-        while at is not None and (above is None or at != above.node):
-            size += self._history.lineage.size(at)
-            at = self._history.lineage.parent(at)
-        return size
+        return way_to_anchor(self._history, node)
+
+
+def way_to_anchor(history: History, node: int) -> int:
+    """Bytes read between a node and its nearest anchored ancestor."""
+    above = history.ways.anchor_above(node)
+    size = 0
+    at: int | None = node
+    while at is not None and (above is None or at != above.node):
+        size += history.lineage.size(at)
+        at = history.lineage.parent(at)
+    return size

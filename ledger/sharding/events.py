@@ -1,17 +1,19 @@
 """The one event of what all ranks did."""
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from weightledger.ledger.events import BlobRef, Draft
-from weightledger.ledger.events.bodies import Updated
+from weightledger.ledger.events.bodies import Updated, UpdateRejected
 from weightledger.ledger.events.bodies.shards import Index, Shards
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.sharding.encoding import Encoded
+from weightledger.ledger.sharding.limits import norm_of
 from weightledger.ledger.tensors.digest import content_digest, root
 from weightledger.ledger.tensors.state import StateDigest
+from weightledger.ledger.writing.policy import UNJUDGED, Verdict
 
 
 def drafted(
@@ -21,11 +23,13 @@ def drafted(
     refs: Sequence[Sequence[BlobRef]],
     orders: Mapping[str, Sequence[int]],
     unwrapped: Sequence[str],
+    verdict: Verdict = UNJUDGED,
 ) -> tuple[Draft, bytes | None, StateDigest]:
     """The event that holds what every rank did, the index that belongs into its payload, and the
     state that it leads to.
 
-    `parts` are by rank; `orders` says in which order the ranks' frames make a tensor.
+    `parts` are by rank; `orders` says in which order the ranks' frames make a tensor. Under a
+    verdict that refuses, it is the event that says so, and the state stays.
     """
     changes = []
     order = np.array([orders[name] for name in changed], np.int64)
@@ -43,15 +47,18 @@ def drafted(
         )
         lengths[row] = [one.size for one in done]
     index = Index(order, lengths).written() if changes else None
-    norms = [part[name].norm for name in changed for part in parts]
-    finite = [norm for norm in norms if norm is not None]
-    norm = math.hypot(*finite) if len(finite) == len(norms) else None
-    facts = {"operation": "record"}
+    facts: dict[str, Any] = {"operation": "record"}
+    if unwrapped:
+        facts["unwrapped"] = list(unwrapped)
+    if verdict.reason is not None:
+        refusal = UpdateRejected(facts, verdict.reason, evidence=verdict.evidence)
+        return Draft(refusal, state.value), None, state
     body = Updated(
-        {**facts, "unwrapped": list(unwrapped)} if unwrapped else facts,
+        facts,
         tuple(changes),
-        norm if norm is not None and math.isfinite(norm) else None,
-        evidence={"evaluated": False},  # no rank has the model that one would be asked about
+        norm_of(changed, parts),
+        # No rank has the model that an evaluator would be asked about.
+        evidence={**verdict.evidence, "evaluated": False},
         shards=None if index is None else Shards(len(parts), len(index)),
     )
     payload = [ref for rank in refs for ref in rank]

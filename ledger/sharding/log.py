@@ -1,6 +1,7 @@
 """The log of a model that is cut over ranks: every rank has one of these, and all do the same with
 it at the same time."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -11,6 +12,7 @@ import torch
 
 from weightledger.ledger.errors import (
     InvalidRequest,
+    KeyTaken,
     NotFound,
     OutcomeUnknown,
     PreconditionFailed,
@@ -19,20 +21,32 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, seal
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.sharding.anchoring import is_due, snapshot
 from weightledger.ledger.sharding.chunks import ChunkLayout, agreed, agreed_on, as_bytes
 from weightledger.ledger.sharding.encoding import Encoded, RankChunks, differs, encode
 from weightledger.ledger.sharding.events import drafted
+from weightledger.ledger.sharding.limits import (
+    ShardLimits,
+    judged,
+    not_finite,
+    require_allowed,
+    require_possible,
+)
 from weightledger.ledger.sharding.parts import check, fill, part_of, same_here
 from weightledger.ledger.sharding.ranks import Ranks
 from weightledger.ledger.sharding.registering import register
+from weightledger.ledger.sharding.retries import recorded_before, request_digest
 from weightledger.ledger.store import Append, LedgerStore
 from weightledger.ledger.tensors.lanes import empty
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.policy import ANYTHING_GOES, UNJUDGED, Policy, Verdict
 from weightledger.ledger.writing.recording import unwrapped_names
 from weightledger.ledger.writing.requests import metadata_text
+
+logger = logging.getLogger(__name__)
 
 _LOST = -1  # in place of a seq: another writer has it
 
@@ -41,13 +55,27 @@ class ShardedLog:
     """One model's log, for the ranks that hold its shards. Every method is called by all of them.
 
     Each keeps its share of the newest state in memory, to compare with: the model's bytes divided
-    by the number of ranks. Writes meet no guard and no evaluator, since no rank has the whole
-    model; their events say so.
+    by the number of ranks. Writes meet `policy` and `limits`, and no evaluator, since no rank has
+    the whole model; their events say so. Where the way from the last snapshot has grown to `alpha`
+    times the model, the ranks write one.
     """
 
-    def __init__(self, store: LedgerStore, pool: Executor, model: str, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        pool: Executor,
+        model: str,
+        ranks: Ranks,
+        *,
+        policy: Policy = ANYTHING_GOES,
+        limits: ShardLimits | None = None,
+        alpha: float = 1.0,
+    ) -> None:
         self.model = model
         self.ranks = ranks
+        self._policy = policy
+        self._limits = limits
+        self._alpha = alpha
         self._store = store
         self._pool = pool
         self._history: History | None = None
@@ -78,23 +106,29 @@ class ShardedLog:
         """Record what has become of the model, in one atomic event; given on every rank.
 
         The event's state, its digest and the bits are those that one process with the whole model
-        would have recorded. Raises ReplicasDiverge, on every rank, where ranks that should hold the
-        same hold other bits; InvalidRequest and NotFound where the model is not the ledger's;
-        RankLost when a rank is gone: then nothing was recorded; OutcomeUnknown when the first rank
-        is gone after it may have appended.
+        would have recorded. What `limits` refuse is an `update_rejected` event, and the model is
+        what it was. The same request with the same idempotency key is given the first one's event.
+        Raises ReplicasDiverge, on every rank, where ranks that should hold the same hold other
+        bits; InvalidRequest and NotFound where the model is not the ledger's; InvalidRequest under
+        the two-person rule; IdempotencyMismatch for a key of another request; RankLost when a rank
+        is gone: then nothing was recorded; OutcomeUnknown when the first rank is gone after it may
+        have appended.
         """
-        if caller.idempotency_key is not None:
-            raise InvalidRequest(
-                "what all ranks record has no idempotency key: ask the log whether it is there"
-            )
+        require_allowed(self._policy)
         text = metadata_text(metadata)
         annotation = Annotation(caller.actor, reason or caller.reason, text)
         tensors, ways = agreed(self.ranks, lambda: self._checked(module))
         parts = {WEIGHTS + name: part_of(name, tensor) for name, tensor in tensors.items()}
         layout = ChunkLayout(self.ranks, parts)
         after = layout.own_chunks(parts)
+        key = caller.idempotency_key
+        request = None if key is None else request_digest(self.ranks, layout, after, text)
         started, attempts = time.perf_counter(), 0
         while True:
+            if key is not None and request is not None:
+                known = recorded_before(self.ranks, self.history.store, key, request)
+                if known is not None:
+                    return self.history.require(known)
             before = self._catch_up(layout)
             changed = self._changed(after)
             held, told = self._encoded([before.specs[name] for name in changed], after)
@@ -104,17 +138,27 @@ class ShardedLog:
             ]
             blobs = [[BlobRef(digest, size) for digest, size in rank[1]] for rank in told]
             orders = {name: layout.order(name) for name in changed}
-            draft, index, state = drafted(before, changed, parts_done, blobs, orders, ways)
-            draft = replace(draft, annotation=annotation, request_id=caller.request_id)
-            event = self._append(draft, changed, index, caller.expected_seq)
+            verdict = self._judged(changed, after, parts_done)
+            draft, index, state = drafted(before, changed, parts_done, blobs, orders, ways, verdict)
+            draft = replace(
+                draft,
+                annotation=annotation,
+                request_id=caller.request_id,
+                idempotency_key=key,
+                request_digest=request,
+            )
+            touched = changed if verdict.reason is None else []
+            event = self._append(draft, touched, index, caller.expected_seq)
             if event is not None:
                 break
             attempts += 1  # another writer was faster: compare with what it made
             if out_of_patience(started):
                 raise gave_up(attempts, self.model)
             back_off(attempts)
-        self._held |= held
-        self._state, self._node = state, event.node
+        if verdict.reason is None:
+            self._held |= held
+            self._state, self._node = state, event.node
+            self._anchor(layout)
         return event
 
     def restore_sharded(
@@ -134,7 +178,11 @@ class ShardedLog:
         return self.history.require(node)
 
     def take_up(self, module: torch.nn.Module | Mapping[str, torch.Tensor] | None) -> None:
-        """Find the model in the ledger, or register it with what the ranks hold."""
+        """Find the model in the ledger, or register it with what the ranks hold.
+
+        InvalidRequest for a policy that ranks cannot follow.
+        """
+        require_possible(self._policy)
         known = agreed(self.ranks, lambda: self.model in self._store.models())
         # All ask the first rank: another process may have registered it between two of them.
         if not self.ranks.tell_all(known)[0]:
@@ -224,6 +272,29 @@ class ShardedLog:
 
         return held, agreed_on(self.ranks, work)
 
+    def _judged(
+        self,
+        changed: Sequence[str],
+        after: Mapping[str, torch.Tensor],
+        parts: Sequence[Mapping[str, Encoded]],
+    ) -> Verdict:
+        """What the limits say, the same on every rank; nothing is measured where there are none."""
+        if self._limits is None:
+            return UNJUDGED
+        return judged(self._limits, changed, self.ranks.tell_all(not_finite(after, changed)), parts)
+
+    def _anchor(self, layout: ChunkLayout) -> None:
+        """Write a snapshot where one is due. The event is in the log, so nothing here may raise: a
+        rank that is gone is noticed by the next call."""
+        assert self._state is not None
+        try:
+            first = self.ranks.rank == 0
+            due = first and is_due(self.history, self._node, self._state, self._alpha)
+            if self.ranks.tell_all(due)[0]:
+                snapshot(self.history, self.ranks, layout, self._node, self._state, self._held)
+        except RankLost as error:
+            logger.warning("no snapshot after event %d: %s", self._node, error)
+
     def _each(
         self, node: int, digest: bytes, state: StateDigest
     ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -259,7 +330,7 @@ class ShardedLog:
                     item = Append(event, draft.annotation, changed, blobs=blobs)
                     self.history.store.append(item)
                     seq = event.seq
-            except SeqTaken:
+            except (SeqTaken, KeyTaken):
                 pass
             except Exception as failed:  # noqa: BLE001  every rank has to hear of it
                 error = failed

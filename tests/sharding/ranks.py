@@ -21,10 +21,12 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from weightledger import Ledger
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.sharding.limits import ShardLimits
 from weightledger.ledger.sharding.log import ShardedLog
 from weightledger.ledger.sharding.parts import rows_of
 from weightledger.ledger.sharding.ranks import Ranks
 from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.policy import UNJUDGED, Policy, Preparing
 
 MODEL = "cut"
 WIDE, HIGH = 300, 701  # rows of 1,200 bytes: a rank's end lies within a digest's chunk
@@ -155,6 +157,53 @@ def placements(log_of: Callable[..., ShardedLog], rank: int, folder: Path, world
          refused=refused, missing=missing, diverged=diverged)  # fmt: skip
 
 
+def judged(log_of: Callable[..., ShardedLog], rank: int, folder: Path, world: int) -> None:
+    """Limits, keys, the two-person rule, and the snapshots that ranks write."""
+    module = fully_shard(net(), mesh=init_device_mesh("cpu", (2,)))
+    ledger = log_of.ledger  # type: ignore[attr-defined]
+    log_of(module).close()
+    refused = [
+        problem(lambda p=policy: ledger.sharded(MODEL, module, policy=p).record_sharded(module))
+        for policy in (
+            Policy(two_person=True),
+            Policy(updates=False),
+            Policy(prepare=Preparing("all")),
+            Policy(guard=lambda changes: UNJUDGED),  # type: ignore[arg-type]
+        )
+    ]
+    log = ledger.sharded(MODEL, module, limits=ShardLimits(max_norm=2000.0))
+    step(module, 1)
+    key = Caller(actor="ana", idempotency_key="step 1")
+    events = [log.record_sharded(module, caller=key) for _ in range(2)]
+    again = log.record_sharded(module, caller=key, metadata=None)
+    other = problem(lambda: log.record_sharded(module, caller=key, metadata={"n": 1}))
+    weight = module.state_dict()["first.weight"].to_local()
+    kept = weight.clone()
+    with torch.no_grad():
+        if rank == world - 1:  # one rank alone knows of it
+            weight[-1, -1] = float("nan")
+    events.append(log.record_sharded(module))
+    with torch.no_grad():
+        weight.copy_(kept * 1e6)
+    events.append(log.record_sharded(module))
+    with torch.no_grad():
+        weight.copy_(kept)
+    for number in (3, 6, 9, 12, 15):
+        step(module, number)
+        events.append(log.record_sharded(module))
+    if rank == 0:
+        torch.save(whole(module.state_dict()), folder / "states.pt")
+    else:
+        whole(module.state_dict())
+    tell(
+        *(folder, rank),
+        seqs=[event.seq for event in events],
+        again=again.seq,
+        other=other,
+        refused=refused,
+    )
+
+
 def killed(log_of: Callable[..., ShardedLog], rank: int, folder: Path, world: int) -> None:
     """A rank that is killed when it comes to the n-th thing that it would tell the others."""
     victim, at = json.loads((folder / "kill.json").read_text())
@@ -201,5 +250,6 @@ def main(scenario: str, rank: int, world: int, folder: str, url: str, blob_url: 
             return ledger.sharded(MODEL, module)
 
         log_of.url = url  # type: ignore[attr-defined]
+        log_of.ledger = ledger  # type: ignore[attr-defined]
         globals()[scenario](log_of, rank, Path(folder), world)
     os._exit(0)  # gloo's threads may wait for a rank that is gone

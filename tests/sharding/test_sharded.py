@@ -24,8 +24,11 @@ from weightledger.ledger.events.bodies import Updated, body_of
 from weightledger.ledger.events.bodies.shards import Index, Shards
 from weightledger.ledger.parallel import untold
 from weightledger.ledger.parallel.shares import shares
+from weightledger.ledger.projection.anchoring import MIN_SPACING_BYTES, way_to_anchor
+from weightledger.ledger.sharding.limits import ShardLimits
 from weightledger.ledger.store import sharded_payloads
 from weightledger.ledger.tensors.state import StateDigest
+from weightledger.ledger.writing.commands import command_digest
 
 FIXTURES = Path(__file__).parent.parent / "fixtures/events"
 
@@ -149,6 +152,46 @@ def test_every_placement_is_recorded_and_restored(tmp_path: Path) -> None:
         assert history.head().seq == 1
         digests = [history.require(seq).state_after for seq in (0, 1)]
     assert digests == same_by_one_process(tmp_path, [before, given])
+
+
+def test_ranks_keep_to_limits_and_keys_and_write_snapshots(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ranks.db"
+    told = run_ranks("judged", 2, tmp_path, url, None)
+    for one in told:
+        assert one["seqs"] == [1, 1, 2, 3, 4, 5, 6, 7, 8] and one["again"] == 1
+        assert one["other"][0] == "IdempotencyMismatch"
+        assert [error[0] for error in one["refused"]] == [
+            *("InvalidRequest", "OperationDisabled", "InvalidRequest", "InvalidRequest")
+        ]
+        assert "cannot wait for a second person" in one["refused"][0][1]
+    with Ledger.open(url) as ledger:
+        history = ledger.history(MODEL)
+        first, nan, long = (history.require(seq) for seq in (1, 2, 3))
+        assert first.idempotency_key == "step 1"
+        tensors = {name: digest.hex() for name, digest in history.digests(1).digests.items()}
+        asked = {"tensors": tensors, "metadata": None}
+        assert first.request_digest == command_digest("record_sharded", asked)
+        limits = first.body["evidence"]["limits"]
+        assert limits["norm"] == first.body["delta_norm"] and limits["max_norm"] == 2000
+        assert first.body["evidence"]["evaluated"] is False
+        assert (nan.kind, long.kind) == ("update_rejected", "update_rejected")
+        assert nan.body["reason"] == "1 values are NaN or infinite, in first.weight"
+        assert nan.body["evidence"]["limits"]["not_finite"] == {"first.weight": 1}
+        assert "norm is" in long.body["reason"] and long.state_after == first.state_after
+        anchors = [one.node for one in history.store.snapshots()]
+        assert anchors[0] == 0 and len(anchors) >= 3
+        model = sum(spec.nbytes for spec in history.head_state().specs.values())
+        for seq in (1, *range(4, 9)):  # restoring any state reads no more than α allows
+            assert way_to_anchor(history, seq) < max(model, MIN_SPACING_BYTES) or seq in anchors
+        report = verify(history)
+        assert report.ok, report.problem
+        state, last = history.state("head"), torch.load(tmp_path / "states.pt")
+        assert all(_same(state[name], last[name]) for name in last)
+
+
+def test_limits_are_possible() -> None:
+    with pytest.raises(InvalidRequest, match="max_norm must be above 0"):
+        ShardLimits(max_norm=0.0)
 
 
 def _killed(tmp_path: Path, victim: int, at: int) -> tuple[Told, int]:
