@@ -6,16 +6,20 @@ writes nothing.
 """
 
 import contextlib
+import select
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, pq
 
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
+from weightledger.ledger.sql.turns import Meanwhile
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
+_NEAR = 0.7  # of the time that the last wait took, after which the turn is thought to be near
 
 
 class AdvisoryLock:
@@ -33,23 +37,28 @@ class AdvisoryLock:
         self._connection: psycopg.Connection[Any] | None = None
         self._head: int | None = None
         self._held = False
+        self._waited_s = 0.0  # for the last turn
         self._ending = False  # a COMMIT was sent whose answer has not been read
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Whether it is held now; with 0 it is only tried."""
+    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+        """Whether it is held now; `meanwhile` is called when it takes most of the time that the
+        last wait took."""
         self._head = None
         if timeout_s:
             milliseconds = max(int(timeout_s * 1000), 1)
             ask = f"SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock"
         else:
             ask = "SELECT pg_try_advisory_xact_lock"
+        started = time.perf_counter()
         try:
-            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}")
+            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}", meanwhile)
         except errors.LockNotAvailable:
             self._run("ROLLBACK")
             return False
-        self._head = answers[-1]
-        self._held = bool(timeout_s) or bool(answers[-2])
+        self._waited_s = time.perf_counter() - started
+        *_, locked, head = answers
+        self._head = None if head is None else int(head)
+        self._held = bool(timeout_s) or locked == b"t"
         if not self._held:
             self._run("ROLLBACK")
         return self._held
@@ -90,30 +99,59 @@ class AdvisoryLock:
             self._connection = None
         self._ending = False
 
-    def _run(self, statements: str) -> list[Any]:
-        """Send statements in one message; the first column of the row of each that gives one."""
+    def _run(self, statements: str, meanwhile: Meanwhile | None = None) -> list[bytes | None]:
+        """Send statements in one message; the first column of the row of each that gives one.
+
+        By libpq's own calls: through a cursor it takes as long again as the server does.
+        """
         try:
             self._end()
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
-            cursor = self._connection.execute(statements, prepare=False)
+            pgconn = self._connection.pgconn
+            pgconn.send_query(statements.encode())
+            pgconn.flush()
+            if meanwhile is not None and not self._answered(_NEAR * self._waited_s):
+                meanwhile()
             rows = []
-            while True:
-                if cursor.description is not None:
-                    (first, *_) = cursor.fetchone() or (None,)
-                    rows.append(first)
-                if not cursor.nextset():
-                    return rows
+            failure: psycopg.Error | None = None
+            while (answer := self._next_answer()) is not None:
+                if answer.status == pq.ExecStatus.FATAL_ERROR:
+                    failure = errors.error_from_result(answer)
+                elif answer.ntuples:
+                    rows.append(answer.get_value(0, 0))
+            if failure is not None:
+                raise failure
+            return rows
         except errors.LockNotAvailable:
             raise
         except psycopg.Error as error:
             raise self._lost(error) from error
+        except BaseException:  # interrupted: what was asked for may be held, or be on its way
+            self.close()
+            raise
+
+    def _answered(self, within_s: float | None) -> bool:
+        """Whether an answer has begun to come in so long; None waits for it, without Python's
+        lock, which `get_result` would hold."""
+        assert self._connection is not None
+        poll = select.poll()
+        poll.register(self._connection.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(None if within_s is None else within_s * 1000))
+
+    def _next_answer(self) -> pq.abc.PGresult | None:
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
+        while pgconn.is_busy():
+            self._answered(None)
+            pgconn.consume_input()
+        return pgconn.get_result()
 
     def _end(self) -> None:
         """Read the answer to the last COMMIT, if there is one to read."""
         if self._ending and self._connection is not None:
             self._ending = False
-            while self._connection.pgconn.get_result() is not None:
+            while self._next_answer() is not None:
                 pass
 
     def _lost(self, error: psycopg.Error) -> StorageUnavailable:

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from weightledger.ledger.sql.turns import Meanwhile
+
 _HEAD_BYTES = 8
 
 
@@ -33,8 +35,8 @@ class FileLock:
         self._next: int | None = None
         self._turn: int | None = None
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Whether it is held now; with 0 it is only tried."""
+    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+        """Whether it is held now; `meanwhile` is called by whoever is next."""
         until = time.monotonic() + timeout_s
         if self._next is None:
             self._next = self._opened(self._next_file)
@@ -52,6 +54,10 @@ class FileLock:
                 return True
             if not timeout_s:
                 return False
+            if meanwhile is not None:
+                meanwhile()
+                if _try(self._turn):
+                    return True
             given_up, self._turn = self._turn, None
             if not _wait(given_up, max(until - time.monotonic(), 0.0)):
                 return False

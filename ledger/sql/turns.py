@@ -9,6 +9,7 @@ suspended) is gone without. `file_turns` has the locks for SQLite, `advisory_tur
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +25,10 @@ PATIENCE_S = 5.0
 _UNDISTURBED = 2
 
 
+Meanwhile = Callable[[], object]
+"""What whoever waits for a turn may do until then, such as reading what others wrote so far."""
+
+
 class Lock(Protocol):
     """A lock between processes that is given to those who wait for it in order.
 
@@ -34,8 +39,12 @@ class Lock(Protocol):
     """An SQL expression, true where it was free: then the transaction holds it. None where there is
     no such."""
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Whether it is held now; with 0 it is only tried."""
+    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+        """Whether it is held now; with 0 it is only tried.
+
+        `meanwhile` is called at most once, if it comes to waiting, when the turn is thought to be
+        near.
+        """
 
     def release(self, head: int | None) -> None:
         """Let it go; `head` is the seq of the log's last event, where that is known."""
@@ -85,9 +94,13 @@ class Turnstile:
         self._thread: int | None = None
         self._undisturbed = 0  # turns one after the other between which nobody else wrote
 
-    def turn(self) -> "_InTurn":
-        """Wait for this writer's turn; within a turn there is no further one to wait for."""
-        return _InTurn(self)
+    def turn(self, meanwhile: Meanwhile | None = None) -> "_InTurn":
+        """Wait for this writer's turn; within a turn there is no further one to wait for.
+
+        `meanwhile` is called if it is waited for: what is done there is not done while the others
+        wait.
+        """
+        return _InTurn(self, meanwhile)
 
     @property
     def condition(self) -> str | None:
@@ -116,7 +129,7 @@ class Turnstile:
         with self._ours, contextlib.suppress(OSError, LedgerError):
             self._lock.close()
 
-    def enter(self) -> tuple[Turn, bool]:
+    def enter(self, meanwhile: Meanwhile | None) -> tuple[Turn, bool]:
         """The turn of this thread, and whether it is one that was under way; see `turn`."""
         self._ours.acquire()
         if self._turn is not None:
@@ -127,10 +140,12 @@ class Turnstile:
                 turn = Turn(deferred=True, turnstile=self)
                 self._turn, self._thread = turn, threading.get_ident()
                 return turn, False
-            held = self._acquired()
-            head = self._read_head() if held else None
-            self._turn = turn = Turn(head, held, turnstile=self)
+            # From here on, so that what `meanwhile` does does not wait for a turn of its own.
+            self._turn = turn = Turn(turnstile=self)
+            turn.held = held = self._acquired(meanwhile)
+            turn.head = head = self._read_head() if held else None
         except BaseException:
+            self._turn = None
             self._ours.release()
             raise
         alone = held and head is not None and head == self._left
@@ -174,14 +189,14 @@ class Turnstile:
             return None
         return turn
 
-    def _acquired(self) -> bool:
+    def _acquired(self, meanwhile: Meanwhile | None = None) -> bool:
         try:
             if self._stuck:
                 self._stuck = not self._lock.acquire(0)
                 return not self._stuck
             # The head is asked for only once a wait was in vain: on PostgreSQL it is a round trip.
             before, known = self._left, self._left is not None
-            while not self._lock.acquire(PATIENCE_S):
+            while not self._lock.acquire(PATIENCE_S, meanwhile):
                 now = self._lock.head()
                 if known and now == before:
                     self._stuck = True
@@ -214,13 +229,14 @@ class Turnstile:
 class _InTurn:
     """A turn for as long as its block runs; a class, because a generator costs as much again."""
 
-    __slots__ = ("_turn", "_turnstile", "_within")
+    __slots__ = ("_meanwhile", "_turn", "_turnstile", "_within")
 
-    def __init__(self, turnstile: Turnstile) -> None:
+    def __init__(self, turnstile: Turnstile, meanwhile: Meanwhile | None) -> None:
         self._turnstile = turnstile
+        self._meanwhile = meanwhile
 
     def __enter__(self) -> Turn:
-        self._turn, self._within = self._turnstile.enter()
+        self._turn, self._within = self._turnstile.enter(self._meanwhile)
         return self._turn
 
     def __exit__(self, *_: object) -> None:

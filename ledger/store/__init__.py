@@ -18,7 +18,7 @@ from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.backend import Slots
-from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.sql.turns import Meanwhile, Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.metric_rows import MetricStore
 from weightledger.ledger.store.payloads import ByteSpan, Portion
@@ -154,10 +154,11 @@ class AppendLog(Protocol):
         for another model's event.
         """
 
-    def turn(self) -> AbstractContextManager[Turn]:
+    def turn(self, meanwhile: Meanwhile | None = None) -> AbstractContextManager[Turn]:
         """Around catching up, working out an event and appending it: one writer at a time.
 
         Those of other processes wait, in order. A courtesy to them: the log is right without.
+        `meanwhile` is what is called where this one has to wait, shortly before its turn.
         """
 
     def head(self) -> Event:

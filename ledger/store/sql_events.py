@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from weightledger.ledger.events import REDACTED, Annotation, Event
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.sql.turns import Meanwhile, Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import (
     Append,
@@ -66,8 +66,8 @@ class SqlEvents:
         if any(item.event.kind == REDACTED for item in items):
             self._filtering.forget()
 
-    def turn(self) -> AbstractContextManager[Turn]:
-        return self._turnstile.turn()
+    def turn(self, meanwhile: Meanwhile | None = None) -> AbstractContextManager[Turn]:
+        return self._turnstile.turn(meanwhile)
 
     def head(self) -> Event:
         return lookup.head(self._of)

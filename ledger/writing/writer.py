@@ -128,7 +128,7 @@ class Writer:
         outer, self._thread = self._thread, threading.get_ident()
         try:
             while self._queue and not (last and last.done):
-                with self._history.store.turn() as turn:
+                with self._history.store.turn(self._meanwhile) as turn:
                     self._work_off(turn)
         finally:
             self._thread = outer
@@ -137,13 +137,19 @@ class Writer:
     def _work_off(self, turn: Turn) -> None:
         """Append what waits, as far as it goes into one transaction."""
         if turn.head is not None and turn.head > self._projector.live.head.seq:
-            # What fails here fails again, and is told, when the append loses to these events.
-            with contextlib.suppress(LedgerError):
-                self.catch_up()
+            self._meanwhile()
         for _ in range(_TRIES_A_TURN):
             if self._append(self._gather(), turn):
                 break
         turn.head = self._projector.live.head.seq
+
+    def _meanwhile(self) -> None:
+        """Show what others have written so far: while they write, or at last when it is our turn.
+
+        What fails here fails again, and is told, when the append loses to these events.
+        """
+        with contextlib.suppress(LedgerError):
+            self.catch_up()
 
     def _gather(self) -> list[Job]:
         """Take commands off the queue and work them out, one on another, until one goes alone."""

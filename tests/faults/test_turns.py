@@ -15,7 +15,7 @@ from tests.faults.children import Children
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.events import UPDATED
+from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.sql import turns
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.store import EventFilter
@@ -198,6 +198,49 @@ def test_a_turn_is_over_as_soon_as_the_event_is_durable(
         monkeypatch.setattr(log.projector, "show", showing)
         log.apply(request("one"))
         assert free == [True]
+
+
+def test_who_waits_for_a_turn_shows_meanwhile_what_was_written(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_S", 600.0)  # it goes on only once the turn is its own
+    with Ledger.open(database_url) as elsewhere:
+        other = elsewhere.model(MODEL)
+        late = threading.Thread(target=log.apply, args=(request("late"),))
+        with other.history.store.turn():
+            first = other.apply(request("first"))
+            late.start()
+            until(lambda: log.live.head.seq == first.seq, "it is shown", cpu_s=20)
+            assert other.history.head().seq == first.seq, "before its own turn has come"
+        late.join()
+        assert other.history.head().seq == first.seq + 1
+        assert torch.equal(log.state()["w"], torch.full((16, 16), 2.0))
+
+
+def test_what_is_written_because_of_what_is_shown_meanwhile_waits_for_no_turn(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_S", 600.0)
+
+    def answer(_event: Event) -> None:
+        if not answered:
+            answered.append(log.apply(request("answer")))
+
+    answered: list[Event] = []
+    log.projector.subscribe(answer)
+    with Ledger.open(database_url) as elsewhere:
+        other = elsewhere.model(MODEL)
+        late = threading.Thread(target=log.apply, args=(request("late"),))
+        with other.history.store.turn():
+            other.apply(request("first"))
+            late.start()
+            until(lambda: bool(answered), "it is answered within another's turn", cpu_s=20)
+        late.join()
+        other.apply(request("last"))
+        newest = log.history.events(limit=4)
+        actors = [log.history.store.annotation(one.seq).actor for one in newest]
+        assert actors == ["last", "late", "answer", "first"]
+        assert verify(log.history).problem is None
 
 
 def lock_is_waited_for(log: Log) -> bool:
