@@ -1,70 +1,33 @@
 """The chain: of every event its row, hash, place, running totals and annotation, not its payload.
 
-An update, and nearly all events are, is written anew: from its row, the event before it and the few
-facts that its header alone has. Canonical JSON is one sequence of bytes for what it says, so where
-the header equals what was written every field of both is right. Any other event, and a header that
-differs, is decoded and checked field by field, which finds the words for what is wrong. What an
-update's body says, and how it is written, is checked where its state is rebuilt.
+Nearly all events are checked a page at a time, by its columns (`ledger.audit.pages`). What that
+does not pass is decoded and checked field by field, which finds the words for what is wrong. What
+an update's body says, and how it is written, is checked where its state is rebuilt.
 
 Where the hashes of 256 events stand together they are a tile of the hash tree, whose root is given
 to who checks the tree: see `ledger.audit.tree`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
-
-import msgspec
-import orjson
+from collections.abc import Callable, Mapping, Sequence
 
 from weightledger.ledger import events
-from weightledger.ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.audit.pages import UNREADABLE, ChainPage, ChainPosition, is_canonical
+from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import (
-    FORMAT,
-    LEAF_PREFIX,
     STATE_CHANGING,
     UPDATED,
     UPDATES,
     Annotation,
     Counts,
     Event,
-    annotation_digest,
     merkle,
 )
-from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.history.redactions import Redactions
 from weightledger.ledger.store import TILE, EventStore, Note, RawEvent
 from weightledger.ledger.store.facts import event_of
 
 Progress = Callable[[int, int], None]
-
-_FACTORS = f'"form":"{FACTORS[:-2]}'.encode()  # of any revision; a search for this end is quick
 Redacted = Callable[[int, str], bool]
-
-_SILENT: Note = (0, None, None, None, b"")
-
-
-@dataclass(slots=True)
-class ChainPosition:
-    """Where the log stands after an event: what the next one has to continue. Digests are hex."""
-
-    seq: int = -1
-    hash: str | None = None
-    state: str | None = None
-    recorded_at: int = 0
-    node: int | None = None
-    state_seq: int | None = None
-    applied: int = 0
-    updates: int = 0
-    versions: int = 0
-
-    def move(self, event: Event) -> None:
-        """Stand after an event."""
-        self.seq, self.hash, self.state = event.seq, event.hash.hex(), event.state_after.hex()
-        self.recorded_at, self.node, self.state_seq = event.recorded_at, event.node, event.state_seq
-        counts = event.counts
-        self.applied, self.updates, self.versions = counts.applied, counts.updates, counts.versions
 
 
 def check(
@@ -80,15 +43,14 @@ def check(
         before = store.event(start - 1)
         if before is None:
             raise CorruptLedger(f"event {start - 1} is missing", seq=start - 1)
-        place.move(before)
+        place = ChainPosition.after(before)
     redacted = Redactions(store)
     tiles: list[bytes] = []
     hashes: list[bytes] = []
     before_first_tile = -start % TILE
     for page, annotations in store.raw(start, stop):
-        for row in page:
-            check_event(row, annotations.get(row[0]), store.model, place, redacted)
-            hashes.append(row[-1])
+        place = check_page(page, annotations, store.model, place, redacted)
+        hashes += [row[-1] for row in page]
         del hashes[:before_first_tile]
         before_first_tile = 0
         whole = len(hashes) // TILE * TILE
@@ -101,19 +63,34 @@ def check(
     return tiles
 
 
-def check_event(
-    row: RawEvent,
-    note: Note | None,
+def check_page(
+    rows: Sequence[RawEvent],
+    notes: Mapping[int, Note],
     model: str,
     place: ChainPosition,
     redacted: Redacted = lambda seq, text: False,
-) -> None:
-    """Check that an event and what stands beside it follow `place`, and move there.
+) -> ChainPosition:
+    """Check that events and what stands beside them follow `place`; gives where they lead to.
 
     `redacted` says whether a text that is missing was taken away as an event of the log says.
     """
-    if _written_anew(row, note, model, place):
-        return
+    try:
+        page = ChainPage(rows, notes, place)
+        sound = page.sound(model)
+    except UNREADABLE:
+        for row in rows:
+            place = _check_event(row, notes.get(row[0]), model, place, redacted)
+        return place
+    for at, row in enumerate(rows):
+        if not sound[at]:
+            _check_event(row, notes.get(row[0]), model, page.place(at), redacted)
+    return page.place(len(rows))
+
+
+def _check_event(
+    row: RawEvent, note: Note | None, model: str, place: ChainPosition, redacted: Redacted
+) -> ChainPosition:
+    """Check all that is said of an event, field by field."""
     seq = row[0]
     if seq != place.seq + 1:
         raise CorruptLedger(
@@ -123,135 +100,7 @@ def check_event(
     _check_place(event, model, place)
     _check_annotation(event, None if note is None else Annotation(*note[1:]), redacted)
     check_form(event)
-    place.move(event)
-
-
-class _Piece(msgspec.Struct, gc=False):
-    """A piece of a payload, as a header says it."""
-
-    digest: str
-    size: int
-
-
-class _Counts(msgspec.Struct, gc=False):
-    applied: int
-    updates: int
-    versions: int
-
-
-class _Own(msgspec.Struct, gc=False):
-    """What neither the row of an update nor the event before it say."""
-
-    body: msgspec.Raw
-    payload: list[_Piece]
-    active: int | None = None
-    request_digest: str | None = None
-    request_id: str | None = None
-    schema: int | None = None
-
-
-class _Header(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
-    """A header's fields in the order of RFC 8785; what is None is not there."""
-
-    active: int | None = None
-    actor: str | None = None
-    body: msgspec.Raw
-    counts: _Counts
-    format: int
-    kind: str
-    metadata: str | None = None
-    model: str
-    node: int
-    number: int
-    parent: int | None = None
-    payload: list[_Piece]
-    prev: str | None = None
-    reason: str | None = None
-    recorded_at: int
-    request_digest: str | None = None
-    request_id: str | None = None
-    schema: int | None = None
-    seq: int
-    series: str
-    state_after: str
-    state_before: str | None = None
-    state_seq: int
-
-
-_own = msgspec.json.Decoder(_Own).decode
-_encode = msgspec.json.Encoder().encode
-
-
-def _written_anew(row: RawEvent, note: Note | None, model: str, place: ChainPosition) -> bool:
-    """Whether an update is what its row and `place` come to, byte for byte; moves there if so.
-
-    False for whatever is unusual: the check of every field has the last word.
-    """
-    seq, _, recorded_at, *_, state, size, header, event_hash = row
-    updates = place.updates + 1
-    expected = (place.seq + 1, UPDATED, place.seq + 1, place.node, 1, 0, UPDATES, updates, None)
-    if (
-        row[:2] + row[3:10] != expected
-        or recorded_at < place.recorded_at
-        or type(header) is not bytes
-        or sha256(LEAF_PREFIX + header).digest() != event_hash
-        or _FACTORS in header
-    ):
-        return False
-    try:
-        own = _own(header)
-        if not header.isascii():
-            header.decode()  # what the decoder passes over is text as well
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    _, actor, reason, metadata, salt = note or _SILENT
-    after, applied = state.hex(), place.applied + 1
-    written = _Header(
-        active=own.active,
-        actor=None if actor is None else annotation_digest(salt, "actor", actor),
-        body=own.body,
-        counts=_Counts(applied, updates, place.versions),
-        format=FORMAT,
-        kind=UPDATED,
-        metadata=None if metadata is None else annotation_digest(salt, "metadata", metadata),
-        model=model,
-        node=seq,
-        number=updates,
-        parent=place.node,
-        payload=own.payload,
-        prev=place.hash,
-        reason=None if reason is None else annotation_digest(salt, "reason", reason),
-        recorded_at=recorded_at,
-        request_digest=own.request_digest,
-        request_id=own.request_id,
-        schema=own.schema,
-        seq=seq,
-        series=UPDATES,
-        state_after=after,
-        state_before=place.state,
-        state_seq=seq,
-    )
-    if (
-        _encode(written) != header
-        or sum([piece.size for piece in own.payload]) != size
-        or not _digests(own)
-    ):
-        return False
-    place.seq = place.node = place.state_seq = seq
-    place.hash, place.state, place.recorded_at = event_hash.hex(), after, recorded_at
-    place.applied, place.updates = applied, updates
-    return True
-
-
-def _digests(own: _Own) -> bool:
-    """Whether what should be a digest is one."""
-    try:
-        for piece in own.payload:
-            if len(bytes.fromhex(piece.digest)) != 32:
-                return False
-        return own.request_digest is None or len(bytes.fromhex(own.request_digest)) == 32
-    except ValueError:
-        return False
+    return ChainPosition.after(event)
 
 
 def _check_place(event: Event, model: str, place: ChainPosition) -> None:
@@ -303,11 +152,7 @@ def _check_annotation(event: Event, note: Annotation | None, redacted: Redacted)
 
 def check_form(event: Event) -> None:
     """The header is canonical: a reader of another make cannot take it for something else."""
-    try:
-        same = canonical(orjson.loads(event.header)) == event.header
-    except InvalidRequest:
-        same = False
-    if not same:
+    if not is_canonical(event.header):
         raise CorruptLedger(f"event {event.seq}: its header is not canonical JSON", seq=event.seq)
 
 

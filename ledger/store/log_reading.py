@@ -13,7 +13,7 @@ from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import Portion
 
 _PAGE = 1000  # events that `scan` holds at a time
-_RAW_PAGE = 4096  # rows that `raw` gives at a time
+_RAW_PAGE = 256  # rows that `raw` gives at a time: what is worked on stays in the processor's cache
 
 _RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
 _NEWS = f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
