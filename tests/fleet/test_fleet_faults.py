@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from tests.faults.test_postgres_faults import Own
 from tests.faults.test_postgres_faults import own as own  # its fixture
 from tests.fleet.conftest import MODEL, Follow, make, until_shown, update
 from tests.fleet.proxies import Proxy
+from tests.serving import Server
 from tests.waiting import until
-from weightledger import Ledger, Log
+from weightledger import IncrementalUpdateRequest, Ledger, Log
+from weightledger.api.server.digits import load_digits
 from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.fleet.readiness import Limits, SelfKnowledge, judged
+from weightledger.ledger.fleet.served import served
 from weightledger.ledger.retention import collect
+from weightledger.ledger.store.replica_rows import ReplicaRow
 
 WRITER = """
 import sys
@@ -155,29 +160,132 @@ def test_kill_9_of_writer_replicas_and_database_loses_nothing(
             until(all_show_it, "replicas do not show the head", pid=replicas["a"].pid)
 
 
-def test_a_database_that_is_gone_takes_no_replica_out(own: Own) -> None:
-    url = own.create("gone_for_a_while")
-    make(url)
+class Asking:
+    """A client that asks a replica for inference all the time, and keeps what it was told."""
+
+    def __init__(self, server: Server) -> None:
+        self.statuses: list[int] = []
+        self.states: set[str] = set()
+        self._server, self._ending = server, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Asking":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._server.client() as http:
+            while not self._ending.is_set():
+                answer = http.post("/invocations", json={"inputs": [[0.0] * 64]})
+                self.statuses.append(answer.status_code)
+                self.states.add(answer.headers["x-weights-seq"])
+                self._ending.wait(0.01)
+
+    def asked(self, more: int) -> None:
+        """Wait until so many more were answered."""
+        wanted = len(self.statuses) + more
+        until(lambda: len(self.statuses) >= wanted, "nobody answers")
+
+
+def change(log: Log) -> int:
+    return log.apply(IncrementalUpdateRequest("2.bias", 0.25)).seq
+
+
+@pytest.mark.parametrize("outage_s", [0.0, pytest.param(10.0, marks=pytest.mark.soak)])
+def test_a_database_that_is_gone_takes_no_replica_out(
+    own: Own, tmp_path: Path, outage_s: float
+) -> None:
+    """No inference fails before, while and after PostgreSQL is stopped; then it follows again."""
+    url = own.create(f"gone_for_{outage_s:.0f}_s")
+    module, _ = load_digits(tmp_path / "replica")
     with Ledger.open(url) as ledger:
-        seq = update(ledger.model(MODEL))
-    with Ledger.open(url, upgrade=False) as ledger, ledger.follow(MODEL, replica="a") as follower:
-        assert follower.live.head.seq == seq
-        own.server.stop()
-        try:
-            until(lambda: "cannot be reached" in str(follower.readiness().reason))
-            said = follower.readiness()
-            assert said.ready and said.stale and said.seq == seq
-            for _ in range(500):
-                with follower.lease() as live:
-                    assert live.seq == seq
-        finally:
-            own.server.start()
-        until(lambda: not follower.readiness().stale)
-        with Ledger.open(url) as other:
-            seq = update(other.model(MODEL))
-        until_shown(follower, seq)
-        said = follower.readiness()
-        assert (said.ready, said.stale, said.reason) == (True, False, None)
+        seq = change(ledger.model("digits", base=module))
+    options = ("--database", url, "--replica", "a")
+    server = Server(tmp_path / "replica", *options, verb="follow")
+    server.start()
+    try:
+        with Asking(server) as asking, server.client() as http:
+            asking.asked(20)
+            began = time.monotonic()
+            own.server.stop()
+            try:
+                until(lambda: http.get("/readyz").json()["stale"], pid=server.process.pid)
+                asking.asked(100)
+                time.sleep(max(0.0, began + outage_s - time.monotonic()))
+                gone = http.get("/readyz")
+                assert gone.status_code == 200 and gone.json()["seq"] == seq
+                assert "cannot be reached" in gone.json()["reason"]
+            finally:
+                own.server.start()
+            until(lambda: not http.get("/readyz").json()["stale"], pid=server.process.pid)
+            asking.asked(20)
+            assert asking.states == {str(seq)}
+            with Ledger.open(url) as other:
+                seq = change(other.model("digits"))
+            until(lambda: http.get("/readyz").json()["seq"] == seq, pid=server.process.pid)
+            back = http.get("/readyz").json()
+            assert (back["state"], back["stale"], back["reason"]) == ("ready", False, None)
+        assert set(asking.statuses) == {200}
+    finally:
+        server.stop()
+
+
+SKEWED = """
+import time
+_time, _time_ns = time.time, time.time_ns
+time.time = lambda: _time() + {skew_s}
+time.time_ns = lambda: _time_ns() + {skew_s} * 10**9
+"""
+
+
+def test_clocks_that_are_hours_off_change_nothing(postgres_url: str, tmp_path: Path) -> None:
+    """A writer's three hours ahead, a replica's five behind: leases, lag and who served what go by
+    the database's clock."""
+    writer = Child(SKEWED.format(skew_s=3 * 3600) + WRITER, tmp_path, "writer", postgres_url, "0")
+    replica = Child(SKEWED.format(skew_s=-5 * 3600) + REPLICA, tmp_path, "a", postgres_url, "a")
+    with contextlib.ExitStack() as ending, Ledger.open(postgres_url) as ledger:
+        log = ledger.model(MODEL)
+        replicas = log.history.store.replicas
+
+        def clock() -> int:
+            with psycopg.connect(postgres_url) as asked:
+                (now,) = asked.execute("SELECT extract(epoch FROM now()) * 1000000").fetchone() or (
+                    0,
+                )
+            return int(now)
+
+        def standing() -> ReplicaRow | None:
+            return next(iter(replicas.all()), None)
+
+        before = clock()
+        for one in (writer, replica):
+            one.start()
+            ending.callback(one.kill)
+        until(
+            lambda: (row := standing()) is not None and (row.standing.seq or 0) > 2, pid=replica.pid
+        )
+        writer.send(signal.SIGSTOP)
+        last = log.catch_up()
+        assert abs(last.recorded_at - clock() - 3 * 3600 * 10**6) < 3600 * 10**6  # the skew is real
+
+        def shows_it() -> bool:
+            row = standing()
+            return row is not None and row.standing.seq == last.seq and row.standing.lag_s == 0
+
+        until(shows_it, pid=replica.pid)
+        row, now = standing(), clock()
+        assert row is not None and row.leased and row.standing.state == "ready"
+        assert before <= row.started_at <= row.seen_at <= now
+        until(
+            lambda: served(log.history, "a", now).known, "its lease is not renewed", pid=replica.pid
+        )
+        known = served(log.history, "a", now)
+        assert known.seq == last.seq
+        assert known.since is not None and before <= known.since <= now
 
 
 def test_limits_take_a_replica_out() -> None:
