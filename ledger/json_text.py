@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_SPACE = b" \t\n\r"
+
 
 class RepeatedName(ValueError):
     """An object has a name twice; `name` is the one."""
@@ -28,6 +30,8 @@ def require_names_once(text: str | bytes) -> None:
     Of a text that cannot be read nothing is said here: whoever reads it for good knows better what
     was expected.
     """
+    if isinstance(text, bytes) and _all_differ(text):
+        return
     try:
         json.loads(
             text, strict=False, object_pairs_hook=_object, parse_int=_unread, parse_float=_unread
@@ -47,6 +51,21 @@ def require_header_names_once(file: Path) -> None:
         length = int.from_bytes(opened.read(8), "little")
         if length <= file.stat().st_size:
             require_names_once(opened.read(length))
+
+
+def _all_differ(text: bytes) -> bool:
+    """Whether the quotes alone tell that no two names in the whole text are the same.
+
+    A body is mostly numbers, and looking for its quotes takes a fiftieth of the time that reading
+    it does. Nothing is told of a text with an escape, which may spell a name in another way, nor
+    with a zero byte: so are the encodings in which part of a character may look like a quote.
+    """
+    if b"\\" in text or b"\0" in text:
+        return False
+    parts = text.split(b'"')
+    strings = zip(parts[1::2], parts[2::2], strict=False)
+    names = [string for string, behind in strings if behind.lstrip(_SPACE)[:1] == b":"]
+    return len(set(names)) == len(names)
 
 
 def _unread(_: str) -> None:

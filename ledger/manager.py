@@ -56,6 +56,7 @@ from weightledger.ledger.writing.commands import (
     RollBack,
 )
 from weightledger.ledger.writing.handlers import row_of
+from weightledger.ledger.writing.handover import Handover
 from weightledger.ledger.writing.policy import Policy, preparing_of
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest
 from weightledger.ledger.writing.update_commands import is_small, update_command
@@ -170,6 +171,7 @@ class DynamicModelManager(ManagerReads):
         self.log.subscribe(Observing(self.collector).after)
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        self._handover = Handover(self.log.submit, self.log.drain, self._writer)
         if following is None:
             self.log.carry_out_approved()
         else:
@@ -195,9 +197,7 @@ class DynamicModelManager(ManagerReads):
         """
         if row_of(command).read is not None:
             command = await asyncio.to_thread(self.log.ready, command)
-        result = self.log.submit(command)
-        await self._run(self.log.drain)
-        event = result.result()
+        event = await self._handover.carry_out(command)
         if event.kind in _ASKED_FOR and (answer := self.answer_to(event)) is not None:
             raise PublishFailed(f"not {_ASKED_FOR[event.kind]}: {answer.body['reason']}")
         return event

@@ -5,6 +5,7 @@ remaining stranger, so Host, Origin and the content type of what is sent are che
 """
 
 import logging
+import random
 import re
 import uuid
 from urllib.parse import urlencode
@@ -41,6 +42,12 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
 
 
+def _new_id() -> str:
+    """An id for a request: no secret, so that the system need not be asked for its randomness,
+    which would let another thread run first."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
+
+
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
@@ -71,7 +78,7 @@ class Door:
             return
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
-        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(uuid.uuid4())
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else _new_id()
         place = place_of(scope)
         session = None if "authorization" in headers else self._sessions.find(place)
         token = session.key if session else _bearer(headers)

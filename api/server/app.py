@@ -16,6 +16,7 @@ from weightledger.api.dashboard import routes as dashboard
 from weightledger.api.dashboard.sessions import Sessions
 from weightledger.api.rest import documentation, errors, pages
 from weightledger.api.rest.authentication import Door
+from weightledger.api.rest.direct import Direct
 from weightledger.api.rest.heads import HeadAsGet
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.limits import TooLargeInOurForm
@@ -126,6 +127,7 @@ def create_app(
     # FastAPI builds included routes at their first use, under a filter of warnings that threads
     # share; done here, the first request is as fast as the next and no thread sees the filter.
     documentation.describe(app, keyed=keyring.asks)
+    app.router.routes.insert(0, Direct(app, "incremental_update"))
     errors.install(app)
     app.add_middleware(Replicated, manager=manager)
     app.add_middleware(TooLargeInOurForm)

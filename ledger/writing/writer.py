@@ -101,9 +101,14 @@ class Writer:
         return len(self._queue)
 
     def drain(self) -> None:
-        """Work off everything that waits."""
+        """Work off everything that waits; what could not be worked off has failed."""
         with self.lock:
-            self._drain(None)
+            try:
+                self._drain(None)
+            except BaseException as error:
+                while self._queue:
+                    self._queue.popleft().fail(error)
+                raise
 
     def catch_up(self, to: int | None = None, news: News | None = None) -> Event:
         """Show what other processes appended; gives the head, or the event `to` that was asked for.
@@ -232,7 +237,10 @@ class Writer:
                     self._afterwards(took)
         finally:  # they are written, whatever interrupts what follows
             for job in group:
-                self._attempts.finish(job, job.event)
+                try:
+                    self._attempts.finish(job, job.event)
+                except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
+                    job.fail(error)
         return True
 
     def _prepared(self, group: list[Job]) -> Changes | None:

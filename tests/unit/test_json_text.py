@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from weightledger.api.cli.importing import _read
@@ -40,6 +40,44 @@ def test_it_is_found_wherever_it_stands_and_nothing_else_is(value: object) -> No
             with pytest.raises(RepeatedName) as raised:
                 check(bad.encode())
             assert raised.value.name == "naïve"
+
+
+names = st.sampled_from(["a", "a\\", 'a"', ":", "\u2200"])
+repeating = st.recursive(
+    st.integers() | names.map(json.dumps),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda of: f"[{', '.join(map(str, of))}]")
+        | st.lists(
+            st.tuples(names, st.booleans(), st.sampled_from(["", " ", "\n\t"]), inner), max_size=3
+        ).map(
+            lambda of: (
+                "{"
+                + ",".join(f"{json.dumps(n, ensure_ascii=a)}{gap}:{v}" for n, a, gap, v in of)
+                + "}"
+            )
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, derandomize=True)
+@example('{"a": 1, "a": 2}', 1, "utf-16-le")
+@given(repeating, st.integers(0, 40), st.sampled_from(["utf-8", "utf-16-le", "utf-16", "utf-32"]))
+def test_the_quick_look_at_bytes_says_what_reading_them_says(
+    text: object, cut: int, encoding: str
+) -> None:
+    """Text is always read: only of bytes, such as bodies, quotes alone may tell."""
+    for sent in (str(text), str(text)[: len(str(text)) - cut]):
+        assert _repeated(sent.encode(encoding)) == _repeated(sent), sent
+
+
+def _repeated(text: str | bytes) -> str | None:
+    try:
+        json_text.require_names_once(text)
+    except RepeatedName as error:
+        return error.name
+    return None
 
 
 def test_names_of_several_objects_may_be_the_same() -> None:
