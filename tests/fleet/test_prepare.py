@@ -9,14 +9,23 @@ from typing import Any
 
 import psycopg
 import pytest
+import torch
 
 from tests.fleet.conftest import MODEL
 from tests.fleet.test_fleet_faults import Child
 from tests.waiting import until
-from weightledger import IncrementalUpdateRequest, InvalidRequest, Ledger, Log
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    InvalidRequest,
+    Ledger,
+    Log,
+)
+from weightledger.api.server.settings import Settings
 from weightledger.ledger.events import Event
 from weightledger.ledger.sql.roles import grants
-from weightledger.ledger.writing.policy import Policy, Preparing
+from weightledger.ledger.writing.policy import Policy, Preparing, preparing_of
 
 # A replica whose engine takes no bias above 99, as one that finds out only when it loads.
 REPLICA = """
@@ -252,6 +261,23 @@ def test_rights_and_incarnations_decide_what_a_replica_may_say(
     store.withdraw(proposal)
     assert not store.attest(proposal, ("a", 1), said)
     assert store.progress(proposal).attested == {}
+
+
+def test_the_settings_of_a_server_are_its_policy(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, prepare="canary", prepare_percent=25, prepare_timeout_s=3.0
+    )
+    assert preparing_of(settings.update_config()) == Preparing("canary", 25, 3.0)
+    assert preparing_of(Settings(data_dir=tmp_path).update_config()) is None
+    manager = DynamicModelManager(
+        torch.nn.Linear(1, 1),
+        "m",
+        config=DynamicUpdateConfig(backup_dir=tmp_path / "data", prepare="all"),
+    )
+    try:
+        assert manager.log.policy.prepare == Preparing("all")
+    finally:
+        manager.close()
 
 
 def test_out_of_range_is_said() -> None:

@@ -32,7 +32,7 @@ class Fleet:
         self.url = url
         at = ("--database", url)
         self.writer = Server(folder / "data", *at)
-        self.plain = self._replica("one", *at)
+        self.plain = self._replica("one", *at, "--prepares")
         self.proxy = self._replica("two", *at, "--proxy-writes")
 
     def _replica(self, name: str, *options: str) -> Server:
@@ -121,6 +121,18 @@ def test_a_replica_hands_writes_on_where_it_is_told_to(fleet: Fleet) -> None:
         )
         assert wrong.status_code == 404 and "'no' not found" in wrong.json()["error"]["message"]
     shown(fleet.plain, event["seq"])
+
+
+def test_a_replica_that_prepares_answers_what_is_proposed(fleet: Fleet) -> None:
+    with Ledger.open(fleet.url, upgrade=False) as ledger:
+        store = ledger.history("digits").store
+        starts = {row.replica: row.incarnation for row in store.replicas.all()}
+        one = "one", starts["one"]
+        proposal = store.proposals.propose(b"{}", None, [one], 600.0)
+        until(lambda: store.proposals.progress(proposal).attested, pid=fleet.plain.process.pid)
+        said = store.proposals.progress(proposal).attested[one]
+        assert said.digest is None and "header cannot be read" in str(said.problem)
+        store.proposals.withdraw(proposal)
 
 
 def test_a_role_that_reads_and_reports_is_enough(
