@@ -15,7 +15,7 @@ from weightledger.ledger.events import BlobRef
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing.encoding import TensorWrite, record_tensors
+from weightledger.ledger.writing.encoding import TensorWrite, Write, record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
 
 
@@ -73,7 +73,7 @@ def encode(
         old, new = before[name], after[name]
         part = TensorSpec(name, spec.dtype, (new.numel(),))
         (recorded,) = record_tensors(
-            [TensorWrite(part, old.values, new, old.chunks)], payload, pool
+            [TensorWrite(part, old.values, old.chunks, Write(new))], payload, pool
         )
         size, chunks = recorded.change.size, recorded.chunks
         if not recorded.change.changed:  # others changed theirs: what is whole has no gaps

@@ -72,23 +72,32 @@ class _Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorWrite:
-    """A tensor before and after a write, and the chunk digests that `before` must have.
+class Write:
+    """A tensor's new value, `after`.
 
-    `spec` has the full state name. `positions` are ascending flat positions outside of which
-    nothing was written; None has every element compared. With `factors` these are what is stored.
-    `checksums` are those of `before` where they are known. With `source`, `after` is filled from
-    it: both are contiguous, on the CPU.
+    `positions` are ascending flat positions outside of which nothing was written; None has every
+    element compared. With `factors`, which led to it, these are what is stored. With `source`,
+    `after` is filled from it: both are contiguous, on the CPU.
+    """
+
+    after: torch.Tensor
+    positions: torch.Tensor | None = None
+    factors: Factors | None = None
+    source: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorWrite:
+    """A tensor before a write, the chunk digests that it must have, and the write.
+
+    `spec` has the full state name; `checksums` are those of `before` where they are known.
     """
 
     spec: TensorSpec
     before: torch.Tensor
-    after: torch.Tensor
     chunks: bytearray
-    positions: torch.Tensor | None = None
-    factors: Factors | None = None
+    write: Write
     checksums: bytearray | None = None
-    source: torch.Tensor | None = None
 
 
 def record_tensors(
@@ -111,11 +120,11 @@ def record_tensors(
 
 def _is_small(written: TensorWrite) -> bool:
     """Whether a change is one of all of a float32 tensor in memory that is a single chunk."""
-    before, after = written.before, written.after
+    before, after = written.before, written.write.after
     return (
-        written.positions is None
-        and written.factors is None
-        and written.source is None
+        written.write.positions is None
+        and written.write.factors is None
+        and written.write.source is None
         and written.spec.dtype == "float32"
         and 0 < written.spec.nbytes <= CHUNK_BYTES
         and shares_memory(before)
@@ -126,7 +135,7 @@ def _is_small(written: TensorWrite) -> bool:
 def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
     """`_recorded` without tiles, threads and copies: what they cost is most of a small update."""
     name, held = written.spec.name, written.chunks
-    before, after = lanes(written.before.detach(), name), lanes(written.after.detach(), name)
+    before, after = lanes(written.before.detach(), name), lanes(written.write.after.detach(), name)
     if chunk_digests(before) != held:
         raise _changed_outside(written.spec)
     few = encode_few(before, after, True)
@@ -144,7 +153,7 @@ def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
         change=TensorChange(
             name, root(held), root(chunks), payload.write(frame) if changed else 0, changed, FRAMES
         ),
-        after=written.after,
+        after=written.write.after,
         chunks=chunks,
         delta_norm=norm if math.isfinite(norm) else None,
     )
@@ -166,14 +175,14 @@ def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWrit
         if changed:
             size += payload.write(held)
             held = b""
-    if written.factors is not None and changed:
-        size = payload.write(factors.encode(written.factors))
+    if written.write.factors is not None and changed:
+        size = payload.write(factors.encode(written.write.factors))
     norm = math.sqrt(square)
-    form = FRAMES if written.factors is None else FACTORS
+    form = FRAMES if written.write.factors is None else FACTORS
     before = root(written.chunks)
     return Recorded(
         change=TensorChange(written.spec.name, before, root(chunks_after), size, changed, form),
-        after=written.after,
+        after=written.write.after,
         chunks=chunks_after,
         delta_norm=norm if math.isfinite(norm) else None,
         checksums=checksums,
@@ -210,7 +219,7 @@ class _Job:
 
     @property
     def after(self) -> torch.Tensor:
-        return self.written.after.detach().reshape(-1)[self.part]
+        return self.written.write.after.detach().reshape(-1)[self.part]
 
 
 def _encode(job: _Job) -> _Tile:
@@ -219,9 +228,9 @@ def _encode(job: _Job) -> _Tile:
     chunks = _part_of(job.written.chunks, DIGEST_BYTES, spec, job.part)
     known = job.written.checksums or no_checksums(job.written.chunks)
     checksums = _part_of(known, CHECKSUM_BYTES, spec, job.part)
-    if job.written.source is not None:
+    if job.written.write.source is not None:
         # Here rather than before all else: tiles are copied side by side, and stay in cache.
-        lanes(new)[:] = lanes(job.written.source.detach().reshape(-1)[job.part])
+        lanes(new)[:] = lanes(job.written.write.source.detach().reshape(-1)[job.part])
     if on_device.both_on(old, new):
         delta = on_device.compare_there(old, new, spec.element, _within(job))
         touched = _touched(delta, spec, chunks)
@@ -232,14 +241,14 @@ def _encode(job: _Job) -> _Tile:
         touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
     square = _square(job, before, after, delta)
-    frame = encode_frame(delta) if job.written.factors is None else b""
+    frame = encode_frame(delta) if job.written.write.factors is None else b""
     _rehash(chunks, checksums, touched, before, after, spec)
     return _Tile(frame, _changed_elements(delta, spec), chunks, checksums, square)
 
 
 def _within(job: _Job) -> torch.Tensor | None:
     """The lanes of the tile that were written; None where that is not known."""
-    positions = job.written.positions
+    positions = job.written.write.positions
     if positions is None or job.written.spec.element.lanes > 1:
         return None
     low, high = np.searchsorted(positions.numpy(), (job.part.start, job.part.stop))

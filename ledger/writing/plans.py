@@ -17,7 +17,6 @@ import torch
 
 from weightledger.ledger import events
 from weightledger.ledger.blobs import Buffer
-from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.events import Draft
 from weightledger.ledger.events.bodies import (
     AdapterLoaded,
@@ -33,7 +32,7 @@ from weightledger.ledger.projection.projector import Changes
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes, spec_of
 from weightledger.ledger.tensors.spec import WEIGHTS
-from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
+from weightledger.ledger.writing.encoding import Recorded, TensorWrite, Write, record_tensors
 from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.keeping import keep
 from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
@@ -43,17 +42,6 @@ from weightledger.ledger.writing.staged import Staged
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
 _WORTHWHILE_FACTORS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A weight's new value; `positions` and `source` as for `encoding.TensorWrite`, `factors` where
-    they led to it."""
-
-    after: torch.Tensor
-    positions: torch.Tensor | None = None
-    factors: Factors | None = None
-    source: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,20 +176,12 @@ def _evidence(verdict: Verdict) -> dict[str, Any]:
 
 
 def _written(staged: Staged, name: str, write: Write) -> TensorWrite:
-    spec, before = staged.live.state.specs[name], staged.tensor(name)
-    factors = write.factors
+    spec, factors = staged.live.state.specs[name], write.factors
     if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
-        factors = None  # reversible differences are worth more than the few bytes saved
-    return TensorWrite(
-        spec,
-        before,
-        write.after,
-        staged.chunks(name),
-        write.positions,
-        factors,
-        staged.checksums(name),
-        write.source,
-    )
+        # Reversible differences are worth more than the few bytes saved.
+        write = replace(write, factors=None)
+    before, chunks, checksums = staged.tensor(name), staged.chunks(name), staged.checksums(name)
+    return TensorWrite(spec, before, chunks, write, checksums)
 
 
 def _whole(

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
     from weightledger.ledger.writing.commands import command_digest
+    from weightledger.ledger.writing.encoding import Write
     from weightledger.ledger.writing.given import Given
     from weightledger.ledger.writing.handlers import add_command
-    from weightledger.ledger.writing.plans import Plan, Write
+    from weightledger.ledger.writing.plans import Plan
     from weightledger.ledger.writing.policy import Verdict
     from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
     from weightledger.ledger.writing.staged import Staged
@@ -75,7 +76,7 @@ _HOMES = {
     "Staged": "weightledger.ledger.writing.staged",
     "TorchEngine": "weightledger.ledger.engines.torch",
     "Verdict": "weightledger.ledger.writing.policy",
-    "Write": "weightledger.ledger.writing.plans",
+    "Write": "weightledger.ledger.writing.encoding",
 }
 
 __all__ = [

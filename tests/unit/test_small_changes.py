@@ -19,7 +19,7 @@ from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing import arithmetic, encoding
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
-from weightledger.ledger.writing.encoding import Recorded, TensorWrite, record_tensors
+from weightledger.ledger.writing.encoding import Recorded, TensorWrite, Write, record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
@@ -58,7 +58,7 @@ def test_the_short_way_and_the_general_one_are_equal(data: st.DataObject, count:
         after[at] = data.draw(BITS)
     old, new = tensor(before), tensor(after)
     spec = TensorSpec("weights/w", "float32", (count,))
-    write = TensorWrite(spec, old, new, chunk_digests(old.numpy()))
+    write = TensorWrite(spec, old, chunk_digests(old.numpy()), Write(new))
     assert encoding._is_small(write)
     with pytest.MonkeyPatch.context() as patch:
         ways = [recorded(write, patch, short=short) for short in (True, False)]
@@ -72,7 +72,7 @@ def test_small_steps_of_many_sizes_are_recorded_equally(monkeypatch: pytest.Monk
         for step in (torch.randn(count) * 1e-3, torch.zeros(count)):
             new = old + step
             spec = TensorSpec("weights/w", "float32", (count,))
-            write = TensorWrite(spec, old, new, chunk_digests(old.numpy()))
+            write = TensorWrite(spec, old, chunk_digests(old.numpy()), Write(new))
             ways = [recorded(write, monkeypatch, short=short) for short in (True, False)]
             assert ways[0] == ways[1]
 
@@ -118,7 +118,7 @@ def test_a_frame_of_few_lanes_that_leads_elsewhere_is_noticed(
 def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:
     old = torch.randn(16)
     spec = TensorSpec("weights/w", "float32", (16,))
-    write = TensorWrite(spec, old, old + 1, chunk_digests(torch.zeros(16).numpy()))
+    write = TensorWrite(spec, old, chunk_digests(torch.zeros(16).numpy()), Write(old + 1))
     with pytest.raises(WeightsChangedOutside, match="w"):
         record_tensors([write], PayloadWriter(None), POOL)  # type: ignore[arg-type]
 
