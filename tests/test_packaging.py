@@ -68,7 +68,7 @@ def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "--python", folder / "bin/python", "install"),
-            *("--no-deps", "--no-index", "--disable-pip-version-check", wheel),
+            *("--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", wheel),
         ],
         capture_output=True,
         text=True,

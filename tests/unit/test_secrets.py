@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from weightledger.ledger.errors import InvalidRequest, StorageError
-from weightledger.ledger.secrets import mask, secrets_of
+from weightledger.ledger.secrets import _IS_SECRET, mask, secrets_of
 
 SECRET = "hunter2-Zx9"
 
@@ -72,3 +72,8 @@ def test_no_error_of_the_ledger_says_a_secret(error) -> None:
     raised = error(f"cannot use postgresql://u:{SECRET}@h/x?password={SECRET}")
     assert SECRET not in str(raised)
     assert "postgresql://u:***@h/x?password=***" in str(raised)
+
+
+@given(st.from_regex(_IS_SECRET, fullmatch=True))
+def test_every_name_of_a_secret_is_noticed(name) -> None:
+    assert "hunter2" not in mask(f"{name}={SECRET}")
