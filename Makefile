@@ -66,6 +66,7 @@ bench: $(STAMP) $(PEERS_VENV)/.installed browser
 	$(BIN)/python -m benchmarks.sharded
 	$(BIN)/python -m benchmarks.fleet_size
 	$(BIN)/python -m benchmarks.fleet
+	$(BIN)/python -m benchmarks.fleet_prepare
 	$(BIN)/python -m benchmarks.monitoring_simulation
 	$(BIN)/python -m benchmarks.collection_cost
 	$(BIN)/python -m benchmarks.dashboard
