@@ -240,14 +240,12 @@ class Local:
             max_seq=query.get("max_seq"),
         ).to_json()
 
-    def what_if(self, asked: Mapping[str, Any]) -> Item:
+    def what_if(self, asked: Mapping[str, Any], executor: Executor = ALONE) -> Item:
         """What `POST /v1/models/replay` says."""
         import weightledger.rules  # noqa: F401  which says how learning is worked out again
         from weightledger.ledger.debug import replaying  # imports torch
 
-        return replaying.described(
-            *replaying.replayed(self.history, replaying.StateRequest(**asked))
-        )
+        return replaying.described_by(self.history, replaying.StateRequest(**asked), executor)
 
     def save(self, asked: Mapping[str, Any], out: Path, executor: Executor = ALONE) -> Item:
         """Write the state that `POST /v1/models/replay` would give to a file, verified."""

@@ -76,7 +76,11 @@ def replay(
     what = {"without": list(without or ()), "mode": mode, "only_after": only_after}
     with sharing(settings, for_states) as executor, reading(settings, model) as source:
         if out is None:
-            told = [source.what_if({"to": positions[0], **what})]
+            asked = {"to": positions[0], **what}
+            if isinstance(source, Local):
+                told = [source.what_if(asked, executor)]
+            else:  # a server shares nothing out
+                told = [source.what_if(asked)]
         elif hugging_face is not None:
             told = [_folder(source, {"to": positions[0], **what}, hugging_face, out)]
         else:

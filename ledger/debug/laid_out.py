@@ -56,6 +56,23 @@ def begin(file: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) 
         raise StorageError(f"cannot write {file}: {error}") from error
 
 
+def retell(file: Path, metadata: Mapping[str, str]) -> None:
+    """Change what the file's header says to texts of the same length; StorageError otherwise."""
+    try:
+        with file.open("r+b") as out:
+            length = int.from_bytes(out.read(_LENGTH_BYTES), "little")
+            header = json.loads(out.read(length))
+            header["__metadata__"] = dict(metadata)
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            text += b" " * (-len(text) % _ALIGNED)
+            if len(text) != length:
+                raise StorageError(f"the header of {file} has another length than was begun")
+            out.seek(_LENGTH_BYTES)
+            out.write(text)
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error}") from error
+
+
 def fill(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write some of its tensors; StorageError when it cannot be done from here."""
     try:

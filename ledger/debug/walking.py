@@ -4,6 +4,7 @@ Each move reads the events between the two states, or starts from a snapshot whe
 visiting many states costs the way between them, not a rebuild of each.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
@@ -84,10 +85,12 @@ class ReplayedState:
 
 
 class Walker:
-    """Moves a state through one log; for one thread at a time."""
+    """Moves a state through one log, all of it or the tensors with some names; for one thread at a
+    time."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, only: Collection[str] | None = None) -> None:
         self._history = history
+        self._only = only
         self._at: int | None = None
         self._state: StateDigest | None = None
         self._tensors: dict[str, torch.Tensor] = {}
@@ -118,7 +121,7 @@ class Walker:
                 return clone(self._tensors[name])
             return self._history.anchored(path.start, base, name)
 
-        rebuilt = self._history.follow(base, fetch, path, expected)
+        rebuilt = self._history.follow(base, fetch, path, expected, self._only)
         held = self._state.digests if self._state is not None else {}
         tensors = {
             name: rebuilt.tensors[name]
@@ -127,6 +130,7 @@ class Walker:
             if held.get(name) == digest
             else fetch(name)
             for name, digest in rebuilt.state.digests.items()
+            if self._only is None or name in self._only
         }
         self._state, self._tensors = rebuilt.state, tensors
         self.read_bytes += path.size

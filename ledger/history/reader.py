@@ -209,9 +209,11 @@ class History:
         tensor: Callable[[str], "Tensor"],
         path: lineage.Path,
         expected: bytes,
+        only: Collection[str] | None = None,
     ) -> "RebuiltTensors":
-        """Replay a path from `base`; see `history.replay.replay`."""
-        return self._states.follow(base, tensor, path, expected)
+        """Replay a path from `base`, of some tensors where it is said; see
+        `history.replay.replay`."""
+        return self._states.follow(base, tensor, path, expected, only)
 
     def whole(self, spec: TensorSpec, digest: bytes) -> "Tensor":
         """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""

@@ -1,11 +1,12 @@
 """Verification and replay shared out: the same reports and bits, every payload read once."""
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors import safe_open
@@ -20,13 +21,16 @@ from weightledger.ledger.audit.split_payloads import check_together
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.debug import diff as comparing
 from weightledger.ledger.debug import parallel as debug
+from weightledger.ledger.debug import replaying
 from weightledger.ledger.debug.walking import Walker
-from weightledger.ledger.errors import CorruptLedger, StorageError
+from weightledger.ledger.debug.whatif import parallel as whatif
+from weightledger.ledger.errors import CorruptLedger, NotDefined, StorageError
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.reading import reading
 from weightledger.ledger.parallel import Executor, TaskFinished, Told, untold
 from weightledger.ledger.parallel.choosing import executing
 from weightledger.ledger.parallel.doing import asked, do, result_of
+from weightledger.ledger.parallel.local import LocalExecutor
 from weightledger.ledger.parallel.shares import Share, shares
 from weightledger.ledger.store.sql_events import SqlEvents
 
@@ -70,8 +74,8 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Executor]:
-    """Two processes, which every test here uses."""
-    with executing("local", 2) as executor:
+    """Two processes, which every test here uses; forked, for they have all that they need."""
+    with executing("local", 2, prepare=lambda: None) as executor:
         yield executor
 
 
@@ -88,6 +92,7 @@ def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small work is shared out too."""
     monkeypatch.setattr(audit, "worth", lambda seconds, executor: executor.jobs)
     monkeypatch.setattr(debug, "worth", lambda seconds, executor: executor.jobs)
+    monkeypatch.setattr(whatif, "worth", lambda seconds, executor: executor.jobs)
     monkeypatch.setattr(audit, "_STRETCH", 4)
 
 
@@ -166,14 +171,15 @@ def test_a_killed_worker_changes_nothing_in_the_report(in_folder: str, two: Exec
     """One that is killed while it rebuilds states; what it did is done again."""
     alone = report_of(in_folder, Here(1))
     assert report_of(in_folder, two) == alone
+    assert isinstance(two, LocalExecutor)
+    pids = [worker._process.pid for worker in two._idle]
     killed: list[int] = []
 
     def told(done: int, total: int) -> None:
-        for child in psutil.Process().children() if not killed else ():
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                if "weightledger.ledger.parallel.worker" in child.cmdline():
-                    child.kill()
-                    killed.append(child.pid)
+        for pid in pids if not killed else ():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
     with reading(in_folder, MODEL) as history:
         assert verify(history, told, executor=two) == alone
@@ -236,6 +242,37 @@ def test_a_state_that_several_write_is_the_file_that_one_writes(
     with safe_open(one, "pt") as first, safe_open(several, "pt") as second:
         assert first.metadata() == second.metadata()
     assert one.stat().st_size == several.stat().st_size
+
+
+@pytest.mark.parametrize("without", [["seq:9"], ["seq:8", "seq:9"]])
+def test_a_what_if_is_the_same_by_shares(
+    in_folder: str, two: Executor, tmp_path: Path, without: list[str]
+) -> None:
+    one, several = tmp_path / "one.safetensors", tmp_path / "several.safetensors"
+    asked = replaying.StateRequest("head", without)
+    with reading(in_folder, MODEL) as history:
+        alone = replaying.described_by(history, asked, Here(1))
+        assert alone["changed"] and not alone["same"]
+        for executor in (Here(5), two):
+            assert replaying.described_by(history, asked, executor) == alone
+        facts = replaying.save(history, asked, one, executor=Here(1))
+        assert replaying.save(history, asked, several, executor=two) == facts
+    expected, got = load_file(one), load_file(several)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    with safe_open(one, "pt") as first, safe_open(several, "pt") as second:
+        assert first.metadata() == second.metadata()
+
+
+def test_what_is_not_defined_is_refused_in_the_same_words(in_folder: str, tmp_path: Path) -> None:
+    said = set()
+    with reading(in_folder, MODEL) as history:
+        for jobs in (1, 3):
+            asked = replaying.StateRequest("head", ["seq:1"])
+            with pytest.raises(NotDefined, match="was touched again by update_") as refused:
+                replaying.described_by(history, asked, Here(jobs))
+            said.add(str(refused.value))
+    assert len(said) == 1
 
 
 def test_many_states_are_written_by_stretches(

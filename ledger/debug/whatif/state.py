@@ -32,6 +32,8 @@ class WhatIf:
     derived: int = 0
     not_asked: int = 0
     refused: Sequence[str] = ()
+    measured: Sequence[TensorDiff] | None = None
+    """How it differs, where several processes measured it: no tensor is at hand here then."""
 
     @property
     def words(self) -> str:
@@ -62,11 +64,14 @@ class WhatIf:
 
     def diff(self) -> list[TensorDiff]:
         """How each tensor of the what-if differs from what it is, what moved farthest first."""
+        measured = self._measured() if self.measured is None else self.measured
+        return sorted(measured, key=lambda one: (*(-part for part in one.moved), one.name))
+
+    def _measured(self) -> list[TensorDiff]:
         old, new = self.actual, self.state
         names = differing(old.digest, new.digest)
         sides = [
             {n: (one.digest.specs[n], one.tensors[n]) for n in names if n in one.digest.specs}
             for one in (old, new)
         ]
-        measured = [measure(name, sides[0].get(name), sides[1].get(name), "none") for name in names]
-        return sorted(measured, key=lambda one: (*(-part for part in one.moved), one.name))
+        return [measure(name, sides[0].get(name), sides[1].get(name), "none") for name in names]
