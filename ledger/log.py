@@ -348,7 +348,7 @@ class Log(Questions):
         """Take actor, reason and metadata (or some of `texts`) away from events named so.
 
         `of` means every event of an actor, beside those. Gives the events that say so; see
-        `redaction`. On PostgreSQL it takes the tables' owner.
+        `redaction`.
         """
         store = self.history.store
         seqs = {self.history.event(name).seq for name in events}

@@ -5,7 +5,7 @@ and with the last text of an event its salt, without which nobody can try out wh
 have been; every hash stays as it was. That it went, who took it away and why is an event, in the
 same transaction. `verify` accepts a text that is missing only where such an event says so.
 
-Here it is what the database's owner does, with no model at hand; a served log has a command for it
+Here it is done in the database, with no model at hand; a served log has a command for it
 (`writing.commands.Redact`), which the two-person rule holds back.
 """
 
@@ -28,8 +28,8 @@ def redact(
 ) -> list[Event]:
     """Take texts away from events; gives the events that say so, of which there is one as a rule.
 
-    On PostgreSQL it takes the owner of the tables. InvalidRequest for a text that no event has, and
-    where none of these events has one of these texts.
+    On PostgreSQL a server's role may do it (`sql.redact_function`). InvalidRequest for a text that
+    no event has, and where none of these events has one of these texts.
     """
     redactions = redactions_of(history.store, seqs, texts)
     return [_redact(history, redaction, caller) for redaction in redactions]

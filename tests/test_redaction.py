@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import sqlalchemy as sa
 import torch
 
 from tests.api.test_command import inside
-from tests.conftest import new_database
 from weightledger import Caller, IncrementalUpdateRequest, InvalidRequest, Ledger, verify_offline
 from weightledger.ledger.audit import exports
 from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import StorageError
+from weightledger.ledger.errors import SchemaMismatch
 from weightledger.ledger.events.bodies import Redaction, body_of
 from weightledger.ledger.history.redactions import seqs_of_actor
 from weightledger.ledger.log import Log
@@ -217,24 +216,119 @@ def test_by_command(tmp_path: Path) -> None:
     assert status == 1 and "none of these events has reason" in err
 
 
-def test_the_role_that_can_only_append_redacts_nothing(
-    postgres_server: Any, postgres_admin: Any, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    with new_database(request, "postgresql", tmp_path) as url:
-        with Ledger.open(url) as ledger:
-            written(ledger)
-        postgres_admin.execute("DROP ROLE IF EXISTS redactor")
-        postgres_admin.execute("CREATE ROLE redactor LOGIN")
-        with psycopg.connect(url, autocommit=True) as owner:
-            for statement in grants("redactor"):
+@pytest.fixture(scope="module")
+def roles(
+    postgres_server: Any, postgres_admin: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A ledger's database as its owner, a server and a follower reach it."""
+    name = "redacted"
+    postgres_admin.execute(f"CREATE DATABASE {name}")
+    url = postgres_server.get_uri(database=name)
+    with Ledger.open(url) as ledger:
+        written(ledger)
+    urls = {"owner": url}
+    with psycopg.connect(url, autocommit=True) as owner:
+        for role in ("server", "follower"):
+            postgres_admin.execute(f"CREATE ROLE redacting_{role} LOGIN")
+            for statement in grants(f"redacting_{role}", follower=role == "follower"):
                 owner.execute(statement)
-        made = sa.make_url(url).set(username="redactor", password=None)
-        with Ledger.open(made.render_as_string(hide_password=False)) as ledger:
-            history = ledger.history("m")
-            with pytest.raises(StorageError, match="must be owner"):
-                redact(history, [2])
-            assert history.store.annotation(2).actor == ANA
-            assert verify(history).ok
-        with psycopg.connect(url, autocommit=True) as owner:
-            owner.execute("DROP OWNED BY redactor")
-        postgres_admin.execute("DROP ROLE redactor")
+            made = sa.make_url(url).set(username=f"redacting_{role}", password=None)
+            urls[role] = made.render_as_string(hide_password=False)
+    yield urls
+    postgres_admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    for role in ("server", "follower"):
+        postgres_admin.execute(f"DROP ROLE redacting_{role}")
+
+
+def test_a_server_whose_role_can_only_append_redacts_what_its_event_says(
+    roles: dict[str, str],
+) -> None:
+    with Ledger.open(roles["server"]) as ledger:
+        history = ledger.history("m")
+        redact(history, [2], ["reason", "actor"], caller=DPO)
+        note = history.store.annotation(2)
+        assert note is not None
+        assert (note.actor, note.reason) == (None, None)
+        assert note.metadata == f'{{"who":"{TICKET}"}}'
+        redact(history, [2], ["metadata"])
+        note = history.store.annotation(2)
+        assert note is not None and (note.metadata, note.salt) == (None, b"")
+        assert history.store.annotation(3).actor == ANA
+        assert history.events(EventFilter(actors=[ANA], max_seq=2, min_seq=2)) == []
+        assert len(history.events(EventFilter(actors=[ANA], parameter="w"))) == 4
+        assert verify(history).ok
+        assert ledger.store.weaknesses() == []
+
+
+_HEADER = """'{"body":{"events":[3],"texts":["actor"]},"kind":"redacted","seq":%d}'::bytea"""
+_FORGED = (
+    "INSERT INTO events (event_key, model_id, kind, recorded_at, node, changes_state, forward_only,"
+    " state_after, payload_size, header, event_hash) SELECT max(event_key) + 1, 1, 'redacted', 0,"
+    f" 0, 0, 0, ''::bytea, 0, {_HEADER % 99}, HASH FROM events"
+)
+_CALL = "SELECT weightledger_redact(max(event_key)) FROM events"
+
+
+@pytest.mark.parametrize(
+    ("role", "statements", "refusal"),
+    [
+        ("server", ["UPDATE annotations SET actor = NULL"], "permission denied"),
+        ("server", ["ALTER TABLE annotations DISABLE TRIGGER ALL"], "must be owner"),
+        ("server", ["SELECT weightledger_redact((1::bigint << 40) | 3)"], "no event says"),
+        ("server", ["SELECT weightledger_redact(-1)"], "no event says"),
+        ("server", ["SELECT weightledger_redact(NULL)"], "no event says"),
+        ("server", [_FORGED.replace("HASH", "sha256(''::bytea)"), _CALL], "no event says"),
+        # Whole under its hash, and says to be another event.
+        (
+            "server",
+            [_FORGED.replace("HASH", f"sha256(decode('00', 'hex') || {_HEADER % 99})"), _CALL],
+            "no event says",
+        ),
+        (
+            "server",
+            [
+                "CREATE TEMP TABLE events AS SELECT 8::bigint AS event_key, 'redacted' AS kind,"
+                f" {_HEADER % 8} AS header, sha256(decode('00', 'hex') || {_HEADER % 8})"
+                " AS event_hash",
+                "SELECT weightledger_redact(8)",
+            ],
+            "no event says",
+        ),
+        (
+            "server",
+            [
+                "CREATE OR REPLACE FUNCTION weightledger_redact(redaction bigint) RETURNS void"
+                " LANGUAGE sql AS 'SELECT 1'"
+            ],
+            "permission denied|must be owner",
+        ),
+        ("follower", [_CALL], "permission denied for function"),
+    ],
+)
+def test_the_function_takes_away_nothing_that_no_event_of_the_log_says(
+    roles: dict[str, str], role: str, statements: list[str], refusal: str
+) -> None:
+    with psycopg.connect(roles[role]) as connection, connection.cursor() as cursor:
+        with pytest.raises(psycopg.Error, match=refusal):
+            for statement in statements:
+                cursor.execute(statement)
+        connection.rollback()
+    with Ledger.open(roles["owner"]) as ledger:
+        assert ledger.history("m").store.annotation(3).actor == ANA
+
+
+def test_a_changed_function_is_named_when_opening(roles: dict[str, str]) -> None:
+    with psycopg.connect(roles["owner"], autocommit=True) as owner:
+        for change, back in (
+            ("GRANT EXECUTE ON FUNCTION {} TO PUBLIC", "REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC"),
+            (
+                "ALTER FUNCTION {} RESET search_path",
+                "ALTER FUNCTION {} SET search_path = pg_catalog, public, pg_temp",
+            ),
+            ("ALTER FUNCTION {} SECURITY INVOKER", "ALTER FUNCTION {} SECURITY DEFINER"),
+        ):
+            owner.execute(change.format("weightledger_redact"))
+            with pytest.raises(SchemaMismatch, match="weightledger_redact is missing or was"):
+                Ledger.open(roles["owner"])
+            owner.execute(back.format("weightledger_redact"))
+        Ledger.open(roles["owner"]).close()

@@ -40,7 +40,7 @@ def redact(
 
     Actor, reason and metadata are in the log as salted digests only, so they can go while every
     hash and proof stays. An event says what went, who took it away and why. It is done in the
-    database itself, while a server may go on serving; on PostgreSQL it takes the tables' owner.
+    database itself, while a server may go on serving; on PostgreSQL a server's role may do it.
     With --url that server does it, for an admin key, and under the two-person rule it waits there.
 
     Example: weightledger redact update_3 --field metadata -m 'erasure request 118'

@@ -109,6 +109,7 @@ class Backend(Protocol):
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
     KEY_AGAIN: str  # the event of an idempotency key and a model, by another index than the first
     ERRORS: tuple[type[Exception], ...]  # what the driver raises
+    REDACT: str | None  # carries out a redaction by its event's key; None: tables are written to
     WRITES_ALONE: bool  # one statement, by itself a transaction, can write to several tables
 
     def among(self, kind: Kind) -> str:

@@ -24,7 +24,7 @@ from weightledger.ledger.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from weightledger.ledger.sql import triggers
+from weightledger.ledger.sql import redact_function, triggers
 from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
@@ -49,6 +49,7 @@ KEY_AGAIN = (
 )
 ERRORS = (psycopg.Error,)
 WRITES_ALONE = True
+REDACT = redact_function.CALL
 
 _MOST_CONNECTIONS = 64
 _WAIT_S = 10.0
@@ -267,6 +268,8 @@ def weaknesses(execute: Execute) -> list[str]:
         " WHERE i.indisunique AND i.indisvalid"
         " AND c.relnamespace = current_schema()::regnamespace"
     )
+    redacting = redact_function.weakness(execute)
+    weak += [redacting] if redacting else []
     missing = set(triggers.POSTGRES_UNIQUE) - {name for (name,) in unique}
     weak += [f"unique index {name} is missing" for name in sorted(missing)]
     return weak + [

@@ -1,18 +1,19 @@
-"""The PostgreSQL role that a server runs as: it can append, and change nothing that is recorded.
+"""The PostgreSQL role that a server runs as: it can append, and change nothing that is recorded
+but for what an event of the log redacts (`redact_function`).
 
 Triggers stop whoever forgets; rights stop whoever means it, since only the tables' owner can switch
 a trigger off. SQLite has no roles: there the file's permissions are all there is.
 """
 
-from weightledger.ledger.sql import tables
+from weightledger.ledger.sql import redact_function, tables
 
 # When a blob is put again, when a version is pinned or unpinned, and when a key is used.
 _UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
 # What those who follow say, of themselves and of what is proposed: the only rows that they write.
 _REPLICAS = ("replicas", "replica_states", "attestations")
-# By gc; by retiring a version; as measurements get old; once replicas have answered.
+# By gc; by retiring a version; by redacting; as measurements get old; once replicas have answered.
 _DELETED = (
-    *("blobs", "blob_parts", "snapshots", "listed_versions"),
+    *("blobs", "blob_parts", "snapshots", "listed_versions", "search_blocks"),
     *("metric_rollups", "metric_pushes"),
     "proposals",
 )
@@ -35,6 +36,7 @@ def grants(role: str, *, follower: bool = False) -> list[str]:
     return [
         *reading,
         f"GRANT INSERT ON {names} TO {to}",
+        f"GRANT EXECUTE ON FUNCTION {redact_function.NAME}(bigint) TO {to}",
         *(f"GRANT UPDATE ({column}) ON {table} TO {to}" for table, column in _UPDATED.items()),
         reporting,
         f"GRANT DELETE ON {', '.join(_DELETED)} TO {to}",

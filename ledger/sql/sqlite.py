@@ -51,6 +51,7 @@ KEY_AGAIN = (
 )
 ERRORS = (driver.Error,)
 WRITES_ALONE = False
+REDACT = None  # whoever can write the file can do anything to it
 
 _BUSY_S = 10.0
 _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else

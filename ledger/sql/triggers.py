@@ -7,6 +7,7 @@ for recursive triggers, and a connection from elsewhere does not.
 
 from dataclasses import dataclass
 
+from weightledger.ledger.sql import redact_function
 from weightledger.ledger.sql.layout import SEQ_MASK
 
 # Messages with which the database refuses; `ledger.sql.refusals` tells them apart.
@@ -131,14 +132,15 @@ def postgres_triggers() -> dict[str, PostgresTrigger]:
 
 
 def functions(dialect: str) -> list[str]:
-    """The names of the functions that the triggers call, for "sqlite" or "postgresql"."""
+    """The names of the ledger's functions, for "sqlite" or "postgresql"."""
     if dialect == "sqlite":
         return []
-    return sorted({trigger.function for trigger in postgres_triggers().values()})
+    called = {trigger.function for trigger in postgres_triggers().values()}
+    return sorted({*called, redact_function.NAME})
 
 
 def statements(dialect: str) -> list[str]:
-    """The DDL that makes every trigger, for "sqlite" or "postgresql"."""
+    """The DDL that makes every trigger and function, for "sqlite" or "postgresql"."""
     if dialect == "sqlite":
         return list(sqlite_triggers().values())
     made = postgres_triggers().values()
@@ -152,4 +154,4 @@ def statements(dialect: str) -> list[str]:
         ddl.append(f"CREATE TRIGGER {trigger.name} {when} EXECUTE FUNCTION {trigger.function}()")
         # ALWAYS: session_replication_role = replica does not switch it off.
         ddl.append(f"ALTER TABLE {trigger.table} ENABLE ALWAYS TRIGGER {trigger.name}")
-    return ddl
+    return [*ddl, *redact_function.STATEMENTS]

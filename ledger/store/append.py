@@ -277,7 +277,7 @@ def _append_rest(
         number, pinned = pin_of(event)
         execute(_PIN, (int(pinned), model_id, number))
     elif event.series == REDACTIONS:
-        erasing.erase(execute, backend, model_id, body_of(event, Redaction))
+        erasing.erase(execute, backend, model_id, event.seq, body_of(event, Redaction))
     if in_database:
         if item.blobs:
             store_blobs(execute, backend, item.blobs)

@@ -16,12 +16,22 @@ _PROTECTED = ("annotations", "touches")
 _NO_SALT = b""
 
 
-def erase(execute: Execute, backend: Backend, model_id: int, redaction: Redaction) -> None:
-    """Remove what an event says is redacted, wherever it is kept; with an event's last text its
-    salt. Takes the tables' owner, unless nothing of it is there."""
+def erase(
+    execute: Execute, backend: Backend, model_id: int, seq: int, redaction: Redaction
+) -> None:
+    """Remove what the event `seq` says is redacted, wherever it is kept; with an event's last text
+    its salt."""
     keys = [key_of(model_id, seq) for seq in redaction.events]
     if not _any_left(execute, keys, redaction.texts):  # an imported log came without them
         return
+    if backend.REDACT is not None:
+        execute(backend.REDACT, (key_of(model_id, seq),))
+    else:
+        _erase(execute, backend, keys, redaction)
+    blocks.forget(execute, model_id, {seq // blocks.BLOCK for seq in redaction.events})
+
+
+def _erase(execute: Execute, backend: Backend, keys: Sequence[int], redaction: Redaction) -> None:
     backend.unprotect(execute, _PROTECTED)
     nothing = ", ".join(f"{text} = NULL" for text in redaction.texts)
     for piece in pieces(keys):
@@ -35,7 +45,6 @@ def erase(execute: Execute, backend: Backend, model_id: int, redaction: Redactio
         if "actor" in redaction.texts:
             execute(f"UPDATE touches SET actor = NULL WHERE {among} AND actor IS NOT NULL", piece)
     backend.protect(execute, _PROTECTED)
-    blocks.forget(execute, model_id, {seq // blocks.BLOCK for seq in redaction.events})
 
 
 def _any_left(execute: Execute, keys: Sequence[int], texts: Sequence[str]) -> bool:
