@@ -7,7 +7,6 @@ writes nothing.
 
 import contextlib
 import select
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.sql.turns import Meanwhile
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
-_NEAR = 0.7  # of the time that the last wait took, after which the turn is thought to be near
 
 
 class AdvisoryLock:
@@ -37,25 +35,22 @@ class AdvisoryLock:
         self._connection: psycopg.Connection[Any] | None = None
         self._head: int | None = None
         self._held = False
-        self._waited_s = 0.0  # for the last turn
         self._ending = False  # a COMMIT was sent whose answer has not been read
 
     def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
-        """Whether it is held now; `meanwhile` is called when it takes most of the time that the
-        last wait took."""
+        """Whether it is held now; `meanwhile` is not called, since the server does not tell who is
+        next: at a guess, what it takes is more than what it saves."""
         self._head = None
         if timeout_s:
             milliseconds = max(int(timeout_s * 1000), 1)
             ask = f"SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock"
         else:
             ask = "SELECT pg_try_advisory_xact_lock"
-        started = time.perf_counter()
         try:
-            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}", meanwhile)
+            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}")
         except errors.LockNotAvailable:
             self._run("ROLLBACK")
             return False
-        self._waited_s = time.perf_counter() - started
         *_, locked, head = answers
         self._head = None if head is None else int(head)
         self._held = bool(timeout_s) or locked == b"t"
@@ -99,10 +94,10 @@ class AdvisoryLock:
             self._connection = None
         self._ending = False
 
-    def _run(self, statements: str, meanwhile: Meanwhile | None = None) -> list[bytes | None]:
+    def _run(self, statements: str) -> list[bytes | None]:
         """Send statements in one message; the first column of the row of each that gives one.
 
-        By libpq's own calls: through a cursor it takes as long again as the server does.
+        By libpq's own calls: a cursor costs three times as much processor time.
         """
         try:
             self._end()
@@ -111,8 +106,6 @@ class AdvisoryLock:
             pgconn = self._connection.pgconn
             pgconn.send_query(statements.encode())
             pgconn.flush()
-            if meanwhile is not None and not self._answered(_NEAR * self._waited_s):
-                meanwhile()
             rows = []
             failure: psycopg.Error | None = None
             while (answer := self._next_answer()) is not None:
@@ -131,19 +124,14 @@ class AdvisoryLock:
             self.close()
             raise
 
-    def _answered(self, within_s: float | None) -> bool:
-        """Whether an answer has begun to come in so long; None waits for it, without Python's
-        lock, which `get_result` would hold."""
-        assert self._connection is not None
-        poll = select.poll()
-        poll.register(self._connection.pgconn.socket, select.POLLIN)
-        return bool(poll.poll(None if within_s is None else within_s * 1000))
-
     def _next_answer(self) -> pq.abc.PGresult | None:
+        """The next answer, waited for without Python's lock, which `get_result` would hold."""
         assert self._connection is not None
         pgconn = self._connection.pgconn
         while pgconn.is_busy():
-            self._answered(None)
+            poll = select.poll()
+            poll.register(pgconn.socket, select.POLLIN)
+            poll.poll()
             pgconn.consume_input()
         return pgconn.get_result()
 

@@ -42,8 +42,8 @@ class Lock(Protocol):
     def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
         """Whether it is held now; with 0 it is only tried.
 
-        `meanwhile` is called at most once, if it comes to waiting, when the turn is thought to be
-        near.
+        `meanwhile` is called at most once, if it comes to waiting, by whoever is next where the
+        lock can tell.
         """
 
     def release(self, head: int | None) -> None:
@@ -97,8 +97,8 @@ class Turnstile:
     def turn(self, meanwhile: Meanwhile | None = None) -> "_InTurn":
         """Wait for this writer's turn; within a turn there is no further one to wait for.
 
-        `meanwhile` is called if it is waited for: what is done there is not done while the others
-        wait.
+        `meanwhile` is called if it is waited for, where the lock can tell who is next: what is
+        done there is not done while the others wait.
         """
         return _InTurn(self, meanwhile)
 

@@ -158,7 +158,7 @@ class AppendLog(Protocol):
         """Around catching up, working out an event and appending it: one writer at a time.
 
         Those of other processes wait, in order. A courtesy to them: the log is right without.
-        `meanwhile` is what is called where this one has to wait, shortly before its turn.
+        `meanwhile` may be called where this one has to wait, shortly before its turn.
         """
 
     def head(self) -> Event:
