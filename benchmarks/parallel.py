@@ -2,7 +2,7 @@
 
     python -m benchmarks.parallel [--mib N] [--events N] [--ray]
 
-A model of 1 GiB of float32 in 128 tensors, and 400 updates, each of 1 % of eight of them. Beside
+A model of 1 GiB of float32 in 128 tensors, and 200 updates, each of 1 % of eight of them. Beside
 the time by the clock stands the processor time of all processes, since on a busy machine the clock
 says little. With --ray the same on a Ray cluster that is started for it.
 """
@@ -81,7 +81,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--events", type=int, default=400)
+    parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--ray", action="store_true")
     args = parser.parse_args()
     report = Report("Long work, shared out")

@@ -126,7 +126,8 @@ class RayExecutor:
         ray = self._ray
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
-            ray.init(num_cpus=jobs, include_dashboard=False, **quiet)
+            # "local": not one that somebody else runs on this machine, which Ray would join
+            ray.init(address="local", num_cpus=jobs, include_dashboard=False, **quiet)
             return
         _require_listening(address)
         refused = ExecutorUnavailable(

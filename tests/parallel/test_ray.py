@@ -11,10 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.debug.histories import make
+from tests.parallel.test_bisecting import poisoned, report
 from tests.parallel.test_executors import ROOT, Suite, task
 from tests.parallel.test_sharing import MODEL, Here, report_of, write
+from weightledger import Ledger
 from weightledger.ledger.audit import parallel as audit
 from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.debug.bisect import session
 from weightledger.ledger.errors import WorkersDied
 from weightledger.ledger.history.reading import reading
 from weightledger.ledger.parallel import Executor, in_order
@@ -68,6 +72,22 @@ def test_a_verification_says_what_one_process_says(
 
     with reading(url, MODEL) as history:
         assert verify(history, told, executor=cluster) == alone
+
+
+def test_a_search_is_judged_there_and_a_judge_that_hangs_is_ended(
+    cluster: Executor, tmp_path: Path
+) -> None:
+    made = make(tmp_path / "data")
+    alone = report(made, poisoned(tmp_path / "alone"), Here(2))
+    assert alone["first_bad"]["seq"] == made.poison
+    assert report(made, poisoned(tmp_path / "there"), cluster) == alone
+    with Ledger.open(f"sqlite:///{made.folder}/ledger.db") as ledger:
+        history = ledger.history("small")
+        begun = session.start(history, "v0", "head")
+        hung = session.Here(history).probes(begun, 2)[1]
+        by = poisoned(tmp_path / "hangs", limit_s=60.0, hangs_on=hung)
+        ran = session.judge_all(history, begun, by, executor=cluster)
+    assert hung in {one.seq for one in ran.bisection.judged if one.detail == "timed out"}
 
 
 @pytest.fixture
