@@ -83,10 +83,16 @@ _WRITE = (400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 503)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The default brings the form into the document; FastAPI compiles it for each that names it."""
     told: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses
+        status: _in_our_form(_MEANINGS[status]) for status in statuses
     }
     return {**told, "default": {"model": ErrorReply, "description": "Any other error"}}
+
+
+def _in_our_form(description: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
+    return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
 READ_ERRORS = _errors(*_READ)
@@ -100,11 +106,7 @@ BODY_REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def _as_text(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     """The same errors on a route whose reply is text: FastAPI would call them text as well."""
-    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
-    return {
-        status: {"description": told["description"], "content": {JSON: {"schema": schema}}}
-        for status, told in errors.items()
-    }
+    return {status: _in_our_form(told["description"]) for status, told in errors.items()}
 
 
 TEXT_READ_ERRORS = _as_text(READ_ERRORS)
