@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
+import torch
+
 _PRELOADED = (
     "weightledger.api.server.serve",
     "weightledger.api.server.app",
@@ -45,12 +47,13 @@ _MOST_BYTES = 1 << 20
 _ONE_AT_A_TIME = threading.Lock()
 
 # What the interpreter and the libraries below it read before the first line.
+_THREADS = "OMP_NUM_THREADS"  # torch can be told later
 _TOO_LATE = ("LD_", "PYTHON", "OMP_", "MKL_", "ATEN_", "NUMBA_")
 
 
 def suits(env: Mapping[str, str]) -> bool:
     """Whether a process with this environment may be forked: what is imported has read its own."""
-    names = {name for name in {*env, *os.environ} if name.startswith(_TOO_LATE)}
+    names = {name for name in {*env, *os.environ} if name.startswith(_TOO_LATE)} - {_THREADS}
     return all(env.get(name) == os.environ.get(name) for name in names)
 
 
@@ -236,6 +239,8 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if _THREADS in env:
+        torch.set_num_threads(int(env[_THREADS]))
     if program is None:
         sys.argv = ["weightledger", *args]
         runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
