@@ -29,7 +29,8 @@ from weightledger.ledger.debug.bisect.reporting import report as report_of
 from weightledger.ledger.debug.bisect.session import judge_all, start
 from weightledger.ledger.debug.walking import ReplayedState, Walker
 from weightledger.ledger.engines.transformers import TransformersEngine
-from weightledger.ledger.history.replay import apply_step, split
+from weightledger.ledger.history.replay import split
+from weightledger.ledger.history.steps import apply_step
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.writing.update_commands import update_command
 

@@ -36,7 +36,8 @@ from weightledger import (
 from weightledger.ledger.debug.diff import diff
 from weightledger.ledger.debug.measured import Memo
 from weightledger.ledger.debug.walking import Walker
-from weightledger.ledger.history.replay import apply_step, split
+from weightledger.ledger.history.replay import split
+from weightledger.ledger.history.steps import apply_step
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.lanes import tensor_digest
 

@@ -15,7 +15,7 @@ FOLDERS = ("ledger", "rules", "api", "migrations")
 
 # From the ground floor up, each folder on one floor: a file imports from its own folder or below.
 FLOORS = (
-    {"ledger.secrets", "ledger.permissions"},
+    {"ledger.secrets", "ledger.permissions", "ledger.heap"},
     {"ledger.errors"},
     {"ledger.plugins"},
     {

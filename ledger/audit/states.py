@@ -18,7 +18,8 @@ from weightledger.ledger.history.lineage import cheapest
 from weightledger.ledger.history.pruning import Prunings
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.rebuilding import spans_of
-from weightledger.ledger.history.replay import ReplayStep, apply_step, split
+from weightledger.ledger.history.replay import split
+from weightledger.ledger.history.steps import ReplayStep, apply_step
 from weightledger.ledger.parallel.shares import EVERYTHING, Share
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.store.sharded_payloads import is_sharded

@@ -51,8 +51,11 @@ class BlobStore(Protocol):
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
 
-    def read_into(self, digest: bytes, out: NDArray[np.uint8]) -> None:
-        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`."""
+    def read_into(self, digest: bytes, out: NDArray[np.uint8], *, check: bool = True) -> None:
+        """Fill `out`, whose length is the blob's; CorruptLedger as for `get`.
+
+        Without `check` the bytes are as they are stored, for who checks what comes of them.
+        """
 
     def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a blob, as they are stored: a part cannot be checked against

@@ -24,7 +24,8 @@ from weightledger.ledger.errors import CorruptLedger, LedgerError
 from weightledger.ledger.events.changes import WHOLE
 from weightledger.ledger.history.lineage import Path as Way
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.replay import Move, ReplayStep, apply_step, split
+from weightledger.ledger.history.replay import Move, split
+from weightledger.ledger.history.steps import ReplayStep, apply_step
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes

@@ -6,6 +6,7 @@ numeric order, which makes a small step a small integer on both sides of zero. E
 has its own integer, so NaN payloads, -0.0, infinities and denormals need no special case.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -38,6 +39,11 @@ class Delta:
     def changed(self) -> int:
         """Number of lanes that have an entry."""
         return len(self.difference)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+        return self.difference.nbytes + (0 if self.indices is None else self.indices.nbytes)
 
 
 def compare(before: Lanes, after: Lanes, ordered: bool) -> Delta:
@@ -95,17 +101,46 @@ def apply(lanes: Lanes, delta: Delta, ordered: bool, *, undo: bool = False) -> N
     Raises ValueError, and writes nothing, if the frame has another length or lane dtype than the
     delta or an index lies outside of it.
     """
+    _check_fits(delta, lanes)
+    if delta.indices is None:
+        loops.move_all(lanes, delta.difference, ordered, undo)
+    else:
+        _check_inside(delta.indices, delta.count)
+        loops.move(lanes, delta.indices, delta.difference, ordered, undo)
+
+
+def apply_several(lanes: Lanes, deltas: Sequence[tuple[Delta, bool]], ordered: bool) -> None:
+    """`apply` several deltas in place, each forward or, where its flag says so, backward.
+
+    Differences are added modulo 2^N, so their order is the same to what comes of them. Raises
+    ValueError as `apply` does; what was written by then stays.
+    """
+    some: list[tuple[Indices, Lanes, bool]] = []
+    for delta, undo in deltas:
+        _check_fits(delta, lanes)
+        if delta.indices is None:
+            loops.move_all(lanes, delta.difference, ordered, undo)
+        elif delta.changed:
+            _check_inside(delta.indices, delta.count)
+            some.append((delta.indices, delta.difference, undo))
+    if len(some) == 1:
+        loops.move(lanes, *some[0][:2], ordered, some[0][2])
+    elif some:
+        positions = np.concatenate([indices for indices, _, _ in some]).view(np.uint32)
+        difference = np.empty(len(positions), lanes.dtype)
+        ends = np.cumsum([len(step) for _, step, _ in some], dtype=np.int64)
+        for (_, step, undo), end in zip(some, ends, strict=True):
+            (np.negative if undo else np.positive)(step, out=difference[end - len(step) : end])
+        loops.move_several(lanes, positions, difference, ends, ordered)
+
+
+def _check_fits(delta: Delta, lanes: Lanes) -> None:
     entries = delta.count if delta.indices is None else len(delta.indices)
     if (len(lanes), lanes.dtype, entries) != (delta.count, delta.difference.dtype, delta.changed):
         raise ValueError(
             f"the delta is of {delta.changed} differences at {entries} of {delta.count} lanes of "
             f"{delta.difference.dtype}, got {len(lanes)} of {lanes.dtype}"
         )
-    if delta.indices is None:
-        loops.move_all(lanes, delta.difference, ordered, undo)
-    else:
-        _check_inside(delta.indices, delta.count)
-        loops.move(lanes, delta.indices, delta.difference, ordered, undo)
 
 
 def equal(one: Delta, other: Delta) -> bool:

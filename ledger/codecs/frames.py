@@ -82,10 +82,7 @@ def apply_frames(
     Raises CorruptLedger if a frame cannot be read or the frames do not cover the tensor exactly;
     the lanes then are as they were.
     """
-    frames = list(_split(data))
-    covered = sum(frame.lanes for frame in frames)
-    if covered != len(lanes):
-        raise CorruptLedger(f"the delta covers {covered} lanes of a tensor that has {len(lanes)}")
+    frames = frames_of(data, len(lanes))
     done = 0
     try:
         for start, delta in _read(frames, lanes.dtype):
@@ -110,23 +107,38 @@ def written_chunks(start: int, delta: Delta) -> NDArray[np.intp]:
     return touched_chunks(delta.indices + lead, delta.count + lead, itemsize) + first
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
+    """One frame of a tensor's delta, as it is written."""
+
     codec: Codec
     lanes: int
     encoded: memoryview
 
+    def delta(self, dtype: np.dtype[np.unsignedinteger]) -> Delta:
+        """What it says of lanes of `dtype`; raises CorruptLedger."""
+        return self.codec.decode(self.encoded, self.lanes, dtype)
+
+
+def frames_of(data: bytes | memoryview, count: int) -> list[Frame]:
+    """The frames of a tensor of `count` lanes; CorruptLedger unless they cover it exactly."""
+    frames = list(_split(data))
+    covered = sum(frame.lanes for frame in frames)
+    if covered != count:
+        raise CorruptLedger(f"the delta covers {covered} lanes of a tensor that has {count}")
+    return frames
+
 
 def _read(
-    frames: Iterable[_Frame], dtype: np.dtype[np.unsignedinteger]
+    frames: Iterable[Frame], dtype: np.dtype[np.unsignedinteger]
 ) -> Iterator[tuple[int, Delta]]:
     """The (start lane, delta) of each frame, decoded one at a time."""
     start = 0
     for frame in frames:
-        yield start, frame.codec.decode(frame.encoded, frame.lanes, dtype)
+        yield start, frame.delta(dtype)
         start += frame.lanes
 
 
-def _split(data: bytes | memoryview) -> Iterator[_Frame]:
+def _split(data: bytes | memoryview) -> Iterator[Frame]:
     reader = Reader(data)
     while reader.left:
         try:
@@ -136,7 +148,7 @@ def _split(data: bytes | memoryview) -> Iterator[_Frame]:
         count = reader.u32()
         if not 0 < count <= TILE_LANES:
             raise CorruptLedger(f"a frame has 1 to {TILE_LANES} lanes, not {count}")
-        yield _Frame(codec, count, reader.take(reader.u32()))
+        yield Frame(codec, count, reader.take(reader.u32()))
 
 
 def _smallest(delta: Delta) -> Codec:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightledger.ledger.codecs.compiled import from_runs as from_runs
     from weightledger.ledger.codecs.compiled import move as move
     from weightledger.ledger.codecs.compiled import move_all as move_all
+    from weightledger.ledger.codecs.compiled import move_several as move_several
     from weightledger.ledger.codecs.compiled import outside as outside
     from weightledger.ledger.codecs.compiled import same as same
     from weightledger.ledger.codecs.compiled import square_distance as square_distance

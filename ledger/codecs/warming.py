@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from weightledger.ledger.codecs import loops
-from weightledger.ledger.codecs.delta import apply, at
+from weightledger.ledger.codecs.delta import apply, apply_several, at
 from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
 
@@ -24,6 +24,7 @@ def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
         after[written] = 5
         sparse = at(written, before, after, True)
         apply(before, sparse, True)
+        apply_several(before, [(sparse, True), (sparse, False)], True)
         apply_frames(before, encode_frame(sparse), True, undo=True)
         loops.same(before, after)
         if dtype.itemsize in (2, 4):

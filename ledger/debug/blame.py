@@ -29,7 +29,7 @@ from weightledger.ledger.events import (
 from weightledger.ledger.events.changes import FRAMES, WHOLE, TensorChange
 from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.history.replay import ReplayStep, apply_step
+from weightledger.ledger.history.steps import ReplayStep, apply_step
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec

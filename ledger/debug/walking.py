@@ -116,10 +116,10 @@ class Walker:
     def _take(self, base: StateDigest, path: Path, expected: bytes) -> None:
         here = path.start == self._at
 
-        def fetch(name: str) -> torch.Tensor:
+        def fetch(name: str, *, check: bool = True) -> torch.Tensor:
             if here:
                 return clone(self._tensors[name])
-            return self._history.anchored(path.start, base, name)
+            return self._history.anchored(path.start, base, name, check=check)
 
         rebuilt = self._history.follow(base, fetch, path, expected, self._only)
         held = self._state.digests if self._state is not None else {}

@@ -29,7 +29,7 @@ from weightledger.ledger.tensors.state import StateDigest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightledger.ledger.history.rebuilding import States
+    from weightledger.ledger.history.rebuilding import Fetch, States
     from weightledger.ledger.history.replay import RebuiltTensors
 
 logger = logging.getLogger(__name__)
@@ -199,21 +199,28 @@ class History:
         """
         return self._states.tensors(node, expected, names, known)
 
-    def anchored(self, node: int, state: StateDigest, name: str) -> "Tensor":
-        """A tensor of the snapshot at a node, verified; CorruptLedger names the node."""
-        return self._states.anchored(node, state, name)
+    def anchored(self, node: int, state: StateDigest, name: str, *, check: bool = True) -> "Tensor":
+        """A tensor of the snapshot at a node; CorruptLedger names the node.
+
+        Without `check` as it is stored, for who checks what comes of it.
+        """
+        return self._states.anchored(node, state, name, check=check)
 
     def follow(
         self,
         base: StateDigest,
-        tensor: Callable[[str], "Tensor"],
+        fetch: "Fetch",
         path: lineage.Path,
         expected: bytes,
         only: Collection[str] | None = None,
     ) -> "RebuiltTensors":
-        """Replay a path from `base`, of some tensors where it is said; see
-        `history.replay.replay`."""
-        return self._states.follow(base, tensor, path, expected, only)
+        """Replay a path from `base`, whose tensors `fetch` gives; with `only`, of the tensors with
+        these full names. See `history.replay.replay`.
+
+        What it comes to is verified. `fetch` is asked for tensors that are not checked first; where
+        what comes of them is wrong, for checked ones, whose error tells what is damaged.
+        """
+        return self._states.follow(base, fetch, path, expected, only)
 
     def whole(self, spec: TensorSpec, digest: bytes) -> "Tensor":
         """A new tensor with the bytes of a blob; CorruptLedger when they are not there."""

@@ -5,8 +5,9 @@ The half of `history.reader` that needs torch, imported when a state is first as
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -23,9 +24,18 @@ from weightledger.ledger.tensors.state import StateDigest
 if TYPE_CHECKING:
     from weightledger.ledger.history.reader import History, KnownState
 
-# Tensors of this many bytes together are read by several threads: fewer cost less than handing them
-# over, and of more each thread would hold parts in memory beside them.
-_FEW_BYTES, _MANY_BYTES = 1 << 20, 1 << 26
+# Tensors of more bytes together are read by several threads: fewer cost less than handing them
+# over. No more threads than these, since each holds a part in memory beside the tensors.
+_FEW_BYTES, _READERS = 1 << 20, 4
+
+
+class Fetch(Protocol):
+    """Gives a contiguous CPU copy of a tensor of the state that a path starts from.
+
+    Without `check` it may have other bits than its digest says, for who checks what comes of it.
+    """
+
+    def __call__(self, name: str, *, check: bool = True) -> torch.Tensor: ...
 
 
 class States:
@@ -40,15 +50,9 @@ class States:
         """See `History.rebuild`."""
 
         def along(base: StateDigest, path: Path) -> tuple[StateDigest, dict[str, torch.Tensor]]:
-            def fetch(name: str) -> torch.Tensor:
-                return self.anchored(path.start, base, name)
-
+            fetch = partial(self.anchored, path.start, base)
             rebuilt = self.follow(base, fetch, path, expected)
-            state = rebuilt.state
-            return state, {
-                name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-                for name in state.specs
-            }
+            return rebuilt.state, self._completed(rebuilt, fetch, rebuilt.state.specs)
 
         return self._history.ways.travel(node, along, without=without)
 
@@ -63,10 +67,10 @@ class States:
         only = None if names is None else frozenset(names)
 
         def along(base: StateDigest, path: Path) -> dict[str, torch.Tensor]:
-            def fetch(name: str) -> torch.Tensor:
+            def fetch(name: str, *, check: bool = True) -> torch.Tensor:
                 if known is not None and base is known.state:
                     return known.tensor(name)
-                return self.anchored(path.start, base, name)
+                return self.anchored(path.start, base, name, check=check)
 
             rebuilt = self.follow(base, fetch, path, expected, only)
             wanted = rebuilt.state.specs if names is None else names
@@ -75,21 +79,36 @@ class States:
                     raise NotFound(
                         f"the state after event {node} has no tensor {name!r}", param=name
                     )
-            specs = rebuilt.state.specs
-            fetched = [name for name in wanted if name not in rebuilt.tensors]
-            size = sum(specs[name].nbytes for name in fetched)
-            each = self._history.pool.map if _FEW_BYTES < size <= _MANY_BYTES else map
-            tensors = {**rebuilt.tensors, **dict(zip(fetched, each(fetch, fetched), strict=True))}
-            return {name: tensors[name] for name in wanted}
+            return self._completed(rebuilt, fetch, wanted)
 
         return self._history.ways.travel(
             node, along, live=None if known is None else (known.node, known.state)
         )
 
-    def anchored(self, node: int, state: StateDigest, name: str) -> torch.Tensor:
+    def _completed(
+        self, rebuilt: RebuiltTensors, fetch: Fetch, names: Collection[str]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors with these names: those that no event changed are fetched, and checked."""
+        tensors = dict(rebuilt.tensors)
+        fetched = [name for name in names if name not in tensors]
+
+        def some(part: int) -> None:
+            for name in fetched[part::_READERS]:
+                tensors[name] = fetch(name)
+
+        size = sum(rebuilt.state.specs[name].nbytes for name in fetched)
+        each = map if size <= _FEW_BYTES else self._history.pool.map
+        for _ in each(some, range(_READERS)):
+            pass  # what fails is raised here
+        return {name: tensors[name] for name in names}
+
+    def anchored(
+        self, node: int, state: StateDigest, name: str, *, check: bool = True
+    ) -> torch.Tensor:
         """See `History.anchored`."""
         try:
-            return load_tensor(self._history.blobs, state.specs[name], state.digests[name])
+            spec, digest = state.specs[name], state.digests[name]
+            return load_tensor(self._history.blobs, spec, digest, check=check)
         except CorruptLedger as error:
             raise DamagedSnapshot(
                 f"snapshot at event {node}, tensor {name!r}: {error}", seq=node
@@ -98,20 +117,22 @@ class States:
     def follow(
         self,
         base: StateDigest,
-        tensor: Callable[[str], torch.Tensor],
+        fetch: Fetch,
         path: Path,
         expected: bytes,
         only: Collection[str] | None = None,
     ) -> RebuiltTensors:
         """See `History.follow`.
 
-        With `only`, their parts of the payloads are read. Where what comes of them is not what was
-        recorded, whole payloads are, which tells the event that is damaged.
+        With `only`, their parts of the payloads are read. What the path starts from is not checked
+        at first, nor are parts: what comes of them is, every tensor of it. Where that is not what
+        was recorded, all is read and checked on the way, which tells what is damaged.
         """
-        if only is not None:
-            with contextlib.suppress(CorruptLedger):
-                return self._along(base, tensor, path, expected, only, self._parts(only))
-        return self._along(base, tensor, path, expected, only, self._payloads)
+        payloads = self._payloads if only is None else self._parts(only)
+        with contextlib.suppress(CorruptLedger):
+            unchecked = partial(fetch, check=False)
+            return self._along(base, unchecked, path, expected, only, payloads)
+        return self._along(base, fetch, path, expected, only, self._payloads)
 
     def _payloads(self, events: Sequence[Event]) -> list[Portion]:
         return [Portion.whole(payload) for payload in self._history.store.payloads(events)]

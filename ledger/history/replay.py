@@ -13,14 +13,13 @@ from itertools import chain
 
 import torch
 
-from weightledger.ledger.codecs import factors
-from weightledger.ledger.codecs.frames import apply_frames
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies.operands import payload_bytes_of
-from weightledger.ledger.events.changes import FACTORS, WHOLE, TensorChange
+from weightledger.ledger.events.changes import WHOLE
+from weightledger.ledger.history.steps import ReplayStep, apply_steps
 from weightledger.ledger.store.payloads import Portion
-from weightledger.ledger.tensors.digest import CHUNK_BYTES, chunk_digests, hash_many, root
+from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
@@ -68,21 +67,6 @@ class Sources:
     tensor: Callable[[str], torch.Tensor]
     payloads: Callable[[Sequence[Event]], Sequence[Portion]]
     whole: Callable[[TensorSpec, bytes], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayStep:
-    """One tensor's part of one event; `spec` is what the tensor is afterwards, None for gone."""
-
-    seq: int
-    change: TensorChange
-    undo: bool
-    data: memoryview
-    spec: TensorSpec | None
-
-    @property
-    def digest(self) -> bytes | None:
-        return self.change.ends(undo=self.undo)[1]
 
 
 def replay(
@@ -181,31 +165,6 @@ def split(
         raise CorruptLedger(f"event {event.seq}: payload is longer than its tensors", seq=event.seq)
 
 
-def apply_step(tensor: torch.Tensor, step: ReplayStep, written: set[int] | None = None) -> None:
-    """Take a contiguous CPU tensor through a step in place; of WHOLE it already is the result.
-
-    The numbers of the digest chunks that it writes are added to `written`.
-    """
-    change, spec = step.change, step.spec
-    assert spec is not None
-    if change.form == WHOLE:
-        return
-    try:
-        if change.form == FACTORS:
-            if step.undo:
-                raise CorruptLedger("it cannot be undone")
-            factors.apply_factors(tensor, factors.decode(step.data, spec), spec)
-            if written is not None:
-                written.update(range(-(-tensor.nbytes // CHUNK_BYTES)))
-            return
-        bits = lanes(tensor, change.name)
-        apply_frames(bits, step.data, spec.element.ordered, undo=step.undo, written=written)
-    except CorruptLedger as error:
-        raise CorruptLedger(
-            f"event {step.seq}: delta of {change.name!r}: {error}", seq=step.seq
-        ) from error
-
-
 def _advanced(
     tensor: torch.Tensor | None, name: str, steps: list[ReplayStep], sources: Sources
 ) -> torch.Tensor | None:
@@ -223,8 +182,7 @@ def _advanced(
             ) from error
     elif tensor is None:
         tensor = sources.tensor(name)
-    for step in steps:
-        apply_step(tensor, step)
+    apply_steps(tensor, steps)
     return tensor
 
 

@@ -1,5 +1,6 @@
 """Start: an engine with weights of its own is brought to the head of an existing log."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -48,9 +49,7 @@ def attach(
                 for name in own.specs
             }
 
-        def fetch(name: str) -> torch.Tensor:
-            return history.anchored(path.start, base, name)
-
+        fetch = partial(history.anchored, path.start, base)
         rebuilt = history.follow(base, fetch, path, head.state_after)
         replaced: dict[str, torch.Tensor] = {}
         chunks: dict[str, bytearray] = {}

@@ -21,7 +21,7 @@ from weightledger.ledger.errors import (
     WeightsMismatch,
 )
 from weightledger.ledger.events import Event
-from weightledger.ledger.history import replay
+from weightledger.ledger.history import steps
 
 NAMES = [
     "model.embed.weight",
@@ -134,13 +134,13 @@ def test_a_load_that_fails_leaves_no_known_state(ledgered: Ledgered) -> None:
 def test_bits_that_the_ledger_did_not_record_are_not_staged(
     ledgered: Ledgered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply_frames = replay.apply_frames
+    apply_frames = steps.apply_frames
 
     def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> None:
         apply_frames(bits, *arguments, **options)
         bits[0] ^= 1
 
-    monkeypatch.setattr(replay, "apply_frames", apply_and_spoil)
+    monkeypatch.setattr(steps, "apply_frames", apply_and_spoil)
     with pytest.raises(CorruptLedger, match="rebuilds to other bits"):
         Staging().follow(ledgered.stage(1))
 

@@ -1,0 +1,151 @@
+"""Several deltas applied tile by tile come to what they come to one after another."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightledger.ledger import codecs
+from weightledger.ledger.codecs import Delta, delta, encode_frame, encode_tensor
+from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.changes import TensorChange
+from weightledger.ledger.history import steps
+from weightledger.ledger.history.steps import ReplayStep, apply_step, apply_steps
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import DTYPES, ElementType, Lanes, TensorSpec
+
+EACH_DTYPE = pytest.mark.parametrize("element", DTYPES.values(), ids=list(DTYPES))
+COUNT = 300_000  # more than one part of what is in the cache at a time, and not a whole number
+SPEC = TensorSpec("w", "float32", (9_000,))
+
+
+def some_deltas(seed: int, element: ElementType, count: int) -> list[tuple[Delta, bool]]:
+    """Up to seven of them: without changes, few, many, or with an entry for every lane."""
+    random = np.random.default_rng(seed)
+    deltas = []
+    for _ in range(random.integers(1, 8)):
+        share = random.choice([0, 1e-4, 1e-2, 0.3, 1])
+        indices = None
+        if share < 1:
+            indices = np.flatnonzero(random.random(count) < share).astype(np.int32)
+        changed = count if indices is None else len(indices)
+        difference = random.integers(0, 256, changed * element.lane.itemsize, np.uint8)
+        deltas.append(
+            (Delta(count, indices, difference.view(element.lane)), bool(random.integers(2)))
+        )
+    return deltas
+
+
+@EACH_DTYPE
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1 << 32), count=st.sampled_from([1, 7, 4096, COUNT]))
+def test_several_at_once_are_one_after_another(element: ElementType, seed: int, count: int) -> None:
+    deltas = some_deltas(seed, element, count)
+    random = np.random.default_rng(seed)
+    start = random.integers(0, 256, count * element.lane.itemsize, np.uint8).view(element.lane)
+    together, singly = start.copy(), start.copy()
+    delta.apply_several(together, deltas, element.ordered)
+    for one, undo in deltas:
+        delta.apply(singly, one, element.ordered, undo=undo)
+    assert np.array_equal(together, singly)
+    back = [(one, not undo) for one, undo in reversed(deltas)]
+    delta.apply_several(together, back, element.ordered)
+    assert np.array_equal(together, start)
+
+
+@pytest.mark.parametrize("indices", [[3, -1], [3, 100], [2**31 - 1, 3], [99, 0, 100]])
+def test_an_index_outside_of_the_lanes_is_refused(indices: list[int]) -> None:
+    # A codec of another package may break its word; compiled loops would write there.
+    guard = np.full(300, 7, np.uint32)
+    good = Delta(100, np.array([5], np.int32), np.ones(1, np.uint32))
+    bad = Delta(100, np.array(indices, np.int32), np.ones(len(indices), np.uint32))
+    with pytest.raises(ValueError, match="outside the frame of 100 lanes"):
+        delta.apply_several(guard[100:200], [(good, False), (bad, True), (good, True)], True)
+    assert (guard == 7).all()
+    for short in (
+        Delta(100, None, np.ones(99, np.uint32)),
+        Delta(99, None, np.ones(99, np.uint32)),
+    ):
+        with pytest.raises(ValueError, match="got 100 of uint32"):
+            delta.apply_several(guard[100:200], [(good, False), (short, False)], True)
+    assert (guard == 7).all()
+
+
+def test_indices_that_do_not_ascend_are_all_moved_and_none_outside() -> None:
+    random = np.random.default_rng(3)
+    mixed = random.permutation(COUNT)[:5000].astype(np.int32)
+    one = Delta(COUNT, mixed, np.ones(5000, np.uint16))
+    guard = np.zeros(COUNT + 200, np.uint16)
+    delta.apply_several(guard[100:-100], [(one, False)] * 3, False)
+    assert guard.sum() <= 15_000
+    assert not guard[:100].any()
+    assert not guard[-100:].any()
+
+
+def step(seq: int, data: bytes, *, undo: bool = False) -> ReplayStep:
+    change = TensorChange("w", before=bytes(32), after=bytes(32), changed=1, size=len(data))
+    return ReplayStep(seq, change, undo, memoryview(data), SPEC)
+
+
+def cut(before: Lanes, after: Lanes, at: int) -> bytes:
+    """A delta whose frames are cut elsewhere than the writer here does."""
+    parts = ((before[:at], after[:at]), (before[at:], after[at:]))
+    return b"".join(encode_frame(codecs.compare(old, new, True)) for old, new in parts)
+
+
+def walk(random: np.random.Generator, deltas: int) -> list[Lanes]:
+    states: list[Any] = [random.integers(0, 1 << 32, *SPEC.shape, dtype=np.uint32)]
+    for share in random.choice([0.01, 0.5, 1], deltas):
+        states.append(states[-1] + (random.random(SPEC.shape) < share) * np.uint32(3))
+    return states
+
+
+@pytest.mark.parametrize("held", [0, 1 << 24], ids=["each by itself", "together"])
+@pytest.mark.parametrize("elsewhere", [(), (1,), (0, 2)], ids=str)
+def test_steps_lead_where_they_lead_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, held: int, elsewhere: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(steps, "_HELD_BYTES", held)
+    states = walk(np.random.default_rng(4), 4)
+    way = [
+        step(n, cut(old, new, 70) if n in elsewhere else encode_tensor(old, new, True))
+        for n, (old, new) in enumerate(pairwise(states))
+    ]
+    tensor = torch.from_numpy(states[0].copy()).view(torch.float32)
+    apply_steps(tensor, way)
+    assert np.array_equal(lanes(tensor), states[-1])
+    apply_steps(tensor, [step(one.seq, bytes(one.data), undo=True) for one in reversed(way)])
+    assert np.array_equal(lanes(tensor), states[0])
+
+
+@settings(max_examples=60, derandomize=True)
+@given(at=st.integers(0, 2), data=st.data())
+def test_hostile_bytes_of_a_step_are_told_by_its_event(at: int, data: st.DataObject) -> None:
+    states = walk(np.random.default_rng(5), 3)
+    way = [encode_tensor(*pair, True) for pair in pairwise(states)]
+    flipped = bytearray(way[at])
+    for place in data.draw(st.lists(st.integers(0, len(flipped) - 1), min_size=1, max_size=4)):
+        flipped[place] ^= data.draw(st.integers(1, 255))
+    kept = data.draw(st.one_of(st.just(len(flipped)), st.integers(0, len(flipped))))
+    way[at] = bytes(flipped[:kept])
+    together = torch.from_numpy(states[0].copy()).view(torch.float32)
+    singly = together.clone()
+    errors = []
+    for run in (
+        lambda: apply_steps(together, [step(n + 10, one) for n, one in enumerate(way)]),
+        lambda: [apply_step(singly, step(n + 10, one)) for n, one in enumerate(way)],
+    ):
+        try:
+            run()
+            errors.append(None)
+        except CorruptLedger as error:
+            errors.append((str(error), error.seq))
+    assert errors[0] == errors[1]
+    if errors[0] is None:
+        assert np.array_equal(lanes(together), lanes(singly))
+    else:
+        assert errors[0][1] == at + 10
