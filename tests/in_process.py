@@ -56,7 +56,7 @@ def here(folder: Path, **settings: Any) -> Iterator[Here]:
     """A server of a small model, whose data folder is `folder`."""
     config = Settings(data_dir=folder, **settings).update_config()
     manager = DynamicModelManager(torch.nn.Linear(2, 3), "m", config=config)
-    with contextlib.closing(manager), listening(manager, **settings) as url:
+    with contextlib.closing(manager), listening(manager, data_dir=folder, **settings) as url:
         yield Here(url, folder, manager)
 
 

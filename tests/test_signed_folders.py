@@ -1,11 +1,14 @@
 """Signed folders: verified by OpenSSF's command, brought along by what changed, never forged."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from safetensors.torch import load_file
 
 from tests.api.test_command import inside
+from tests.in_process import here
 from weightledger import IncrementalUpdateRequest, InvalidRequest, Ledger, Log
+from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.bundles import folder as layouts
 from weightledger.ledger.bundles import statement as statements
 from weightledger.ledger.bundles.signing import sign
@@ -187,3 +192,34 @@ def test_by_command(tmp_path: Path) -> None:
     for bad in (wrong, tmp_path / "none.pem"):
         status, _, err = inside("sign", "--key", "--private-key", str(bad), *at)
         assert status == 1 and "pem" in err
+
+
+def test_over_http(tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    with here(tmp_path / "data", auto_rollback_threshold=0.0) as server, server.client() as http:
+        version = http.post("/v1/models/create_version", json={"description": "one"}).json()
+        http.post(
+            "/v1/models/incremental_update", json={"parameter_name": "bias", "update_data": 1.0}
+        )
+        version_id = version["data"]["version_id"]
+        before = set(server.folder.rglob("*"))
+        reply = http.get(f"/v1/models/versions/{version_id}/signed")
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/x-tar")
+        weights = http.get(f"/v1/models/versions/{version_id}/weights")
+        assert reply.headers["x-weights-digest"] == weights.headers["x-weights-digest"]
+        with tarfile.open(fileobj=io.BytesIO(reply.content)) as tar:
+            tar.extractall(tmp_path, filter="data")
+        key = statements.key_from_seed(Signer.open(server.folder).seed())
+        assert http.get("/v1/models/signing_key").text == statements.public_pem(key)
+        assert verified(tmp_path / "signed", key)
+        assert (
+            statement_of(tmp_path / "signed", key)["digest"] == weights.headers["x-weights-digest"]
+        )
+        refused = http.get("/v1/models/versions/v99/signed")
+        assert (refused.status_code, refused.json()["error"]["type"] is None) == (404, False)
+        assert http.get("/v1/models/versions/v0/signed", params={"to": "x"}).status_code == 400
+        assert set(server.folder.rglob("*")) <= before | {server.folder / "signing.key"}
+
+
+def statement_of(folder: Path, key: ec.EllipticCurvePrivateKey) -> Any:
+    return statements.read((folder / layouts.SIGNATURE).read_text(), key).facts

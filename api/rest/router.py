@@ -32,6 +32,7 @@ from weightledger.api.rest.routes import (
     redaction,
     reproducing,
     searching,
+    signing,
     trials,
     verification,
     versions,
@@ -115,6 +116,7 @@ def _json(
     routes.include_router(audit.router(manager))
     routes.include_router(audit.activity_router(manager))
     routes.include_router(proofs.router(manager, notary))
+    routes.include_router(signing.router(manager, notary))
     routes.include_router(approvals.router(manager))
     routes.include_router(versions.router(manager))
     routes.include_router(holds.router(manager))

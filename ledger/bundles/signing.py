@@ -7,6 +7,8 @@ stands in the way of that (another layout, a file that was tampered with, a way 
 snapshot) leads to writing all of it.
 """
 
+import tarfile
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from weightledger.ledger.bundles import statement as statements
 from weightledger.ledger.bundles.folder import INDEX, SIGNATURE, STATE, FileLayout
 from weightledger.ledger.bundles.statement import Statement
 from weightledger.ledger.debug.walking import Walker
-from weightledger.ledger.errors import CorruptLedger, LedgerError
+from weightledger.ledger.errors import CorruptLedger, LedgerError, StorageError
 from weightledger.ledger.events.changes import WHOLE
 from weightledger.ledger.history.lineage import Path as Way
 from weightledger.ledger.history.reader import History
@@ -88,6 +90,19 @@ def sign(history: History, to: str, folder: Path, key: ec.EllipticCurvePrivateKe
     layouts.write_text(folder / SIGNATURE, statements.sign(statement, key))
     written = [folder / name for name in hashed]
     return SignedFolder(facts, len(files), len(written), sum(p.stat().st_size for p in written))
+
+
+def archive(history: History, to: str, file: Path, key: ec.EllipticCurvePrivateKey) -> SignedFolder:
+    """Write a tar archive of a signed folder, `signed`; raises what `sign` does."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as there:
+        folder = Path(there) / "signed"
+        done = sign(history, to, folder, key)
+        try:
+            with tarfile.open(file, "w") as tar:
+                tar.add(folder, arcname=folder.name)
+        except OSError as error:
+            raise StorageError(f"cannot write {file}: {error}") from error
+    return done
 
 
 def _facts(history: History, node: int) -> dict[str, str]:

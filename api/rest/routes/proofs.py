@@ -8,9 +8,9 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.events import Consistency
 from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
+from weightledger.api.rest.writers import require_writer
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import consistency
-from weightledger.ledger.errors import OperationDisabled
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -27,7 +27,7 @@ def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
         A signed note (c2sp.org/tlog-checkpoint); keep it somewhere else, with the verifier key of
         `weightledger checkpoint --key`.
         """
-        _require_writer(manager)
+        require_writer(manager)
         return _Text(str(notary.signer.checkpoint(history.store)))
 
     @routes.get("/consistency", responses=answers(Consistency))
@@ -45,17 +45,11 @@ def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
         For a reply, ask with its X-Weights-Seq as `seq:N` and its X-Weights-Digest as `digest`: the
         file is the receipt that these weights were live from that event on; 404 when they were not.
         """
-        _require_writer(manager)
+        require_writer(manager)
         event = history.event(event_id)
         return _Text(str(notary.signer.prove(history.store, event.seq, query.digest)))
 
     return routes
-
-
-def _require_writer(manager: DynamicModelManager) -> None:
-    """OperationDisabled on a replica: the log's key is its writer's."""
-    if manager.follower is not None:
-        raise OperationDisabled("checkpoints are signed where the log is written, not by a replica")
 
 
 class _Text(Response):
