@@ -52,6 +52,7 @@ def compare(before: Lanes, after: Lanes, ordered: bool) -> Delta:
     `ordered` is true for float dtypes (`ElementType.ordered`) and must be the same in `apply`.
     """
     _check_pair(before, after)
+    before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
     count = len(before)
     positions = np.empty(count, np.int32)
     changed = loops.differing(before, after, positions)

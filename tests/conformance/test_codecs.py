@@ -116,14 +116,16 @@ def test_the_next_float_is_one_away_on_both_sides_of_zero() -> None:
             assert codecs.compare(bits[:1], bits[1:], True).difference.tolist() == [1]
 
 
-@pytest.mark.parametrize("share", [0.0005, 0.01, 0.06, 0.1, 0.13, 0.4, 0.89, 0.95, 1.0])
-@pytest.mark.parametrize("count", [1, 7, 8, 4096, 99_999])
-def test_comparing_finds_exactly_the_changed_lanes(share: float, count: int) -> None:
+@EACH_LANE
+@pytest.mark.parametrize("share", [0.0005, 0.06, 0.13, 0.4, 0.95, 1.0])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 4096, 99_999])
+def test_comparing_finds_exactly_the_changed_lanes(share: float, count: int, dtype: str) -> None:
     random = np.random.default_rng(count)
+    room = random.integers(0, np.iinfo(dtype).max, 2 * count + 1, dtype, endpoint=True)
     mask = random.random(count) < share
-    before = random.integers(0, 1 << 32, count, dtype=np.uint32)
-    delta = codecs.compare(before, before ^ mask, False)
-    assert np.array_equal(codecs.changed_lanes(delta).indices, np.flatnonzero(mask))
+    for before in (room[1 : count + 1], room[1::2], room[count - 1 :: -1]):
+        delta = codecs.compare(before, before ^ mask.astype(dtype), False)
+        assert np.array_equal(codecs.changed_lanes(delta).indices, np.flatnonzero(mask))
 
 
 @EACH_CODEC
