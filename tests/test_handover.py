@@ -15,6 +15,7 @@ from weightledger.ledger.log import Log
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import ApplyUpdates, RollBack
 from weightledger.ledger.writing.handover import Handover
+from weightledger.ledger.writing.job import Job
 from weightledger.ledger.writing.showing import Committed
 from weightledger.ledger.writing.update_commands import update_command
 
@@ -110,6 +111,20 @@ def test_what_keeps_the_thread_from_its_work_is_told_to_all(log: Log, monkeypatc
     assert log.waiting == 0
     assert log.history.head().seq == 0
     assert [one.seq for one in asyncio.run(Busy(log).carry_out(update(log)))] == [1]
+
+
+def test_an_answer_that_cannot_be_had_leaves_the_others_theirs(log: Log, monkeypatch) -> None:
+    attempts = log._writer._attempts
+    finish = attempts.finish
+
+    def failing(job: Job, event: Event) -> None:
+        if event.seq == 1:
+            raise StorageError("written, and its answer cannot be read")
+        finish(job, event)
+
+    monkeypatch.setattr(attempts, "finish", failing)
+    outcomes = asyncio.run(Busy(log).carry_out(update(log), update(log)))
+    assert [type(one).__name__ for one in outcomes] == ["StorageError", "Event"]
 
 
 def test_a_thread_that_is_gone_says_so_each_time(log: Log) -> None:
