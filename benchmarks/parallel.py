@@ -36,13 +36,17 @@ def build(url: str, mib: int, events: int) -> None:
         del base
         for number in range(events):
             first = number * TOUCHED
+            # By gaps: a permutation of all elements would take longer than the update.
+            gaps = torch.randint(1, 2 * SHARE, (elements // SHARE,), generator=random)
+            where = gaps.cumsum(0)
+            where = where[where < elements]
             log.apply_batch(
                 [
                     IncrementalUpdateRequest(
                         f"layers.{(first + n) % TENSORS:03}.weight",
-                        torch.randn(elements // SHARE, generator=random),
+                        torch.randn(len(where), generator=random),
                         learning_rate=0.01,
-                        indices=torch.randperm(elements, generator=random)[: elements // SHARE],
+                        indices=where,
                     )
                     for n in range(TOUCHED)
                 ]
