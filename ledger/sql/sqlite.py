@@ -277,8 +277,8 @@ def lock_schema(execute: Execute) -> None:
 
 
 def table_names(execute: Execute) -> set[str]:
-    """Every table of the database."""
-    rows = execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    """Every table of the database; one whose name is no text, by damage, is none of them."""
+    rows = execute("SELECT name FROM sqlite_master WHERE type = 'table' AND typeof(name) = 'text'")
     return {name for (name,) in rows if not name.startswith("sqlite_")}
 
 
