@@ -16,7 +16,7 @@ UPSTAIRS = {
     *(f"ledger.tensors.{name}" for name in ("lanes", "memory", "rounding", "tree")),
     *(f"ledger.codecs.{name}" for name in ("compiled", "factors", "on_device")),
     *(f"ledger.adapters.{name}" for name in ("adapter", "fit", "folder")),
-    *(f"ledger.history.{name}" for name in ("replay", "rebuilding", "snapshot_tensors")),
+    *(f"ledger.history.{name}" for name in ("replay", "steps", "rebuilding", "snapshot_tensors")),
     *(f"ledger.audit.{name}" for name in ("states", "repair")),
     "ledger.history.anchor_repair",
 }

@@ -204,7 +204,10 @@ def test_over_http(tmp_path: Path) -> None:
         version_id = version["data"]["version_id"]
         before = set(server.folder.rglob("*"))
         reply = http.get(f"/v1/models/versions/{version_id}/signed")
-        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/x-tar")
+        assert (reply.status_code, reply.headers["content-type"]) == (
+            200,
+            "application/octet-stream",
+        )
         weights = http.get(f"/v1/models/versions/{version_id}/weights")
         assert reply.headers["x-weights-digest"] == weights.headers["x-weights-digest"]
         with tarfile.open(fileobj=io.BytesIO(reply.content)) as tar:

@@ -25,8 +25,8 @@ class Log:
         self.live = SimpleNamespace(head=SimpleNamespace(seq=0))
         self._listeners: list[Callable[[Any], None]] = []
 
-    def subscribe(self, listener: Callable[[Any], None]) -> None:
-        self._listeners.append(listener)
+    def subscribe(self, listener: Callable[[Any], None], followed: Callable[[Any], None]) -> None:
+        self._listeners += [listener, followed]
 
     def commit(self, count: int = 1) -> None:
         self.live.head.seq += count

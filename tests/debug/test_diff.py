@@ -97,9 +97,9 @@ def test_equal_tensors_are_not_read(log: Log, monkeypatch: pytest.MonkeyPatch) -
     states = type(log.history._states)
     load = states.anchored
 
-    def anchored(self, node, state, name):
+    def anchored(self, node, state, name, **options):
         read.append(name)
-        return load(self, node, state, name)
+        return load(self, node, state, name, **options)
 
     monkeypatch.setattr(states, "anchored", anchored)
     diff(log.history, "0", "head")

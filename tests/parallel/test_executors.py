@@ -86,31 +86,14 @@ class TestProcesses(Suite):
         return three_processes
 
 
-def already() -> None:
-    """This process has all that its tasks need."""
-
-
-@pytest.fixture(scope="module")
-def three_forks() -> Iterator[Executor]:
-    with executing("local", 3, prepare=already) as executor:
-        yield executor
-
-
-class TestForks(Suite):
-    """Processes that are forked from this one, as commands do before they open anything."""
-
-    @pytest.fixture
-    def executor(self, three_forks: Executor) -> Executor:
-        return three_forks
-
-    def test_a_fork_has_none_of_the_files_of_its_origin(self, tmp_path: Path) -> None:
-        """Neither its database nor the other end of another worker's pipe."""
-        with (tmp_path / "ours").open("w"), executing("local", 3, prepare=already) as forked:
-            assert forked.start_s < 1, "this process was not forked: it has other threads"
-            tasks = [Task("tests.parallel.tasks:open_files", {}, apart=True)] * 3
-            for files in in_order(forked.run(tasks), 3):
-                assert all(file.startswith("pipe:") for file in files)
-                assert len(files) == 2
+def test_forks_keep_to_the_suite_too() -> None:
+    """In a process of its own: one with other threads is not forked, as this one may be."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    suite = Path(__file__).with_name("forked_executors.py")
+    done = subprocess.run([*command, str(suite)], cwd=ROOT, env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
 
 
 @pytest.fixture

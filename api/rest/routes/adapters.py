@@ -43,6 +43,7 @@ RESERVED = frozenset(
         "approvals",
         "holds",
         "redact",
+        "signing_key",
         "trials",
     ]
 )

@@ -16,8 +16,8 @@ from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.bundles import signing, statement
 from weightledger.ledger.errors import StorageError
 
-_TAR = "application/x-tar"
-_PEM = "application/x-pem-file"
+_TAR = "application/octet-stream"
+_PEM = "text/plain"
 _ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A tar archive of one folder: safetensors files, an index and `model.sig`",
