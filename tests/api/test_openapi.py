@@ -178,7 +178,7 @@ def test_a_generated_client_is_typed_and_works(keyed, document, tmp_path, monkey
         done = updates.incremental_update.sync(client=client, body=body, idempotency_key="typed")
         again = updates.incremental_update.sync(client=client, body=body, idempotency_key="typed")
         back = updates.rollback.sync(client=client, body=models.RollbackBody("head~1"))
-        wrong = updates.rollback.sync(client=client, body=models.RollbackBody("v99"))
+        wrong = updates.rollback.sync(client=client, body=models.RollbackBody("v999999"))
     assert isinstance(before, models.Status)
     assert isinstance(done, models.UpdateReply)
     assert done.data.update_count == before.total_updates + 1
