@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is imported is compiled then, which of these packages is a fifth.
+# What is imported is compiled then, which of these packages is a fifth; and kept, or every process
+# of a test would compile all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_FLAGS := --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
