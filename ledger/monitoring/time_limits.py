@@ -7,6 +7,8 @@ Evaluators of other processes end by themselves and are not wrapped.
 
 import threading
 import time
+import weakref
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -19,43 +21,77 @@ class EvaluatorHangs(Exception):
 
 
 class Limited:
-    """Calls an evaluator on a thread of its own, for at most `timeout_s`."""
+    """Calls an evaluator on another thread, for at most `timeout_s`.
+
+    The thread is kept for the next call: torch gives each one workers of its own, which takes
+    longer than scoring a small model. One that hangs is left behind.
+    """
 
     def __init__(self, evaluator: Evaluator, timeout_s: float) -> None:
         self._evaluator = evaluator
         self.timeout_s = timeout_s
-        self._hanging: tuple[threading.Thread, float] | None = None
+        self._idle: list[_Apart] = []
+        self._hanging: tuple[_Call, float] | None = None
 
     def __call__(self, module: torch.nn.Module) -> Scores:
         if self._hanging is not None:
-            thread, since = self._hanging
-            if thread.is_alive():
+            call, since = self._hanging
+            if not call.over.is_set():
                 raise EvaluatorHangs(
                     f"it has been at an earlier state for {time.monotonic() - since:.0f} s, and"
                     f" may take {self.timeout_s:g}"
                 )
             self._hanging = None
-        answer: list[Any] = []
-
-        def run() -> None:
-            try:
-                answer.append(self._evaluator(module))
-            except BaseException as error:  # noqa: BLE001  (it is raised where it was called)
-                answer.append(error)
-
         began = time.monotonic()
-        thread = threading.Thread(target=run, name="ledger-evaluator", daemon=True)
-        thread.start()
-        thread.join(self.timeout_s)
-        if not answer:
-            self._hanging = (thread, began)
+        try:
+            apart = self._idle.pop()
+        except IndexError:  # the first call, one beside another, or after one that hung
+            apart = _Apart()
+        call = apart.begin(self._evaluator, module)
+        if not call.over.wait(self.timeout_s):
+            self._hanging = (call, began)
             raise EvaluatorHangs(f"it did not answer within {self.timeout_s:g} s")
-        (told,) = answer
+        self._idle.append(apart)
+        told = call.answer
         if isinstance(told, Exception):
             raise told
         if isinstance(told, BaseException):  # such as SystemExit, which is not for the writer
             raise RuntimeError(f"it ended with {told!r}") from told
         return scores_of(told)
+
+
+class _Call:
+    """One call of an evaluator; `answer` is what it gave or raised once it is `over`."""
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+        self.over = threading.Event()
+
+
+class _Apart:
+    """A thread that makes calls, one after the other, until nobody has this any more."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[_Call, Evaluator, torch.nn.Module] | None] = SimpleQueue()
+        weakref.finalize(self, self._calls.put, None)
+        args = (self._calls,)
+        threading.Thread(target=_work_off, args=args, name="ledger-evaluator", daemon=True).start()
+
+    def begin(self, evaluator: Evaluator, module: torch.nn.Module) -> _Call:
+        call = _Call()
+        self._calls.put((call, evaluator, module))
+        return call
+
+
+def _work_off(calls: "SimpleQueue[tuple[_Call, Evaluator, torch.nn.Module] | None]") -> None:
+    while (one := calls.get()) is not None:
+        call, evaluator, module = one
+        try:
+            call.answer = evaluator(module)
+        except BaseException as error:  # noqa: BLE001  (it is raised where it was called)
+            call.answer = error
+        call.over.set()
+        del one, call, evaluator, module  # a candidate is not kept until the next one
 
 
 def limited(evaluator: Evaluator, timeout_s: float) -> Evaluator:

@@ -1,9 +1,11 @@
 """Every kind of evaluator: what it says of a model, and what it says when it cannot."""
 
+import gc
 import json
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -375,9 +377,27 @@ def test_one_that_hangs_is_left_behind_and_no_second_is_started() -> None:
     assert len(calls) == 1
     assert evaluator._hanging is not None
     go_on.set()
-    evaluator._hanging[0].join()
+    evaluator._hanging[0].over.wait()
     evaluator.timeout_s = PATIENT_S
     assert evaluator(identity()).metrics == {"accuracy": 1.0}
+
+
+def test_candidates_are_scored_on_one_thread_which_ends_with_the_evaluator() -> None:
+    threads, scored = [], []
+
+    def scores(module: nn.Module) -> dict[str, float]:
+        threads.append(threading.current_thread())
+        scored.append(weakref.ref(module))
+        return {"accuracy": 1.0}
+
+    evaluator = Limited(scores, PATIENT_S)
+    for _ in range(3):
+        evaluator(identity())
+    assert len(set(threads)) == 1
+    gc.collect()
+    until(lambda: not any(module() for module in scored), "no candidate is kept")
+    del evaluator
+    threads[0].join()
 
 
 def test_what_an_evaluator_raises_is_raised_where_it_was_asked() -> None:
