@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from tests.buckets import S3Server, s3_serving
+from tests.standstill import Standstill
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store.sql_store import SqlStore
 
@@ -56,6 +57,10 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 _numbers = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Standstill(config))
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,7 +2,8 @@
 
 On a loaded machine everything takes ten times as long and nothing is wrong. So one gives up on a
 process that is gone, that stands still, or that has used more processor time than the work could
-need, and on nothing else.
+need; and where the machine has had nothing to do for long, since then nobody is at work; and on
+nothing else.
 """
 
 import time
@@ -16,10 +17,17 @@ T = TypeVar("T")
 STILL_S = 90.0
 """How long a process may use no processor time before it is taken to be stuck, in seconds."""
 
+MACHINE_STILL_S = 60.0
+"""How long a machine may have nothing to do before what is waited for will not come, in seconds."""
+
 PATIENCE_S = 300.0
 """What clients and locks of tests wait for an answer: more than any load explains."""
 
 _PAUSE_S = 0.005
+
+# Clocks and threads that look every now and then use less than this, in processors.
+_NOTHING = 0.25
+_SAMPLE_S = 2.0
 
 # To ask for a process's children looks at every process of the machine.
 _LOOK_S = 0.25
@@ -40,6 +48,7 @@ def until(
     """
     began = used = _cpu_s(pid)
     moved = looked = time.monotonic()
+    machine = MachineRest()
     while True:
         answer = ready()
         if answer:
@@ -56,6 +65,36 @@ def until(
             raise GaveUp(f"{what}: not after {cpu_s:.0f} s of processor time")
         if time.monotonic() - moved > STILL_S:
             raise GaveUp(f"{what}: nothing has moved for {STILL_S:.0f} s")
+        if machine.lasts_s() > MACHINE_STILL_S:
+            raise GaveUp(f"{what}: the machine has done nothing for {MACHINE_STILL_S:.0f} s")
+
+
+class MachineRest:
+    """How long the machine has had nothing to do, whoever works on it.
+
+    `worked_s` gives the processor time that was used on it so far, in seconds.
+    """
+
+    def __init__(self, worked_s: Callable[[], float] | None = None) -> None:
+        self._worked_s = worked_s or _machine_cpu_s
+        self._began = self._looked = time.monotonic()
+        self._before_s = self._worked_s()
+
+    def lasts_s(self) -> float:
+        """Seconds until now in which it had nothing to do; to be asked every few seconds."""
+        now = time.monotonic()
+        if now - self._looked >= _SAMPLE_S:
+            worked_s = self._worked_s()
+            if worked_s - self._before_s > _NOTHING * (now - self._looked):
+                self._began = now
+            self._looked, self._before_s = now, worked_s
+        return self._looked - self._began
+
+
+def _machine_cpu_s() -> float:
+    """Processor time of the whole machine, waiting for disks included, in seconds."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.guest - times.guest_nice)
 
 
 def _cpu_s(pid: int | None) -> float | None:
