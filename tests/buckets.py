@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests import patient
 from tests.waiting import PATIENCE_S, GaveUp, until
 
 # What a user would have in the environment; this server takes any key.
@@ -58,7 +59,7 @@ class S3Server:
         self.process.wait()
 
     def make_bucket(self, name: str) -> None:
-        httpx2.put(f"{self.url}/{name}").raise_for_status()
+        patient.put(f"{self.url}/{name}").raise_for_status()
 
 
 @contextlib.contextmanager

@@ -105,6 +105,12 @@ class Server:
             self.process.terminate()
             self.process.wait(timeout=PATIENCE_S)
 
+    def shown(self) -> tuple[str, int, str]:
+        """Status, seq and digest of what is served: /readyz without how much is signed by now."""
+        with self.client() as http:
+            ready = http.get("/readyz").json()
+        return ready["status"], ready["seq"], ready["digest"]
+
     def client(self, **headers: str) -> httpx2.Client:
         return httpx2.Client(
             base_url=self.url, headers=headers, timeout=PATIENCE_S, verify=_CERTIFICATES

@@ -292,3 +292,17 @@ def test_the_public_surface_of_the_rules_is_what_it_was() -> None:
 def test_the_files_of_tests_that_begin_first_are_there() -> None:
     assert [name for name in LONGEST if not (ROOT / name).exists()] == []
     assert len(set(LONGEST)) == len(LONGEST)
+
+
+def test_tests_wait_for_answers_as_long_as_any_load_explains() -> None:
+    """httpx2 gives up after five seconds where nobody says otherwise."""
+    ways = {f"httpx2.{way}" for way in ("Client", "get", "post", "put", "delete", "stream")}
+
+    def wrong(path: Path) -> Iterator[str]:
+        for node in nodes(path):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ways:
+                said = {keyword.arg for keyword in node.keywords}
+                if not said & {"timeout", "transport", None}:
+                    yield f"line {node.lineno}"
+
+    none_in(modules("tests"), wrong)

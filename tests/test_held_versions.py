@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
 
+from tests import patient
 from tests.in_process import listening
 from tests.text_models import llama, tokenizer
 from tests.waiting import until
@@ -180,12 +180,12 @@ def test_over_http_it_is_503_with_retry_after(
     hold_three(manager, readers)
     with listening(manager) as url:
         body = {"parameter_name": TOUCHED, "update_data": 1.0}
-        reply = httpx2.post(f"{url}/v1/models/incremental_update", json=body)
+        reply = patient.post(f"{url}/v1/models/incremental_update", json=body)
         assert reply.status_code == 503
         assert reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["code"] == "unavailable"
         readers.stop()
-        assert httpx2.post(f"{url}/v1/models/incremental_update", json=body).is_success
+        assert patient.post(f"{url}/v1/models/incremental_update", json=body).is_success
 
 
 def parameter_bytes() -> int:

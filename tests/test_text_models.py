@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +24,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from tests import patient
 from tests.in_process import openai_client
 from tests.serving import Server, serving
 from tests.text_models import MINILM, llama, save_llama, tokenizer
@@ -52,11 +52,11 @@ def test_a_folder_is_served_by_the_command(tmp_path: Path) -> None:
         assert [model.id for model in client.models.list()] == ["endless"]
         # A plain call gives logits, and no cache, which JSON could not hold.
         body = {"inputs": [[0, 5, 6]], "dtype": "int64"}
-        reply = httpx2.post(f"{server.url}/invocations", json=body)
+        reply = patient.post(f"{server.url}/invocations", json=body)
         assert reply.status_code == 200, reply.text
         assert list(reply.json()["predictions"]) == ["logits"]
         update = {"parameter_name": "model.norm.weight", "update_data": 1.0}
-        assert httpx2.post(f"{server.url}/v1/models/incremental_update", json=update).is_success
+        assert patient.post(f"{server.url}/v1/models/incremental_update", json=update).is_success
         asked = {"model": "endless", "prompt": "x", "max_tokens": 100_000}
         stream = client.completions.create(stream=True, **asked)
         next(iter(stream))
@@ -65,7 +65,7 @@ def test_a_folder_is_served_by_the_command(tmp_path: Path) -> None:
         stream.close()
     # Started again, it takes up its log.
     with serving(tmp_path / "data", *options) as server:
-        assert httpx2.get(f"{server.url}/v1/models/status").json()["total_updates"] == 1
+        assert patient.get(f"{server.url}/v1/models/status").json()["total_updates"] == 1
 
 
 def no_config(folder: Path) -> None:

@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 
+from tests import patient
 from tests.api.test_generation import greedy, managing, text_of
 from tests.in_process import listening, openai_client
 from tests.lora import change_config, peft_model, save_adapter
@@ -246,7 +247,7 @@ def test_the_switches_refuse(tmp_path: Path, folders: dict[str, Path], switch: s
     with (
         managing(engine, tmp_path / "data") as manager,
         listening(manager, **{switch: False}) as url,
-        httpx2.Client(base_url=url) as http,
+        patient.Client(base_url=url) as http,
     ):
         asked = {"lora_name": "style"}
         replies = [

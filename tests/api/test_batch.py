@@ -176,7 +176,7 @@ def test_retiring(http: httpx2.Client) -> None:
 def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_behind(tmp_path: Path) -> None:
     server = Server(tmp_path / "data").start()
     try:
-        before = httpx2.get(f"{server.url}/readyz").json()
+        before = server.shown()
         with socket.create_connection(("127.0.0.1", server.port)) as half:
             half.sendall(
                 b"POST /v1/models/batch_update HTTP/1.1\r\nHost: localhost\r\n"
@@ -188,6 +188,6 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_behind(tmp_path: Path)
         assert list(server.folder.glob("upload-*"))
         server.start()
         assert not list(server.folder.glob("upload-*"))
-        assert httpx2.get(f"{server.url}/readyz").json() == before
+        assert server.shown() == before
     finally:
         server.stop()

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 
+from tests import patient
 from tests.api.test_command import as_json, inside, ok
 from tests.in_process import listening
 from tests.serving import Server
@@ -316,7 +317,7 @@ def test_ends_that_gc_dropped_are_refused_and_states_behind_a_server_are_passed_
     with (
         contextlib.closing(manager),
         listening(manager) as url,
-        httpx2.Client(base_url=url) as http,
+        patient.Client(base_url=url) as http,
     ):
         ends = {"good": "v0", "bad": f"seq:{dropped[0]}"}
         refused = http.post("/v1/models/bisect", json=ends)

@@ -3,13 +3,13 @@
 import base64
 from collections.abc import Iterator
 
-import httpx2
 import numpy as np
 import openai
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from tests import patient
 from tests.in_process import listening, openai_client
 from tests.text_models import MINILM
 from weightledger import DynamicModelManager, DynamicUpdateConfig
@@ -101,7 +101,7 @@ def test_a_long_list_keeps_its_order(client: openai.OpenAI) -> None:
 def test_a_wrong_request_is_refused_by_field(
     client: openai.OpenAI, sent: dict[str, object], param: str, says: str
 ) -> None:
-    reply = httpx2.post(f"{client.base_url}embeddings", json={"input": "a fox", **sent})
+    reply = patient.post(f"{client.base_url}embeddings", json={"input": "a fox", **sent})
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert error["param"] == param

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from tests import patient
 from tests.in_process import here, listening
 from tests.serving import Server, serving
 from tests.waiting import PATIENCE_S, until
@@ -343,7 +344,7 @@ def test_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DynamicUpdateConfig(backup_dir=tmp_path)
     manager = DynamicModelManager(torch.nn.Linear(2, 2), "m", config=config)
     try:
-        with listening(manager) as url, httpx2.Client(base_url=url) as http:
+        with listening(manager) as url, patient.Client(base_url=url) as http:
             stream = Stream(http)
             blocks = stream.blocks()
             next(blocks)

@@ -15,6 +15,7 @@ import openai
 import pytest
 import torch
 
+from tests import patient
 from tests.in_process import listening, openai_client
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
 from tests.waiting import until
@@ -411,7 +412,7 @@ def test_what_it_cannot_do_is_refused_by_field(
     url: str, route: str, field: str, value: object
 ) -> None:
     good = {"prompt": "x"} if route == "completions" else {"messages": HELLO}
-    reply = httpx2.post(f"{url}/v1/{route}", json={"model": "tiny", **good, field: value})
+    reply = patient.post(f"{url}/v1/{route}", json={"model": "tiny", **good, field: value})
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
@@ -543,14 +544,14 @@ def test_beyond_threads_and_queue_requests_are_503_and_those_who_leave_make_room
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(client.completions.create, **short)
             until(lambda: len(accepted) == 3)
-            refused = httpx2.post(f"{url}/v1/completions", json=short)
+            refused = patient.post(f"{url}/v1/completions", json=short)
             assert refused.status_code == 503
             assert refused.headers["retry-after"] == "1"
             error = refused.json()["error"]
             assert error["code"] == "unavailable"
             assert "1 inferences are running and 1 are waiting" in error["message"]
             # The event loop is free all the while.
-            assert httpx2.get(f"{url}/readyz").status_code == 200
+            assert patient.get(f"{url}/readyz").status_code == 200
             assert len(counted) == 1
             running.close()
             assert waiting.result(20).usage.completion_tokens == 2

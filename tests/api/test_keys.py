@@ -9,6 +9,7 @@ import httpx2
 import pytest
 import torch
 
+from tests import patient
 from tests.api.test_command import inside
 from tests.in_process import Here, here
 from tests.serving import serving
@@ -131,7 +132,7 @@ def test_no_key_and_what_is_none_is_401(
     running: Here, made: dict[str, str], header: str | None
 ) -> None:
     sent = {} if header is None else {"authorization": header.format(key=made["admin"]).encode()}
-    reply = httpx2.get(f"{running.url}/v1/models/status", headers=sent)
+    reply = patient.get(f"{running.url}/v1/models/status", headers=sent)
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "unauthorized"
     assert reply.headers["www-authenticate"].startswith("Bearer")
@@ -140,7 +141,7 @@ def test_no_key_and_what_is_none_is_401(
 
 def test_two_authorization_headers_are_none(running: Here, made: dict[str, str]) -> None:
     sent = [("authorization", f"Bearer {made['admin']}"), ("authorization", "Bearer other")]
-    assert httpx2.get(f"{running.url}/v1/models/status", headers=sent).status_code == 401
+    assert patient.get(f"{running.url}/v1/models/status", headers=sent).status_code == 401
 
 
 def test_what_is_done_to_keys_is_seen_by_the_server_that_runs(running: Here) -> None:
@@ -233,7 +234,7 @@ def test_a_key_made_before_the_first_start_lets_a_server_listen_anywhere(tmp_pat
     key = keys(folder, "create", "ops", "--scope", "admin")["key"]
     assert folder.stat().st_mode & 0o777 == 0o700
     with serving(folder, "--host", "0.0.0.0") as server:
-        assert httpx2.get(f"{server.url}/v1/models").status_code == 401
+        assert patient.get(f"{server.url}/v1/models").status_code == 401
         with server.client(authorization=f"Bearer {key}") as http:
             assert http.get("/v1/models").status_code == 200
     keys(folder, "revoke", "ops")

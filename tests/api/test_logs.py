@@ -8,11 +8,11 @@ import re
 import sys
 import termios
 
-import httpx2
 import pytest
 import sqlalchemy as sa
 from rich.cells import cell_len
 
+from tests import patient
 from tests.conftest import new_database
 from tests.serving import Server, serving
 from tests.waiting import until
@@ -158,7 +158,7 @@ def test_every_event_is_a_line_with_who_and_why(tmp_path) -> None:
 
 def test_the_log_is_as_quiet_as_it_is_told_to_be(tmp_path) -> None:
     with serving(tmp_path / "data", "--log-level", "warning") as server:
-        httpx2.post(server.url + UPDATE, json=update()).raise_for_status()
+        patient.post(server.url + UPDATE, json=update()).raise_for_status()
     lines = [line for line in server.output().splitlines() if LINE.fullmatch(line)]
     assert not [line for line in lines if " INFO " in line]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
+from tests import patient
 from tests.in_process import listening
 from tests.serving import Server, serving
 from tests.text_models import save_llama
@@ -31,7 +31,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def document(keyed: Server) -> dict[str, Any]:
-    read: dict[str, Any] = httpx2.get(f"{keyed.url}/openapi.json", headers=AUTH).json()
+    read: dict[str, Any] = patient.get(f"{keyed.url}/openapi.json", headers=AUTH).json()
     return read
 
 
@@ -209,6 +209,6 @@ def test_the_bundle_is_the_one_that_is_named(keyed) -> None:
     told = (folder / "README.md").read_text()
     assert "Apache License" in (folder / "LICENSE").read_text()
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
-        content = httpx2.get(f"{keyed.url}/docs/{name}").content
+        content = patient.get(f"{keyed.url}/docs/{name}").content
         assert hashlib.sha256(content).hexdigest() in told
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_500_000

@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 import sqlalchemy as sa
 import torch
 
-from tests import warm
+from tests import patient, warm
 from tests.conftest import new_database
 from tests.serving import serving
 from tests.waiting import until
@@ -112,7 +111,7 @@ def test_the_data_folder_is_its_owners_under_any_umask_and_becomes_so_at_start(t
     folder.parent.mkdir()
     with serving(folder, *options) as server:
         sent = {"parameter_name": "2.bias", "update_data": 0.0, "update_type": "replace"}
-        httpx2.post(f"{server.url}/v1/models/incremental_update", json=sent).raise_for_status()
+        patient.post(f"{server.url}/v1/models/incremental_update", json=sent).raise_for_status()
         open_to_others = {path: mode for path, mode in modes(folder).items() if mode & 0o077}
         assert not open_to_others
         assert any(path.endswith("-wal") for path in modes(folder))

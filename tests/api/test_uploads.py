@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from tests import patient
 from tests.in_process import listening
 from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
 from weightledger.api.rest import uploads
@@ -38,7 +39,7 @@ def fail(number: int) -> Any:
 
 
 def send(url: str) -> httpx2.Response:
-    return httpx2.post(f"{url}/v1/models/batch_update", content=BODY, headers=FILE)
+    return patient.post(f"{url}/v1/models/batch_update", content=BODY, headers=FILE)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_what_fails_after_a_commit_does_not_undo_the_reply(manager, monkeypatch,
     def lose_the_database(_: object) -> None:
         monkeypatch.setattr(manager.log.history, "require", unreachable)
 
-    with listening(manager) as url, httpx2.Client(base_url=url) as http:
+    with listening(manager) as url, patient.Client(base_url=url) as http:
         assert send(url).json()["success"]
         monkeypatch.setattr(manager.log._anchoring, "after", fail(errno.ENOMEM))
         manager.log.subscribe(lose_the_database)

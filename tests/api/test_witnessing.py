@@ -19,6 +19,7 @@ import pytest
 import torch
 import uvicorn
 
+from tests import patient
 from tests.api.test_proofs import forge, run
 from tests.buckets import free_port
 from tests.serving import Server, serving
@@ -324,7 +325,7 @@ def test_a_body_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     key = SigningKey.from_seed("log", bytes(32)).verifier
     book = WitnessBook("w", tmp_path / "w.db", [key])
     with witnessing(book) as there:
-        reply = httpx2.post(f"{there.url}/add-checkpoint", content=b"x" * 70_000)
+        reply = patient.post(f"{there.url}/add-checkpoint", content=b"x" * 70_000)
         assert reply.status_code == 413
-        assert httpx2.get(f"{there.url}/add-checkpoint").status_code == 405
+        assert patient.get(f"{there.url}/add-checkpoint").status_code == 405
     book.close()

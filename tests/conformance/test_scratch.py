@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.conformance.engine_models import KINDS
 from tests.conformance.scratch_models import HIDDEN, SCRATCH, WIDTH, Moment, nothing
 from tests.conformance.test_engines import bits, put, started, until, values
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.engines.inplace import InplaceEngine
 from weightledger.ledger.engines.scratch import scratches
 from weightledger.ledger.engines.torch import TorchEngine
@@ -70,7 +71,7 @@ def inferring(engine: Any) -> Callable[[Tensor], bytes]:
 @writing
 def test_two_requests_that_write_at_once_each_get_their_own_answer(make: Make) -> None:
     engine = started(TorchEngine, make())
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=PATIENCE_S)
     for seq in (1, 2, 3):
         expected = [alone(make, engine, x) for x in (FIRST, SECOND)]
         assert expected[0] != expected[1]
@@ -164,7 +165,7 @@ def test_writes_that_the_code_does_not_show_are_found_by_what_they_wrote(
     infer(FIRST)
     engine.check_untouched()
     assert "each reader gets its own" in caplog.text
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=PATIENCE_S)
     Moment.passes = both.wait
     expected = []
     Moment.passes = staticmethod(nothing)

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import torch
 
+from tests import patient
 from tests.api.test_command import inside
 from tests.in_process import listening
 from tests.lora import save_adapter
@@ -273,7 +274,7 @@ def test_generated_text_is_generated_again(tmp_path: Path) -> None:
         ("/v1/chat/completions", CHAT),
         ("/v1/completions", {**GREEDY, "model": "style"}),
     ]
-    with listening(manager) as url, httpx2.Client(base_url=url) as http:
+    with listening(manager) as url, patient.Client(base_url=url) as http:
         load = {"lora_name": "style", "lora_path": str(adapter)}
         assert http.post("/v1/load_lora_adapter", json=load).is_success
         _move(http, "model.norm.weight")
@@ -324,7 +325,7 @@ def test_vectors_are_compared_as_numbers_however_they_were_sent(tmp_path: Path) 
     numbers = {"input": ["a quick fox", "weights"]}
     encoded = {**numbers, "encoding_format": "base64"}
     route = "/v1/embeddings"
-    with listening(manager) as url, httpx2.Client(base_url=url) as http:
+    with listening(manager) as url, patient.Client(base_url=url) as http:
         _move(http, "embeddings.LayerNorm.weight")
         old = Old(http.post(route, json=encoded))
         _move(http, "embeddings.LayerNorm.weight")

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx2
 import obstore
 import pytest
 import torch
 
+from tests import patient
 from tests.buckets import S3Server, s3_serving
 from tests.faults import models
 from tests.faults.folders import MODEL
@@ -49,7 +49,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 def accept_keys(server: S3Server, any_key: bool) -> None:
     count = b"1000000" if any_key else b"0"
-    httpx2.post(f"{server.url}/moto-api/reset-auth", content=count).raise_for_status()
+    patient.post(f"{server.url}/moto-api/reset-auth", content=count).raise_for_status()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_missing_bucket_is_told_and_changes_nothing(
         assert isinstance(blobs, ObjectBlobs)
         kept = {path: obstore.get(blobs._store, path).bytes() for path in paths_in(blobs)}
         obstore.delete(blobs._store, list(kept))
-        httpx2.delete(f"{own_server.url}/short-lived").raise_for_status()
+        patient.delete(f"{own_server.url}/short-lived").raise_for_status()
         digest = content_digest(b"x")
         with nothing_changes(log), pytest.raises(StorageError, match="create the bucket"):
             large(log)

@@ -24,8 +24,8 @@ def test_a_writer_without_a_model_takes_writes_and_refuses_inference(
         body = {"parameter_name": "bias", "update_data": 0.5}
         assert http.post("/v1/models/incremental_update", json=body).status_code == 200
         assert http.post("/v1/models/rollback", json={"version_id": "v0"}).status_code == 200
-        ready = http.get("/readyz").json()
-        assert ready["status"] == "ok"
+        status, seq, digest = server.shown()
+        assert status == "ok"
         refused = http.post("/invocations", json={"inputs": [[0.0] * 8]})
         assert refused.status_code == 400
         assert refused.json()["error"]["message"].startswith("only tensors are held here")
@@ -34,9 +34,9 @@ def test_a_writer_without_a_model_takes_writes_and_refuses_inference(
             "/v1/embeddings": {"model": MODEL, "input": "a"},
         }.items():
             assert 400 <= http.post(path, json=asked).status_code < 500, path
-        assert http.get("/readyz").json() == ready
-    until_shown(replica, ready["seq"])
-    assert replica.readiness().digest == ready["digest"]
+        assert server.shown() == (status, seq, digest)
+    until_shown(replica, seq)
+    assert replica.readiness().digest == digest
 
 
 def test_what_needs_a_model_is_refused_without_one(tmp_path: Path) -> None:
