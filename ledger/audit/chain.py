@@ -8,7 +8,7 @@ Where the hashes of 256 events stand together they are a tile of the hash tree, 
 to who checks the tree: see `ledger.audit.tree`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from weightledger.ledger import events
 from weightledger.ledger.audit.pages import UNREADABLE, ChainPage, ChainPosition, is_canonical
@@ -23,11 +23,13 @@ from weightledger.ledger.events import (
     merkle,
 )
 from weightledger.ledger.history.redactions import Redactions
-from weightledger.ledger.store import TILE, EventStore, Note, RawEvent
-from weightledger.ledger.store.facts import event_of
+from weightledger.ledger.store import TILE, EventStore, RawEvent
+from weightledger.ledger.store.facts import Facts, event_of
 
 Progress = Callable[[int, int], None]
 Redacted = Callable[[int, str], bool]
+
+_HASH = Facts._fields.index("event_hash")
 
 
 def check(
@@ -48,9 +50,9 @@ def check(
     tiles: list[bytes] = []
     hashes: list[bytes] = []
     before_first_tile = -start % TILE
-    for page, annotations in store.raw(start, stop):
-        place = check_page(page, annotations, store.model, place, redacted)
-        hashes += [row[-1] for row in page]
+    for page in store.raw(start, stop):
+        place = check_page(page, store.model, place, redacted)
+        hashes += [row[_HASH] for row in page]
         del hashes[:before_first_tile]
         before_first_tile = 0
         whole = len(hashes) // TILE * TILE
@@ -65,7 +67,6 @@ def check(
 
 def check_page(
     rows: Sequence[RawEvent],
-    notes: Mapping[int, Note],
     model: str,
     place: ChainPosition,
     redacted: Redacted = lambda seq, text: False,
@@ -75,30 +76,31 @@ def check_page(
     `redacted` says whether a text that is missing was taken away as an event of the log says.
     """
     try:
-        page = ChainPage(rows, notes, place)
+        page = ChainPage(rows, place)
         sound = page.sound(model)
     except UNREADABLE:
         for row in rows:
-            place = _check_event(row, notes.get(row[0]), model, place, redacted)
+            place = _check_event(row, model, place, redacted)
         return place
     for at, row in enumerate(rows):
         if not sound[at]:
-            _check_event(row, notes.get(row[0]), model, page.place(at), redacted)
+            _check_event(row, model, page.place(at), redacted)
     return page.place(len(rows))
 
 
 def _check_event(
-    row: RawEvent, note: Note | None, model: str, place: ChainPosition, redacted: Redacted
+    row: RawEvent, model: str, place: ChainPosition, redacted: Redacted
 ) -> ChainPosition:
     """Check all that is said of an event, field by field."""
-    seq = row[0]
+    facts, note = row[: len(Facts._fields)], row[len(Facts._fields) :]
+    seq = facts[0]
     if seq != place.seq + 1:
         raise CorruptLedger(
             f"event {place.seq + 1} is missing, event {seq} follows", seq=place.seq + 1
         )
-    event = event_of(row, model)
+    event = event_of(facts, model)
     _check_place(event, model, place)
-    _check_annotation(event, None if note is None else Annotation(*note[1:]), redacted)
+    _check_annotation(event, Annotation(*note), redacted)
     check_form(event)
     return ChainPosition.after(event)
 
@@ -110,9 +112,9 @@ def _check_place(event: Event, model: str, place: ChainPosition) -> None:
         "prev": _bytes(place.hash),
         "state_before": _bytes(place.state),
         "counts": Counts(
-            place.updates + (event.series == UPDATES),
-            place.applied + (event.kind == UPDATED),
-            place.versions + (event.series == events.VERSIONS),
+            place.counts.applied + (event.kind == UPDATED),
+            place.counts.updates + (event.series == UPDATES),
+            place.counts.versions + (event.series == events.VERSIONS),
         ),
     }
     if event.kind not in STATE_CHANGING:
@@ -123,9 +125,9 @@ def _check_place(event: Event, model: str, place: ChainPosition) -> None:
         if event.kind != events.ROLLED_BACK:
             expected["node"] = event.seq
     if event.series == UPDATES:
-        expected["number"] = place.updates + 1
+        expected["number"] = place.counts.updates + 1
     if event.series == events.VERSIONS:
-        expected["number"] = place.versions
+        expected["number"] = place.counts.versions
     for field, value in expected.items():
         if getattr(event, field) != value:
             raise CorruptLedger(
@@ -139,9 +141,9 @@ def _check_place(event: Event, model: str, place: ChainPosition) -> None:
         )
 
 
-def _check_annotation(event: Event, note: Annotation | None, redacted: Redacted) -> None:
+def _check_annotation(event: Event, note: Annotation, redacted: Redacted) -> None:
     for field in ("actor", "reason", "metadata"):
-        recorded, there = getattr(event, f"{field}_digest"), note.digest(field) if note else None
+        recorded, there = getattr(event, f"{field}_digest"), note.digest(field)
         if recorded is not None and there is None and redacted(event.seq, field):
             continue
         if recorded != there:

@@ -1,19 +1,17 @@
-"""A page of the chain, checked by its columns: what each header has to say, written and compared.
+"""A page of the chain, checked by its columns: what each header says beside what it has to say.
 
-A header is written anew from its row, the row before it, the running totals and the few facts that
-it alone has. Canonical JSON is one sequence of bytes for what it says, so where the header equals
-what was written, every field of both is right. Working on columns takes less time than one event
-after the other. What is unusual, and what differs, is for who checks one event
+What a header has to say follows from its row, the row before it, the running totals and the texts
+beside it. Its fields are in the order of canonical JSON, so where msgspec writes what it read as
+the same bytes, nothing in it was left out of the comparison. Working on columns takes less time
+than one event after the other. What is unusual, and what differs, is for who checks one event
 field by field (`ledger.audit.chain`), which finds the words for what is wrong.
 """
 
-import re
-from binascii import hexlify
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate, repeat
-from operator import eq
+from operator import attrgetter, contains, eq
 from typing import Any
 
 import msgspec
@@ -28,32 +26,29 @@ from weightledger.ledger.events import (
     UPDATED,
     UPDATES,
     VERSIONS,
+    Counts,
     Event,
+    Header,
 )
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS
-from weightledger.ledger.store import Note, RawEvent
+from weightledger.ledger.store import RawEvent
 from weightledger.ledger.store.facts import Facts
 
 UNREADABLE = (TypeError, ValueError, AttributeError, OverflowError)
 """What a value of another type than its column's leads to, and a header that is none."""
 
-_FACTORS = f'"form":"{FACTORS[:-2]}'.encode()  # of any revision; a search for this end is quick
+_FORM_OF_FACTORS = f'"form":"{FACTORS}"'.encode()
+_DIGEST_LETTERS = 64
 
-_SILENT: Note = (0, None, None, None, b"")
+_read = msgspec.json.Decoder(Header).decode_lines
+_write = msgspec.json.Encoder().encode_lines
 
-# The names in the order of RFC 8785; those that may be missing are written with their comma.
-_HEADER = (
-    b'{%b%b"body":%b,"counts":{"applied":%d,"updates":%d,"versions":%d},"format":'
-    + str(FORMAT).encode()
-    + b',%b"kind":%b,%b"model":%b,"node":%d,%b%b"payload":%b,%b%b"recorded_at":%d,%b%b%b"seq":%d,'
-    b'%b"state_after":"%b",%b"state_seq":%d}'
+_says = attrgetter(
+    *("format", "model", "seq", "kind", "recorded_at", "node", "parent", "series", "number"),
+    *("idempotency_key", "counts", "prev", "state_before", "state_after", "state_seq"),
+    *("actor", "reason", "metadata"),
 )
-
-# A payload of one piece, which nearly all have, or none.
-_payload = re.compile(rb'\[(?:\{"digest":"[0-9a-f]{64}","size":(0|[1-9][0-9]*)\})?\]').fullmatch
-_digest = re.compile(r"[0-9a-f]{64}").fullmatch
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +61,15 @@ class ChainPosition:
     recorded_at: int = 0
     node: int | None = None
     state_seq: int | None = None
-    applied: int = 0
-    updates: int = 0
-    versions: int = 0
+    counts: Counts = field(default_factory=Counts)
 
     @classmethod
     def after(cls, event: Event) -> "ChainPosition":
         """Behind an event."""
-        counts = event.counts
         return cls(
             *(event.seq, event.hash.hex(), event.state_after.hex(), event.recorded_at, event.node),
-            *(event.state_seq, counts.applied, counts.updates, counts.versions),
+            *(event.state_seq, event.counts),
         )
-
-
-class _Own(msgspec.Struct, gc=False):
-    """What neither the row of an event nor the events before it say."""
-
-    body: msgspec.Raw
-    payload: msgspec.Raw
-    active: int | None = None
-    request_digest: str | None = None
-    request_id: str | None = None
-    schema: int | None = None
-
-
-_own = msgspec.json.Decoder(_Own).decode
 
 
 class ChainPage:
@@ -100,150 +78,156 @@ class ChainPage:
     Raises one of UNREADABLE where they cannot be, or a header does not have its hash.
     """
 
-    def __init__(
-        self, rows: Sequence[RawEvent], notes: Mapping[int, Note], place: ChainPosition
-    ) -> None:
-        leaves = [sha256(LEAF_PREFIX + row[-2]).digest() for row in rows]
-        if leaves != [row[-1] for row in rows]:
+    def __init__(self, rows: Sequence[RawEvent], place: ChainPosition) -> None:
+        columns = list(zip(*rows, strict=True))
+        facts: Any = Facts._make(columns[: len(Facts._fields)])
+        leaves = [sha256(LEAF_PREFIX + header).digest() for header in facts.header]
+        if leaves != list(facts.event_hash):
             raise ValueError("a header does not have its hash")
-        columns: Any = Facts._make(zip(*rows, strict=True))
-        self.seqs, self.kinds, self.times = columns.seq, columns.kind, columns.recorded_at
-        self.nodes, self.parents, self.changes = columns.node, columns.parent, columns.changes_state
-        self.forward_only, self.keys = columns.forward_only, columns.idempotency_key
-        self.series, self.numbers, self.sizes = columns.series, columns.number, columns.payload_size
-        self.states, self.headers = columns.state_after, columns.header
-        self.hashes = columns.event_hash
-        self.notes = [notes.get(seq, _SILENT) for seq in self.seqs]
-        self.start = place
-        self.moves = [kind in STATE_CHANGING for kind in self.kinds]
+        self.start, self.facts = place, facts
+        self.actors, self.reasons, self.metadata, self.salts = columns[len(Facts._fields) :]
+        self.seqs = range(place.seq + 1, place.seq + 1 + len(rows))
+        self.moves = [kind in STATE_CHANGING for kind in facts.kind]
         # As they stand before each event, and after the last.
-        self.hexes = [_ascii(place.hash), *map(hexlify, self.hashes)]
-        self.state_hexes = [_ascii(place.state), *map(hexlify, self.states)]
-        self.applied = _totals(place.applied, [kind == UPDATED for kind in self.kinds])
-        self.updates = _totals(place.updates, [one == UPDATES for one in self.series])
-        self.versions = _totals(place.versions, [one == VERSIONS for one in self.series])
-        moved = zip(self.seqs, self.moves, strict=True)
-        last = -1 if place.state_seq is None else place.state_seq
-        self.state_seqs = list(
-            accumulate([seq if moves else -1 for seq, moves in moved], max, initial=last)
+        self.hashes = [place.hash, *[one.hex() for one in leaves]]
+        self.states = [place.state, *[one.hex() for one in facts.state_after]]
+        self.nodes = [place.node, *facts.node]
+        self.times = [place.recorded_at, *facts.recorded_at]
+        self.counts = list(
+            map(
+                Counts,
+                _totals(place.counts.applied, [kind == UPDATED for kind in facts.kind]),
+                _totals(place.counts.updates, [one == UPDATES for one in facts.series]),
+                _totals(place.counts.versions, [one == VERSIONS for one in facts.series]),
+            )
         )
+        moved = [seq if moves else -1 for seq, moves in zip(self.seqs, self.moves, strict=True)]
+        last = -1 if place.state_seq is None else place.state_seq
+        self.state_seqs = list(accumulate(moved, max, initial=last))
 
     def place(self, at: int) -> ChainPosition:
         """Where the log stands before the event `at`, if those before it are sound."""
         if at == 0:
             return self.start
         return ChainPosition(
-            self.seqs[at - 1],
-            self.hexes[at].decode(),
-            self.state_hexes[at].decode(),
-            self.times[at - 1],
-            self.nodes[at - 1],
-            self.state_seqs[at],
-            self.applied[at],
-            self.updates[at],
-            self.versions[at],
+            *(self.seqs[at - 1], self.hashes[at], self.states[at], self.times[at], self.nodes[at]),
+            *(self.state_seqs[at], self.counts[at]),
         )
 
     def sound(self, model: str) -> list[bool]:
-        """Which events are what the rows come to, byte for byte; a model's first never is."""
-        own = [_own(header) for header in self.headers]
-        checks = zip(self._written(model, own), self._in_place(), self._plain(own), strict=True)
+        """Which events are what the rows come to, byte for byte."""
+        headers = self.facts.header
+        text = b"\n".join(headers)
+        if any(map(contains, headers, repeat(b"\n"))):
+            raise ValueError("a header has lines")  # which could be taken for headers
+        if not text.isascii():
+            text.decode()  # what the decoder passes over is text as well
+        said = _read(text)
+        written = _write(said)
+        lines = headers if written == text + b"\n" else written.split(b"\n")[:-1]
+        checks = zip(
+            map(eq, headers, lines),
+            map(eq, map(_says, said), self._expected(model)),
+            self._in_place(),
+            self._plain(said, text),
+            strict=True,
+        )
         return [
-            written == header and in_place and plain
-            for header, (written, in_place, plain) in zip(self.headers, checks, strict=True)
+            whole and expected and in_place and plain for whole, expected, in_place, plain in checks
+        ]
+
+    def _expected(self, model: str) -> Iterable[tuple[Any, ...]]:
+        """What each header has to say, as `_says` gives it."""
+        facts, count = self.facts, len(self.seqs)
+        return zip(
+            *(
+                [FORMAT] * count,
+                [model] * count,
+                self.seqs,
+                facts.kind,
+                facts.recorded_at,
+                facts.node,
+            ),
+            *(facts.parent, facts.series, facts.number, facts.idempotency_key, self.counts[1:]),
+            *(self.hashes[:-1], self.states[:-1], self.states[1:], self.state_seqs[1:]),
+            self._digests(b"actor\0", self.actors),
+            self._digests(b"reason\0", self.reasons),
+            self._digests(b"metadata\0", self.metadata),
+            strict=True,
+        )
+
+    def _digests(self, name: bytes, texts: Sequence[str | None]) -> list[str | None]:
+        """What a header says of a text beside it; see `events.annotation_digest`."""
+        return [
+            None if text is None else sha256(salt + name + text.encode()).hexdigest()
+            for salt, text in zip(self.salts, texts, strict=True)
         ]
 
     def _in_place(self) -> Iterable[bool]:
         """Whether each row says what it must, behind the row before it."""
-        first = self.start.seq + 1
-        expected = [
-            (seq, node if kind == ROLLED_BACK else seq, node_before, True, state, number)
-            if moves
-            else (seq, node_before, None, False, state_before, number)
-            for seq, kind, node, node_before, moves, state, state_before, number in zip(
-                *(range(first, first + len(self.seqs)), self.kinds, self.nodes),
-                *([self.start.node, *self.nodes[:-1]], self.moves, self.state_hexes[1:]),
-                *(self.state_hexes[:-1], self._numbers()),
-                strict=True,
+        facts, moves = self.facts, self.moves
+        steps = zip(self.seqs, facts.kind, moves, facts.node, self.nodes[:-1], strict=True)
+        nodes = [
+            before if not moved else node if kind == ROLLED_BACK else seq
+            for seq, kind, moved, node, before in steps
+        ]
+        parents = [
+            before if moved else None for moved, before in zip(moves, self.nodes[:-1], strict=True)
+        ]
+        numbers = [  # what only the header says is taken as it is
+            after.updates
+            if series == UPDATES
+            else before.versions
+            if series == VERSIONS
+            else number
+            for series, before, after, number in zip(
+                facts.series, self.counts[:-1], self.counts[1:], facts.number, strict=True
             )
         ]
-        rows = zip(
-            *(self.seqs, self.nodes, self.parents, self.changes, self.state_hexes[1:]),
-            self.numbers,
-            strict=True,
+        return map(
+            eq,
+            zip(
+                facts.seq, facts.node, facts.parent, facts.changes_state, facts.number, strict=True
+            ),
+            zip(self.seqs, nodes, parents, moves, numbers, strict=True),
         )
-        times = [self.start.recorded_at, *self.times]
-        if set(map(type, self.times)) != {int} or sorted(times) != times:
-            return [False] * len(expected)
-        return map(eq, rows, expected)
 
-    def _numbers(self) -> Iterable[int | None]:
-        """The number of each event in its series; what only the header says is taken as it is."""
-        return [
-            updates if series == UPDATES else versions if series == VERSIONS else number
-            for series, updates, versions, number in zip(
-                self.series, self.updates[1:], self.versions[:-1], self.numbers, strict=True
-            )
-        ]
-
-    def _plain(self, own: Sequence[_Own]) -> Iterable[bool]:
+    def _plain(self, said: Sequence[Header], text: bytes) -> Iterable[bool]:
         """Whether what only the header says can be, and the row repeats it."""
-        for header in self.headers:
-            if not header.isascii():
-                header.decode()  # what the decoder passes over is text as well
+        facts = self.facts
+        if sorted(self.times) != self.times:
+            raise ValueError("an event was recorded before the one before it")
+        _require_digests([piece.digest for one in said for piece in one.payload])
+        _require_digests([one.request_digest for one in said if one.request_digest is not None])
+        sizes = [
+            one.payload[0].size
+            if len(one.payload) == 1
+            else sum(piece.size for piece in one.payload)
+            for one in said
+        ]
+        if _FORM_OF_FACTORS in text:  # of all of them at once, since it is nearly never there
+            usual = [_FORM_OF_FACTORS not in header for header in facts.header]
+        else:
+            usual = [True] * len(said)
         return [
             forward_only == 0
-            and (payload := _payload(one.payload)) is not None
-            and int(payload[1] or 0) == size
-            and (one.request_digest is None or _digest(one.request_digest) is not None)
-            and _FACTORS not in (body := bytes(one.body))
-            and (kind == UPDATED or is_canonical(body))
-            for one, kind, size, forward_only in zip(
-                own, self.kinds, self.sizes, self.forward_only, strict=True
+            and size_there == size
+            and usual_form
+            and (kind == UPDATED or is_canonical(bytes(one.body)))
+            for one, kind, forward_only, size_there, size, usual_form in zip(
+                said, facts.kind, facts.forward_only, facts.payload_size, sizes, usual, strict=True
             )
         ]
 
-    def _written(self, model: str, own: Sequence[_Own]) -> Iterable[bytes]:
-        """Each header as it has to be."""
-        names = {name: _encode(name) for name in {*self.kinds, *self.series}}
-        return map(
-            _HEADER.__mod__,
-            zip(
-                _numbered(b"active", [one.active for one in own]),
-                self._digests(b"actor", [note[1] for note in self.notes]),
-                [one.body for one in own],
-                *(self.applied[1:], self.updates[1:], self.versions[1:]),
-                _texts(b"idempotency_key", self.keys),
-                [names[kind] for kind in self.kinds],
-                self._digests(b"metadata", [note[3] for note in self.notes]),
-                repeat(canonical(model)),
-                self.nodes,
-                _numbered(b"number", self.numbers),
-                _numbered(b"parent", self.parents),
-                [one.payload for one in own],
-                _hexes(b"prev", self.hexes),
-                self._digests(b"reason", [note[2] for note in self.notes]),
-                self.times,
-                _texts(b"request_digest", [one.request_digest for one in own]),
-                _texts(b"request_id", [one.request_id for one in own]),
-                _numbered(b"schema", [one.schema for one in own]),
-                self.seqs,
-                [b"" if one is None else b'"series":%b,' % names[one] for one in self.series],
-                self.state_hexes[1:],
-                _hexes(b"state_before", self.state_hexes),
-                self.state_seqs[1:],
-            ),
-        )
 
-    def _digests(self, name: bytes, values: Sequence[str | None]) -> list[bytes]:
-        """What a header says of a text beside it; see `events.annotation_digest`."""
-        text, written = b"%b" + name + b"\0%b", b'"' + name + b'":"%b",'
-        return [
-            b""
-            if value is None
-            else written % hexlify(sha256(text % (note[4], value.encode())).digest())
-            for note, value in zip(self.notes, values, strict=True)
-        ]
+def _require_digests(digests: Sequence[str]) -> None:
+    letters = "".join(digests)
+    if {*map(len, digests)} - {_DIGEST_LETTERS} or bytes.fromhex(letters).hex() != letters:
+        raise ValueError("a digest is none")
+
+
+def _totals(before: int, counted: Iterable[bool]) -> Iterable[int]:
+    return accumulate(counted, initial=before)
 
 
 def is_canonical(text: bytes) -> bool:
@@ -252,26 +236,3 @@ def is_canonical(text: bytes) -> bool:
         return canonical(orjson.loads(text)) == text
     except InvalidRequest:
         return False
-
-
-def _totals(before: int, counted: Iterable[bool]) -> list[int]:
-    return list(accumulate(counted, initial=before))
-
-
-def _ascii(text: str | None) -> bytes:
-    return (text or "").encode()
-
-
-def _numbered(name: bytes, values: Iterable[int | None]) -> list[bytes]:
-    field = b'"' + name + b'":%d,'
-    return [b"" if value is None else field % value for value in values]
-
-
-def _texts(name: bytes, values: Iterable[str | None]) -> list[bytes]:
-    field = b'"' + name + b'":%b,'
-    return [b"" if value is None else field % _encode(value) for value in values]
-
-
-def _hexes(name: bytes, values: Sequence[bytes]) -> Iterable[bytes]:
-    """Of the event before; of a model's first there is none."""
-    return map((b'"' + name + b'":"%b",').__mod__, values[:-1])

@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -44,10 +44,10 @@ class BlobRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class Counts(msgspec.Struct, frozen=True, gc=False):
-    """Running totals after an event: updates tried, updates applied, versions named."""
+    """Running totals after an event: updates applied, updates tried, versions named."""
 
-    updates: int = 0
     applied: int = 0
+    updates: int = 0
     versions: int = 0
 
 
@@ -192,41 +192,48 @@ def leaf_hash(header: bytes) -> bytes:
     return hashlib.sha256(LEAF_PREFIX + header).digest()
 
 
-class _Piece(msgspec.Struct, gc=False):
+# The whole numbers that canonical JSON has.
+_Whole = Annotated[int, msgspec.Meta(ge=-(1 << 53) + 1, le=(1 << 53) - 1)]
+
+
+class Piece(msgspec.Struct, gc=False):
+    """A BlobRef as a header says it: its digest in hex, and its size in bytes."""
+
     digest: str
-    size: int
+    size: _Whole
 
 
-class _Header(msgspec.Struct, gc=False):
-    """A header as it is stored."""
+class Header(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
+    """A header as it is stored. Its fields are in the order of RFC 8785, so that msgspec writes it
+    as canonical JSON wherever its body, which it leaves as it is, is that."""
 
+    active: _Whole | None = None
+    actor: str | None = None
     body: msgspec.Raw
     counts: Counts
-    format: int
-    kind: str
-    model: str
-    node: int
-    payload: list[_Piece]
-    recorded_at: int
-    seq: int
-    state_after: str
-    state_seq: int
-    active: int | None = None
-    actor: str | None = None
+    format: _Whole
     idempotency_key: str | None = None
+    kind: str
     metadata: str | None = None
-    number: int | None = None
-    parent: int | None = None
+    model: str
+    node: _Whole
+    number: _Whole | None = None
+    parent: _Whole | None = None
+    payload: list[Piece]
     prev: str | None = None
     reason: str | None = None
+    recorded_at: _Whole
     request_digest: str | None = None
     request_id: str | None = None
-    schema: int = FIRST_SCHEMA
+    schema: _Whole = FIRST_SCHEMA
+    seq: _Whole
     series: str | None = None
+    state_after: str
     state_before: str | None = None
+    state_seq: _Whole
 
 
-_read = msgspec.json.Decoder(_Header).decode
+_read = msgspec.json.Decoder(Header).decode
 
 
 def decode(header: bytes) -> Event:

@@ -128,15 +128,13 @@ class DayCount(NamedTuple):
     events: int
 
 
-Note = tuple[int, str | None, str | None, str | None, bytes]
-"""An event's seq and the fields of its Annotation, which is made from them where it is needed."""
-
 TILE_LEVELS = 8
 """A store keeps the hash tree's nodes of every eighth level, as they become complete."""
 TILE = 1 << TILE_LEVELS
 
 RawEvent = tuple[Any, ...]
-"""The fields of `ledger.store.facts.Facts`, as they are stored."""
+"""The fields of `ledger.store.facts.Facts` and, behind them, of the Annotation beside the event, as
+they are stored; None for each where there is none."""
 
 
 class AppendLog(Protocol):
@@ -297,9 +295,9 @@ class Anchors(Protocol):
 class RawLog(Protocol):
     """What an audit reads: events as they are stored, unchecked."""
 
-    def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
-        """Events with start <= seq < stop in order, in pages, each with the annotations beside it
-        by seq; what is stored under another model's name is left out."""
+    def raw(self, start: int, stop: int) -> Iterator[list[RawEvent]]:
+        """Events with start <= seq < stop in order, in pages; what is stored under another model's
+        name is left out."""
 
     def tree_hashes(self, level: int, start: int, stop: int) -> list[bytes]:
         """The roots of the perfect subtrees of 2^level events with start <= number < stop.

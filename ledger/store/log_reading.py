@@ -7,8 +7,7 @@ from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.store import Note, RawEvent, payloads, portions, rows, sharded_payloads
-from weightledger.ledger.store.lookup import ANNOTATIONS
+from weightledger.ledger.store import RawEvent, payloads, portions, rows, sharded_payloads
 from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import Portion
 
@@ -17,7 +16,9 @@ _RAW_PAGE = 256  # rows that `raw` gives at a time: what is worked on stays in t
 
 _RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_PAGE}"
 _NEWS = f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
-_RAW = f"{rows.SELECT_FACTS} WHERE event_key BETWEEN ? AND ? AND model_id = ? ORDER BY event_key"
+_RAW = (
+    f"{rows.SELECT_RAW} WHERE e.event_key BETWEEN ? AND ? AND e.model_id = ? ORDER BY e.event_key"
+)
 _INLINE = f"SELECT event_key & {SEQ_MASK}, payload FROM events WHERE event_key IN"
 
 
@@ -53,17 +54,13 @@ def news(of: ModelRows, seq: int, most: int) -> list[tuple[Event, bytes | None]]
     return read
 
 
-def raw(
-    of: ModelRows, start: int, stop: int
-) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
+def raw(of: ModelRows, start: int, stop: int) -> Iterator[list[RawEvent]]:
     """See `RawLog.raw`."""
     for first in range(start, stop, _RAW_PAGE):
         bounds = of.key(first), of.key(min(first + _RAW_PAGE, stop) - 1)
-        with of.database.read() as execute:
-            page = execute(_RAW, (*bounds, of.model_id)).fetchall()
-            notes = execute(f"{ANNOTATIONS} WHERE event_key BETWEEN ? AND ?", bounds)
-            beside = {note[0]: note for note in notes.fetchall()}
-        yield page, beside
+        with of.database.look() as execute:
+            page = execute(_RAW, (*bounds, *bounds, of.model_id)).fetchall()
+        yield page
 
 
 def payloads_of(of: ModelRows, events: Sequence[Event], blobs: BlobStore) -> list[bytes]:

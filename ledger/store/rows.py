@@ -11,7 +11,12 @@ _FACTS = Facts._fields[1:]  # the seq is in the key
 COLUMNS = ("event_key", "model_id", *_FACTS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM events"
 SELECT_WITH_PAYLOAD = f"SELECT {', '.join(COLUMNS)}, payload FROM events"
-SELECT_FACTS = f"SELECT event_key & {SEQ_MASK}, {', '.join(_FACTS)} FROM events"
+# Bounds of keys are given twice: PostgreSQL's planner does not take them from one to the other.
+SELECT_RAW = (
+    f"SELECT e.event_key & {SEQ_MASK}, {', '.join(f'e.{name}' for name in _FACTS)},"
+    " a.actor, a.reason, a.metadata, a.salt FROM events e"
+    " LEFT JOIN annotations a ON a.event_key = e.event_key AND a.event_key BETWEEN ? AND ?"
+)
 INSERT = (
     f"INSERT INTO events ({', '.join(COLUMNS)}, payload)"
     f" VALUES ({', '.join('?' * len(COLUMNS))}, ?)"

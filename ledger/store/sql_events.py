@@ -18,7 +18,6 @@ from weightledger.ledger.store import (
     EventFilter,
     LedgerStore,
     Listed,
-    Note,
     RawEvent,
     Repairs,
     Snapshot,
@@ -181,7 +180,7 @@ class SqlEvents:
 
     # RawLog and Upkeep
 
-    def raw(self, start: int, stop: int) -> Iterator[tuple[list[RawEvent], Mapping[int, Note]]]:
+    def raw(self, start: int, stop: int) -> Iterator[list[RawEvent]]:
         return log_reading.raw(self._of, start, stop)
 
     def tree_hashes(self, level: int, start: int, stop: int) -> list[bytes]:

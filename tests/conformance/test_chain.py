@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from weightledger.ledger.writing.caller import Caller
 
 MODEL = 'a "model"/模型'
 DAMAGED = 4  # an update with an annotation and a payload
+HEADER, HASH = (Facts._fields.index(name) for name in ("header", "event_hash"))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def add(name: str, value: float, **fields: Any) -> IncrementalUpdateRequest:
     return IncrementalUpdateRequest(name, value, learning_rate=1.0, **fields)
 
 
-def test_columns_cover_every_event_but_the_first(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_cover_every_event(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     slow = chain._check_event
 
@@ -54,14 +56,14 @@ def test_columns_cover_every_event_but_the_first(log: Log, monkeypatch: pytest.M
 
     monkeypatch.setattr(chain, "_check_event", counted)
     chain.check(log.history.store, 0, log.history.head().seq + 1)
-    assert decoded == [0]
+    assert decoded == []
 
 
 def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | None:
     """What the check says when the row of an event is changed as it is read."""
     store = log.history.store
     stop = log.history.head().seq + 1
-    ((page, notes),) = store.raw(0, stop)
+    (page,) = store.raw(0, stop)
     row = list(page[DAMAGED])
     assert row[1] == UPDATED
     change(row)
@@ -71,7 +73,7 @@ def damaged(log: Log, change: Callable[[list[Any]], None]) -> tuple[int, str] | 
         place, outcome = chain.ChainPosition(), None
         try:
             for at in range(0, len(changed), size):
-                place = chain.check_page(changed[at : at + size], notes, MODEL, place)
+                place = chain.check_page(changed[at : at + size], MODEL, place)
         except CorruptLedger as error:
             outcome = error.seq, str(error)
         outcomes.add(outcome)
@@ -115,7 +117,7 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
     for field in FIELDS:
 
         def change(row: list[Any], field: str = field) -> None:
-            fields = json.loads(row[-2])
+            fields = json.loads(row[HEADER])
             truth = fields.pop(field, None)
             if truth is None or told != "by leaving out":
                 fields[field] = otherwise(truth)
@@ -123,8 +125,8 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
             header = canonical(fields)
             if told == "by the row too" and field not in ("format", "seq", "model"):
                 with contextlib.suppress(CorruptLedger):  # no event at all
-                    row[:] = facts_of(decode(header))
-            row[-2], row[-1] = header, leaf_hash(header)
+                    row[: HASH + 1] = facts_of(decode(header))
+            row[HEADER], row[HASH] = header, leaf_hash(header)
 
         found = damaged(log, change)
         assert found is not None, field
@@ -135,13 +137,13 @@ def test_a_header_that_says_something_else_under_its_own_hash_is_noticed(
 @pytest.mark.parametrize("field", ["payload", "request_digest"])
 def test_what_should_be_a_digest_is_one(log: Log, field: str) -> None:
     def change(row: list[Any]) -> None:
-        fields = json.loads(row[-2])
+        fields = json.loads(row[HEADER])
         if field == "payload":
             fields["payload"][0]["digest"] = "z" * 64
         else:
             fields["request_digest"] = "z" * 64
-        row[-2] = canonical(fields)
-        row[-1] = leaf_hash(row[-2])
+        row[HEADER] = canonical(fields)
+        row[HASH] = leaf_hash(row[HEADER])
 
     found = damaged(log, change)
     assert found is not None
@@ -157,10 +159,40 @@ def test_a_header_is_canonical(log: Log) -> None:
     ):
 
         def change(row: list[Any], written: Callable[[bytes], bytes] = written) -> None:
-            row[-2] = written(row[-2])
-            row[-1] = leaf_hash(row[-2])
+            row[HEADER] = written(row[HEADER])
+            row[HASH] = leaf_hash(row[HEADER])
 
         assert damaged(log, change) is not None
+
+
+def test_numbers_are_such_as_canonical_json_has(log: Log) -> None:
+    """Another program would read another one."""
+
+    def change(row: list[Any]) -> None:
+        row[HEADER] = re.sub(rb'"active":\d+', b'"active":%d' % (1 << 53), row[HEADER])
+        row[HASH] = leaf_hash(row[HEADER])
+
+    outcome = damaged(log, change)
+    assert outcome is not None
+    assert outcome[0] == DAMAGED
+
+
+def test_no_header_is_a_part_of_one_or_more_than_one(log: Log) -> None:
+    """Three rows that together are three headers, none of which is one, under their own hashes."""
+    store = log.history.store
+    (page,) = store.raw(0, log.history.head().seq + 1)
+    first, second, third = (json.loads(row[HEADER]) for row in page[DAMAGED : DAMAGED + 3])
+    begin, end = canonical(first).split(b'"body":{')
+    headers = [begin + b'"body":{', end]
+    second["prev"], third["prev"] = (leaf_hash(header).hex() for header in headers)
+    headers.append(canonical(second) + b"\n" + canonical(third))
+    forged = [list(row) for row in page[DAMAGED : DAMAGED + 3]]
+    for row, header in zip(forged, headers, strict=True):
+        row[HEADER], row[HASH] = header, leaf_hash(header)
+    rows = [*page[:DAMAGED], *map(tuple, forged)]
+    with pytest.raises(CorruptLedger) as told:
+        chain.check_page(rows, MODEL, chain.ChainPosition())
+    assert told.value.seq == DAMAGED
 
 
 def otherwise(truth: Any) -> Any:

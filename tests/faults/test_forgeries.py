@@ -108,14 +108,14 @@ def key(true: World) -> VerifierKey:
     return true.signer.key(true.store).verifier
 
 
-def places(true: World) -> tuple[list[Any], Any, list[chain.ChainPosition]]:
-    """The rows of the log, what is beside them, and where the log stands before each."""
-    ((page, beside),) = true.store.raw(0, EVENTS)
+def places(true: World) -> tuple[list[Any], list[chain.ChainPosition]]:
+    """The rows of the log with what is beside them, and where the log stands before each."""
+    (page,) = true.store.raw(0, EVENTS)
     before, place = [], chain.ChainPosition()
     for row in page:
         before.append(place)
-        place = chain.check_page([row], beside, MODEL, place)
-    return list(page), beside, before
+        place = chain.check_page([row], MODEL, place)
+    return page, before
 
 
 def flips(data: bytes) -> Iterator[bytes]:
@@ -131,44 +131,46 @@ def drawn(data: bytes) -> Iterator[bytes]:
         yield data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
 
 
-def noticed(row: Any, note: Any, place: chain.ChainPosition) -> tuple[int | None, bool] | None:
+def noticed(row: Any, place: chain.ChainPosition) -> tuple[int | None, bool] | None:
     """At which event it is noticed, and whether as a text; hundreds of thousands ask."""
     try:
-        chain.check_page([row], {} if note is None else {row[0]: note}, MODEL, place)
+        chain.check_page([row], MODEL, place)
     except CorruptLedger as error:
         return error.seq, "not the one recorded" in str(error)
     return None
 
 
 HEADER, HASH, STATE = (Facts._fields.index(one) for one in ("header", "event_hash", "state_after"))
+TEXTS = range(len(Facts._fields), len(Facts._fields) + 4)  # and their salt
 
 
 def test_every_bit_of_every_event_is_noticed_by_its_own_hash_or_row(true: World) -> None:
-    page, beside, before = places(true)
+    page, before = places(true)
     for seq, row in enumerate(page):
         for column in (HEADER, HASH, STATE):
             for flipped in flips(row[column]):
                 altered = (*row[:column], flipped, *row[column + 1 :])
-                assert noticed(altered, beside.get(seq), before[seq]) == (seq, False)
+                assert noticed(altered, before[seq]) == (seq, False)
 
 
 def test_every_bit_of_what_people_said_is_noticed(true: World) -> None:
-    page, beside, before = places(true)
-    for seq, note in beside.items():
-        for column, text in enumerate(note[1:], 1):
+    page, before = places(true)
+    for seq, row in enumerate(page):
+        for column in TEXTS:
+            text = row[column]
             data = text.encode() if isinstance(text, str) else text
             for flipped in flips(data or b""):
                 with contextlib.suppress(UnicodeDecodeError):
                     value = flipped.decode() if isinstance(text, str) else flipped
-                    altered = (*note[:column], value, *note[column + 1 :])
-                    assert noticed(page[seq], altered, before[seq]) == (seq, True)
+                    altered = (*row[:column], value, *row[column + 1 :])
+                    assert noticed(altered, before[seq]) == (seq, True)
 
 
 @pytest.mark.parametrize("seq", [0, 1, EVENTS // 2, EVENTS - 1])
 def test_every_bit_under_a_new_hash_is_noticed_by_a_field_the_next_event_or_the_checkpoint(
     true: World, checkpoint: Note, seq: int
 ) -> None:
-    page, beside, before = places(true)
+    page, before = places(true)
     hashes = [row[HASH] for row in page]
     signed = checkpoints.read(checkpoint)
     by: Counter[str] = Counter()
@@ -176,13 +178,13 @@ def test_every_bit_under_a_new_hash_is_noticed_by_a_field_the_next_event_or_the_
         altered = list(page[seq])
         altered[HEADER], altered[HASH] = header, leaf_hash(header)
         try:
-            place = chain.check_page([tuple(altered)], beside, MODEL, before[seq])
+            place = chain.check_page([tuple(altered)], MODEL, before[seq])
         except CorruptLedger:
             by["a field"] += 1
             continue
         if seq + 1 < EVENTS:
             with pytest.raises(CorruptLedger) as told:
-                chain.check_page([page[seq + 1]], beside, MODEL, place)
+                chain.check_page([page[seq + 1]], MODEL, place)
             assert told.value.seq == seq + 1
             by["the next event"] += 1
         forged = [*hashes[:seq], altered[HASH], *hashes[seq + 1 :]]
