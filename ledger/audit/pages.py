@@ -28,7 +28,7 @@ from weightledger.ledger.events import (
     VERSIONS,
     Counts,
     Event,
-    Header,
+    EventHeader,
 )
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.events.changes import FACTORS
@@ -41,7 +41,7 @@ UNREADABLE = (TypeError, ValueError, AttributeError, OverflowError)
 _FORM_OF_FACTORS = f'"form":"{FACTORS}"'.encode()
 _DIGEST_LETTERS = 64
 
-_read = msgspec.json.Decoder(Header).decode_lines
+_read = msgspec.json.Decoder(EventHeader).decode_lines
 _write = msgspec.json.Encoder().encode_lines
 
 _says = attrgetter(
@@ -192,7 +192,7 @@ class ChainPage:
             zip(self.seqs, nodes, parents, moves, numbers, strict=True),
         )
 
-    def _plain(self, said: Sequence[Header], text: bytes) -> Iterable[bool]:
+    def _plain(self, said: Sequence[EventHeader], text: bytes) -> Iterable[bool]:
         """Whether what only the header says can be, and the row repeats it."""
         facts = self.facts
         if sorted(self.times) != self.times:

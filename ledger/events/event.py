@@ -196,14 +196,14 @@ def leaf_hash(header: bytes) -> bytes:
 _Whole = Annotated[int, msgspec.Meta(ge=-(1 << 53) + 1, le=(1 << 53) - 1)]
 
 
-class Piece(msgspec.Struct, gc=False):
+class HeaderPiece(msgspec.Struct, gc=False):
     """A BlobRef as a header says it: its digest in hex, and its size in bytes."""
 
     digest: str
     size: _Whole
 
 
-class Header(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
+class EventHeader(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     """A header as it is stored. Its fields are in the order of RFC 8785, so that msgspec writes it
     as canonical JSON wherever its body, which it leaves as it is, is that."""
 
@@ -219,7 +219,7 @@ class Header(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     node: _Whole
     number: _Whole | None = None
     parent: _Whole | None = None
-    payload: list[Piece]
+    payload: list[HeaderPiece]
     prev: str | None = None
     reason: str | None = None
     recorded_at: _Whole
@@ -233,7 +233,7 @@ class Header(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     state_seq: _Whole
 
 
-_read = msgspec.json.Decoder(Header).decode
+_read = msgspec.json.Decoder(EventHeader).decode
 
 
 def decode(header: bytes) -> Event:
