@@ -372,10 +372,11 @@ def test_ages_are_written_where_they_are_seen(page: webdriver.Chrome, server: Se
     page.set_window_size(1280, 900)
     page.get(server.url + "/ui/timeline?flat=true")
     page.execute_script(_AGED)
-    until(lambda: page.execute_script(_AGES)[0] != "99 h ago", "the first is written again")
-    first, last = page.execute_script(_AGES)
+    places = page.execute_script(_AGES)[2]
+    until(lambda: page.execute_script(_AGES)[0] != "99 h ago", f"the first is new: {places}")
+    first, last, places = page.execute_script(_AGES)
     assert first.endswith(" ago")
-    assert last == "99 h ago"
+    assert last == "99 h ago", places
 
 
 _AGED = """
@@ -387,8 +388,10 @@ table.scrollIntoView();
 """
 _AGES = """
 dispatchEvent(new Event("scrollend"));
-const times = document.querySelector("#events table").querySelectorAll(".when time");
-return [times[0].textContent, times[times.length - 1].textContent];
+const times = [...document.querySelector("#events table").querySelectorAll(".when time")];
+const told = (time) => [time.textContent, time.dateTime, time.getBoundingClientRect().toJSON()];
+const ends = [times[0], times[times.length - 1]];
+return [...ends.map((time) => time.textContent), [innerHeight, new Date(), ...ends.map(told)]];
 """
 
 
