@@ -177,11 +177,11 @@ def _events(count: int) -> Iterator[bulk.Parts]:
                 state_after=state,
                 target_node=node if kind == ROLLED_BACK else None,
                 active=active,
-                annotation=note,
                 payload=(BlobRef(request, size),) if size else (),
-                request_digest=request,
             )
-            checked = seal(draft, MODEL, checked, recorded_at)
+            checked = seal(
+                draft, MODEL, checked, recorded_at, annotation=note, request_digest=request
+            )
             assert checked.header == header, (checked.header, header)
         prev = leaf_hash(header)
         row = (key, 1, kind, recorded_at, node, parent if changes and seq else None, int(changes))

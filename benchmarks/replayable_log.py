@@ -47,7 +47,8 @@ from weightledger.ledger.events.bodies import (
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.snapshot_tensors import store_tensors
 from weightledger.ledger.sql.layout import SEQ_BITS
-from weightledger.ledger.store import Snapshot, rows
+from weightledger.ledger.store import rows
+from weightledger.ledger.store.attached import Snapshot
 
 MODEL = "tiny"
 NAMES = ("a", "b", "c", "d")
@@ -231,14 +232,11 @@ class _Round:
         ).encode()
         if seq < CHECKED:
             was = turn.event
-            draft = Draft(
-                body_of(was, Updated),
-                was.state_after,
-                annotation=note,
-                payload=was.payload,
-                request_digest=was.request_digest,
+            draft = Draft(body_of(was, Updated), was.state_after, payload=was.payload)
+            digest = was.request_digest
+            sealed = seal(
+                draft, MODEL, decode(self.header), at, annotation=note, request_digest=digest
             )
-            sealed = seal(draft, MODEL, decode(self.header), at)
             assert sealed.header == header, (sealed.header, header)
         self.seq, self.header, self.hash, self.at = seq, header, leaf_hash(header), at
         self.counts, self.state_seq = counts, seq
@@ -272,8 +270,8 @@ class _Round:
 
     def rare(self, draft: Draft, *, snapshot: bool = False) -> bulk.Parts:
         """Any other event, sealed as the ledger does it."""
-        draft = replace(draft, annotation=self._note)
-        event = seal(draft, MODEL, decode(self.header), self.at + self._step_us)
+        now = self.at + self._step_us
+        event = seal(draft, MODEL, decode(self.header), now, annotation=self._note)
         self.seq, self.header, self.hash = event.seq, event.header, event.hash
         self.counts, self.active, self.at = event.counts, event.active, event.recorded_at
         self.state_seq = event.state_seq

@@ -9,14 +9,15 @@ import torch
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.state import StateEngine
 from weightledger.ledger.errors import SeqTaken
-from weightledger.ledger.events import Annotation, seal
+from weightledger.ledger.events import NO_WORDS, seal
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshot_tensors import tensor_blobs
 from weightledger.ledger.log import Log
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.projection.starting import OnMismatch, attach
-from weightledger.ledger.store import Append, LedgerStore
+from weightledger.ledger.store import LedgerStore
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 
 
@@ -64,12 +65,14 @@ def _register(store: LedgerStore, name: str, projector: Projector) -> None:
     blobs = tensor_blobs(state, projector.tensor)
     try:
         store.register(
-            Append(
+            (
                 event,
-                Annotation(),
-                parameters=list(state.specs),
-                blobs={**blobs, anchor.manifest: manifest},
-                snapshot=anchor,
+                NO_WORDS,
+                Attached(
+                    list(state.specs),
+                    blobs={**blobs, anchor.manifest: manifest},
+                    snapshot=anchor,
+                ),
             )
         )
     except SeqTaken:

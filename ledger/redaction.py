@@ -15,6 +15,7 @@ from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.bodies import Redaction
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.redactions import TEXTS, next_number, redactions_of
+from weightledger.ledger.store.attached import NOTHING
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
@@ -37,6 +38,7 @@ def redact(
 
 def _redact(history: History, redaction: Redaction, caller: Caller) -> Event:
     def propose(head: Event) -> Stateless:
-        return Stateless(Draft(redaction, head.state_after, number=next_number(history.store)))
+        draft = Draft(redaction, head.state_after, number=next_number(history.store))
+        return draft, NOTHING
 
     return append_stateless(history, propose, caller=caller)

@@ -31,6 +31,7 @@ from weightledger.ledger.events import (
 from weightledger.ledger.history import holds, lineage, pruning, rollouts
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshots import read_manifest
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
@@ -145,7 +146,7 @@ def _mark(history: History, first: _Plan, cutoff: int, caller: Caller, told: Pro
             state_after=head.state_after,
             number=history.pruned.runs,
         )
-        return Stateless(draft, plan.nodes)
+        return draft, Attached(dropped_snapshots=plan.nodes)
 
     append_stateless(history, propose, caller=caller)
     (plan,) = planned.values()

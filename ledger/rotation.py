@@ -16,6 +16,7 @@ from weightledger.ledger.audit.signing import (
 from weightledger.ledger.events import Draft, Event
 from weightledger.ledger.events.bodies import KeyRotation
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.store.attached import NOTHING
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
@@ -58,6 +59,6 @@ def _said(history: History, old: bytes | None, new: bytes, caller: Caller) -> Ev
     body = KeyRotation(before, SigningKey.from_seed(name, new).verifier.public)
 
     def propose(head: Event) -> Stateless:
-        return Stateless(Draft(body, head.state_after))
+        return Draft(body, head.state_after), NOTHING
 
     return append_stateless(history, propose, caller=caller)

@@ -19,7 +19,8 @@ from weightledger.ledger.events import UPDATED, Annotation, Event, decode
 from weightledger.ledger.events.bodies import counted_parameters
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.history.snapshots import read_manifest
-from weightledger.ledger.store import Append, EventStore, LedgerStore, Snapshot, payloads
+from weightledger.ledger.store import EventStore, LedgerStore, payloads
+from weightledger.ledger.store.attached import Append, Attached, Snapshot
 from weightledger.ledger.tensors.digest import content_digest
 
 _TEXTS = ("actor", "reason", "metadata")
@@ -55,7 +56,7 @@ def import_log(home: LedgerStore, file: Path) -> Imported:
     known: set[bytes] = set()
     last: Event | None = None
     for number, item in _items(file):
-        last = _checked(item, number, model, last, known).event
+        last, _, _ = _checked(item, number, model, last, known)
     if last is None or last.seq + 1 != count:
         found = 0 if last is None else last.seq + 1
         raise InvalidRequest(f"{file} says it has {count} events, and has {found}: it was cut")
@@ -65,7 +66,7 @@ def import_log(home: LedgerStore, file: Path) -> Imported:
     last = None
     for number, item in _items(file):
         append = _checked(item, number, model, last)
-        last = append.event
+        last = append[0]
         if last.seq < there:
             continue
         if store is None:
@@ -163,14 +164,7 @@ def _checked(
             _require(known >= needed, "a blob that it needs is missing")
     except (CorruptLedger, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidRequest(f"event {seq} of the file: {error}") from None
-    return Append(
-        event,
-        note,
-        _parameters(event, snapshot, blobs),
-        payload=payload,
-        blobs=blobs,
-        snapshot=snapshot,
-    )
+    return event, note, Attached(_parameters(event, snapshot, blobs), payload, blobs, snapshot)
 
 
 def _require(holds: bool, otherwise: str) -> None:

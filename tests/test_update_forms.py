@@ -20,10 +20,9 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import UPDATE_REJECTED
 from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS
-from weightledger.ledger.store import Append
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.tensors.lanes import lanes
-from weightledger.ledger.writing.encoding import Write
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.update_commands import update_command
 
 Request = IncrementalUpdateRequest

@@ -16,7 +16,7 @@ from weightledger import (
     TorchEngine,
 )
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound, StorageFull
-from weightledger.ledger.store import Append
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.store.sql_events import SqlEvents
 
 
@@ -218,7 +218,7 @@ def test_an_update_stands_when_its_checkpoint_fails(tmp_path, monkeypatch, caplo
     append = store.append
 
     def full(*items: Append) -> None:
-        if any(item.event.kind == "version_created" for item in items):
+        if any(event.kind == "version_created" for event, _, _ in items):
             raise StorageFull("no space is left")
         append(*items)
 

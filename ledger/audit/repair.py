@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from weightledger.ledger.audit import chain
 from weightledger.ledger.audit.verify import registered_weights
 from weightledger.ledger.errors import Conflict, CorruptLedger, KeyTaken, Pruned, SeqTaken
-from weightledger.ledger.events import Annotation, Draft, Event, seal
+from weightledger.ledger.events import NO_WORDS, Annotation, Draft, Event, seal
 from weightledger.ledger.events.bodies import Repair
 from weightledger.ledger.history.anchor_repair import damaged_snapshots, rewrite_snapshot
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.store import Append, Repairs
+from weightledger.ledger.store import Repairs
+from weightledger.ledger.store.attached import NOTHING, Append
 
 
 @dataclass(slots=True)
@@ -64,9 +65,10 @@ def repair(history: History, *, dry_run: bool, note: Annotation | None = None) -
             ) from error
 
     def record(head: Event, rows: Repairs) -> Append:
-        annotation = note or Annotation()
-        draft = Draft(Repair(rows, report.snapshots), head.state_after, annotation=annotation)
-        return Append(seal(draft, history.model, head, time.time_ns() // 1000), annotation)
+        words = note or NO_WORDS
+        draft = Draft(Repair(rows, report.snapshots), head.state_after)
+        now = time.time_ns() // 1000
+        return seal(draft, history.model, head, now, annotation=words), words, NOTHING
 
     report.event = store.repair(registered_weights(history), record)
     left = home.damage()

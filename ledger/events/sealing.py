@@ -1,7 +1,8 @@
 """Sealing: a draft gets its place in the log, its running values and its bytes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from msgspec.structs import force_setattr
 
 from weightledger.ledger.events.bodies.protocol import EventBody, schema_of
 from weightledger.ledger.events.canonical import canonical
@@ -41,10 +42,6 @@ class Draft:
     number: int | None = None
     active: int | None = KEEP_ACTIVE
     payload: tuple[BlobRef, ...] = ()
-    annotation: Annotation = NO_WORDS
-    request_id: str | None = None
-    idempotency_key: str | None = None
-    request_digest: bytes | None = None
 
     @property
     def kind(self) -> str:
@@ -55,149 +52,133 @@ class Draft:
         return self.body.SERIES
 
 
-class _Place(NamedTuple):
-    """Where an event stands in its log, and the running values there."""
-
-    seq: int
-    recorded_at: int
-    node: int
-    parent: int | None
-    state_seq: int
-    counts: Counts
-    number: int | None
-    active: int | None
+_NOTHING = Counts()
 
 
-def seal(draft: Draft, model: str, last: Event | None, now: int) -> Event:
+def seal(
+    draft: Draft,
+    model: str,
+    last: Event | None,
+    now: int,
+    *,
+    annotation: Annotation = NO_WORDS,
+    request_id: str | None = None,
+    idempotency_key: str | None = None,
+    request_digest: bytes | None = None,
+) -> Event:
     """Give a draft its place after `last` (None for the first event of a model).
 
-    `now` is UTC microseconds; a clock that stepped back is held at the last event's time.
+    `now` is UTC microseconds; a clock that stepped back is held at the last event's time. The rest
+    is whoever's who asked: the header holds digests of the annotation's texts, and a retry is known
+    by its key and the digest of its request.
     """
-    place = _place(draft, last, now)
-    note = draft.annotation
-    actor, reason, metadata = note.digest("actor"), note.digest("reason"), note.digest("metadata")
-    body = canonical(draft.body.to_json())
-    header = _header(draft, model, last, place, body, actor, reason, metadata)
-    # By position: names would take as long as all the rest.
-    return Event(
-        model,
-        place.seq,
-        draft.kind,
-        schema_of(draft.body),
-        place.recorded_at,
-        place.node,
-        place.parent,
-        place.state_seq,
-        last.state_after if last else None,
-        draft.state_after,
-        place.counts,
-        draft.payload,
-        draft.request_id,
-        draft.idempotency_key,
-        draft.request_digest,
-        draft.series,
-        place.number,
-        place.active,
-        actor,
-        reason,
-        metadata,
-        last.hash if last else None,
-        header,
-        leaf_hash(header),
-        body,  # so who holds the event sees the numbers that who reads it will see
-    )
-
-
-def _place(draft: Draft, last: Event | None, now: int) -> _Place:
-    seq = 0 if last is None else last.seq + 1
-    changes_state = draft.kind in STATE_CHANGING
-    before = last.counts if last else Counts()
+    kind, body, schema = draft.kind, canonical(draft.body.to_json()), schema_of(draft.body)
+    series, active = draft.series, draft.active
+    before = _NOTHING if last is None else last.counts
     number = draft.number
-    if draft.series == UPDATES:
+    if series == UPDATES:
         number = before.updates + 1
-    elif draft.series == VERSIONS:
+    elif series == VERSIONS:
         number = before.versions
     counts = Counts(
-        updates=before.updates + (draft.series == UPDATES),
-        applied=before.applied + (draft.kind == UPDATED),
-        versions=before.versions + (draft.series == VERSIONS),
+        before.updates + (series == UPDATES),
+        before.applied + (kind == UPDATED),
+        before.versions + (series == VERSIONS),
     )
-    active = draft.active
     if active == KEEP_ACTIVE:
         active = last.active if last else None
     elif active == THIS_VERSION:
         active = number
-    if not changes_state:
-        assert last is not None and draft.state_after == last.state_after
-        node = last.node
-    else:
+    seq = 0 if last is None else last.seq + 1
+    node, parent, state_seq = seq, None, seq
+    if kind in STATE_CHANGING:
         node = seq if draft.target_node is None else draft.target_node
-    return _Place(
-        seq=seq,
-        recorded_at=max(now, last.recorded_at) if last else now,
-        node=node,
-        parent=last.node if last and changes_state else None,
-        state_seq=seq if last is None or changes_state else last.state_seq,
-        counts=counts,
-        number=number,
-        active=active,
+        parent = last.node if last else None
+    else:
+        assert last is not None and draft.state_after == last.state_after
+        node, state_seq = last.node, last.state_seq
+    # By position: names would take as long as all the rest.
+    event = Event(
+        model,
+        seq,
+        kind,
+        schema,
+        max(now, last.recorded_at) if last else now,
+        node,
+        parent,
+        state_seq,
+        last.state_after if last else None,
+        draft.state_after,
+        counts,
+        draft.payload,
+        request_id,
+        idempotency_key,
+        request_digest,
+        series,
+        number,
+        active,
+        annotation.digest("actor"),
+        annotation.digest("reason"),
+        annotation.digest("metadata"),
+        last.hash if last else None,
+        b"",
+        b"",
+        body,  # so who holds the event sees the numbers that who reads it will see
     )
+    # The header is what the event's other fields say; nobody has seen the event yet.
+    header = _header(event, body)
+    force_setattr(event, "header", header)
+    force_setattr(event, "hash", leaf_hash(header))
+    return event
 
 
-def _header(
-    draft: Draft,
-    model: str,
-    last: Event | None,
-    place: _Place,
-    body: bytes,
-    actor: str | None,
-    reason: str | None,
-    metadata: str | None,
-) -> bytes:
+def _header(event: Event, body: bytes) -> bytes:
     """The canonical JSON of an event whose body is canonical already.
 
     The names stand in the order that RFC 8785 sorts them into; a test compares with the library
     over every field there is.
     """
-    counts, schema = place.counts, schema_of(draft.body)
+    counts, schema = event.counts, event.schema
     refs = [
         b'{"digest":"%s","size":%d}' % (ref.digest.hex().encode(), ref.size)
-        for ref in draft.payload
+        for ref in event.payload
     ]
     return b"".join(
         (
             b"{",
-            _number(b'"active":', place.active),
-            _plain(b'"actor":', actor),
+            _number(b'"active":', event.active),
+            _plain(b'"actor":', event.actor_digest),
             b'"body":%s,"counts":{"applied":%d,"updates":%d,"versions":%d},"format":%d,'
             % (body, counts.applied, counts.updates, counts.versions, FORMAT),
-            _free(b'"idempotency_key":', draft.idempotency_key),
-            b'"kind":"%s",' % draft.kind.encode(),
-            _plain(b'"metadata":', metadata),
-            _free(b'"model":', model),
-            b'"node":%d,' % place.node,
-            _number(b'"number":', place.number),
-            _number(b'"parent":', place.parent),
+            _free(b'"idempotency_key":', event.idempotency_key),
+            b'"kind":"%s",' % event.kind.encode(),
+            _plain(b'"metadata":', event.metadata_digest),
+            _free(b'"model":', event.model),
+            b'"node":%d,' % event.node,
+            _number(b'"number":', event.number),
+            _number(b'"parent":', event.parent),
             b'"payload":[%s],' % b",".join(refs),
-            _plain(b'"prev":', last.hash.hex() if last else None),
-            _plain(b'"reason":', reason),
-            b'"recorded_at":%d,' % place.recorded_at,
-            _plain(
-                b'"request_digest":', draft.request_digest.hex() if draft.request_digest else None
-            ),
-            _free(b'"request_id":', draft.request_id),
+            _plain(b'"prev":', _hex(event.prev)),
+            _plain(b'"reason":', event.reason_digest),
+            b'"recorded_at":%d,' % event.recorded_at,
+            _plain(b'"request_digest":', _hex(event.request_digest)),
+            _free(b'"request_id":', event.request_id),
             _number(b'"schema":', None if schema == FIRST_SCHEMA else schema),
-            b'"seq":%d,' % place.seq,
-            _plain(b'"series":', draft.series),
-            b'"state_after":"%s",' % draft.state_after.hex().encode(),
-            _plain(b'"state_before":', last.state_after.hex() if last else None),
-            b'"state_seq":%d}' % place.state_seq,
+            b'"seq":%d,' % event.seq,
+            _plain(b'"series":', event.series),
+            b'"state_after":"%s",' % event.state_after.hex().encode(),
+            _plain(b'"state_before":', _hex(event.state_before)),
+            b'"state_seq":%d}' % event.state_seq,
         )
     )
 
 
 def _number(name: bytes, value: int | None) -> bytes:
     return b"" if value is None else b"%s%d," % (name, value)
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return None if digest is None else digest.hex()
 
 
 def _plain(name: bytes, value: str | None) -> bytes:

@@ -10,7 +10,7 @@ import json
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.store import Snapshot
+from weightledger.ledger.store.attached import Snapshot
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, Pruned
 from weightledger.ledger.history import lineage, snapshots
 from weightledger.ledger.history.pruning import barring
-from weightledger.ledger.store import Snapshot
+from weightledger.ledger.store.attached import Snapshot
 from weightledger.ledger.tensors.state import StateDigest
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from weightledger.ledger.monitoring.metrics import METRICS
 from weightledger.ledger.monitoring.pairing import paired
 from weightledger.ledger.monitoring.process import memory_usage_mb
 from weightledger.ledger.monitoring.time_limits import limited
-from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.projection.change import Change
 from weightledger.ledger.writing.policy import Verdict
 
 logger = logging.getLogger(__name__)
@@ -65,14 +65,14 @@ class MetricsGuard:
         score, _ = self._live_score()
         return {**self._measured(), **_finite(score.metrics)}
 
-    def __call__(self, changes: Changes) -> Verdict:
+    def __call__(self, change: Change) -> Verdict:
         """Score the candidate and compare it with the live state."""
         if self._evaluator is None:
             return Verdict(self._measured(), _now())
         live, failed = self._live_score()
         before = {**self._measured(), **_finite(live.metrics)}
         try:
-            score = self._score(lambda: changes.prepared.module)
+            score = self._score(lambda: change.prepared.module)
         except Exception as error:
             logger.exception("the evaluator failed on a candidate")
             reason = f"Automatic rollback: the evaluator failed on the candidate: {error!r}"
@@ -96,7 +96,7 @@ class MetricsGuard:
             if pair.p_worse <= self._alpha / len(pairs):
                 evidence = {"cause": "worse", "alpha": self._alpha, **found}
                 return Verdict(before, after, f"{REASON}: {pair}", evidence)
-        self._scored = (changes.state.value, score)
+        self._scored = (change.state.value, score)
         return Verdict(before, after, evidence=found, evaluated=True)
 
     def _watched(self, live: Scores, score: Scores) -> list[str]:

@@ -21,7 +21,7 @@ from weightledger.ledger.monitoring.degradation import degradation
 from weightledger.ledger.monitoring.metrics import METRICS, higher_is_better
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.trial_log import DEGRADED
-from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.projection.change import Change
 from weightledger.ledger.writing.policy import ChangeGuard, Verdict
 from weightledger.ledger.writing.showing import Committed
 
@@ -75,15 +75,15 @@ class RuledGuard:
         """What is known of the live state."""
         return dict(self._guard.current())
 
-    def __call__(self, changes: Changes) -> Verdict:
-        """The verdict on `changes`, under the policy."""
+    def __call__(self, change: Change) -> Verdict:
+        """The verdict on `change`, under the policy."""
         facts: dict[str, Any] = {"policy": self._policy.name}
         if not self._policy.acts:
-            return self._guard(changes).joined(Verdict(evidence=facts))
-        early = self._refused_unseen(changes)
+            return self._guard(change).joined(Verdict(evidence=facts))
+        early = self._refused_unseen(change)
         if early is not None:
             return early.joined(Verdict(evidence=facts))
-        verdict = self._guard(changes)
+        verdict = self._guard(change)
         if verdict.reason is None:
             verdict = verdict.joined(self._second_look(verdict))
         if verdict.reason is None and (beside := self._beside()) is not None:
@@ -120,17 +120,17 @@ class RuledGuard:
         if event.body["cause"] == DEGRADED and event.state_before is not None:
             self._rejected.add(event.state_before)
 
-    def _refused_unseen(self, changes: Changes) -> Verdict | None:
+    def _refused_unseen(self, change: Change) -> Verdict | None:
         """What is refused before anybody evaluates it."""
-        if changes.state.value in self._rejected:
+        if change.state.value in self._rejected:
             reason = f"{_REASON}: this state was rolled back by a policy, and is not tried again"
             return Verdict(reason=reason, evidence={"cause": "rejected_before"})
         trial = self._policy.trial
         if trial is not None and trial.updates == "refuse" and self._on_trial():
             reason = f"{_REASON}: another update is on trial, and the policy refuses more"
             return Verdict(reason=reason, evidence={"cause": "on_trial"})
-        for name, tensor in changes.weights.items():
-            if not _is_finite(tensor):
+        for name, new in change.weights.items():
+            if not _is_finite(new.tensor):
                 reason = f"{_REASON}: {name.partition('/')[2]} would hold values that are no number"
                 return Verdict(reason=reason, evidence={"cause": "non_finite"})
         return None

@@ -8,7 +8,7 @@ that publishes weights.
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 
 from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
-from weightledger.ledger.engines import Engine, HeldVersion, Prepared, RemoteEngine, SeveralVersions
+from weightledger.ledger.engines import Engine, HeldVersion, RemoteEngine, SeveralVersions
 from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import (
     Conflict,
@@ -29,6 +29,7 @@ from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.replay import Move, Sources, replay
+from weightledger.ledger.projection.change import Change, HashedTensor
 from weightledger.ledger.projection.following import News, straight_on
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
@@ -52,29 +53,6 @@ class LiveState:
     auxiliary: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What becomes live with an event: nothing of it is visible yet.
-
-    `weights` are the new tensors of those that it replaces, by full state name, `chunks` their
-    chunk digests and `checksums`, where they are known, the checksums of those chunks; `auxiliary`
-    is as in `LiveState`. `candidate` is the engine's next version, once built.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    chunks: Mapping[str, bytearray]
-    state: StateDigest
-    auxiliary: Mapping[str, torch.Tensor]
-    candidate: Prepared | None = None
-    checksums: Mapping[str, bytearray] = field(default_factory=dict)
-
-    @property
-    def prepared(self) -> Prepared:
-        """The engine's next version."""
-        assert self.candidate is not None, "the candidate has not been built"
-        return self.candidate
-
-
 class Projector:
     """LiveState weights of one engine, kept at a position of one log."""
 
@@ -95,8 +73,8 @@ class Projector:
         self._max_held = max_held_versions
         self._held_wait_s = held_versions_wait_s
         self._live: LiveState | None = None
-        self._chunks: dict[str, bytearray] = {}
-        self._checksums: dict[str, bytearray] = {}
+        # Of each live weight the chunk digests, and their checksums where they are known.
+        self._hashes: dict[str, tuple[bytearray, bytearray | None]] = {}
         self._followed: list[Callable[[Event], None]] = []
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
@@ -119,13 +97,9 @@ class Projector:
             return self.engine.tensor(name.removeprefix(WEIGHTS))
         return self.live.auxiliary[name]
 
-    def chunks(self, name: str) -> bytearray:
-        """The chunk digests of a live tensor."""
-        return self._chunks[name]
-
-    def checksums(self, name: str) -> bytearray | None:
-        """The checksums of a live tensor's chunks, None where they are not known."""
-        return self._checksums.get(name)
+    def hashed(self, name: str) -> HashedTensor:
+        """The live weight with a full state name and what it hashes to."""
+        return HashedTensor(self.tensor(name), *self._hashes[name])
 
     # Start
 
@@ -142,7 +116,7 @@ class Projector:
 
         `auxiliary` are the tensors of that state beside the weights.
         """
-        self.show(event, Changes({}, {}, state, auxiliary or {}))
+        self.show(event, Change({}, state, auxiliary or {}))
 
     # Afterwards
 
@@ -182,7 +156,8 @@ class Projector:
         else:
             new = ahead[1]
             self.engine.check_untouched({name.removeprefix(WEIGHTS) for name in new.tensors})
-            changes = self.prepare(Changes(new.tensors, new.chunks, new.state, live.auxiliary))
+            weights = _hashed(new.tensors, new.chunks)
+            changes = self.prepare(Change(weights, new.state, live.auxiliary))
         self.show(head, changes)
         logger.info("caught up with event %d of %s", head.seq, history.model)
         return head
@@ -206,12 +181,12 @@ class Projector:
         if self.remote is None:
             self.engine.check_untouched()
 
-    def move(self, history: History, node: int, expected: bytes) -> Changes:
+    def move(self, history: History, node: int, expected: bytes) -> Change:
         """The live weights' way to another node, rebuilt and verified but not yet shown."""
         self.engine.check_untouched()
         live = self.live
 
-        def along(base: StateDigest, path: lineage.Path) -> Changes:
+        def along(base: StateDigest, path: lineage.Path) -> Change:
             if path.start == live.head.node:
                 rebuilt = history.follow(base, self.copy, path, expected)
                 return self.changes_to(
@@ -233,16 +208,16 @@ class Projector:
 
         return history.ways.travel(node, along, live=(live.head.node, live.state))
 
-    def prepare(self, changes: Changes) -> Changes:
-        """The same changes with the engine's next version; everything that can fail fails here."""
-        if changes.candidate is not None:
-            return changes
-        weights = {n.removeprefix(WEIGHTS): tensor for n, tensor in changes.weights.items()}
+    def prepare(self, change: Change) -> Change:
+        """The same change with the engine's next version; everything that can fail fails here."""
+        if change.candidate is not None:
+            return change
+        weights = {n.removeprefix(WEIGHTS): one.tensor for n, one in change.weights.items()}
         if self._adapted is not None:
-            candidate = self._adapted.prepare_with(weights, all_of(changes.auxiliary))
+            candidate = self._adapted.prepare_with(weights, all_of(change.auxiliary))
         else:
             candidate = self.engine.prepare(weights)
-        return replace(changes, candidate=candidate)
+        return Change(change.weights, change.state, change.auxiliary, candidate)
 
     def rehearse(self, history: History, event: Event, payload: bytes) -> bytes:
         """Build the state that an event would lead to, which is not in the log, and have the engine
@@ -298,23 +273,21 @@ class Projector:
                 again = engine.prepare(back)
             engine.publish(again, seq=live.head.state_seq, digest=live.state.value)
 
-    def show(self, event: Event, changes: Changes | None = None) -> None:
+    def show(self, event: Event, change: Change | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""
-        if changes is None:
-            changes = Changes({}, {}, self.live.state, self.live.auxiliary)
-        if changes.state.value != event.state_after:
+        if change is None:
+            change = Change({}, self.live.state, self.live.auxiliary)
+        if change.state.value != event.state_after:
             raise CorruptLedger(
                 f"event {event.seq} leads to another state than was prepared", seq=event.seq
             )
-        candidate = self.prepare(changes).prepared
-        if self._live is None or changes.state.specs is not self._live.state.specs:
-            changes.state.keep_tree()
+        candidate = self.prepare(change).prepared
+        if self._live is None or change.state.specs is not self._live.state.specs:
+            change.state.keep_tree()
         self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
-        self._chunks.update(changes.chunks)
-        for name in changes.chunks:
-            self._checksums.pop(name, None)
-        self._checksums.update(changes.checksums)
-        self._live = LiveState(event, changes.state, changes.auxiliary)
+        for name, new in change.weights.items():
+            self._hashes[name] = new.chunks, new.checksums
+        self._live = LiveState(event, change.state, change.auxiliary)
 
     def note(self, event: Event) -> None:
         """Remember a committed event that changes no state."""
@@ -348,7 +321,7 @@ class Projector:
         tensors: Mapping[str, torch.Tensor],
         chunks: Mapping[str, bytearray],
         before: Mapping[str, torch.Tensor],
-    ) -> Changes:
+    ) -> Change:
         """The way to `state`, whose new tensors are given; of those beside the weights, the
         others are as `before`. It is ready to be shown."""
         weights = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
@@ -357,8 +330,7 @@ class Projector:
             for name in state.specs
             if not name.startswith(WEIGHTS)
         }
-        kept = {name: new for name, new in chunks.items() if name.startswith(WEIGHTS)}
-        return self.prepare(Changes(weights, kept, state, auxiliary))
+        return self.prepare(Change(_hashed(weights, chunks), state, auxiliary))
 
     def hash_engine(self) -> StateDigest:
         """The state of the engine's own weights, hashed afresh."""
@@ -368,9 +340,15 @@ class Projector:
         hashed = hash_many(
             [lanes(self.tensor(spec.name), spec.name).view(np.uint8) for spec in specs], self._pool
         )
-        self._checksums = {}
-        self._chunks = {spec.name: chunks for spec, chunks in zip(specs, hashed, strict=True)}
+        of = zip(specs, hashed, strict=True)
+        self._hashes = {spec.name: (chunks, None) for spec, chunks in of}
         aliases = {WEIGHTS + a: WEIGHTS + first for a, first in self.engine.aliases().items()}
         return StateDigest(
-            specs, {name: root(chunks) for name, chunks in self._chunks.items()}, aliases
+            specs, {name: root(chunks) for name, (chunks, _) in self._hashes.items()}, aliases
         )
+
+
+def _hashed(
+    tensors: Mapping[str, torch.Tensor], chunks: Mapping[str, bytearray]
+) -> dict[str, HashedTensor]:
+    return {name: HashedTensor(tensor, chunks[name]) for name, tensor in tensors.items()}

@@ -9,7 +9,8 @@ from weightledger.ledger.errors import WeightsMismatch
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.projector import Changes, Projector
+from weightledger.ledger.projection.change import Change
+from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.lanes import clone, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS
@@ -35,7 +36,7 @@ def attach(
     own = projector.hash_engine()
     unknown: dict[str, torch.Tensor] | None = None
 
-    def along(base: StateDigest, path: lineage.Path) -> Changes:
+    def along(base: StateDigest, path: lineage.Path) -> Change:
         nonlocal unknown
         _require_same_tensors(own, base)
         try:

@@ -12,11 +12,13 @@ from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.codecs.delta import compare
 from weightledger.ledger.codecs.frames import encode_frame, tiles
 from weightledger.ledger.events import BlobRef
+from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing.encoding import TensorWrite, Write, record_tensors
+from weightledger.ledger.writing.encoding import record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
+from weightledger.ledger.writing.plan import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +74,17 @@ def encode(
         name = spec.name
         old, new = before[name], after[name]
         part = TensorSpec(name, spec.dtype, (new.numel(),))
-        (recorded,) = record_tensors(
-            [TensorWrite(part, old.values, old.chunks, Write(new))], payload, pool
-        )
-        size, chunks = recorded.change.size, recorded.chunks
-        if not recorded.change.changed:  # others changed theirs: what is whole has no gaps
+        held_before = HashedTensor(old.values, old.chunks)
+        ((change, hashed, norm),) = record_tensors([(part, held_before, Write(new))], payload, pool)
+        size = change.size
+        if not change.changed:  # others changed theirs: what is whole has no gaps
             size = payload.write(_unchanged(old.values)) if new.numel() else 0
-        done[name] = Encoded(size, recorded.change.changed, recorded.delta_norm, bytes(chunks))
-        held[name] = RankChunks(new, bytearray(chunks))
-    finished = payload.finish(inline=False)
-    for digest, data in finished.blobs.items():
+        done[name] = Encoded(size, change.changed, norm, bytes(hashed.chunks))
+        held[name] = RankChunks(new, bytearray(hashed.chunks))
+    written, _, pieces = payload.finish(inline=False)
+    for digest, data in pieces.items():
         blobs.put(digest, data)
-    return done, held, list(finished.refs)
+    return done, held, list(written)
 
 
 def _unchanged(values: torch.Tensor) -> bytes:

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +35,8 @@ from weightledger.ledger.sharding.parts import check, fill, part_of, same_here
 from weightledger.ledger.sharding.ranks import Ranks
 from weightledger.ledger.sharding.registering import register
 from weightledger.ledger.sharding.retries import recorded_before, request_digest
-from weightledger.ledger.store import Append, LedgerStore
+from weightledger.ledger.store import LedgerStore
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.tensors.lanes import empty
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
@@ -140,15 +140,11 @@ class ShardedLog:
             orders = {name: layout.order(name) for name in changed}
             verdict = self._judged(changed, after, parts_done)
             draft, index, state = drafted(before, changed, parts_done, blobs, orders, ways, verdict)
-            draft = replace(
-                draft,
-                annotation=annotation,
-                request_id=caller.request_id,
-                idempotency_key=key,
-                request_digest=request,
-            )
             touched = changed if verdict.reason is None else []
-            event = self._append(draft, touched, index, caller.expected_seq)
+            blobs_of = {} if index is None else {draft.payload[-1].digest: index}
+            event = self._append(
+                draft, annotation, Attached(touched, blobs=blobs_of), caller, request
+            )
             if event is not None:
                 break
             attempts += 1  # another writer was faster: compare with what it made
@@ -318,17 +314,20 @@ class ShardedLog:
         return [name for at, name in enumerate(after) if any(rank[at] for rank in told)]
 
     def _append(
-        self, draft: Draft, changed: Sequence[str], index: bytes | None, expected: int | None
+        self,
+        draft: Draft,
+        annotation: Annotation,
+        attached: Attached,
+        caller: Caller,
+        request: bytes | None,
     ) -> Event | None:
         """Have the first rank append the event; None where another writer was faster."""
-        blobs = {} if index is None else {draft.payload[-1].digest: index}
         seq, error = _LOST, None
         if self.ranks.rank == 0:
             try:
-                event = self._sealed(draft, expected)
+                event = self._sealed(draft, annotation, caller, request)
                 if event is not None:
-                    item = Append(event, draft.annotation, changed, blobs=blobs)
-                    self.history.store.append(item)
+                    self.history.store.append((event, annotation, attached))
                     seq = event.seq
             except (SeqTaken, KeyTaken):
                 pass
@@ -342,8 +341,10 @@ class ShardedLog:
             ) from lost
         return None if seq == _LOST else self.history.require(seq)
 
-    def _sealed(self, draft: Draft, expected: int | None) -> Event | None:
-        head = self.history.head()
+    def _sealed(
+        self, draft: Draft, annotation: Annotation, caller: Caller, request: bytes | None
+    ) -> Event | None:
+        head, expected = self.history.head(), caller.expected_seq
         if head.node != self._node:
             return None
         if expected is not None and head.state_seq != expected:
@@ -351,7 +352,16 @@ class ShardedLog:
                 f"expected seq {expected}, but the last state change is seq {head.state_seq}",
                 head_seq=head.state_seq,
             )
-        return seal(draft, self.model, head, time.time_ns() // 1000)
+        return seal(
+            draft,
+            self.model,
+            head,
+            time.time_ns() // 1000,
+            annotation=annotation,
+            request_id=caller.request_id,
+            idempotency_key=caller.idempotency_key,
+            request_digest=request,
+        )
 
 
 def _tensors(

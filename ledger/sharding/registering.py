@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from weightledger.ledger.errors import LedgerError, SeqTaken
-from weightledger.ledger.events import Annotation, Draft, seal
+from weightledger.ledger.events import NO_WORDS, Draft, seal
 from weightledger.ledger.events.bodies import Registered
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.sharding.chunks import ChunkLayout, agreed
 from weightledger.ledger.sharding.parts import check, part_of
 from weightledger.ledger.sharding.ranks import Ranks
-from weightledger.ledger.store import Append, LedgerStore
+from weightledger.ledger.store import LedgerStore
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -67,11 +68,9 @@ def _append(store: LedgerStore, model: str, state: StateDigest) -> None:
     anchor, manifest = snapshots.describe(0, state)
     event = seal(Draft(body, state.value), model, None, time.time_ns() // 1000)
     store.register(
-        Append(
+        (
             event,
-            Annotation(),
-            parameters=list(state.specs),
-            blobs={anchor.manifest: manifest},
-            snapshot=anchor,
+            NO_WORDS,
+            Attached(list(state.specs), blobs={anchor.manifest: manifest}, snapshot=anchor),
         )
     )

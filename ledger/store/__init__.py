@@ -14,47 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.access.records import ApiKeys
-from weightledger.ledger.blobs import BlobStore, Buffer
+from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.turns import Meanwhile, Turn
 from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.store.attached import Append, Snapshot
 from weightledger.ledger.store.metric_rows import MetricStore
 from weightledger.ledger.store.payloads import ByteSpan, Portion
 from weightledger.ledger.store.proposal_rows import ProposalStore
 from weightledger.ledger.store.replica_rows import ReplicaStore
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """One event and everything that becomes durable with it, in one transaction.
-
-    `parameters` are full state names: of a first event all of the model's, of an `updated` one
-    those it counts as an update of; other kinds are an update of none. `payload` is the inline
-    payload (at most `events.INLINE_BYTES`), else None; `blobs` are larger pieces by digest.
-    `dropped_snapshots` are nodes whose anchors are forgotten with this event.
-    """
-
-    event: Event
-    annotation: Annotation
-    parameters: Sequence[str] = ()
-    payload: bytes | None = None
-    blobs: Mapping[bytes, Buffer] = field(default_factory=dict)
-    snapshot: "Snapshot | None" = None
-    dropped_snapshots: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """An anchor: the whole state at a node, as a manifest blob naming tensor blobs.
-
-    `size` is what restoring it reads, in bytes.
-    """
-
-    node: int
-    manifest: bytes
-    size: int
 
 
 class StateChange(NamedTuple):

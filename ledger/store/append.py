@@ -15,12 +15,14 @@ from weightledger.ledger.events import (
     RETIRED,
     UPDATED,
     VERSIONS,
+    Event,
 )
 from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of, pin_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.store import Append, Snapshot, erasing, rows, tree_rows
+from weightledger.ledger.store import erasing, rows, tree_rows
+from weightledger.ledger.store.attached import Append, Attached, Snapshot
 from weightledger.ledger.store.rows import key_of
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
@@ -50,9 +52,10 @@ TOUCH = (
 def register(database: Database, blobs: BlobStore, first: Append) -> int:
     """Write a model's first event; gives the model's id. SeqTaken when another was first."""
     with _durable_blobs([first], blobs) as (first,), database.write() as execute:
-        (model_id,) = execute(_REGISTER, (first.event.model,)).fetchone()
-        _append_row(execute, database.name, model_id, first)
-        _name_parameters(execute, model_id, first.parameters)
+        event, _, attached = first
+        (model_id,) = execute(_REGISTER, (event.model,)).fetchone()
+        _append_row(execute, database.name, model_id, event, attached.inline)
+        _name_parameters(execute, model_id, attached.parameters)
         _append_rest(execute, database.backend, model_id, first, isinstance(blobs, SqlBlobs))
     return int(model_id)
 
@@ -85,10 +88,10 @@ class Appender:
 
     def append(self, items: Sequence[Append]) -> None:
         """See `AppendLog.append`."""
-        for item in items:
-            if item.event.model != self.model:
+        for event, _, _ in items:
+            if event.model != self.model:
                 raise InvalidRequest(
-                    f"an event of {item.event.model!r} is not appended to {self.model!r}"
+                    f"an event of {event.model!r} is not appended to {self.model!r}"
                 )
         if len(items) == 1 and self._append_alone(items[0]):
             self._database.wakeups.committed(self.model_id)
@@ -107,26 +110,26 @@ class Appender:
         The touches are read as they were before the statement. That is what they are: whoever made
         this event knew the one before, and nobody comes between the two.
         """
-        event, backend = item.event, self._database.backend
+        event, note, attached = item
+        backend = self._database.backend
         if (
             not backend.WRITES_ALONE
             or event.kind != UPDATED
-            or not item.parameters
-            or item.blobs
+            or not attached.parameters
+            or attached.blobs
             or event.blobs
-            or item.payload is None
-            or item.snapshot is not None
-            or item.dropped_snapshots
+            or attached.inline is None
+            or attached.snapshot is not None
+            or attached.dropped_snapshots
             or tree_rows.grows(event.seq)
-            or not self._parameters.keys() >= set(item.parameters)
+            or not self._parameters.keys() >= set(attached.parameters)
         ):
             return False
-        _require_size(item)
-        values = [*rows.to_row(self.model_id, event), item.payload]
-        note = item.annotation
+        _require_size(event, attached)
+        values = [*rows.to_row(self.model_id, event), attached.inline]
         if note:
             values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
-        ids = [self._parameters[name] for name in dict.fromkeys(item.parameters)]
+        ids = [self._parameters[name] for name in dict.fromkeys(attached.parameters)]
         sql = _alone(backend.each("bigint"), self._turnstile.condition, noted=bool(note))
         try:
             written = self._database.write_alone(sql, (*values, note.actor, backend.many(ids)))
@@ -152,11 +155,12 @@ class Appender:
 
         The event's row comes first, so who lost the race writes nothing else.
         """
+        event, note, attached = item
         fresh: dict[str, int] = {}
-        _append_row(execute, self._database.name, self.model_id, item)
-        if item.event.kind == UPDATED and item.parameters:
-            ids, fresh = self._parameter_ids(execute, item.parameters)
-            self._touch(execute, ids, key_of(self.model_id, item.event.seq), item.annotation.actor)
+        _append_row(execute, self._database.name, self.model_id, event, attached.inline)
+        if event.kind == UPDATED and attached.parameters:
+            ids, fresh = self._parameter_ids(execute, attached.parameters)
+            self._touch(execute, ids, key_of(self.model_id, event.seq), note.actor)
         _append_rest(
             execute, self._database.backend, self.model_id, item, isinstance(self._blobs, SqlBlobs)
         )
@@ -188,9 +192,11 @@ def _durable_blobs(
 
     In the block those are there and stay: a writer may have been suspended after it put them.
     """
-    for item in items:
-        _require_size(item)
-    if isinstance(blobs, SqlBlobs) or not any(one.blobs or one.event.blobs for one in items):
+    for event, _, attached in items:
+        _require_size(event, attached)
+    if isinstance(blobs, SqlBlobs) or not any(
+        attached.blobs or event.blobs for event, _, attached in items
+    ):
         return nullcontext(items)
     return _held_blobs(items, blobs)
 
@@ -198,24 +204,24 @@ def _durable_blobs(
 @contextmanager
 def _held_blobs(items: Sequence[Append], blobs: BlobStore) -> Iterator[Sequence[Append]]:
     put: dict[bytes, Buffer] = {}
-    for item in items:
-        put.update(item.blobs)
-    wanted = put.keys() | {digest for item in items for digest in item.event.blobs}
+    for _, _, attached in items:
+        put.update(attached.blobs)
+    wanted = put.keys() | {digest for event, _, _ in items for digest in event.blobs}
     for digest, data in put.items():
         blobs.put(digest, data)
     with blobs.held(wanted) as missing:
         _require_given(missing - put.keys())
         for digest in missing:
             blobs.put(digest, put[digest])
-        yield [replace(item, blobs={}) for item in items]
+        yield [(event, note, replace(attached, blobs={})) for event, note, attached in items]
 
 
-def _require_size(item: Append) -> None:
-    size = item.event.payload_size
-    if item.payload is not None and not len(item.payload) == size <= INLINE_BYTES:
+def _require_size(event: Event, attached: Attached) -> None:
+    size, inline = event.payload_size, attached.inline
+    if inline is not None and not len(inline) == size <= INLINE_BYTES:
         raise InvalidRequest(
             f"an inline payload has {size} bytes by its header and at most {INLINE_BYTES}, "
-            f"got {len(item.payload)}"
+            f"got {len(inline)}"
         )
 
 
@@ -228,9 +234,11 @@ def _require_given(missing: Collection[bytes]) -> None:
         )
 
 
-def _append_row(execute: Execute, where: str, model_id: int, item: Append) -> None:
-    inserted = execute(rows.INSERT, (*rows.to_row(model_id, item.event), item.payload))
-    _require_stored(inserted.rowcount, where, item.event.seq)
+def _append_row(
+    execute: Execute, where: str, model_id: int, event: Event, inline: bytes | None
+) -> None:
+    inserted = execute(rows.INSERT, (*rows.to_row(model_id, event), inline))
+    _require_stored(inserted.rowcount, where, event.seq)
 
 
 def _require_stored(count: int, where: str, seq: int) -> None:
@@ -263,9 +271,8 @@ def _append_rest(
     execute: Execute, backend: Backend, model_id: int, item: Append, in_database: bool
 ) -> None:
     """What stands beside the event: texts, the list of versions, blobs and snapshots."""
-    event = item.event
+    event, note, attached = item
     key = key_of(model_id, event.seq)
-    note = item.annotation
     if note:
         texts = (note.actor, note.reason, note.metadata)
         execute(_ANNOTATE, (key, event.kind, *texts, note.salt))
@@ -279,14 +286,14 @@ def _append_rest(
     elif event.series == REDACTIONS:
         erasing.erase(execute, backend, model_id, event.seq, body_of(event, Redaction))
     if in_database:
-        if item.blobs:
-            store_blobs(execute, backend, item.blobs)
-        others = set(event.blobs) - item.blobs.keys()
+        if attached.blobs:
+            store_blobs(execute, backend, attached.blobs)
+        others = set(event.blobs) - attached.blobs.keys()
         if others:
             _require_given(touch_blobs(execute, backend, others))
-    if item.snapshot is not None:
-        remember_snapshot(execute, model_id, item.snapshot)
-    for node in item.dropped_snapshots:
+    if attached.snapshot is not None:
+        remember_snapshot(execute, model_id, attached.snapshot)
+    for node in attached.dropped_snapshots:
         execute(_FORGET, (model_id, node))
     tree_rows.grow(execute, model_id, event.seq)
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.store import Listed, Snapshot
+from weightledger.ledger.store import Listed
+from weightledger.ledger.store.attached import Snapshot
 from weightledger.ledger.store.model_rows import ModelRows
 
 _LISTED = (

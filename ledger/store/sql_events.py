@@ -13,14 +13,12 @@ from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Meanwhile, Turn
 from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store import (
-    Append,
     DayCount,
     EventFilter,
     LedgerStore,
     Listed,
     RawEvent,
     Repairs,
-    Snapshot,
     StateChange,
     listed_rows,
     log_reading,
@@ -30,6 +28,7 @@ from weightledger.ledger.store import (
     waiting,
 )
 from weightledger.ledger.store.append import Appender
+from weightledger.ledger.store.attached import Append, Snapshot
 from weightledger.ledger.store.filtering import Filtering
 from weightledger.ledger.store.metric_rows import SqlMetrics
 from weightledger.ledger.store.model_rows import ModelRows
@@ -62,7 +61,7 @@ class SqlEvents:
 
     def append(self, *items: Append) -> None:
         self._appender.append(items)
-        if any(item.event.kind == REDACTED for item in items):
+        if any(event.kind == REDACTED for event, _, _ in items):
             self._filtering.forget()
 
     def turn(self, meanwhile: Meanwhile | None = None) -> AbstractContextManager[Turn]:

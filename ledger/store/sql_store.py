@@ -8,8 +8,9 @@ from weightledger.ledger.sql import schema
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
-from weightledger.ledger.store import Append, derived
+from weightledger.ledger.store import derived
 from weightledger.ledger.store.append import Appender, register
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.store.sql_events import SqlEvents
 
 
@@ -98,7 +99,7 @@ class SqlStore:
 
     def register(self, first: Append) -> SqlEvents:
         """Make a model's first event durable; see `LedgerStore.register`."""
-        event = first.event
+        event = first[0]
         if event.seq != 0:
             raise InvalidRequest(f"a model is registered by its event 0, got event {event.seq}")
         model_id = register(self._database, self.blobs, first)

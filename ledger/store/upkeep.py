@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
-from weightledger.ledger.store import Append, Repairs, derived
+from weightledger.ledger.store import Repairs, derived
 from weightledger.ledger.store.append import Appender
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.store.lookup import LAST
 from weightledger.ledger.store.model_rows import ModelRows
 
@@ -40,4 +41,4 @@ def repair(
         head = of.event(execute(LAST, of.span()).fetchone())
         item = record(head, differing.counts())
         appender.append_within(execute, item)
-    return item.event
+    return item[0]

@@ -6,13 +6,12 @@ state can be appended by `append_stateless` from any process, with no model at h
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 from weightledger.ledger.errors import Conflict, SeqTaken
 from weightledger.ledger.events import Annotation, Draft, Event, seal
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.store import Append
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
 _PATIENCE_S = 10.0
@@ -20,12 +19,8 @@ _BACKOFF_S = 0.001
 _MOST_BACKOFF_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Stateless:
-    """An event to append that changes no state, and the snapshots that are forgotten with it."""
-
-    draft: Draft
-    dropped_snapshots: Sequence[int] = ()
+Stateless = tuple[Draft, Attached]
+"""An event to append that changes no state, and what it brings with it."""
 
 
 def append_stateless(
@@ -47,13 +42,11 @@ def _appended(history: History, propose: Callable[[Event], Stateless], caller: C
     attempts = 0
     while True:
         head = history.head()
-        proposed = propose(head)
-        draft = replace(proposed.draft, annotation=annotation, request_id=caller.request_id)
-        event = seal(draft, history.model, head, time.time_ns() // 1000)
+        draft, attached = propose(head)
+        now, request = time.time_ns() // 1000, caller.request_id
+        event = seal(draft, history.model, head, now, annotation=annotation, request_id=request)
         try:
-            history.store.append(
-                Append(event, annotation, dropped_snapshots=proposed.dropped_snapshots)
-            )
+            history.store.append((event, annotation, attached))
         except SeqTaken:
             attempts += 1
             if out_of_patience(started):

@@ -13,14 +13,15 @@ from weightledger.ledger.errors import (
     InvalidRequest,
     PreconditionFailed,
 )
-from weightledger.ledger.events import NO_WORDS, Annotation, Draft, Event, seal
+from weightledger.ledger.events import NO_WORDS, Annotation, Event, seal
 from weightledger.ledger.history import approvals
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import Projector
-from weightledger.ledger.store import Append
 from weightledger.ledger.writing.handlers.approvals import answer
 from weightledger.ledger.writing.job import Job, Later
-from weightledger.ledger.writing.plans import Plan, ProposedEvent, proposed
+from weightledger.ledger.writing.plan import Plan
+from weightledger.ledger.writing.proposed import ProposedEvent
+from weightledger.ledger.writing.proposing import proposed
 from weightledger.ledger.writing.staged import Staged
 
 
@@ -39,7 +40,7 @@ class Attempts:
         """
         command, staged = job.command, self._staged
         job.started = job.started or time.perf_counter()
-        job.appends, job.changes = [], None
+        job.appends, job.change = [], None
         known = self._known(job)
         if known is not None:
             self.finish(job, known)
@@ -53,12 +54,12 @@ class Attempts:
                 if isinstance(answered, Event):  # nothing changed, so nothing has to be shown
                     job.answer(answered)
                     return False
-                event = proposed(answered, staged) if isinstance(answered, Plan) else answered
-                append = self._sealed(event, job)
-                job.appends.append(append)
-                job.changes = event.changes or job.changes  # one of its events changes tensors
-                staged.stage(append.event, event.changes)
-                if not event.more:
+                proposal = proposed(answered, staged) if isinstance(answered, Plan) else answered
+                event, annotation = self._sealed(proposal, job)
+                job.appends.append((event, annotation, proposal.attached))
+                job.change = proposal.change or job.change  # one of its events changes tensors
+                staged.stage(event, proposal.change)
+                if not proposal.more:
                     return True
         except BaseException:
             if job.appends:  # it was alone, so nothing else is staged
@@ -84,28 +85,26 @@ class Attempts:
         else:
             job.answer(event)
 
-    def _sealed(self, proposed: ProposedEvent, job: Job) -> Append:
-        """The proposed event in its place after the staged head. Only the last event of a command
-        has its key."""
-        caller, drafted, last = job.command.caller, proposed.draft, not proposed.more
-        words = (caller.actor, caller.reason, job.command.metadata)
-        worded = last or proposed.worded
-        annotation = Annotation(*words) if worded and any(map(_is_said, words)) else NO_WORDS
-        draft = Draft(  # not `replace`, which takes longer than all the rest here
-            drafted.body,
-            drafted.state_after,
-            drafted.target_node,
-            drafted.number,
-            drafted.active,
-            proposed.payload.refs,
-            annotation,
-            caller.request_id if last else drafted.request_id,
-            caller.idempotency_key if last else drafted.idempotency_key,
-            job.digest if last else drafted.request_digest,
+    def _sealed(self, proposed: ProposedEvent, job: Job) -> tuple[Event, Annotation]:
+        """The proposed event in its place after the staged head, and the caller's words. Only the
+        last event of a command has its key."""
+        command, last = job.command, not proposed.more
+        caller, metadata = command.caller, command.metadata
+        said = caller.actor is not None or caller.reason is not None or metadata is not None
+        annotation = NO_WORDS
+        if said and (last or proposed.worded):
+            annotation = Annotation(caller.actor, caller.reason, metadata)
+        event = seal(
+            proposed.draft,
+            self._history.model,
+            self._staged.live.head,
+            time.time_ns() // 1000,
+            annotation=annotation,
+            request_id=caller.request_id if last else None,
+            idempotency_key=caller.idempotency_key if last else None,
+            request_digest=job.digest if last else None,
         )
-        event = seal(draft, self._history.model, self._staged.live.head, time.time_ns() // 1000)
-        payload = proposed.payload
-        return Append(event, annotation, proposed.parameters, payload.inline, payload.blobs)
+        return event, annotation
 
     def _known(self, job: Job) -> Event | None:
         """The event this idempotency key has led to already."""
@@ -137,7 +136,3 @@ class Attempts:
                 f"expected seq {expected}, but the last state change is seq {head.state_seq}",
                 head_seq=head.state_seq,
             )
-
-
-def _is_said(word: str | None) -> bool:
-    return word is not None

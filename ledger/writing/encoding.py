@@ -16,29 +16,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs import factors, loops, on_device
+from weightledger.ledger.codecs import factors, on_device
 from weightledger.ledger.codecs.delta import Delta, at, compare
-from weightledger.ledger.codecs.factors import Factors
-from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import encode_frame
 from weightledger.ledger.codecs.tiling import tiles_of
-from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.events.changes import FACTORS, FRAMES, TensorChange
+from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.tensors.digest import (
     CHECKSUM_BYTES,
     CHUNK_BYTES,
     DIGEST_BYTES,
     checksum,
-    chunk_digests,
     no_checksums,
     rehash,
     root,
     touched_chunks,
     unchanged,
 )
-from weightledger.ledger.tensors.lanes import lanes, shares_memory
-from weightledger.ledger.tensors.spec import WEIGHTS, Lanes, TensorSpec
+from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing.payload import PayloadWriter
+from weightledger.ledger.writing.plan import Write
+from weightledger.ledger.writing.small_encoding import (
+    changed_outside,
+    is_small,
+    record_small,
+    square_distance,
+)
 
 # Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
 _AHEAD = 4
@@ -46,20 +50,13 @@ _AHEAD = 4
 _SMALL_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A tensor's change and what it leads to.
+Written = tuple[TensorSpec, HashedTensor, Write]
+"""A tensor as it is, by its full state name, with the chunk digests that it must have, and what is
+to become of it."""
 
-    `after` is the tensor's new value, `chunks` its chunk digests and `checksums` their checksums,
-    where they are known; `delta_norm` is the L2 norm of after − before for float dtypes, None where
-    it is not a finite number.
-    """
-
-    change: TensorChange
-    after: torch.Tensor
-    chunks: bytearray
-    delta_norm: float | None
-    checksums: bytearray | None = None
+Recorded = tuple[TensorChange, HashedTensor, float | None]
+"""A tensor's change, what it leads to, and for float dtypes the L2 norm of after − before, None
+where it is not a finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +68,17 @@ class _Tile:
     square: float
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A tensor's new value, `after`.
-
-    `positions` are ascending flat positions outside of which nothing was written; None has every
-    element compared. With `factors`, which led to it, these are what is stored. With `source`,
-    `after` is filled from it: both are contiguous, on the CPU.
-    """
-
-    after: torch.Tensor
-    positions: torch.Tensor | None = None
-    factors: Factors | None = None
-    source: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorWrite:
-    """A tensor before a write, the chunk digests that it must have, and the write.
-
-    `spec` has the full state name; `checksums` are those of `before` where they are known.
-    """
-
-    spec: TensorSpec
-    before: torch.Tensor
-    chunks: bytearray
-    write: Write
-    checksums: bytearray | None = None
-
-
 def record_tensors(
-    writes: Sequence[TensorWrite], payload: PayloadWriter, pool: Executor
+    writes: Sequence[Written], payload: PayloadWriter, pool: Executor
 ) -> list[Recorded]:
     """Encode changes into the payload in the order given, on the threads of `pool`.
 
     A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when a `before`
     does not have the digests it must have.
     """
-    if all(map(_is_small, writes)):
-        return [_recorded_small(written, payload) for written in writes]
-    parts = tiles_of([written.spec for written in writes])
+    if all(is_small(*written) for written in writes):
+        return [record_small(*written, payload) for written in writes]
+    parts = tiles_of([spec for spec, _, _ in writes])
     tiles = _encoded(writes, parts, pool)
     return [
         _recorded(written, islice(tiles, len(of)), payload)
@@ -118,49 +86,9 @@ def record_tensors(
     ]
 
 
-def _is_small(written: TensorWrite) -> bool:
-    """Whether a change is one of all of a float32 tensor in memory that is a single chunk."""
-    before, after = written.before, written.write.after
-    return (
-        written.write.positions is None
-        and written.write.factors is None
-        and written.write.source is None
-        and written.spec.dtype == "float32"
-        and 0 < written.spec.nbytes <= CHUNK_BYTES
-        and shares_memory(before)
-        and shares_memory(after)
-    )
-
-
-def _recorded_small(written: TensorWrite, payload: PayloadWriter) -> Recorded:
-    """`_recorded` without tiles, threads and copies: what they cost is most of a small update."""
-    name, held = written.spec.name, written.chunks
-    before, after = lanes(written.before.detach(), name), lanes(written.write.after.detach(), name)
-    if chunk_digests(before) != held:
-        raise _changed_outside(written.spec)
-    few = encode_few(before, after, True)
-    positions = None
-    if few is not None:
-        frame, changed = few
-    else:
-        delta = compare(before, after, True)
-        positions = delta.indices
-        changed = _nonzero(delta) if positions is None else len(positions)
-        frame = encode_frame(delta) if changed else b""
-    norm = math.sqrt(_square_distance(before, after, positions)) if changed else 0.0
-    chunks = chunk_digests(after)
-    return Recorded(
-        change=TensorChange(
-            name, root(held), root(chunks), payload.write(frame) if changed else 0, changed, FRAMES
-        ),
-        after=written.write.after,
-        chunks=chunks,
-        delta_norm=norm if math.isfinite(norm) else None,
-    )
-
-
-def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
+def _recorded(written: Written, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
     """Write a tensor's tiles into the payload, and say what they come to."""
+    spec, before, write = written
     chunks_after, checksums = bytearray(), bytearray()
     size = changed = 0
     square = 0.0
@@ -175,26 +103,24 @@ def _recorded(written: TensorWrite, tiles: Iterable[_Tile], payload: PayloadWrit
         if changed:
             size += payload.write(held)
             held = b""
-    if written.write.factors is not None and changed:
-        size = payload.write(factors.encode(written.write.factors))
+    if write.factors is not None and changed:
+        size = payload.write(factors.encode(write.factors))
     norm = math.sqrt(square)
-    form = FRAMES if written.write.factors is None else FACTORS
-    before = root(written.chunks)
-    return Recorded(
-        change=TensorChange(written.spec.name, before, root(chunks_after), size, changed, form),
-        after=written.write.after,
-        chunks=chunks_after,
-        delta_norm=norm if math.isfinite(norm) else None,
-        checksums=checksums,
+    form = FRAMES if write.factors is None else FACTORS
+    ends = root(before.chunks), root(chunks_after)
+    return (
+        TensorChange(spec.name, *ends, size, changed, form),
+        HashedTensor(write.after, chunks_after, checksums),
+        norm if math.isfinite(norm) else None,
     )
 
 
 def _encoded(
-    writes: Sequence[TensorWrite], parts: Sequence[Sequence[slice]], pool: Executor
+    writes: Sequence[Written], parts: Sequence[Sequence[slice]], pool: Executor
 ) -> Iterator[_Tile]:
     """The tiles of all tensors in order, a few ahead of the one that is asked for."""
-    jobs = (_Job(written, part) for written, of in zip(writes, parts, strict=True) for part in of)
-    if sum(written.spec.nbytes for written in writes) <= _SMALL_BYTES:
+    jobs = (_Job(*written, part) for written, of in zip(writes, parts, strict=True) for part in of)
+    if sum(spec.nbytes for spec, _, _ in writes) <= _SMALL_BYTES:
         yield from map(_encode, jobs)
         return
     waiting: deque[Future[_Tile]] = deque()
@@ -210,27 +136,29 @@ def _encoded(
 class _Job:
     """One tile of a tensor: the elements `part`."""
 
-    written: TensorWrite
+    spec: TensorSpec
+    held: HashedTensor
+    write: Write
     part: slice
 
     @property
     def before(self) -> torch.Tensor:
-        return self.written.before.detach().reshape(-1)[self.part]
+        return self.held.tensor.detach().reshape(-1)[self.part]
 
     @property
     def after(self) -> torch.Tensor:
-        return self.written.write.after.detach().reshape(-1)[self.part]
+        return self.write.after.detach().reshape(-1)[self.part]
 
 
 def _encode(job: _Job) -> _Tile:
-    spec = job.written.spec
+    spec = job.spec
     old, new = job.before, job.after
-    chunks = _part_of(job.written.chunks, DIGEST_BYTES, spec, job.part)
-    known = job.written.checksums or no_checksums(job.written.chunks)
+    chunks = _part_of(job.held.chunks, DIGEST_BYTES, spec, job.part)
+    known = job.held.checksums or no_checksums(job.held.chunks)
     checksums = _part_of(known, CHECKSUM_BYTES, spec, job.part)
-    if job.written.write.source is not None:
+    if job.write.source is not None:
         # Here rather than before all else: tiles are copied side by side, and stay in cache.
-        lanes(new)[:] = lanes(job.written.write.source.detach().reshape(-1)[job.part])
+        lanes(new)[:] = lanes(job.write.source.detach().reshape(-1)[job.part])
     if on_device.both_on(old, new):
         delta = on_device.compare_there(old, new, spec.element, _within(job))
         touched = _touched(delta, spec, chunks)
@@ -241,15 +169,15 @@ def _encode(job: _Job) -> _Tile:
         touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
     square = _square(job, before, after, delta)
-    frame = encode_frame(delta) if job.written.write.factors is None else b""
+    frame = encode_frame(delta) if job.write.factors is None else b""
     _rehash(chunks, checksums, touched, before, after, spec)
     return _Tile(frame, _changed_elements(delta, spec), chunks, checksums, square)
 
 
 def _within(job: _Job) -> torch.Tensor | None:
     """The lanes of the tile that were written; None where that is not known."""
-    positions = job.written.write.positions
-    if positions is None or job.written.spec.element.lanes > 1:
+    positions = job.write.positions
+    if positions is None or job.spec.element.lanes > 1:
         return None
     low, high = np.searchsorted(positions.numpy(), (job.part.start, job.part.stop))
     within: torch.Tensor = positions[low:high] - job.part.start
@@ -291,15 +219,9 @@ def _rehash(
     """
     numbers = touched.tolist()
     if not unchanged(chunks, checksums, before, numbers):
-        raise _changed_outside(spec)
+        raise changed_outside(spec.name)
     rehash(chunks, after, numbers)
     checksum(checksums, after, numbers)
-
-
-def _changed_outside(spec: TensorSpec) -> WeightsChangedOutside:
-    return WeightsChangedOutside(
-        f"live weights were changed without the ledger: {spec.name.removeprefix(WEIGHTS)}"
-    )
 
 
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:
@@ -315,16 +237,10 @@ def _nonzero(delta: Delta) -> int:
 
 def _square(job: _Job, before: Lanes, after: Lanes, delta: Delta) -> float:
     """The sum of the squares of after − before; 0 where they are no floats."""
-    spec = job.written.spec
+    spec = job.spec
     if spec.dtype in ("float32", "bfloat16") and not on_device.both_on(job.before, job.after):
-        return _square_distance(before, after, delta.indices)
+        return square_distance(before, after, delta.indices)
     return _by_torch(job.after, job.before, delta) if spec.element.kind == "float" else 0.0
-
-
-def _square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32] | None) -> float:
-    if positions is None:
-        return float(loops.square_distance_of_all(before, after))
-    return float(loops.square_distance(before, after, positions))
 
 
 def _by_torch(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> float:

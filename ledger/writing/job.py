@@ -4,8 +4,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from weightledger.ledger.events import Event
-from weightledger.ledger.projection.projector import Changes
-from weightledger.ledger.store import Append
+from weightledger.ledger.projection.change import Change
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import Row
 
@@ -23,7 +23,7 @@ def running() -> "Future[Event]":
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One command in the queue; `appends` and `changes` are what its last attempt came to.
+    """One command in the queue; `appends` and `change` are what its last attempt came to.
 
     Its outcome is an event or an error. Who holds the writer's lock sets it, and who asks for it
     without the lock has a `future`.
@@ -36,14 +36,14 @@ class Job:
     started: float = 0.0
     attempts: int = 0
     appends: list[Append] = field(default_factory=list)
-    changes: Changes | None = None
+    change: Change | None = None
     _event: Event | None = None
     _error: BaseException | None = None
 
     @property
     def event(self) -> Event:
         """The event that answers the command, once it is worked out."""
-        return self.appends[-1].event
+        return self.appends[-1][0]
 
     @property
     def done(self) -> bool:

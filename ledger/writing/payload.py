@@ -5,25 +5,11 @@ to a bound: beyond that, finished pieces are put into the blob store before the 
 the event never comes, such a piece is an orphan that `gc` finds; it is never visible.
 """
 
-from dataclasses import dataclass
-
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.events import INLINE_BYTES, BlobRef
 from weightledger.ledger.tensors.digest import content_digest
 
 SPILL_BYTES = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """What an event refers to, and the bytes that still have to be stored with it."""
-
-    refs: tuple[BlobRef, ...]
-    inline: bytes | None
-    blobs: dict[bytes, Buffer]
-
-
-EMPTY = Payload((), None, {})
 
 
 class PayloadWriter:
@@ -45,20 +31,20 @@ class PayloadWriter:
             self._refs.append(ref)
         return len(frames)
 
-    def finish(self, *, inline: bool = True) -> Payload:
-        """The payload's references; call once, when every tensor is written.
+    def finish(
+        self, *, inline: bool = True
+    ) -> tuple[tuple[BlobRef, ...], bytes | None, dict[bytes, Buffer]]:
+        """What the event refers to, and the bytes that have to be stored with it: those of a small
+        payload, which go inline, or blobs. Call once, when every tensor is written.
 
         Without `inline` what is small is a blob too.
         """
         if not self._pending:
-            return Payload(tuple(self._refs), None, {})
+            return tuple(self._refs), None, {}
         data, ref = self._take()
-        small = inline and not self._refs and ref.size <= INLINE_BYTES
-        return Payload(
-            refs=(*self._refs, ref),
-            inline=data if small else None,
-            blobs={} if small else {ref.digest: data},
-        )
+        if inline and not self._refs and ref.size <= INLINE_BYTES:
+            return (ref,), data, {}
+        return (*self._refs, ref), None, {ref.digest: data}
 
     def _take(self) -> tuple[bytes, BlobRef]:
         data = b"".join(self._pieces)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.config import MAX_PREPARE_S, DynamicUpdateConfig
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled
-from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.projection.change import Change
 
 Switch = Literal["incremental learning", "versioning"]
 """What an operator can switch off."""
@@ -63,8 +63,8 @@ class ChangeGuard(Protocol):
     def current(self) -> Mapping[str, float]:
         """What is known of the live state; what was not measured is absent."""
 
-    def __call__(self, changes: Changes) -> Verdict:
-        """The verdict on `changes`; with `alone` the candidate module has been built."""
+    def __call__(self, change: Change) -> Verdict:
+        """The verdict on `change`; with `alone` the candidate module has been built."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from weightledger.ledger.errors import LedgerError, SeqTaken
 from weightledger.ledger.events import Draft, seal
 from weightledger.ledger.history import rollouts
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.store.proposal_rows import Incarnation, ProposalProgress
-from weightledger.ledger.writing.payload import Payload
 from weightledger.ledger.writing.policy import Preparing, Verdict
 from weightledger.ledger.writing.staged import Staged
 
@@ -26,7 +26,7 @@ _LOOK_S = 0.02
 _SERVING = ("ready", "behind", "stale")
 
 
-def prepared(rule: Preparing, staged: Staged, draft: Draft, payload: Payload) -> Verdict:
+def prepared(rule: Preparing, staged: Staged, draft: Draft, attached: Attached) -> Verdict:
     """Have replicas build the state of a draft; the verdict, with who attested as its evidence.
 
     Blobs are durable before anybody is asked for them. SeqTaken when another writer appends
@@ -36,11 +36,11 @@ def prepared(rule: Preparing, staged: Staged, draft: Draft, payload: Payload) ->
     asked = _asked(rule, history)
     if not asked:
         return _refused(rule, asked, [], "no replica is there that serves and would show it")
-    for digest, data in payload.blobs.items():
+    for digest, data in attached.blobs.items():
         history.blobs.put(digest, data)
     event = seal(draft, history.model, head, time.time_ns() // 1000)
     store = history.store.proposals
-    proposal = store.propose(event.header, payload.inline, asked, rule.timeout_s)
+    proposal = store.propose(event.header, attached.inline, asked, rule.timeout_s)
     try:
         while True:
             progress = store.progress(proposal)

@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import EngineUnavailable, PublishFailed, SeqTaken
-from weightledger.ledger.events import Annotation, Event, seal
+from weightledger.ledger.events import NO_WORDS, Annotation, Event, seal
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.projector import Changes, Projector
-from weightledger.ledger.store import Append
+from weightledger.ledger.projection.change import Change
+from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.store.attached import NOTHING, Append
 from weightledger.ledger.writing.handlers.rollbacks import answer
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Committed:
     event: Event
     total_s: float
     append_s: float
-    annotation: Annotation = field(default_factory=Annotation)
+    annotation: Annotation = NO_WORDS
     publish_s: float = 0.0
 
 
@@ -39,12 +40,12 @@ class Showing:
         self._projector = projector
         self._afterwards = afterwards
 
-    def show(self, appends: Sequence[Append], changes: Changes | None) -> None:
+    def show(self, appends: Sequence[Append], change: Change | None) -> None:
         """Make what was appended visible; what fails here does not make it unrecorded."""
-        last = appends[-1].event
+        last = appends[-1][0]
         try:
-            if any(one.event.kind in events.STATE_CHANGING for one in appends):
-                self._show(last, changes)
+            if any(event.kind in events.STATE_CHANGING for event, _, _ in appends):
+                self._show(last, change)
             else:
                 self._projector.note(last)
         except Exception as error:
@@ -54,9 +55,9 @@ class Showing:
                 f" ({error}); the next write or a restart brings them there"
             ) from error
 
-    def _show(self, event: Event, changes: Changes | None) -> None:
+    def _show(self, event: Event, change: Change | None) -> None:
         try:
-            self._projector.show(event, changes)
+            self._projector.show(event, change)
         except PublishFailed as error:
             self._answer(event, error)
 
@@ -70,7 +71,7 @@ class Showing:
         draft = answer(self._projector.live, refused, str(error))
         event = seal(draft, self._history.model, refused, time.time_ns() // 1000)
         try:
-            self._history.store.append(Append(event, Annotation()))
+            self._history.store.append((event, NO_WORDS, NOTHING))
         except SeqTaken:
             self._projector.catch_up(self._history)
             return

@@ -14,7 +14,8 @@ from weightledger.ledger.engines import Engine
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.history.reader import History
-from weightledger.ledger.projection.projector import Changes, LiveState, Projector
+from weightledger.ledger.projection.change import Change, HashedTensor
+from weightledger.ledger.projection.projector import LiveState, Projector
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.encoding import Recorded
 from weightledger.ledger.writing.policy import Policy
@@ -31,9 +32,7 @@ class Staged:
         self.policy = policy
         self._projector = projector
         self._staged: LiveState | None = None
-        self._weights: dict[str, torch.Tensor] = {}
-        self._chunks: dict[str, bytearray] = {}
-        self._checksums: dict[str, bytearray] = {}
+        self._weights: dict[str, HashedTensor] = {}
 
     @property
     def engine(self) -> Engine:
@@ -64,22 +63,16 @@ class Staged:
         """The tensor with a full state name; read only."""
         if name.startswith(WEIGHTS):
             staged = self._weights.get(name)
-            return self._projector.tensor(name) if staged is None else staged
+            return self._projector.tensor(name) if staged is None else staged.tensor
         return self.live.auxiliary[name]
 
     def weight(self, bare: str) -> torch.Tensor:
         """The weight with a bare name; read only."""
         return self.tensor(WEIGHTS + bare)
 
-    def chunks(self, name: str) -> bytearray:
-        """The chunk digests of a weight."""
-        return self._chunks.get(name) or self._projector.chunks(name)
-
-    def checksums(self, name: str) -> bytearray | None:
-        """The checksums of a weight's chunks, None where they are not known."""
-        if name in self._chunks:
-            return self._checksums.get(name)
-        return self._projector.checksums(name)
+    def hashed(self, name: str) -> HashedTensor:
+        """The weight with a full state name and what it hashes to; read only."""
+        return self._weights.get(name) or self._projector.hashed(name)
 
     def make_room(self) -> None:
         """Wait until one more version may be held; what is staged already needs no other.
@@ -101,68 +94,48 @@ class Staged:
         recorded: Sequence[Recorded],
         moved: Sequence[TensorChange],
         auxiliary: Mapping[str, torch.Tensor | None],
-    ) -> Changes:
+    ) -> Change:
         """The next state: weights recorded, and tensors beside them changed as `moved` says."""
         live = self.live
-        kept = [one for one in recorded if one.change.changed]
+        kept = [(one, new) for one, new, _ in recorded if one.changed]
         beside = live.auxiliary
         if not moved:
-            after = {one.change.name: one.change.after for one in kept}
-            state = live.state.with_digests({n: d for n, d in after.items() if d is not None})
+            after = {one.name: one.after for one, _ in kept if one.after is not None}
+            state = live.state.with_digests(after)
         else:
+            specs = live.state.specs
             state = live.state.moved(
-                {
-                    one.change.name: (live.state.specs[one.change.name], one.change.after)
-                    for one in kept
-                }
-                | {change.name: (change.spec_after, change.after) for change in moved}
+                {one.name: (specs[one.name], one.after) for one, _ in kept}
+                | {one.name: (one.spec_after, one.after) for one in moved}
             )
-            new = {change.name: auxiliary[change.name] for change in moved}
+            new = {one.name: auxiliary[one.name] for one in moved}
             beside = {name: t for name, t in {**beside, **new}.items() if t is not None}
-        return Changes(
-            weights={one.change.name: one.after for one in kept},
-            chunks={one.change.name: one.chunks for one in kept},
-            state=state,
-            auxiliary=beside,
-            checksums={one.change.name: one.checksums for one in kept if one.checksums},
-        )
+        return Change({one.name: new for one, new in kept}, state, beside)
 
-    def prepare(self, changes: Changes) -> Changes:
+    def prepare(self, change: Change) -> Change:
         """The same with the engine's next version, built from the committed one."""
         assert not self.pending, "a candidate can be looked at only when nothing waits before it"
-        return self._projector.prepare(changes)
+        return self._projector.prepare(change)
 
-    def move(self, node: int, expected: bytes) -> Changes:
+    def move(self, node: int, expected: bytes) -> Change:
         """The way to another node, rebuilt and verified but not yet shown."""
         assert not self.pending, "a move starts from the committed state"
         return self._projector.move(self.history, node, expected)
 
-    def stage(self, event: Event, changes: Changes | None) -> None:
+    def stage(self, event: Event, change: Change | None) -> None:
         """Let the next proposal be worked out on the state after `event`."""
-        live = self.live
-        if changes is None:
-            self._staged = replace(live, head=event)
+        if change is None:
+            self._staged = replace(self.live, head=event)
             return
-        self._staged = LiveState(event, changes.state, changes.auxiliary)
-        self._weights.update(changes.weights)
-        self._chunks.update(changes.chunks)
-        for name in changes.chunks:
-            self._checksums.pop(name, None)
-        self._checksums.update(changes.checksums)
+        self._staged = LiveState(event, change.state, change.auxiliary)
+        self._weights.update(change.weights)
 
-    def gathered(self) -> Changes:
+    def gathered(self) -> Change:
         """All that the staged events change, ready to be shown at once."""
         live = self.live
-        changes = Changes(
-            dict(self._weights),
-            dict(self._chunks),
-            live.state,
-            live.auxiliary,
-            checksums=dict(self._checksums),
-        )
-        return self._projector.prepare(changes)
+        return self._projector.prepare(Change(dict(self._weights), live.state, live.auxiliary))
 
     def clear(self) -> None:
         """Forget what was staged: it was appended and shown, or will not be."""
         self._staged = None
-        self._weights, self._chunks, self._checksums = {}, {}, {}
+        self._weights = {}

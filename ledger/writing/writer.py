@@ -17,8 +17,9 @@ from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.change import Change
 from weightledger.ledger.projection.following import News
-from weightledger.ledger.projection.projector import Changes, Projector
+from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.attempts import Attempts
@@ -182,8 +183,8 @@ class Writer:
                     one.fail(error)
                 raise
             group.append(job)
-            if job.changes is not None:
-                size += sum(tensor.nbytes for tensor in job.changes.weights.values())
+            if job.change is not None:
+                size += sum(one.tensor.nbytes for one in job.change.weights.values())
             if alone or self._projector.remote is not None:
                 break
         return group
@@ -204,13 +205,13 @@ class Writer:
             return True
         appends = [append for job in group for append in job.appends]
         try:
-            changes = self._prepared(group)
+            change = self._prepared(group)
             append_started = time.perf_counter()
             self._history.store.append(*appends)
             appended = time.perf_counter()
-            turn.head = appends[-1].event.seq
+            turn.head = appends[-1][0].seq
             turn.over()
-            self._showing.show(appends, changes)
+            self._showing.show(appends, change)
         except (SeqTaken, KeyTaken):
             self._staged.clear()
             self._lost(group)
@@ -226,12 +227,12 @@ class Writer:
         shown = time.perf_counter()
         try:
             for job in group:
-                for append in job.appends:
+                for event, annotation, _ in job.appends:
                     took = Committed(
-                        append.event,
+                        event,
                         shown - job.started,
                         appended - append_started,
-                        append.annotation,
+                        annotation,
                         shown - appended,
                     )
                     self._afterwards(took)
@@ -243,12 +244,12 @@ class Writer:
                     job.fail(error)
         return True
 
-    def _prepared(self, group: list[Job]) -> Changes | None:
+    def _prepared(self, group: list[Job]) -> Change | None:
         """What the whole group changes, ready to be shown; None when that is no tensor."""
         if len(group) > 1:
             return self._staged.gathered()
-        changes = group[0].changes
-        return None if changes is None else self._projector.prepare(changes)
+        change = group[0].change
+        return None if change is None else self._projector.prepare(change)
 
     def _lost(self, jobs: list[Job]) -> None:
         """Another process was faster: catch up and put the commands back, or give up on them."""

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from weightledger.ledger.tensors.lanes import tensor_digest
     from weightledger.ledger.writing.caller import Caller
     from weightledger.ledger.writing.commands import command_digest
-    from weightledger.ledger.writing.encoding import Write
     from weightledger.ledger.writing.given import Given
     from weightledger.ledger.writing.handlers import add_command
-    from weightledger.ledger.writing.plans import Plan
+    from weightledger.ledger.writing.plan import Plan, Write
     from weightledger.ledger.writing.policy import Verdict
     from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
     from weightledger.ledger.writing.staged import Staged
@@ -61,7 +60,7 @@ _HOMES = {
     "ModelVersion": "weightledger.ledger.history.versions",
     "NotFound": "weightledger.ledger.errors",
     "OperationDisabled": "weightledger.ledger.errors",
-    "Plan": "weightledger.ledger.writing.plans",
+    "Plan": "weightledger.ledger.writing.plan",
     "PluginError": "weightledger.ledger.errors",
     "Pruned": "weightledger.ledger.errors",
     "StateEngine": "weightledger.ledger.engines.state",
@@ -76,7 +75,7 @@ _HOMES = {
     "Staged": "weightledger.ledger.writing.staged",
     "TorchEngine": "weightledger.ledger.engines.torch",
     "Verdict": "weightledger.ledger.writing.policy",
-    "Write": "weightledger.ledger.writing.encoding",
+    "Write": "weightledger.ledger.writing.plan",
 }
 
 __all__ = [

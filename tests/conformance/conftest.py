@@ -27,7 +27,8 @@ from weightledger.ledger.events import (
     seal,
 )
 from weightledger.ledger.events.bodies import BODIES
-from weightledger.ledger.store import Append, EventStore
+from weightledger.ledger.store import EventStore
+from weightledger.ledger.store.attached import Append, Attached
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -93,7 +94,7 @@ class Writer:
 
     def add(self, item: Append) -> None:
         """Make an event durable, the first by registering its model."""
-        if item.event.seq == 0:
+        if item[0].seq == 0:
             self.store.register(item)
         else:
             self.events.append(item)
@@ -110,6 +111,8 @@ class Writer:
         **draft: Any,
     ) -> Append:
         """The next event with all that belongs to it, not appended yet."""
+        names = ("request_id", "idempotency_key", "request_digest")
+        asked = {name: draft.pop(name) for name in names if name in draft}
         seq = self.last.seq + 1 if self.last else 0
         kind = kind if self.last else REGISTERED
         changes = kind in (REGISTERED, UPDATED)
@@ -127,23 +130,22 @@ class Writer:
         made = Draft(
             body=BODIES[kind].from_json(body),
             payload=(ref,) if payload else (),
-            annotation=note,
             **draft,
         )
-        return Append(
-            event=seal(made, self.model, self.last, START + seq if now is None else now),
-            annotation=note,
-            parameters=self.parameters if parameters is None else parameters,
-            payload=payload if payload and not as_blob else None,
-            blobs={ref.digest: payload} if payload and as_blob else {},
+        now = START + seq if now is None else now
+        attached = Attached(
+            self.parameters if parameters is None else parameters,
+            payload if payload and not as_blob else None,
+            {ref.digest: payload} if payload and as_blob else {},
         )
+        return seal(made, self.model, self.last, now, annotation=note, **asked), note, attached
 
     def append(self, kind: str = UPDATED, **options: Any) -> Event:
         """Append the next event."""
         item = self.item(kind, **options)
         self.add(item)
-        self.last = item.event
-        return item.event
+        self.last = item[0]
+        return item[0]
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ from weightledger.ledger.events import (
     Annotation,
     Event,
 )
-from weightledger.ledger.store import EventFilter, LedgerStore, Listed, Snapshot
+from weightledger.ledger.store import EventFilter, LedgerStore, Listed
+from weightledger.ledger.store.attached import Snapshot
 from weightledger.ledger.tensors.digest import content_digest
 
 NOTE = Annotation(actor="ana", reason="because 🙂", metadata='{"k":1}')
@@ -261,16 +262,16 @@ class EventStoreSuite:
     def test_snapshots_are_listed_by_node_and_may_be_added_again(self, writer: Any) -> None:
         store = writer.events
         writer.append()
-        item = replace(writer.item(), snapshot=Snapshot(2, b"two", 20))
-        store.append(item)
+        event, note, attached = writer.item()
+        store.append((event, note, replace(attached, snapshot=Snapshot(2, b"two", 20))))
         store.add_snapshot(Snapshot(1, b"one", 10))
         store.add_snapshot(Snapshot(1, b"one", 10))
         assert store.snapshots() == [Snapshot(1, b"one", 10), Snapshot(2, b"two", 20)]
 
     def test_an_inline_payload_of_the_wrong_size_is_refused(self, writer: Any) -> None:
-        item = writer.item(payload=b"four")
+        event, note, attached = writer.item(payload=b"four")
         with pytest.raises(InvalidRequest, match="inline"):
-            writer.add(replace(item, payload=b"fours"))
+            writer.add((event, note, replace(attached, inline=b"fours")))
         with pytest.raises(InvalidRequest, match="inline"):
             writer.add(writer.item(payload=bytes(INLINE_BYTES + 1)))
 
@@ -280,7 +281,7 @@ class EventStoreSuite:
         with pytest.raises(SeqTaken):
             writer.add(first)
         skipping = writer.item()
-        writer.last = skipping.event
+        writer.last, _, _ = skipping
         with pytest.raises(SeqTaken):
             writer.add(writer.item())
         assert writer.events.head().seq == 1
@@ -289,7 +290,7 @@ class EventStoreSuite:
         self, store: LedgerStore, new_writer: Any
     ) -> None:
         lost = new_writer(store)
-        lost.last = lost.item().event
+        lost.last, _, _ = lost.item()
         with pytest.raises(InvalidRequest, match="by its event 0, got event 1"):
             store.register(lost.item())
         with pytest.raises(NotFound):

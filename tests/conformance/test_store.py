@@ -96,12 +96,12 @@ def test_of_two_processes_racing_for_a_seq_one_wins(
     items = []
     for _ in range(10):
         items.append(writer.item())
-        writer.last = items[-1].event
+        writer.last, _, _ = items[-1]
     counter = processes.context.Value("i", 0)
     names = {"url": database_url, "items": items, "counter": counter}
     assert processes.race(RACE_SEQS, names) == [0, 0]
     assert counter.value == 10
-    assert writer.events.head() == items[-1].event
+    assert writer.events.head() == items[-1][0]
 
 
 # Append-only
@@ -337,17 +337,16 @@ from dataclasses import replace
 from weightledger.ledger.events import Annotation, Draft, BlobRef, seal
 from weightledger.ledger.events.bodies import Updated
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.store import Append
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.store.sql_store import SqlStore
 events, last = SqlStore.open(url).model("m"), head
 while True:
     payload = b"%d" % last.seq * 1000
     digest = content_digest(payload)
     note = Annotation(actor="killed")
-    draft = Draft(Updated({}, (), None), digest, annotation=note,
-                  payload=(BlobRef(digest, len(payload)),))
-    last = seal(draft, "m", last, 0)
-    events.append(Append(last, note, ("weights/a.weight",), blobs={digest: payload}))
+    draft = Draft(Updated({}, (), None), digest, payload=(BlobRef(digest, len(payload)),))
+    last = seal(draft, "m", last, 0, annotation=note)
+    events.append((last, note, Attached(("weights/a.weight",), blobs={digest: payload})))
     acknowledge.send(last.seq)
 """
 

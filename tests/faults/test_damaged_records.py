@@ -46,7 +46,7 @@ from weightledger.ledger.writing.commands import (
     RequestApproval,
     RollBack,
 )
-from weightledger.ledger.writing.plans import stateless
+from weightledger.ledger.writing.proposed import stateless
 
 TRIAL = {"beside": 1, "share": 0.1, "requests": [3, 4]}
 ANA, BEN = Caller(actor="ana", reason="why"), Caller(actor="ben", reason="so")

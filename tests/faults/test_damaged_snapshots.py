@@ -12,7 +12,7 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, NotFound
 from weightledger.ledger.history.anchor_repair import damaged_snapshots, rewrite_snapshot
 from weightledger.ledger.history.snapshots import read_manifest
-from weightledger.ledger.store import Snapshot
+from weightledger.ledger.store.attached import Snapshot
 
 MODEL = "m"
 FIRST, MIDDLE, LAST = 0, 4, 8  # where there are snapshots; 10 is the head

@@ -96,12 +96,17 @@ def sealed_again(event: Event, last: Event | None) -> Event:
         number=event.number,
         active=event.active,
         payload=event.payload,
+    )
+    return seal(
+        draft,
+        event.model,
+        last,
+        event.recorded_at,
         annotation=Notes(event),  # type: ignore[arg-type]
         request_id=event.request_id,
         idempotency_key=event.idempotency_key,
         request_digest=event.request_digest,
     )
-    return seal(draft, event.model, last, event.recorded_at)
 
 
 def test_frozen_headers_are_sealed_to_the_same_bytes() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events import Annotation, BlobRef, Draft, Event, decode, seal
+from weightledger.ledger.events import NO_WORDS, Annotation, BlobRef, Draft, Event, decode, seal
 from weightledger.ledger.events.bodies import (
     NamedState,
     Registered,
@@ -26,9 +26,11 @@ def registered() -> Event:
     return seal(Draft(Registered(1, 4), STATE[0]), "digits", None, 1_700_000_000_000_000)
 
 
-def updated(last: Event, state: bytes, **fields) -> Event:
-    draft = Draft(Updated({}, (), None), state, **fields)
-    return seal(draft, "digits", last, last.recorded_at + 1)
+def updated(
+    last: Event, state: bytes, payload: tuple[BlobRef, ...] = (), note: Annotation = NO_WORDS
+) -> Event:
+    draft = Draft(Updated({}, (), None), state, payload=payload)
+    return seal(draft, "digits", last, last.recorded_at + 1, annotation=note)
 
 
 def test_a_header_is_canonical_json_and_its_hash_is_an_rfc6962_leaf() -> None:
@@ -97,7 +99,7 @@ def test_time_never_runs_backwards() -> None:
 
 def test_free_text_enters_a_header_only_as_a_salted_hash() -> None:
     note = Annotation(actor="alice", reason="spring cleaning", metadata='{"k":1}', salt=SALT)
-    event = updated(registered(), STATE[1], annotation=note)
+    event = updated(registered(), STATE[1], note=note)
     assert b"alice" not in event.header
     assert b"spring" not in event.header
     expected = hashlib.sha256(SALT + b"actor\x00alice").hexdigest()

@@ -67,10 +67,14 @@ DRAFT = st.builds(
     number=st.none() | NUMBER,
     active=st.none() | NUMBER | st.sampled_from([KEEP_ACTIVE, THIS_VERSION]),
     payload=st.lists(st.builds(BlobRef, DIGEST, NUMBER), max_size=3).map(tuple),
-    annotation=st.builds(Annotation, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT),
-    request_id=st.none() | TEXT,
-    idempotency_key=st.none() | TEXT,
-    request_digest=st.none() | DIGEST,
+)
+ASKED = st.fixed_dictionaries(
+    {
+        "annotation": st.builds(Annotation, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT),
+        "request_id": st.none() | TEXT,
+        "idempotency_key": st.none() | TEXT,
+        "request_digest": st.none() | DIGEST,
+    }
 )
 
 
@@ -78,14 +82,15 @@ def first(model: str) -> Event:
     return seal(Draft(Registered(1, 4), bytes(32)), model, None, 7)
 
 
-@given(draft=DRAFT, model=TEXT.filter(bool), now=NUMBER)
+@given(draft=DRAFT, asked=ASKED, model=TEXT.filter(bool), now=NUMBER)
 def test_a_sealed_header_is_canonical_and_reads_back_as_the_event(
-    draft: Draft, model: str, now: int
+    draft: Draft, asked: dict[str, Any], model: str, now: int
 ) -> None:
     last = first(model)
     if draft.kind not in STATE_CHANGING:
         draft = replace(draft, state_after=last.state_after)
-    event = seal(draft, model, last, now)
+    event = seal(draft, model, last, now, **asked)
+    note, request = asked["annotation"], asked["request_digest"]
     fields: dict[str, Any] = {
         "format": FORMAT,
         "model": model,
@@ -108,12 +113,12 @@ def test_a_sealed_header_is_canonical_and_reads_back_as_the_event(
         "schema": None if event.schema == FIRST_SCHEMA else event.schema,
         "body": draft.body.to_json(),
         "payload": [{"digest": ref.digest.hex(), "size": ref.size} for ref in draft.payload],
-        "actor": draft.annotation.digest("actor"),
-        "reason": draft.annotation.digest("reason"),
-        "metadata": draft.annotation.digest("metadata"),
-        "request_id": draft.request_id,
-        "idempotency_key": draft.idempotency_key,
-        "request_digest": draft.request_digest.hex() if draft.request_digest else None,
+        "actor": note.digest("actor"),
+        "reason": note.digest("reason"),
+        "metadata": note.digest("metadata"),
+        "request_id": asked["request_id"],
+        "idempotency_key": asked["idempotency_key"],
+        "request_digest": request.hex() if request else None,
         "prev": last.hash.hex(),
     }
     assert event.header == canonical({k: v for k, v in fields.items() if v is not None})

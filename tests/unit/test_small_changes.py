@@ -15,12 +15,14 @@ from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import apply_frames, encode_frame
 from weightledger.ledger.codecs.streams import SHORTEST_PACKED
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, WeightsChangedOutside
+from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing import arithmetic, encoding
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
-from weightledger.ledger.writing.encoding import Recorded, TensorWrite, Write, record_tensors
+from weightledger.ledger.writing.encoding import Recorded, Written, record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
+from weightledger.ledger.writing.plan import Write
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
 POOL = ThreadPoolExecutor(1)
@@ -34,18 +36,19 @@ def tensor(bits: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.array(bits, np.uint32).view(np.float32))
 
 
-def recorded(write: TensorWrite, monkeypatch: pytest.MonkeyPatch, *, short: bool) -> tuple:
+def recorded(write: Written, monkeypatch: pytest.MonkeyPatch, *, short: bool) -> tuple:
     payload = PayloadWriter(None)  # type: ignore[arg-type]  (nothing is large enough to be put)
     with monkeypatch.context() as patch:
         if not short:
-            patch.setattr(encoding, "_is_small", lambda write: False)
+            patch.setattr(encoding, "is_small", lambda *written: False)
         (one,) = record_tensors([write], payload, POOL)
     return facts(one), payload.finish()
 
 
 def facts(one: Recorded) -> tuple:
-    norm = None if one.delta_norm is None else struct.pack("<d", one.delta_norm)
-    return one.change, bytes(one.chunks), norm, one.after.numpy().tobytes()
+    change, after, norm = one
+    bits = None if norm is None else struct.pack("<d", norm)
+    return change, bytes(after.chunks), bits, after.tensor.numpy().tobytes()
 
 
 @settings(deadline=None)  # the loops are compiled when they are first used
@@ -58,8 +61,8 @@ def test_the_short_way_and_the_general_one_are_equal(data: st.DataObject, count:
         after[at] = data.draw(BITS)
     old, new = tensor(before), tensor(after)
     spec = TensorSpec("weights/w", "float32", (count,))
-    write = TensorWrite(spec, old, chunk_digests(old.numpy()), Write(new))
-    assert encoding._is_small(write)
+    write = (spec, HashedTensor(old, chunk_digests(old.numpy())), Write(new))
+    assert encoding.is_small(*write)
     with pytest.MonkeyPatch.context() as patch:
         ways = [recorded(write, patch, short=short) for short in (True, False)]
     assert ways[0] == ways[1]
@@ -72,7 +75,7 @@ def test_small_steps_of_many_sizes_are_recorded_equally(monkeypatch: pytest.Monk
         for step in (torch.randn(count) * 1e-3, torch.zeros(count)):
             new = old + step
             spec = TensorSpec("weights/w", "float32", (count,))
-            write = TensorWrite(spec, old, chunk_digests(old.numpy()), Write(new))
+            write = (spec, HashedTensor(old, chunk_digests(old.numpy())), Write(new))
             ways = [recorded(write, monkeypatch, short=short) for short in (True, False)]
             assert ways[0] == ways[1]
 
@@ -118,7 +121,7 @@ def test_a_frame_of_few_lanes_that_leads_elsewhere_is_noticed(
 def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:
     old = torch.randn(16)
     spec = TensorSpec("weights/w", "float32", (16,))
-    write = TensorWrite(spec, old, chunk_digests(torch.zeros(16).numpy()), Write(old + 1))
+    write = (spec, HashedTensor(old, chunk_digests(torch.zeros(16).numpy())), Write(old + 1))
     with pytest.raises(WeightsChangedOutside, match="w"):
         record_tensors([write], PayloadWriter(None), POOL)  # type: ignore[arg-type]
 

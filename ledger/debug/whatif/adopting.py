@@ -16,8 +16,7 @@ from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing import handlers
 from weightledger.ledger.writing.caller import ANYONE, Caller
-from weightledger.ledger.writing.encoding import Write
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.staged import Staged
 
 OPERATION = "what_if"

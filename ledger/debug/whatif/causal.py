@@ -16,13 +16,14 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.events.changes import WHOLE, TensorChange
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.encoding import Recorded
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan
 from weightledger.ledger.writing.policy import ANYTHING_GOES
 from weightledger.ledger.writing.staged import Staged
 
@@ -96,17 +97,15 @@ def _derive(staged: Staged, event: Event, what: Command | AdapterMove) -> bool:
     moved = [
         change for name in plan.auxiliary if (change := _moved(staged, plan, name)) is not None
     ]
-    changes = staged.changed(recorded, moved, plan.auxiliary)
-    staged.stage(event, changes)
+    staged.stage(event, staged.changed(recorded, moved, plan.auxiliary))
     return True
 
 
 def _recorded(staged: Staged, name: str, after: torch.Tensor) -> Recorded:
     chunks = chunk_digests(lanes(after, name))
     before, digest = staged.live.state.digests[name], root(chunks)
-    return Recorded(
-        TensorChange(name, before, digest, 0, int(before != digest)), after, chunks, None
-    )
+    change = TensorChange(name, before, digest, 0, int(before != digest))
+    return change, HashedTensor(after, chunks), None
 
 
 def _moved(staged: Staged, plan: Plan, name: str) -> TensorChange | None:

@@ -28,7 +28,7 @@ from weightledger.ledger.tensors.lanes import from_bytes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.commands import ApplyUpdates, Command, MergeAdapter
 from weightledger.ledger.writing.handlers import row_of
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan
 from weightledger.ledger.writing.requests import UPDATE_TYPES, Update
 from weightledger.ledger.writing.staged import Staged
 

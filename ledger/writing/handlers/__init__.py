@@ -27,8 +27,9 @@ from weightledger.ledger.writing.handlers import (
     updates,
     versions,
 )
-from weightledger.ledger.writing.plans import Plan, ProposedEvent
+from weightledger.ledger.writing.plan import Plan
 from weightledger.ledger.writing.policy import Switch
+from weightledger.ledger.writing.proposed import ProposedEvent
 from weightledger.ledger.writing.staged import Staged
 
 C = TypeVar("C")

@@ -20,9 +20,8 @@ from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
-from weightledger.ledger.writing.encoding import Write
 from weightledger.ledger.writing.given import Given
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, Update, validate
 from weightledger.ledger.writing.staged import Staged

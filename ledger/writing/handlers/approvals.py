@@ -17,6 +17,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import APPROVALS, Event
 from weightledger.ledger.events.bodies import ApprovalDecided, ApprovalLapsed, ApprovalRequested
 from weightledger.ledger.history import approvals
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.commands import (
     AdvanceRollout,
     ChangePolicy,
@@ -34,8 +35,8 @@ from weightledger.ledger.writing.commands import (
 )
 from weightledger.ledger.writing.handlers.rollouts import HEAD, running
 from weightledger.ledger.writing.payload import PayloadWriter
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
 from weightledger.ledger.writing.policy import Policy
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 from weightledger.ledger.writing.stored_commands import store
 
@@ -70,7 +71,9 @@ def request(command: RequestApproval, staged: Staged) -> ProposedEvent:
     payload = PayloadWriter(staged.history.blobs)
     if data:
         payload.write(data)
-    return replace(proposed, payload=payload.finish())
+    refs, inline, blobs = payload.finish()
+    draft = replace(proposed.draft, payload=refs)
+    return replace(proposed, draft=draft, attached=Attached((), inline, blobs))
 
 
 def _pinned(asked: Command, staged: Staged) -> Command:

@@ -6,7 +6,7 @@ from weightledger.ledger.events.bodies import HoldPlaced, HoldReleased, VersionC
 from weightledger.ledger.history import holds
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import PlaceHold, Release
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 

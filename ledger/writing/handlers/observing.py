@@ -6,7 +6,7 @@ from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import PolicyChanged, body_of
 from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.writing.commands import ChangePolicy, Observe
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 FIRST_POLICY = "specification"

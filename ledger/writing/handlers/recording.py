@@ -9,8 +9,7 @@ from weightledger.ledger.tensors.lanes import clone, empty, shares_memory
 from weightledger.ledger.tensors.memory import LEAST_BYTES
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.commands import Record
-from weightledger.ledger.writing.encoding import Write
-from weightledger.ledger.writing.plans import Plan
+from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.staged import Staged
 
 

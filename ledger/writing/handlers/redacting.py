@@ -3,7 +3,7 @@
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.history.redactions import MOST, next_number, redactions_of
 from weightledger.ledger.writing.commands import Redact
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 

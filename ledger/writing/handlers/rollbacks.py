@@ -7,7 +7,7 @@ from weightledger.ledger.history import versions
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.projector import LiveState
 from weightledger.ledger.writing.commands import RollBack
-from weightledger.ledger.writing.plans import ProposedEvent
+from weightledger.ledger.writing.proposed import ProposedEvent
 from weightledger.ledger.writing.staged import Staged
 
 PUBLISH_FAILED = "publish_failed"
@@ -26,9 +26,9 @@ def roll_back(command: RollBack, staged: Staged) -> ProposedEvent:
     else:
         active = versions.nearest(store, target.node)
     staged.check_untouched()
-    changes = None
+    change = None
     if target.node != live.head.node:
-        changes = staged.move(target.node, target.state)
+        change = staged.move(target.node, target.state)
     body = RolledBack(
         to=target.text,
         to_event=target.event.seq,
@@ -45,7 +45,7 @@ def roll_back(command: RollBack, staged: Staged) -> ProposedEvent:
         target_node=target.node,
         active=active,
     )
-    return ProposedEvent(draft, changes=changes)
+    return ProposedEvent(draft, change=change)
 
 
 def answer(live: LiveState, refused: Event, reason: str) -> Draft:

@@ -16,7 +16,7 @@ from weightledger.ledger.writing.commands import (
     StartRollout,
 )
 from weightledger.ledger.writing.handlers.rollbacks import roll_back
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 HEAD = "head"

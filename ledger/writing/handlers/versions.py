@@ -14,7 +14,7 @@ from weightledger.ledger.events.bodies import (
 )
 from weightledger.ledger.history import holds, versions
 from weightledger.ledger.writing.commands import CreateInitialVersion, CreateVersion, Pin, Retire
-from weightledger.ledger.writing.plans import ProposedEvent, stateless
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 _INITIAL = "Initial version"

@@ -9,7 +9,7 @@ writer was faster, asks for it again on the newer state.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,56 +28,21 @@ from weightledger.ledger.events.bodies import (
 )
 from weightledger.ledger.events.bodies.operands import Operands
 from weightledger.ledger.events.changes import WHOLE, TensorChange
-from weightledger.ledger.projection.projector import Changes
+from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes, spec_of
 from weightledger.ledger.tensors.spec import WEIGHTS
-from weightledger.ledger.writing.encoding import Recorded, TensorWrite, Write, record_tensors
-from weightledger.ledger.writing.given import Given
+from weightledger.ledger.writing.encoding import Recorded, Written, record_tensors
 from weightledger.ledger.writing.keeping import keep
-from weightledger.ledger.writing.payload import EMPTY, Payload, PayloadWriter
-from weightledger.ledger.writing.policy import UNJUDGED, Verdict
+from weightledger.ledger.writing.payload import PayloadWriter
+from weightledger.ledger.writing.plan import Plan, Write
+from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.preparing import prepared
+from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
 _WORTHWHILE_FACTORS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one state-changing event is to do, worked out on the staged state.
-
-    `facts` go into the event's body. `weights` maps bare names to new values; `auxiliary` maps
-    full names outside of the weights (`rule/…`, `adapter/…`) to tensors, None to remove one.
-    `verdict` is what was found before the guard is asked; one with a reason refuses the plan.
-    `given` is what works it out again, None where its values came ready from elsewhere.
-    """
-
-    facts: Mapping[str, Any]
-    weights: Mapping[str, Write] = field(default_factory=dict)
-    auxiliary: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
-    kind: str = events.UPDATED
-    verdict: Verdict = UNJUDGED
-    given: Given | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProposedEvent:
-    """One event as a command leads to it: the draft, its payload, and what to show afterwards.
-
-    `parameters` are the full state names that the event counts as an update of; `changes` is
-    None when no tensor changes. With `more` the command is handled once more on the state after
-    this event, and both go into one transaction. The last of a command's events bears the caller's
-    words; with `worded` this one does, too.
-    """
-
-    draft: Draft
-    payload: Payload = EMPTY
-    parameters: Sequence[str] = ()
-    changes: Changes | None = None
-    more: bool = False
-    worded: bool = False
 
 
 def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
@@ -94,42 +59,35 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     writes = [_written(staged, WEIGHTS + name, write) for name, write in plan.weights.items()]
     recorded = record_tensors(writes, payload, history.pool)
     whole = [_whole(staged, name, tensor) for name, tensor in plan.auxiliary.items()]
-    moved = [change for change, _ in whole if change.before != change.after]
-    changes = staged.changed(recorded, moved, plan.auxiliary)
+    moved = [one for one, _ in whole if one.before != one.after]
+    change = staged.changed(recorded, moved, plan.auxiliary)
     verdict = plan.verdict
     guard = staged.policy.guard
     if guard is not None and plan.kind == events.UPDATED:
         if guard.alone:
-            changes = staged.prepare(changes)
-        verdict = verdict.joined(guard(changes))
+            change = staged.prepare(change)
+        verdict = verdict.joined(guard(change))
     if verdict.reason is not None:
         return _refusal(staged, plan.facts, verdict)
     operands, blobs_of_operands = keep(plan.given, staged.policy.operands, payload)
-    finished = payload.finish()
-    finished.blobs.update(blobs_of_operands)
-    for _, blobs in whole:
-        finished.blobs.update(blobs)
-    changed = (*[one.change for one in recorded if one.change.changed], *moved)
+    refs, inline, blobs = payload.finish()
+    blobs.update(blobs_of_operands)
+    for _, its in whole:
+        blobs.update(its)
+    changed = (*[one for one, _, _ in recorded if one.changed], *moved)
     parameters = [WEIGHTS + name for name in plan.weights]
-    norm, state = _norm(recorded), changes.state.value
+    norm, state = _norm(recorded), change.state.value
     body = _body(plan, changed, norm, verdict, parameters, operands)
+    draft = Draft(body, state, payload=refs)
+    attached = Attached(parameters, inline, blobs)
     rule = staged.policy.prepare
     if rule is not None and plan.kind == events.UPDATED:
-        asked = Draft(body, state, payload=finished.refs)
-        verdict = verdict.joined(prepared(rule, staged, asked, finished))
+        verdict = verdict.joined(prepared(rule, staged, draft, attached))
         if verdict.reason is not None:
             return _refusal(staged, plan.facts, verdict)
         body = _body(plan, changed, norm, verdict, parameters, operands)
-    return ProposedEvent(Draft(body, state), finished, parameters, changes)
-
-
-def stateless(
-    staged: Staged, body: EventBody, *, number: int | None = None, more: bool = False
-) -> ProposedEvent:
-    """An event that changes no state."""
-    active = events.THIS_VERSION if body.SERIES == events.VERSIONS else events.KEEP_ACTIVE
-    draft = Draft(body, staged.live.state.value, number=number, active=active)
-    return ProposedEvent(draft, more=more)
+        draft = replace(draft, body=body)
+    return ProposedEvent(draft, attached, change)
 
 
 def _body(
@@ -175,13 +133,12 @@ def _evidence(verdict: Verdict) -> dict[str, Any]:
     return evidence
 
 
-def _written(staged: Staged, name: str, write: Write) -> TensorWrite:
+def _written(staged: Staged, name: str, write: Write) -> Written:
     spec, factors = staged.live.state.specs[name], write.factors
     if factors is not None and factors.nbytes > _WORTHWHILE_FACTORS * spec.nbytes:
         # Reversible differences are worth more than the few bytes saved.
         write = replace(write, factors=None)
-    before, chunks, checksums = staged.tensor(name), staged.chunks(name), staged.checksums(name)
-    return TensorWrite(spec, before, chunks, write, checksums)
+    return spec, staged.hashed(name), write
 
 
 def _whole(
@@ -207,8 +164,8 @@ def _whole(
 def _norm(recorded: Sequence[Recorded]) -> float | None:
     """The L2 norm of all differences together; None where it is not a finite number."""
     if len(recorded) == 1:
-        return recorded[0].delta_norm
-    norms = [one.delta_norm for one in recorded]
+        return recorded[0][2]
+    norms = [norm for _, _, norm in recorded]
     finite = [norm for norm in norms if norm is not None]
     total = math.hypot(*finite)
     return total if len(finite) == len(norms) and math.isfinite(total) else None
