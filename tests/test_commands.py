@@ -12,10 +12,9 @@ from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, Operatio
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest
 from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing import commands, handlers
+from weightledger.ledger.writing import commands, handlers, update_commands
 from weightledger.ledger.writing.commands import (
     AdvanceRollout,
-    ApplyUpdates,
     CarryOut,
     ChangePolicy,
     CreateInitialVersion,
@@ -38,7 +37,7 @@ from weightledger.ledger.writing.commands import (
     UnloadAdapter,
 )
 from weightledger.ledger.writing.policy import Policy
-from weightledger.ledger.writing.update_commands import batch_command, update_command
+from weightledger.ledger.writing.update_commands import ApplyUpdates, batch_command, update_command
 
 SPECS = {
     "w": TensorSpec("w", "float32", (2, 3)),
@@ -314,7 +313,7 @@ def test_what_is_switched_off_is_refused_from_every_face(tmp_path: Path) -> None
 
 
 def test_a_batch_of_nothing_or_of_too_much_is_no_command() -> None:
-    for count in (0, commands.MAX_BATCH + 1):
+    for count in (0, update_commands.MAX_BATCH + 1):
         with pytest.raises(InvalidRequest, match="a batch has 1 to 4096 updates"):
             batch_command([request("w", 1.0)] * count, SPECS, {})
 

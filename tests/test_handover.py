@@ -13,11 +13,11 @@ from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events import Event
 from weightledger.ledger.log import Log
 from weightledger.ledger.writing.caller import Caller
-from weightledger.ledger.writing.commands import ApplyUpdates, RollBack
+from weightledger.ledger.writing.commands import RollBack
 from weightledger.ledger.writing.handover import Handover
 from weightledger.ledger.writing.job import Job
 from weightledger.ledger.writing.showing import Committed
-from weightledger.ledger.writing.update_commands import update_command
+from weightledger.ledger.writing.update_commands import ApplyUpdates, update_command
 
 MANY = 8
 

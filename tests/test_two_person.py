@@ -32,7 +32,6 @@ from weightledger.ledger.redaction import redact
 from weightledger.ledger.writing.caller import ANYONE
 from weightledger.ledger.writing.commands import (
     AdvanceRollout,
-    ApplyUpdates,
     Decide,
     EndRollout,
     LoadAdapter,
@@ -47,7 +46,7 @@ from weightledger.ledger.writing.commands import (
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.recording import record_command
 from weightledger.ledger.writing.stored_commands import restore, store
-from weightledger.ledger.writing.update_commands import batch_command, update_command
+from weightledger.ledger.writing.update_commands import ApplyUpdates, batch_command, update_command
 
 ANA, BO = Caller(actor="ana", reason="it drifts"), Caller(actor="bo", reason="looked at it")
 RULE = Policy(two_person=True)

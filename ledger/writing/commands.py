@@ -21,11 +21,8 @@ from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.writing.caller import ANYONE, Caller
-from weightledger.ledger.writing.requests import Update
 
 MAX_DESCRIPTION = 500
-MAX_BATCH = 4096
-"""Most updates in one event."""
 
 
 class Command(Protocol):
@@ -42,36 +39,6 @@ class Command(Protocol):
     @property
     def digest(self) -> bytes | None:
         """The digest of the canonical request, 32 bytes; None for what is never retried."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyUpdates:
-    """Change parameters, in order, as one event.
-
-    `batch` tells several updates, or one sent as a batch, from an update alone: their events and
-    their digests differ. The metadata is the update's own where it is alone.
-    """
-
-    updates: tuple[Update, ...]
-    caller: Caller = ANYONE
-    metadata: str | None = None
-    batch: bool = False
-
-    def __post_init__(self) -> None:
-        check_batch(len(self.updates))
-        if len(self.updates) > 1 and not self.batch:
-            raise InvalidRequest("several updates in one event are a batch")
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the event says about what was asked for."""
-        if not self.batch:
-            return self.updates[0].facts
-        return {"operation": "batch", "updates": [update.facts for update in self.updates]}
-
-    @property
-    def digest(self) -> bytes:
-        return content_digest(canonical({**self.facts, "metadata": self.metadata}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,12 +379,6 @@ class Lapse:
     caller: Caller = ANYONE
     metadata: str | None = field(default=None, init=False)
     digest: bytes | None = field(default=None, init=False)
-
-
-def check_batch(updates: int) -> None:
-    """Raise InvalidRequest unless so many updates can be one event."""
-    if not 1 <= updates <= MAX_BATCH:
-        raise InvalidRequest(f"a batch has 1 to {MAX_BATCH} updates, got {updates}")
 
 
 def check_percent(percent: int) -> None:

@@ -16,7 +16,6 @@ from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import (
     AdvanceRollout,
-    ApplyUpdates,
     Command,
     CreateVersion,
     EndRollout,
@@ -32,6 +31,7 @@ from weightledger.ledger.writing.commands import (
     UnloadAdapter,
 )
 from weightledger.ledger.writing.requests import Update
+from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 Tensors = dict[str, torch.Tensor]
 Specs = Mapping[str, TensorSpec]

@@ -1,16 +1,17 @@
-"""From requests for updates to the command that applies them, checked against the model."""
+"""The command that applies updates, and how it is made of requests that fit the model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import ANYONE, Caller
-from weightledger.ledger.writing.commands import ApplyUpdates, check_batch
 from weightledger.ledger.writing.requests import (
     IncrementalUpdateRequest,
     Update,
@@ -18,8 +19,41 @@ from weightledger.ledger.writing.requests import (
     validate,
 )
 
+MAX_BATCH = 4096
+"""Most updates in one event."""
+
 # Above this a request is worth a thread.
 _MOST_VALUES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyUpdates:
+    """Change parameters, in order, as one event.
+
+    `batch` tells several updates, or one sent as a batch, from an update alone: their events and
+    their digests differ. The metadata is the update's own where it is alone.
+    """
+
+    updates: tuple[Update, ...]
+    caller: Caller = ANYONE
+    metadata: str | None = None
+    batch: bool = False
+
+    def __post_init__(self) -> None:
+        _check_batch(len(self.updates))
+        if len(self.updates) > 1 and not self.batch:
+            raise InvalidRequest("several updates in one event are a batch")
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the event says about what was asked for."""
+        if not self.batch:
+            return self.updates[0].facts
+        return {"operation": "batch", "updates": [update.facts for update in self.updates]}
+
+    @property
+    def digest(self) -> bytes:
+        return content_digest(canonical({**self.facts, "metadata": self.metadata}))
 
 
 def update_command(
@@ -55,7 +89,7 @@ def batch_command(
     `caller` and `metadata` belong to the event; a request that has its own is refused. One update
     that does not fit refuses all of them.
     """
-    check_batch(len(requests))
+    _check_batch(len(requests))
     for number, request in enumerate(requests):
         _require_bare(number, request)
     updates = tuple(_validated(request, specs, first_names) for request in requests)
@@ -108,3 +142,9 @@ def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
                 "it there",
                 param=name,
             )
+
+
+def _check_batch(updates: int) -> None:
+    """Raise InvalidRequest unless so many updates can be one event."""
+    if not 1 <= updates <= MAX_BATCH:
+        raise InvalidRequest(f"a batch has 1 to {MAX_BATCH} updates, got {updates}")

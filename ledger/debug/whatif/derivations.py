@@ -26,11 +26,12 @@ from weightledger.ledger.events.kinds import IN_BLOBS
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.lanes import from_bytes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
-from weightledger.ledger.writing.commands import ApplyUpdates, Command, MergeAdapter
+from weightledger.ledger.writing.commands import Command, MergeAdapter
 from weightledger.ledger.writing.handlers import row_of
 from weightledger.ledger.writing.plan import Plan
 from weightledger.ledger.writing.requests import UPDATE_TYPES, Update
 from weightledger.ledger.writing.staged import Staged
+from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """One table: what each command does.
 
-A handler turns a command and the staged state into a plan (which `plans.proposed` records and the
+A handler turns a command and the staged state into a plan (which `proposing.proposed` records and the
 log's guard judges), into an event that changes no weights, or into an event there is already. It
 is called again on the newer state when another writer was faster, so whatever depends on the model
 is read in it; it appends nothing and shows nothing.
@@ -31,6 +31,7 @@ from weightledger.ledger.writing.plan import Plan
 from weightledger.ledger.writing.policy import Switch
 from weightledger.ledger.writing.proposed import ProposedEvent
 from weightledger.ledger.writing.staged import Staged
+from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 C = TypeVar("C")
 
@@ -78,7 +79,7 @@ def row_of(command: Command) -> Row:
     return row
 
 
-add_command(commands.ApplyUpdates, updates.apply, switch="incremental learning", grouped=True)
+add_command(ApplyUpdates, updates.apply, switch="incremental learning", grouped=True)
 add_command(commands.Record, recording.record, switch="incremental learning")
 add_command(commands.CreateVersion, versions.create, switch="versioning")
 add_command(commands.CreateInitialVersion, versions.create_initial, switch="versioning")

@@ -6,12 +6,12 @@ import torch
 
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
-from weightledger.ledger.writing.commands import ApplyUpdates
 from weightledger.ledger.writing.given import operands_of
 from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.policy import Verdict
 from weightledger.ledger.writing.requests import Update
 from weightledger.ledger.writing.staged import Staged
+from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 
 def apply(command: ApplyUpdates, staged: Staged) -> Plan:
