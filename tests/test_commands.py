@@ -47,8 +47,9 @@ SPECS = {
 AROUND_ANOTHER = {RequestApproval, CarryOut}
 KINDS = [
     kind
-    for kind in vars(commands).values()
-    if dataclasses.is_dataclass(kind) and kind.__module__ == commands.__name__
+    for module in (commands, update_commands)
+    for kind in vars(module).values()
+    if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
 ]
 
 

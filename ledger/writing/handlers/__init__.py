@@ -1,9 +1,9 @@
 """One table: what each command does.
 
-A handler turns a command and the staged state into a plan (which `proposing.proposed` records and the
-log's guard judges), into an event that changes no weights, or into an event there is already. It
-is called again on the newer state when another writer was faster, so whatever depends on the model
-is read in it; it appends nothing and shows nothing.
+A handler turns a command and the staged state into a plan (which `proposing.proposed` records and
+the log's guard judges), into an event that changes no weights, or into an event there is already.
+It is called again on the newer state when another writer was faster, so whatever depends on the
+model is read in it; it appends nothing and shows nothing.
 
 A layer above adds its own command with `add_command`; a second handler for a command is an error.
 """
