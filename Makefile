@@ -2,12 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is imported is compiled then, which of these packages is a fifth; and kept, or every process
-# of a test would compile all that it imports again.
+# What is imported is compiled then, which of these packages is a fifth, by the process that workers
+# are forked from; and kept, or every other would compile all that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_FLAGS := --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
-COMPILED := $(VENV)/.compiled
 
 # Two more than there are cores, since tests wait for servers they start; four at most.
 CORES := $(shell nproc 2> /dev/null || echo 2)
@@ -29,8 +28,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(COMPILED) browser promtool
-	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak"
+unit: $(STAMP) browser promtool
+	$(BIN)/python -m tests.workers $(WORKERS) -m "not soak"
 
 # Chromium and its driver, Debian's, for the tests of the dashboard.
 browser:
@@ -98,12 +97,6 @@ $(STAMP): pyproject.toml constraints.txt
 	# Its own bound on typer is older than ours, which it works with.
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps openapi-python-client
 	touch $@
-
-# What tests import, by one process: else each worker would compile all of it. What fails here
-# fails in the tests.
-$(COMPILED): $(STAMP)
-	-$(BIN)/pytest --collect-only -q > /dev/null
-	@touch $@
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) build *.egg-info

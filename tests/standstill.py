@@ -5,6 +5,7 @@ when the machine has had nothing to do for minutes waits for what will not come:
 which pytest-xdist reports as that test's failure.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from tests.waiting import PATIENCE_S, MachineRest
+from tests.waiting import HELPERS, PATIENCE_S, MachineRest
 
 _LOOK_S = 5.0
 _STATUS = 70
@@ -55,11 +56,14 @@ class Standstill:
         if capturing is not None:
             capturing.suspend(in_=True)
         told = [f"\n{name}: the machine has done nothing for long, and it is not over"]
-        told += [
-            f"  {process.pid} {process.status()} {process.cmdline()}"
-            for process in psutil.Process().children(recursive=True)
-        ]
+        for pid in (os.getpid(), *HELPERS):
+            with contextlib.suppress(psutil.Error):  # processes end while they are looked at
+                told += map(_told, psutil.Process(pid).children(recursive=True))
         sys.stderr.write("\n".join([*told, ""]))
         sys.stderr.flush()
         faulthandler.dump_traceback(2)
         os._exit(_STATUS)
+
+
+def _told(process: psutil.Process) -> str:
+    return f"  {process.pid} {process.status()} {process.cmdline()}"

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,6 +45,31 @@ def test_who_waits_for_what_never_comes_gives_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(waiting, "_machine_cpu_s", lambda: 0.0)
     with pytest.raises(GaveUp, match="the answer: the machine has done nothing"):
         until(lambda: False, "the answer")
+
+
+def test_asking_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the asking is, what it waits for stands still; what others do is work."""
+    monkeypatch.setattr(waiting, "STILL_S", 0.7)
+    with pytest.raises(GaveUp, match=r"the answer: nothing has moved"):
+        until(lambda: sum(range(200_000)) < 0, "the answer", cpu_s=3)
+
+
+def test_a_row_of_short_processes_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            subprocess.run([sys.executable, "-I", "-S", "-c", "sum(range(3_000_000))"], check=True)
+
+    monkeypatch.setattr(waiting, "STILL_S", 30.0)
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        with pytest.raises(GaveUp, match="the answer: not after 1 s of processor time"):
+            until(lambda: False, "the answer", cpu_s=1)
+    finally:
+        over.set()
+        worker.join()
 
 
 def test_a_machine_at_work_does_not_rest() -> None:

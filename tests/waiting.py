@@ -6,6 +6,7 @@ need; and where the machine has had nothing to do for long, since then nobody is
 nothing else.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,11 +24,17 @@ MACHINE_STILL_S = 60.0
 PATIENCE_S = 300.0
 """What clients and locks of tests wait for an answer: more than any load explains."""
 
+HELPERS: set[int] = set()
+"""Processes that work for this one and are no children of it."""
+
 _PAUSE_S = 0.005
 
 # Clocks and threads that look every now and then use less than this, in processors.
 _NOTHING = 0.25
 _SAMPLE_S = 2.0
+
+# The system counts in hundredths of a second, each process for itself.
+_STEP_S = 0.05
 
 # To ask for a process's children looks at every process of the machine.
 _LOOK_S = 0.25
@@ -43,8 +50,9 @@ def until(
 ) -> T:
     """The first true answer of `ready`, asked again and again.
 
-    `pid` is the process that works on it, by default this one; `cpu_s` is what it and its children
-    may use of processor time meanwhile. Raises GaveUp, saying what did not come.
+    `pid` is the process that works on it, by default this one and its HELPERS, but for the asking;
+    `cpu_s` is what it and its children may use of processor time meanwhile. Raises GaveUp, saying
+    what did not come.
     """
     began = used = _cpu_s(pid)
     moved = looked = time.monotonic()
@@ -59,7 +67,7 @@ def until(
         now, looked = _cpu_s(pid), time.monotonic()
         if now is None or began is None:
             raise GaveUp(f"{what}: the process is gone")
-        if now != used:
+        if used is None or now - used > _STEP_S:
             used, moved = now, time.monotonic()
         if now - began > cpu_s:
             raise GaveUp(f"{what}: not after {cpu_s:.0f} s of processor time")
@@ -98,7 +106,18 @@ def _machine_cpu_s() -> float:
 
 
 def _cpu_s(pid: int | None) -> float | None:
-    """Processor time of a process and its children, in seconds; None when it is gone."""
+    """Processor time of a process and its children, in seconds; None when it is gone.
+
+    Of this process (None), what the thread that waits has not used: it asks, and brings nothing.
+    """
+    if pid is not None:
+        return _family_cpu_s(pid)
+    asking_s = time.thread_time()
+    families = [_family_cpu_s(one) or 0.0 for one in (os.getpid(), *HELPERS)]
+    return sum(families) - asking_s
+
+
+def _family_cpu_s(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -106,5 +125,6 @@ def _cpu_s(pid: int | None) -> float | None:
         times = [process.cpu_times()]
         times += [child.cpu_times() for child in process.children(recursive=True)]
     except psutil.NoSuchProcess as error:
-        return None if error.pid in (pid, None) else _cpu_s(pid)
-    return sum(one.user + one.system for one in times)
+        return None if error.pid == pid else _family_cpu_s(pid)
+    # Those that have ended count where they were waited for: a row of short ones is progress.
+    return sum(sum(one[:4]) for one in times)

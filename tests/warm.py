@@ -1,9 +1,9 @@
 """Processes that need not import what they run, which takes longer than what they do.
 
-One process per worker of pytest imports torch, FastAPI and the rest once. From it the servers and
-commands of tests are forked: real processes, with arguments, environment, folder and output of
-their own, that run `python -m weightledger …`, or a program, from its first line on. It ends when
-the worker does.
+One process per worker of pytest has imported torch, FastAPI and the rest, once, or is forked from
+one that has (`tests.workers`). From it the servers and commands of tests are forked: real
+processes, with arguments, environment, folder and output of their own, that run `python -m
+weightledger …`, or a program, from its first line on. It ends when the worker does.
 """
 
 import atexit
@@ -24,9 +24,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO
 
 import torch
+
+from tests.forks import be
+from tests.waiting import HELPERS
 
 _PRELOADED = (
     "weightledger.api.server.serve",
@@ -45,6 +48,9 @@ _PRELOADED = (
 _KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _MOST_BYTES = 1 << 20
 _ONE_AT_A_TIME = threading.Lock()
+
+# Where somebody forks a warm process for whoever connects; None: each worker starts its own.
+_forked_at: str | None = None
 
 # What the interpreter and the libraries below it read before the first line.
 _THREADS = "OMP_NUM_THREADS"  # torch can be told later
@@ -133,9 +139,7 @@ def shell_command(file: Path) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, socket.socket(*_KIND) as listener:
         listener.bind(f"{folder}/socket")
         listener.listen()
-        client = Path(__file__).with_name("warm_command.py")
-        file.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {client} {folder}/socket "$@"\n')
-        file.chmod(0o755)
+        write_client(file, f"{folder}/socket")
         answering = threading.Thread(target=_answer, args=(listener,))
         answering.start()
         try:
@@ -143,6 +147,13 @@ def shell_command(file: Path) -> Iterator[None]:
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             answering.join()
+
+
+def write_client(file: Path, socket_path: str) -> None:
+    """Make `file` a program that has who listens do what it was asked, in its place."""
+    client = Path(__file__).with_name("warm_command.py")
+    file.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "{client}" {socket_path} "$@"\n')
+    file.chmod(0o755)
 
 
 def _answer(listener: socket.socket) -> None:
@@ -153,7 +164,7 @@ def _answer(listener: socket.socket) -> None:
         except OSError:  # it was shut down
             return
         with line:
-            data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 2)
+            data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 3)
             process = WarmProcess(_ask({"program": None, **json.loads(data)}, *handles))
             for handle in handles:
                 os.close(handle)
@@ -182,6 +193,11 @@ def _ask(what: Mapping[str, Any], *handles: int) -> int:
 @functools.cache
 def _line() -> socket.socket:
     """The line to the warm process, which is started by the first who asks."""
+    if _forked_at is not None:
+        line = socket.socket(*_KIND)
+        line.connect(_forked_at)
+        HELPERS.add(int(line.recv(_MOST_BYTES)))
+        return line
     ours, its = socket.socketpair(*_KIND)
     its.set_inheritable(True)
     search = os.pathsep.join(filter(None, sys.path))
@@ -208,7 +224,7 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
     """
     running: set[int] = set()
     while True:
-        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 2)
+        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 3)
         if not data:  # whoever asked is gone, perhaps killed in the middle of a test
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
@@ -233,9 +249,7 @@ def _become(
     args: Sequence[str], program: str | None, env: Mapping[str, str], cwd: str, handles: list[int]
 ) -> None:
     """Be the process that was asked for."""
-    for number, handle in enumerate(handles, start=1):
-        os.dup2(handle, number)
-        os.close(handle)
+    take_over(handles)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -250,28 +264,34 @@ def _become(
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
 
 
-def _leave(status: int) -> NoReturn:
-    """End as the interpreter does, but for taking apart all that was imported.
+def take_over(handles: Sequence[int]) -> None:
+    """Have these files as output, errors and, where there is a third, input."""
+    for number, handle in zip((1, 2, 0), handles, strict=False):
+        os.dup2(handle, number)
+        os.close(handle)
 
-    That takes longer than most commands do.
-    """
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status & 0xFF)
+
+def preload() -> None:
+    """Import what servers and commands need."""
+    for module in _PRELOADED:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
+def fork_at(address: str) -> None:
+    """From now on warm processes are forked by who listens there."""
+    global _forked_at
+    _forked_at = address
+
+
+def live(line: socket.socket) -> None:
+    """Be a warm process; in what is forked from it, be what was asked for."""
+    task = _serve(line)
+    if task is not None:
+        be(functools.partial(_become, **task))
 
 
 if __name__ == "__main__":
-    for module in _PRELOADED:
-        importlib.import_module(module)
-    gc.freeze()
-    task = _serve(socket.socket(fileno=int(sys.argv[1])))
-    if task is not None:
-        try:
-            _become(**task)
-        except SystemExit as ended:
-            if not isinstance(ended.code, int | None):
-                raise
-            _leave(ended.code or 0)
-        _leave(0)
+    preload()
+    live(socket.socket(fileno=int(sys.argv[1])))
