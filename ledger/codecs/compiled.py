@@ -31,7 +31,7 @@ _BLOCK = 4096
 _PART_BYTES, _LINE_BYTES = 1 << 18, 64
 
 
-def _compiled(loop: Loop) -> Loop:
+def compiled(loop: Loop) -> Loop:
     try:
         return cast(Loop, numba.njit(nogil=True, cache=True)(loop))
     except RuntimeError:  # there is no folder to keep it in: each process compiles for itself
@@ -66,7 +66,7 @@ _differing_lanes: Any = intrinsic(_where_other)
 _lowest: Any = intrinsic(_lowest_bit)
 
 
-@_compiled
+@compiled
 def differing(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -> int:
     """Write the positions of lanes that differ; `positions` has room for all. Returns how many.
 
@@ -92,7 +92,7 @@ def differing(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -> int:
     return found
 
 
-@_compiled
+@compiled
 def same(one: Lanes, other: Lanes) -> bool:
     """Whether all lanes are equal; stops soon after the first that is not."""
     for start in range(0, one.size, _BLOCK):
@@ -105,29 +105,29 @@ def same(one: Lanes, other: Lanes) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def _in_order(bits: Any, top: Any) -> Any:
     """Sign bit (number `top`) set: all bits inverted. Clear: the sign bit set."""
     lane = type(bits)
     return lane(bits ^ ((lane(0) - (bits >> top)) | (lane(1) << top)))
 
 
-@_compiled
+@compiled
 def _in_bits(integer: Any, top: Any) -> Any:
     """The reverse of `_in_order`."""
     lane = type(integer)
     return lane(integer ^ ((lane(0) - ((integer >> top) ^ lane(1))) | (lane(1) << top)))
 
 
-@_compiled
+@compiled
 def _difference(old: Any, new: Any, top: Any, ordered: bool) -> Any:
     if ordered:
         old, new = _in_order(old, top), _in_order(new, top)
     return type(old)(new - old)
 
 
-@_compiled
-def _moved(value: Any, step: Any, top: Any, ordered: bool, undo: bool) -> Any:
+@compiled
+def moved(value: Any, step: Any, top: Any, ordered: bool, undo: bool) -> Any:
     lane = type(value)
     if undo:
         step = lane(lane(0) - step)
@@ -136,7 +136,7 @@ def _moved(value: Any, step: Any, top: Any, ordered: bool, undo: bool) -> Any:
     return lane(value + step)
 
 
-@_compiled
+@compiled
 def differences(
     before: Lanes, after: Lanes, positions: NDArray[Any], ordered: bool, out: Lanes
 ) -> int:
@@ -150,7 +150,7 @@ def differences(
     return changed
 
 
-@_compiled
+@compiled
 def all_differences(before: Lanes, after: Lanes, ordered: bool, out: Lanes) -> None:
     """Write after - before of every lane to `out`."""
     top = before.dtype.type(before.itemsize * 8 - 1)
@@ -158,7 +158,7 @@ def all_differences(before: Lanes, after: Lanes, ordered: bool, out: Lanes) -> N
         out[lane] = _difference(before[lane], after[lane], top, ordered)
 
 
-@_compiled
+@compiled
 def move(
     lanes: Lanes, positions: NDArray[np.int32], difference: Lanes, ordered: bool, undo: bool
 ) -> None:
@@ -166,10 +166,10 @@ def move(
     top = lanes.dtype.type(lanes.itemsize * 8 - 1)
     for entry in range(positions.size):
         at = positions[entry]
-        lanes[at] = _moved(lanes[at], difference[entry], top, ordered, undo)
+        lanes[at] = moved(lanes[at], difference[entry], top, ordered, undo)
 
 
-@_compiled
+@compiled
 def move_several(
     lanes: Lanes,
     positions: NDArray[np.uint32],
@@ -209,19 +209,19 @@ def move_several(
             done[delta] = low
             for entry in range(first, low):
                 at = positions[entry]
-                lanes[at] = _moved(lanes[at], difference[entry], top, ordered, False)
+                lanes[at] = moved(lanes[at], difference[entry], top, ordered, False)
     return some
 
 
-@_compiled
+@compiled
 def move_all(lanes: Lanes, difference: Lanes, ordered: bool, undo: bool) -> None:
     """Add a difference to every lane, or with `undo` take it off."""
     top = lanes.dtype.type(lanes.itemsize * 8 - 1)
     for lane in range(lanes.size):
-        lanes[lane] = _moved(lanes[lane], difference[lane], top, ordered, undo)
+        lanes[lane] = moved(lanes[lane], difference[lane], top, ordered, undo)
 
 
-@_compiled
+@compiled
 def outside(positions: NDArray[Any], count: int) -> bool:
     """Whether a position is not one of `count` lanes."""
     low = high = 0
@@ -231,7 +231,7 @@ def outside(positions: NDArray[Any], count: int) -> bool:
     return low < 0 or high > count
 
 
-@_compiled
+@compiled
 def fold(difference: Lanes, out: Lanes) -> Any:
     """Write 0, -1, 1, -2, 2 … as 0, 1, 2, 3, 4 …. Returns all of them or'ed together."""
     lane = difference.dtype.type
@@ -245,7 +245,7 @@ def fold(difference: Lanes, out: Lanes) -> Any:
     return some
 
 
-@_compiled
+@compiled
 def to_planes(values: Lanes, planes: NDArray[np.uint8]) -> None:
     """Write the bytes of each value to `planes` [planes, values], the lowest first."""
     for plane in range(planes.shape[0]):
@@ -255,7 +255,7 @@ def to_planes(values: Lanes, planes: NDArray[np.uint8]) -> None:
             out[entry] = values[entry] >> shift
 
 
-@_compiled
+@compiled
 def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
     """The reverse of `to_planes` and, if `signed`, of `fold`."""
     lane = out.dtype.type
@@ -271,7 +271,7 @@ def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
             out[entry] = (value >> lane(1)) ^ (lane(0) - (value & lane(1)))
 
 
-@_compiled
+@compiled
 def few_planes(before: Lanes, after: Lanes, ordered: bool, out: NDArray[np.uint8]) -> int:
     """Write what `planes.encode_signed` writes of the differences of fewer lanes than are packed.
 
@@ -299,7 +299,7 @@ def few_planes(before: Lanes, after: Lanes, ordered: bool, out: NDArray[np.uint8
     return changed
 
 
-@_compiled
+@compiled
 def few_lead(encoded: NDArray[np.uint8], before: Lanes, after: Lanes, ordered: bool) -> bool:
     """Whether bytes as `few_planes` writes them, read as what they say, lead from all of the lanes
     to all of the others."""
@@ -318,7 +318,7 @@ def few_lead(encoded: NDArray[np.uint8], before: Lanes, after: Lanes, ordered: b
         for plane in range(planes):
             folded |= lane(encoded[1 + 4 * (plane + 1) + plane * count + entry]) << lane(8 * plane)
         step = lane((folded >> one) ^ (lane(0) - (folded & one)))
-        if _moved(before[entry], step, top, ordered, False) != after[entry]:
+        if moved(before[entry], step, top, ordered, False) != after[entry]:
             return False
     return True
 
@@ -335,7 +335,7 @@ def _same_bits_as_float32(_: Any, bits: Any) -> Any:
 _as_float32: Any = intrinsic(_same_bits_as_float32)
 
 
-@_compiled
+@compiled
 def _step(old: Any, new: Any, top_half: bool) -> Any:
     """new - old, both bits of a float32 or, with `top_half`, the upper half of them."""
     shift = np.uint32(16 if top_half else 0)
@@ -343,7 +343,7 @@ def _step(old: Any, new: Any, top_half: bool) -> Any:
     return np.float64(_as_float32(np.uint32(other)) - _as_float32(np.uint32(one)))
 
 
-@_compiled
+@compiled
 def square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -> float:
     """The sum of the squares of after - before at the positions, of float32 or bfloat16.
 
@@ -360,7 +360,7 @@ def square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -
     return total
 
 
-@_compiled
+@compiled
 def square_distance_of_all(before: Lanes, after: Lanes) -> float:
     """`square_distance` of every lane."""
     half = before.itemsize == 2
@@ -381,7 +381,7 @@ def square_distance_of_all(before: Lanes, after: Lanes) -> float:
     return one + two + (three + four)
 
 
-@_compiled
+@compiled
 def to_runs(positions: NDArray[np.int32], out: NDArray[np.uint8]) -> int:
     """Write the gaps between positions as runs: one each and one for each whole 255 lanes. Returns
     how many, or one more than there is room for."""
@@ -399,7 +399,7 @@ def to_runs(positions: NDArray[np.int32], out: NDArray[np.uint8]) -> int:
     return size
 
 
-@_compiled
+@compiled
 def from_runs(runs: NDArray[np.uint8], positions: NDArray[np.int32]) -> int:
     """Write the positions after the first, which is there. Returns how many the runs have, or one
     more than there is room for."""

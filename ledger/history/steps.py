@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 
 from weightledger.ledger.codecs import factors
 from weightledger.ledger.codecs.delta import Delta, apply_several
 from weightledger.ledger.codecs.frames import Frame, apply_frames, frames_of
+from weightledger.ledger.codecs.several import take_through
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.changes import FACTORS, FRAMES, WHOLE, TensorChange
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
@@ -61,7 +62,7 @@ def apply_steps(tensor: torch.Tensor, steps: Sequence[ReplayStep]) -> None:
     """`apply_step` for several, one after another; after an error the tensor is of no use."""
     for form, run in groupby(steps, lambda step: step.change.form):
         same = list(run)
-        if form == FRAMES and len(same) > 1:
+        if form == FRAMES:
             _apply_tiles(lanes(tensor, same[0].change.name), same)
         else:
             for step in same:
@@ -70,11 +71,23 @@ def apply_steps(tensor: torch.Tensor, steps: Sequence[ReplayStep]) -> None:
 
 def _apply_tiles(bits: Lanes, steps: Sequence[ReplayStep]) -> None:
     """Take lanes through several deltas tile by tile, each in the cache for them all."""
+    start, done = take_through(
+        bits, [(step.data, step.undo) for step in steps], _element(steps[0]).ordered
+    )
+    if start == len(bits):
+        return
     split: list[list[Frame]] = []
     for step in steps:
         with _named(step):
             split.append(frames_of(step.data, len(bits)))
-    start = 0
+    # Up to there all are cut alike, and a tile further where some of its deltas were applied.
+    number = list(accumulate((frame.lanes for frame in split[0]), initial=0)).index(start)
+    if done:
+        stop = start + split[0][number].lanes
+        rest = zip(steps[done:], split[done:], strict=True)
+        _apply_tile(bits[start:stop], [(step, frames[number]) for step, frames in rest])
+        start, number = stop, number + 1
+    split = [frames[number:] for frames in split]
     if len({tuple(frame.lanes for frame in frames) for frames in split}) == 1:
         for tile in zip(*split, strict=True):
             stop = start + tile[0].lanes
@@ -82,10 +95,10 @@ def _apply_tiles(bits: Lanes, steps: Sequence[ReplayStep]) -> None:
             start = stop
         return
     for step, frames in zip(steps, split, strict=True):  # cut in other places
-        start = 0
+        at = start
         for frame in frames:
-            _apply_tile(bits[start : start + frame.lanes], [(step, frame)])
-            start += frame.lanes
+            _apply_tile(bits[at : at + frame.lanes], [(step, frame)])
+            at += frame.lanes
 
 
 def _apply_tile(tile: Lanes, frames: Sequence[tuple[ReplayStep, Frame]]) -> None:

@@ -6,11 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightledger.ledger import codecs
-from weightledger.ledger.codecs import Delta, delta, encode_frame, encode_tensor
+from weightledger.ledger.codecs import (
+    Delta,
+    apply_frames,
+    delta,
+    encode_frame,
+    encode_tensor,
+    several,
+)
+from weightledger.ledger.codecs.several import take_through
+from weightledger.ledger.codecs.streams import u32
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events.changes import TensorChange
 from weightledger.ledger.history import steps
@@ -99,16 +109,107 @@ def cut(before: Lanes, after: Lanes, at: int) -> bytes:
 
 def walk(random: np.random.Generator, deltas: int) -> list[Lanes]:
     states: list[Any] = [random.integers(0, 1 << 32, *SPEC.shape, dtype=np.uint32)]
-    for share in random.choice([0.01, 0.5, 1], deltas):
+    for share in random.choice([0.001, 0.01, 0.5, 1], deltas):
         states.append(states[-1] + (random.random(SPEC.shape) < share) * np.uint32(3))
     return states
 
 
+@EACH_DTYPE
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1 << 32), count=st.sampled_from([1, 300, 4096, COUNT]))
+def test_encoded_deltas_are_all_applied_by_one_call(
+    element: ElementType, seed: int, count: int
+) -> None:
+    way = [(encode_frame(one), undo) for one, undo in some_deltas(seed, element, count)]
+    random = np.random.default_rng(seed)
+    start = random.integers(0, 256, count * element.lane.itemsize, np.uint8).view(element.lane)
+    together, singly = start.copy(), start.copy()
+    views = [(memoryview(data), undo) for data, undo in way]
+    assert take_through(together, views, element.ordered) == (count, 0)
+    for data, undo in way:
+        apply_frames(singly, data, element.ordered, undo=undo)
+    assert np.array_equal(together, singly)
+
+
+def test_more_than_there_is_room_for_is_applied_in_several_goes() -> None:
+    # Every entry of more than 2^20 lanes, in more deltas than are held at a time.
+    before = np.arange(codecs.TILE_LANES + 5_000, dtype=np.uint64)
+    after = before + np.uint64(3)
+    after[::7] = before[::7]
+    data = memoryview(encode_tensor(before, after, False))
+    lanes = before.copy()
+    assert take_through(lanes, [(data, False)] * 5, False) == (len(lanes), 0)
+    assert np.array_equal(lanes, before + np.uint64(5) * (after - before))
+
+
+def framed(codec_id: str, count: int, body: bytes) -> bytes:
+    name = codec_id.encode()
+    return bytes([len(name)]) + name + u32(count) + u32(len(body)) + body
+
+
+def packed(content: bytes) -> bytes:
+    frame = zstandard.ZstdCompressor(level=1).compress(content)
+    return u32(len(frame)) + frame
+
+
+BAD = {
+    "positions beyond the lanes": u32(2) + b"\0" + u32(995) + u32(1) + u32(1) + b"\x08" + b"\0",
+    "a last run without an end": u32(2) + b"\0" + u32(0) + u32(2) + u32(2) + b"\x08\xff" + b"\0",
+    "too few runs": u32(3) + b"\0" + u32(0) + u32(1) + u32(1) + b"\x08" + b"\0",
+    "long gaps beyond the lanes": u32(2)
+    + bytes.fromhex("01000000000201000000000100000004")
+    + b"\0",
+    "five planes of gaps": u32(2) + b"\1" + u32(0) + b"\5" + 5 * (u32(1) + b"\0") + b"\0",
+    "five planes of 32 bits": u32(1) + bytes(13) + b"\5" + 5 * (u32(1) + b"\0"),
+    "another form": u32(2) + b"\2" + u32(0) + b"\0" + b"\0",
+    "more changed than there are": u32(1001),
+    "bytes that follow": u32(0) + b"\0",
+    "an end inside of a number": b"\1",
+}
+UNKNOWN = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000))
+BAD_STREAMS = {
+    "two zstd frames": u32(2 * len(packed(bytes(500))) - 8) + 2 * packed(bytes(500))[4:],
+    "a zstd frame that is too short": packed(bytes(999)),
+    "a zstd frame that is too long": packed(bytes(1001)),
+    "a zstd frame that is cut": u32(9) + packed(bytes(1000))[4:13],
+    "bytes after a zstd frame": u32(len(packed(bytes(1000))) - 3) + packed(bytes(1000))[4:] + b"\0",
+    "a zstd frame of unknown length": u32(len(UNKNOWN)) + UNKNOWN,
+    "an end inside of a stream": u32(1000) + bytes(999),
+}
+HOSTILE = {
+    **{name: framed("sparse.1", 1000, body) for name, body in BAD.items()},
+    **{name: framed("dense.1", 1000, b"\1" + body) for name, body in BAD_STREAMS.items()},
+    "nothing that takes bytes": framed("none.1", 1000, b"\0"),
+    "fewer lanes": framed("none.1", 999, b""),
+    "more lanes": framed("none.1", 1001, b""),
+    "no lanes": framed("none.1", 0, b"") + framed("none.1", 1000, b""),
+    "bytes after the last frame": framed("none.1", 1000, b"") + b"\0",
+    "a codec that nobody knows": framed("sparse.9", 1000, u32(0)),
+    "an end inside of a head": framed("none.1", 1000, b"")[:-5],
+    "no frames": b"",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=list(HOSTILE))
+def test_what_is_not_as_it_is_written_is_left_as_it_was(data: bytes) -> None:
+    guard = np.arange(1200, dtype=np.uint32)
+    before = guard.copy()
+    good = (memoryview(framed("none.1", 1000, b"")), False)
+    start, done = take_through(guard[100:1100], [good, (memoryview(data), False)], True)
+    assert (start, done) in {(0, 0), (0, 1)}
+    assert np.array_equal(guard, before)
+    with pytest.raises(CorruptLedger):
+        apply_frames(guard[100:1100], data, True)
+    assert np.array_equal(guard, before)
+
+
+@pytest.mark.parametrize("zstd", [several._zstd, None], ids=["at once", "frame by frame"])
 @pytest.mark.parametrize("held", [0, 1 << 24], ids=["each by itself", "together"])
 @pytest.mark.parametrize("elsewhere", [(), (1,), (0, 2)], ids=str)
 def test_steps_lead_where_they_lead_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, held: int, elsewhere: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, held: int, elsewhere: tuple[int, ...], zstd: object
 ) -> None:
+    monkeypatch.setattr(several, "_zstd", zstd)
     monkeypatch.setattr(steps, "_HELD_BYTES", held)
     states = walk(np.random.default_rng(4), 4)
     way = [

@@ -1,0 +1,80 @@
+"""Several encoded deltas of a tensor applied by one compiled call, as far as they are as usual.
+
+The way that states are rebuilt by, where most deltas are read. It needs zstd's own functions, which
+the package gives through cffi; without them, and for what another codec wrote or is damaged,
+`frames` reads one frame after another.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from weightledger.ledger.codecs.frames import TILE_LANES
+from weightledger.ledger.tensors.spec import Lanes
+
+try:
+    _zstd: Any = import_module("zstandard._cffi")
+except ImportError:  # a build without cffi
+    _zstd = None
+
+_FUNCTIONS = ("ZSTD_decompressDCtx", "ZSTD_getFrameContentSize", "ZSTD_findFrameCompressedSize")
+
+
+class _Room(threading.local):
+    """What a thread works in, kept: fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        from weightledger.ledger.codecs.compiled_steps import GAPS_BYTES, take_through
+
+        self.run = take_through
+        self.context = _zstd.ffi.gc(_zstd.lib.ZSTD_createDCtx(), _zstd.lib.ZSTD_freeDCtx)
+        functions = (_zstd.ffi.addressof(_zstd.lib, name) for name in _FUNCTIONS)
+        self.zstd = np.array(
+            [int(_zstd.ffi.cast("intptr_t", one)) for one in (self.context, *functions)], np.int64
+        )
+        self.values = np.empty(TILE_LANES, np.uint64)
+        self.plane = np.empty(TILE_LANES, np.uint8)
+        self.gaps = np.empty(GAPS_BYTES, np.uint8)
+
+
+@cache
+def _room() -> _Room:
+    return _Room()
+
+
+def take_through(
+    lanes: Lanes, deltas: Sequence[tuple[memoryview, bool]], ordered: bool
+) -> tuple[int, int]:
+    """Apply the frames of several deltas to a whole tensor's lanes in place.
+
+    Each delta is its bytes and whether it is undone. Gives the lane up to which all are applied,
+    where a frame of all of them begins, and how many are applied to that frame's lanes; beyond that
+    nothing was written. What is left there is for `frames`, which also tells what is wrong with it.
+    """
+    if _zstd is None or not deltas:
+        return 0, 0
+    from weightledger.ledger.codecs.compiled_steps import COLUMNS
+
+    mine = _room()
+    encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas if len(data)]
+    if len(encoded) < len(deltas):
+        return 0, 0
+    reached = np.zeros(2, np.int64)
+    mine.run(
+        lanes,
+        np.array([data.__array_interface__["data"][0] for data in encoded], np.int64),
+        np.array([len(data) for data in encoded], np.int64),
+        np.array([undo for _, undo in deltas]),
+        ordered,
+        mine.values.view(lanes.dtype),
+        mine.plane,
+        mine.gaps,
+        np.empty((len(deltas), COLUMNS), np.int64),
+        mine.zstd,
+        reached,
+    )
+    return int(reached[0]), int(reached[1])
