@@ -84,6 +84,7 @@ drift: $(STAMP)
 # Against a real vLLM (its CPU build, in an environment of its own): 3.4 GB, a few minutes.
 VLLM_VENV ?= .venv-vllm
 vllm: $(STAMP) $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m benchmarks.vllm_trial
 	$(BIN)/python -m benchmarks.vllm_live --venv $(VLLM_VENV)
 
 $(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh

@@ -16,5 +16,5 @@ mkdir -p "$site/vllm-$version+cpu.dist-info"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" \
     > "$site/vllm-$version+cpu.dist-info/METADATA"
 # The plugin: this package without its dependencies, and the few that its core needs beside vLLM's.
-pip install blake3 'sqlalchemy>=2.1,<2.2' zstandard numba 'psycopg[binary]' rfc8785 orjson obstore
+pip install blake3 xxhash 'sqlalchemy>=2.1,<2.2' zstandard numba 'psycopg[binary]' rfc8785 orjson obstore
 pip install --no-deps -e "$here"

@@ -24,6 +24,7 @@ from benchmarks import vllm_servers
 from benchmarks.vllm_servers import Wire, post
 from weightledger import Ledger
 from weightledger.ledger.engines.vllm.adapters import write_adapter
+from weightledger.ledger.events import Event
 
 RESULTS = Path(__file__).parent / "results" / "vllm.json"
 PROMPTS = ["w1 w2 w3", "w17 w300 w4 w4 w90", "w200 w201 w202 w203 w204 w205 w206 w207"]
@@ -88,6 +89,14 @@ class Live:
     def head(self) -> int:
         items = httpx2.get(f"{self.ledger.url}/v1/models/updates?limit=1").json()["data"]
         return int(items[0]["seq"])
+
+    def events_since(self, seq: int) -> list[Event]:
+        with Ledger.open(f"sqlite:///{self.data / 'ledger.db'}") as ledger:
+            events = ledger.history(self.model.name).events(newest_first=False)
+        return [event for event in events if event.seq > seq]
+
+    def head_of_log(self) -> int:
+        return self.events_since(-1)[-1].seq
 
     def become_ready(self) -> float:
         started = time.perf_counter()
@@ -260,6 +269,37 @@ def kills(live: Live) -> dict[str, Any]:
     return found
 
 
+def gate(live: Live, folder: Path) -> dict[str, Any]:
+    """A writer elsewhere, a replica beside vLLM: what vLLM would not load is rejected by name."""
+    live.ledger.kill()
+    base, seq = live.completions(), live.head_of_log()
+    live.ledger = vllm_servers.headless(live.model, live.data, folder / "writer.log")
+    beside = vllm_servers.sidecar(live.vllm.url, live.model, live.data, folder / "sidecar.log")
+    try:
+        live.ledger.start("/readyz")
+        beside.start("/readyz")
+        require(live.completions() == base, "the replica begins with another state")
+        refused = live.update(0, 1000.0)
+        message = str(refused.json())
+        require("'gpu-1'" in message and "no weight above 900" in message, message)
+        require(live.completions() == base, "a refused update changed what is answered")
+        (event,) = live.events_since(seq)
+        require(event.kind == "update_rejected", f"recorded as {event.kind}")
+        started = time.perf_counter()
+        require(live.update(0).json()["success"], "an update that vLLM takes is refused")
+        took_s = time.perf_counter() - started
+        event = live.events_since(seq)[-1]
+        prepared = event.body["evidence"]["prepared"]
+        while httpx2.get(f"{beside.url}/readyz").json().get("seq") != event.seq:
+            time.sleep(0.02)
+        version = httpx2.get(f"{live.vllm.url}/weight_info").json()["weight_version"]
+        require(version == f"ledger:{event.seq}:{event.state_after.hex()[:16]}", version)
+        require(live.completions() != base, "the update is not shown")
+        return {"reason": message, "prepared": prepared, "update_prepared_and_recorded_s": took_s}
+    finally:
+        beside.kill()
+
+
 def pauses(live: Live, folder: Path) -> dict[str, Any]:
     """Our update of one fused group beside vLLM's own reload of the same three tensors."""
     live.without_wire(folder / "direct.log")
@@ -333,6 +373,7 @@ def main() -> None:
                 ("batches_and_versions", lambda: batches_and_versions(live)),
                 ("adapters", lambda: adapters(live, folder)),
                 ("kills", lambda: kills(live)),
+                ("gate", lambda: gate(live, folder)),
                 ("pauses", lambda: pauses(live, folder)),
             ):
                 results[title] = work()

@@ -13,29 +13,32 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 
 _READY_S = 240.0
 
 
-def make_model(folder: Path) -> None:
-    """A small random Llama in bfloat16 with a tokenizer of words w0, w1 …"""
+def make_model(folder: Path, kind: Literal["Llama", "Qwen2"] = "Llama") -> None:
+    """A small random model in bfloat16 with a tokenizer of words w0, w1 …
+
+    Qwen2's attention has biases.
+    """
     import torch
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     special = {"<unk>": 0, "<s>": 1, "</s>": 2}
     words = Tokenizer(
         models.WordLevel(special | {f"w{n}": n + 3 for n in range(509)}, unk_token="<unk>")
     )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
+    transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=512,
         hidden_size=256,
         intermediate_size=512,
@@ -46,7 +49,8 @@ def make_model(folder: Path) -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 class Process:
@@ -82,14 +86,43 @@ class Process:
             self._process.wait()
 
 
+REFUSING = """
+def register():
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod as Method
+
+    process = Method.process_weights_after_loading
+
+    def particular(self, layer):
+        if float(layer.weight.max()) > 900:
+            raise RuntimeError("this kernel takes no weight above 900")
+        process(self, layer)
+
+    Method.process_weights_after_loading = particular
+"""
+"""A plugin of vLLM's: its linear layers get a kernel that cannot hold every weight."""
+
+
+def install(folder: Path, source: str) -> Path:
+    """A package `refusing` in a folder for PYTHONPATH, with the entry point that vLLM looks for."""
+    about = folder / "refusing-1.0.dist-info"
+    about.mkdir(parents=True)
+    (folder / "refusing.py").write_text(source)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: refusing\nVersion: 1.0\n")
+    entry = "[vllm.general_plugins]\nrefusing = refusing:register\n"
+    (about / "entry_points.txt").write_text(entry)
+    return folder
+
+
 def vllm(venv: Path, model: Path, log: Path) -> Process:
-    """vLLM with the backend "ledger", adapters and the weight routes."""
+    """vLLM with the backend "ledger", adapters, the weight routes, and a kernel that refuses."""
     port = free_port()
     options = ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
     options += ["--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8"]
     options += ["--enable-lora", "--max-lora-rank", "8"]
     options += ["--weight-transfer-config", '{"backend": "ledger"}']
+    plugins = install(log.parent / "plugins", REFUSING)
     env = {
+        "PYTHONPATH": os.pathsep.join([str(plugins), os.environ.get("PYTHONPATH", "")]),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -102,9 +135,25 @@ def vllm(venv: Path, model: Path, log: Path) -> Process:
 
 def ledger(engine_url: str, model: Path, data_dir: Path, log: Path) -> Process:
     """`weightledger serve --engine vllm`."""
+    options = ["--engine", "vllm", "--engine-url", engine_url, "--model", str(model)]
+    return _ours("serve", options, data_dir, log)
+
+
+def headless(model: Path, data_dir: Path, log: Path) -> Process:
+    """A writer without an engine, which has replicas prepare what it records."""
+    options = ["--engine", "none", "--model", model.name, "--prepare", "all"]
+    return _ours("serve", [*options, "--prepare-timeout-s", "60"], data_dir, log)
+
+
+def sidecar(engine_url: str, model: Path, data_dir: Path, log: Path) -> Process:
+    """`weightledger follow` beside vLLM, as the replica gpu-1."""
+    options = ["--engine", "vllm", "--engine-url", engine_url, "--model", str(model)]
+    return _ours("follow", [*options, "--replica", "gpu-1", "--prepares"], data_dir, log)
+
+
+def _ours(verb: str, options: list[str], data_dir: Path, log: Path) -> Process:
     port = free_port()
-    command = [sys.executable, "-m", "weightledger", "serve", "--engine", "vllm"]
-    command += ["--engine-url", engine_url, "--model", str(model)]
+    command = [sys.executable, "-m", "weightledger", verb, *options]
     command += ["--data-dir", str(data_dir), "--port", str(port)]
     return Process(f"http://127.0.0.1:{port}", command, {}, log)
 

@@ -272,14 +272,14 @@ class Log(Questions):
         """
         return self._writer.catch_up(to, news)
 
-    def rehearse(self, event: Event, payload: bytes | None) -> bytes:
+    def rehearse(self, event: Event, payload: bytes | None, proposal: str) -> bytes:
         """Build the state that a proposed event would lead to, and show nothing of it.
 
         `payload` is the inline one; see `Projector.rehearse`.
         """
         data = from_blobs(event, self.history.blobs) if payload is None else checked(event, payload)
         with self._writer.lock:
-            return self.projector.rehearse(self.history, event, data)
+            return self.projector.rehearse(self.history, event, data, proposal)
 
     def look_after(self) -> None:
         """Look at every live tensor, or have a remote engine show again what it was brought to.

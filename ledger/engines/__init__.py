@@ -152,5 +152,11 @@ class RemoteEngine(Engine, Protocol):
     def confirm(self) -> None:
         """Ask the server's workers; EngineUnavailable unless all hold the published state."""
 
+    def rehearse(self, proposal: str, *, seq: int, digest: bytes) -> None:
+        """Have the server try the state that a proposal leads to, from the one that is shown.
+
+        What it serves stays. EngineUnavailable where the server would not take it, and says why.
+        """
+
     def report(self) -> Mapping[str, Any]:
         """What an operator wants to know of the server, as JSON."""

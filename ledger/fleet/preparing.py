@@ -29,7 +29,7 @@ class Rehearsing(Protocol):
     @property
     def live(self) -> LiveState: ...
 
-    def rehearse(self, event: Event, payload: bytes | None) -> bytes: ...
+    def rehearse(self, event: Event, payload: bytes | None, proposal: str) -> bytes: ...
 
 
 class Preparer:
@@ -80,7 +80,8 @@ class Preparer:
             event = decode(proposal.header)
             if self._log.live.head.node != event.parent:
                 return None  # what it is on is not shown here yet
-            return Attestation(self._log.rehearse(event, proposal.payload), None)
+            digest = self._log.rehearse(event, proposal.payload, proposal.id)
+            return Attestation(digest, None)
         except Conflict:
             return None  # it moved on meanwhile
         except (StorageError, Unavailable):

@@ -219,9 +219,11 @@ class Projector:
             candidate = self.engine.prepare(weights)
         return Change(change.weights, change.state, change.auxiliary, candidate)
 
-    def rehearse(self, history: History, event: Event, payload: bytes) -> bytes:
+    def rehearse(self, history: History, event: Event, payload: bytes, proposal: str) -> bytes:
         """Build the state that an event would lead to, which is not in the log, and have the engine
         prepare it; gives its digest, computed. Nothing of it is shown or kept.
+
+        A remote engine has its server try what the proposal of that id leads to.
 
         Raises CorruptLedger where it comes to another state, Conflict unless the event is on what
         is live, and whatever the engine raises.
@@ -237,6 +239,8 @@ class Projector:
         moves = [Move(event, undo=False)]
         built = replay(live.state, moves, sources, event.state_after, history.pool)
         self.changes_to(built.state, built.tensors, built.chunks, live.auxiliary)
+        if self.remote is not None:
+            self.remote.rehearse(proposal, seq=event.state_seq, digest=event.state_after)
         return built.state.value
 
     def make_room(self) -> None:

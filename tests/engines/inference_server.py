@@ -31,10 +31,14 @@ SLOW_S = 1.0
 class Server:
     """The state that the routes change."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, surface: str) -> None:
         base = load_file(folder / "model.safetensors")
         self.models = [TinyModel(base) for _ in range(WORKERS)]
-        self.staging = [Staging({"qkv_proj": ["q_proj", "k_proj", "v_proj"]}) for _ in self.models]
+        # Workers of the older surface have no model when they are told what to do.
+        packed = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+        self.staging = [
+            Staging(packed, model.attempt if surface == "vllm" else None) for model in self.models
+        ]
         self.version = "default"
         self.paused = False
         self.active = False
@@ -228,5 +232,5 @@ def failed(message: str, status: int = 500) -> Response:
 def serve(surface: str, port: int, folder: str) -> None:
     """Serve a checkpoint folder until killed."""
     torch.set_num_threads(1)
-    app = create_app(Server(Path(folder)), surface)
+    app = create_app(Server(Path(folder), surface), surface)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical")

@@ -11,7 +11,8 @@ from tests.engines.tiny_model import checkpoint
 from weightledger import Ledger
 from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.fused import whole_groups
-from weightledger.ledger.engines.vllm.staging import DATABASE, Instruction, Staging
+from weightledger.ledger.engines.vllm.reading import DATABASE
+from weightledger.ledger.engines.vllm.staging import Instruction, Staging
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,

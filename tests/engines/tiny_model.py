@@ -27,9 +27,14 @@ class TinyModel:
         self.load_weights(tensors.items())
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Make each module that is named anew; what it is not given has no values then."""
+        """Make each module that is named anew; what it is not given has no values then.
+
+        Its kernels take no value above 999.
+        """
         fresh: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors:
+            if float(tensor.max()) > 999:
+                raise RuntimeError("this kernel takes no weight above 999")
             module, _, leaf = name.rpartition(".")
             if module.rpartition(".")[2] in PARTS:
                 module, leaf = module.rpartition(".")[0] + ".qkv_proj", module.rpartition(".")[2]
@@ -37,6 +42,12 @@ class TinyModel:
         for module, leaves in fresh.items():
             blank = {leaf: torch.full_like(t, torch.nan) for leaf, t in self._old(module).items()}
             self.modules[module] = {**blank, **leaves}
+
+    def attempt(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Load into a copy."""
+        copy = TinyModel({})
+        copy.modules = dict(self.modules)
+        copy.load_weights(tensors)
 
     def _old(self, module: str) -> Mapping[str, Tensor]:
         return self.modules.get(module, {})

@@ -8,7 +8,8 @@ Two sides, joined by a backend named "ledger" that vLLM's own weight-transfer ro
 The backend is told what to do through the info of two routes. `/init_weight_transfer_engine`:
 `stage` reads and verifies tensors on the side, `confirm` fails unless the worker holds a state.
 `/update_weights`: loads what is staged. So all that can fail for want of a database, a tensor or a
-digest fails before the model is touched, and every worker answers for itself.
+digest fails before the model is touched, and every worker answers for itself. Before an update is
+in the log at all, `try` has each worker load what a writer proposes into copies.
 
 The names of the model's tensors are those of its checkpoint folder, which is what vLLM loads by.
 """

@@ -155,6 +155,12 @@ class VllmEngine:
         """Ask every worker; EngineUnavailable unless all hold the published state."""
         self._require_shown(self._replica.held)
 
+    def rehearse(self, proposal: str, *, seq: int, digest: bytes) -> None:
+        """Have every worker load a proposed state into copies; EngineUnavailable says which did
+        not and why. Nothing where nothing is shown yet."""
+        if self._shown is not None:
+            self._replica.attempt(StateRef(seq, digest), proposal, self._shown)
+
     def report(self) -> Mapping[str, Any]:
         """Where the server is, what its weights are called, and the times of the last update."""
         timing = self._timing

@@ -106,6 +106,20 @@ class Server:
         }
         self._post("/init_weight_transfer_engine", {"init_info": info})
 
+    def attempt(
+        self, model: str, target: StateRef, proposal: str, *, database: str | None, since: StateRef
+    ) -> None:
+        """Have every worker load a proposed state into copies; what is served stays."""
+        info = {
+            "action": "try",
+            "model": model,
+            **_named(target),
+            "database": database,
+            "since": since.digest.hex(),
+            "proposal": proposal,
+        }
+        self._post("/init_weight_transfer_engine", {"init_info": info})
+
     def pause(self) -> None:
         """Let running requests finish and hold the others back. Never `keep`: it mixes versions."""
         self._expect("/pause?mode=wait&clear_cache=true", "status", "paused")

@@ -1,28 +1,23 @@
 """The worker's side, without the server: a state's tensors read from the ledger, then handed over.
 
-Nothing here touches a model. `stage` reads and verifies; `take` gives what was staged, once, for
-the very state that was staged; `holds` remembers which state was loaded.
+Nothing here touches a model. `stage` reads and verifies; `load` hands over what was staged, once,
+for the very state that was staged, and remembers it as the one that is held; `try` has a proposed
+state tried where nothing of it is kept.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from weightledger.ledger.engines.vllm import StateRef
-from weightledger.ledger.engines.vllm.fused import PACKED, whole_groups
+from weightledger.ledger.engines.vllm.fused import PACKED
+from weightledger.ledger.engines.vllm.reading import proposed, read
 from weightledger.ledger.errors import InvalidRequest, WeightsMismatch
-from weightledger.ledger.history.reader import History
-from weightledger.ledger.store.sql_store import SqlStore
-from weightledger.ledger.tensors.spec import WEIGHTS
 
-DATABASE = "WEIGHTLEDGER_DATABASE"
-"""Where a worker finds the ledger, if not where the driver does."""
-
-Load = Callable[[list[tuple[str, torch.Tensor]]], None]
+Tensors = list[tuple[str, torch.Tensor]]
+Load = Callable[[Tensors], None]
 
 
 @dataclass
@@ -31,15 +26,17 @@ class Instruction:
 
     `digest` is the state's, in hex. `names` are bare tensor names that changed since the state with
     digest `since`, None for all of them: a worker that does not hold that state refuses a part.
+    `proposal` is the id of what is to be tried, which leads from the state `since` to `digest`.
     """
 
-    action: Literal["stage", "confirm"]
+    action: Literal["stage", "confirm", "try"]
     model: str
     seq: int
     digest: str
     database: str | None = None
     names: list[str] | None = None
     since: str | None = None
+    proposal: str | None = None
 
     @property
     def target(self) -> StateRef:
@@ -49,8 +46,12 @@ class Instruction:
 class Staging:
     """What one worker has staged, and the version it holds."""
 
-    def __init__(self, packed: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, packed: Mapping[str, Sequence[str]] | None = None, attempt: Load | None = None
+    ) -> None:
+        """`attempt` loads tensors and gives back what was there; None: this worker cannot."""
         self._packed = {**PACKED, **(packed or {})}
+        self._attempt = attempt
         self._staged: tuple[StateRef, list[tuple[str, torch.Tensor]]] | None = None
         self._held: StateRef | None = None
 
@@ -61,8 +62,10 @@ class Staging:
         elif asked.action == "confirm":
             if not self._holds(asked.digest):
                 raise WeightsMismatch(f"this worker holds {self._what()}, not {asked.digest}")
+        elif asked.action == "try":
+            self._try(asked)
         else:
-            raise InvalidRequest(f"action must be stage or confirm, got {asked.action!r}")
+            raise InvalidRequest(f"action must be stage, confirm or try, got {asked.action!r}")
 
     def load(self, target: StateRef, load: Load) -> None:
         """Hand the staged tensors to `load`; refuses, before that, any other state than staged.
@@ -90,32 +93,18 @@ class Staging:
             raise WeightsMismatch(
                 f"this worker holds {self._what()}, not state {asked.since}: it needs every tensor"
             )
-        self._staged = (asked.target, read(asked, self._packed))
+        target = asked.target
+        self._staged = target, read(asked.database, asked.model, target, asked.names, self._packed)
 
-
-def read(
-    asked: Instruction, packed: Mapping[str, Sequence[str]] = PACKED
-) -> list[tuple[str, torch.Tensor]]:
-    """Tensors of a state by bare name, in whole groups, every one verified.
-
-    Raises CorruptLedger when the log does not lead to that state, StorageError when it cannot be
-    read.
-    """
-    url = os.environ.get(DATABASE) or asked.database
-    if url is None:
-        raise InvalidRequest(f"set {DATABASE} where the workers run", param="database")
-    target = asked.target
-    store = SqlStore.open(url, upgrade=False)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            history = History(store.model(asked.model), pool)
-            event = history.require(target.seq)
-            if event.state_after != target.digest:
-                raise WeightsMismatch(f"this ledger's event {target.seq} leads to another state")
-            weights = [name for name in history.head_state().specs if name.startswith(WEIGHTS)]
-            every = [name.removeprefix(WEIGHTS) for name in weights]
-            names = every if asked.names is None else whole_groups(asked.names, every, packed)
-            full = history.tensors(event.node, target.digest, [WEIGHTS + name for name in names])
-    finally:
-        store.close()
-    return [(name.removeprefix(WEIGHTS), tensor) for name, tensor in full.items()]
+    def _try(self, asked: Instruction) -> None:
+        if asked.proposal is None or asked.since is None:
+            raise InvalidRequest("name the proposal to try, and the state it is on")
+        if not self._holds(asked.since):
+            raise WeightsMismatch(f"this worker holds {self._what()}, not state {asked.since}")
+        since = bytes.fromhex(asked.since)
+        parts: Iterable[Tensors] = proposed(
+            asked.database, asked.model, asked.proposal, since, asked.target, self._packed
+        )
+        for tensors in parts:
+            if self._attempt is not None:
+                self._attempt(tensors)

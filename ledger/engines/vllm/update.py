@@ -44,6 +44,10 @@ class DrivenServer:
         """Whether every worker holds that state, by its own word."""
         return self.server.confirm(self.model, target)
 
+    def attempt(self, target: StateRef, proposal: str, since: StateRef) -> None:
+        """Have every worker, which holds `since`, try a proposed state; Refused says why not."""
+        self.server.attempt(self.model, target, proposal, database=self.database, since=since)
+
     def rename(self, target: StateRef) -> None:
         """Call a state that it shows by its newest seq, where weights have names.
 
