@@ -281,6 +281,11 @@ class Log(Questions):
         with self._writer.lock:
             return self.projector.rehearse(self.history, event, data, proposal)
 
+    def forget(self) -> None:
+        """Let go of what was rehearsed and did not become an event."""
+        with self._writer.lock:
+            self.projector.forget()
+
     def look_after(self) -> None:
         """Look at every live tensor, or have a remote engine show again what it was brought to.
 

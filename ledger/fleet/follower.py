@@ -59,6 +59,8 @@ class Followed(Protocol):
 
     def rehearse(self, event: Event, payload: bytes | None, proposal: str) -> bytes: ...
 
+    def forget(self) -> None: ...
+
     def verify_live(self) -> tuple[LiveState, StateDigest]: ...
 
 
@@ -122,7 +124,7 @@ class Follower:
         self._preparer: Preparer | None = None
         if how.prepares:
             mine = how.replica, self._reporter.incarnation
-            self._preparer = Preparer(log, log.history.store.proposals, mine)
+            self._preparer = Preparer(log, log.history.store.proposals, mine, how.wake)
         self._thread = threading.Thread(target=self._run, name="ledger-follow", daemon=True)
         self._thread.start()
 
@@ -179,8 +181,10 @@ class Follower:
         """Stop following, and say so."""
         self._ending.set()
         if self._preparer is not None:
-            self._preparer.close()
+            self._preparer.end()
         self._thread.join()
+        if self._preparer is not None:
+            self._preparer.close()
         if self._slots is not None:
             self._slots.close()
         if self._reporter is not None:

@@ -5,11 +5,13 @@ On a thread of its own: what is shown waits for it no longer than the engine tak
 
 import logging
 import threading
+import time
 from typing import Protocol
 
 from weightledger.ledger.errors import Conflict, LedgerError, StorageError, Unavailable
 from weightledger.ledger.events import Event, decode
 from weightledger.ledger.projection.projector import LiveState
+from weightledger.ledger.sql.wakeups import Wake
 from weightledger.ledger.store.proposal_rows import (
     Attestation,
     Incarnation,
@@ -19,7 +21,8 @@ from weightledger.ledger.store.proposal_rows import (
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.05
+_LOOK_S = 1.0  # the longest that it waits for a proposal at a time
+_BUSY_S = 0.05  # before what it is on is looked for again
 _RETRY_S = 0.5  # after the database did not answer
 
 
@@ -31,48 +34,73 @@ class Rehearsing(Protocol):
 
     def rehearse(self, event: Event, payload: bytes | None, proposal: str) -> bytes: ...
 
+    def forget(self) -> None: ...
+
 
 class Preparer:
-    """Looks for proposals, and attests those that this replica is asked about."""
+    """Waits for proposals, and attests those that this replica is asked about.
 
-    def __init__(self, log: Rehearsing, store: ProposalStore, replica: Incarnation) -> None:
+    What it built is kept for the event that comes of it, one at a time, and no longer than the
+    proposal had time.
+    """
+
+    def __init__(
+        self, log: Rehearsing, store: ProposalStore, replica: Incarnation, wake: Wake = "auto"
+    ) -> None:
         self._log = log
         self._store = store
         self._replica = replica
+        self._wake = wake
         self._over: str | None = None
+        self._kept_until: float | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-prepare", daemon=True)
         self._thread.start()
 
+    def end(self) -> None:
+        """Answer no more, from the next look on."""
+        self._ending.set()
+
     def close(self) -> None:
         """Answer no more."""
-        self._ending.set()
+        self.end()
         self._thread.join()
 
     def _run(self) -> None:
         problem: str | None = None
-        pause_s = _LOOK_S
+        pause_s = 0.0
         while not self._ending.wait(pause_s):
             try:
-                self._look()
+                pause_s = 0.0 if self._look() else _BUSY_S
             except LedgerError as error:
                 if str(error) != problem:  # an outage is one line
                     logger.warning("what is proposed is not prepared yet: %s", error)
                 problem, pause_s = str(error), _RETRY_S
             else:
-                problem, pause_s = None, _LOOK_S
+                problem = None
+            if self._kept_until is not None and time.monotonic() >= self._kept_until:
+                self._kept_until = None
+                self._log.forget()
 
-    def _look(self) -> None:
-        name = self._store.newest()
+    def _look(self) -> bool:
+        """Wait for a proposal and answer it; False where that cannot be done yet."""
+        name = self._store.wait(self._over, self._patience_s(), self._wake)
         if name is None or name == self._over:
-            return
+            return True
         proposal = self._store.read(name)
         if proposal is not None and self._replica in proposal.asked:
             said = self._built(proposal)
             if said is None:
-                return
+                return False
+            self._kept_until = time.monotonic() + proposal.left_s
             self._store.attest(name, self._replica, said)
         self._over = name
+        return True
+
+    def _patience_s(self) -> float:
+        if self._kept_until is None:
+            return _LOOK_S
+        return min(_LOOK_S, max(0.0, self._kept_until - time.monotonic()))
 
     def _built(self, proposal: ProposalRow) -> Attestation | None:
         """What became of it; None where it cannot be built yet."""

@@ -57,6 +57,22 @@ def straight_on(
         return None  # the general way says what it is, or finds a way round it
 
 
+def leads_to(head: Event, news: News, digest: bytes) -> bool:
+    """Whether these events are behind `head`, and one of them alone changes the state, to that with
+    this digest."""
+    before = head
+    for event, _ in news:
+        if event.prev != before.hash:
+            return False
+        before = event
+    changes = [event for event, _ in news if event.kind in STATE_CHANGING]
+    return len(changes) == 1 and (changes[0].parent, changes[0].node, changes[0].state_after) == (
+        head.node,
+        changes[0].seq,
+        digest,
+    )
+
+
 def _is_line(head: Event, news: News) -> bool:
     """Whether each event follows the one before, in the log and in the tree, and needs no blob."""
     before = head

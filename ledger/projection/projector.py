@@ -30,7 +30,7 @@ from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.replay import Move, Sources, replay
 from weightledger.ledger.projection.change import Change, HashedTensor
-from weightledger.ledger.projection.following import News, straight_on
+from weightledger.ledger.projection.following import News, leads_to, straight_on
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
@@ -76,6 +76,7 @@ class Projector:
         # Of each live weight the chunk digests, and their checksums where they are known.
         self._hashes: dict[str, tuple[bytearray, bytearray | None]] = {}
         self._followed: list[Callable[[Event], None]] = []
+        self._rehearsed: Change | None = None
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` once what others appended is visible, with the last event of it."""
@@ -142,6 +143,16 @@ class Projector:
         live = self.live
         if to is not None:
             return self._go(history, history.require(to))
+        kept = self._rehearsed
+        if news and kept is not None and leads_to(live.head, news, kept.state.value):
+            self.forget()  # should it fail, the general way is next
+            for event, _ in news:
+                history.learn(event)
+            self.make_room()
+            self.engine.check_untouched({name.removeprefix(WEIGHTS) for name in kept.weights})
+            self.show(news[-1][0], kept)
+            logger.info("event %d of %s was prepared", news[-1][0].seq, history.model)
+            return news[-1][0]
         ahead = straight_on(history, live.head, live.state, self.copy, news)
         read = None if not news else news[-1][0]
         head = ahead[0] if ahead is not None else read or history.head()
@@ -221,13 +232,15 @@ class Projector:
 
     def rehearse(self, history: History, event: Event, payload: bytes, proposal: str) -> bytes:
         """Build the state that an event would lead to, which is not in the log, and have the engine
-        prepare it; gives its digest, computed. Nothing of it is shown or kept.
+        prepare it; gives its digest, computed. Nothing of it is shown.
 
-        A remote engine has its server try what the proposal of that id leads to.
+        A remote engine has its server try what the proposal of that id leads to. What was prepared
+        is kept, one at a time, until something is shown or `forget` is called.
 
         Raises CorruptLedger where it comes to another state, Conflict unless the event is on what
         is live, and whatever the engine raises.
         """
+        self.forget()
         live = self.live
         if event.parent != live.head.node:
             raise Conflict(f"the proposed event is on event {event.parent}, which is not live here")
@@ -238,10 +251,15 @@ class Projector:
         sources = Sources(self.copy, lambda _: [Portion.whole(payload)], history.whole)
         moves = [Move(event, undo=False)]
         built = replay(live.state, moves, sources, event.state_after, history.pool)
-        self.changes_to(built.state, built.tensors, built.chunks, live.auxiliary)
+        changes = self.changes_to(built.state, built.tensors, built.chunks, live.auxiliary)
         if self.remote is not None:
             self.remote.rehearse(proposal, seq=event.state_seq, digest=event.state_after)
+        self._rehearsed = changes
         return built.state.value
+
+    def forget(self) -> None:
+        """Let go of what was rehearsed."""
+        self._rehearsed = None
 
     def make_room(self) -> None:
         """Wait until one more version may be held; Unavailable if readers do not let go in time.
@@ -289,6 +307,7 @@ class Projector:
         if self._live is None or change.state.specs is not self._live.state.specs:
             change.state.keep_tree()
         self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
+        self.forget()  # it was prepared on what was live until now
         for name, new in change.weights.items():
             self._hashes[name] = new.chunks, new.checksums
         self._live = LiveState(event, change.state, change.auxiliary)

@@ -10,7 +10,9 @@ where nobody is heard. SQLite says itself whether its file has changed.
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
+
+T = TypeVar("T")
 
 Wake = Literal["auto", "listen", "poll"]
 """How one waits: by listening where that works, by listening, or by looking again and again."""
@@ -36,7 +38,7 @@ class Voice(Protocol):
     """Tells other processes of commits."""
 
     def tell(self, model_id: int) -> None:
-        """A model's log has grown. Never waits and never fails."""
+        """A model has news. Never waits and never fails."""
 
     def close(self) -> None:
         """Tell what is not told yet, and stop."""
@@ -59,7 +61,7 @@ class Wakeups:
         self._closed = False
 
     def committed(self, model_id: int) -> None:
-        """Events of a model are durable: tell everybody. Never waits and never fails."""
+        """What is new of a model is durable: tell everybody. Never waits and never fails."""
         self._heard(model_id)
         if self._make_voice is None or self._closed:
             return
@@ -73,28 +75,27 @@ class Wakeups:
     def wait(
         self,
         model_id: int,
-        last_seq: Callable[[], int],
+        look: Callable[[], T],
         changed: Callable[[], bool],
-        after: int,
+        is_news: Callable[[T], bool],
         timeout_s: float,
         wake: Wake,
-    ) -> int:
-        """Wait until a log has an event behind `after`, at most so long; gives its last seq.
+    ) -> T:
+        """Wait until there is news of a model, at most so long; gives what was seen last.
 
-        `last_seq` looks, at the cost of one index entry; `changed` may say for less that there is
+        `look` sees, at the cost of one index entry; `changed` may say for less that there is
         nothing to look at.
         """
         deadline = time.monotonic() + timeout_s
         ear = self._listening(wake)
-        last: int | None = None
+        looks = 0
         while True:
             told = self._times_told(model_id)
             # Asked always, since it says what has changed since it was asked last.
-            seen = changed()
-            if last is None or seen:
-                last = last_seq()
+            if changed() or looks == 0:
+                last, looks = look(), looks + 1
             remaining = deadline - time.monotonic()
-            if last > after or remaining <= 0 or self._closed:
+            if is_news(last) or remaining <= 0 or self._closed:
                 return last
             pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
             with self._news:

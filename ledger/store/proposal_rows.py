@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.wakeups import Wake
 
 Incarnation = tuple[str, int]
 """A replica's name, and which of its starts it is."""
 
 
 class ProposalRow(NamedTuple):
-    """An event that may come to be: its header, its payload where that is inline, and who is asked
-    to build its state."""
+    """An event that may come to be: its header, its payload where that is inline, who is asked to
+    build its state, and for how many seconds more."""
 
     id: str
     asked: frozenset[Incarnation]
     header: bytes
     payload: bytes | None
+    left_s: float
 
 
 class Attestation(NamedTuple):
@@ -58,6 +60,9 @@ class ProposalStore(Protocol):
     def newest(self) -> str | None:
         """The id of the newest proposal whose time is not over."""
 
+    def wait(self, after: str | None, timeout_s: float, wake: Wake = "auto") -> str | None:
+        """Wait, at most so long, until the newest is another than `after`; gives the newest."""
+
     def read(self, proposal: str) -> ProposalRow | None:
         """A proposal; None where it is gone."""
 
@@ -90,6 +95,7 @@ class SqlProposals:
                     *(json.dumps([list(one) for one in asked]), header, payload),
                 ),
             )
+        self._database.wakeups.committed(self._id)
         return proposal
 
     def withdraw(self, proposal: str) -> None:
@@ -131,17 +137,29 @@ class SqlProposals:
             ).fetchone()
         return None if row is None else str(row[0])
 
+    def wait(self, after: str | None, timeout_s: float, wake: Wake = "auto") -> str | None:
+        """See `ProposalStore.wait`. Holds no connection meanwhile."""
+        return self._database.wakeups.wait(
+            self._id,
+            self.newest,
+            lambda: True,
+            lambda name: name is not None and name != after,
+            timeout_s,
+            wake,
+        )
+
     def read(self, proposal: str) -> ProposalRow | None:
         """See `ProposalStore.read`."""
         with self._database.look() as execute:
             row = execute(
-                "SELECT asked, header, payload FROM proposals WHERE model_id = ? AND proposal = ?",
+                f"SELECT asked, header, payload, deadline - {self._now} FROM proposals"
+                " WHERE model_id = ? AND proposal = ?",
                 (self._id, proposal),
             ).fetchone()
         if row is None:
             return None
         asked = frozenset((name, number) for name, number in json.loads(row[0]))
-        return ProposalRow(proposal, asked, row[1], row[2])
+        return ProposalRow(proposal, asked, row[1], row[2], int(row[3]) / 1_000_000)
 
     def attest(self, proposal: str, replica: Incarnation, said: Attestation) -> bool:
         """See `ProposalStore.attest`."""

@@ -31,7 +31,7 @@ def wait(of: ModelRows, after: int, timeout_s: float, wake: Wake) -> int:
             of.model_id,
             lambda: _last_seq(of, number),
             lambda: changed(execute),
-            after,
+            lambda last: last > after,
             timeout_s,
             wake,
         )

@@ -1,5 +1,9 @@
 """What a worker reads and holds, without a server: staged whole, loaded once, never by mistake."""
 
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import steps
 
+ROOT = Path(__file__).parents[2]
 NAMES = [
     "model.embed.weight",
     "model.layers.0.self_attn.q_proj.weight",
@@ -166,3 +171,25 @@ def test_what_cannot_be_read_is_not_staged(
     monkeypatch.setenv(DATABASE, f"sqlite:///{folder / 'absent' / 'ledger.db'}")
     with pytest.raises(StorageError):
         Staging().follow(good)
+
+
+IMPORTED = """
+import sys
+import weightledger.ledger.engines.vllm.staging
+from importlib.metadata import packages_distributions
+known, loaded = packages_distributions(), {one.partition(".")[0] for one in sys.modules}
+print(*{name for one in loaded for name in known.get(one, [])})
+"""
+
+
+def test_what_is_installed_beside_the_server_is_what_its_workers_import() -> None:
+    """The plugin is installed without its dependencies, so as not to move the server's pins."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    needed = {re.split(r"[^\w-]", one)[0] for one in requires("weightledger") or ()}
+    imported = {one for one in done.stdout.split() if one in needed}
+    brought = {"torch", "numpy", "safetensors"}  # by vLLM
+    for page in ("docs/vllm.md", "benchmarks/vllm_environment.sh"):
+        (line,) = [one for one in (ROOT / page).read_text().split("\n") if "install blake3" in one]
+        named = {re.split(r"[^\w-]", word.strip("'"))[0] for word in line.split()}
+        assert imported - brought <= named, page

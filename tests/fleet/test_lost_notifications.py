@@ -85,9 +85,35 @@ def test_what_came_while_nobody_listened_is_looked_for(url: str, plain: Any) -> 
             return seen
 
         def wait() -> None:
-            heart.wait(store._of.model_id, look, lambda: True, 0, PATIENCE_S, "listen")
+            heart.wait(
+                store._of.model_id, look, lambda: True, lambda seq: seq > 0, PATIENCE_S, "listen"
+            )
             awake.set()
 
         awake = threading.Event()
         threading.Thread(target=wait, daemon=True).start()
+        assert awake.wait(STILL_S)
+
+
+def test_a_proposal_is_told_to_who_waits_for_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger.open(url) as ledger, Ledger.open(url) as other:
+        log, waiting = ledger.model("m", base={"w": torch.zeros(4)}), other.model("m")
+        store: Any = waiting.history.store
+        assert waiting.wait(0, 0.01, wake="listen") == 0  # begins to listen
+        until(lambda: store._database.wakeups._ear.hears)
+        newest, looked, awake = store.proposals.newest, threading.Event(), threading.Event()
+
+        def look() -> str | None:
+            name: str | None = newest()
+            looked.set()
+            return name
+
+        def wait() -> None:
+            store.proposals.wait(None, PATIENCE_S, "listen")
+            awake.set()
+
+        monkeypatch.setattr(store.proposals, "newest", look)
+        threading.Thread(target=wait, daemon=True).start()
+        assert looked.wait(PATIENCE_S) and not awake.is_set()
+        log.history.store.proposals.propose(b"{}", None, [], 600.0)
         assert awake.wait(STILL_S)

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import torch
 
-from tests.fleet.conftest import MODEL
+from tests.fleet.conftest import MODEL, Follow, until_shown
 from tests.fleet.test_fleet_faults import Child
 from tests.waiting import until
 from weightledger import (
@@ -24,7 +24,10 @@ from weightledger import (
 )
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.events import Event
+from weightledger.ledger.history.replay import replay
+from weightledger.ledger.projection import following, projector
 from weightledger.ledger.sql.roles import grants
+from weightledger.ledger.writing import preparing
 from weightledger.ledger.writing.policy import Policy, Preparing, preparing_of
 
 # A replica whose engine takes no bias above 99, as one that finds out only when it loads.
@@ -261,6 +264,43 @@ def test_rights_and_incarnations_decide_what_a_replica_may_say(
     store.withdraw(proposal)
     assert not store.attest(proposal, ("a", 1), said)
     assert store.progress(proposal).attested == {}
+
+
+def test_what_was_prepared_is_shown_and_not_built_again(
+    log: Log, fleet_url: str, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = follow("a", prepares=True)
+    until(lambda: follower.readiness().state == "ready")
+    built: list[int] = []
+
+    def counted(base: Any, moves: Any, *rest: Any, **options: Any) -> Any:
+        moves = list(moves)
+        if threading.current_thread().name.startswith("ledger-"):
+            built.extend(move.event.seq for move in moves)
+        return replay(base, moves, *rest, **options)
+
+    for module in (projector, following):
+        monkeypatch.setattr(module, "replay", counted)
+    with Ledger.open(fleet_url) as ledger:
+        writer = gated(ledger, "all")
+        event = apply(writer, 1.0)
+        until_shown(follower, event.seq)
+        assert built == [event.seq]
+        # Of what does not become an event it lets go at the deadline.
+        judged = preparing._judged
+
+        def refused(*of: Any) -> Any:
+            done, problem = judged(*of)
+            return done, problem or ("somebody else could not" if done else None)
+
+        monkeypatch.setattr(preparing, "_judged", refused)
+        assert apply(gated(ledger, "all", timeout_s=2.0), 2.0).kind == "update_rejected"
+        until(lambda: follower.log.projector._rehearsed is None)  # type: ignore[attr-defined]
+        # What nobody proposed is built when it is there.
+        other = apply(ledger.model(MODEL), 3.0)
+        until_shown(follower, other.seq)
+        assert built[-1] == other.seq
+        assert follower.log.verify_live()[1].value == other.state_after
 
 
 def test_the_settings_of_a_server_are_its_policy(tmp_path: Path) -> None:
