@@ -232,8 +232,9 @@ class Follower:
     def _follow(self) -> None:
         """Wait for news, and show them; then whatever was in the way is over."""
         store = self.log.history.store
-        behind = self._fault is not None or self._held_up is not None
-        last = store.wait(self._seen, 0.0 if behind else _LOOK_S, self._wake)
+        # What was in the way is over with the first look: that is no time to wait for news.
+        doubtful = (self._fault, self._held_up, self._lost) != (None, None, None)
+        last = store.wait(self._seen, 0.0 if doubtful else _LOOK_S, self._wake)
         self._heard, self._lost = time.monotonic(), None
         self._last_seq = max(self._last_seq, last)
         if last <= self._seen:

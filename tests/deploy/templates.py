@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import yaml
 
 _ACTION = re.compile(r"\{\{(-)?\s*(.*?)\s*(-)?\}\}", re.S)
@@ -25,10 +26,12 @@ Node = tuple[str, str, list["Node"], list["Node"]]
 
 
 def render(chart: Path, values: Mapping[str, Any], release: str = "main") -> list[dict[str, Any]]:
-    """The documents of a chart, with values over its own."""
+    """The documents of a chart, with values over its own, which its schema has to take."""
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    merged = _merged(yaml.safe_load((chart / "values.yaml").read_text()), values)
+    jsonschema.validate(merged, json.loads((chart / "values.schema.json").read_text()))
     data = {
-        "Values": _merged(yaml.safe_load((chart / "values.yaml").read_text()), values),
+        "Values": merged,
         "Release": {"Name": release, "Service": "Helm", "Namespace": "default"},
         "Chart": {"Name": about["name"], "AppVersion": about["appVersion"]},
     }
@@ -154,5 +157,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "quote": lambda value: json.dumps(str(value)),
     "toYaml": _to_yaml,
     "nindent": _nindent,
+    "ne": lambda one, other: one != other,
     "printf": lambda form, *values: form % values,
 }

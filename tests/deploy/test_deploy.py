@@ -1,5 +1,6 @@
 """What runs a fleet is sound: the image's steps, and the chart against Kubernetes' own schemas."""
 
+import json
 import os
 import re
 import shlex
@@ -7,10 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
+from annotated_types import Le
 
 from tests.deploy.templates import render
 from weightledger.api.cli import COMMANDS
@@ -25,6 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "blobUrl": "s3://bucket/ledger",
         "vllm": {"replicas": 2, "model": "/models/policy", "args": ["--dtype", "bfloat16"]},
         "networkPolicy": {"clients": {"app": "gateway"}},
+        "prepare": {"of": "canary", "percent": 25},
+        "rolling": 2,
     },
     "no network policy": {"networkPolicy": {"enabled": False}, "followers": {"replicas": 200}},
 }
@@ -111,6 +117,66 @@ def test_what_containers_run_is_what_the_command_takes() -> None:
             assert command in COMMANDS
             assert {word for word in rest if word.startswith("--")} <= flags
             assert {one["name"] for one in container["env"]} <= variables
+
+
+def test_the_gate_and_turns_are_those_of_every_replica() -> None:
+    """A replica without them would count as one that cannot, or take no turn."""
+    said = {
+        name: container["args"]
+        for name, pod in pods("everything").items()
+        for container in pod["spec"]["containers"]
+        if container["image"].startswith("weightledger:")
+    }
+    assert said["main-writer"][-6:] == [
+        *("--prepare", "canary", "--prepare-percent", "25", "--prepare-timeout-s", "15")
+    ]
+    for name in ("main-follower", "main-vllm"):
+        assert said[name][-3:] == ["--prepares", "--rolling", "2"]
+    plain = pods("as it is").values()
+    words = {word for pod in plain for one in pod["spec"]["containers"] for word in one["args"]}
+    assert words.isdisjoint({"--prepare", "--prepares", "--rolling"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prepare": {"of": "some"}},
+        {"prepare": {"percent": 0}},
+        {"prepare": {"timeoutS": 0}},
+        {"rolling": -1},
+        {"followers": {"minAvailable": "most"}},
+        {"followers": {"replica": 3}},
+        {"prepares": True},
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        render(CHART, values)
+
+
+def test_the_schema_of_values_is_that_of_what_they_set() -> None:
+    """Every value has its schema, and what it bounds is what the setting takes."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(values: Any, known: dict[str, Any], at: str) -> None:
+        for key, value in values.items():
+            assert key in known["properties"], f"{at}{key}"
+            if "properties" in known["properties"][key]:
+                compare(value, known["properties"][key], f"{at}{key}.")
+
+    compare(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
+    gate = schema["properties"]["prepare"]["properties"]
+    bounds = {
+        "prepare_percent": gate["percent"]["maximum"],
+        "prepare_timeout_s": gate["timeoutS"]["maximum"],
+        "rolling": schema["properties"]["rolling"]["maximum"],
+    }
+    hints = get_type_hints(Settings, include_extras=True)
+    for name, most in bounds.items():
+        (hint,) = [
+            one for one in (hints[name], *get_args(hints[name])) if hasattr(one, "__metadata__")
+        ]
+        assert Le(most) in hint.__metadata__, name
 
 
 def steps() -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,10 @@ def test_what_is_installed_beside_the_server_is_what_its_workers_import() -> Non
     """The plugin is installed without its dependencies, so as not to move the server's pins."""
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    needed = {re.split(r"[^\w-]", one)[0] for one in requires("weightledger") or ()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w-]", one)[0] for one in project["dependencies"]}
     imported = {one for one in done.stdout.split() if one in needed}
-    brought = {"torch", "numpy", "safetensors"}  # by vLLM
+    brought = {"torch", "numpy", "safetensors", "msgspec"}  # by vLLM
     for page in ("docs/vllm.md", "benchmarks/vllm_environment.sh"):
         (line,) = [one for one in (ROOT / page).read_text().split("\n") if "install blake3" in one]
         named = {re.split(r"[^\w-]", word.strip("'"))[0] for word in line.split()}

@@ -23,9 +23,10 @@ from tests.faults.test_postgres_faults import own as own  # its fixture
 from tests.fleet.conftest import MODEL, Follow, make, until_shown, update
 from tests.fleet.proxies import Proxy
 from tests.serving import Server
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, STILL_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.api.server.digits import load_digits
+from weightledger.ledger.fleet import follower as follower_module
 from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.fleet.readiness import Limits, SelfKnowledge, judged
 from weightledger.ledger.fleet.served import served
@@ -314,7 +315,11 @@ def postgres_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
-def test_a_partition_makes_one_replica_stale_and_heals(postgres_url: str) -> None:
+def test_a_partition_makes_one_replica_stale_and_heals(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is ready again with its first look, and not only when it has waited for news.
+    monkeypatch.setattr(follower_module, "_LOOK_S", PATIENCE_S)
     parsed = sa.make_url(postgres_url)
     with Proxy(parsed) as proxy, contextlib.ExitStack() as opened:
         log = opened.enter_context(Ledger.open(postgres_url)).model(MODEL)
@@ -334,6 +339,12 @@ def test_a_partition_makes_one_replica_stale_and_heals(postgres_url: str) -> Non
         assert cut.readiness().ready and cut.readiness().seq == 0
         proxy.heal()
         until_shown(cut, seq)
+        proxy.cut()
+        until(lambda: cut.readiness().stale)
+        proxy.heal()
+        healed = time.monotonic()
+        until(lambda: not cut.readiness().stale)
+        assert time.monotonic() - healed < STILL_S
         assert cut.readiness().digest == other.readiness().digest == log.live.state.value.hex()
 
 

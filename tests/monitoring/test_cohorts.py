@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from tests.conftest import new_database
 from tests.in_process import Here, here
 from tests.waiting import until
 from weightledger import Ledger
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.errors import AwaitingApproval, InvalidRequest
 from weightledger.ledger.history import rollouts
 from weightledger.ledger.monitoring.deciding.comparisons import Alongside
 from weightledger.ledger.monitoring.policies import RolloutRules, preset
 from weightledger.ledger.monitoring.policy_files import parsed, rules_of
+from weightledger.ledger.store import EventFilter
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import Pin
 
 POLICY = """
 metrics = ["latency_ms", "failed"]
@@ -142,6 +146,45 @@ def test_one_that_is_shown_to_be_harmless_is_finished_and_people_see_why(server:
     listed = json.loads(inside("rollout", "list", *where)[1])
     assert listed[0]["reason"].startswith("finished by policy cohorts@")
     assert listed[0]["evidence"]["n_after"] >= 200
+
+
+def test_a_pinned_version_on_the_way_back_keeps_a_rollout_and_it_is_said_once(
+    server: Here,
+) -> None:
+    log = server.manager.log
+    before = log.live.head.state_seq
+    rollout, new, _ = sides(server)
+    bad = change(server, 0.5)
+    version = log.create_version("kept")
+    log.execute(Pin(version.name))
+    seqs = {name: bad if name in new else before for name in REPLICAS}
+    serve(server, seqs, dict.fromkeys(new, 2.0), 12, seed=4)
+    ended = newest(server)
+    assert (ended.id, ended.running, log.live.head.state_seq) == (rollout.id, True, bad)
+    observed = log.history.events(EventFilter(kinds=["observed"]))
+    (held,) = [one for one in observed if one.body["verdict"] == "held_back" and one.seq > bad]
+    assert f"a pinned version names the state after event {bad}" in held.body["reason"]
+    assert held.body["evidence"]["rollout"]["new"] == sorted(new)
+    log.end_rollout("aborted")  # a person may
+
+
+def test_what_a_policy_ends_waits_for_no_second_person(
+    server: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = server.manager.log
+    before = log.live.head.state_seq
+    rollout, new, _ = sides(server)
+    bad = change(server, 0.5)
+    writer = log._writer
+    monkeypatch.setattr(writer, "_policy", replace(writer._policy, two_person=True))
+    with pytest.raises(AwaitingApproval):
+        log.end_rollout("aborted", caller=Caller(actor="ana"))
+    seqs = {name: bad if name in new else before for name in REPLICAS}
+    serve(server, seqs, dict.fromkeys(new, 2.0), 30, seed=5)
+    ended = newest(server)
+    assert (ended.id, ended.status) == (rollout.id, "aborted")
+    moved = log.history.require(ended.changed.seq - 1)
+    assert (moved.kind, moved.body["cause"]) == ("rolled_back", "rollout_aborted")
 
 
 def test_who_served_is_said_with_the_seq(server: Here) -> None:
