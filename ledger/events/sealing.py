@@ -81,8 +81,8 @@ def seal(
     elif series == VERSIONS:
         number = before.versions
     counts = Counts(
-        before.updates + (series == UPDATES),
         before.applied + (kind == UPDATED),
+        before.updates + (series == UPDATES),
         before.versions + (series == VERSIONS),
     )
     if active == KEEP_ACTIVE:
