@@ -54,6 +54,7 @@ class Notary:
         quorum: int | None = None,
         every_s: float = 0.5,
     ) -> None:
+        witnesses.require_distinct(known)
         quorum = len(known) if quorum is None else quorum
         if not 0 <= quorum <= len(known):
             raise InvalidRequest(
@@ -177,6 +178,7 @@ def witnessed_problems(
     says may have been forged with the log. Also empty when some do not answer but `quorum` do; what
     contradicts the log counts in any case.
     """
+    witnesses.require_distinct(known)
     quorum = len(known) if quorum is None else quorum
     if not known:
         return ["no witness is configured: name some with --witness URL#KEY"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from weightledger.ledger.audit import checkpoints, notes
 from weightledger.ledger.audit.checkpoints import Checkpoint
-from weightledger.ledger.audit.notes import Note, VerifierKey
+from weightledger.ledger.audit.notes import COSIGNATURE, Note, VerifierKey
 from weightledger.ledger.errors import ProofError
 from weightledger.ledger.events import merkle
 from weightledger.ledger.events.event import leaf_hash
@@ -100,8 +100,12 @@ def check(
 
 
 def require_quorum(note: Note, witnesses: Sequence[VerifierKey], quorum: int) -> None:
-    """Raise ProofError unless at least `quorum` of these witnesses have cosigned."""
-    signed = [one for one in witnesses if any(map(one.made, note.signatures))]
+    """Raise ProofError unless at least `quorum` of these witnesses have cosigned.
+
+    Whoever is named twice is one, and a key that is not a witness's is none.
+    """
+    known = [one for one in dict.fromkeys(witnesses) if one.kind == COSIGNATURE]
+    signed = [one for one in known if any(map(one.made, note.signatures))]
     for witness in signed:
         witness.check(note)
     if len(signed) < quorum:

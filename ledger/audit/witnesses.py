@@ -65,6 +65,15 @@ class Witness:
         return f"{self.key.name} at {self.url}"
 
 
+def require_distinct(known: Sequence[Witness]) -> None:
+    """InvalidRequest when a witness is named twice: a quorum counts witnesses."""
+    for at, witness in enumerate(known):
+        if any(witness.key == other.key for other in known[:at]):
+            raise InvalidRequest(
+                f"the witness {witness.key.name} is named twice: it is one witness", param="witness"
+            )
+
+
 def cosign(
     witness: Witness, store: EventStore, signer: Signer, note: Note, known: int
 ) -> Signature:

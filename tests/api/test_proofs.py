@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests import warm
 from weightledger import IncrementalUpdateRequest, Ledger, verify_offline
@@ -211,6 +212,38 @@ def test_weights_are_those_of_a_state(folder: Path) -> None:
     assert "does not hold" in offline(
         folder, "weights", "w.safetensors", "--digest", other, status=1
     )
+
+
+def test_a_tied_tensor_is_the_one_it_is_tied_to(tmp_path: Path) -> None:
+    """The file has it twice and the digest once: the other one's bytes are compared, too."""
+    tied = {"weight_ledger.aliases": json.dumps({"weights/b": "weights/a"})}
+    weights, file = torch.arange(4.0), tmp_path / "w.safetensors"
+    save_file({"a": weights, "b": weights.clone()}, file, metadata=tied)
+    digest = verify_offline.state_digest(str(file))
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        module = torch.nn.ParameterDict({"a": torch.nn.Parameter(weights)})
+        module["b"] = module["a"]
+        assert digest == ledger.model("tied", base=module).history.head().state_after.hex()
+    save_file({"a": weights, "b": weights + 1}, file, metadata=tied)
+    with pytest.raises(verify_offline.Fails, match="weights/b has to be the same"):
+        verify_offline.state_digest(str(file))
+
+
+def test_what_is_no_such_file_is_said_to_be_none(folder: Path) -> None:
+    run(folder, "replay", "--to", "seq:3", "-o", "w.safetensors")
+    whole = (folder / "w.safetensors").read_bytes()
+    for asked, content, said in (
+        (("log",), b"", "no exported log"),
+        (("log",), b"[]\n", "no exported log"),
+        (("log",), b"\xff\n", "no such file"),
+        (("weights", "--digest", "0" * 64), b"", "no such file"),
+        (("weights", "--digest", "0" * 64), whole[:40], "no such file"),
+        (("proof", "--key", key(folder)), b"", "no tlog-proof"),
+    ):
+        (folder / "other").write_bytes(content)
+        what, *rest = asked
+        assert "does not hold: " in offline(folder, what, "other", *rest, status=1)
+        assert said in offline(folder, what, "other", *rest, status=1)
 
 
 def test_verify_says_that_a_checkpoint_holds(folder: Path) -> None:

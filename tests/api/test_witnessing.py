@@ -27,7 +27,7 @@ from tests.waiting import PATIENCE_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, verify_offline
 from weightledger.api.server.witness import application
 from weightledger.ledger.audit import checkpoints, notes, proofs
-from weightledger.ledger.audit.notary import Notary
+from weightledger.ledger.audit.notary import Notary, witnessed_problems
 from weightledger.ledger.audit.notes import COSIGNATURE, SigningKey, VerifierKey
 from weightledger.ledger.audit.signing import Signer
 from weightledger.ledger.audit.witness import WitnessBook
@@ -319,6 +319,11 @@ def test_a_witness_is_named_by_its_address_and_key(tmp_path: Path) -> None:
     assert str(Witness.parse(f"http://w.example/#{LIAR.verifier}")) == "liar at http://w.example"
     with pytest.raises(InvalidRequest, match="cannot be reached"):
         Notary(None, Signer(tmp_path), [], 1)  # type: ignore[arg-type]
+    twice = [Witness(f"http://{host}.example", LIAR.verifier) for host in ("one", "another")]
+    with pytest.raises(InvalidRequest, match="liar is named twice"):
+        Notary(None, Signer(tmp_path), twice)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="liar is named twice"):
+        witnessed_problems(None, Signer(tmp_path), twice)  # type: ignore[arg-type]
 
 
 def test_a_body_that_is_too_large_is_not_read(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from weightledger.ledger.audit import checkpoints, notes
+from weightledger import verify_offline
+from weightledger.ledger.audit import checkpoints, notes, proofs
 from weightledger.ledger.audit.notes import COSIGNATURE, Note, SigningKey, VerifierKey
 from weightledger.ledger.errors import InvalidRequest, ProofError
 
@@ -51,6 +52,21 @@ def test_a_cosignature_says_when_and_that_cannot_be_altered() -> None:
         late = Note(text, (plain, notes.Signature(signed.name, signed.key_id, bytes(data))))
         with pytest.raises(ProofError):
             WITNESS.verifier.check(late)
+
+
+def test_a_quorum_counts_witnesses_and_not_how_often_they_are_named() -> None:
+    text = CHECKPOINT.text()
+    note = Note(text).signed([LOG.sign(text), WITNESS.sign(text, 1_679_315_147)])
+    for known in ([WITNESS, WITNESS], [WITNESS, LOG]):  # the log is not its own witness
+        keys = [one.verifier for one in known]
+        proofs.require_quorum(note, keys, 1)
+        with pytest.raises(ProofError, match="1 of the known"):
+            proofs.require_quorum(note, keys, 2)
+        theirs = [verify_offline.NoteKey(str(one)) for one in keys]
+        log = verify_offline.NoteKey(str(LOG.verifier))
+        verify_offline.read_checkpoint(str(note), log, theirs, 1)
+        with pytest.raises(verify_offline.Fails, match="1 known"):
+            verify_offline.read_checkpoint(str(note), log, theirs, 2)
 
 
 def test_signatures_of_keys_that_are_not_known_are_passed_over() -> None:
