@@ -36,6 +36,13 @@ async def body(request: Request, adapter: TypeAdapter[T]) -> T:
     return parse(adapter, raw)
 
 
+async def require_no_body(request: Request) -> None:
+    """InvalidRequest where something comes with a request that has no body, and would be lost; an
+    empty object is nothing. Behind `require_writes`: a replica hands the body on."""
+    if (await request.body()).strip() not in (b"", b"{}"):
+        raise InvalidRequest("this route takes no body; why a write is made is said in X-Reason")
+
+
 def caller(request: Request, head: Event) -> Caller:
     """The caller of a write, from its headers; InvalidRequest for malformed ones.
 

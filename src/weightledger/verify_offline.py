@@ -98,9 +98,7 @@ def read_checkpoint(
         require(mark == "—", f"this is no signature: {line[:60]!r}")
         signatures.append((name, unbase64(data, "a signature")))
     require(key.signed(text, signatures), f"the checkpoint is not signed by {key.name}")
-    known = {
-        (one.name, one.id): one for one in witnesses if one.timed
-    }  # twice is once
+    known = {(one.name, one.id): one for one in witnesses if one.timed}  # twice is once
     cosigned = sum(witness.signed(text, signatures) for witness in known.values())
     require(cosigned >= quorum, f"{cosigned} known witnesses cosigned, {quorum} are asked for")
     origin, size, root = [*text.split("\n"), "", "", ""][:3]

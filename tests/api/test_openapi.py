@@ -113,6 +113,26 @@ def test_the_examples_work(keyed, document) -> None:
         assert {"kind", "actor", "outcome", "since", "limit", "after"} <= names
 
 
+def test_a_body_is_refused_where_none_is_taken(keyed, document) -> None:
+    """Why somebody approves, sent in one, would be lost."""
+    taking_none = [
+        path
+        for method, path, operation in operations(document)
+        if method == "POST" and "requestBody" not in operation
+    ]
+    assert "/v1/models/approvals/{approval_id}/approve" in taking_none
+    with keyed.client(**AUTH) as http:
+        before = http.get("/v1/models/updates").json()["first_id"]
+        for path in taking_none:
+            url = path.replace("{version_id}", "v0").replace("{", "").replace("}", "")
+            for sent in (b'{"reason":"seen"}', b"[]", b"x"):
+                reply = http.post(url, content=sent, headers={"content-type": "application/json"})
+                assert reply.status_code == 400, (path, sent, reply.text)
+                assert "takes no body" in reply.json()["error"]["message"]
+        assert http.get("/v1/models/updates").json()["first_id"] == before
+        assert http.post("/v1/models/verify", json={}).status_code == 200
+
+
 def try_everything(url: str, folder: Path, *options: str) -> None:
     """schemathesis with all its checks: made-up requests, and sequences of them."""
     ran = subprocess.run(

@@ -9,13 +9,13 @@ from weightledger.api.items import approval_item
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.writes import Approval, ApprovalList
 from weightledger.api.rest.documentation import answers, documented, write_headers
-from weightledger.api.rest.requests import caller, require_writes
+from weightledger.api.rest.requests import caller, require_no_body, require_writes
 
 
 def router(manager: DynamicModelManager) -> APIRouter:
     """What the two-person rule holds back."""
     routes = documented(prefix="/v1/models/approvals", tags=["approvals"])
-    writes = [Depends(require_writes)]
+    alone = [Depends(require_writes), Depends(require_no_body)]
 
     @routes.get("", responses=answers(ApprovalList))
     def list_approvals(query: Annotated[queries.ApprovalsQuery, Query()]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/{approval_id}/approve",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(Approval, write=True),
         openapi_extra=write_headers(),
     )
@@ -37,7 +37,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/{approval_id}/reject",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(Approval, write=True),
         openapi_extra=write_headers(),
     )

@@ -10,7 +10,7 @@ from weightledger.api.rest import schemas
 from weightledger.api.rest.answers.versions import PinReply, Status, VersionList, VersionReply
 from weightledger.api.rest.answers.writes import RollbackReply, UpdateReply
 from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
-from weightledger.api.rest.requests import body, caller, require_writes
+from weightledger.api.rest.requests import body, caller, require_no_body, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import VersionRetired, body_of
@@ -34,6 +34,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     """Routes that change the model and name its versions."""
     routes = documented(prefix="/v1/models", tags=["dynamic updates"])
     writes = [Depends(require_writes)]
+    alone = [*writes, Depends(require_no_body)]
 
     @routes.post(
         "/incremental_update",
@@ -105,7 +106,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/versions/{version_id}/pin",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(PinReply, write=True),
         openapi_extra=write_headers(),
     )
@@ -115,7 +116,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/versions/{version_id}/unpin",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(PinReply, write=True),
         openapi_extra=write_headers(),
     )
@@ -134,7 +135,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/versions/{version_id}/retire",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(VersionReply, write=True),
         openapi_extra=write_headers(),
     )

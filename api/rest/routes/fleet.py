@@ -10,7 +10,7 @@ from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.fleet import ReplicaList, RolloutList, RolloutReply, ServedReply
 from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
 from weightledger.api.rest.paging import page
-from weightledger.api.rest.requests import body, caller, require_writes
+from weightledger.api.rest.requests import body, caller, require_no_body, require_writes
 from weightledger.ledger.events import Event
 from weightledger.ledger.fleet.served import fleet, served
 from weightledger.ledger.history.positions import parse_time
@@ -23,6 +23,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
     """`/v1/fleet`, `/v1/fleet/served` and `/v1/fleet/rollouts`."""
     routes = documented(prefix="/v1/fleet", tags=["fleet"])
     writes = [Depends(require_writes)]
+    alone = [*writes, Depends(require_no_body)]
     history = manager.log.history
 
     @routes.get("", responses=answers(ReplicaList))
@@ -73,7 +74,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/rollouts/{rollout_id}/finish",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(RolloutReply, write=True),
         openapi_extra=write_headers(),
     )
@@ -86,7 +87,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/rollouts/{rollout_id}/abort",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(RolloutReply, write=True),
         openapi_extra=write_headers(),
     )

@@ -9,7 +9,7 @@ from weightledger.api.items import evidence_item, trial_item
 from weightledger.api.rest.answers.measurements import TrialEvidence, TrialList, TrialReply
 from weightledger.api.rest.documentation import answers, documented, write_headers
 from weightledger.api.rest.paging import page
-from weightledger.api.rest.requests import caller, require_writes
+from weightledger.api.rest.requests import caller, require_no_body, require_writes
 from weightledger.ledger.events import Event
 
 _SHOWN = 20
@@ -18,7 +18,7 @@ _SHOWN = 20
 def router(manager: DynamicModelManager) -> APIRouter:
     """`GET /v1/models/trials` and `/{id}/evidence`, `POST /{id}/promote` and `/abort`."""
     routes = documented(prefix="/v1/models/trials", tags=["trials"])
-    writes = [Depends(require_writes)]
+    alone = [Depends(require_writes), Depends(require_no_body)]
 
     @routes.get("", responses=answers(TrialList))
     def list_trials() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/{trial_id}/promote",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(TrialReply, write=True),
         openapi_extra=write_headers(),
     )
@@ -44,7 +44,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
 
     @routes.post(
         "/{trial_id}/abort",
-        dependencies=writes,
+        dependencies=alone,
         responses=answers(TrialReply, write=True),
         openapi_extra=write_headers(),
     )

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers.events import Verification
 from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.requests import require_no_body
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.errors import WeightsMismatch
 
@@ -15,7 +16,12 @@ def router(manager: DynamicModelManager) -> APIRouter:
     """`POST /v1/models/verify`: hash the tensors that are served right now."""
     routes = documented(prefix="/v1/models", tags=["audit"])
 
-    @routes.post("/verify", responses=answers(Verification), openapi_extra=needs("read"))
+    @routes.post(
+        "/verify",
+        dependencies=[Depends(require_no_body)],
+        responses=answers(Verification),
+        openapi_extra=needs("read"),
+    )
     def verify() -> dict[str, Any]:
         """The digest of the live tensors, hashed afresh; 503 when it is not the ledger's."""
         live, hashed = manager.log.verify_live()
