@@ -29,6 +29,7 @@ _LEEWAY_S = 30
 _KEYS_S = 300.0  # how long the issuer's keys are taken as they were read
 _AGAIN_S = 10.0  # least time between two readings, so that made-up tokens cannot make more of them
 _TIMEOUT_S = 5.0
+_MOST_SUBJECT = 255  # characters, as OpenID Connect has it
 
 ACTOR_PREFIX = "oidc:"
 
@@ -55,7 +56,10 @@ class Issuer:
             ) from None
         self._jwt = jwt
         self.url, self.audience = url.rstrip("/"), audience
+        # Some issuers' names end with a slash; whoever configures one writes it with it or without.
+        self._names = (self.url, f"{self.url}/")
         self._lock = threading.Lock()
+        self._unreadable: str | None = None
         self._keys: Mapping[str | None, jwt.PyJWK] = {}
         self._read_at = float("-inf")
         self._tried_at = float("-inf")
@@ -73,31 +77,43 @@ class Issuer:
                 key,
                 algorithms=list(_ALGORITHMS),
                 audience=self.audience,
-                issuer=self.url,
+                issuer=self._names,
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
         except jwt.PyJWTError as error:
             raise BadToken(f"the token is not taken: {error}") from None
+        subject = claims["sub"]
+        if not 0 < len(subject) <= _MOST_SUBJECT or not subject.isprintable():
+            raise BadToken(
+                f"the token's subject has 1 to {_MOST_SUBJECT} printable characters, got"
+                f" {subject[:80]!r}"
+            )
         scope = _scope(claims)
         if scope is None:
             raise BadToken(
                 f"the token has none of the scopes {', '.join(_PREFIX + one for one in SCOPES)}"
             )
-        return f"{ACTOR_PREFIX}{claims['sub']}", scope, float(claims["exp"]) + _LEEWAY_S
+        return f"{ACTOR_PREFIX}{subject}", scope, float(claims["exp"]) + _LEEWAY_S
 
     def _key(self, name: str | None) -> "jwt.PyJWK":
         with self._lock:
             now = time.monotonic()
-            stale = now - self._read_at > _KEYS_S or name not in self._keys
-            if stale and now - self._tried_at > _AGAIN_S:
+            if not self._has(name, now) and now - self._tried_at > _AGAIN_S:
                 self._tried_at = now
-                self._keys = self._read()
-                self._read_at = now
-            key = self._keys.get(name)
-        if key is None:
-            raise BadToken("the token is signed with a key that the issuer does not have")
-        return key
+                try:
+                    self._keys, self._unreadable = self._read(), None
+                    self._read_at = now
+                except EngineUnavailable as error:
+                    self._unreadable = str(error)
+            if self._has(name, now):
+                return self._keys[name]
+            if self._unreadable is not None:  # it may be a good one: nobody is told otherwise
+                raise EngineUnavailable(self._unreadable)
+        raise BadToken("the token is signed with a key that the issuer does not have")
+
+    def _has(self, name: str | None, now: float) -> bool:
+        return name in self._keys and now - self._read_at <= _KEYS_S
 
     def _read(self) -> "Mapping[str | None, jwt.PyJWK]":
         try:
@@ -118,7 +134,9 @@ def _scope(claims: Mapping[str, Any]) -> Scope | None:
     """The largest scope that a token has."""
     said: list[Any] = []
     for name in ("scope", "scp", "roles"):
-        value = claims.get(name, ())
-        said += value.split() if isinstance(value, str) else list(value)
+        value = claims.get(name)
+        said += (
+            value.split() if isinstance(value, str) else value if isinstance(value, list) else []
+        )
     held = [one for one in SCOPES if f"{_PREFIX}{one}" in said]
     return held[-1] if held else None

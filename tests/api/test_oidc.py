@@ -18,9 +18,10 @@ from tests.buckets import free_port
 from tests.in_process import Here, here
 from tests.waiting import until
 from weightledger import InvalidRequest
-from weightledger.api.rest.oidc import Issuer
+from weightledger.api.rest.oidc import BadToken, Issuer
 from weightledger.api.server.app import _issuer
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.errors import EngineUnavailable
 
 AUDIENCE = "weightledger-test"
 UPDATE = {"parameter_name": "bias", "update_data": 0.001}
@@ -109,8 +110,13 @@ def test_the_ledgers_own_keys_go_on_beside_it(running: Here) -> None:
         {"aud": "another"},
         {"aud": None},
         {"sub": None},
+        {"sub": ""},
+        {"sub": "ana\nbo"},
+        {"sub": "a" * 256},
         {"scope": "openid"},
         {"scope": "weightledger:root"},
+        {"scope": 7},
+        {"scope": {"weightledger:write": True}},
         {"key": FOREIGN},
         {"kid": "two"},
         {"kid": None},
@@ -147,7 +153,39 @@ def test_an_issuer_that_does_not_answer_is_503(tmp_path: Path) -> None:
         server.client(authorization=f"Bearer {token(gone)}") as http,
     ):
         reply = http.get("/v1/models/status")
-    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        again = http.get("/v1/models/status")  # within the time in which it is not asked again
+    for one in (reply, again):
+        assert (one.status_code, one.headers["retry-after"]) == (503, "1")
+
+
+def test_keys_that_cannot_be_read_anew_are_taken_no_longer(
+    issuer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is anybody told that a token is bad which may be good."""
+    there = Issuer(issuer, AUDIENCE)
+    assert there.admit(token(issuer))[0] == "oidc:ana"
+    monkeypatch.setattr(there, "_read", unreadable)
+    with pytest.raises(BadToken):
+        there.admit(token(issuer, kid="two"))  # as far as was known a moment ago
+    there._tried_at -= 11  # s
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            there.admit(token(issuer, kid="two"))
+        assert there.admit(token(issuer))[0] == "oidc:ana"
+    there._tried_at -= 11
+    there._read_at -= 301
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            there.admit(token(issuer))
+
+
+def unreadable() -> Any:
+    raise EngineUnavailable("no answer")
+
+
+def test_an_issuers_name_may_end_with_a_slash(issuer: str) -> None:
+    for url in (issuer, f"{issuer}/"):
+        assert Issuer(url, AUDIENCE).admit(token(f"{issuer}/"))[0] == "oidc:ana"
 
 
 def test_an_issuer_needs_https_and_an_audience() -> None:
