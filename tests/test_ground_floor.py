@@ -14,7 +14,17 @@ from weightledger.ledger.store.sql_store import SqlStore
 # Below the engines everything is on the ground floor but for these, which move tensors.
 UPSTAIRS = {
     *(f"ledger.tensors.{name}" for name in ("lanes", "memory", "rounding", "tree")),
-    *(f"ledger.codecs.{name}" for name in ("compiled", "compiled_steps", "factors", "on_device")),
+    *(
+        f"ledger.codecs.{name}"
+        for name in (
+            "calling",
+            "compiled",
+            "compiled_packing",
+            "compiled_steps",
+            "factors",
+            "on_device",
+        )
+    ),
     *(f"ledger.adapters.{name}" for name in ("adapter", "fit", "folder")),
     *(f"ledger.history.{name}" for name in ("replay", "steps", "rebuilding", "snapshot_tensors")),
     *(f"ledger.audit.{name}" for name in ("states", "repair")),

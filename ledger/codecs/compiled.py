@@ -144,7 +144,7 @@ def differences(
     top = before.dtype.type(before.itemsize * 8 - 1)
     changed = 0
     for entry in range(positions.size):
-        at = positions[entry]
+        at = np.uint32(positions[entry])
         out[entry] = _difference(before[at], after[at], top, ordered)
         changed += before[at] != after[at]
     return changed
@@ -165,7 +165,7 @@ def move(
     """Add the differences to the lanes at the positions, or with `undo` take them off."""
     top = lanes.dtype.type(lanes.itemsize * 8 - 1)
     for entry in range(positions.size):
-        at = positions[entry]
+        at = np.uint32(positions[entry])
         lanes[at] = moved(lanes[at], difference[entry], top, ordered, undo)
 
 
@@ -353,7 +353,7 @@ def square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32]) -
     half = before.itemsize == 2
     sums = np.zeros(4)
     for entry in range(positions.size):
-        at = positions[entry]
+        at = np.uint32(positions[entry])
         step = _step(before[at], after[at], half)
         sums[entry & 3] += step * step
     total: float = sums[0] + sums[1] + (sums[2] + sums[3])

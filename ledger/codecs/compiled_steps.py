@@ -10,16 +10,13 @@ write it is left, untouched, to them, who tell what is wrong with it.
 
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import carray  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from weightledger.ledger.codecs.calling import bytes_at, called_with_five, called_with_two
 from weightledger.ledger.codecs.compiled import compiled, moved
+from weightledger.ledger.codecs.delta import TILE_LANES
 from weightledger.ledger.codecs.dense import Dense
-from weightledger.ledger.codecs.frames import TILE_LANES
 from weightledger.ledger.codecs.sparse import Sparse
 from weightledger.ledger.codecs.unchanged import Unchanged
 from weightledger.ledger.tensors.spec import Lanes
@@ -42,42 +39,6 @@ _NOWHERE = 1 << 62
 
 GAPS_BYTES = TILE_LANES + TILE_LANES // 64
 """More than the gaps of a frame take as they are usually written."""
-
-
-def _pointer_at(_: Any, address: Any) -> Any:
-    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return numba.types.voidptr(numba.int64), code
-
-
-def _call_two(_: Any, function: Any, one: Any, two: Any) -> Any:
-    return numba.int64(numba.int64, numba.int64, numba.int64), _calling(2)
-
-
-def _call_five(_: Any, function: Any, one: Any, two: Any, three: Any, four: Any, five: Any) -> Any:
-    return numba.int64(*[numba.int64] * 6), _calling(5)
-
-
-def _calling(count: int) -> Any:
-    """Code that calls the C function at an address with so many pointers or sizes."""
-
-    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word] * count).as_pointer()
-        return builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
-
-    return code
-
-
-_pointer: Any = intrinsic(_pointer_at)
-_called_with_two: Any = intrinsic(_call_two)
-_called_with_five: Any = intrinsic(_call_five)
-
-
-@compiled
-def _bytes_at(address: int, size: int) -> Any:
-    return carray(_pointer(address), (size,), np.uint8)
 
 
 @compiled
@@ -108,7 +69,7 @@ def _kind(data: NDArray[np.uint8], at: int, size: Any) -> Any:
 
 @compiled
 def _stream(
-    base: int,
+    base: Any,
     data: NDArray[np.uint8],
     at: int,
     stop: int,
@@ -132,9 +93,9 @@ def _stream(
     context, decompress, content_size, frame_size = zstd[0], zstd[1], zstd[2], zstd[3]
     source = base + at
     if (
-        _called_with_two(content_size, source, stored) != size
-        or _called_with_two(frame_size, source, stored) != stored
-        or _called_with_five(decompress, context, room, size, source, stored) != size
+        called_with_two(content_size, source, stored) != size
+        or called_with_two(frame_size, source, stored) != stored
+        or called_with_five(decompress, context, room, size, source, stored) != size
     ):
         return 0, at
     return room, at + stored
@@ -142,7 +103,7 @@ def _stream(
 
 @compiled
 def _read_values(
-    base: int,
+    base: Any,
     data: NDArray[np.uint8],
     at: int,
     stop: int,
@@ -163,7 +124,7 @@ def _read_values(
         address, at = _stream(base, data, at, stop, out.size, room, zstd)
         if address == 0:
             return -1
-        values = _bytes_at(address, out.size)
+        values = bytes_at(address, out.size)
         if plane == 0:
             for entry in range(out.size):
                 out[entry] = lane(values[entry])
@@ -198,7 +159,7 @@ def _ends(runs: NDArray[np.uint8]) -> Any:
 
 @compiled
 def _read_gaps(
-    base: int,
+    base: Any,
     data: NDArray[np.uint8],
     at: int,
     stop: int,
@@ -229,7 +190,7 @@ def _read_gaps(
         address, at = _stream(base, data, at + 4, stop, size, np.int64(room.ctypes.data), zstd)
         if address == 0:
             return -1, 0
-        runs = _bytes_at(address, size)
+        runs = bytes_at(address, size)
         if _ends(runs) != changed - 1 or (size and runs[size - 1] == 255):
             return -1, 0
         held[_KIND], held[_GAPS], held[_SIZE] = _RUNS, address, size
@@ -249,7 +210,7 @@ def _read_gaps(
         address, at = _stream(base, data, at, stop, mine.size, own, zstd)
         if address == 0:
             return -1, 0
-        values = _bytes_at(address, mine.size)
+        values = bytes_at(address, mine.size)
         if address != own:
             mine[:] = values
         last += _sum(values) << (8 * plane)
@@ -270,7 +231,7 @@ def _move_some(
     at, entry, byte = np.uint64(held[_NEXT]), np.uint64(held[_ENTRY]), np.uint64(held[_BYTE])
     changed, end, one = np.uint64(held[_CHANGED]), np.uint64(stop), np.uint64(1)
     if held[_KIND] == _RUNS:
-        runs = _bytes_at(held[_GAPS], held[_SIZE])
+        runs = bytes_at(held[_GAPS], held[_SIZE])
         while at < end:
             tile[at] = moved(tile[at], values[entry], top, ordered, False)
             entry += one
@@ -286,7 +247,7 @@ def _move_some(
                 at += run + one
     else:
         planes = np.uint64(held[_SIZE])
-        gaps = _bytes_at(held[_GAPS], held[_SIZE] * (held[_CHANGED] - 1))
+        gaps = bytes_at(held[_GAPS], held[_SIZE] * (held[_CHANGED] - 1))
         while at < end:
             tile[at] = moved(tile[at], values[entry], top, ordered, False)
             entry += one
@@ -367,7 +328,7 @@ def take_through(
     while start < bits.size:
         lanes: Any = np.int64(0)
         for delta in range(deltas):
-            data = _bytes_at(addresses[delta], sizes[delta])
+            data = bytes_at(addresses[delta], sizes[delta])
             left = sizes[delta] - at[delta]
             if left < 1 or left < 9 + np.int64(data[at[delta]]):
                 return some
@@ -392,7 +353,7 @@ def take_through(
         place: Any
         changed: Any
         for delta in range(deltas):
-            data = _bytes_at(addresses[delta], at[delta])
+            data = bytes_at(addresses[delta], at[delta])
             place, stop, kind = body[delta], at[delta], kinds[delta]
             changed = lanes if kind == _DENSE else np.int64(0)
             if kind == _RUNS:
@@ -439,3 +400,85 @@ def take_through(
         start += lanes
         reached[0], reached[1] = start, 0
     return some
+
+
+@compiled
+def _same_positions(held: NDArray[np.int64], positions: NDArray[np.int32]) -> bool:
+    """Whether gaps that were read lead from position to position."""
+    at, byte, one = np.uint64(held[_NEXT]), np.uint64(0), np.uint64(1)
+    other = np.uint64(0)
+    if held[_KIND] == _RUNS:
+        runs = bytes_at(held[_GAPS], held[_SIZE])
+        for entry in range(np.uint64(positions.size)):
+            if entry:
+                run = np.uint64(runs[byte])
+                byte += one
+                while run == np.uint64(255):
+                    at += run
+                    run = np.uint64(runs[byte])
+                    byte += one
+                at += run + one
+            other |= at ^ np.uint64(positions[entry])
+        return bool(other == np.uint64(0))
+    gaps_of_each = np.uint64(held[_CHANGED] - 1)
+    gaps = bytes_at(held[_GAPS], held[_SIZE] * (held[_CHANGED] - 1))
+    for entry in range(np.uint64(positions.size)):
+        if entry:
+            at += one
+            for plane in range(np.uint64(held[_SIZE])):
+                gap = np.uint64(gaps[plane * gaps_of_each + entry - one])
+                at += gap << np.uint64(np.uint64(8) * plane)
+        other |= at ^ np.uint64(positions[entry])
+    return bool(other == np.uint64(0))
+
+
+@compiled
+def says(
+    codec_id: NDArray[np.uint8],
+    data: NDArray[np.uint8],
+    lanes: int,
+    positions: NDArray[np.int32],
+    difference: Lanes,
+    values: Lanes,
+    plane: NDArray[np.uint8],
+    room: NDArray[np.uint8],
+    held: NDArray[np.int64],
+    zstd: NDArray[np.int64],
+) -> bool:
+    """Whether a delta encoded in `data` is this one of `lanes` lanes, plainly.
+
+    `positions` is empty where every lane has a difference. The rest is as in `take_through`, with
+    `held` [COLUMNS].
+    """
+    kind = _kind(bytes_at(np.int64(codec_id.ctypes.data), codec_id.size), 0, codec_id.size)
+    place: Any = 0
+    stop, base = data.size, np.int64(data.ctypes.data)
+    data = bytes_at(base, stop)
+    changed: Any = np.int64(0)
+    if kind == _UNKNOWN:
+        return False
+    if kind == _DENSE:
+        changed = np.int64(lanes)
+    if kind == _RUNS:
+        if stop < 4:
+            return False
+        changed = _u32(data, 0)
+        place = 4
+    if changed != difference.size or positions.size != (changed if kind == _RUNS else 0):
+        return False
+    held[_CHANGED] = changed
+    if kind == _RUNS and changed:
+        place, _ = _read_gaps(base, data, place, stop, lanes, held, room, zstd)
+        if place < 0 or not _same_positions(held, positions):
+            return False
+    if changed:
+        out = values[:changed]
+        own = np.int64(plane.ctypes.data)
+        place = _read_values(base, data, place, stop, own, zstd, False, out)
+        if place != stop:
+            return False
+        other = difference.dtype.type(0)
+        for entry in range(difference.size):
+            other |= out[entry] ^ difference[entry]
+        return not other
+    return bool(place == stop)

@@ -18,6 +18,9 @@ from weightledger.ledger.tensors.spec import Lanes
 
 Indices: TypeAlias = NDArray[np.int32]
 
+TILE_LANES = 1 << 20
+"""Most lanes in a frame."""
+
 # From this share of changed lanes on, positions cost more than the zeros they would save.
 NEARLY_ALL = 0.9
 

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from weightledger.ledger.codecs.delta import TILE_LANES as TILE_LANES
 from weightledger.ledger.codecs.delta import Delta, apply, compare, equal, window
 from weightledger.ledger.codecs.registry import CODECS, Codec, get_codec
+from weightledger.ledger.codecs.several import says
 from weightledger.ledger.codecs.streams import Reader, u32
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.tensors.digest import CHUNK_BYTES, touched_chunks
 from weightledger.ledger.tensors.spec import Lanes
-
-TILE_LANES = 1 << 20
-"""Most lanes in a frame."""
 
 # Between these shares of changed lanes either codec may be smaller; both are tried on samples.
 _SPARSE_BELOW, _DENSE_ABOVE = 0.3, 0.9
@@ -52,7 +51,9 @@ def encode_frame(delta: Delta, codec_id: str | None = None) -> bytes:
         raise ValueError(f"a frame has 1 to {TILE_LANES} lanes, not {delta.count}")
     codec = get_codec(codec_id) if codec_id else _smallest(delta)
     data = codec.encode(delta)
-    if not equal(codec.decode(data, delta.count, delta.difference.dtype), delta):
+    if not says(codec.id, data, delta) and not equal(
+        codec.decode(data, delta.count, delta.difference.dtype), delta
+    ):
         raise CorruptLedger(f"codec {codec.id!r} did not reproduce the difference it was given")
     name = codec.id.encode("ascii")
     return b"".join((bytes([len(name)]), name, u32(delta.count), u32(len(data)), data))

@@ -22,10 +22,6 @@ except ImportError:  # a build without cffi
     _zstd = None
 
 _MATCHES, _FREQUENCIES = 1, -131_072  # zstd's levels; of the latter it has no other use
-# Both ways are tried on this much of a long stream: from a quarter and from three quarters on.
-_SAMPLE = 1 << 13
-# At nearly equal size frequencies are read twice as fast.
-_BONUS = 0.98
 
 
 class _Ways(threading.local):
@@ -33,58 +29,46 @@ class _Ways(threading.local):
 
     def __init__(self) -> None:
         self.by_matches = zstandard.ZstdCompressor(level=_MATCHES).compress
-        self.by_frequencies = None if _zstd is None else _Frequencies()
+        if _zstd is not None:
+            contexts = (_context(_MATCHES), _context(_FREQUENCIES, literals=True))
+            compress = _zstd.ffi.addressof(_zstd.lib, "ZSTD_compress2")
+            self.contexts = contexts  # as long as their addresses are
+            self.zstd = np.array(
+                [int(_zstd.ffi.cast("intptr_t", one)) for one in (*contexts, compress)], np.int64
+            )
+            self.room = np.empty((2, 0), np.uint8)
 
 
 def pack(values: NDArray[np.uint8]) -> bytes:
-    """A zstd frame that declares its content, which is `values`; it may be longer than they are."""
-    by_matches, by_frequencies = _ways.by_matches, _ways.by_frequencies
-    if by_frequencies is None:
-        return by_matches(values.data)
-    if len(values) <= 2 * _SAMPLE:
-        one, other = by_matches(values.data), by_frequencies(values)
-        return one if len(one) < _BONUS * len(other) else other
-    starts = (len(values) // 4, len(values) * 3 // 4 - _SAMPLE)
-    samples = [values[start : start + _SAMPLE] for start in starts]
-    matched = sum(len(by_matches(sample.data)) for sample in samples)
-    if matched < _BONUS * sum(len(by_frequencies(sample)) for sample in samples):
-        return by_matches(values.data)
-    return by_frequencies(values)
-
-
-class _Frequencies:
-    """zstd without matches.
+    """A zstd frame that declares its content, which is `values`; it may be longer than they are.
 
     Raises MemoryError where zstd fails: there is room for what it writes at most, so it has no
     other reason.
     """
+    ways = _ways
+    if _zstd is None:
+        return ways.by_matches(values.data)
+    from weightledger.ledger.codecs import compiled_packing
 
-    def __init__(self) -> None:
-        self._context = _zstd.ffi.gc(_zstd.lib.ZSTD_createCCtx(), _zstd.lib.ZSTD_freeCCtx)
-        for parameter, value in (
-            (_zstd.lib.ZSTD_c_compressionLevel, _FREQUENCIES),
-            (_zstd.lib.ZSTD_c_literalCompressionMode, 1),
-        ):
-            _checked(_zstd.lib.ZSTD_CCtx_setParameter(self._context, parameter, value))
-        self._room: Any = np.empty(0, np.uint8)
-
-    def __call__(self, values: NDArray[np.uint8]) -> bytes:
-        most = _zstd.lib.ZSTD_compressBound(len(values))
-        if len(self._room) < most:
-            self._room = np.empty(most, np.uint8)
-        room, given = _zstd.ffi.from_buffer(self._room), _zstd.ffi.from_buffer(values)
-        size = _checked(
-            _zstd.lib.ZSTD_compress2(self._context, room, len(self._room), given, len(values))
-        )
-        packed: bytes = self._room[:size].tobytes()
-        return packed
+    most = _zstd.lib.ZSTD_compressBound(len(values))
+    if ways.room.shape[1] < most:
+        ways.room = np.empty((2, most), np.uint8)
+    way, size = compiled_packing.smaller(np.ascontiguousarray(values), ways.room, ways.zstd)
+    if size < 0:
+        raise MemoryError(f"zstd cannot pack a stream: error {-size}")
+    packed: bytes = ways.room[way, :size].tobytes()
+    return packed
 
 
-def _checked(result: int) -> int:
-    if _zstd.lib.ZSTD_isError(result):
-        reason = _zstd.ffi.string(_zstd.lib.ZSTD_getErrorName(result)).decode()
-        raise MemoryError(f"zstd cannot pack a stream: {reason}")
-    return result
+def _context(level: int, *, literals: bool = False) -> Any:
+    context = _zstd.ffi.gc(_zstd.lib.ZSTD_createCCtx(), _zstd.lib.ZSTD_freeCCtx)
+    parameters = [(_zstd.lib.ZSTD_c_compressionLevel, level)]
+    if literals:
+        parameters.append((_zstd.lib.ZSTD_c_literalCompressionMode, 1))
+    for parameter, value in parameters:
+        if _zstd.lib.ZSTD_isError(_zstd.lib.ZSTD_CCtx_setParameter(context, parameter, value)):
+            raise MemoryError("zstd cannot be set up")
+    return context
 
 
 _ways = _Ways()

@@ -1,8 +1,8 @@
-"""Several encoded deltas of a tensor applied by one compiled call, as far as they are as usual.
+"""Encoded deltas read by one compiled call, as far as they are as usual.
 
-The way that states are rebuilt by, where most deltas are read. It needs zstd's own functions, which
-the package gives through cffi; without them, and for what another codec wrote or is damaged,
-`frames` reads one frame after another.
+The way that states are rebuilt by, where most deltas are read, and that what is recorded is read
+again by. It needs zstd's own functions, which the package gives through cffi; without them, and for
+what another codec wrote or is damaged, codecs read one frame after another.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from weightledger.ledger.codecs.frames import TILE_LANES
+from weightledger.ledger.codecs.delta import TILE_LANES, Delta
 from weightledger.ledger.tensors.spec import Lanes
 
 try:
@@ -28,9 +28,8 @@ class _Room(threading.local):
     """What a thread works in, kept: fresh memory costs more than what is done with it."""
 
     def __init__(self) -> None:
-        from weightledger.ledger.codecs.compiled_steps import GAPS_BYTES, take_through
+        from weightledger.ledger.codecs.compiled_steps import COLUMNS, GAPS_BYTES
 
-        self.run = take_through
         self.context = _zstd.ffi.gc(_zstd.lib.ZSTD_createDCtx(), _zstd.lib.ZSTD_freeDCtx)
         functions = (_zstd.ffi.addressof(_zstd.lib, name) for name in _FUNCTIONS)
         self.zstd = np.array(
@@ -39,11 +38,36 @@ class _Room(threading.local):
         self.values = np.empty(TILE_LANES, np.uint64)
         self.plane = np.empty(TILE_LANES, np.uint8)
         self.gaps = np.empty(GAPS_BYTES, np.uint8)
+        self.held = np.empty(COLUMNS, np.int64)
 
 
 @cache
 def _room() -> _Room:
     return _Room()
+
+
+def says(codec_id: str, data: bytes, delta: Delta) -> bool:
+    """Whether a codec's bytes are plainly of this delta; where not, `Codec.decode` tells."""
+    if _zstd is None:
+        return False
+    from weightledger.ledger.codecs import compiled_steps
+
+    mine = _room()
+    positions = np.empty(0, np.int32) if delta.indices is None else delta.indices
+    return bool(
+        compiled_steps.says(
+            np.frombuffer(codec_id.encode("ascii"), np.uint8),
+            np.frombuffer(data, np.uint8),
+            delta.count,
+            positions,
+            delta.difference,
+            mine.values.view(delta.difference.dtype),
+            mine.plane,
+            mine.gaps,
+            mine.held,
+            mine.zstd,
+        )
+    )
 
 
 def take_through(
@@ -57,14 +81,14 @@ def take_through(
     """
     if _zstd is None or not deltas:
         return 0, 0
-    from weightledger.ledger.codecs.compiled_steps import COLUMNS
+    from weightledger.ledger.codecs import compiled_steps
 
     mine = _room()
     encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas if len(data)]
     if len(encoded) < len(deltas):
         return 0, 0
     reached = np.zeros(2, np.int64)
-    mine.run(
+    compiled_steps.take_through(
         lanes,
         np.array([data.__array_interface__["data"][0] for data in encoded], np.int64),
         np.array([len(data) for data in encoded], np.int64),
@@ -73,7 +97,7 @@ def take_through(
         mine.values.view(lanes.dtype),
         mine.plane,
         mine.gaps,
-        np.empty((len(deltas), COLUMNS), np.int64),
+        np.empty((len(deltas), compiled_steps.COLUMNS), np.int64),
         mine.zstd,
         reached,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from weightledger.ledger.codecs.frames import TILE_LANES
+from weightledger.ledger.codecs.delta import TILE_LANES
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
 from weightledger.ledger.tensors.spec import TensorSpec
 

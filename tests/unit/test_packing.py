@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from weightledger.ledger import codecs
 from weightledger.ledger.codecs import packing
+from weightledger.ledger.codecs.compiled_packing import SAMPLE
 from weightledger.ledger.codecs.packing import pack
 from weightledger.ledger.codecs.streams import SHORTEST_PACKED, Reader, stream
 
-SIZES = [SHORTEST_PACKED, 5000, 2 * packing._SAMPLE, 2 * packing._SAMPLE + 1, 100_000, 1 << 20]
+SIZES = [SHORTEST_PACKED, 5000, 2 * SAMPLE, 2 * SAMPLE + 1, 100_000, 1 << 20]
 RANDOM = np.random.default_rng(3)
 
 
@@ -46,7 +47,7 @@ KINDS = pytest.mark.parametrize(
 
 
 def without_frequencies(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(packing._ways, "by_frequencies", None)
+    patch.setattr(packing, "_zstd", None)
 
 
 @KINDS

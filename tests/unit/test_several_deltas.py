@@ -203,6 +203,51 @@ def test_what_is_not_as_it_is_written_is_left_as_it_was(data: bytes) -> None:
     assert np.array_equal(guard, before)
 
 
+@EACH_DTYPE
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1 << 32), count=st.sampled_from([1, 300, 4096, COUNT]))
+def test_what_was_written_says_its_delta_and_no_other(
+    element: ElementType, seed: int, count: int
+) -> None:
+    random = np.random.default_rng(seed)
+    for one, _ in some_deltas(seed, element, count):
+        if one.indices is not None:
+            kept = one.difference != 0
+            one = Delta(count, one.indices[kept], one.difference[kept])
+        data = encode_frame(one)
+        codec_id, body = data[1 : 1 + data[0]].decode(), data[9 + data[0] :]
+        if codec_id == "dense.1":
+            one = delta.every_lane(one)
+        assert several.says(codec_id, body, one)
+        if not one.changed:
+            continue
+        others = [Delta(count, one.indices, one.difference.copy())]
+        others[0].difference[random.integers(one.changed)] += one.difference.dtype.type(1)
+        others.append(Delta(count, one.indices, one.difference[:-1]))
+        if one.indices is not None:
+            moved = one.indices.copy()
+            moved[random.integers(one.changed)] += 1
+            others += [Delta(count, moved, one.difference), Delta(count, None, one.difference)]
+        assert not any(several.says(codec_id, body, other) for other in others)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(share=st.sampled_from([0.002, 0.05, 1]), data=st.data())
+def test_damaged_bytes_say_nothing_that_they_do_not_decode_to(
+    share: float, data: st.DataObject
+) -> None:
+    random = np.random.default_rng(6)
+    before = random.integers(0, 1 << 16, 9_000, np.uint16)
+    after = before + (random.random(9_000) < share) * np.uint16(1)
+    one = codecs.compare(before, after, True)
+    frame = encode_frame(one)
+    codec_id, body = frame[1 : 1 + frame[0]].decode(), bytearray(frame[9 + frame[0] :])
+    body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = bytes(body[: data.draw(st.one_of(st.just(len(body)), st.integers(0, len(body))))])
+    if several.says(codec_id, cut, one):
+        assert delta.equal(codecs.get_codec(codec_id).decode(cut, 9_000, before.dtype), one)
+
+
 @pytest.mark.parametrize("zstd", [several._zstd, None], ids=["at once", "frame by frame"])
 @pytest.mark.parametrize("held", [0, 1 << 24], ids=["each by itself", "together"])
 @pytest.mark.parametrize("elsewhere", [(), (1,), (0, 2)], ids=str)
