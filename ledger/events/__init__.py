@@ -2,13 +2,16 @@
 
 from weightledger.ledger.events.event import (
     NO_WORDS,
+    UNREADABLE,
     Annotation,
     BlobRef,
     Counts,
     Event,
     EventHeader,
     annotation_digest,
+    any_forward_only,
     decode,
+    decode_page,
     leaf_hash,
 )
 from weightledger.ledger.events.kinds import (
@@ -94,6 +97,7 @@ __all__ = [
     "SIGNING_KEY_ROTATED",
     "STATE_CHANGING",
     "THIS_VERSION",
+    "UNREADABLE",
     "UPDATED",
     "UPDATES",
     "UPDATE_REJECTED",
@@ -109,7 +113,9 @@ __all__ = [
     "Event",
     "EventHeader",
     "annotation_digest",
+    "any_forward_only",
     "decode",
+    "decode_page",
     "leaf_hash",
     "seal",
 ]

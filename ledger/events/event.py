@@ -8,7 +8,7 @@ metadata) enters a header only as a salted SHA-256 and lives in a side table.
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -234,49 +234,69 @@ class EventHeader(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
 
 
 _read = msgspec.json.Decoder(EventHeader).decode
+_sha256, _unhex = hashlib.sha256, bytes.fromhex  # looked up once for all that a page has of them
+
+UNREADABLE = (TypeError, ValueError, AttributeError)
+"""What a header that is none leads to, and a value of another type than its column's."""
 
 
 def decode(header: bytes) -> Event:
     """Read a stored header; CorruptLedger when it is not one of a known format."""
     try:
-        if not header.isascii():
-            header.decode()  # the body, which is passed over here, has to be text as well
-        stored = _read(header)
-        if stored.format != FORMAT:
-            raise _unknown(stored.format)
-        before, request, prev = stored.state_before, stored.request_digest, stored.prev
-        # By position: names would take as long as all the rest.
-        return Event(
-            stored.model,
-            stored.seq,
-            stored.kind,
-            stored.schema,
-            stored.recorded_at,
-            stored.node,
-            stored.parent,
-            stored.state_seq,
-            None if before is None else bytes.fromhex(before),
-            bytes.fromhex(stored.state_after),
-            stored.counts,
-            tuple([BlobRef(bytes.fromhex(one.digest), one.size) for one in stored.payload]),
-            stored.request_id,
-            stored.idempotency_key,
-            None if request is None else bytes.fromhex(request),
-            stored.series,
-            stored.number,
-            stored.active,
-            stored.actor,
-            stored.reason,
-            stored.metadata,
-            None if prev is None else bytes.fromhex(prev),
-            header,
-            leaf_hash(header),
-            stored.body,
-        )
-    except (ValueError, TypeError, AttributeError) as error:
+        return _event(_read(header), header, leaf_hash(header))
+    except UNREADABLE as error:
         raise _other_format(header) or CorruptLedger(
             f"event header cannot be read: {error!r}"
         ) from None
+
+
+def decode_page(headers: Sequence[bytes]) -> list[Event]:
+    """`decode` of each; one of UNREADABLE or a CorruptLedger, which does not say which it is."""
+    stored = map(_read, headers)
+    leaves = [_sha256(LEAF_PREFIX + header).digest() for header in headers]
+    return list(map(_event, stored, headers, leaves))
+
+
+def any_forward_only(headers: Sequence[bytes]) -> bool:
+    """Whether any of a page of headers may be of an event that is `forward_only`."""
+    return _FORM_OF_FACTORS in b"".join(headers)
+
+
+def _event(stored: EventHeader, header: bytes, leaf: bytes) -> Event:
+    """The event of a header as it is stored."""
+    if not header.isascii():
+        header.decode()  # the body, which is passed over here, has to be text as well
+    if stored.format != FORMAT:
+        raise _unknown(stored.format)
+    before, request, prev = stored.state_before, stored.request_digest, stored.prev
+    # By position: names would take as long as all the rest.
+    return Event(
+        stored.model,
+        stored.seq,
+        stored.kind,
+        stored.schema,
+        stored.recorded_at,
+        stored.node,
+        stored.parent,
+        stored.state_seq,
+        None if before is None else _unhex(before),
+        _unhex(stored.state_after),
+        stored.counts,
+        tuple([BlobRef(_unhex(one.digest), one.size) for one in stored.payload]),
+        stored.request_id,
+        stored.idempotency_key,
+        None if request is None else _unhex(request),
+        stored.series,
+        stored.number,
+        stored.active,
+        stored.actor,
+        stored.reason,
+        stored.metadata,
+        None if prev is None else _unhex(prev),
+        header,
+        leaf,
+        stored.body,
+    )
 
 
 def _other_format(header: bytes) -> CorruptLedger | None:

@@ -4,10 +4,18 @@ The header is the event; these fields repeat parts of it. Whoever reads an event
 of them with the header, so what a query found is what was recorded.
 """
 
+from operator import attrgetter, eq
 from typing import Any, NamedTuple
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events import STATE_CHANGING, Event, decode
+from weightledger.ledger.events import (
+    STATE_CHANGING,
+    UNREADABLE,
+    Event,
+    any_forward_only,
+    decode,
+    decode_page,
+)
 
 
 class Facts(NamedTuple):
@@ -31,6 +39,12 @@ class Facts(NamedTuple):
 
 _HEADER = Facts._fields.index("header")
 
+# What an event has by the same name; the rest has a name of its own, or none.
+_SAME = ("seq", "kind", "recorded_at", "node", "parent", "series", "number", "idempotency_key")
+_TOO = ("state_after", "payload_size")
+_of_event = attrgetter(*_SAME, *_TOO, "hash")
+_of_columns = attrgetter(*_SAME, *_TOO, "event_hash")
+
 
 def facts_of(event: Event) -> tuple[Any, ...]:
     """The fields of Facts, as the header says them."""
@@ -50,6 +64,32 @@ def facts_of(event: Event) -> tuple[Any, ...]:
         event.header,
         event.hash,
     )
+
+
+def events_of(columns: Any, model: str) -> list[Event] | None:
+    """The events of a page, where all is well; in `columns`, Facts, each field is its column.
+
+    As `event_of` finds them one by one, in less than half the time; None where it has to be asked,
+    for the words of what is wrong or for a change in a form that is rare.
+    """
+    headers = columns.header
+    if (
+        set(map(type, headers)) != {bytes}
+        or columns.forward_only.count(0) != len(headers)
+        or any_forward_only(headers)
+    ):
+        return None
+    try:
+        events = decode_page(headers)
+    except (*UNREADABLE, CorruptLedger):
+        return None
+    moves = [event.kind in STATE_CHANGING for event in events]
+    same = (
+        moves == list(columns.changes_state)
+        and all(map(eq, map(_of_event, events), zip(*_of_columns(columns), strict=True)))
+        and all(event.model == model for event in events)
+    )
+    return events if same else None
 
 
 def event_of(facts: tuple[Any, ...], model: str) -> Event:

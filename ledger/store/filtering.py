@@ -69,7 +69,7 @@ class Filtering:
             passing = search.select(
                 execute, of.database.backend, of.model_id, where, limit, newest_first
             )
-        return [of.event(row) for row in passing]
+        return list(of.events(passing))
 
     def activity(self, where: EventFilter) -> list[DayCount]:
         """See `EventLookup.activity`."""
@@ -163,7 +163,7 @@ def _passing(
     for piece in pieces(map(of.key, seqs)):
         keys = marks(len(piece))
         read = execute(f"{rows.SELECT} WHERE event_key IN ({keys})", piece).fetchall()
-        events = {row[0]: of.event(row) for row in read}
+        events = {of.key(event.seq): event for event in of.events(read)}
         texts = execute(f"{ANNOTATIONS} WHERE event_key IN ({keys})", piece).fetchall()
         notes = {seq: Annotation(*rest) for seq, *rest in texts}
         for key in piece:

@@ -64,7 +64,7 @@ def by_seqs(of: ModelRows, seqs: Iterable[int]) -> Mapping[int, Event]:
     with of.database.look() as execute:
         for piece in pieces(map(of.key, seqs)):
             read = execute(f"{rows.SELECT} WHERE event_key IN ({marks(len(piece))})", piece)
-            events |= {event.seq: event for event in map(of.event, read.fetchall())}
+            events |= {event.seq: event for event in of.events(read.fetchall())}
     return events
 
 

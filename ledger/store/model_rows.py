@@ -1,5 +1,6 @@
 """One model's rows in a database: where they are, and how one of them is read as an event."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ class ModelRows:
     def event(self, row: Any) -> Event:
         """The event of a row of `rows.COLUMNS`; CorruptLedger when it is not its header."""
         return rows.from_row(row, self.model_id, self.model)
+
+    def events(self, page: Sequence[Any]) -> Iterable[Event]:
+        """The events of rows of `rows.COLUMNS` and more, read together; see `rows.from_rows`."""
+        return rows.from_rows(page, self.model_id, self.model)
 
     def one(self, sql: str, *params: Any) -> Event | None:
         """The event that a query gives, if it gives one."""

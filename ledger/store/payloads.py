@@ -11,7 +11,7 @@ from typing import NamedTuple
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
-from weightledger.ledger.tensors.digest import content_digest
+from weightledger.ledger.tensors.digest import content_digest, content_digests
 
 
 class ByteSpan(NamedTuple):
@@ -83,6 +83,18 @@ def from_blobs(event: Event, blobs: BlobStore) -> bytes:
         return b"".join([blobs.get(ref.digest) for ref in event.payload])
     except CorruptLedger as error:
         raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
+
+
+def check_all(events: Sequence[Event], payloads: Sequence[bytes | None]) -> None:
+    """Check the payload of each event as `checked` does; None stands for one that is not inline."""
+    digests = iter(content_digests([one for one in payloads if type(one) is bytes]))
+    for event, payload in zip(events, payloads, strict=True):
+        if payload is None:
+            continue
+        digest = next(digests) if type(payload) is bytes else None
+        refs = event.payload
+        if len(refs) != 1 or refs[0].digest != digest or refs[0].size != len(payload):
+            checked(event, payload)
 
 
 def checked(event: Event, payload: bytes) -> bytes:

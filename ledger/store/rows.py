@@ -1,14 +1,16 @@
 """An event as a row of the table `events`, and back: a key, the model's id, and its facts."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
-from weightledger.ledger.store.facts import Facts, event_of, facts_of
+from weightledger.ledger.store.facts import Facts, event_of, events_of, facts_of
 
 _FACTS = Facts._fields[1:]  # the seq is in the key
 COLUMNS = ("event_key", "model_id", *_FACTS)
+_END = len(COLUMNS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM events"
 SELECT_WITH_PAYLOAD = f"SELECT {', '.join(COLUMNS)}, payload FROM events"
 # Bounds of keys are given twice: PostgreSQL's planner does not take them from one to the other.
@@ -42,6 +44,22 @@ def to_row(model_id: int, event: Event) -> tuple[Any, ...]:
     """The values of COLUMNS."""
     seq, *facts = facts_of(event)
     return ((model_id << SEQ_BITS) | seq, model_id, *facts)
+
+
+def from_rows(page: Sequence[Any], model_id: int, model: str) -> Iterable[Event]:
+    """`from_row` of each, which are read together; CorruptLedger in the place of the first that is
+    none. In a row more may stand behind COLUMNS."""
+    if not page:
+        return ()
+    columns: list[Any] = list(zip(*page, strict=True))
+    keys, models, facts = columns[0], columns[1], columns[2:_END]
+    first = model_id << SEQ_BITS
+    if set(models) == {model_id} and first <= min(keys) and max(keys) <= first + SEQ_MASK:
+        seqs: Any = [key - first for key in keys]
+        events = events_of(Facts(seqs, *facts), model)
+        if events is not None:
+            return events
+    return (from_row(row[:_END], model_id, model) for row in page)
 
 
 def from_row(row: Any, model_id: int, model: str) -> Event:

@@ -61,6 +61,22 @@ def content_digest(data: bytes | bytearray | memoryview | NDArray[Any]) -> bytes
     return root(_hash_range(view, 0, len(view)))
 
 
+def content_digests(contents: Iterable[bytes]) -> list[bytes]:
+    """`content_digest` of each; making two hashers for each would take a fifth of the time."""
+    chunk, whole = blake3(), blake3()
+    digests: list[bytes] = []
+    for data in contents:
+        if not 0 < len(data) <= CHUNK_BYTES:
+            digests.append(content_digest(data))
+            continue
+        chunk.update(data)
+        whole.update(chunk.digest())
+        digests.append(whole.digest())
+        chunk.reset()
+        whole.reset()
+    return digests
+
+
 def hash_many(tensors: Sequence[NDArray[Any]], pool: Executor) -> list[bytearray]:
     """`chunk_digests` of each of `tensors`, shared out over the threads of `pool`.
 
