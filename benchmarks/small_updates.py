@@ -30,7 +30,7 @@ from weightledger.ledger.sql.backend import Backend, Cursor, Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
-from weightledger.ledger.store import append, rows
+from weightledger.ledger.store import rows, touches
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -47,8 +47,8 @@ def plain(sql: str, params: Sequence[Any], backend: Backend) -> list[Statement]:
     """The statements that a single one of ours stands for: the event's row, and its touches."""
     assert " annotations " not in sql
     row, (actor, ids) = params[:-2], params[-2:]
-    touch = append.TOUCH.format(key="?", ids=backend.each("bigint"))
-    return [(rows.INSERT, tuple(row)), (touch, (row[0], actor, ids))]
+    source, its = touches.source(backend, ids if isinstance(ids, list) else [ids])
+    return [(rows.INSERT, tuple(row)), (touches.counting(source), (row[0], actor, its))]
 
 
 class Recording:

@@ -21,7 +21,7 @@ from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.store import erasing, rows, tree_rows
+from weightledger.ledger.store import erasing, rows, touches, tree_rows
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
 from weightledger.ledger.store.rows import key_of
 
@@ -40,13 +40,6 @@ _SNAPSHOT = (
     " ON CONFLICT (model_id, node) DO NOTHING"
 )
 _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
-
-TOUCH = (
-    "INSERT INTO touches (parameter_id, event_key, number, actor)"
-    " SELECT v.value, {key}, 1 + coalesce((SELECT t.number FROM touches t"
-    " WHERE t.parameter_id = v.value ORDER BY t.event_key DESC LIMIT 1), 0), CAST(? AS text)"
-    " FROM {ids}"
-)
 
 
 def register(database: Database, blobs: BlobStore, first: Append) -> int:
@@ -70,7 +63,6 @@ class Appender:
         self._database = database
         self._blobs = blobs
         self._parameters: dict[str, int] = {}
-        self._touch_sql = TOUCH.format(key="?", ids=database.backend.each("bigint"))
 
     def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes]) -> set[bytes]:
         """See `Anchors.add_snapshot`."""
@@ -130,9 +122,10 @@ class Appender:
         if note:
             values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
         ids = [self._parameters[name] for name in dict.fromkeys(attached.parameters)]
-        sql = _alone(backend.each("bigint"), self._turnstile.condition, noted=bool(note))
+        rows_of, its = touches.source(backend, ids)
+        sql = _alone(rows_of, self._turnstile.condition, noted=bool(note))
         try:
-            written = self._database.write_alone(sql, (*values, note.actor, backend.many(ids)))
+            written = self._database.write_alone(sql, (*values, note.actor, its))
         except SeqTaken:
             self._turnstile.take()
             raise
@@ -160,15 +153,13 @@ class Appender:
         _append_row(execute, self._database.name, self.model_id, event, attached.inline)
         if event.kind == UPDATED and attached.parameters:
             ids, fresh = self._parameter_ids(execute, attached.parameters)
-            self._touch(execute, ids, key_of(self.model_id, event.seq), note.actor)
+            rows_of, its = touches.source(self._database.backend, ids)
+            key = key_of(self.model_id, event.seq)
+            execute(touches.counting(rows_of), (key, note.actor, its))
         _append_rest(
             execute, self._database.backend, self.model_id, item, isinstance(self._blobs, SqlBlobs)
         )
         return fresh
-
-    def _touch(self, execute: Execute, ids: Sequence[int], key: int, actor: str | None) -> None:
-        """Count an update of each parameter; whoever appended the event before has committed."""
-        execute(self._touch_sql, (key, actor, self._database.backend.many(ids)))
 
     def _parameter_ids(
         self, execute: Execute, names: Sequence[str]
@@ -262,8 +253,7 @@ def _alone(ids: str, condition: str | None, *, noted: bool) -> str:
             " SELECT e.event_key, CAST(? AS text), CAST(? AS text), CAST(? AS text),"
             " CAST(? AS text), CAST(? AS bytea) FROM e)"
         )
-    touch = TOUCH.format(key="e.event_key", ids=f"e, {ids}")
-    parts.append(f"t AS ({touch})")
+    parts.append(f"t AS ({touches.counting(f'e, {ids}', 'e.event_key')})")
     return f"WITH {', '.join(parts)} SELECT l.ours, (SELECT count(*) FROM e) FROM l"
 
 

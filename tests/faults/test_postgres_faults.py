@@ -277,6 +277,29 @@ def waiting_write(
     return error
 
 
+def test_a_small_update_is_not_planned_again_each_time(
+    own: Own, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning takes the server as long as carrying it out."""
+    used: list[Any] = []
+    by_itself = postgres.alone
+
+    def noting(connection: Any, sql: str, params: Sequence[Any]) -> Any:
+        used.append(connection)
+        return by_itself(connection, sql, params)
+
+    with Ledger.open(url) as ledger:
+        log = ledger.model(MODEL, base={"w": torch.zeros(4)})
+        monkeypatch.setattr(postgres, "alone", noting)
+        for _ in range(16):  # of which a server plans the first five, to compare
+            log.apply(IncrementalUpdateRequest("w", 1.0, 1.0))
+        plans = used[-1].execute(
+            "SELECT max(generic_plans), max(custom_plans) FROM pg_prepared_statements"
+            " WHERE statement LIKE 'WITH%'"
+        ).fetchone()
+    assert plans[0] >= 4 and plans[1] <= 5
+
+
 def test_a_connection_cut_off_in_the_middle_of_an_append(own: Own, url: str) -> None:
     def terminate(other: psycopg.Connection[Any], pid: int) -> None:
         other.execute("SELECT pg_terminate_backend(%s)", (pid,))
