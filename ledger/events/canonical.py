@@ -5,7 +5,6 @@ orjson writes the same way go through that. Which ones do is decided here, and t
 both over everything JSON can say.
 """
 
-import contextlib
 from typing import Any
 
 import orjson
@@ -23,9 +22,10 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
     """RFC 8785 bytes of a JSON value; InvalidRequest for what has none (NaN, huge ints, …)."""
     try:
         if _alike(value):
-            # A lone surrogate, or lists too deep for it: the library says why, or can.
-            with contextlib.suppress(orjson.JSONEncodeError):
+            try:
                 return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+            except orjson.JSONEncodeError:
+                pass  # a lone surrogate, or lists too deep for it: the library says why, or can
         return rfc8785.dumps(value)
     except rfc8785.IntegerDomainError as error:
         raise InvalidRequest(
@@ -66,6 +66,8 @@ def _alike(value: Any) -> bool:
         elif kind is int:
             if not -_EXACT < one < _EXACT:
                 return False
-        elif (kind is not dict and kind is not list and kind is not tuple) or not _alike(one):
+        elif (kind is not dict and kind is not list and kind is not tuple) or (
+            one and not _alike(one)
+        ):
             return False
     return True

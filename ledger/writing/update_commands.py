@@ -67,13 +67,15 @@ def update_command(
     to the first. Raises InvalidRequest or NotFound when the request does not fit the model.
     """
     update = _validated(request, specs, first_names)
-    caller = Caller(
-        request.actor,
-        request.reason,
-        request.request_id,
-        request.idempotency_key,
-        request.expected_seq,
-    )
+    caller = ANYONE
+    if not _is_anyones(request):
+        caller = Caller(
+            request.actor,
+            request.reason,
+            request.request_id,
+            request.idempotency_key,
+            request.expected_seq,
+        )
     return ApplyUpdates((update,), caller, update.metadata)
 
 
@@ -125,15 +127,19 @@ def _validated(
     return validate(request if first is None else replace(request, parameter_name=first), specs)
 
 
-def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
-    if (
+def _is_anyones(request: IncrementalUpdateRequest) -> bool:
+    """Whether it neither says who asks nor names a condition."""
+    return (
         request.idempotency_key is None
         and request.expected_seq is None
         and request.actor is None
         and request.reason is None
         and request.request_id is None
-        and request.metadata is None
-    ):
+    )
+
+
+def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
+    if request.metadata is None and _is_anyones(request):
         return
     for name in ("idempotency_key", "expected_seq", "actor", "reason", "request_id", "metadata"):
         if getattr(request, name) is not None:

@@ -293,10 +293,14 @@ def test_a_small_update_is_not_planned_again_each_time(
         monkeypatch.setattr(postgres, "alone", noting)
         for _ in range(16):  # of which a server plans the first five, to compare
             log.apply(IncrementalUpdateRequest("w", 1.0, 1.0))
-        plans = used[-1].execute(
-            "SELECT max(generic_plans), max(custom_plans) FROM pg_prepared_statements"
-            " WHERE statement LIKE 'WITH%'"
-        ).fetchone()
+        plans = (
+            used[-1]
+            .execute(
+                "SELECT max(generic_plans), max(custom_plans) FROM pg_prepared_statements"
+                " WHERE statement LIKE 'WITH%'"
+            )
+            .fetchone()
+        )
     assert plans[0] >= 4 and plans[1] <= 5
 
 

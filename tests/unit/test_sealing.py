@@ -17,6 +17,7 @@ from weightledger.ledger.events import (
     RETIRED,
     STATE_CHANGING,
     THIS_VERSION,
+    UPDATED,
     UPDATES,
     VERSIONS,
     Annotation,
@@ -121,6 +122,8 @@ def test_a_sealed_header_is_canonical_and_reads_back_as_the_event(
         "request_digest": request.hex() if request else None,
         "prev": last.hash.hex(),
     }
+    assert event.counts.updates == (draft.series == UPDATES)
+    assert event.counts.applied == (draft.kind == UPDATED)
     assert event.header == canonical({k: v for k, v in fields.items() if v is not None})
     read = decode(event.header)
     assert read == event
