@@ -33,8 +33,9 @@ from weightledger.ledger.fleet.served import served
 from weightledger.ledger.retention import collect
 from weightledger.ledger.store.replica_rows import ReplicaRow
 
+# It acknowledges by one write: killed between a line and its end, two keys would be one line.
 WRITER = """
-import sys
+import os, sys
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.errors import LedgerError
 url, first = sys.argv[1], int(sys.argv[2])
@@ -46,7 +47,7 @@ while True:
             while True:
                 key = f"key-{number}"
                 log.apply(IncrementalUpdateRequest("bias", 0.5, idempotency_key=key))
-                print(key, flush=True)
+                os.write(1, f"{key}\\n".encode())
                 number += 1
     except LedgerError:
         pass
