@@ -15,8 +15,8 @@ from typing import Any
 
 from weightledger.ledger.audit.exports import FORMAT, needed_alone
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest
-from weightledger.ledger.events import UPDATED, Annotation, Event, decode
-from weightledger.ledger.events.bodies import counted_parameters
+from weightledger.ledger.events import REDACTED, UPDATED, Annotation, Event, decode
+from weightledger.ledger.events.bodies import Redaction, body_of, counted_parameters
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.store import EventStore, LedgerStore, payloads
@@ -37,12 +37,13 @@ class Imported:
 
 
 def is_log(file: Path) -> bool:
-    """Whether a file begins as an exported log does."""
+    """Whether a file begins as an exported log does, of this format or another."""
     try:
         with file.open("rb") as lines:
-            return lines.readline(1 << 16).startswith(b'{"format":"weightledger.log.')
-    except OSError:
+            opening = json.loads(lines.readline(1 << 16))
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(opening, dict) and str(opening.get("format")).startswith("weightledger.log.")
 
 
 def import_log(home: LedgerStore, file: Path) -> Imported:
@@ -54,12 +55,20 @@ def import_log(home: LedgerStore, file: Path) -> Imported:
     opening = _opening(file)
     model, count = opening["model"], opening["events"]
     known: set[bytes] = set()
+    missing: set[tuple[int, str]] = set()
     last: Event | None = None
     for number, item in _items(file):
-        last, _, _ = _checked(item, number, model, last, known)
+        last, note, _ = _checked(item, number, model, last, known)
+        missing |= _missing_texts(last, note)
+        missing -= _redacted_texts(last)  # of events before it
     if last is None or last.seq + 1 != count:
         found = 0 if last is None else last.seq + 1
         raise InvalidRequest(f"{file} says it has {count} events, and has {found}: it was cut")
+    if missing:
+        seq, name = min(missing)
+        raise InvalidRequest(
+            f"event {seq} of the file: its {name} is missing, and no event says that it went"
+        )
     store = home.model(model) if model in home.models() else None
     there = 0 if store is None else _continued(store, file, model)
     waiting: list[Append] = []
@@ -180,6 +189,26 @@ def _annotation(item: Mapping[str, Any], event: Event) -> Annotation:
         recorded = getattr(event, f"{name}_digest")
         _require(text is None or note.digest(name) == recorded, f"its {name} was altered")
     return note
+
+
+def _missing_texts(event: Event, note: Annotation) -> set[tuple[int, str]]:
+    """The texts that an event's header has digests of and that are not beside it."""
+    return {
+        (event.seq, name)
+        for name in _TEXTS
+        if getattr(note, name) is None and getattr(event, f"{name}_digest") is not None
+    }
+
+
+def _redacted_texts(event: Event) -> set[tuple[int, str]]:
+    """The texts that were taken away as an event says."""
+    if event.kind != REDACTED:
+        return set()
+    try:
+        redaction = body_of(event, Redaction)
+    except CorruptLedger as error:
+        raise InvalidRequest(f"event {event.seq} of the file: {error}") from None
+    return {(seq, name) for seq in redaction.events for name in redaction.texts}
 
 
 def _payload(item: Mapping[str, Any], event: Event) -> bytes | None:

@@ -1,5 +1,6 @@
 """A checkpoint made elsewhere: imported as an event, or recorded by a server that starts so."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,8 @@ def test_what_is_no_checkpoint_of_the_model_changes_nothing(data: Path, tmp_path
     del lacking["0.bias"]
     save_file(lacking, tmp_path / "lacking.safetensors")
     save_file(wider(), tmp_path / "wider.safetensors")
+    opening = {"model": MODEL, "events": 1, "format": "weightledger.log.9"}
+    (tmp_path / "written-again.jsonl").write_text(json.dumps(opening) + "\n")
     (tmp_path / "twice").mkdir()
     for name in "ab":
         save_file(finetuned(), tmp_path / "twice" / f"{name}.safetensors")
@@ -83,6 +86,7 @@ def test_what_is_no_checkpoint_of_the_model_changes_nothing(data: Path, tmp_path
         ("lacking.safetensors", "0.bias"),
         ("wider.safetensors", "got float64"),
         ("twice", "two files"),
+        ("written-again.jsonl", "newer release"),
         ("nowhere", "no safetensors file"),
     ):
         status, _, error = inside("import", str(tmp_path / source), *given)

@@ -40,6 +40,7 @@ def fill(url: str) -> None:
         log.snapshot()
         log.apply(IncrementalUpdateRequest("w", 1.0, 0.5, idempotency_key="k"))
         log.apply(IncrementalUpdateRequest("w", 3.4e38, 1.0, "multiplicative"))
+        log.redact("seq:9", texts=["metadata"], caller=Caller(actor="bo", reason="asked for"))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,7 @@ def edited(number: int, **fields: Any) -> Callable[[list[str]], list[str]]:
         (edited(0, payloads=False), "--payloads"),
         (edited(0, model="other"), "of the model"),
         (edited(5, reason="another"), "its reason was altered"),
+        (edited(5, reason=None), "event 4 of the file: its reason is missing"),
         (edited(5, payload="AAAA"), "does not match its digest"),
         (edited(5, payload="!"), "no base64"),
         (edited(5, header="{}"), "cannot be read"),
