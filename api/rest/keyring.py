@@ -53,7 +53,7 @@ class Refusal:
     retry_after_s: int | None = None
 
 
-NO_KEY = Refusal("expected the header Authorization: Bearer <api key>")
+NO_KEY = Refusal("expected the header Authorization: Bearer, and behind it an API key")
 UNKNOWN = Refusal("there is no such API key")
 _OUTAGE = Refusal("keys cannot be looked up now: the database does not answer", 503, 1)
 
