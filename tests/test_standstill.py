@@ -1,6 +1,7 @@
 """A wait for what never comes ends, with its name; work of any length does not end it."""
 
 import itertools
+import re
 import subprocess
 import sys
 import threading
@@ -78,3 +79,14 @@ def test_a_machine_at_work_does_not_rest() -> None:
     time.sleep(2.1)  # its next look is not before that
     assert busy.lasts_s() == 0
     assert idle.lasts_s() > 2
+
+
+def test_no_meeting_is_without_end() -> None:
+    """Whoever does not come to a barrier, since it failed before, is not waited for for ever."""
+    endless = [
+        f"{file}: {line.strip()}"
+        for file in sorted(Path(__file__).parent.rglob("*.py"))
+        for line in file.read_text().splitlines()
+        if re.search(r"\.Barrier\([^)]", line) and "timeout=" not in line
+    ]
+    assert endless == []

@@ -159,8 +159,9 @@ def _session(database_url: str, here: Announced) -> Iterator[None]:
                             execute("SELECT 1")
                 finally:
                     database.close()
-            except LedgerError as error:
-                logger.warning("commands will not find this server: %s", error)
+            except Exception as error:  # whoever starts a server waits for this thread
+                unknown = not isinstance(error, LedgerError)
+                logger.warning("commands will not find this server: %s", error, exc_info=unknown)
                 announced.set()
                 stop.wait(_CHECK_S)
 

@@ -1,5 +1,6 @@
 """Adapters over HTTP: vLLM's routes, the model list, and generations through an adapter."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -53,13 +54,34 @@ def texts(folders: dict[str, Path]) -> dict[str, str]:
     return said
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def llama_served(folder: Path) -> Iterator[str]:
     from weightledger.ledger.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(llama(), tokenizer())
-    with managing(engine, tmp_path / "data") as manager, listening(manager) as url:
+    with managing(engine, folder) as manager, listening(manager) as url:
         yield url
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    with llama_served(tmp_path / "data") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A server for what it refuses, which is to leave nothing behind."""
+    with (
+        llama_served(tmp_path_factory.mktemp("unchanged") / "data") as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE_S) as client,
+    ):
+        yield client
+
+
+def assert_unchanged(http: httpx2.Client) -> None:
+    assert http.get("/v1/models/updates").json()["data"][0]["seq"] == 0
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny"]
 
 
 @pytest.fixture
@@ -195,11 +217,11 @@ def test_merging_and_rolling_back(
         ({"lora_name": "x", "lora_path": "y", "other": 1}, 400, "other"),
     ],
 )
-def test_bad_loads(http: httpx2.Client, body: dict[str, Any], status: int, says: str) -> None:
-    reply = http.post("/v1/load_lora_adapter", json=body)
+def test_bad_loads(unchanged: httpx2.Client, body: dict[str, Any], status: int, says: str) -> None:
+    reply = unchanged.post("/v1/load_lora_adapter", json=body)
     assert reply.status_code == status, reply.text
     assert says in json.dumps(error_of(reply))
-    assert http.get("/v1/models/updates").json()["data"][0]["seq"] == 0
+    assert_unchanged(unchanged)
 
 
 @pytest.mark.parametrize(
@@ -215,22 +237,23 @@ def test_bad_loads(http: httpx2.Client, body: dict[str, Any], status: int, says:
     ids=range(6),
 )
 def test_a_config_made_to_harm_is_a_bad_request(
-    http: httpx2.Client, folders: dict[str, Path], tmp_path: Path, config: Any, says: str
+    unchanged: httpx2.Client, folders: dict[str, Path], tmp_path: Path, config: Any, says: str
 ) -> None:
     folder = Path(shutil.copytree(folders["a"], tmp_path / "folder"))
     if isinstance(config, str):
         (folder / "adapter_config.json").write_text(config)
     else:
         change_config(folder, **config)
-    reply = load(http, "style", folder)
+    reply = load(unchanged, "style", folder)
     assert reply.status_code == 400, reply.text
     assert says in error_of(reply)["message"]
+    assert_unchanged(unchanged)
 
 
-def test_adapters_are_reserved_every_static_name(url: str, http: httpx2.Client) -> None:
+def test_adapters_are_reserved_every_static_name(unchanged: httpx2.Client) -> None:
     from weightledger.api.rest.routes.adapters import RESERVED
 
-    paths = http.get("/openapi.json").json()["paths"]
+    paths = unchanged.get("/openapi.json").json()["paths"]
     static = {
         path.removeprefix("/v1/models/").partition("/")[0]
         for path in paths

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,11 +13,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2
 import pytest
 from safetensors.torch import save_file
 
+from tests import warm
 from tests.api.test_command import as_json, inside, ok
 from tests.serving import COLD, Server, serving
 from tests.text_models import save_llama
@@ -236,18 +237,37 @@ def test_a_url_that_is_none_is_refused_in_one_line(url: str) -> None:
     assert "is no server's URL" in err
 
 
+HOLDER = """
+import signal, sys
+from weightledger.ledger.sql.presence import announce
+with announce(sys.argv[1], "http://127.0.0.1:1"):
+    signal.pause()
+"""
+
+
 def test_a_held_folder_is_free_when_its_holder_dies(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    child = os.fork()
-    if child == 0:
-        with announce(url, "http://127.0.0.1:1"):
-            signal.pause()
-    until(lambda: servers(url))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    with (tmp_path / "log").open("wb") as log:
+        holder = warm.begin(url, program=HOLDER, log=log)
+    try:
+        until(lambda: servers(url), pid=holder.pid)
+    finally:
+        holder.kill()
+        holder.wait()
     assert servers(url) == []
     with announce(url, "http://127.0.0.1:2"):
         assert [one.url for one in servers(url)] == ["http://127.0.0.1:2"]
+
+
+def test_a_session_that_fails_in_any_way_does_not_hold_a_server_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr(presence.Database, "connect", fails)
+    with announce("postgresql://nobody@localhost/none", "http://127.0.0.1:1"):
+        assert "commands will not find this server: no more threads" in caplog.text
 
 
 def test_a_url_too_long_to_announce_is_asked_for(postgres_admin, postgres_server) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.errors import (
     Conflict,
     InvalidRequest,
@@ -309,7 +310,7 @@ class EventStoreSuite:
                 results.append("lost")
 
         for _ in range(10):
-            barrier = threading.Barrier(2)
+            barrier = threading.Barrier(2, timeout=PATIENCE_S)
             items = [writer.item(body={"writer": number}) for number in range(2)]
             threads = [threading.Thread(target=race, args=(item,)) for item in items]
             for thread in threads:

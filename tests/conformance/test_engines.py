@@ -28,7 +28,7 @@ from tests.conformance.engine_models import (
 )
 from tests.conformance.scratch_models import SCRATCH, WIDTH
 from tests.text_models import tokenizer
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.gate import Gate
 from weightledger.ledger.engines.inplace import InplaceEngine
@@ -327,7 +327,7 @@ def test_eight_readers_never_see_a_mixture(
     start = state_of(engine)
     seen: list[tuple[int, bytes]] = []
     failures: list[BaseException] = []
-    done, together = threading.Event(), threading.Barrier(9)
+    done, together = threading.Event(), threading.Barrier(9, timeout=PATIENCE_S)
 
     def read() -> None:
         try:

@@ -11,6 +11,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, Phi3Config, Phi3ForCausalL
 
 from tests.conformance.test_engines import put, values
 from tests.text_models import llama, tokenizer
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.engines.scratch import scratches
 from weightledger.ledger.engines.text import Sampling
 from weightledger.ledger.engines.transformers import TransformersEngine
@@ -113,7 +114,7 @@ def test_short_and_long_prompts_at_once_get_the_answers_they_get_alone(
     wrong: list[tuple[int, str]] = []
     for seq in range(2):
         expected = {len(p): alone(make, engine, p) for p in (SHORT, LONG)}
-        ready = threading.Barrier(2)
+        ready = threading.Barrier(2, timeout=PATIENCE_S)
 
         def ask(prompt: list[int], expected: Any = expected, ready: Any = ready) -> None:
             ready.wait()

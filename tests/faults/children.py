@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from tests.forked import forking
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.errors import LedgerError
 
 
@@ -14,7 +15,7 @@ class Children:
 
     def __init__(self, count: int) -> None:
         self.context = forking()
-        self._barrier = self.context.Barrier(count)
+        self._barrier = self.context.Barrier(count, timeout=PATIENCE_S)  # one of them may die
         self._pipes: list[Any] = []
         self.processes: list[Any] = []
         for _ in range(count):

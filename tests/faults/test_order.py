@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,11 @@ def test_writers_that_race_abort_stall_and_die_leave_one_gapless_order(
         heard, said = pipes[writer]
         with heard, contextlib.suppress(EOFError):
             for answered in range(1, each + 1):
+                # Its end of the pipe is here too until it has said something.
+                if heard not in connection.wait([heard, writers.processes[writer].sentinel]):
+                    return
                 key, seq = heard.recv()
-                said.close()  # the writer has its own, which closes with it
+                said.close()
                 acknowledged[key] = seq
                 if killed.get(writer) == answered:
                     writers.processes[writer].kill()

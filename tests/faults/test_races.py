@@ -18,7 +18,7 @@ from tests.faults import folders, models
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import Server, serving
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger import TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
@@ -54,7 +54,7 @@ def add(value: float, **fields: object):
 
 def together(count: int, work: Callable[[int], object]) -> list[object]:
     """Run work(0) … work(count - 1) in threads that start at once; results or exceptions."""
-    barrier = threading.Barrier(count)
+    barrier = threading.Barrier(count, timeout=PATIENCE_S)
 
     def one(number: int) -> object:
         barrier.wait()

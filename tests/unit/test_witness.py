@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
 from weightledger.ledger.audit import checkpoints, notes, witness
 from weightledger.ledger.audit.checkpoints import Checkpoint
 from weightledger.ledger.audit.notes import COSIGNATURE, Note, SigningKey
@@ -165,7 +166,7 @@ def test_it_keeps_a_checkpoint_before_it_signs_it(
 def test_of_two_that_ask_at_once_one_is_told_what_the_other_did(book: WitnessBook) -> None:
     """Or a witness would sign two forks of one length."""
     bodies = [asking(0, signed(9)), asking(0, signed(9, FORKED[::-1]))] * 4
-    together = threading.Barrier(len(bodies))
+    together = threading.Barrier(len(bodies), timeout=PATIENCE_S)
     answers: list[WitnessReply] = []
 
     def ask(body: bytes) -> None:
