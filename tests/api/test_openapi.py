@@ -141,7 +141,7 @@ def try_everything(url: str, folder: Path, *options: str) -> None:
             *("--config-file", str(Path(__file__).with_name("schemathesis.toml"))),
             *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
             *("--checks", "all", "--max-examples", "5", "--seed", "1", "--no-color"),
-            *("--request-timeout", str(PATIENCE_S)),
+            *("--request-timeout", str(PATIENCE_S), "--max-response-time", str(PATIENCE_S)),
             *("--generation-database", "none", *options),
         ],
         capture_output=True,
