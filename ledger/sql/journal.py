@@ -4,7 +4,9 @@ SQLite would checkpoint by itself, in whichever connection commits at page 1000.
 connection has that switched off. Writers of all processes take a lock of ours, one at a time, and
 once the log is longer than LIMIT_BYTES the one that has it checkpoints after its commit: nobody
 writes at that moment, so all of the log is copied, readers that come afterwards do not need it, and
-the next writer starts it over. A reader that is under way only puts that off.
+the next writer starts it over. A reader that is under way puts that off; where some reader always
+is, the log would grow for ever, so once it is PATIENT_BYTES longer than it was last cut to, whoever
+has the lock waits for those who read: as nothing is written, who comes meanwhile is not in the way.
 
 The lock is also what makes a library with the WAL-reset fault safe (`ledger.sql.sqlite_driver`): no
 two of our processes write or checkpoint at once.
@@ -24,6 +26,9 @@ from weightledger.ledger.sql.hold import DatabaseHold
 logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 8 * 1024 * 1024
+PATIENT_BYTES = 4 * LIMIT_BYTES
+
+_PATIENCE_MS = 1000
 
 _POLL_S = 0.0005
 
@@ -46,6 +51,7 @@ class WriteAheadJournal:
         self._ours = threading.Lock()
         self._descriptor: int | None = None
         self._due = LIMIT_BYTES
+        self._wait_from = PATIENT_BYTES
         self._hold = DatabaseHold(database)
 
     def connected(self) -> None:
@@ -92,7 +98,10 @@ class WriteAheadJournal:
             )
             execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         elif size <= LIMIT_BYTES:
-            self._due = LIMIT_BYTES
+            self._due, self._wait_from = LIMIT_BYTES, PATIENT_BYTES
+        elif size > self._wait_from:
+            _checkpoint_after_readers(execute)
+            self._wait_from = self._size() + PATIENT_BYTES  # not at once where one takes long
         elif size > self._due:
             execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self._due = size + LIMIT_BYTES // 2  # if a reader holds it up; the next writer cuts it
@@ -146,6 +155,16 @@ class _Writing:
 
     def __exit__(self, *_: object) -> None:
         self._journal.release()
+
+
+def _checkpoint_after_readers(execute: Execute) -> None:
+    """Copy all of the log and have no reader need it, waiting a little for those who do."""
+    (patience_ms,) = execute("PRAGMA busy_timeout").fetchone()
+    execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}").fetchone()
+    try:
+        execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        execute(f"PRAGMA busy_timeout = {patience_ms}").fetchone()
 
 
 def _locked(descriptor: int) -> bool:

@@ -7,6 +7,7 @@ one, which has it: there it is the writers' lock that keeps it harmless.
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from weightledger.ledger.sql import journal, sqlite, sqlite_driver
 from weightledger.ledger.sql.database import Database
 
 PROCESSES = 4
-LIMIT_BYTES = 32 * 1024
+LIMIT_BYTES, PATIENT_BYTES = 32 * 1024, 128 * 1024
 ROW_BYTES = 12_000  # two pages
 LIBRARIES = ("ours", "system")
 
@@ -27,6 +28,7 @@ LIBRARIES = ("ours", "system")
 def use(library: str) -> None:
     """In a process of the storm: short logs, and the library that is asked for."""
     journal.LIMIT_BYTES = LIMIT_BYTES
+    journal.PATIENT_BYTES = PATIENT_BYTES
     if library == "system":
         sqlite.driver = sqlite3
         sqlite.ERRORS = (sqlite3.Error,)
@@ -124,6 +126,46 @@ def test_a_reader_puts_off_the_checkpoint_and_then_the_log_is_short_again(
             reading("SELECT count(*) FROM t").fetchone()
             assert grow() > 4 * LIMIT_BYTES
         assert grow() <= 2 * LIMIT_BYTES
+
+
+def test_the_log_stays_short_where_somebody_always_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "LIMIT_BYTES", LIMIT_BYTES)
+    monkeypatch.setattr(journal, "PATIENT_BYTES", PATIENT_BYTES)
+    # However long it takes on this machine until one reader has begun and the other has ended.
+    monkeypatch.setattr(journal, "_PATIENCE_MS", 60_000)
+    log = tmp_path / "a.db-wal"
+    with contextlib.closing(Database.connect(f"sqlite:///{tmp_path / 'a.db'}")) as database:
+        database.prepare()
+        with database.write() as execute:
+            execute("CREATE TABLE t (data BLOB)")
+        turn, over = threading.Semaphore(0), threading.Event()
+
+        def read_by_turns() -> None:
+            """Each begins before the one before it ends, one commit or so after that began."""
+            with contextlib.ExitStack() as last:
+                while not over.is_set():
+                    turn.acquire(timeout=0.01)
+                    with contextlib.ExitStack() as mine:
+                        reading = mine.enter_context(database.read())
+                        reading("SELECT count(*) FROM t").fetchone()
+                        last.close()
+                        last.push(mine.pop_all())
+
+        longest = 0
+        reader = threading.Thread(target=read_by_turns)
+        reader.start()
+        try:
+            for _ in range(150):
+                with database.write() as execute:
+                    execute("INSERT INTO t VALUES (?)", (os.urandom(ROW_BYTES),))
+                turn.release()
+                longest = max(longest, log.stat().st_size)
+        finally:
+            over.set()
+            reader.join()
+    assert LIMIT_BYTES < longest <= PATIENT_BYTES + 4 * ROW_BYTES  # of 2,400 KiB
 
 
 @pytest.mark.parametrize(
