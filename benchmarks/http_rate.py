@@ -6,7 +6,9 @@ A real server process on SQLite (synchronous=FULL); bodies of 15 KB of JSON, all
 10 × 64 matrix; one connection, then eight. Once with a model of the caller's (`module:factory`),
 once with the built-in one, whose evaluator scores every update before it is appended, which is why
 those cannot share a transaction. In turns with it the same server answers `/livez`, which is what
-HTTP itself costs: goals are shares of that. Beside each rate stands the processor time that the
+HTTP itself costs: goals are shares of that. So does a server that does nothing but run the bare
+statements of such an update (`http_limit`): what share of `/livez` it reaches is what there is to
+reach on this disk. Beside each rate stands the processor time that the
 server took for a request, which other programs on the machine change less; and beside all of it the
 same updates through the Python API.
 
@@ -20,6 +22,8 @@ import http.client
 import json
 import os
 import random
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,14 +38,18 @@ from typing import Any
 import psutil
 from torch import nn
 
+from benchmarks import http_limit
 from benchmarks.measure import Report
+from tests.buckets import free_port
 from tests.serving import Server
+from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger
 
 HERE = Path(__file__).parents[1]
 UPDATE, LIMIT = "/v1/models/incremental_update", "/livez"
 PARAMETER = "2.weight"
 FACTORY = "benchmarks.http_rate:plain"
+BARE = "bare"  # the server that runs the statements alone
 GOALS = {1: 0.35, 8: 0.40}  # of the rate of /livez, by connections
 
 
@@ -110,6 +118,29 @@ def served(tree: Path, data: Path, model: str) -> Iterator[tuple[Server, psutil.
         server.stop()
 
 
+@contextlib.contextmanager
+def limiting(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """The port of a server that runs bare statements alone, and its process."""
+    file, port = folder / "limit.db", free_port()
+    base = {name: tensor.detach() for name, tensor in plain().named_parameters()}
+    http_limit.prepare(file, base, IncrementalUpdateRequest(**json.loads(body())))
+    env = {**os.environ, "PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE}"}
+    command = (sys.executable, "-m", "benchmarks.http_limit", str(file), str(port))
+    process = subprocess.Popen(command, env=env, cwd=HERE)
+    try:
+        until(lambda: _listens(port), "the bare server is not ready", pid=process.pid)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Round:
     """Requests a second, and seconds of the server's processor time for each."""
@@ -126,16 +157,17 @@ def rounds(model: str, trees: Mapping[str, Path], folder: Path, args: Any) -> Me
     sent = body()
     measured: Measured = defaultdict(list)
     with contextlib.ExitStack() as opened:
-        servers = {
-            name: opened.enter_context(served(tree, folder / name, model))
-            for name, tree in trees.items()
-        }
+        servers = {}
+        for name, tree in trees.items():
+            server, process = opened.enter_context(served(tree, folder / name, model))
+            servers[name] = server.port, process
+        servers[BARE] = opened.enter_context(limiting(folder))
         for number in range(args.rounds + 1):
             for connections in GOALS:
-                for name, (server, process) in servers.items():
+                for name, (port, process) in servers.items():
                     for path in (UPDATE, LIMIT):
                         before = sum(process.cpu_times()[:2])
-                        count, took = asked(server.port, connections, path, sent, args.seconds)
+                        count, took = asked(port, connections, path, sent, args.seconds)
                         cpu_s = (sum(process.cpu_times()[:2]) - before) / count
                         if number:  # in the first one servers compile and connect
                             measured[name, connections, path].append(Round(count / took, cpu_s))
@@ -170,8 +202,30 @@ def measure(report: Report, model: str, label: str, args: argparse.Namespace) ->
                 cpu_us = median(one.cpu_s for one in of) * 1e6
                 more = {"ratio": 1 / of_cpu, "of": "/livez"} if of is updates else {}
                 report.add(f"server's processor time for {what}, {on}", cpu_us, "µs", **more)
+        if tree == "here":
+            for connections in GOALS:
+                bound(report, measured, connections)
     report.group = label
     report.add("updates through the Python API", median(alone), "/s")
+
+
+def bound(report: Report, measured: Measured, connections: int) -> None:
+    """What HTTP and the bare statements alone reach, and what ours reaches of that."""
+    on = "1 connection" if connections == 1 else f"{connections} connections"
+    updates, limit, bare, its_limit = (
+        median(one.rate for one in measured[name, connections, path])
+        for name in ("here", BARE)
+        for path in (UPDATE, LIMIT)
+    )
+    report.add(
+        f"limit: HTTP and the bare statements alone, {on}",
+        bare,
+        "/s",
+        ratio=bare / limit,
+        of="/livez",
+    )
+    report.add(f"limit: its own /livez, {on}", its_limit, "/s")
+    report.add(f"updates of that limit, {on}", updates / bare, "× limit")
 
 
 def main() -> None:

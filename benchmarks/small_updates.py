@@ -122,7 +122,8 @@ def bare(url: str) -> Iterator[Bare]:
     SqlStore.open(url).close()
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite:///")
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as plain:
+        options = {"isolation_level": None, "check_same_thread": False}
+        with contextlib.closing(sqlite3.connect(path, **options)) as plain:
             for pragma in ("synchronous = FULL", "foreign_keys = ON", "recursive_triggers = ON"):
                 plain.execute(f"PRAGMA {pragma}")
             yield Bare(plain.execute, "?")
