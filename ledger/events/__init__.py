@@ -1,14 +1,12 @@
 """Events: what the log is made of."""
 
+from weightledger.ledger.events.annotation import NO_WORDS, Annotation, annotation_digest
 from weightledger.ledger.events.event import (
-    NO_WORDS,
     UNREADABLE,
-    Annotation,
     BlobRef,
     Counts,
     Event,
     EventHeader,
-    annotation_digest,
     any_forward_only,
     decode,
     decode_page,

@@ -7,9 +7,7 @@ metadata) enters a header only as a salted SHA-256 and lives in a side table.
 """
 
 import hashlib
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
@@ -49,33 +47,6 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
     applied: int = 0
     updates: int = 0
     versions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """Free text beside the event; a header holds only `digest()` of each value."""
-
-    actor: str | None = None
-    reason: str | None = None
-    metadata: str | None = None  # canonical JSON text
-    salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
-
-    def __bool__(self) -> bool:
-        return any(value is not None for value in (self.actor, self.reason, self.metadata))
-
-    def digest(self, name: str) -> str | None:
-        """Hex SHA-256 of salt, field name, NUL and the value's UTF-8; None without a value."""
-        value: str | None = getattr(self, name)
-        return None if value is None else annotation_digest(self.salt, name, value)
-
-
-NO_WORDS = Annotation(salt=bytes(16))
-"""Of no words there are no digests, so there is nothing to salt."""
-
-
-def annotation_digest(salt: bytes, name: str, value: str) -> str:
-    """What a header holds of an annotation's field: hex SHA-256 of salt, name, NUL and value."""
-    return hashlib.sha256(salt + f"{name}\0{value}".encode()).hexdigest()
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, eq=False):

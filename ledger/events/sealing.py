@@ -5,16 +5,10 @@ from functools import lru_cache
 
 from msgspec.structs import force_setattr
 
+from weightledger.ledger.events.annotation import NO_WORDS, Annotation
 from weightledger.ledger.events.bodies.protocol import EventBody, schema_of
 from weightledger.ledger.events.canonical import canonical
-from weightledger.ledger.events.event import (
-    NO_WORDS,
-    Annotation,
-    BlobRef,
-    Counts,
-    Event,
-    leaf_hash,
-)
+from weightledger.ledger.events.event import BlobRef, Counts, Event, leaf_hash
 from weightledger.ledger.events.kinds import (
     FIRST_SCHEMA,
     FORMAT,
