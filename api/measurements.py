@@ -53,6 +53,7 @@ def rollup_item(one: Rollup) -> dict[str, Any]:
         "metric": one.metric,
         "unit": known.unit if known else "",
         "source": one.source,
+        "replica": one.replica,
         "first_seq": one.first_seq,
         "last_seq": one.last_seq,
         "start": iso_time(one.start_us),
@@ -71,4 +72,4 @@ def rollup_item(one: Rollup) -> dict[str, Any]:
 def rollup_id(one: Rollup) -> str:
     """What names a rollup in a list."""
     place = (one.start_us, one.end_us, one.first_seq, one.last_seq, one.metric, one.source)
-    return ":".join(map(str, place))
+    return ":".join(map(str, place if one.replica is None else (*place, one.replica)))

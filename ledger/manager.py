@@ -150,9 +150,13 @@ class DynamicModelManager(ManagerReads):
                 read_only=None if following is None else following.refusal,
             ),
         )
-        if self.config.metrics_retention_days > 0 and following is None:
+        if following is not None:
+            self.collector.serve_as(following.replica)
+        if self.config.metrics_retention_days > 0:
             stored = StoredMetrics(self.log.history.store.metrics)
-            self.collector.store_in(stored, self.config.metrics_retention_days * _DAY_S)
+            keep_s = self.config.metrics_retention_days * _DAY_S
+            # A replica adds rows, and has no right to drop any.
+            self.collector.store_in(stored, keep_s if following is None else None)
         self.supervision = Supervision(
             self.log,
             self.log.projector,
@@ -175,7 +179,7 @@ class DynamicModelManager(ManagerReads):
         if following is None:
             self.log.carry_out_approved()
         else:
-            self.follower = Follower(self.log, following)
+            self.follower = Follower(self.log, following, self.collector.in_rollout)
 
     def close(self) -> None:
         """Finish the write in progress; close the database if this manager opened it."""

@@ -84,7 +84,7 @@ def status(
 def _performance(applied: Sequence[Event], measured: MetricsReader) -> list[dict[str, float]]:
     if not applied:
         return []
-    where = Where(metrics=METRICS, min_seq=applied[-1].seq, max_seq=applied[0].seq)
+    where = Where(metrics=METRICS, min_seq=applied[-1].seq, max_seq=applied[0].seq, own=True)
     of: dict[int, dict[str, list[Rollup]]] = {event.seq: {} for event in applied}
     for one in measured.rollups(where):
         if one.first_seq == one.last_seq and one.first_seq in of:

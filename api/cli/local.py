@@ -215,6 +215,7 @@ class Local:
         where = Where(
             metrics=query.get("metric", ()),
             sources=query.get("source", ()),
+            replicas=query.get("replica", ()),
             min_seq=query.get("min_seq"),
             max_seq=query.get("max_seq"),
             since_us=_micros(query.get("since")),

@@ -50,6 +50,9 @@ def metrics(
     measured_by: Annotated[
         list[str] | None, typer.Option("--source", help=f"Repeatable: {', '.join(SOURCES)}.")
     ] = None,
+    replica: Annotated[
+        list[str] | None, typer.Option(help="Repeatable: replicas that served.")
+    ] = None,
     by: Annotated[
         str, typer.Option(help="time, seq or all: a line for each ten seconds, state, or metric.")
     ] = "seq",
@@ -86,6 +89,7 @@ def metrics(
     given: dict[str, Any] = {
         "metric": metric,
         "source": measured_by,
+        "replica": replica,
         "min_seq": min_seq,
         "max_seq": max_seq,
     }
@@ -95,7 +99,9 @@ def metrics(
         items = source.metrics(query, way, number)
     if not (as_json or as_csv or quiet):
         items = [{**one, **_short(one)} for one in items]
-    output.listing(items, _COLUMNS, id_key="id", as_json=as_json, as_csv=as_csv, quiet=quiet)
+    served = as_csv or any(one["replica"] is not None for one in items)
+    columns = (*_COLUMNS, "replica") if served else _COLUMNS
+    output.listing(items, columns, id_key="id", as_json=as_json, as_csv=as_csv, quiet=quiet)
 
 
 @app.command()

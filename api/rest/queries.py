@@ -209,6 +209,7 @@ class MeasurementsQuery(Query):
 
     metric: list[MetricName] = Field(default_factory=list, description="One or several metrics.")
     source: list[Source] = Field(default_factory=list, description="Who measured.")
+    replica: list[str] = Field(default_factory=list, description="Replicas that served.")
     by: By = Field(
         "time",
         description="One item for each span of time and state, for each state, or for all of it.",

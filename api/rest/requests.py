@@ -119,14 +119,19 @@ async def require_writes(
     """
     request.state.write = True
     request.state.wait = wait
-    writer: WriterServer | None = getattr(request.app.state, "writer", None)
-    if writer is not None:
-        await writer.refuse()
+    await to_writer(request)
     if not getattr(request.app.state, "writes_enabled", True):
         raise OperationDisabled(
             "runtime updates are switched off; start the server without "
             "WEIGHTLEDGER_ALLOW_RUNTIME_UPDATING=0"
         )
+
+
+async def to_writer(request: Request) -> None:
+    """On a replica raise OperationDisabled, which names the writer, or have it answer."""
+    writer: WriterServer | None = getattr(request.app.state, "writer", None)
+    if writer is not None:
+        await writer.refuse()
 
 
 def _idempotency_key(value: str | None) -> str | None:

@@ -93,7 +93,7 @@ def serve(settings: Settings, stop: Stop | None = None) -> None:
         opened.callback(manager.close)
         if hooks is not None:
             manager.log.subscribe(hooks.after)
-        opened.enter_context(_figures(settings, manager))
+        opened.enter_context(figures(settings, manager))
         opened.enter_context(announce(config.url, url))
         if settings.enable_versioning:
             asyncio.run(name_initial(manager))
@@ -206,7 +206,7 @@ def _webhooks(url: str | None, secret: str | None) -> Webhooks | None:
     return None if url is None else Webhooks(url, secret or "")
 
 
-def _figures(
+def figures(
     settings: Settings, manager: DynamicModelManager
 ) -> contextlib.AbstractContextManager[None]:
     """While it is open, a driven server's own figures are kept with the ledger's."""

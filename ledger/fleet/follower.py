@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,14 +84,20 @@ class Following:
 
 
 class Follower:
-    """One replica; safe to use from any thread. `close` it, or use it as a context."""
+    """One replica; safe to use from any thread. `close` it, or use it as a context.
+
+    Which rollout it knows to run, `in_rollout` is told by the seq that began it, before what is
+    shown changes for it; None for none.
+    """
 
     def __init__(
         self,
         log: Followed,
         how: Following,
+        in_rollout: Callable[[int | None], None] | None = None,
     ) -> None:
         self.log = log
+        self._in_rollout = in_rollout
         self.replica = how.replica
         self.limits = how.limits
         self._wake = how.wake
@@ -273,6 +280,9 @@ class Follower:
             # The log first: a rollout that begins meanwhile is behind it, and is looked at next.
             head = store.head()
             self.rollout = rollouts.newest(store)
+            if self._in_rollout is not None:
+                running = self.rollout is not None and self.rollout.running
+                self._in_rollout(self.rollout.started_seq if running and self.rollout else None)
             to = rollouts.target(self.rollout, self.replica)
             self.log.catch_up(head.seq if to is None else to)
             self._seen = head.seq

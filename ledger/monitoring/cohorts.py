@@ -1,8 +1,9 @@
 """A rollout's cohorts as the two sides of a comparison, and the end that follows from it.
 
-What is pushed says which replica served it at which seq. Which side that is follows from the log:
-the replicas that are to show what is rolled out are the new side, the others the old one. A sample
-counts if its state is one of its side's, so that late ones and those of before decide nothing.
+What replicas measured, and what is pushed, says which replica served it at which seq. Which side
+that is follows from the log: the replicas that are to show what is rolled out are the new side, the
+others the old one. A value counts if its state is one of its side's, so that late ones and those of
+before decide nothing.
 """
 
 import logging
@@ -21,6 +22,7 @@ from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
 from weightledger.ledger.monitoring.deciding.panels import by_cohorts
 from weightledger.ledger.monitoring.policies import RollbackPolicy, RolloutRules
+from weightledger.ledger.monitoring.rollups import Rollup
 from weightledger.ledger.monitoring.samples import Sample
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import EndRollout
@@ -29,6 +31,9 @@ logger = logging.getLogger("weightledger.ledger.manager")
 
 _CAUSE = "policy"
 _ASK_AGAIN_S = 5.0
+_MOST_VALUES = 200  # of one rollup: more say little that is new, and each is bet on
+# What replicas count requests by a second under is how many came.
+_MEASURED_AS = {"throughput": "items_per_second"}
 
 
 @dataclass(slots=True)
@@ -38,13 +43,17 @@ class _Sides:
     rollout: Rollout
     panel: Panel
     replicas: dict[bool, set[str]] = field(default_factory=lambda: {False: set(), True: set()})
+    nodes: dict[int, int] = field(default_factory=dict)
     acting: bool = False
     told: bool = False
     asked_again: float = 0.0
 
 
 class Cohorts:
-    """Decides about the rollout that runs, by what is pushed. Works on the collecting thread."""
+    """Decides about the rollout that runs, by what is pushed and what replicas measured.
+
+    Safe to use from several threads.
+    """
 
     def __init__(
         self,
@@ -61,6 +70,7 @@ class Cohorts:
         self._policy = policy
         self._metrics = metrics
         self._threshold = threshold
+        self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()
         self._sides: _Sides | None = None
 
@@ -73,13 +83,57 @@ class Cohorts:
             sides = self._current()
             if sides is None:
                 return
-            counted = [(one, side) for one in own if (side := self._side(sides, one)) is not None]
-            for metric in {one.metric for one, _ in counted}:
-                values = [(one.value, side) for one, side in counted if one.metric == metric]
+            started_us = self._log.history.require(sides.rollout.started_seq).recorded_at
+            counted: dict[str, list[tuple[float, bool]]] = {}
+            for one in own:
+                assert one.replica is not None
+                side = self._side(sides, one.replica, one.seq)
+                if side is not None and one.at_us >= started_us:
+                    counted.setdefault(one.metric, []).append((one.value, side))
+            for metric, values in counted.items():
                 sides.panel.observe(
                     metric,
                     np.array([value for value, _ in values]),
                     np.array([side for _, side in values], dtype=bool),
+                )
+            self._judge(sides)
+
+    def awaited(self) -> tuple[int, list[str]] | None:
+        """What replicas are to have measured: while which rollout, by the seq that began it, and
+        which metrics; None while none runs."""
+        with self._lock:
+            sides = self._current()
+        if sides is None:
+            return None
+        return sides.rollout.started_seq, [_MEASURED_AS.get(one, one) for one in self._metrics]
+
+    def measured(self, rollups: Sequence[Rollup]) -> None:
+        """Take in what replicas measured at about the same time while a rollout ran.
+
+        In which order is not known: it is drawn, so that each value meets one of the other side.
+        """
+        with self._lock:
+            sides = self._current()
+            if sides is None:
+                return
+            counted: dict[str, list[tuple[Rollup, bool]]] = {}
+            for one in rollups:
+                if one.replica is None or one.rollout != sides.rollout.started_seq:
+                    continue
+                if one.first_seq != one.last_seq:
+                    continue  # of which state is not known
+                side = self._side(sides, one.replica, one.last_seq)
+                if side is not None:
+                    counted.setdefault(one.metric, []).append((one, side))
+            for metric in self._metrics:
+                known = counted.get(_MEASURED_AS.get(metric, metric), [])
+                if not known:
+                    continue
+                values = [one.values(_MOST_VALUES) for one, _ in known]
+                new = [np.full(len(v), side) for v, (_, side) in zip(values, known, strict=True)]
+                order = self._rng.permutation(sum(map(len, values)))
+                sides.panel.observe(
+                    metric, np.concatenate(values)[order], np.concatenate(new)[order]
                 )
             self._judge(sides)
 
@@ -97,18 +151,17 @@ class Cohorts:
             self._sides.rollout = rollout
         return self._sides
 
-    def _side(self, sides: _Sides, sample: Sample) -> bool | None:
-        """Whether a sample is of the new side; None for one that is of neither."""
-        rollout, replica = sides.rollout, sample.replica
-        assert replica is not None
+    def _side(self, sides: _Sides, replica: str, seq: int) -> bool | None:
+        """Whether what a replica served at a seq is of the new side; None if of neither."""
+        rollout = sides.rollout
         new = rollouts.cohort(rollout.id, replica) < rollout.percent
         held = rollout.to if rollout.base is None else rollout.base
-        node = self._log.history.require(sample.seq).node
+        node = sides.nodes.get(seq)
+        if node is None:
+            node = sides.nodes[seq] = self._log.history.require(seq).node
         # One side is held at a state; the other follows the head, and has left that state.
         is_held = new if rollout.base is None else not new
         if (node == held) != is_held:
-            return None
-        if sample.at_us < self._log.history.require(rollout.started_seq).recorded_at:
             return None
         sides.replicas[new].add(replica)
         return new

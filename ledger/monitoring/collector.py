@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 _GAUGE_S = 1.0
 _TIDY_S = 600.0
+_AWAITED_S = 2.0
 
 T = TypeVar("T")
 
@@ -62,11 +63,14 @@ class Collector:
         held = weakref.ref(self)  # a collector that nobody has is gone at once
         self.intake = Intake(lambda: _wake(held))
         self._outbox = Outbox()
-        self._keep_us = 0
+        self._keep_us: int | None = None
+        self._replica: str | None = None
+        self._rollout: int | None = None
         self._lock = threading.Lock()  # around what is summed up
         self._starting = threading.Lock()
         self._traffic = Traffic(time.monotonic())
         self._spans = Spans()
+        self._before: list[Rollup] = []  # a rollout began or ended
         self._untold: tuple[list[Inferences], list[Sample]] = ([], [])
         self._listeners: list[Listener] = []
         self._sample_listeners: list[SampleListener] = []
@@ -75,9 +79,26 @@ class Collector:
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
 
-    def store_in(self, stored: StoredMetrics, keep_s: float) -> None:
-        """Write what is measured from now on there, and keep it for that long."""
-        self._outbox.stored, self._keep_us = stored, int(keep_s * SECOND_US)
+    def store_in(self, stored: StoredMetrics, keep_s: float | None) -> None:
+        """Write what is measured from now on there, and keep it for that long; None: others see to
+        that."""
+        self._outbox.stored = stored
+        self._keep_us = None if keep_s is None else int(keep_s * SECOND_US)
+
+    def serve_as(self, replica: str) -> None:
+        """What is measured from now on was served by a replica."""
+        self._replica = replica
+
+    def in_rollout(self, started_seq: int | None) -> None:
+        """A rollout is known to run from now on, by the seq that began it; None: none is.
+
+        What was measured before is not of it. While one runs somebody waits for what is measured:
+        it is written every two seconds. Never waits for the database.
+        """
+        with self._lock:
+            if started_seq != self._rollout:
+                self._before += self._taken(None)
+                self._rollout = started_seq
 
     # What is measured
 
@@ -89,7 +110,7 @@ class Collector:
 
     def add_rollups(self, rollups: Sequence[Rollup]) -> None:
         """Take in what was summed up elsewhere."""
-        self._outbox.waiting.extend(rollups)
+        self._outbox.waiting.extend(self._ours(rollups))
         self._start()
 
     def push(self, samples: Sequence[tuple[Sample, str | None]]) -> list[bool]:
@@ -133,7 +154,8 @@ class Collector:
             told = self._outbox.rollups(where)
             with self._lock:
                 self._take_in()
-                told += [one for one in self._spans.rolled() if one in where]
+                fresh = (*self._before, *self._ours(self._spans.rolled()))
+                told += [one for one in fresh if one in where]
         return sorted(told, key=lambda one: (one.start_us, one.first_seq, one.metric, one.source))
 
     def summary(self, metric: str, where: Where) -> Rollup | None:
@@ -181,19 +203,25 @@ class Collector:
                 values["throughput"] = ended[seq] / elapsed_s
             self._add(
                 [
-                    Sample(metric, value, at_us, seq, "engine")
+                    Sample(metric, value, at_us, seq, "engine", self._replica)
                     for metric, value in values.items()
                     if value is not None
                 ]
             )
 
     def flush(self) -> None:
-        """Write every span but the one that is now."""
-        self._write(time.time_ns() // 1000 // SPAN_US * SPAN_US)
+        """Write every span but the one that is now; while a rollout runs that, too."""
+        now = time.time_ns() // 1000 // SPAN_US * SPAN_US
+        self._write(now if self._rollout is None else None)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether what is measured is to be written soon."""
+        return self._rollout is not None
 
     def tidy(self) -> None:
         """Make what is stored fewer rows as it gets older, and drop what is too old."""
-        if self._outbox.stored is None:
+        if self._outbox.stored is None or self._keep_us is None:
             return
         try:
             self._outbox.stored.tidy(time.time_ns() // 1000, self._keep_us)
@@ -223,12 +251,29 @@ class Collector:
         """
         with self._outbox.moving:
             with self._lock:
-                self._take_in()
-                fresh = self._spans.rolled(but_us)
-                self._spans.keep(but_us)
+                fresh = self._taken(but_us)
             self._outbox.write(fresh)
 
     # Under the lock
+
+    def _taken(self, but_us: int | None) -> list[Rollup]:
+        """Take the spans out that do not begin at a time."""
+        self._take_in()
+        fresh = [*self._before, *self._ours(self._spans.rolled(but_us))]
+        self._before.clear()
+        self._spans.keep(but_us)
+        return fresh
+
+    def _ours(self, rollups: Iterable[Rollup]) -> list[Rollup]:
+        """As measured here, and now."""
+        if self._replica is None:
+            return list(rollups)
+        return [
+            one
+            if one.source == "pushed"
+            else replace(one, replica=self._replica, rollout=self._rollout)
+            for one in rollups
+        ]
 
     def _take_in(self) -> None:
         """Everything that arrived, in the order it did."""
@@ -240,7 +285,7 @@ class Collector:
         now = time.monotonic()
         for seq, part in told.by_seq():
             self._since_gauges[seq] = self._since_gauges.pop(seq, 0) + len(part)
-            self._spans.add(seq, part)
+            self._spans.add(seq, part, replica=self._replica)
             latencies = part.latency_ms[part.ok]
             self._traffic.add(seq, len(latencies), float(latencies.sum()), now)
 
@@ -282,10 +327,14 @@ def _collect(held: Held, stop: threading.Event) -> None:
 
 def _keep(held: Held, stop: threading.Event) -> None:
     """Write again and again; apart from `_collect`, which no slow database is to hold up."""
-    tidied = time.monotonic() - _TIDY_S  # the first time soon after the start
-    while not stop.wait(SPAN_US / SECOND_US) and (collector := held()) is not None:
-        collector.flush()
-        if time.monotonic() - tidied >= _TIDY_S:
+    written = time.monotonic()
+    tidied = written - _TIDY_S  # the first time soon after the start
+    while not stop.wait(_AWAITED_S) and (collector := held()) is not None:
+        now = time.monotonic()
+        if collector.awaited or now - written >= SPAN_US / SECOND_US:
+            collector.flush()
+            written = now
+        if now - tidied >= _TIDY_S:
             collector.tidy()
             tidied = time.monotonic()
         del collector

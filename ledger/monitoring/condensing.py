@@ -26,13 +26,14 @@ WIDER = (
 
 
 def condensed(rollups: Iterable[Rollup], start_us: int, end_us: int) -> list[Rollup]:
-    """Rollups of any metrics and sources as at most `MOST_RANGES` of each, all over one span.
+    """Rollups of any metrics, sources and replicas as at most `MOST_RANGES` of each, of one
+    span.
 
     Those whose seqs overlap are one; counts, sums and extremes stay exact.
     """
-    groups: dict[tuple[str, Source], list[Rollup]] = defaultdict(list)
+    groups: dict[tuple[str, Source, str | None], list[Rollup]] = defaultdict(list)
     for one in rollups:
-        groups[one.metric, one.source].append(one)
+        groups[one.metric, one.source, one.replica].append(one)
     result = []
     for group in groups.values():
         parts = apart(sorted(group, key=lambda one: (one.first_seq, one.last_seq)))

@@ -39,6 +39,13 @@ _TABLE = (
     Metric("queue_ms", "ms", "request", "lower", "How long a request waited for its turn."),
     Metric("items", "", "request", None, "Rows, texts or tokens that a request was answered with."),
     Metric(
+        "items_per_second",
+        "1/s",
+        "request",
+        "higher",
+        "Rows, texts or tokens of a request for a second of serving it.",
+    ),
+    Metric(
         "failed",
         "",
         "request",

@@ -15,7 +15,7 @@ WAYS: tuple[By, ...] = ("time", "seq", "all")
 
 
 def put_together(rollups: Iterable[Rollup], by: By) -> list[Rollup]:
-    """One rollup for each group of the same metric and source, newest first."""
+    """One rollup for each group of the same metric, source and replica, newest first."""
     ordered = sorted(rollups, key=_place)
     groups = _groups(ordered, _place if by == "time" else _series)
     told = []
@@ -24,7 +24,7 @@ def put_together(rollups: Iterable[Rollup], by: By) -> list[Rollup]:
             whole = merged(part) if len(part) > 1 else part[0]
             assert whole is not None
             told.append(whole)
-    return sorted(told, key=lambda one: (-one.start_us, -one.first_seq, one.metric, one.source))
+    return sorted(told, key=lambda one: (-one.start_us, -one.first_seq, *_series(one)))
 
 
 def _groups(
@@ -34,8 +34,8 @@ def _groups(
 
 
 def _series(one: Rollup) -> tuple[object, ...]:
-    return (one.metric, one.source)
+    return (one.metric, one.source, one.replica or "")
 
 
 def _place(one: Rollup) -> tuple[object, ...]:
-    return (one.metric, one.source, one.first_seq, one.last_seq, one.start_us, one.end_us)
+    return (*_series(one), one.first_seq, one.last_seq, one.start_us, one.end_us)

@@ -27,11 +27,10 @@ def values_of(inferences: Inferences) -> Values:
     came says nothing about the model.
     """
     ok = inferences.ok
-    latency_ms = inferences.latency_ms[ok]  # how soon one failed is not how fast the model is
-    done = np.maximum(inferences.items[ok], 1)
+    good = inferences.where(ok)  # how soon one failed is not how fast the model is
     return {
-        "latency_ms": latency_ms,
-        "throughput": 1000 * done / np.maximum(latency_ms, 1e-6),
+        "latency_ms": good.latency_ms,
+        "throughput": good.items_per_second,
         "failed": (~ok).astype(np.float64),
     }
 
@@ -81,11 +80,6 @@ class References:
         if self._reader is None or not seqs or metric == "throughput":
             return None  # what is stored under that name is how many requests came
         sources: Sequence[Source] = ("pushed",) if metric == "accuracy" else ("engine",)
-        where = Where(sources=sources, min_seq=min(seqs), max_seq=max(seqs))
+        where = Where(sources=sources, min_seq=min(seqs), max_seq=max(seqs), own=True)
         rollup = self._reader.summary(metric, where)
-        if rollup is None:
-            return None
-        n = min(rollup.count, PAIRS)
-        if metric == "failed":
-            return (np.arange(n) < round(n * rollup.mean)).astype(np.float64)
-        return np.array([rollup.quantile((i + 0.5) / n) for i in range(n)])
+        return None if rollup is None else rollup.values(PAIRS)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from weightledger.ledger.monitoring.deciding.wagers import Array
 from weightledger.ledger.monitoring.samples import Source
 from weightledger.ledger.monitoring.sketches import Sketch
 
@@ -18,7 +19,8 @@ class Rollup:
 
     All were observed at `first_seq` to `last_seq`, the same where only one state was live, and in
     `[start_us, end_us)`, microseconds since 1970. `total` and `squares` are the sums of the values
-    and of their squares.
+    and of their squares. `replica` is who served, where a replica did; `rollout` is the seq that
+    began the rollout which it knew to run meanwhile.
     """
 
     metric: str
@@ -33,6 +35,8 @@ class Rollup:
     least: float
     most: float
     sketch: Sketch
+    replica: str | None = None
+    rollout: int | None = None
 
     @property
     def mean(self) -> float:
@@ -54,6 +58,14 @@ class Rollup:
     def over(self, limit: float) -> int:
         """How many values are above `limit`; exact but for those within 1 % of it."""
         return self.sketch.over(limit)
+
+    def values(self, most: int) -> Array:
+        """The values again, [n] in ascending order, each within 1 %; of more than `most` as many,
+        evenly spaced."""
+        n = min(self.count, most)
+        if self.metric == "failed":
+            return (np.arange(n) >= n - round(n * self.mean)).astype(np.float64)
+        return np.array([self.quantile((i + 0.5) / n) for i in range(n)])
 
 
 def rolled_up(
@@ -80,7 +92,8 @@ def rolled_up(
 def merged(rollups: Iterable[Rollup]) -> Rollup | None:
     """All of them as one, over the whole span of time and seqs; None of none.
 
-    They are of one metric; where sources differ, the first one's stands for all.
+    They are of one metric; where sources differ, the first one's stands for all. Of several
+    replicas it is of none, and of no rollout.
     """
     listed = list(rollups)
     if not listed:
@@ -102,6 +115,7 @@ def merged(rollups: Iterable[Rollup]) -> Rollup | None:
         min(one.least for one in listed),
         max(one.most for one in listed),
         sketch,
+        first.replica if len({one.replica for one in listed}) == 1 else None,
     )
 
 
@@ -109,7 +123,8 @@ def merged(rollups: Iterable[Rollup]) -> Rollup | None:
 class Where:
     """Which rollups are asked for; every condition has to hold, and none means any.
 
-    Those that reach into `[min_seq, max_seq]` and into `[since_us, until_us)` are given whole.
+    Those that reach into `[min_seq, max_seq]` and into `[since_us, until_us)` are given whole. With
+    `own` only those that no replica is named with.
     """
 
     metrics: Sequence[str] = ()
@@ -118,11 +133,15 @@ class Where:
     max_seq: int | None = None
     since_us: int | None = None
     until_us: int | None = None
+    replicas: Sequence[str] = ()
+    own: bool = False
 
     def __contains__(self, rollup: Rollup) -> bool:
         return not (
             (self.metrics and rollup.metric not in self.metrics)
             or (self.sources and rollup.source not in self.sources)
+            or (self.replicas and rollup.replica not in self.replicas)
+            or (self.own and rollup.replica is not None)
             or (self.min_seq is not None and rollup.last_seq < self.min_seq)
             or (self.max_seq is not None and rollup.first_seq > self.max_seq)
             or (self.since_us is not None and rollup.end_us <= self.since_us)

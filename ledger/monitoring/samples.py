@@ -82,6 +82,14 @@ class Inferences:
         good: npt.NDArray[np.bool_] = self.outcome == 0
         return good
 
+    @property
+    def items_per_second(self) -> npt.NDArray[np.float64]:
+        """How much each got done for a second of serving it; one that does not say did one."""
+        done: npt.NDArray[np.float64] = np.maximum(self.items, 1) / np.maximum(
+            self.latency_ms, 1e-6
+        )
+        return 1000 * done
+
     def where(self, wanted: npt.NDArray[np.bool_]) -> "Inferences":
         """Those that are wanted, in order."""
         if wanted.all():

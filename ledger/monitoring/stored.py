@@ -1,6 +1,7 @@
 """Rollups in the ledger's database: written, pushed, read, and made fewer as they get older."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import cast
@@ -46,8 +47,18 @@ class StoredMetrics:
             max_seq=where.max_seq,
             since_us=where.since_us,
             until_us=where.until_us,
+            replicas=where.replicas,
+            own=where.own,
         )
         return [_rollup(row) for row in rows]
+
+    def of_rollout(
+        self, started_seq: int, metrics: Sequence[str], after: int
+    ) -> list[tuple[int, Rollup]]:
+        """What replicas measured while they knew a rollout to run, behind a row: in the order it
+        was written, each with its row."""
+        rows = self._store.of_rollout(started_seq, metrics, after)
+        return [(number, _rollup(row)) for number, row in rows]
 
     def summary(self, metric: str, where: Where) -> Rollup | None:
         """See `rollups.MetricsReader`."""
@@ -71,14 +82,14 @@ def summary_of(rollups: Iterable[Rollup], metric: str) -> Rollup | None:
 
 
 def spans_of(samples: Iterable[Sample]) -> list[Rollup]:
-    """Samples, rolled up by span of time, metric, source and seq."""
-    groups: dict[tuple[int, str, Source, int], list[float]] = {}
+    """Samples, rolled up by span of time, metric, source, seq and replica."""
+    groups: dict[tuple[int, str, Source, int, str | None], list[float]] = {}
     for one in samples:
-        key = (one.at_us // SPAN_US * SPAN_US, one.metric, one.source, one.seq)
+        key = (one.at_us // SPAN_US * SPAN_US, one.metric, one.source, one.seq, one.replica)
         groups.setdefault(key, []).append(one.value)
     return [
-        rolled_up(metric, source, seq, start, start + SPAN_US, values)
-        for (start, metric, source, seq), values in groups.items()
+        replace(rolled_up(metric, source, seq, start, start + SPAN_US, values), replica=replica)
+        for (start, metric, source, seq, replica), values in groups.items()
     ]
 
 
@@ -112,6 +123,8 @@ def _row(one: Rollup) -> MetricRow:
         one.least,
         one.most,
         one.sketch.encode(),
+        one.replica,
+        one.rollout,
     )
 
 
@@ -129,4 +142,6 @@ def _rollup(row: MetricRow) -> Rollup:
         row.least,
         row.most,
         Sketch.decode(row.sketch),
+        row.replica,
+        row.rollout,
     )

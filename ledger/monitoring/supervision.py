@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from weightledger.ledger.engines import Engine, Live, SeveralVersions
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import ROLLOUT_CHANGED, Event
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.cohorts import Cohorts
 from weightledger.ledger.monitoring.collector import Collector
@@ -17,6 +17,7 @@ from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.policy_files import rules_of
 from weightledger.ledger.monitoring.ruled import RuledGuard
 from weightledger.ledger.monitoring.samples import Sample
+from weightledger.ledger.monitoring.served_beside import ServedBeside
 from weightledger.ledger.monitoring.trials import Trials, TrialStatus, interrupted
 from weightledger.ledger.monitoring.watching import Watch
 from weightledger.ledger.projection.projector import Projector
@@ -88,6 +89,7 @@ class Supervision:
         self._engine: Engine = projector.engine
         self._acting = Acting(log, policy)
         self._trials: Trials | None = None
+        self._served: ServedBeside | None = None
         if told:
             actor = Caller(actor=self._acting.actor)
             log.execute(ChangePolicy(policy.name, rules_of(policy), actor))
@@ -98,6 +100,7 @@ class Supervision:
             beside = list(dict.fromkeys((*named, *policy.objectives)))
             cohorts = Cohorts(log, self._acting, policy, beside, threshold)
             collector.subscribe_samples(cohorts.samples)
+            self._served = ServedBeside(log.history.store, cohorts)
         if policy.trial is not None and self._can_try(projector):
             self._trials = self._tried(log, projector, guard, metrics, threshold)
             collector.subscribe(self._trials.inferences)
@@ -117,6 +120,8 @@ class Supervision:
 
     def close(self) -> None:
         """Finish what is being decided."""
+        if self._served is not None:
+            self._served.close()
         if self._trials is not None:
             self._trials.close()
         self._acting.close()
@@ -125,11 +130,15 @@ class Supervision:
         """Note an event, on the writer's thread."""
         if self._trials is not None:
             self._trials.after(committed)
+        if self._served is not None and committed.event.kind == ROLLOUT_CHANGED:
+            self._served.wake()
 
     def followed(self, event: Event) -> None:
         """Note that another process's events are visible; `event` is the last of them."""
         if self._trials is not None:
             self._trials.followed(event)
+        if self._served is not None:
+            self._served.wake()
 
     def lease(self, key: str | None) -> AbstractContextManager[Live]:
         """Hold the state that a request with this key meets."""

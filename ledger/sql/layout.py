@@ -3,7 +3,7 @@
 An event's primary key is `(model_id << SEQ_BITS) | seq`.
 """
 
-REVISION = "0009"  # the alembic revision that `ledger.sql.tables` is
+REVISION = "0010"  # the alembic revision that `ledger.sql.tables` is
 
 SEQ_BITS = 40
 SEQ_MASK = (1 << SEQ_BITS) - 1

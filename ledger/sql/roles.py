@@ -11,6 +11,7 @@ from weightledger.ledger.sql import redact_function, tables
 _UPDATED = {"blobs": "touched_at", "listed_versions": "pinned", "api_key_uses": "used_at"}
 # What those who follow say, of themselves and of what is proposed: the only rows that they write.
 _REPLICAS = ("replicas", "replica_states", "attestations")
+_MEASURED = "metric_rollups"
 # By gc; by retiring a version; by redacting; as measurements get old; once replicas have answered.
 _DELETED = (
     *("blobs", "blob_parts", "snapshots", "listed_versions", "search_blocks"),
@@ -22,7 +23,7 @@ _DELETED = (
 def grants(role: str, *, follower: bool = False) -> list[str]:
     """The statements, for the owner of the tables, that give an existing role what it needs.
 
-    A follower reads everything, and writes to the tables of replicas alone.
+    A follower reads everything, and writes to the tables of replicas and what it measured alone.
     """
     to = '"' + role.replace('"', '""') + '"'
     names = ", ".join(sorted(tables.metadata.tables))
@@ -32,7 +33,8 @@ def grants(role: str, *, follower: bool = False) -> list[str]:
     ]
     reporting = f"GRANT UPDATE ON {_REPLICAS[0]} TO {to}"
     if follower:
-        return [*reading, f"GRANT INSERT ON {', '.join(_REPLICAS)} TO {to}", reporting]
+        written = ", ".join((*_REPLICAS, _MEASURED))
+        return [*reading, f"GRANT INSERT ON {written} TO {to}", reporting]
     return [
         *reading,
         f"GRANT INSERT ON {names} TO {to}",

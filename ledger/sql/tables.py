@@ -233,7 +233,9 @@ api_key_uses = Table(
 )
 
 # What was measured, beside the log and no part of it: rows are added, merged into fewer as they get
-# older, and dropped. `first_seq` to `last_seq` are the states that a row's values were observed at.
+# older, and dropped. `first_seq` to `last_seq` are the states that a row's values were observed at,
+# `replica` who served them where a replica did, `rollout` the seq that began the rollout which it
+# knew to run meanwhile.
 metric_rollups = Table(
     "metric_rollups",
     metadata,
@@ -251,10 +253,20 @@ metric_rollups = Table(
     Column("least", sa.Double, nullable=False),
     Column("most", sa.Double, nullable=False),
     Column("sketch", Bytes, nullable=False),
+    Column("replica", Text),
+    Column("rollout", BigInteger),
 )
 Index("metric_rollups_time", metric_rollups.c.model_id, metric_rollups.c.start_us)
 Index(  # select by seq: the few rows behind the last seq are not there yet
     "metric_rollups_seq", metric_rollups.c.model_id, metric_rollups.c.last_seq
+)
+Index(  # of_rollout
+    "metric_rollups_rollout",
+    metric_rollups.c.model_id,
+    metric_rollups.c.rollout,
+    metric_rollups.c.rollup_id,
+    sqlite_where=metric_rollups.c.rollout.is_not(None),
+    postgresql_where=metric_rollups.c.rollout.is_not(None),
 )
 
 # Which samples were pushed, by their digests, so that one that is sent again counts once; kept for

@@ -10,10 +10,14 @@ from typing import NamedTuple, Protocol
 from weightledger.ledger.sql.bulk import insert_rows, marks, pieces
 from weightledger.ledger.sql.database import Database
 
+MOST_ROWS = 1000
+"""Rows of a rollout that are read at once."""
+
 
 class MetricRow(NamedTuple):
     """The values of one metric from one source in `[start_us, end_us)`, observed at `first_seq` to
-    `last_seq`; `sketch` is `monitoring.sketches.Sketch.encode`'s."""
+    `last_seq`; `sketch` is `monitoring.sketches.Sketch.encode`'s. The rest is
+    `monitoring.rollups.Rollup`'s."""
 
     metric: str
     source: str
@@ -27,6 +31,8 @@ class MetricRow(NamedTuple):
     least: float
     most: float
     sketch: bytes
+    replica: str | None = None
+    rollout: int | None = None
 
 
 class MetricStore(Protocol):
@@ -52,8 +58,16 @@ class MetricStore(Protocol):
         max_seq: int | None = None,
         since_us: int | None = None,
         until_us: int | None = None,
+        replicas: Sequence[str] = (),
+        own: bool = False,
     ) -> list[MetricRow]:
-        """Rows that reach into `[min_seq, max_seq]` and `[since_us, until_us)`, oldest first."""
+        """Rows that reach into `[min_seq, max_seq]` and `[since_us, until_us)`, oldest first; with
+        `own` only those of no replica."""
+
+    def of_rollout(
+        self, rollout: int, metrics: Sequence[str], after: int
+    ) -> list[tuple[int, MetricRow]]:
+        """The next rows of a rollout behind one, at most `MOST_ROWS`, each with its number."""
 
     def spans(self, width_us: int, before_us: int, limit: int) -> list[int]:
         """Starts of spans of that width, all before a time, that have rows of shorter ones."""
@@ -70,6 +84,11 @@ class MetricStore(Protocol):
 _COLUMNS = ", ".join(MetricRow._fields)
 _INTO = f"metric_rollups (model_id, {_COLUMNS})"
 _SELECT = f"SELECT {_COLUMNS} FROM metric_rollups WHERE model_id = ?"
+_OF_ROLLOUT = (
+    f"SELECT rollup_id, {_COLUMNS} FROM metric_rollups"
+    " WHERE model_id = ? AND rollout = ? AND rollup_id > ? AND metric IN ({})"
+    f" ORDER BY rollup_id LIMIT {MOST_ROWS}"
+)
 _SHORTER = "model_id = ? AND start_us >= ? AND start_us < ? AND end_us - start_us < ?"
 _TAKE = f"DELETE FROM metric_rollups WHERE {_SHORTER} RETURNING {_COLUMNS}"
 _SPANS = (
@@ -126,13 +145,19 @@ class SqlMetrics:
         max_seq: int | None = None,
         since_us: int | None = None,
         until_us: int | None = None,
+        replicas: Sequence[str] = (),
+        own: bool = False,
     ) -> list[MetricRow]:
         """See `MetricStore`."""
-        sql, given = _SELECT, [self._id, *metrics, *sources]
+        sql, given = _SELECT, [self._id, *metrics, *sources, *replicas]
         if metrics:
             sql += f" AND metric IN ({marks(len(metrics))})"
         if sources:
             sql += f" AND source IN ({marks(len(sources))})"
+        if replicas:
+            sql += f" AND replica IN ({marks(len(replicas))})"
+        if own:
+            sql += " AND replica IS NULL"
         bounds = {
             "last_seq >= ?": min_seq,
             "first_seq <= ?": max_seq,
@@ -146,6 +171,15 @@ class SqlMetrics:
         with self._database.look() as execute:
             rows = execute(f"{sql} ORDER BY start_us, first_seq, metric, source", given).fetchall()
         return [_row(row) for row in rows]
+
+    def of_rollout(
+        self, rollout: int, metrics: Sequence[str], after: int
+    ) -> list[tuple[int, MetricRow]]:
+        """See `MetricStore`."""
+        sql = _OF_ROLLOUT.format(marks(len(metrics)))
+        with self._database.look() as execute:
+            rows = execute(sql, (self._id, rollout, after, *metrics)).fetchall()
+        return [(number, _row(row)) for number, *row in rows]
 
     def spans(self, width_us: int, before_us: int, limit: int) -> list[int]:
         """See `MetricStore`."""

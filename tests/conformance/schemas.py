@@ -21,7 +21,9 @@ _POSTGRES = (
 def schema(url: str, connection: Any) -> set[tuple[Any, ...]]:
     """Everything that there is, alembic's own table apart."""
     if url.startswith("sqlite"):
-        rows = connection.execute("SELECT type, tbl_name, name, sql FROM sqlite_master").fetchall()
+        told = connection.execute("SELECT type, tbl_name, name, sql FROM sqlite_master").fetchall()
+        # Columns that were added stand on one line.
+        rows = [(*row, None if sql is None else " ".join(sql.split())) for *row, sql in told]
     else:
         rows = [row for query in _POSTGRES for row in connection.execute(query).fetchall()]
     return {row for row in rows if "alembic_version" not in row[1]}

@@ -15,6 +15,7 @@ class Rollup(Exact):
     metric: str
     unit: str
     source: str = Field(description="engine, server, evaluator or pushed: who measured.")
+    replica: str | None = Field(description="The replica that served; null for this server.")
     first_seq: int = Field(description="The first state that the values were observed at.")
     last_seq: int = Field(description="The last of them; the same where there was only one.")
     start: str

@@ -12,7 +12,7 @@ from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.measurements import DriftList, PushReply, RollupList
 from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
 from weightledger.api.rest.paging import page as list_of
-from weightledger.api.rest.requests import body
+from weightledger.api.rest.requests import body, to_writer
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.monitoring.rollups import Where
 
@@ -27,6 +27,7 @@ def router(manager: DynamicModelManager) -> APIRouter:
         where = Where(
             metrics=query.metric,
             sources=query.source,
+            replicas=query.replica,
             min_seq=query.min_seq,
             max_seq=query.max_seq,
             since_us=_micros(query.since),
@@ -57,7 +58,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
         ),
     )
     async def push_metrics(request: Request) -> dict[str, Any]:
-        """Measurements from outside. They are no write to the model, and need no switch."""
+        """Measurements from outside. They are no write to the model, and need no switch; a replica
+        names the writer, or hands them on to it."""
+        await to_writer(request)
         sent = await body(request, schemas.METRICS)
         samples = [one.model_dump(exclude_unset=True) for one in sent.samples]
         pushed = await manager.push_metrics(samples)
