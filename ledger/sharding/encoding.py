@@ -16,17 +16,21 @@ from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.tensors.digest import chunk_digests
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing.encoding import record_tensors
+from weightledger.ledger.writing.encoding import recorded_each
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.plan import Write
+
+_AT_ONCE = 1 << 16  # elements that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
 class RankChunks:
-    """The chunks of a tensor that a rank records: their values, flat, and their digests."""
+    """The chunks of a tensor that a rank records: their values, flat, their digests, and their
+    checksums where they are known."""
 
     values: torch.Tensor
     chunks: bytearray
+    checksums: bytearray | None = None
 
     @classmethod
     def of(cls, values: torch.Tensor) -> "RankChunks":
@@ -53,7 +57,10 @@ class Encoded:
 
 def differs(before: torch.Tensor, after: torch.Tensor) -> bool:
     """Whether two flat tensors have other bits."""
-    return not np.array_equal(lanes(before), lanes(after))
+    old, new = lanes(before), lanes(after)
+    # By pieces, for most tensors that differ do so in the first.
+    pieces = (slice(at, at + _AT_ONCE) for at in range(0, max(len(old), len(new)), _AT_ONCE))
+    return not all(np.array_equal(old[piece], new[piece]) for piece in pieces)
 
 
 def encode(
@@ -70,17 +77,19 @@ def encode(
     payload = PayloadWriter(blobs)
     done: dict[str, Encoded] = {}
     held: dict[str, RankChunks] = {}
+    writes = []
     for spec in specs:
-        name = spec.name
-        old, new = before[name], after[name]
-        part = TensorSpec(name, spec.dtype, (new.numel(),))
-        held_before = HashedTensor(old.values, old.chunks)
-        ((change, hashed, norm),) = record_tensors([(part, held_before, Write(new))], payload, pool)
+        old, new = before[spec.name], after[spec.name]
+        part = TensorSpec(spec.name, spec.dtype, (new.numel(),))
+        writes.append((part, HashedTensor(old.values, old.chunks, old.checksums), Write(new)))
+    recorded = recorded_each(writes, payload, pool)
+    for (part, _, write), (change, hashed, norm) in zip(writes, recorded, strict=True):
+        name, new = part.name, write.after
         size = change.size
         if not change.changed:  # others changed theirs: what is whole has no gaps
-            size = payload.write(_unchanged(old.values)) if new.numel() else 0
+            size = payload.write(_unchanged(before[name].values)) if new.numel() else 0
         done[name] = Encoded(size, change.changed, norm, bytes(hashed.chunks))
-        held[name] = RankChunks(new, bytearray(hashed.chunks))
+        held[name] = RankChunks(new, bytearray(hashed.chunks), hashed.checksums)
     written, _, pieces = payload.finish(inline=False)
     for digest, data in pieces.items():
         blobs.put(digest, data)

@@ -76,14 +76,21 @@ def record_tensors(
     A tensor whose bits do not change writes nothing. Raises WeightsChangedOutside when a `before`
     does not have the digests it must have.
     """
+    return list(recorded_each(writes, payload, pool))
+
+
+def recorded_each(
+    writes: Sequence[Written], payload: PayloadWriter, pool: Executor
+) -> Iterator[Recorded]:
+    """`record_tensors`, one after the other: the next one's frames are written when it is asked
+    for, so that others can be put between them."""
     if all(is_small(*written) for written in writes):
-        return [record_small(*written, payload) for written in writes]
+        yield from (record_small(*written, payload) for written in writes)
+        return
     parts = tiles_of([spec for spec, _, _ in writes])
     tiles = _encoded(writes, parts, pool)
-    return [
-        _recorded(written, islice(tiles, len(of)), payload)
-        for written, of in zip(writes, parts, strict=True)
-    ]
+    for written, of in zip(writes, parts, strict=True):
+        yield _recorded(written, islice(tiles, len(of)), payload)
 
 
 def _recorded(written: Written, tiles: Iterable[_Tile], payload: PayloadWriter) -> Recorded:
