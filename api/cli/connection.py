@@ -11,6 +11,7 @@ from weightledger.ledger.errors import (
     LedgerError,
     NotFound,
     Pruned,
+    WhatIfRefused,
 )
 from weightledger.ledger.http import client
 
@@ -76,11 +77,15 @@ class Connection:
         return ServerUnreachable(f"no answer from {self.url}: {error}")
 
     def _refusal(self, reply: httpx2.Response) -> LedgerError:
+        code = None
         try:
-            message = str(reply.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
+            error = reply.json()["error"]
+            message, code = str(error["message"]), error.get("code")
+        except (ValueError, KeyError, TypeError, AttributeError):
             message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
         if reply.status_code == 410:
             return Pruned(message)
+        if code == "what_if_refused":
+            return WhatIfRefused(message)
         kind = {400: InvalidRequest, 404: NotFound}.get(reply.status_code, ServerError)
         return kind(message)

@@ -248,6 +248,13 @@ class Local:
 
         return replaying.described_by(self.history, replaying.StateRequest(**asked), executor)
 
+    def what_if_each(self, asked: Mapping[str, Any], executor: Executor = ALONE) -> list[Item]:
+        """What `what_if` says of each of `without` left out by itself, or why that is not told."""
+        import weightledger.rules  # noqa: F401  which says how learning is worked out again
+        from weightledger.ledger.debug import replaying  # imports torch
+
+        return replaying.described_each(self.history, replaying.StateRequest(**asked), executor)
+
     def save(self, asked: Mapping[str, Any], out: Path, executor: Executor = ALONE) -> Item:
         """Write the state that `POST /v1/models/replay` would give to a file, verified."""
         import weightledger.rules  # noqa: F401  which says how learning is worked out again

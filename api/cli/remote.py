@@ -11,7 +11,7 @@ import httpx2
 
 from weightledger.api.cli import output
 from weightledger.api.cli.connection import Connection, Item, ServerError, ServerUnreachable
-from weightledger.ledger.errors import NotFound, StorageError
+from weightledger.ledger.errors import NotFound, StorageError, WhatIfRefused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,6 +195,16 @@ class Remote(Connection):
     def what_if(self, asked: Mapping[str, Any]) -> Item:
         """POST /v1/models/replay"""
         return self._post(f"{_MODELS}/replay", asked)
+
+    def what_if_each(self, asked: Mapping[str, Any]) -> list[Item]:
+        """The same of each of `without` left out by itself, or why that is not told."""
+        told: list[Item] = []
+        for name in asked["without"]:
+            try:
+                told.append(self.what_if({**asked, "without": [name]}))
+            except WhatIfRefused as error:
+                told.append({"without": [name], "reason": str(error)})
+        return told
 
     def bisect(self, asked: Mapping[str, Any]) -> Item:
         """POST /v1/models/bisect"""

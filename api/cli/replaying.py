@@ -57,6 +57,10 @@ def replay(
     without: Without = None,
     mode: Mode = "mechanical",
     only_after: OnlyAfter = None,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="Each --without left out by itself: a line for each of them."),
+    ] = False,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -71,10 +75,23 @@ def replay(
     positions = to or ["head"]
     if out is None and not without:
         raise FlagError("say where the state goes: -o FILE", param="out")
+    if each and (out is not None or not without):
+        raise FlagError("--each compares several --without; write one of them by -o", param="each")
     if len(positions) > 1 and (without or hugging_face):
         raise FlagError("several positions are written as safetensors, as they were", param="to")
     what = {"without": list(without or ()), "mode": mode, "only_after": only_after}
     with sharing(settings, for_states) as executor, reading(settings, model) as source:
+        if each:
+            asked = {"to": positions[0], **what}
+            if isinstance(source, Local):
+                found = source.what_if_each(asked, executor)
+            else:
+                found = source.what_if_each(asked)
+            lines = found if as_json else [_line(one) for one in found]
+            output.listing(
+                lines, _OF_EACH, id_key="without", as_json=as_json, as_csv=False, quiet=False
+            )
+            return
         if out is None:
             asked = {"to": positions[0], **what}
             if isinstance(source, Local):
@@ -158,6 +175,27 @@ def _make(folder: Path) -> None:
 
 
 _OF_CHANGE = ("name", "changed", "largest_change", "relative_norm")
+
+
+_OF_EACH = ("without", "digest", "derived", "tensors", "changed", "moved_most", "by", "reason")
+
+
+def _line(what_if: Mapping[str, Any]) -> dict[str, Any]:
+    """For people: how far one what-if is from what is, and which tensor moved farthest."""
+    line = {**dict.fromkeys(_OF_EACH), "without": ", ".join(what_if["without"])}
+    if "reason" in what_if:
+        return {**line, "reason": what_if["reason"]}
+    changed = what_if["changed"]
+    most = changed[0] if changed else {"name": None, "relative_norm": None}
+    return {
+        **line,
+        "digest": what_if["digest"][:12],
+        "derived": what_if["derived"],
+        "tensors": len(changed),
+        "changed": sum(one["changed"] for one in changed),
+        "moved_most": most["name"],
+        "by": None if most["relative_norm"] is None else f"{most['relative_norm']:.3g}",
+    }
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ First the same stretch is worked out with all of its events, and has to come to 
 digests bit for bit: where it does not, nothing that is worked out here means anything.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 
 from weightledger.ledger.debug.walking import ReplayedState, Walker
@@ -31,44 +33,63 @@ from weightledger.ledger.writing.staged import Staged
 def causal(history: History, at: Position, selected: Selected) -> WhatIf:
     """The state without the selected events; CannotDerive names the first event that cannot be
     worked out again, or not to the recorded bits."""
-    walker = Walker(history)
-    base = walker.to(selected.base)
-    actual, altered = _staged(history, base), _staged(history, base)
+    base = Walker(history).to(selected.base)
+    actual, altered = staged_at(history, base), AlteredState(staged_at(history, base))
     left_out = {event.seq for event in selected.without}
-    again = not_asked = 0
-    refused: list[str] = []
     for event in history.require_all(selected.way):
         what = derived(history, event, actual.specs)
-        _derive(actual, event, what)
-        digest = actual.live.state.value
-        if digest != event.state_after:
-            raise CannotDerive(
-                f"{event.name} cannot be worked out again: it comes to digest {digest.hex()} here, "
-                f"recorded is {event.state_after.hex()}. Another processor, number of threads or "
-                "release computes other last bits",
-                seq=event.seq,
-            )
-        if event.seq in left_out:
-            continue
-        again += 1
-        not_asked += bool(event.body.get("post_metrics")) and _was_evaluated(event)
-        try:
-            if not _derive(altered, event, what):
-                refused.append(event.name)
-        except LedgerError as error:
-            raise CannotDerive(
-                f"{event.name} cannot be worked out on the altered state: {error}", seq=event.seq
-            ) from error
+        prove(actual, event, what)
+        if event.seq not in left_out:
+            altered.take(event, what)
     return WhatIf(
         "causal",
         at,
         selected.without,
-        _replayed(altered, base, at.node),
+        altered.replayed(base, at.node),
         _replayed(actual, base, at.node),
-        again,
-        not_asked,
-        tuple(refused),
+        altered.again,
+        altered.not_asked,
+        tuple(altered.refused),
     )
+
+
+def prove(actual: Staged, event: Event, what: Command | AdapterMove) -> None:
+    """Take a state through an event as it was; CannotDerive where it comes to other bits."""
+    _derive(actual, event, what)
+    digest = actual.live.state.value
+    if digest != event.state_after:
+        raise CannotDerive(
+            f"{event.name} cannot be worked out again: it comes to digest {digest.hex()} here, "
+            f"recorded is {event.state_after.hex()}. Another processor, number of threads or "
+            "release computes other last bits",
+            seq=event.seq,
+        )
+
+
+@dataclass(slots=True)
+class AlteredState:
+    """A state without some events, and what became of the others on it; see `WhatIf`."""
+
+    staged: Staged
+    again: int = 0
+    not_asked: int = 0
+    refused: list[str] = field(default_factory=list)
+
+    def take(self, event: Event, what: Command | AdapterMove) -> None:
+        """Take it through an event; CannotDerive where that cannot be."""
+        self.again += 1
+        self.not_asked += bool(event.body.get("post_metrics")) and _was_evaluated(event)
+        try:
+            if not _derive(self.staged, event, what):
+                self.refused.append(event.name)
+        except LedgerError as error:
+            raise CannotDerive(
+                f"{event.name} cannot be worked out on the altered state: {error}", seq=event.seq
+            ) from error
+
+    def replayed(self, base: ReplayedState, seq: int) -> ReplayedState:
+        """The state with its tensors, called that of an event."""
+        return _replayed(self.staged, base, seq)
 
 
 def _was_evaluated(event: Event) -> bool:
@@ -76,7 +97,7 @@ def _was_evaluated(event: Event) -> bool:
     return evidence.get("evaluated") is not False
 
 
-def _staged(history: History, base: ReplayedState) -> Staged:
+def staged_at(history: History, base: ReplayedState) -> Staged:
     """A state to work on that nobody else sees."""
     weights = base.weights
     projector = Projector(StateEngine(weights), history.pool)

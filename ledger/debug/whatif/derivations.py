@@ -80,6 +80,11 @@ def derives(operation: str) -> Callable[[Derivation], Derivation]:
     return add
 
 
+def derivation_modules() -> list[str]:
+    """The modules whose import makes every derivation known that is known here."""
+    return sorted({derivation.__module__ for derivation in _DERIVATIONS.values()})
+
+
 def derived(
     history: History, event: Event, specs: Mapping[str, TensorSpec]
 ) -> Command | AdapterMove:

@@ -60,7 +60,7 @@ def mechanical_by(
     told = in_order(executor.run(tasks), len(tasks))
     again = sorted({seq for one in told for seq in one["touched_again"]})
     require_defined(selected, list(history.require_all(again)))
-    moved = {name: _from_plain(*one) for part in told for name, one in part["moved"].items()}
+    moved = {name: from_plain(*one) for part in told for name, one in part["moved"].items()}
     after = ReplayedState(history.model, at.node, actual.moved(moved), {})
     measured = [TensorDiff.from_plain(one) for part in told for one in part["measured"]]
     found = WhatIf("mechanical", at, selected.without, after, before, measured=measured)
@@ -108,7 +108,7 @@ def share_of(
     measured = [measure(n, sides[0].get(n), sides[1].get(n), "none") for n in changed]
     return {
         "touched_again": [],
-        "moved": {name: _plain(*one) for name, one in moved.items()},
+        "moved": {name: plain(*one) for name, one in moved.items()},
         "measured": [one.to_plain() for one in measured],
     }
 
@@ -137,16 +137,18 @@ def _shares(
     return shares(work, worth(seconds, executor))
 
 
-def _plain(spec: TensorSpec | None, digest: bytes | None) -> list[Any]:
+def plain(spec: TensorSpec | None, digest: bytes | None) -> list[Any]:
+    """What a tensor became, None for one that is gone, as JSON can say it."""
     return [
         None if spec is None else [spec.name, spec.dtype, list(spec.shape)],
         None if digest is None else digest.hex(),
     ]
 
 
-def _from_plain(
+def from_plain(
     spec: Sequence[Any] | None, digest: str | None
 ) -> tuple[TensorSpec | None, bytes | None]:
+    """What `plain` was given."""
     return (
         None if spec is None else TensorSpec(spec[0], spec[1], tuple(spec[2])),
         None if digest is None else bytes.fromhex(digest),
