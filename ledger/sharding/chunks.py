@@ -10,6 +10,7 @@ from weightledger.ledger.errors import RankLost, ReplicasDiverge
 from weightledger.ledger.sharding.parts import Part
 from weightledger.ledger.sharding.ranks import Ranks
 from weightledger.ledger.sharding.shares import Range, SentBytes, all_pieces, owned, replicas_of
+from weightledger.ledger.tensors import memory
 from weightledger.ledger.tensors.digest import chunk_digests, root
 from weightledger.ledger.tensors.lanes import empty, lanes
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
@@ -57,9 +58,10 @@ class ChunkLayout:
         for name, part in parts.items():
             (start, stop), begin = self.owned(name), self._begin(name)
             own = flat[name][start - begin : stop - begin] if start < stop else flat[name][:0]
-            # A copy: the caller may go on changing its tensor meanwhile.
-            joined = torch.cat([own, *tails[name]]) if name in tails else own.clone()
-            values[name] = joined.view(part.values.dtype)
+            # A copy, in memory that an earlier one had: the caller may go on changing its tensor.
+            copied = memory.empty((stop - start,), torch.uint8)
+            torch.cat([own, *tails.get(name, ())], out=copied)
+            values[name] = copied.view(part.values.dtype)
         return values
 
     def whole(self, spec: TensorSpec, mine: torch.Tensor) -> torch.Tensor | None:
