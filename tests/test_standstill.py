@@ -56,11 +56,11 @@ def test_asking_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_row_of_short_processes_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    over = threading.Event()
+    over, program, done = threading.Event(), "sum(range(10_000_000))", []
 
     def work() -> None:
         while not over.is_set():
-            subprocess.run([sys.executable, "-I", "-S", "-c", "sum(range(3_000_000))"], check=True)
+            done.append(subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True))
 
     monkeypatch.setattr(waiting, "STILL_S", 30.0)
     worker = threading.Thread(target=work)
@@ -68,6 +68,7 @@ def test_a_row_of_short_processes_is_work(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         with pytest.raises(GaveUp, match="the answer: not after 1 s of processor time"):
             until(lambda: False, "the answer", cpu_s=1)
+        assert len(done) < 30  # or those that had ended would not be counted
     finally:
         over.set()
         worker.join()
