@@ -21,6 +21,8 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
     for name in root.list_commands(context):
         command = root.get_command(context, name).load()
         if hasattr(command, "list_commands"):
+            if command.invoke_without_command:  # it does something by itself, too
+                yield (name,), command
             inner = command.make_context(name, [], resilient_parsing=True)
             for word in command.list_commands(inner):
                 yield (name, word), command.get_command(inner, word)

@@ -140,13 +140,13 @@ def test_a_load_that_fails_leaves_no_known_state(ledgered: Ledgered) -> None:
 def test_bits_that_the_ledger_did_not_record_are_not_staged(
     ledgered: Ledgered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply_frames = steps.apply_frames
+    apply_tiles = steps._apply_tiles
 
-    def apply_and_spoil(bits: Any, *arguments: Any, **options: Any) -> None:
-        apply_frames(bits, *arguments, **options)
+    def apply_and_spoil(bits: Any, parts: Any) -> None:
+        apply_tiles(bits, parts)
         bits[0] ^= 1
 
-    monkeypatch.setattr(steps, "apply_frames", apply_and_spoil)
+    monkeypatch.setattr(steps, "_apply_tiles", apply_and_spoil)
     with pytest.raises(CorruptLedger, match="rebuilds to other bits"):
         Staging().follow(ledgered.stage(1))
 

@@ -333,6 +333,8 @@ def test_a_partition_makes_one_replica_stale_and_heals(
             opened.enter_context(ledger.follow(MODEL, replica=name))
             for ledger, name in zip(ledgers, ("cut", "other"), strict=True)
         )
+        opened.callback(update, log)  # or they wait for news until then before they end
+        opened.callback(monkeypatch.undo)
         proxy.cut()
         seq = update(log)
         until_shown(other, seq)

@@ -89,7 +89,9 @@ class TestProcesses(Suite):
 def test_forks_keep_to_the_suite_too() -> None:
     """In a process of its own: one with other threads is not forked, as this one may be."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    # Without conftest.py, whose watch over tests is a thread.
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:xdist"]
+    command += ["-p", "no:cacheprovider"]
     suite = Path(__file__).with_name("forked_executors.py")
     done = subprocess.run([*command, str(suite)], cwd=ROOT, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
