@@ -19,6 +19,8 @@ UPSTAIRS = {
         for name in (
             "calling",
             "compiled",
+            "compiled_check",
+            "compiled_frames",
             "compiled_packing",
             "compiled_steps",
             "factors",

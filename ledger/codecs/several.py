@@ -28,7 +28,7 @@ class _Room(threading.local):
     """What a thread works in, kept: fresh memory costs more than what is done with it."""
 
     def __init__(self) -> None:
-        from weightledger.ledger.codecs.compiled_steps import COLUMNS, GAPS_BYTES
+        from weightledger.ledger.codecs.compiled_frames import COLUMNS, GAPS_BYTES
 
         self.context = _zstd.ffi.gc(_zstd.lib.ZSTD_createDCtx(), _zstd.lib.ZSTD_freeDCtx)
         functions = (_zstd.ffi.addressof(_zstd.lib, name) for name in _FUNCTIONS)
@@ -50,12 +50,12 @@ def says(codec_id: str, data: bytes, delta: Delta) -> bool:
     """Whether a codec's bytes are plainly of this delta; where not, `Codec.decode` tells."""
     if _zstd is None:
         return False
-    from weightledger.ledger.codecs import compiled_steps
+    from weightledger.ledger.codecs import compiled_check
 
     mine = _room()
     positions = np.empty(0, np.int32) if delta.indices is None else delta.indices
     return bool(
-        compiled_steps.says(
+        compiled_check.says(
             np.frombuffer(codec_id.encode("ascii"), np.uint8),
             np.frombuffer(data, np.uint8),
             delta.count,
@@ -81,7 +81,7 @@ def take_through(
     """
     if _zstd is None or not deltas:
         return 0, 0
-    from weightledger.ledger.codecs import compiled_steps
+    from weightledger.ledger.codecs import compiled_frames, compiled_steps
 
     mine = _room()
     encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas if len(data)]
@@ -97,7 +97,7 @@ def take_through(
         mine.values.view(lanes.dtype),
         mine.plane,
         mine.gaps,
-        np.empty((len(deltas), compiled_steps.COLUMNS), np.int64),
+        np.empty((len(deltas), compiled_frames.COLUMNS), np.int64),
         mine.zstd,
         reached,
     )
