@@ -3,7 +3,8 @@
     python -m benchmarks.writers [--processes N] [--seconds S]
 
 Each process opens the database for itself and applies kilobyte updates as fast as it can; one
-process alone, in the same run, is what they are held against.
+process alone, in the same run, is what they are held against. The limit, in the same run, is
+`benchmarks.bare_writers`: as many processes that take turns and do nothing but run the statements.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.audit import databases
+from benchmarks.bare_writers import one_update, take_turns
 from benchmarks.measure import Report
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.errors import LedgerError
@@ -25,6 +28,7 @@ from weightledger.ledger.errors import LedgerError
 SIDE = 16  # a kilobyte of fp32
 PROCESSES = 6
 MODEL = "m"
+T = TypeVar("T")
 FAIREST, LATEST = 0.8, 20
 SHARE = {"sqlite": 0.5, "postgresql": 0.8}  # of one writer's rate
 
@@ -57,22 +61,36 @@ def write(url: str, ready: Any, seconds: float) -> Written:
     return Written(tuple(took), refused)
 
 
-def race(url: str, processes: int, seconds: float) -> list[Written]:
-    """What each of so many processes did, all at once."""
+def race(
+    work: Callable[..., T], processes: int, url: str, seconds: float, *more: object
+) -> list[T]:
+    """What `work(url, ready, seconds, *more)` gave in each of so many processes, all at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["weightledger.ledger.ledger"])
+    context.set_forkserver_preload(["weightledger.ledger.ledger", "benchmarks.bare_writers"])
     with context.Manager() as manager, context.Pool(processes) as pool:
         ready = manager.Barrier(processes)
-        return pool.starmap(write, [(url, ready, seconds)] * processes, chunksize=1)
+        return pool.starmap(work, [(url, ready, seconds, *more)] * processes, chunksize=1)
 
 
 def measure(report: Report, name: str, url: str, processes: int, seconds: float) -> None:
     with Ledger.open(url) as ledger:
         ledger.model(MODEL, base={"w": torch.zeros(SIDE, SIDE)})
-    (alone,) = race(url, 1, seconds)
-    together = race(url, processes, seconds)
+    (alone,) = race(write, 1, url, seconds)
+    together = race(write, processes, url, seconds)
+    update = one_update(url, SIDE)
+    (bare_alone,) = race(take_turns, 1, url, seconds, update)
+    bare = race(take_turns, processes, url, seconds, update)
     report.group = f"{processes} processes on one model, {name}"
-    rate = len(alone.took_ms) / seconds
+    rate, bare_rate = len(alone.took_ms) / seconds, len(bare_alone) / seconds
+    floor = sum(map(len, bare)) / seconds
+    report.add("one bare writer alone", bare_rate, "/s")
+    report.add(
+        f"limit: {processes} bare writers that take turns",
+        floor,
+        "/s",
+        ratio=floor / bare_rate,
+        of="one bare writer",
+    )
     report.add("one writer alone", rate, "/s")
     total = sum(len(one.took_ms) for one in together) / seconds
     share = SHARE[name]
@@ -84,6 +102,8 @@ def measure(report: Report, name: str, url: str, processes: int, seconds: float)
         of="one writer",
         goal=f"≥ {share:.0%}",
         ok=total >= share * rate,
+        limit=total / floor,
+        limit_of="bare in turns",
     )
     counts = sorted(len(one.took_ms) for one in together)
     report.add(
