@@ -114,7 +114,7 @@ class Follower:
         self._lost: str | None = None
         self._heard = time.monotonic()
         self._behind_since: float | None = None
-        self._shown: tuple[int, bytes] | None = None
+        self._reported: LiveState | None = None
         self._looked = 0.0
         self._ending = threading.Event()
         self._changed = threading.Condition()
@@ -125,7 +125,6 @@ class Follower:
         self._reporter = Reporter(
             log.history.store.replicas, how.replica, how.url, self._standing, self._supersede
         )
-        self._shown = None
         self._note_shown()
         self._reporter.start()
         self._preparer: Preparer | None = None
@@ -310,22 +309,22 @@ class Follower:
         self._proven = True
 
     def _note_shown(self) -> None:
-        live = self.log.live
-        now = live.head.state_seq, live.state.value
-        if now != self._shown:
-            self._shown = now
-            if self._reporter is not None:
+        live, before = self.log.live, self._reported
+        if self._reporter is not None:
+            now = live.head.state_seq, live.state.value
+            if before is None or now != (before.head.state_seq, before.state.value):
                 self._reporter.shown(live.head.seq, *now)
+            self._reported = live
         with self._changed:
             self._changed.notify_all()
 
     def _standing(self) -> ReplicaStanding:
-        known, live = self.readiness(), self.log.live
+        known, live = self.readiness(), self._reported or self.log.live
         return ReplicaStanding(
             known.state,
             known.reason,
             known.position,
-            known.seq,
+            live.head.state_seq,
             live.head.node,
             live.state.value,
             known.lag_events,

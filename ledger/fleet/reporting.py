@@ -29,6 +29,7 @@ _LAST_WORDS_S = 5.0
 
 class Reporter:
     """Reports as one replica; `standing` says how it stands, `superseded` is told of a successor.
+    A state that it names is one that `shown` was called with before.
 
     The incarnation makes it the only one: what an earlier process of the same name reports is
     refused from then on.
@@ -99,8 +100,14 @@ class Reporter:
             self._ending.wait(_LEAST_S)
 
     def _report(self) -> None:
-        waiting = list(self._waiting)
+        waiting: list[Shown] = []
+
+        def said() -> tuple[ReplicaStanding, list[Shown]]:
+            standing = self._standing()
+            waiting[:] = self._waiting  # after it: whatever it names is among them
+            return standing, waiting
+
         lease_s = 0.0 if self._ending.is_set() else LEASE_S
-        self._store.report(self.replica, self.incarnation, self._standing(), waiting, lease_s)
+        self._store.report(self.replica, self.incarnation, said, lease_s)
         for _ in waiting:
             self._waiting.popleft()

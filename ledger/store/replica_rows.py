@@ -5,7 +5,7 @@ began to show a state, never when.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.errors import ReplicaSuperseded
@@ -37,6 +37,11 @@ class ReplicaStanding(NamedTuple):
     digest: bytes | None
     lag_events: int
     lag_s: float
+
+
+Said = Callable[[], tuple[ReplicaStanding, Sequence[Shown]]]
+"""What a replica has to say: how it stands, and every state that it began to show and has not
+reported; none that the standing names may be missing."""
 
 
 class ReplicaRow(NamedTuple):
@@ -75,15 +80,10 @@ class ReplicaStore(Protocol):
     def begin(self, replica: str, host: str, url: str | None, release: str, lease_s: float) -> int:
         """Take up reporting as a replica; gives the incarnation, and ends that of another."""
 
-    def report(
-        self,
-        replica: str,
-        incarnation: int,
-        standing: ReplicaStanding,
-        shown: Sequence[Shown],
-        lease_s: float,
-    ) -> None:
+    def report(self, replica: str, incarnation: int, said: Said, lease_s: float) -> None:
         """Renew the lease and say what is shown, in one transaction.
+
+        The time that it is heard of is looked up before `said` is asked: up to then all is said.
 
         ReplicaSuperseded, and nothing is written, when a newer incarnation has begun.
         """
@@ -133,22 +133,24 @@ class SqlReplicas:
             )
         return int(incarnation)
 
-    def report(
-        self,
-        replica: str,
-        incarnation: int,
-        standing: ReplicaStanding,
-        shown: Sequence[Shown],
-        lease_s: float,
-    ) -> None:
+    def report(self, replica: str, incarnation: int, said: Said, lease_s: float) -> None:
         """See `ReplicaStore.report`."""
-        now = self._now
         with self._database.write() as execute:
+            now, newest = execute(
+                f"SELECT {self._now}, (SELECT max(shown_at) FROM replica_states"
+                " WHERE model_id = ? AND replica = ?)",
+                (self._id, replica),
+            ).fetchone()
+            looked = time.monotonic()
+            standing, shown = said()
             renewed = execute(
-                f"UPDATE replicas SET seen_at = {now}, lease_until = {now} + ?, state = ?,"
+                "UPDATE replicas SET seen_at = ?, lease_until = ?, state = ?,"
                 " reason = ?, position = ?, seq = ?, node = ?, digest = ?, lag_events = ?,"
                 " lag_s = ? WHERE model_id = ? AND replica = ? AND incarnation = ?",
-                (int(lease_s * 1_000_000), *standing, self._id, replica, incarnation),
+                (
+                    *(now, now + int(lease_s * 1_000_000)),
+                    *(*standing, self._id, replica, incarnation),
+                ),
             )
             if renewed.rowcount != 1:
                 raise ReplicaSuperseded(
@@ -156,15 +158,15 @@ class SqlReplicas:
                     " of its own by --replica or WEIGHTLEDGER_REPLICA"
                 )
             for one in shown:
-                # Now, and not before the transaction had its turn.
-                age_s = time.monotonic() - one.at
+                # By one look at the clock, and none before the one that was shown before it: how
+                # long statements take would turn the order of two states round.
+                newest = max(newest, now + int((one.at - looked) * 1_000_000))
                 execute(
                     f"INSERT INTO replica_states (model_id, replica, {_SHOWN})"
-                    f" VALUES (?, ?, ?, ?, {now} - ?, ?, ?, ?, NULL)",
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                     (
                         *(self._id, replica, incarnation, one.number),
-                        int(age_s * 1_000_000),
-                        *(one.position, one.seq, one.digest),
+                        *(newest, one.position, one.seq, one.digest),
                     ),
                 )
 

@@ -1,5 +1,8 @@
 """Replicas: they show what the log says, prove it, and say how they stand."""
 
+import time
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,6 +10,9 @@ from tests.fleet.conftest import MODEL, Follow, base, until_shown, update
 from tests.waiting import until
 from weightledger import Ledger, Log, TorchEngine
 from weightledger.ledger.errors import NotFound, OperationDisabled, WeightsMismatch
+from weightledger.ledger.fleet.reporting import Reporter
+from weightledger.ledger.fleet.served import served
+from weightledger.ledger.store.replica_rows import ReplicaStanding, Said, Shown
 
 
 def test_a_replica_shows_what_others_write(log: Log, follow: Follow) -> None:
@@ -118,6 +124,69 @@ def test_reports_say_who_shows_what(log: Log, follow: Follow) -> None:
     shown, later = replicas.shown_around("r1", row.seen_at)
     assert shown is not None and later is None
     assert (shown.seq, shown.digest) == (last, log.live.state.value)
+
+
+def test_a_state_that_a_report_names_is_among_those_it_says_were_shown(
+    log: Log, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = log.history.store.replicas
+    reported: list[int | None] = []
+    shown = Reporter.shown
+
+    def report_first(reporter: Reporter, *state: Any) -> None:
+        """As if the thread that follows were held up between showing a state and saying so."""
+        if state[1] is not None and state[1] > 0:
+            (before,) = replicas.all()
+            reporter.changed()
+            until(lambda: replicas.all()[0].seen_at > before.seen_at)
+            reported.append(replicas.all()[0].standing.seq)
+        shown(reporter, *state)
+
+    monkeypatch.setattr(Reporter, "shown", report_first)
+    follow()
+    update(log)
+    until(lambda: bool(reported))
+    assert reported == [0]
+
+
+def test_states_that_followed_each_other_at_once_stay_in_order(log: Log) -> None:
+    """However long the statements take that write them: `served` gives the last one."""
+    replicas = log.history.store.replicas
+    incarnation = replicas.begin("r", "host", None, "0", 10.0)
+    began = time.monotonic()
+    count = 0
+
+    def showing(states: int) -> Said:
+        nonlocal count
+        first, count = count + 1, count + states
+        last = ReplicaStanding("ready", None, count, count, 0, b"", 0, 0.0)
+        return lambda: (last, [Shown(n, began, n, n, b"") for n in range(first, count + 1)])
+
+    for states in (3, 1, 2):
+        replicas.report("r", incarnation, showing(states), 10.0)
+        (row,) = replicas.all()
+        assert served(log.history, "r", row.seen_at).seq == count
+    first, later = replicas.shown_around("r", 0)
+    assert first is None and later is not None and later.number == 0
+
+
+def test_a_replica_is_heard_of_when_it_was_asked_and_not_later(log: Log) -> None:
+    """What it shows while its report is being written is not what it was heard of with."""
+    replicas = log.history.store.replicas
+    incarnation = replicas.begin("r", "host", None, "0", 10.0)
+
+    def said() -> tuple[ReplicaStanding, list[Shown]]:
+        end = time.monotonic() + 0.05  # as a slow one; SQLite's clock has milliseconds
+        while time.monotonic() < end:
+            pass
+        now = time.monotonic()
+        return ReplicaStanding("ready", None, 1, 1, 0, b"", 0, 0.0), [Shown(1, now, 1, 1, b"")]
+
+    replicas.report("r", incarnation, said, 10.0)
+    (row,) = replicas.all()
+    shown, later = replicas.shown_around("r", row.seen_at)
+    assert shown is not None and shown.number == 0
+    assert later is not None and later.seq == 1
 
 
 def test_a_second_process_of_the_same_name_takes_over(log: Log, follow: Follow) -> None:
