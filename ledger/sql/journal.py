@@ -158,13 +158,22 @@ class _Writing:
 
 
 def _checkpoint_after_readers(execute: Execute) -> None:
-    """Copy all of the log and have no reader need it, waiting a little for those who do."""
+    """Copy all of the log and have no reader need it, waiting a little for those who do.
+
+    SQLite waits for readers itself, but for no other that checkpoints or recovers at that moment.
+    """
     (patience_ms,) = execute("PRAGMA busy_timeout").fetchone()
-    execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}").fetchone()
+    until = time.monotonic() + _PATIENCE_MS / 1000
     try:
-        execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        while (left_s := until - time.monotonic()) > 0:
+            execute(f"PRAGMA busy_timeout = {max(1, int(left_s * 1000))}").fetchone()
+            busy, _, _ = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            time.sleep(_POLL_S)
     finally:
         execute(f"PRAGMA busy_timeout = {patience_ms}").fetchone()
+    logger.info("the log cannot be cut yet: somebody has read since before it grew so long")
 
 
 def _locked(descriptor: int) -> bool:

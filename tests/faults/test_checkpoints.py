@@ -5,11 +5,15 @@ one, which has it: there it is the writers' lock that keeps it harmless.
 """
 
 import contextlib
+import fcntl
 import os
 import sqlite3
+import struct
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,6 +26,7 @@ from weightledger.ledger.sql.database import Database
 PROCESSES = 4
 LIMIT_BYTES, PATIENT_BYTES = 32 * 1024, 128 * 1024
 ROW_BYTES = 12_000  # two pages
+CHECKPOINT_LOCK = 121  # its byte in the log's index, https://sqlite.org/walformat.html
 LIBRARIES = ("ours", "system")
 
 
@@ -166,6 +171,33 @@ def test_the_log_stays_short_where_somebody_always_reads(
             over.set()
             reader.join()
     assert LIMIT_BYTES < longest <= PATIENT_BYTES + 4 * ROW_BYTES  # of 2,400 KiB
+
+
+def test_the_log_is_cut_also_where_another_checkpoints_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For that lock SQLite does not wait, however patient: it says at once that it is busy."""
+    monkeypatch.setattr(journal, "_PATIENCE_MS", 60_000)
+    file = tmp_path / "a.db"
+    with contextlib.closing(sqlite_driver.driver.connect(file, isolation_level=None)) as connection:
+        for statement in ("PRAGMA journal_mode = WAL", "CREATE TABLE t (n INTEGER)"):
+            connection.execute(statement).fetchall()
+        busy = []
+        with Path(f"{file}-shm").open("r+b") as other:
+            lock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, CHECKPOINT_LOCK, 1, 0)
+            fcntl.fcntl(other, fcntl.F_OFD_SETLK, lock)
+
+            def execute(statement: str) -> Any:
+                cursor = connection.execute(statement)
+                if "checkpoint" not in statement:
+                    return cursor
+                row = cursor.fetchone()
+                busy.append(row[0])
+                other.close()  # it has checkpointed
+                return SimpleNamespace(fetchone=lambda: row)
+
+            journal._checkpoint_after_readers(execute)
+        assert busy == [1, 0] and Path(f"{file}-wal").stat().st_size == 0
 
 
 @pytest.mark.parametrize(
