@@ -383,11 +383,17 @@ def test_a_replica_behind_what_gc_pruned_jumps_by_snapshot(
     weights = torch.Generator().manual_seed(0)
     with Ledger.open(sqlite_url) as ledger, Ledger.open(sqlite_url) as other:
         log = ledger.model(MODEL, base={"w": torch.zeros(400, 400)})
-        following = threading.Event()
+        stands, following = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            stands.set()
+            following.wait()
+
         with other.follow(MODEL, replica="behind") as behind:
             with monkeypatch.context() as patch:
-                patch.setattr(behind, "_follow", following.wait)
+                patch.setattr(behind, "_follow", stand_still)
                 try:
+                    assert stands.wait(PATIENCE_S)  # after the look that it is at
                     for _ in range(3):  # payloads that are blobs
                         last = log.record({"w": torch.randn(400, 400, generator=weights)}).seq
                     log.snapshot()
