@@ -10,10 +10,11 @@ import queue
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
+import msgspec
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from weightledger.ledger.engines.counters import Counters, Rota
@@ -33,8 +34,7 @@ Replica = Callable[[Mapping[str, torch.Tensor]], nn.Module]
 """Makes a module with the values of these tensors that shares nothing with any other."""
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class LiveVersion:
+class LiveVersion(msgspec.Struct, frozen=True, weakref=True):
     """One committed state: `tensors` by bare name, `seq` and `digest` of its last change.
 
     `adapted` has the version through each adapter of the state, by the adapter's name. `private`
@@ -46,7 +46,7 @@ class LiveVersion:
     seq: int
     digest: bytes
     built: nn.Module | None
-    adapted: Mapping[str, Adapted] = field(default_factory=dict)
+    adapted: Mapping[str, Adapted] = msgspec.field(default_factory=dict)
     private: Private | None = None
 
     @property
@@ -70,8 +70,7 @@ class LiveVersion:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A next version that nobody sees yet; `tensors` are the ones it replaces, `whole` all of it,
     `base` those of the version it was prepared on. `built` is None where nothing is replaced."""
 
@@ -80,7 +79,7 @@ class Candidate:
     whole: PersistentMap[torch.Tensor]
     base: PersistentMap[torch.Tensor]
     replica: Replica | None = None
-    adapted: Mapping[str, Adapted] = field(default_factory=dict)
+    adapted: Mapping[str, Adapted] = msgspec.field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:

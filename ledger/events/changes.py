@@ -1,8 +1,9 @@
 """What one event did to one tensor, as its header says it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -13,8 +14,7 @@ FACTORS = "factors.1"  # low-rank factors, in the payload; applied forwards only
 WHOLE = "whole"  # the tensors before and after are blobs of their own; also adds and removes
 
 
-@dataclass(frozen=True, slots=True)
-class TensorChange:
+class TensorChange(msgspec.Struct, frozen=True):
     """What one event did to one tensor.
 
     `name` is the full state name ("weights/fc.weight"); `before` and `after` are tensor digests;

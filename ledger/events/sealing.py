@@ -1,8 +1,8 @@
 """Sealing: a draft gets its place in the log, its running values and its bytes."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 from msgspec.structs import force_setattr
 
 from weightledger.ledger.events.annotation import NO_WORDS, Annotation
@@ -21,8 +21,7 @@ from weightledger.ledger.events.kinds import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """An event as its writer proposes it, before the log gives it a place.
 
     A draft of a state-changing kind names the digest it leads to; the node it leads to is the

@@ -1,16 +1,15 @@
 """What becomes live with an event, before anybody sees it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from weightledger.ledger.engines import Prepared
 from weightledger.ledger.tensors.state import StateDigest
 
 
-@dataclass(frozen=True, slots=True)
-class HashedTensor:
+class HashedTensor(msgspec.Struct, frozen=True):
     """A tensor, the digests of its chunks, and their checksums where they are known."""
 
     tensor: torch.Tensor
@@ -18,8 +17,7 @@ class HashedTensor:
     checksums: bytearray | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """The way from what is live to the state after an event: nothing of it is visible yet.
 
     `weights` are the new tensors, by full state name, `auxiliary` all those beside the weights

@@ -8,9 +8,9 @@ that publishes weights.
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 import numpy as np
 import torch
 
@@ -41,8 +41,7 @@ from weightledger.ledger.tensors.state import StateDigest
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LiveState:
+class LiveState(msgspec.Struct, frozen=True):
     """What is live: the last event shown, its state, and the tensors beside the weights.
 
     `auxiliary` maps full names (`rule/…`, `adapter/…`) to tensors, which nobody writes to.
@@ -50,7 +49,7 @@ class LiveState:
 
     head: Event
     state: StateDigest
-    auxiliary: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, torch.Tensor] = msgspec.field(default_factory=dict)
 
 
 class Projector:

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import cache
+
+from msgspec.structs import replace
 
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs, touch_blobs

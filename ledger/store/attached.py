@@ -1,7 +1,9 @@
 """What becomes durable with an event, beside its header and in the same transaction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from weightledger.ledger.blobs import Buffer
 from weightledger.ledger.events import Annotation, Event
@@ -19,8 +21,7 @@ class Snapshot:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True):
     """What an event brings with it.
 
     `parameters` are full state names: of a first event all of the model's, of an `updated` one
@@ -31,7 +32,7 @@ class Attached:
 
     parameters: Sequence[str] = ()
     inline: bytes | None = None
-    blobs: Mapping[bytes, Buffer] = field(default_factory=dict)
+    blobs: Mapping[bytes, Buffer] = msgspec.field(default_factory=dict)
     snapshot: Snapshot | None = None
     dropped_snapshots: Sequence[int] = ()
 

@@ -1,23 +1,22 @@
 """What a plan was worked out from: operands by name, and what was asked beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 
 from weightledger.ledger.writing.requests import Update
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """All that makes a plan again, beside the state it is worked out on and the event's facts.
 
     `asked` is JSON. With `always` it is kept whatever its size.
     """
 
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = msgspec.field(default_factory=dict)
+    asked: Mapping[str, Any] = msgspec.field(default_factory=dict)
     always: bool = False
 
 

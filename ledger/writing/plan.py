@@ -1,9 +1,9 @@
 """A plan: which values tensors are to have, worked out on the staged state and not yet recorded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 
 from weightledger.ledger import events
@@ -12,8 +12,7 @@ from weightledger.ledger.writing.given import Given
 from weightledger.ledger.writing.policy import UNJUDGED, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True):
     """A tensor's new value, `after`.
 
     `positions` are ascending flat positions outside of which nothing was written; None has every
@@ -27,8 +26,7 @@ class Write:
     source: torch.Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What one state-changing event is to do, worked out on the staged state.
 
     `facts` go into the event's body. `weights` maps bare names to new values; `auxiliary` maps
@@ -38,8 +36,8 @@ class Plan:
     """
 
     facts: Mapping[str, Any]
-    weights: Mapping[str, Write] = field(default_factory=dict)
-    auxiliary: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    weights: Mapping[str, Write] = msgspec.field(default_factory=dict)
+    auxiliary: Mapping[str, torch.Tensor | None] = msgspec.field(default_factory=dict)
     kind: str = events.UPDATED
     verdict: Verdict = UNJUDGED
     given: Given | None = None

@@ -1,6 +1,6 @@
 """A proposed event: what a command comes to, before the log gives it a place."""
 
-from dataclasses import dataclass
+import msgspec
 
 from weightledger.ledger import events
 from weightledger.ledger.events import Draft
@@ -10,8 +10,7 @@ from weightledger.ledger.store.attached import NOTHING, Attached
 from weightledger.ledger.writing.staged import Staged
 
 
-@dataclass(frozen=True, slots=True)
-class ProposedEvent:
+class ProposedEvent(msgspec.Struct, frozen=True):
     """One event as a command leads to it: the draft, what it brings with it, what to show then.
 
     `change` is None when no tensor changes. With `more` the command is handled once more on the

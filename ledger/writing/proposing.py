@@ -9,11 +9,11 @@ writer was faster, asks for it again on the newer state.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from weightledger.ledger import events
 from weightledger.ledger.blobs import Buffer

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import EngineUnavailable, PublishFailed, SeqTaken
@@ -17,8 +18,7 @@ from weightledger.ledger.writing.handlers.rollbacks import answer
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """An event this process appended, with the seconds it took in all, in the database, and from
     there until it was visible."""
 

@@ -6,9 +6,9 @@ the waiting ones away.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.events import Event

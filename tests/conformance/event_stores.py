@@ -10,11 +10,11 @@ A store joins by a subclass whose fixture `store` gives one without any model:
 
 import random
 import threading
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.waiting import PATIENCE_S
 from weightledger.ledger.errors import (

@@ -1,6 +1,5 @@
 """Bodies: what was stored reads back for ever, as exactly the bytes that it was."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ JSON = st.recursive(
 )
 NUMBERS = st.floats(-1e15, 1e15)  # larger whole ones read back as integers
 METRICS = st.dictionaries(st.text(max_size=8), NUMBERS, max_size=3)
-TAKEN = {f.name for kind in (Updated, UpdateRejected) for f in dataclasses.fields(kind)}
+TAKEN = {f.name for kind in (Updated, UpdateRejected) for f in msgspec.structs.fields(kind)}
 FACTS = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in TAKEN), JSON)
 SEQS = st.integers(0, 2**40)
 DIGESTS = st.binary(min_size=32, max_size=32)

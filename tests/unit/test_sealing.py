@@ -1,11 +1,12 @@
 """Sealing: the header written piece by piece is the canonical one, and reads back as the event."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from weightledger.ledger.events import (
     FORMAT,

@@ -6,11 +6,11 @@ Needs the extra `transformers`; nothing else of the ledger imports it.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec.structs import replace
 from transformers.pytorch_utils import Conv1D
 
 from weightledger.ledger.adapters.adapter import Adapter

@@ -8,11 +8,11 @@ too the replica is fenced until it converges.
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from weightledger.ledger.adapters.adapter import Adapter
 from weightledger.ledger.engines.state import StateEngine

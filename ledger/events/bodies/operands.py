@@ -5,9 +5,11 @@ and an event says whether its own are, and where.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
+
+import msgspec
 
 from weightledger.ledger.events.kinds import IN_BLOBS, IN_PAYLOAD
 from weightledger.ledger.tensors.spec import DTYPES, TensorSpec
@@ -42,8 +44,7 @@ class KeptTensor:
         return cls(spec, None if digest is None else bytes.fromhex(digest))
 
 
-@dataclass(frozen=True, slots=True)
-class Operands:
+class Operands(msgspec.Struct, frozen=True):
     """Where an event's operands are: `where` is "payload" (behind the changes, in this order),
     "blobs" (each by its digest), or None, and then `why` says why they are not kept.
 
@@ -52,7 +53,7 @@ class Operands:
 
     where: str | None
     tensors: tuple[KeptTensor, ...] = ()
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = msgspec.field(default_factory=dict)
     why: str | None = None
 
     @property

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import msgspec
+
 from weightledger.ledger.events.bodies.operands import Operands
 from weightledger.ledger.events.bodies.protocol import (
     Json,
@@ -42,8 +44,7 @@ class Registered:
         return cls(value["tensors_total"], value["bytes"])
 
 
-@dataclass(frozen=True, slots=True)
-class Updated:
+class Updated(msgspec.Struct, frozen=True):
     """Parameters were changed.
 
     `facts` are whoever's who made the update: "operation", what it was computed from, the rule.
@@ -56,9 +57,9 @@ class Updated:
     facts: Json
     tensors: tuple[TensorChange, ...]
     delta_norm: float | None
-    pre_metrics: Metrics = field(default_factory=dict)
-    post_metrics: Metrics = field(default_factory=dict)
-    evidence: Json = field(default_factory=dict)
+    pre_metrics: Metrics = msgspec.field(default_factory=dict)
+    post_metrics: Metrics = msgspec.field(default_factory=dict)
+    evidence: Json = msgspec.field(default_factory=dict)
     counted: tuple[str, ...] | None = None
     operands: Operands | None = None
     shards: Shards | None = None
@@ -107,15 +108,14 @@ class Updated:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateRejected:
+class UpdateRejected(msgspec.Struct, frozen=True):
     """An update was refused for a reason, and why; `facts` as for Updated."""
 
     facts: Json
     reason: str
-    pre_metrics: Metrics = field(default_factory=dict)
-    post_metrics: Metrics = field(default_factory=dict)
-    evidence: Json = field(default_factory=dict)
+    pre_metrics: Metrics = msgspec.field(default_factory=dict)
+    post_metrics: Metrics = msgspec.field(default_factory=dict)
+    evidence: Json = msgspec.field(default_factory=dict)
 
     KIND: ClassVar = UPDATE_REJECTED
     SERIES: ClassVar[str | None] = UPDATES

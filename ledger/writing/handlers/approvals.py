@@ -7,6 +7,8 @@ tries it, again after a crash or twice at a time, does it once.
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from weightledger.ledger.errors import (
     AwaitingApproval,
     Conflict,
@@ -72,8 +74,8 @@ def request(command: RequestApproval, staged: Staged) -> ProposedEvent:
     if data:
         payload.write(data)
     refs, inline, blobs = payload.finish()
-    draft = replace(proposed.draft, payload=refs)
-    return replace(proposed, draft=draft, attached=Attached((), inline, blobs))
+    draft = structs.replace(proposed.draft, payload=refs)
+    return structs.replace(proposed, draft=draft, attached=Attached((), inline, blobs))
 
 
 def _pinned(asked: Command, staged: Staged) -> Command:

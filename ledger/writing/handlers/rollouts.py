@@ -1,9 +1,10 @@
 """What becomes of rollouts: events that replicas read, each for itself."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from weightledger.ledger.errors import NotFound, Pruned, RolloutRuns
 from weightledger.ledger.events.bodies import RolloutChanged
