@@ -147,8 +147,9 @@ class Backend(Protocol):
     def wakeups(self, engine: sa.Engine) -> Wakeups:
         """How those who wait for new events hear of them."""
 
-    def changed(self) -> Callable[[Execute], bool]:
-        """What says of one connection whether the database may have changed since it was asked."""
+    def changed(self, execute: Execute) -> Callable[[], bool] | None:
+        """What says by one connection whether the database may have changed since it was asked;
+        None where nothing says so for less than a look at an index costs."""
 
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""
@@ -163,9 +164,9 @@ class Backend(Protocol):
         to its type; it gives one row of whole numbers and truth values.
         """
 
-    def number(self, connection: Any, sql: str, params: Sequence[Any]) -> int:
-        """The one whole number, not below zero, that a statement gives which is run again and again
-        outside of a transaction; its parameters are whole numbers too."""
+    def number(self, connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:
+        """What gives the one whole number, not below zero, of a statement that is run again and
+        again outside of a transaction; its parameters are whole numbers too."""
 
     def prepare(self, execute: Execute) -> None:
         """Before the first migration, outside of a transaction."""

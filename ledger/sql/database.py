@@ -145,14 +145,14 @@ class Database:
             yield self.backend.executor(connection)
 
     @contextmanager
-    def looking(self) -> Iterator[tuple[Execute, Callable[[str, Sequence[Any]], int]]]:
-        """The same, and what gives the one number of a statement that is run again and again."""
+    def looking(
+        self, sql: str, params: Sequence[int]
+    ) -> Iterator[tuple[Callable[[], int], Callable[[], bool] | None]]:
+        """The same, for what gives a statement's one number again and again, and what says for less
+        whether there is any use in that; see `Backend.number` and `Backend.changed`."""
         with self._connection() as connection:
-            number = self.backend.number
-            yield (
-                self.backend.executor(connection),
-                lambda sql, params: number(connection, sql, params),
-            )
+            changed = self.backend.changed(self.backend.executor(connection))
+            yield self.backend.number(connection, sql, params), changed
 
     def prepare(self) -> None:
         """What has to be done once and outside of a transaction before tables are made."""

@@ -75,8 +75,8 @@ class Teller:
             self._ending.wait(_COALESCED_S)
 
     def _send(self, connection: psycopg.Connection[Any]) -> None:
-        while self._models:
-            model_id = self._models.pop()
+        for model_id in tuple(self._models):  # what is told meanwhile is sent next time
+            self._models.discard(model_id)
             try:
                 connection.execute(_TELL, (str(model_id),))
             except psycopg.Error:

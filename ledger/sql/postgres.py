@@ -30,6 +30,7 @@ from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
 from weightledger.ledger.sql.notifications import Listener, Teller
 from weightledger.ledger.sql.postgres_alone import alone as alone
+from weightledger.ledger.sql.postgres_alone import repeated
 from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
@@ -141,9 +142,8 @@ def wakeups(engine: sa.Engine) -> Wakeups:
     return Wakeups(lambda: Teller(connect), ear)
 
 
-def changed() -> Callable[[Execute], bool]:
+def changed(_execute: Execute) -> None:
     """Nobody says for less than the last seq costs."""
-    return lambda _execute: True
 
 
 def _connecting(engine: sa.Engine) -> Callable[[], psycopg.Connection[Any]]:
@@ -173,13 +173,22 @@ def executor(connection: Any) -> Execute:
     return execute
 
 
-def number(connection: Any, sql: str, params: Sequence[Any]) -> int:
+def number(connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:
     """See `Backend.number`; a third of what the driver's cursor takes."""
-    try:
-        ((value,),) = alone(connection, sql, params)
-    except _BY_STANDING_ALONE:
-        (value,) = executor(connection)(sql, params).fetchone()
-    return int(value)
+    prepared: Callable[[], list[tuple[int, ...]]] | None = None
+
+    def ask() -> int:
+        nonlocal prepared
+        try:
+            if prepared is None:
+                prepared = repeated(connection, sql, params)
+            ((value,),) = prepared()
+        except _BY_STANDING_ALONE:
+            prepared = None
+            (value,) = executor(connection)(sql, params).fetchone()
+        return int(value)
+
+    return ask
 
 
 def among(kind: Kind) -> str:

@@ -5,7 +5,7 @@ while it is written; this is its own interface to libpq, which waits without Pyt
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,13 @@ def alone(
     connection: psycopg.Connection[Any], sql: str, params: Sequence[Any]
 ) -> list[tuple[int, ...]]:
     """See `Backend.alone`."""
+    return repeated(connection, sql, params)()
+
+
+def repeated(
+    connection: psycopg.Connection[Any], sql: str, params: Sequence[Any]
+) -> Callable[[], list[tuple[int, ...]]]:
+    """The same, to be asked again and again: all but sending is done once."""
     names = _prepared.setdefault(connection, {})
     name = names.get(sql)
     if name is None:
@@ -35,18 +42,23 @@ def alone(
         names[sql] = name
     values: list[Any] = [_binary(value) for value in params]  # None is null
     formats = [_BINARY] * len(values)
-    answer = connection.pgconn.exec_prepared(name, values, formats, _BINARY)
-    if answer.status != pq.ExecStatus.TUPLES_OK:
-        try:
-            _checked(connection, answer)
-        except errors.InvalidSqlStatementName:  # a pooler gave us another server's connection
-            del names[sql]
-            raise
-    columns = range(answer.nfields)
-    return [
-        tuple([int.from_bytes(answer.get_value(row, at) or b"", "big") for at in columns])
-        for row in range(answer.ntuples)
-    ]
+    execute = connection.pgconn.exec_prepared
+
+    def ask() -> list[tuple[int, ...]]:
+        answer = execute(name, values, formats, _BINARY)
+        if answer.status != pq.ExecStatus.TUPLES_OK:
+            try:
+                _checked(connection, answer)
+            except errors.InvalidSqlStatementName:  # a pooler gave us another server's connection
+                names.pop(sql, None)
+                raise
+        columns = range(answer.nfields)
+        return [
+            tuple([int.from_bytes(answer.get_value(row, at) or b"", "big") for at in columns])
+            for row in range(answer.ntuples)
+        ]
+
+    return ask
 
 
 def _numbered(sql: str) -> bytes:

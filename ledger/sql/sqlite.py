@@ -152,11 +152,11 @@ def wakeups(_engine: sa.Engine) -> Wakeups:
     return Wakeups(None, None)
 
 
-def changed() -> Callable[[Execute], bool]:
+def changed(execute: Execute) -> Callable[[], bool]:
     """Whether any other connection has committed to the file: a look into shared memory."""
     known: list[int] = []
 
-    def asked(execute: Execute) -> bool:
+    def asked() -> bool:
         (version,) = execute("PRAGMA data_version").fetchone()
         same = known == [version]
         known[:] = [version]
@@ -232,10 +232,14 @@ def alone(connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, .
     raise NotImplementedError("SQLite writes to several tables by several statements")
 
 
-def number(connection: Any, sql: str, params: Sequence[Any]) -> int:
+def number(connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:
     """See `Backend.number`."""
-    (value,) = connection.execute(sql, params).fetchone()
-    return int(value)
+
+    def ask() -> int:
+        (value,) = connection.execute(sql, params).fetchone()
+        return int(value)
+
+    return ask
 
 
 def prepare(execute: Execute) -> None:

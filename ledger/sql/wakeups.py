@@ -76,24 +76,23 @@ class Wakeups:
         self,
         model_id: int,
         look: Callable[[], T],
-        changed: Callable[[], bool],
+        changed: Callable[[], bool] | None,
         is_news: Callable[[T], bool],
         timeout_s: float,
         wake: Wake,
     ) -> T:
         """Wait until there is news of a model, at most so long; gives what was seen last.
 
-        `look` sees, at the cost of one index entry; `changed` may say for less that there is
-        nothing to look at.
+        `look` sees, at the cost of one index entry; `changed`, where there is such, says for less
+        that there is nothing to look at.
         """
         deadline = time.monotonic() + timeout_s
         ear = self._listening(wake)
-        looks = 0
+        if changed is not None:
+            changed()  # says what has changed since it was asked last
+        told = self._times_told(model_id)
+        last = look()
         while True:
-            told = self._times_told(model_id)
-            # Asked always, since it says what has changed since it was asked last.
-            if changed() or looks == 0:
-                last, looks = look(), looks + 1
             remaining = deadline - time.monotonic()
             if is_news(last) or remaining <= 0 or self._closed:
                 return last
@@ -101,6 +100,9 @@ class Wakeups:
             with self._news:
                 if self._times_told(model_id) == told and not self._closed:
                     self._news.wait(min(pause_s, remaining))
+            told = self._times_told(model_id)
+            if changed is None or changed():
+                last = look()
 
     def close(self) -> None:
         """Let everybody go on who waits, and tell what is not told yet."""

@@ -142,7 +142,7 @@ class SqlProposals:
         return self._database.wakeups.wait(
             self._id,
             self.newest,
-            lambda: True,
+            None,
             lambda name: name is not None and name != after,
             timeout_s,
             wake,

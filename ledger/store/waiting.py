@@ -1,7 +1,5 @@
 """How far a log has got, and waiting for it to go on."""
 
-from collections.abc import Callable, Sequence
-
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.wakeups import Wake
@@ -13,32 +11,26 @@ _COUNT = (
 )
 """How many events a log has, by its last one's key: one entry of the index."""
 
-Number = Callable[[str, Sequence[int]], int]
-
 
 def last_seq(of: ModelRows) -> int:
     """See `AppendLog.last_seq`."""
-    with of.database.looking() as (_, number):
-        return _last_seq(of, number)
+    with of.database.looking(_COUNT, of.span()) as (count, _):
+        return _last_of(of, count())
 
 
 def wait(of: ModelRows, after: int, timeout_s: float, wake: Wake) -> int:
     """See `AppendLog.wait`. Holds a connection meanwhile, and no transaction."""
     database = of.database
-    changed = database.backend.changed()
-    with database.looking() as (execute, number):
-        return database.wakeups.wait(
-            of.model_id,
-            lambda: _last_seq(of, number),
-            lambda: changed(execute),
-            lambda last: last > after,
-            timeout_s,
-            wake,
-        )
+
+    def is_news(events: int) -> bool:
+        return events == 0 or events - 1 > after
+
+    with database.looking(_COUNT, of.span()) as (count, changed):
+        counted = database.wakeups.wait(of.model_id, count, changed, is_news, timeout_s, wake)
+    return _last_of(of, counted)
 
 
-def _last_seq(of: ModelRows, number: Number) -> int:
-    count = number(_COUNT, of.span())
+def _last_of(of: ModelRows, count: int) -> int:
     if count == 0:
         raise CorruptLedger(f"the log of {of.model!r} has no event", seq=0)
     return count - 1

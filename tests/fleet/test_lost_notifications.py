@@ -4,6 +4,7 @@ Whoever listens does not look by himself here, so that what is lost shows.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.conftest import new_database
 from tests.waiting import PATIENCE_S, STILL_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.sql import wakeups
+from weightledger.ledger.sql.notifications import _COALESCED_S, Teller
 
 LISTENING = "LISTEN%"
 TELLING = "SELECT pg_notify%"
@@ -61,6 +63,28 @@ def test_what_could_not_be_told_is_told_by_another_connection(url: str, plain: A
         assert heard() == [model_id]
 
 
+def test_what_is_committed_while_it_is_told_is_told_the_next_time(url: str) -> None:
+    """A writer that commits all the time tells twenty times a second, not once a commit."""
+    commits = rounds = 6
+
+    class Busy(psycopg.Connection[Any]):
+        def execute(self, *args: Any, **options: Any) -> psycopg.Cursor[Any]:
+            nonlocal commits
+            sent = super().execute(*args, **options)
+            if commits:
+                commits -= 1
+                teller.tell(1)
+            return sent
+
+    began = time.monotonic()
+    teller = Teller(lambda: Busy.connect(url, autocommit=True))
+    teller.tell(1)
+    until(lambda: not commits)
+    took_s = time.monotonic() - began
+    teller.close()
+    assert took_s > (rounds - 1) * _COALESCED_S
+
+
 def test_what_came_while_nobody_listened_is_looked_for(url: str, plain: Any) -> None:
     """Between a look and a sleep the listener is cut off, there is an event, and it listens again:
     what was told meanwhile nobody has heard."""
@@ -85,9 +109,7 @@ def test_what_came_while_nobody_listened_is_looked_for(url: str, plain: Any) -> 
             return seen
 
         def wait() -> None:
-            heart.wait(
-                store._of.model_id, look, lambda: True, lambda seq: seq > 0, PATIENCE_S, "listen"
-            )
+            heart.wait(store._of.model_id, look, None, lambda seq: seq > 0, PATIENCE_S, "listen")
             awake.set()
 
         awake = threading.Event()
