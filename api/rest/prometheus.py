@@ -34,7 +34,7 @@ from weightledger.ledger.events import OBSERVED, ROLLED_BACK, UPDATE_REJECTED, U
 from weightledger.ledger.fleet.follower import Follower
 from weightledger.ledger.fleet.served import fleet
 from weightledger.ledger.monitoring.drift import DRIFT
-from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.metrics import EVALUATED, METRICS
 from weightledger.ledger.monitoring.samples import OUTCOMES, Inferences, Sample
 from weightledger.ledger.writing.showing import Committed
 
@@ -159,8 +159,7 @@ class Metrics:
 
     def _scored(self, samples: Sequence[Sample]) -> None:
         for one in samples:
-            known = METRICS.get(one.metric)  # names of one's own are not for labels
-            if known is not None and known.per == "evaluation":
+            if one.metric in EVALUATED:  # names of one's own are not for labels
                 self._scores.labels(self._model, one.metric, one.source).set(one.value)
 
     def _count(self, written: Committed) -> None:

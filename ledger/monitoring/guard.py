@@ -13,7 +13,7 @@ from weightledger.ledger.engines import Engine
 from weightledger.ledger.monitoring.collector import Collector
 from weightledger.ledger.monitoring.degradation import degradation, unknown
 from weightledger.ledger.monitoring.evaluation import Evaluator, Scores, scores_of
-from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.metrics import EVALUATED
 from weightledger.ledger.monitoring.pairing import paired
 from weightledger.ledger.monitoring.process import memory_usage_mb
 from weightledger.ledger.monitoring.time_limits import limited
@@ -67,8 +67,9 @@ class MetricsGuard:
 
     def __call__(self, change: Change) -> Verdict:
         """Score the candidate and compare it with the live state."""
-        if self._evaluator is None:
-            return Verdict(self._measured(), _now())
+        if self._evaluator is None:  # nothing is done in between that would change the memory
+            now = _now()
+            return Verdict({**self._recent(), **now}, now)
         live, failed = self._live_score()
         before = {**self._measured(), **_finite(live.metrics)}
         try:
@@ -102,13 +103,16 @@ class MetricsGuard:
     def _watched(self, live: Scores, score: Scores) -> list[str]:
         """The metrics that decide: those that were asked for, and all that only evaluators give."""
         given = (*live.metrics, *score.metrics)
-        own = [name for name in given if name in METRICS and METRICS[name].per == "evaluation"]
+        own = [name for name in given if name in EVALUATED]
         return list(dict.fromkeys([*self._metrics, *own]))
 
     def _measured(self) -> dict[str, float]:
+        return {**self._recent(), **_now()}
+
+    def _recent(self) -> dict[str, float]:
         with self._engine.lease() as live:
             seq = live.seq
-        return {**self._collector.recent(seq), **_now()}
+        return self._collector.recent(seq)
 
     def _live_score(self) -> tuple[Scores, str | None]:
         """The evaluator's score of the live state; empty with the reason when it fails."""

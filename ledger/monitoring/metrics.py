@@ -71,6 +71,8 @@ _TABLE = (
     Metric("perplexity", "", "evaluation", "lower", "Of a text, exp of the mean loss of a token."),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
+EVALUATED = frozenset(metric.name for metric in _TABLE if metric.per == "evaluation")
+"""Those that only an evaluator gives."""
 
 CUSTOM = re.compile(r"custom\.[a-z0-9_]{1,56}")
 """Names that anybody may push under; the ledger knows nothing of their meaning."""

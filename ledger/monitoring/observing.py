@@ -2,7 +2,7 @@
 
 from weightledger.ledger import events
 from weightledger.ledger.monitoring.collector import Collector
-from weightledger.ledger.monitoring.metrics import METRICS
+from weightledger.ledger.monitoring.metrics import EVALUATED
 from weightledger.ledger.monitoring.samples import Sample
 from weightledger.ledger.writing.showing import Committed
 
@@ -19,11 +19,12 @@ class Observing:
         if event.kind not in events.STATE_CHANGING:
             return
         self._collector.shown(event.seq)
-        scores = event.body.get("post_metrics", {}) if event.kind == events.UPDATED else {}
-        self._collector.add(
-            [
-                Sample(name, float(value), event.recorded_at, event.seq, "evaluator")
-                for name, value in scores.items()
-                if name in METRICS and METRICS[name].per == "evaluation"
-            ]
-        )
+        if event.kind != events.UPDATED:
+            return
+        scores = [
+            Sample(name, float(value), event.recorded_at, event.seq, "evaluator")
+            for name, value in event.body.get("post_metrics", {}).items()
+            if name in EVALUATED
+        ]
+        if scores:
+            self._collector.add(scores)

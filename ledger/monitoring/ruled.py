@@ -18,10 +18,11 @@ from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.monitoring.acting import rejected_states
 from weightledger.ledger.monitoring.degradation import degradation
-from weightledger.ledger.monitoring.metrics import METRICS, higher_is_better
+from weightledger.ledger.monitoring.metrics import EVALUATED, higher_is_better
 from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.trial_log import DEGRADED
 from weightledger.ledger.projection.change import Change
+from weightledger.ledger.tensors.lanes import finite
 from weightledger.ledger.writing.policy import ChangeGuard, Verdict
 from weightledger.ledger.writing.showing import Committed
 
@@ -79,17 +80,19 @@ class RuledGuard:
         """The verdict on `change`, under the policy."""
         facts: dict[str, Any] = {"policy": self._policy.name}
         if not self._policy.acts:
-            return self._guard(change).joined(Verdict(evidence=facts))
+            return self._guard(change).with_evidence(facts)
         early = self._refused_unseen(change)
         if early is not None:
-            return early.joined(Verdict(evidence=facts))
+            return early.with_evidence(facts)
         verdict = self._guard(change)
         if verdict.reason is None:
-            verdict = verdict.joined(self._second_look(verdict))
+            second = self._second_look(verdict)
+            if second is not None:
+                verdict = verdict.joined(second)
         if verdict.reason is None and (beside := self._beside()) is not None:
             assert self._policy.trial is not None
             facts["trial"] = {"beside": beside, "share": self._policy.trial.share}
-        return verdict.joined(Verdict(evidence=facts))
+        return verdict.with_evidence(facts)
 
     def after(self, committed: Committed) -> None:
         """Remember what an event of this process says about later ones."""
@@ -135,18 +138,18 @@ class RuledGuard:
                 return Verdict(reason=reason, evidence={"cause": "non_finite"})
         return None
 
-    def _second_look(self, verdict: Verdict) -> Verdict:
-        """What speaks against a candidate that the evaluator's guard accepts."""
+    def _second_look(self, verdict: Verdict) -> Verdict | None:
+        """What speaks against a candidate that the evaluator's guard accepts, if anything."""
         if not verdict.evaluated and self._policy.evaluation == "required":
             reason = f"{_REASON}: policy {self._policy.name} accepts nothing that is not evaluated"
             return Verdict(reason=reason, evidence={"cause": "unmeasured"})
         if not verdict.evaluated or not self._best:
-            return Verdict()
+            return None
         after = _scores(verdict.post_metrics)
         watched = dict.fromkeys((*self._metrics, *self._best))
         worse = degradation(self._best, after, watched, self._threshold)
         if worse is None:
-            return Verdict()
+            return None
         evidence = {
             "cause": "degraded",
             "baseline": "best since the last named version",
@@ -167,17 +170,8 @@ class RuledGuard:
 
 def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those that an evaluator gives."""
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name in METRICS and METRICS[name].per == "evaluation"
-    }
+    return {name: value for name, value in metrics.items() if name in EVALUATED}
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is; a sum tells it in one quick pass unless it overflows itself."""
-    if not tensor.is_floating_point() or tensor.element_size() == 1:
-        return True
-    if bool(torch.isfinite(tensor.sum())):
-        return True
-    return bool(torch.isfinite(tensor).all())
+    return not tensor.is_floating_point() or tensor.element_size() == 1 or finite(tensor)

@@ -31,6 +31,8 @@ _ONE_LANE_NUMPY = {
     for dtype, name in _NAMES.items()
     if dtype not in _UNKNOWN_TO_NUMPY and DTYPES[name].lanes == 1
 }
+_FLOATS = (torch.float32, torch.float64)
+_FEW = 16384  # values; with more of them torch's threads gain more than a turn costs
 
 
 @cache
@@ -150,8 +152,28 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
     return content_digest(lanes(tensor))
 
 
+def flat(values: torch.Tensor) -> torch.Tensor:
+    """The values in C order, [n]: a view where they stand so in memory."""
+    if values.dim() == 1:
+        return values
+    return torch.from_numpy(values.numpy().reshape(-1)) if _is_few(values) else values.reshape(-1)
+
+
+def _is_few(values: torch.Tensor) -> bool:
+    """Whether numpy is to do it: unlike torch it does not let go of the interpreter, and who does
+    so between two steps of a small update waits until another thread has had its turn."""
+    return (
+        values.dtype in _FLOATS
+        and values.numel() <= _FEW
+        and not values.requires_grad
+        and shares_memory(values)
+    )
+
+
 def finite(values: torch.Tensor) -> bool:
     """Whether every value is a number."""
+    if _is_few(values):
+        return bool(np.isfinite(values.numpy()).all())
     if values.dtype.itemsize == 1 and values.dtype.is_floating_point:
         values = values.to(torch.float32)
     # NaN and infinity carry over into the sum, which is ten times as fast to work out; a sum that

@@ -13,7 +13,7 @@ import torch
 
 from weightledger.ledger.codecs.factors import Factors, matrix_shape, working_dtype
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.tensors.lanes import finite, torch_dtype
+from weightledger.ledger.tensors.lanes import finite, flat, torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
 
 # Above this a float stands for several whole numbers.
@@ -189,7 +189,7 @@ def _values(data: Any, spec: TensorSpec) -> torch.Tensor:
     wanted = spec.element.kind
     if tensor.dtype == torch.bool and wanted != "boolean":
         raise _not_numbers(spec, "booleans")
-    if tensor.is_complex() and wanted != "complex":
+    if tensor.dtype.is_complex and wanted != "complex":
         raise _not_numbers(spec, "complex numbers")
     return tensor
 
@@ -230,7 +230,7 @@ def _from_numbers(data: Any, spec: TensorSpec, param: str = "update_data") -> to
 def _fit(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     shape = tuple(values.shape)
     if shape == () or shape == spec.shape or shape == (spec.numel,):
-        return values.reshape(-1) if shape or spec.shape == () else values
+        return flat(values) if shape == spec.shape else values
     got = f"{shape[0]} values" if len(shape) == 1 else f"shape {shape}"
     raise InvalidRequest(
         f"parameter {spec.name!r} has shape {spec.shape}, got {got}; "

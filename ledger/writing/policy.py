@@ -36,6 +36,8 @@ class Verdict:
 
     def joined(self, other: "Verdict") -> "Verdict":
         """Both together; the first reason stands."""
+        if self is UNJUDGED:
+            return other
         return Verdict(
             {**self.pre_metrics, **other.pre_metrics},
             {**self.post_metrics, **other.post_metrics},
@@ -43,6 +45,11 @@ class Verdict:
             {**self.evidence, **other.evidence},
             self.evaluated or other.evaluated,
         )
+
+    def with_evidence(self, facts: Mapping[str, Any]) -> "Verdict":
+        """This one, with more facts for the event."""
+        evidence = {**self.evidence, **facts}
+        return Verdict(self.pre_metrics, self.post_metrics, self.reason, evidence, self.evaluated)
 
 
 UNJUDGED = Verdict()

@@ -1,5 +1,6 @@
 """Tensors as bits: every dtype, layout and odd value is seen and copied exactly, or refused."""
 
+import math
 import sys
 
 import numpy as np
@@ -10,10 +11,13 @@ from weightledger.ledger.errors import InvalidRequest, UnsupportedModel
 from weightledger.ledger.tensors.lanes import (
     clone,
     empty,
+    finite,
+    flat,
     from_bytes,
     lanes,
     shares_memory,
     spec_of,
+    tensor_digest,
     torch_dtype,
 )
 from weightledger.ledger.tensors.spec import DTYPES, WEIGHTS, TensorSpec, check_name
@@ -196,3 +200,18 @@ def test_a_big_endian_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "byteorder", "big")
     with pytest.raises(UnsupportedModel, match="little-endian"):
         lanes(torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (200, 200)])
+def test_few_and_many_values_are_looked_at_alike(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    largest = torch.finfo(dtype).max  # their sum overflows, and they are numbers all the same
+    for value in (0.5, largest, math.nan, math.inf, -math.inf):
+        tensor = torch.full(shape, largest, dtype=dtype)
+        if tensor.numel():
+            tensor.view(-1)[-1] = value
+        assert finite(tensor) == (math.isfinite(value) or not tensor.numel())
+        for seen in (tensor, tensor.mT if tensor.dim() > 1 else tensor, torch.nn.Parameter(tensor)):
+            assert tensor_digest(flat(seen)) == tensor_digest(seen.reshape(-1))
