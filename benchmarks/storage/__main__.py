@@ -15,7 +15,7 @@ from benchmarks.storage.limits import Machine
 from benchmarks.storage.memory import peak_memory
 from benchmarks.storage.ours import postgresql, server, sqlite
 from benchmarks.storage.peers import PEERS, peer
-from benchmarks.storage.recording import record
+from benchmarks.storage.recording import record, record_only
 from benchmarks.storage.restoring import restore
 from benchmarks.storage.workloads import WORKLOADS
 
@@ -27,8 +27,9 @@ def measure(
     folder: Path,
     peers_venv: Path | None,
     rounds: int | None,
+    part: str | None,
 ) -> None:
-    """Add all rows of one workload."""
+    """Add all rows of one workload, or those of a part of it."""
     workload = WORKLOADS[name]()
     workload.rounds = rounds or workload.rounds
     report.group = workload.title
@@ -43,13 +44,18 @@ def measure(
         peers = {other: peer(other, folder / other, workload.state) for other in PEERS}
         machine = Machine(workload.state, folder)
         stack.callback(machine.close)
-        record(report, workload, ours, peers, machine)
-        restore(report, workload, ours, peers, machine, folder)
-        if name == "L":
+        if part == "restoring":
+            record_only(workload, ours, machine)
+        else:
+            record(report, workload, ours, peers, machine)
+        if part != "recording":
+            restore(report, workload, ours, peers, machine, folder)
+        if name == "L" and part is None:
             with_indices(report, ours, machine, workload.rounds)
             if peers_venv is not None:
                 record_by_commands(report, workload, machine, folder, peers_venv)
-    peak_memory(report, name, workload.goals.memory)
+    if part is None:
+        peak_memory(report, name, workload.goals.memory)
 
 
 def main() -> None:
@@ -57,13 +63,24 @@ def main() -> None:
     parser.add_argument("--only", choices=WORKLOADS, help="one workload; no JSON is written")
     parser.add_argument("--peers", type=Path, help="environment with the peers that are commands")
     parser.add_argument("--rounds", type=int, help="instead of each workload's own")
+    parser.add_argument("--part", choices=("recording", "restoring"), help="a part of one workload")
     options = parser.parse_args()
+    if options.part and not options.only:
+        parser.error("--part is of one workload: say which with --only")
     gc.freeze()  # what was imported is not looked through again before each measurement
     report = Report("Recording and restoring weights")
     with tempfile.TemporaryDirectory() as place, server(Path(place)) as database:
         for name in [options.only] if options.only else WORKLOADS:
             with tempfile.TemporaryDirectory(dir=place) as folder:
-                measure(report, name, database, Path(folder), options.peers, options.rounds)
+                measure(
+                    report,
+                    name,
+                    database,
+                    Path(folder),
+                    options.peers,
+                    options.rounds,
+                    options.part,
+                )
     if options.only:
         report.show()
     else:

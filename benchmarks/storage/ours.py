@@ -16,11 +16,12 @@ from weightledger import Ledger
 class Ours:
     """The log of one model, recorded by comparing with the last state.
 
-    `folder` has its files where the database is one of ours alone, None with a server.
+    `name` is the kind of database; `folder` has its files where that is one of ours alone, None
+    with a server.
     """
 
-    def __init__(self, url: str, state: State, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, name: str, url: str, state: State, folder: Path | None) -> None:
+        self.name, self.folder = name, folder
         self._url = url
         self.ledger = Ledger.open(url)
         self._empty = self._used()
@@ -50,7 +51,7 @@ class Ours:
 def sqlite(folder: Path, state: State) -> Iterator[Ours]:
     """The ledger in a SQLite file; the folder is made."""
     folder.mkdir()
-    ours = Ours(f"sqlite:///{folder / 'ledger.db'}", state, folder)
+    ours = Ours("SQLite", f"sqlite:///{folder / 'ledger.db'}", state, folder)
     with ours.ledger:
         yield ours
 
@@ -60,7 +61,7 @@ def postgresql(server: Any, name: str, state: State) -> Iterator[Ours]:
     """The ledger in a database of its own, which is dropped at the end."""
     with psycopg.connect(server.get_uri(), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
-        ours = Ours(server.get_uri(database=name), state, None)
+        ours = Ours("PostgreSQL", server.get_uri(database=name), state, None)
         with ours.ledger:
             yield ours
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
