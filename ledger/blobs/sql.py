@@ -77,7 +77,7 @@ class SqlBlobs:
         with self._database.read() as execute:
             size, first = _first(execute, digest)
             parts = [first, *(_next(execute, digest, at) for at in range(1, _parts(size)))]
-        data = first if len(parts) == 1 else b"".join(parts)
+        data = bytes(first) if len(parts) == 1 else b"".join(parts)
         if len(data) != size or content_digest(data) != digest:
             raise damaged(digest)
         return data
@@ -88,7 +88,9 @@ class SqlBlobs:
         Holds one part in memory at a time.
         """
         at = 0
-        with self._database.read() as execute:
+        # One row is of one state by itself; a transaction would be two more journeys.
+        reading = self._database.look if len(out) <= PART_BYTES else self._database.read
+        with reading(lent=True) as execute:
             size, data = _first(execute, digest)
             require_size(digest, size, len(out))
             for part in range(1, _parts(size) + 1):
@@ -111,7 +113,7 @@ class SqlBlobs:
                 row = execute(_RANGE, (first + 1, size, digest, part)).fetchone()
                 if row is None and execute(_FIRST, (digest,)).fetchone() is None:
                     raise absent(digest)
-                pieces.append(b"" if row is None else _part(digest, row[0]))
+                pieces.append(b"" if row is None else bytes(_part(digest, row[0])))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if len(data) != stop - start:
             raise cut_short(digest, stop)
@@ -200,21 +202,21 @@ def _parts(size: int) -> int:
     return -(-size // PART_BYTES)
 
 
-def _first(execute: Execute, digest: bytes) -> tuple[int, bytes]:
+def _first(execute: Execute, digest: bytes) -> tuple[int, bytes | memoryview]:
     row = execute(_FIRST, (digest,)).fetchone()
     if row is None:
         raise absent(digest)
     return row[0], _part(digest, row[1] or b"")
 
 
-def _next(execute: Execute, digest: bytes, part: int) -> bytes:
+def _next(execute: Execute, digest: bytes, part: int) -> bytes | memoryview:
     row = execute(_NEXT, (digest, part)).fetchone()
     if row is None:
         raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
     return _part(digest, row[0])
 
 
-def _part(digest: bytes, data: object) -> bytes:
-    if not isinstance(data, bytes):
+def _part(digest: bytes, data: object) -> bytes | memoryview:
+    if not isinstance(data, bytes | memoryview):
         raise damaged(digest)
     return data

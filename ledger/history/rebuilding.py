@@ -125,10 +125,10 @@ class States:
         """See `History.follow`.
 
         With `only`, their parts of the payloads are read. What the path starts from is not checked
-        at first, nor are parts: what comes of them is, every tensor of it. Where that is not what
-        was recorded, all is read and checked on the way, which tells what is damaged.
+        at first, nor are payloads: what comes of them is, every tensor of it. Where that is not
+        what was recorded, all is read and checked on the way, which tells what is damaged.
         """
-        payloads = self._payloads if only is None else self._parts(only)
+        payloads = self._history.store.unchecked if only is None else self._parts(only)
         with contextlib.suppress(CorruptLedger):
             unchecked = partial(fetch, check=False)
             return self._along(base, unchecked, path, expected, only, payloads)

@@ -9,6 +9,7 @@ an error, never a warning. Live weights, time travel and verification all rebuil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -31,6 +32,8 @@ _BATCH_BYTES = 64 * 1024 * 1024
 _SMALL_BYTES = 256 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
 _PAGE = 16
+# So many tensors keep all threads busy to the end, each with tensors of its own.
+_MANY = 8
 _NOTHING = memoryview(b"")
 
 
@@ -84,16 +87,13 @@ def replay(
     Raises CorruptLedger, with the seq where it is known, when anything does not match.
     """
     owned: dict[str, torch.Tensor] = {}
+    hashed: dict[str, bytearray] = {}
     last: dict[str, ReplayStep] = {}
 
-    def advance(work: tuple[str, list[ReplayStep]]) -> torch.Tensor | None:
-        name, steps = work
-        return _advanced(owned.get(name), name, steps, sources)
-
-    for batch in _batches(moves):
+    for batch, is_last in _batches(moves):
         work: dict[str, list[ReplayStep]] = {}
         touching = [move.event for move in batch if only is None or _touches(move.event, only)]
-        pages = [touching[at : at + _PAGE] for at in range(0, len(touching), _PAGE)]
+        pages = _pages(touching)
         pages_read = map if len(pages) == 1 else pool.map
         read = chain.from_iterable(pages_read(sources.payloads, pages))
         payloads = dict(zip((event.seq for event in touching), read, strict=True))
@@ -103,17 +103,19 @@ def replay(
                 if only is None or step.change.name in only:
                     work.setdefault(step.change.name, []).append(step)
         each = map if _is_small(work) else pool.map
-        for name, tensor in zip(work, each(advance, work.items()), strict=True):
+        # Of many tensors each is hashed by who has it in the cache, while others wait for the
+        # database; of a few, parts are shared out.
+        advance = partial(
+            _advanced, owned=owned, sources=sources, hashing=is_last and len(work) >= _MANY
+        )
+        for name, (tensor, digests) in zip(work, each(advance, work.items()), strict=True):
             if tensor is None:
                 owned.pop(name, None)
             else:
                 owned[name] = tensor
-    bits = [lanes(owned[name], name) for name in owned]
-    if sum(one.nbytes for one in bits) <= _SMALL_BYTES:
-        hashed = [chunk_digests(one) for one in bits]
-    else:
-        hashed = hash_many(bits, pool)
-    chunks = dict(zip(owned, hashed, strict=True))
+            if digests is not None:
+                hashed[name] = digests
+    chunks = _chunks(owned, hashed, pool)
     for name, step in last.items():
         if name in chunks and root(chunks[name]) != step.digest:
             raise CorruptLedger(
@@ -126,6 +128,18 @@ def replay(
             f"the state rebuilds to digest {state.value.hex()}, the log says {expected.hex()}"
         )
     return RebuiltTensors(owned, chunks, state)
+
+
+def _chunks(
+    owned: Mapping[str, torch.Tensor], hashed: Mapping[str, bytearray], pool: Executor
+) -> dict[str, bytearray]:
+    """The chunk digests of tensors, of which some are `hashed`."""
+    bits = [lanes(owned[name], name) for name in owned if name not in hashed]
+    if sum(one.nbytes for one in bits) <= _SMALL_BYTES:
+        rest = iter([chunk_digests(one) for one in bits])
+    else:
+        rest = iter(hash_many(bits, pool))
+    return {name: hashed[name] if name in hashed else next(rest) for name in owned}
 
 
 def split(
@@ -166,14 +180,23 @@ def split(
 
 
 def _advanced(
-    tensor: torch.Tensor | None, name: str, steps: list[ReplayStep], sources: Sources
-) -> torch.Tensor | None:
-    """One tensor after its steps, None for gone; what a whole tensor replaces is not computed."""
+    work: tuple[str, list[ReplayStep]],
+    *,
+    owned: Mapping[str, torch.Tensor],
+    sources: Sources,
+    hashing: bool,
+) -> tuple[torch.Tensor | None, bytearray | None]:
+    """One tensor after its steps, None for gone, and with `hashing` its chunk digests.
+
+    What a whole tensor replaces is not computed.
+    """
+    name, steps = work
+    tensor = owned.get(name)
     whole = max((at for at, step in enumerate(steps) if step.change.form == WHOLE), default=None)
     if whole is not None:
         step, steps = steps[whole], steps[whole + 1 :]
         if step.spec is None or step.digest is None:
-            return None
+            return None, None
         try:
             tensor = sources.whole(step.spec, step.digest)
         except CorruptLedger as error:
@@ -183,7 +206,7 @@ def _advanced(
     elif tensor is None:
         tensor = sources.tensor(name)
     apply_steps(tensor, steps)
-    return tensor
+    return tensor, chunk_digests(lanes(tensor, name)) if hashing else None
 
 
 def _is_small(work: Mapping[str, Sequence[ReplayStep]]) -> bool:
@@ -199,14 +222,22 @@ def _touches(event: Event, names: Collection[str]) -> bool:
     return any(change.name in names for change in event.changes)
 
 
-def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
+def _pages(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """Events whose payloads are asked for at once; much is read over two connections."""
+    size = sum(event.payload_size for event in events)
+    most = _PAGE if size <= _SMALL_BYTES else min(_PAGE, -(-len(events) // 2))
+    return [events[at : at + most] for at in range(0, len(events), most)]
+
+
+def _batches(moves: Iterable[Move]) -> Iterator[tuple[list[Move], bool]]:
+    """Moves that are worked on together, and whether they are the last."""
     batch: list[Move] = []
     size = 0
     for move in moves:
+        if size >= _BATCH_BYTES:
+            yield batch, False
+            batch, size = [], 0
         batch.append(move)
         size += move.event.payload_size
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
     if batch:
-        yield batch
+        yield batch, True

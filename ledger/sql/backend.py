@@ -157,6 +157,9 @@ class Backend(Protocol):
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""
 
+    def lender(self, connection: Any) -> Execute:
+        """The same, but bytes may be views of the driver's memory, which last as long as they."""
+
     def alone(self, connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
         """Run a statement that is a transaction by itself, where `WRITES_ALONE`.
 

@@ -84,10 +84,13 @@ class Database:
             self._journal.close()
 
     @contextmanager
-    def read(self) -> Iterator[Execute]:
-        """A transaction that sees one state of the database and changes nothing."""
+    def read(self, *, lent: bool = False) -> Iterator[Execute]:
+        """A transaction that sees one state of the database and changes nothing.
+
+        Bytes that are `lent` are as of `Backend.lender`.
+        """
         with self._connection() as connection:
-            execute = self.backend.executor(connection)
+            execute = (self.backend.lender if lent else self.backend.executor)(connection)
             execute(self.backend.BEGIN_READ)
             yield execute
             execute("COMMIT")
@@ -102,10 +105,13 @@ class Database:
             execute("COMMIT")
 
     @contextmanager
-    def look(self) -> Iterator[Execute]:
-        """For statements that each see one state of the database by themselves: no transaction."""
+    def look(self, *, lent: bool = False) -> Iterator[Execute]:
+        """For statements that each see one state of the database by themselves: no transaction.
+
+        Bytes that are `lent` are as of `Backend.lender`.
+        """
         with self._connection() as connection:
-            yield self.backend.executor(connection)
+            yield (self.backend.lender if lent else self.backend.executor)(connection)
 
     def write(self) -> AbstractContextManager[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""

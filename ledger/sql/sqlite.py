@@ -198,6 +198,9 @@ def executor(connection: Any) -> Execute:
     return run
 
 
+lender = executor
+
+
 def among(_kind: Kind) -> str:
     """A comparison: is one of the values of one parameter made by `many`."""
     return "IN (SELECT value FROM json_each(?))"

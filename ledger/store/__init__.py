@@ -168,6 +168,10 @@ class AppendLog(Protocol):
         """The payload as it is stored, which of an event that several ranks wrote is what each
         wrote and their index (`events.bodies.shards`); checked as by `payload`."""
 
+    def unchecked(self, events: Sequence[Event]) -> list[Portion]:
+        """The same payloads, not checked against their digests: who uses them checks what comes of
+        them. CorruptLedger names the seq of one that is missing or has another length."""
+
     def portions(self, asked: Sequence[tuple[Event, Sequence[ByteSpan]]]) -> list[Portion]:
         """Some ranges of the payload of each event, as `ledger.store.payloads.joined` gives them.
 

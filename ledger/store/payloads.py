@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
@@ -83,6 +85,27 @@ def from_blobs(event: Event, blobs: BlobStore) -> bytes:
         return b"".join([blobs.get(ref.digest) for ref in event.payload])
     except CorruptLedger as error:
         raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
+
+
+def unchecked(event: Event, inline: object, blobs: BlobStore) -> Portion:
+    """A payload as it is stored, in its event's row or, where that has none, in blobs.
+
+    CorruptLedger names the seq of one that is missing or has another length.
+    """
+    size = event.payload_size
+    if inline is None:
+        data = np.empty(size, np.uint8)
+        at = 0
+        try:
+            for ref in event.payload:
+                blobs.read_into(ref.digest, data[at : at + ref.size], check=False)
+                at += ref.size
+        except CorruptLedger as error:
+            raise CorruptLedger(f"payload of event {event.seq}: {error}", seq=event.seq) from None
+        return Portion(size, ((0, data.data),))
+    if not isinstance(inline, bytes | memoryview) or len(inline) != size:
+        raise CorruptLedger(f"payload of event {event.seq} has another length", seq=event.seq)
+    return Portion(size, ((0, memoryview(inline)),))
 
 
 def check_all(events: Sequence[Event], payloads: Sequence[bytes | None]) -> None:

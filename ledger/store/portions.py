@@ -30,7 +30,7 @@ def is_whole(event: Event, spans: Sequence[ByteSpan]) -> bool:
 
 def inline_ranges(execute: Execute, key_of: Callable[[int], int], asked: Sequence[Asked]) -> Inline:
     """Ranges of payloads that stand in their events' rows, by seq and start."""
-    ranges = [(event.seq, span) for event, spans in asked if _is_inline(event) for span in spans]
+    ranges = [(event.seq, span) for event, spans in asked if is_inline(event) for span in spans]
     read: dict[tuple[int, int], memoryview] = {}
     for piece in pieces(ranges, _RANGES_AT_A_TIME):
         values = chain.from_iterable(
@@ -56,7 +56,8 @@ def portion(event: Event, spans: Sequence[ByteSpan], inline: Inline, blobs: Blob
     return Portion(event.payload_size, found)
 
 
-def _is_inline(event: Event) -> bool:
+def is_inline(event: Event) -> bool:
+    """Whether a payload stands in its event's row."""
     return len(event.payload) == 1 and event.payload_size <= INLINE_BYTES
 
 

@@ -101,6 +101,9 @@ class SqlEvents:
         (payload,) = log_reading.stored_payloads_of(self._of, [event], self.home.blobs)
         return payload
 
+    def unchecked(self, events: Sequence[Event]) -> list[Portion]:
+        return log_reading.unchecked_of(self._of, events, self.home.blobs)
+
     def portions(self, asked: Sequence[tuple[Event, Sequence[ByteSpan]]]) -> list[Portion]:
         return log_reading.portions_of(self._of, asked, self.home.blobs)
 

@@ -120,6 +120,9 @@ class EventStoreSuite:
         assert store.payload(written[2]) == b""
         assert store.payloads(written[4:0:-1]) == [store.payload(one) for one in written[4:0:-1]]
         assert store.payloads([]) == []
+        assert [bytes(one.part(0, one.size)) for one in store.unchecked(written)] == (
+            store.payloads(written)
+        )
         inline = [None, b"p" * 1000, None, None, None, *[None] * (len(written) - 5)]
         assert store.news(0, 99) == list(zip(written[1:], inline[1:], strict=True))
         assert store.news(1, 2) == [(written[2], None), (written[3], None)]

@@ -108,11 +108,12 @@ def test_every_state_is_reached_without_a_snapshot_that_is_damaged(
     assert rewrite_snapshot(log.history, node) == 0
 
 
-def test_a_payload_that_is_damaged_is_gone_round_as_well(ledger: Ledger) -> None:
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_payload_that_is_damaged_is_gone_round_as_well(ledger: Ledger, gone: bool) -> None:
     before = states(ledger)
     history = ledger.history(MODEL)
     large, *_ = history.require(MIDDLE + 1).blobs
-    spoil(ledger, large, gone=True)
+    spoil(ledger, large, gone=gone)
     after = states(ledger)
     assert all(torch.equal(*pair) for pair in zip(after, before, strict=True))
     assert verify(history).bad_seq == MIDDLE + 1
