@@ -2,11 +2,14 @@
 
 SQLite would checkpoint by itself, in whichever connection commits at page 1000. Here every
 connection has that switched off. Writers of all processes take a lock of ours, one at a time, and
-once the log is longer than LIMIT_BYTES the one that has it checkpoints after its commit: nobody
-writes at that moment, so all of the log is copied, readers that come afterwards do not need it, and
-the next writer starts it over. A reader that is under way puts that off; where some reader always
-is, the log would grow for ever, so once it is PATIENT_BYTES longer than it was last cut to, whoever
-has the lock waits for those who read: as nothing is written, who comes meanwhile is not in the way.
+once the log is longer than LIMIT_BYTES a thread of the process whose commit made it so takes the
+lock, too, and checkpoints: nobody writes at that moment, so all of the log is copied, readers that
+come afterwards do not need it, and the next writer starts it over. The commit does not wait for
+that, unless the log has grown by half of that again before the thread got the lock: then whoever
+has committed checkpoints on the spot, so writers that leave no gap do not let it grow. A reader
+that is under way puts that off; where some reader always is, the log would grow for ever, so once
+it is PATIENT_BYTES longer than it was last cut to, whoever has the lock waits for those who read:
+as nothing is written, who comes meanwhile is not in the way.
 
 The lock is also what makes a library with the WAL-reset fault safe (`ledger.sql.sqlite_driver`): no
 two of our processes write or checkpoint at once.
@@ -17,7 +20,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.sql.backend import Execute
@@ -31,6 +36,9 @@ PATIENT_BYTES = 4 * LIMIT_BYTES
 _PATIENCE_MS = 1000
 
 _POLL_S = 0.0005
+# How long the thread waits for the lock: where others have it so long, theirs are the commits that
+# see to the log.
+_ASIDE_S = 0.2
 
 
 def pragmas() -> tuple[str, ...]:
@@ -44,14 +52,20 @@ class WriteAheadJournal:
     FILE-writer is the file that is locked; it is empty, and the lock goes with its holder.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, connect: Callable[[], Any]) -> None:
+        """`connect` gives a connection of the database's pool."""
         self._database = database
+        self._connect = connect
         self._lock_file = f"{database}-writer"
         self._log = f"{database}-wal"
         self._ours = threading.Lock()
         self._descriptor: int | None = None
         self._due = LIMIT_BYTES
+        self._overdue: int | None = None
+        self._longest = 0  # since it was started over last
         self._wait_from = PATIENT_BYTES
+        self._aside: threading.Thread | None = None
+        self._closing = False
         self._hold = DatabaseHold(database)
 
     def connected(self) -> None:
@@ -88,7 +102,7 @@ class WriteAheadJournal:
             self._ours.release()
 
     def committed(self, execute: Execute) -> None:
-        """After a commit, while `writing`: checkpoint if the log has grown long."""
+        """After a commit, while `writing`: have it checkpointed if the log has grown long."""
         size = self._size()
         if not size:
             logger.error(
@@ -97,17 +111,27 @@ class WriteAheadJournal:
                 self._log,
             )
             execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        elif size <= LIMIT_BYTES:
-            self._due, self._wait_from = LIMIT_BYTES, PATIENT_BYTES
-        elif size > self._wait_from:
+            return
+        if size <= LIMIT_BYTES or size < self._longest:  # it was started over
+            self._due, self._overdue, self._longest = LIMIT_BYTES, None, 0
+            self._wait_from = max(size - LIMIT_BYTES, 0) + PATIENT_BYTES
+        self._longest = max(size, self._longest)
+        if size > self._wait_from:
             _checkpoint_after_readers(execute)
             self._wait_from = self._size() + PATIENT_BYTES  # not at once where one takes long
         elif size > self._due:
-            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._due = size + LIMIT_BYTES // 2  # if a reader holds it up; the next writer cuts it
+            if self._overdue is None:
+                self._overdue = size + LIMIT_BYTES // 2
+            if size > self._overdue or not self._begins_aside():
+                self._shorten(execute)
 
     def let_go(self) -> None:
         """Before the connections are closed."""
+        with self._ours:
+            self._closing = True
+            aside = self._aside
+        if aside is not None:
+            aside.join()
         self._hold.let_go()
 
     def close(self) -> None:
@@ -117,6 +141,39 @@ class WriteAheadJournal:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+    def _begins_aside(self) -> bool:
+        """Have a thread checkpoint as soon as the lock is free; False where that cannot be."""
+        if self._closing:
+            return False
+        if self._aside is None or not self._aside.is_alive():
+            aside = threading.Thread(target=self._shorten_aside, name="ledger-checkpoint")
+            try:
+                aside.start()
+            except RuntimeError:  # the process is ending, or has as many threads as it may
+                return False
+            self._aside = aside
+        return True
+
+    def _shorten_aside(self) -> None:
+        """Checkpoint on a connection of its own, with the lock that every writer takes."""
+        try:
+            pooled = self._connect()
+            try:
+                with self.writing(_ASIDE_S):
+                    if not self._closing and self._size() > self._due:
+                        self._shorten(pooled.driver_connection.execute)
+            finally:
+                pooled.close()
+        except StorageBusy:
+            logger.debug("the journal of %s is left to those who write", self._database)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it: it is told here
+            logger.error("the journal of %s could not be shortened: %s", self._database, error)
+
+    def _shorten(self, execute: Execute) -> None:
+        execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        # The next writer starts it over, unless a reader holds that up.
+        self._due, self._overdue = self._size() + LIMIT_BYTES // 2, None
 
     def _opened(self) -> int | None:
         """The file to lock; None where nothing can be written, which the database says better."""

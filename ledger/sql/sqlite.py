@@ -124,7 +124,7 @@ def _readable(url: sa.URL) -> sa.URL:
 
 def journal(engine: sa.Engine) -> journals.WriteAheadJournal:
     """What keeps the write-ahead log of this database short, and there."""
-    kept = journals.WriteAheadJournal(file_of(engine.url))
+    kept = journals.WriteAheadJournal(file_of(engine.url), engine.raw_connection)
 
     @event.listens_for(engine, "connect")
     def connected(*_: object) -> None:
