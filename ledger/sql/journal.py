@@ -34,6 +34,7 @@ LIMIT_BYTES = 8 * 1024 * 1024
 PATIENT_BYTES = 4 * LIMIT_BYTES
 
 _PATIENCE_MS = 1000
+_WAIT_MS = 20
 
 _POLL_S = 0.0005
 # How long the thread waits for the lock: where others have it so long, theirs are the commits that
@@ -217,20 +218,21 @@ class _Writing:
 def _checkpoint_after_readers(execute: Execute) -> None:
     """Copy all of the log and have no reader need it, waiting a little for those who do.
 
-    SQLite waits for readers itself, but for no other that checkpoints or recovers at that moment.
+    By many short waits: in one, SQLite waits for a reader's place in the index to be free, also
+    when those who have it by now need nothing of the log, and comes to no end where they take
+    turns; and for another that checkpoints or recovers it does not wait at all.
     """
     (patience_ms,) = execute("PRAGMA busy_timeout").fetchone()
     until = time.monotonic() + _PATIENCE_MS / 1000
+    execute(f"PRAGMA busy_timeout = {_WAIT_MS}").fetchone()
     try:
-        while (left_s := until - time.monotonic()) > 0:
-            execute(f"PRAGMA busy_timeout = {max(1, int(left_s * 1000))}").fetchone()
-            busy, _, _ = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                return
+        while execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > until:
+                logger.info("the log cannot be cut yet: somebody has read for long")
+                break
             time.sleep(_POLL_S)
     finally:
         execute(f"PRAGMA busy_timeout = {patience_ms}").fetchone()
-    logger.info("the log cannot be cut yet: somebody has read since before it grew so long")
 
 
 def _locked(descriptor: int) -> bool:

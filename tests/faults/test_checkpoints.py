@@ -21,7 +21,7 @@ import pytest
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import serving
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 from weightledger.ledger.sql import journal, sqlite, sqlite_driver
 from weightledger.ledger.sql.database import Database
 
@@ -332,6 +332,46 @@ def test_the_log_is_cut_also_where_another_checkpoints_at_that_moment(
 
             journal._checkpoint_after_readers(execute)
         assert busy == [1, 0] and Path(f"{file}-wal").stat().st_size == 0
+
+
+def test_the_log_is_cut_also_where_readers_take_over_the_place_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself would wait for as long as they do, though they need nothing of the log."""
+    monkeypatch.setattr(journal, "_PATIENCE_MS", 60_000)
+    file = tmp_path / "a.db"
+    with contextlib.ExitStack() as closing:
+
+        def connected() -> Any:
+            connection = sqlite_driver.driver.connect(
+                file, isolation_level=None, check_same_thread=False
+            )
+            return closing.enter_context(contextlib.closing(connection))
+
+        def begin(reader: Any) -> None:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
+
+        writer = connected()
+        for pragma in ("PRAGMA journal_mode = WAL", "PRAGMA wal_autocheckpoint = 0"):
+            writer.execute(pragma).fetchone()
+        writer.execute("CREATE TABLE t (n INTEGER)")
+        first, second, third, fourth = (connected() for _ in range(4))
+        for reader in (first, second):  # each has a place of its own, of another commit
+            begin(reader)
+            writer.execute("INSERT INTO t VALUES (1)")
+        cutting = threading.Thread(target=journal._checkpoint_after_readers, args=(writer.execute,))
+        cutting.start()
+        status = Path(f"/proc/self/task/{cutting.native_id}/status")
+        until(lambda: int(status.read_text().split("voluntary_ctxt_switches:")[1].split()[0]) > 8)
+        first.execute("COMMIT")
+        begin(third)  # takes the place of the first
+        second.execute("COMMIT")
+        while cutting.is_alive():
+            begin(fourth)
+            third.execute("COMMIT")
+            third, fourth = fourth, third
+        assert Path(f"{file}-wal").stat().st_size == 0
 
 
 @pytest.mark.parametrize(
