@@ -44,8 +44,11 @@ from weightledger.ledger.writing.small_encoding import (
     square_distance,
 )
 
-# Tiles that may wait for their turn to be written: bounds memory, keeps the threads busy.
-_AHEAD = 4
+# Tiles that a thread is handed at once, at most: each time three threads wait for Python's lock.
+# Towards the end fewer, a quarter of what is left, so that all threads end at about the same time.
+_AT_ONCE, _SHARE = 4, 4
+# How many such groups may wait for their turn to be written: bounds memory, keeps threads busy.
+_AHEAD = 2
 # Below this, handing work to other threads costs more than they save.
 _SMALL_BYTES = 256 * 1024
 
@@ -126,17 +129,20 @@ def _encoded(
     writes: Sequence[Written], parts: Sequence[Sequence[slice]], pool: Executor
 ) -> Iterator[_Tile]:
     """The tiles of all tensors in order, a few ahead of the one that is asked for."""
-    jobs = (_Job(*written, part) for written, of in zip(writes, parts, strict=True) for part in of)
+    jobs = [_Job(*written, part) for written, of in zip(writes, parts, strict=True) for part in of]
     if sum(spec.nbytes for spec, _, _ in writes) <= _SMALL_BYTES:
         yield from map(_encode, jobs)
         return
-    waiting: deque[Future[_Tile]] = deque()
-    for job in jobs:
-        waiting.append(pool.submit(_encode, job))
+    waiting: deque[Future[list[_Tile]]] = deque()
+    at = 0
+    while at < len(jobs):
+        size = max(1, min(_AT_ONCE, (len(jobs) - at) // _SHARE))
+        waiting.append(pool.submit(_encode_all, jobs[at : at + size]))
+        at += size
         if len(waiting) > _AHEAD:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     while waiting:
-        yield waiting.popleft().result()
+        yield from waiting.popleft().result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,10 @@ class _Job:
     @property
     def after(self) -> torch.Tensor:
         return self.write.after.detach().reshape(-1)[self.part]
+
+
+def _encode_all(jobs: Sequence[_Job]) -> list[_Tile]:
+    return [_encode(job) for job in jobs]
 
 
 def _encode(job: _Job) -> _Tile:
