@@ -106,15 +106,15 @@ def same(one: Lanes, other: Lanes) -> bool:
 
 
 @compiled
-def _in_order(bits: Any, top: Any) -> Any:
+def in_order(bits: Any, top: Any) -> Any:
     """Sign bit (number `top`) set: all bits inverted. Clear: the sign bit set."""
     lane = type(bits)
     return lane(bits ^ ((lane(0) - (bits >> top)) | (lane(1) << top)))
 
 
 @compiled
-def _in_bits(integer: Any, top: Any) -> Any:
-    """The reverse of `_in_order`."""
+def in_bits(integer: Any, top: Any) -> Any:
+    """The reverse of `in_order`."""
     lane = type(integer)
     return lane(integer ^ ((lane(0) - ((integer >> top) ^ lane(1))) | (lane(1) << top)))
 
@@ -122,7 +122,7 @@ def _in_bits(integer: Any, top: Any) -> Any:
 @compiled
 def _difference(old: Any, new: Any, top: Any, ordered: bool) -> Any:
     if ordered:
-        old, new = _in_order(old, top), _in_order(new, top)
+        old, new = in_order(old, top), in_order(new, top)
     return type(old)(new - old)
 
 
@@ -132,7 +132,7 @@ def moved(value: Any, step: Any, top: Any, ordered: bool, undo: bool) -> Any:
     if undo:
         step = lane(lane(0) - step)
     if ordered:
-        return _in_bits(lane(_in_order(value, top) + step), top)
+        return in_bits(lane(in_order(value, top) + step), top)
     return lane(value + step)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import bytes_at
-from weightledger.ledger.codecs.compiled import compiled, moved
+from weightledger.ledger.codecs.compiled import compiled, in_bits, in_order, moved
 from weightledger.ledger.codecs.compiled_frames import (
     BYTE,
     CHANGED,
@@ -36,6 +36,8 @@ from weightledger.ledger.tensors.spec import Lanes
 # Lanes that stay in the processor's cache for all deltas: half of a small one; and its lines.
 _PART_BYTES, _LINE_BYTES = 1 << 18, 64
 _NOWHERE = 1 << 62
+# From one entry in so many lanes on, it pays to put all of them in order and back.
+_ENTRIES_A_LANE = 5
 
 
 @compiled
@@ -82,11 +84,26 @@ def _move_some(
 
 
 @compiled
+def _put_in_order(lanes: Lanes) -> None:
+    top = lanes.dtype.type(lanes.itemsize * 8 - 1)
+    for at in range(lanes.size):
+        lanes[at] = in_order(lanes[at], top)
+
+
+@compiled
+def _put_back(lanes: Lanes) -> None:
+    top = lanes.dtype.type(lanes.itemsize * 8 - 1)
+    for at in range(lanes.size):
+        lanes[at] = in_bits(lanes[at], top)
+
+
+@compiled
 def _move_tile(tile: Lanes, held: NDArray[np.int64], values: Lanes, ordered: bool) -> Any:
     """Add what deltas that were read have to add to a tile, part after part of it.
 
     Where most lines of the cache are written to they are fetched first, as in
-    `compiled.move_several`; what was fetched is returned for the same reason.
+    `compiled.move_several`; what was fetched is returned for the same reason. Where there are so
+    many entries that it pays, lanes are put into their order once and not for each entry.
     """
     lane = tile.dtype.type
     top = lane(tile.itemsize * 8 - 1)
@@ -95,9 +112,13 @@ def _move_tile(tile: Lanes, held: NDArray[np.int64], values: Lanes, ordered: boo
     for delta in range(held.shape[0]):
         entries += held[delta, CHANGED]
     some = lane(0)
+    once = ordered and entries * _ENTRIES_A_LANE > tile.size
+    each = ordered and not once
     for start in range(0, tile.size, part):
         stop = min(start + part, tile.size)
-        if entries * 4 * line > tile.size:
+        if once:
+            _put_in_order(tile[start:stop])
+        elif entries * 4 * line > tile.size:
             for at in range(start, stop, line):
                 some |= tile[at]
         for delta in range(held.shape[0]):
@@ -106,9 +127,11 @@ def _move_tile(tile: Lanes, held: NDArray[np.int64], values: Lanes, ordered: boo
             if held[delta, KIND] == DENSE:
                 some_lanes, some_steps = tile[start:stop], steps[start:stop]
                 for at in range(some_lanes.size):
-                    some_lanes[at] = moved(some_lanes[at], some_steps[at], top, ordered, False)
+                    some_lanes[at] = moved(some_lanes[at], some_steps[at], top, each, False)
             elif held[delta, KIND] != NONE:
-                _move_some(tile, stop, held[delta], steps, ordered)
+                _move_some(tile, stop, held[delta], steps, each)
+        if once:
+            _put_back(tile[start:stop])
     return some
 
 
