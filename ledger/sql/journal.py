@@ -115,7 +115,7 @@ class WriteAheadJournal:
             return
         if size <= LIMIT_BYTES or size < self._longest:  # it was started over
             self._due, self._overdue, self._longest = LIMIT_BYTES, None, 0
-            self._wait_from = max(size - LIMIT_BYTES, 0) + PATIENT_BYTES
+            self._wait_from = max(PATIENT_BYTES, size + PATIENT_BYTES // 2)
         self._longest = max(size, self._longest)
         if size > self._wait_from:
             _checkpoint_after_readers(execute)
