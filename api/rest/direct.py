@@ -25,7 +25,7 @@ class Direct(BaseRoute):
     """Answers the POSTs of one route of `app`; goes in front of all routes of its router."""
 
     def __init__(self, app: FastAPI, name: str) -> None:
-        route = next(one for one in iter_route_contexts(app.routes) if one.name == name)
+        (route,) = (one for one in iter_route_contexts(app.routes) if one.name == name)
         self._route = route.original_route
         self._path = str(route.path_format)
         self._checks: list[Check] = [_check(one.dependency) for one in route.dependencies]

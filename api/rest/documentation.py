@@ -5,7 +5,8 @@ every write takes, the one form of an error, and the key. Bodies are written out
 routes can be mounted in an application of somebody else's; ours gives them names.
 """
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -78,16 +79,18 @@ _MEANINGS = {
     429: "The key has asked as often as it may; Retry-After says when to ask again",
     503: "Not now: the database, the disk or the engine; Retry-After says when to ask again",
 }
+ERROR: dict[str, Any] = {"model": ErrorReply, "description": "Any other error"}
 _READ = (400, 401, 403, 404, 410, 429, 503)
 _WRITE = (400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 503)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The default brings the form into the document; FastAPI compiles it for each that names it."""
-    told: dict[int | str, dict[str, Any]] = {
-        status: _in_our_form(_MEANINGS[status]) for status in statuses
+    """Their form is only referred to: FastAPI compiles it for each route that names it. ERROR on
+    one route of all brings it into the document."""
+    return {
+        **{status: _in_our_form(_MEANINGS[status]) for status in statuses},
+        "default": _in_our_form(ERROR["description"]),
     }
-    return {**told, "default": {"model": ErrorReply, "description": "Any other error"}}
 
 
 def _in_our_form(description: str) -> dict[str, Any]:
@@ -205,12 +208,34 @@ def documented(**options: Any) -> APIRouter:
     return APIRouter(generate_unique_id_function=named_by_function, **options)
 
 
-def describe(app: FastAPI, *, keyed: bool) -> None:
-    """Fix the document of an application: bodies by name, and what key each route wants."""
-    app.openapi_schema = None
-    document = app.openapi()
+class Documented(FastAPI):
+    """An application whose document is worked out when somebody asks for it, and anew once it asks
+    for keys, as `keyed` says: it takes as long as all else that a server does before it listens.
+
+    `GET /openapi.json` does so on a thread (`pages`).
+    """
+
+    def __init__(self, keyed: Callable[[], bool], **options: Any) -> None:
+        super().__init__(**options, openapi_url=None, docs_url=None, redoc_url=None)
+        self._keyed = keyed
+        self._described: bool | None = None
+        self._describing = threading.Lock()
+
+    def openapi(self) -> dict[str, Any]:
+        """The document: bodies by name, and what key each route wants."""
+        keyed = self._keyed()
+        with self._describing:
+            if self.openapi_schema is None or self._described != keyed:
+                self.openapi_schema = None
+                self.openapi_schema = _with_keys(super().openapi(), _scopes(self), keyed=keyed)
+                self._described = keyed
+            return self.openapi_schema
+
+
+def _with_keys(
+    document: dict[str, Any], scopes: Mapping[tuple[str, str], str], *, keyed: bool
+) -> dict[str, Any]:
     components = document["components"]
-    scopes = _scopes(app)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             media = operation.get("requestBody", {}).get("content", {}).get(JSON)
@@ -233,7 +258,7 @@ def describe(app: FastAPI, *, keyed: bool) -> None:
     }
     if keyed:
         document["security"] = [{"ApiKey": []}]
-    app.openapi_schema = document
+    return document
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, APIRoute]]:

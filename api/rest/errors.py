@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
 from weightledger.api.rest.queries import first_problem
@@ -165,8 +166,13 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 def _allowed(request: Request, of_one_route: str) -> str:
     """The methods of a path: each is a route of its own, and only one of them was asked."""
     path = getattr(request.scope.get("route"), "path_format", None)
-    documented = request.app.openapi()["paths"].get(path, {})
-    methods = sorted({name.upper() for name in documented} | set(of_one_route.split(", ")))
+    documented = {
+        name
+        for one in iter_route_contexts(request.app.routes)
+        if one.path_format == path and getattr(one.original_route, "include_in_schema", False)
+        for name in one.methods or ()
+    }
+    methods = sorted(documented | set(of_one_route.split(", ")))
     return ", ".join(methods).replace("GET", "GET, HEAD")  # `heads` answers it
 
 

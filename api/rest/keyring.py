@@ -188,11 +188,8 @@ class Keyring:
             bucket = self._buckets[name] = _Bucket(capacity, capacity, self._clock())
         return bucket
 
-    async def follow(self, changed: Callable[[], None]) -> None:
-        """Go on reading what was done to keys, and write down when they were used.
-
-        `changed` is called when the server begins to ask for keys.
-        """
+    async def follow(self) -> None:
+        """Go on reading what was done to keys, and write down when they were used."""
         written = self._clock()
         asked = self.asks
         while True:
@@ -201,7 +198,6 @@ class Keyring:
             if self.asks != asked:
                 asked = self.asks
                 logger.warning("there is an API key now: requests without one are refused")
-                changed()
             if self._uses and self._clock() - written >= _USES_S:
                 written = self._clock()
                 await asyncio.to_thread(self.write_uses)

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from weightledger.ledger.errors import NotFound
 
@@ -50,6 +51,12 @@ def router() -> APIRouter:
         else:
             content = gzip.decompress(content)
         return Response(content, media_type=FILES[name], headers=headers)
+
+    @routes.get("/openapi.json")
+    def document(request: Request) -> JSONResponse:
+        described = request.app.openapi()
+        root = str(request.scope.get("root_path", "")).rstrip("/")
+        return JSONResponse({**described, "servers": [{"url": root}]} if root else described)
 
     return routes
 

@@ -75,8 +75,9 @@ def router(
     reads; each its own unless given. `notary` signs checkpoints, with the key of the manager's data
     folder unless given.
     """
-    routes = APIRouter()
-    routes.include_router(_uploads(manager, max_upload_bytes))
+    # One level for all: FastAPI works every route out anew for each that it is included in.
+    routes = APIRouter(max_body_size=max_body_bytes, dependencies=[Depends(admitted)])
+    routes.include_router(batch.router(manager, max_upload_bytes))
     workers = Workers(inference_threads, inference_queue, ending)
     metrics = metrics or Metrics(manager)
     metrics.inference = workers
@@ -84,26 +85,6 @@ def router(
     notary = notary or Notary(manager.log.history.store, Signer(Path(manager.config.backup_dir)))
     metrics.notary = notary
     tail = tail or Tail(manager.log, ending)
-    routes.include_router(_json(manager, max_body_bytes, workers, learning, metrics, notary, tail))
-    return routes
-
-
-def _uploads(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
-    routes.include_router(batch.router(manager))
-    return routes
-
-
-def _json(
-    manager: DynamicModelManager,
-    max_bytes: int,
-    workers: Workers,
-    learning: DTESNDynamicIntegration,
-    metrics: Metrics,
-    notary: Notary,
-    tail: Tail,
-) -> APIRouter:
-    routes = APIRouter(max_body_size=max_bytes, dependencies=[Depends(admitted)])
     # Routes are tried in this order: what is asked for most comes first.
     routes.include_router(dynamic.router(manager))
     seen = [Depends(at_least(manager))]

@@ -62,12 +62,9 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        def describe() -> None:
-            documentation.describe(app, keyed=keyring.asks)
-
         tasks = [
             asyncio.create_task(_follow(manager, hooks)),
-            asyncio.create_task(keyring.follow(describe)),
+            asyncio.create_task(keyring.follow()),
         ]
         if settings.sign_every_s > 0:
             notary.start()
@@ -92,13 +89,12 @@ def create_app(
     spans = _tracing(settings)
     if spans is not None:
         manager.log.subscribe(spans.committed)
-    app = FastAPI(
+    app = documentation.Documented(
+        lambda: keyring.asks,
         title="Weight Ledger",
         version=importlib.metadata.version("weightledger"),
         summary="An event-sourced ledger of live model weights.",
         description=documentation.DESCRIPTION,
-        docs_url=None,
-        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.writer = writer
@@ -124,9 +120,8 @@ def create_app(
     app.include_router(pages.router())
     sessions = Sessions()
     app.include_router(dashboard.router(manager, keyring, sessions, notary, app.state.ending))
-    # FastAPI builds included routes at their first use, under a filter of warnings that threads
-    # share; done here, the first request is as fast as the next and no thread sees the filter.
-    documentation.describe(app, keyed=keyring.asks)
+    # Looking through them all builds included routes, which FastAPI does at their first use: done
+    # here, the first request is as fast as the next.
     app.router.routes.insert(0, Direct(app, "incremental_update"))
     errors.install(app)
     app.add_middleware(Replicated, manager=manager)

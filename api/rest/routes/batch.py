@@ -23,9 +23,9 @@ from weightledger.ledger.writing.update_commands import batch_command
 _PARTS = ("indices", "a", "b")
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
-    """The route for bodies that are too large for JSON."""
-    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
+def router(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+    """The route for bodies that are too large for JSON, of up to `max_bytes`."""
+    routes = documented(prefix="/v1/models", tags=["dynamic updates"], max_body_size=max_bytes)
 
     @routes.post(
         "/batch_update",

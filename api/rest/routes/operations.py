@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers.operations import Alive, Healthy, NotReady, Ready
-from weightledger.api.rest.documentation import READ_ERRORS, TEXT_READ_ERRORS, documented
+from weightledger.api.rest.documentation import ERROR, TEXT_READ_ERRORS, documented
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.engines import RemoteEngine
@@ -18,7 +18,7 @@ from weightledger.ledger.history.positions import iso_time
 _PROBE: dict[int | str, dict[str, Any]] = {
     200: {"model": Ready},
     503: {"model": NotReady, "description": "Not now"},
-    "default": READ_ERRORS["default"],
+    "default": ERROR,
 }
 
 
@@ -29,7 +29,7 @@ def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> AP
     """`/livez`, `/readyz`, `/health`, `/metrics`."""
     routes = documented(tags=["operations"])
 
-    @routes.get("/livez", responses={200: {"model": Alive}, "default": READ_ERRORS["default"]})
+    @routes.get("/livez", responses={200: {"model": Alive}, "default": ERROR})
     async def livez() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
