@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +45,7 @@ from weightledger.ledger.tensors.state import StateDigest
 from weightledger.ledger.writing import commands
 from weightledger.ledger.writing.approved import Approved
 from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.job import Job
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 from weightledger.ledger.writing.recording import record_command
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, metadata_text
@@ -92,13 +92,14 @@ class Log(Questions):
         """
         return self._writer.execute(command)
 
-    def submit(self, command: commands.Command) -> "Future[Event]":
+    def submit(self, command: commands.Command, told: Callable[[Job], None] | None = None) -> Job:
         """Queue a command for `drain`, which appends all that wait in few transactions.
 
-        The future gives what `execute` gives or raises. Where the command's row has something to
-        read, `ready` does that first.
+        The job's `result()` gives what `execute` gives or raises, once it is `done`; then `told` is
+        called with it, on the thread that drains. Where the command's row has something to read,
+        `ready` does that first.
         """
-        return self._writer.submit(command)
+        return self._writer.submit(command, told)
 
     def ready(self, command: commands.Command) -> commands.Command:
         """Do what takes long and needs no lock; gives the command to queue."""

@@ -252,9 +252,9 @@ def test_commands_of_several_kinds_wait_in_one_queue(log: Log) -> None:
         update_command(request("w", 4.0, 1.0), log.specs, {}),
         RollBack("seq:2"),
     ]
-    futures = [log.submit(command) for command in queued]
+    jobs = [log.submit(command) for command in queued]
     log.drain()
-    kinds = [future.result().kind for future in futures]
+    kinds = [job.result().kind for job in jobs]
     assert kinds == ["updated", "updated", "version_created", "updated", "rolled_back"]
     assert torch.equal(log.state()["w"], torch.full((2, 3), 3.0))
     assert [version.description for version in log.versions()] == ["three", "Initial version"]

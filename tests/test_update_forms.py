@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from tests.planned import Planned
-from weightledger import Caller, Event, IncrementalUpdateRequest, Ledger, Log, TorchEngine
+from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import (
     IdempotencyMismatch,
@@ -22,6 +22,7 @@ from weightledger.ledger.events.bodies.operands import payload_bytes_of
 from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.writing.job import Job
 from weightledger.ledger.writing.plan import Plan, Write
 from weightledger.ledger.writing.update_commands import update_command
 
@@ -291,7 +292,7 @@ def test_tensors_beside_the_weights_change_with_them_and_roll_back_with_them(
 # Many at a time
 
 
-def queue(log: Log, request: Request) -> "Future[Event]":
+def queue(log: Log, request: Request) -> Job:
     return log.submit(update_command(request, log.specs, log.first_names))
 
 
@@ -307,11 +308,11 @@ def test_queued_updates_share_transactions_and_each_is_its_own_event(
 
     monkeypatch.setattr(store, "append", counted)
     before = log.state()["0.bias"]
-    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(100)]
+    jobs = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(100)]
     refused = queue(log, Request("0.bias", float("nan")))
     stale = queue(log, Request("0.bias", 1.0, expected_seq=1))
     log.drain()
-    assert [future.result().seq for future in futures] == list(range(1, 101))
+    assert [job.result().seq for job in jobs] == list(range(1, 101))
     with pytest.raises(InvalidRequest):
         refused.result()
     with pytest.raises(PreconditionFailed):
@@ -349,9 +350,9 @@ def test_an_append_that_fails_takes_its_whole_transaction_and_nothing_else(
         append(*items[:-1], *items[:1])  # the last one's place is taken: nothing is stored
 
     monkeypatch.setattr(store, "append", failing)
-    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(5)]
+    jobs = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(5)]
     log.drain()
-    assert [future.result().seq for future in futures] == [1, 2, 3, 4, 5]
+    assert [job.result().seq for job in jobs] == [1, 2, 3, 4, 5]
     assert verify(log.history).ok
 
 
@@ -360,10 +361,10 @@ def test_an_interrupt_after_the_append_leaves_nobody_waiting(log: Log) -> None:
         raise KeyboardInterrupt
 
     log.subscribe(interrupt)
-    futures = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(3)]
+    jobs = [queue(log, Request("0.bias", 1.0, 1.0)) for _ in range(3)]
     with pytest.raises(KeyboardInterrupt):
         log.drain()
-    assert [future.result(timeout=0).seq for future in futures] == [1, 2, 3]
+    assert [job.result().seq for job in jobs] == [1, 2, 3]
 
 
 def test_an_idempotency_key_within_one_transaction_is_used_once(log: Log) -> None:

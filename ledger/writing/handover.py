@@ -8,11 +8,19 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from functools import partial
+from typing import Protocol
 
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.job import Job
+
+
+class Submit(Protocol):
+    """Queues a command, and calls `told` with the job once it is done."""
+
+    def __call__(self, command: Command, told: Callable[[Job], None]) -> Job: ...
 
 
 class Handover:
@@ -23,7 +31,7 @@ class Handover:
 
     def __init__(
         self,
-        submit: Callable[[Command], "Future[Event]"],
+        submit: Submit,
         drain: Callable[[], None],
         thread: Executor,
     ) -> None:
@@ -42,7 +50,7 @@ class Handover:
         waiting: asyncio.Future[Event] = loop.create_future()
         # Queued before it is looked whether the thread is to come, which ends before it looks at
         # the queue: one of the two sees the other.
-        self._submit(command).add_done_callback(partial(inbox.put, waiting))
+        self._submit(command, partial(inbox.put, waiting))
         if not self._asked:
             self._asked = True
             try:
@@ -62,12 +70,12 @@ class _Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._outcomes: deque[tuple[asyncio.Future[Event], Future[Event]]] = deque()
+        self._outcomes: deque[tuple[asyncio.Future[Event], Job]] = deque()
         self._asked = False
 
-    def put(self, waiting: "asyncio.Future[Event]", outcome: "Future[Event]") -> None:
-        """Give an outcome to who waits for it; on any thread."""
-        self._outcomes.append((waiting, outcome))
+    def put(self, waiting: "asyncio.Future[Event]", job: Job) -> None:
+        """Give the outcome of a job to who waits for it; on any thread."""
+        self._outcomes.append((waiting, job))
         if not self._asked:
             self._asked = True
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
@@ -76,11 +84,10 @@ class _Inbox:
     def _give(self) -> None:
         self._asked = False
         while self._outcomes:
-            waiting, outcome = self._outcomes.popleft()
+            waiting, job = self._outcomes.popleft()
             if waiting.done():  # who waited was cancelled; the command was carried out
                 continue
-            error = outcome.exception()
-            if error is None:
-                waiting.set_result(outcome.result())
+            if job.error is None:
+                waiting.set_result(job.result())
             else:
-                waiting.set_exception(error)
+                waiting.set_exception(job.error)

@@ -1,6 +1,6 @@
 """One command on its way through the writer, and what becomes of it."""
 
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from weightledger.ledger.events import Event
@@ -14,24 +14,17 @@ class Later(Exception):
     """This command has to wait until those before it are appended."""
 
 
-def running() -> "Future[Event]":
-    """A future that whoever waits for it cannot cancel: a queued write is carried out."""
-    future: Future[Event] = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """One command in the queue; `appends` and `change` are what its last attempt came to.
 
-    Its outcome is an event or an error. Who holds the writer's lock sets it, and who asks for it
-    without the lock has a `future`.
+    Its outcome is an event or an error. Who holds the writer's lock sets it, and `told` calls who
+    asked for it without the lock, on that thread; it must not fail.
     """
 
     command: Command
     row: Row
-    future: "Future[Event] | None" = None
+    told: "Callable[[Job], None] | None" = None
     digest: bytes | None = None
     started: float = 0.0
     attempts: int = 0
@@ -53,14 +46,19 @@ class Job:
     def answer(self, event: Event) -> None:
         """Its event is durable and visible."""
         self._event = event
-        if self.future is not None:
-            self.future.set_result(event)
+        if self.told is not None:
+            self.told(self)
 
     def fail(self, error: BaseException) -> None:
         """It came to nothing, or what it came to is not visible."""
         self._error = error
-        if self.future is not None:
-            self.future.set_exception(error)
+        if self.told is not None:
+            self.told(self)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it came to nothing."""
+        return self._error
 
     def result(self) -> Event:
         """The event; raises the error."""

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
@@ -26,7 +25,7 @@ from weightledger.ledger.writing.attempts import Attempts
 from weightledger.ledger.writing.commands import CarryOut, Command, RequestApproval
 from weightledger.ledger.writing.handlers import row_of
 from weightledger.ledger.writing.handlers.approvals import held_back
-from weightledger.ledger.writing.job import Job, Later, running
+from weightledger.ledger.writing.job import Job, Later
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.showing import Committed, Showing
 from weightledger.ledger.writing.staged import Staged
@@ -89,12 +88,15 @@ class Writer:
         readied: Command = row.read(command, self._staged)
         return readied
 
-    def submit(self, command: Command) -> "Future[Event]":
-        """Queue a command; `drain`, on any thread, works it off with what waits by then."""
+    def submit(self, command: Command, told: Callable[[Job], None] | None = None) -> Job:
+        """Queue a command; `drain`, on any thread, works it off with what waits by then.
+
+        Nobody can cancel it: a queued write is carried out.
+        """
         job = self._job(command)
-        job.future = future = running()
+        job.told = told
         self._queue.append(job)
-        return future
+        return job
 
     @property
     def waiting(self) -> int:
