@@ -8,7 +8,7 @@ import torch
 
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.state import StateEngine
-from weightledger.ledger.errors import SeqTaken
+from weightledger.ledger.errors import InvalidRequest, SeqTaken
 from weightledger.ledger.events import NO_WORDS, seal
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.reader import History
@@ -19,6 +19,8 @@ from weightledger.ledger.projection.starting import OnMismatch, attach
 from weightledger.ledger.store import LedgerStore
 from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
+
+MAX_NAME = 255
 
 
 def open_log(
@@ -57,8 +59,29 @@ def open_log(
     return log
 
 
+def check_model_name(name: str) -> None:
+    """Raise InvalidRequest unless a model may be registered by this name.
+
+    It stands in every event, in addresses, checkpoints and lines of logs, and has to be the same
+    in both databases: PostgreSQL keeps no NUL.
+    """
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name) <= MAX_NAME
+        or name != name.strip()
+        or not name.isprintable()
+    ):
+        got = repr(name) if len(repr(name)) <= MAX_NAME else f"{len(repr(name))} characters"
+        raise InvalidRequest(
+            f"a model's name has 1 to {MAX_NAME} printable characters, and no space around it;"
+            f" got {got}",
+            param="model",
+        )
+
+
 def _register(store: LedgerStore, name: str, projector: Projector) -> None:
     """Append the first event with its snapshot; leave the projector be if another was first."""
+    check_model_name(name)
     draft, state = projector.genesis()
     event = seal(draft, name, None, time.time_ns() // 1000)
     anchor, manifest = snapshots.describe(0, state)

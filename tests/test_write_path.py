@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,31 @@ def test_a_recording_has_the_models_names_and_ties(ledger) -> None:
     log.record({"a": torch.ones(3), "b": torch.ones(3)})
     assert log.apply(IncrementalUpdateRequest("b", 1.0, 1.0)).body["parameter"] == "a"
     assert log.state()["b"].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    "name", [3, "", " ", "a\nb", "a\0b", "\ud800", "x" * 256, " a", "\x1b[31m"]
+)
+def test_a_name_that_not_all_can_write_is_no_models(ledger, name) -> None:
+    """3 was written into event 0, which nobody could read any more."""
+    with pytest.raises(InvalidRequest, match="printable characters"):
+        ledger.model(name, base={"w": torch.zeros(3)})
+    assert ledger.models() == []
+
+
+@pytest.mark.parametrize(
+    "base",
+    [{"w": np.zeros(3)}, {"w": 3}, {"w": None}, {3: torch.zeros(3)}, [torch.zeros(3)], "m.pt"],
+)
+def test_what_is_no_tensor_is_refused_by_name(ledger, log, base) -> None:
+    with pytest.raises(InvalidRequest, match="tensor"):
+        ledger.model("n", base=base)
+    with pytest.raises((InvalidRequest, NotFound)):
+        log.record(base)
+    if isinstance(base, dict) and "w" in base:
+        with pytest.raises(InvalidRequest, match="'w' is no tensor"):
+            log.record({**base, "v": torch.zeros(2)})
+    assert (ledger.models(), log.live.head.seq) == (["m"], 0)
 
 
 def test_a_recording_stands_whatever_the_caller_writes_meanwhile(ledger) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from weightledger.api.cli.local import Local, opened, require_ledger
 from weightledger.api.server.settings import Settings
+from weightledger.ledger.access.keys import check_not_reserved
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.sql.presence import Announced, servers
 
@@ -94,6 +95,8 @@ def offline_caller(reason: str | None, actor: str | None) -> "Caller":
     """Who writes to the database itself: by default the user of this process."""
     from weightledger.ledger.writing.caller import Caller
 
+    if actor is not None:
+        check_not_reserved(actor, "actor")
     return Caller(actor=actor or whoami(), reason=reason)
 
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import MAX_TEXT, parse
 from weightledger.api.rest.writer import WriterServer
+from weightledger.ledger.access.keys import check_not_reserved
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
 from weightledger.ledger.events import Event
 from weightledger.ledger.writing.caller import Caller
@@ -82,18 +83,23 @@ def _actor(request: Request) -> str | None:
             f"with an API key the actor is the key's name, {known!r}; leave out X-Actor",
             param="X-Actor",
         )
+    if known is None and named is not None:
+        check_not_reserved(named, "X-Actor")
     return known or named
 
 
 def _text(request: Request, header: str) -> str | None:
-    """A header with a text in it, percent-encoded UTF-8 where it is not ASCII."""
+    """A header with a text in it, in UTF-8, which is percent-encoded where it is not ASCII.
+
+    Bare UTF-8, as curl sends what was typed, is taken too; servers see it as Latin-1.
+    """
     value = request.headers.get(header)
     if value is None or not value.strip():
         return None
     name = header.title()
     try:
-        text = unquote(value.strip(), errors="strict")
-    except UnicodeDecodeError:
+        text = unquote(value.strip().encode("latin-1").decode(), errors="strict")
+    except UnicodeError:
         raise InvalidRequest(f"{name} must be percent-encoded UTF-8", param=name) from None
     if len(text) > MAX_TEXT:
         raise InvalidRequest(f"{name} may have {MAX_TEXT} characters, got {len(text)}", param=name)

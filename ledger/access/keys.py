@@ -23,6 +23,7 @@ _SECRET_BYTES = 32
 
 MAX_NAME = 100
 STATIC_KEY_NAME = "api-key"
+RESERVED = {"oidc:": "those of tokens", "policy:": "those of policies, which act by themselves"}
 """What events call whoever comes with the key of the settings, so no other key has this name."""
 
 Action = Literal["created", "rotated", "revoked"]
@@ -128,10 +129,16 @@ def check_name(name: str) -> None:
         raise InvalidRequest(
             f"a key's name is printable, with no space around it; got {name!r}", param="name"
         )
-    if name.startswith("oidc:"):
-        raise InvalidRequest("names that begin with 'oidc:' are those of tokens", param="name")
+    check_not_reserved(name, "name")
     if name == STATIC_KEY_NAME:
         raise InvalidRequest(f"{name!r} is the key of the settings: choose another", param="name")
+
+
+def check_not_reserved(name: str, param: str) -> None:
+    """Raise InvalidRequest for a name that would pass for an actor whom nobody may claim to be."""
+    for prefix, whose in RESERVED.items():
+        if name.startswith(prefix):
+            raise InvalidRequest(f"names that begin with {prefix!r} are {whose}", param=param)
 
 
 def check_scope(scope: str) -> Scope:

@@ -8,7 +8,7 @@ from torch import nn
 from weightledger.ledger.engines import naming
 from weightledger.ledger.engines.intake import checked
 from weightledger.ledger.engines.versions import Candidate, LiveVersion, Versions
-from weightledger.ledger.tensors.lanes import clone
+from weightledger.ledger.tensors.lanes import clone, require_tensors
 from weightledger.ledger.tensors.spec import TensorSpec
 
 
@@ -22,6 +22,7 @@ class StateEngine:
     mode = "multi-version"
 
     def __init__(self, base: nn.Module | Mapping[str, torch.Tensor]) -> None:
+        require_tensors(base)
         given = naming.of_module(base) if isinstance(base, nn.Module) else naming.of_tensors(base)
         with torch.inference_mode(False):
             copies = {name: clone(tensor) for name, tensor in given.tensors.items()}

@@ -7,6 +7,7 @@ denormals come through as they are.
 
 import cmath
 import sys
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from weightledger.ledger.errors import InvalidRequest, UnsupportedModel
 from weightledger.ledger.tensors import memory
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.spec import DTYPES, Lanes, TensorSpec, unsupported
+from weightledger.ledger.tensors.spec import DTYPES, Lanes, TensorSpec, check_name, unsupported
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 """Torch's dtype for each that the ledger holds."""
@@ -50,6 +51,20 @@ def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
     """The spec of `tensor`; raises UnsupportedModel if the ledger cannot hold it."""
     check_tensor(name, tensor)
     return TensorSpec(name, name_of(tensor.dtype), tuple(tensor.shape))
+
+
+def require_tensors(source: object) -> None:
+    """Raise UnsupportedModel unless it is a module, or a dict of tensors by their names."""
+    if isinstance(source, torch.nn.Module):
+        return
+    if not isinstance(source, Mapping):
+        raise UnsupportedModel(
+            f"a torch.nn.Module or a dict of tensors is expected, got a {type(source).__name__}"
+        )
+    for name, tensor in source.items():
+        check_name(name)
+        if not isinstance(tensor, torch.Tensor):
+            raise UnsupportedModel(f"{name!r} is no tensor, but a {type(tensor).__name__}")
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:

@@ -108,9 +108,10 @@ class TensorSpec:
 
 def check_name(name: str) -> None:
     """Raise UnsupportedModel unless `name` can stand in a line of a state's digest."""
-    if not name or _UNWRITABLE.search(name):
+    if not isinstance(name, str) or not name or _UNWRITABLE.search(name):
         raise UnsupportedModel(
-            f"tensor name {name!r} is empty or holds a control character or a lone surrogate",
+            f"tensor name {name!r} is no string, empty, or holds a control character or a lone"
+            " surrogate",
             param=ascii(name),
         )
 

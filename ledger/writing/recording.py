@@ -6,7 +6,7 @@ import torch
 
 from weightledger.ledger.codecs.on_device import same_bits
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.tensors.lanes import spec_of
+from weightledger.ledger.tensors.lanes import require_tensors, spec_of
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.commands import Record
@@ -29,6 +29,7 @@ def record_command(
     `specs` and `first_names` are the model's (see `require_same_tensors`). Of a wrapped module the
     wrapper's part of each name is taken off, and `Record.unwrapped` says which.
     """
+    require_tensors(source)
     tensors = source.state_dict() if isinstance(source, torch.nn.Module) else source
     unwrapped: tuple[str, ...] = ()
     wanted = specs.keys() | first_names.keys()

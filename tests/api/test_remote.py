@@ -154,14 +154,28 @@ def test_with_a_key_the_actor_is_its_name(tmp_path: Path) -> None:
         ("x-actor", "a" * 501, 400),
         ("x-reason", "%C3%BC", 200),
         ("x-reason", "100%", 200),
+        ("x-reason", b"caf\xe9", 400),  # Latin-1, or anything else
+        ("x-actor", "policy:safe", 400),
+        ("x-actor", "oidc%3Aana", 400),
     ],
 )
-def test_the_headers_of_a_write(http: httpx2.Client, header: str, value: str, status: int) -> None:
+def test_the_headers_of_a_write(
+    http: httpx2.Client, header: str, value: str | bytes, status: int
+) -> None:
     body = {"parameter_name": "2.bias", "update_data": 0}
     reply = http.post("/v1/models/incremental_update", json=body, headers={header: value})
     assert reply.status_code == status
     if status == 400:
         assert reply.json()["error"]["param"] == header.title()
+
+
+def test_who_and_why_may_be_bare_utf_8(http: httpx2.Client) -> None:
+    """As curl sends what was typed; it was recorded as the Latin-1 that servers take it for."""
+    body = {"parameter_name": "2.bias", "update_data": 0}
+    headers = {"x-actor": "Zoë".encode(), "x-reason": "caf\u00e9 🔥".encode()}
+    reply = http.post("/v1/models/incremental_update", json=body, headers=headers)
+    event = http.get(f"/v1/models/updates/{reply.json()['data']['update_id']}").json()
+    assert (event["actor"], event["reason"]) == ("Zoë", "caf\u00e9 🔥")
 
 
 class Log:

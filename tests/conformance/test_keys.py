@@ -62,7 +62,7 @@ def test_a_rotation_does_not_make_the_old_secret_last_longer(store: SqlStore) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x" * 101, " ci", "ci ", "a\nb", "a\0b", "api-key", "oidc:ana"]
+    "name", ["", "x" * 101, " ci", "ci ", "a\nb", "a\0b", "api-key", "oidc:ana", "policy:safe"]
 )
 def test_a_name_that_could_be_mistaken_is_refused(store: SqlStore, name: str) -> None:
     with pytest.raises(InvalidRequest):
