@@ -12,6 +12,7 @@ import typer
 
 from weightledger.api.cli.help import App
 from weightledger.api.cli.lazy import Entry, group
+from weightledger.api.cli.streams import forget_output, not_written, open_closed
 from weightledger.ledger.errors import LedgerError
 
 COMMANDS = {
@@ -110,8 +111,20 @@ def _root(
 
 def main() -> None:
     """Entry point: errors the ledger raises on purpose become one line on stderr."""
+    open_closed()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        said = not_written(error)
+        if said is None and not isinstance(error, BrokenPipeError):
+            raise
+        forget_output()
+        if said is not None:
+            print(f"weightledger: {said}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     except LedgerError as error:
         from weightledger.api.plain_text import plain
         from weightledger.api.server.sources import FlagError

@@ -140,7 +140,9 @@ def push_(
     ] = None,
     sample_id: Annotated[
         str | None,
-        typer.Option("--id", help="With an id a sample counts once, however often sent."),
+        typer.Option(
+            "--id", help="With an id a sample of a metric counts once, however often sent."
+        ),
     ] = None,
     replica: Annotated[
         str | None, typer.Option(help="The replica that served it; wants --seq.")

@@ -129,7 +129,8 @@ class SampleBody(Body):
     )
     id: str | None = Field(
         None,
-        description="1 to 255 characters: with an id a sample counts once, however often sent.",
+        description="1 to 255 characters: with an id a sample of a metric counts once, however"
+        " often sent.",
     )
     replica: str | None = Field(
         None, description="The replica that served it, 1 to 200 characters; wants the seq."

@@ -28,8 +28,9 @@ class StoredMetrics:
     def push(self, samples: Sequence[tuple[Sample, str | None]]) -> list[bool]:
         """Make samples durable, each with the id it was pushed under; gives which of them are new.
 
-        One that has an id is the same as another with that id; one without is the same as another
-        that is equal. A sample counts once, however often and by whatever process it is pushed.
+        One that has an id is the same as another of its metric with that id: a request has one id
+        and several metrics. One without is the same as another that is equal. A sample counts
+        once, however often and by whatever process it is pushed.
         """
 
         def rows(fresh: Sequence[bool]) -> list[MetricRow]:
@@ -101,7 +102,7 @@ def _wider(width_us: int, rows: list[MetricRow]) -> list[MetricRow]:
 
 def _digest(sample: Sample, sample_id: str | None) -> bytes:
     if sample_id is not None:
-        return sha256(f"id\0{sample_id}".encode()).digest()[:16]
+        return sha256(f"id\0{sample.metric}\0{sample_id}".encode()).digest()[:16]
     facts: tuple[object, ...]
     facts = (sample.metric, sample.value, sample.at_us, sample.seq, sample.source)
     if sample.replica is not None:

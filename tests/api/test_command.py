@@ -234,3 +234,19 @@ def test_pins_and_gc_without_a_server(tmp_path: Path) -> None:
     assert [one["version_id"] for one in as_json("version", "list", *where)] == [version]
     status, _, err = inside("gc", "--grace", "1", *where)
     assert (status, "at least 3600" in err) == (1, True)
+
+
+@pytest.mark.parametrize("output", [">/dev/full", ">&-", "| head -c 1"])
+def test_output_that_cannot_be_written_is_no_traceback(output: str) -> None:
+    """A full disk is said; a stream that was closed before is nowhere, as for other programs."""
+    line = f'"{sys.executable}" -m weightledger config list {output}'
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    if "full" in output:
+        assert done.returncode == 1
+        assert done.stderr == (
+            "weightledger: the output could not be written whole: No space left on device\n"
+        )
+    else:
+        assert (done.returncode in {0, 1}, done.stderr) == (True, "")

@@ -73,6 +73,8 @@ def test_samples_are_pushed_once_and_read_by_state(http: httpx2.Client) -> None:
     reply = push(http, *sent).json()
     assert reply["data"] == {"accepted": 3, "duplicates": 0}
     assert push(http, *sent[:2]).json()["data"] == {"accepted": 0, "duplicates": 2}
+    request = [{"metric": f"custom.{name}", "value": 1.0, "id": "a"} for name in ("one", "other")]
+    assert push(http, *request, *request).json()["data"] == {"accepted": 2, "duplicates": 2}
     told = read(http, metric="accuracy", by="seq")["data"]
     assert {(one["first_seq"], one["mean"], one["source"]) for one in told} == {
         (0, 0.5, "pushed"),
