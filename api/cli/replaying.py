@@ -139,7 +139,8 @@ def _saved(
 
 
 def _written(position: str, file: Path) -> dict[str, Any]:
-    return {"position": position, "bytes": file.stat().st_size, "file": str(file)}
+    size = file.stat().st_size if file.is_file() else None  # a pipe has none
+    return {"position": position, "bytes": size, "file": str(file)}
 
 
 def _folder(source: Any, asked: Mapping[str, Any], served: Path, out: Path) -> dict[str, Any]:
