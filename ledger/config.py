@@ -1,9 +1,10 @@
 """Settings of the Python face, under the specification's names."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from weightledger.ledger.errors import InvalidRequest
@@ -92,6 +93,8 @@ class DynamicUpdateConfig:
     drift_detector: str = "adwin"
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            _check_type(one.name, getattr(self, one.name), one.default)
         for name in ("max_versions", "checkpoint_interval", "max_held_versions"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1", param=name)
@@ -141,6 +144,29 @@ class DynamicUpdateConfig:
     def file(self) -> Path:
         """The SQLite file of the data folder."""
         return Path(self.backup_dir) / DATABASE_FILE
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raise InvalidRequest unless `value` is of the kind that a field with this default takes.
+
+    Else "no" would switch on what it was to switch off.
+    """
+    if name == "backup_dir":
+        wanted, is_it = "a path", isinstance(value, str | Path)
+    elif isinstance(default, bool):
+        wanted, is_it = "True or False", isinstance(value, bool)
+    elif isinstance(default, int):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        wanted, is_it = "a whole number", whole
+    elif isinstance(default, float):
+        wanted, is_it = "a number", isinstance(value, Real) and not isinstance(value, bool)
+    elif isinstance(default, tuple):
+        listed = isinstance(value, Sequence | Set) and not isinstance(value, str)
+        wanted, is_it = "a list of names", listed and all(isinstance(one, str) for one in value)
+    else:
+        wanted, is_it = "a text", isinstance(value, str) or (default is None and value is None)
+    if not is_it:
+        raise InvalidRequest(f"{name} must be {wanted}, got {value!r}", param=name)
 
 
 def sqlite_url(path: str | Path) -> str:

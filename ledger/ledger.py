@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
 from weightledger.ledger.store import LedgerStore
@@ -60,6 +61,11 @@ class Ledger:
         elsewhere, StorageError when a store cannot be reached. `connections` are kept open once
         made; a follower does with 2.
         """
+        if not isinstance(url, str):
+            raise InvalidRequest(
+                f"the database is given as a URL, such as sqlite:///weights.db, got {url!r:.80}",
+                param="database_url",
+            )
         store = SqlStore.open(
             url, upgrade=upgrade, guarded=guarded, blob_url=blob_url, connections=connections
         )

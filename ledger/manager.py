@@ -24,6 +24,7 @@ from weightledger.ledger.engines.adapted import through
 from weightledger.ledger.engines.inplace import InplaceEngine
 from weightledger.ledger.errors import (
     Ambiguous,
+    InvalidRequest,
     LedgerError,
     NotFound,
     PublishFailed,
@@ -103,6 +104,7 @@ class DynamicModelManager(ManagerReads):
         on_mismatch: OnMismatch = "refuse",
         following: Following | None = None,
     ) -> None:
+        _require_parts(engine_client, model_config)
         self.config = config or DynamicUpdateConfig()
         self.lora_config = lora_config
         self.model_name = model_config if isinstance(model_config, str) else model_config.model
@@ -342,3 +344,18 @@ class DynamicModelManager(ManagerReads):
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def _require_parts(engine: object, model: object) -> None:
+    """Raise InvalidRequest unless these can be a manager's engine and its model's name."""
+    if not isinstance(engine, torch.nn.Module) and not hasattr(engine, "specs"):
+        raise InvalidRequest(
+            "engine_client must be a torch.nn.Module or an Engine such as TorchEngine(module), got"
+            f" {engine!r:.80}",
+            param="engine_client",
+        )
+    if not isinstance(model, str) and not hasattr(model, "model"):
+        raise InvalidRequest(
+            f"model_config must be a ModelConfig or a model's name, got {model!r:.80}",
+            param="model_config",
+        )

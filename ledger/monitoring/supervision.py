@@ -107,6 +107,8 @@ class Supervision:
             collector.subscribe_samples(_of_this_process(self._trials.samples))
             # One process has one memory, whichever of its states a request meets.
             metrics = [metric for metric in metrics if metric == GAUGE]
+        if self._trials is None and told and (undecided := self._undecided()):
+            logger.warning(undecided)
         if metrics:
             watch = Watch(log, self._acting, policy, metrics, threshold, collector)
             if _BY_REQUEST & set(metrics):
@@ -184,10 +186,21 @@ class Supervision:
 
     def _required(self, trial: str) -> Trials:
         if self._trials is None:
-            raise NotFound(
-                f"trial {trial!r} not found; policy {self.policy.name} tries nothing", param="id"
-            )
+            why = self._undecided() or f"policy {self.policy.name} tries nothing"
+            raise NotFound(f"trial {trial!r} not found; {why}", param="id")
         return self._trials
+
+    def _undecided(self) -> str | None:
+        """What to say of a trial in the log, where this process tries nothing; None of none."""
+        beside = interrupted(self._log)
+        if beside is None:
+            return None
+        update = self._log.history.require(self._log.live.head.state_seq).name
+        return (
+            f"{update} is on trial beside seq:{beside}, and policy {self.policy.name} tries"
+            " nothing: every request here meets it, undecided. Roll back to"
+            f" seq:{beside}, or serve under a policy that tries, which goes on with it"
+        )
 
     def _can_try(self, projector: Projector) -> bool:
         if projector.remote is None and isinstance(self._engine, SeveralVersions):

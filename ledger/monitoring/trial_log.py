@@ -25,7 +25,8 @@ PROMOTED = "promoted"
 
 RUNNING = "running"
 
-_ENDS = {DEGRADED: "rolled back", TIMED_OUT: "timed out", ABORTED: "aborted"}
+_ROLLED_BACK = "rolled back"
+_ENDS = {DEGRADED: _ROLLED_BACK, TIMED_OUT: "timed out", ABORTED: "aborted"}
 _LOOKED_AT = 200
 
 
@@ -109,10 +110,20 @@ def _ended(history: History, event: Event) -> Trial | None:
         of = event.body["of"]
     else:
         status, of = _ENDS.get(event.body["cause"]), event.body["from_seq"]
+        if status is None:
+            return _left(history, event)
     facts = event.body.get("evidence", {}).get("trial")
     if status is None or facts is None:
         return None
     return _trial(history.require(of), status, event, facts)
+
+
+def _left(history: History, rollback: Event) -> Trial | None:
+    """The trial that a rollback by hand ended; None where it left no state on trial."""
+    update = history.require(rollback.body["from_seq"])
+    if trial_of(update) is None or is_promoted(history, update.seq):
+        return None
+    return _trial(update, _ROLLED_BACK, rollback)
 
 
 def _trial(
@@ -130,5 +141,5 @@ def _trial(
         update.recorded_at,
         None if end is None else end.recorded_at,
         None if requests is None else (requests[0], requests[1]),
-        None if end is None else end.body["reason"],
+        None if end is None else end.body.get("reason"),
     )

@@ -58,6 +58,10 @@ _NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that ho
 _PROBE_BYTES = 64 * 1024
 _MOST_CONNECTIONS = 64
 
+_PARAMETERS = {
+    *("timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"),
+}
+
 # page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
 _PRAGMAS = (
     "PRAGMA page_size = 8192",
@@ -74,6 +78,13 @@ def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Eng
         raise InvalidRequest(
             "a SQLite ledger needs a file, such as sqlite:///weights.db: "
             "a database in memory is seen by one connection only",
+            param="database_url",
+        )
+    ignored = sorted(set(url.query) - _PARAMETERS)
+    if ignored and not file.startswith("file:"):
+        raise InvalidRequest(
+            f"the URL of a SQLite file has no parameter {ignored[0]!r}, which would be ignored;"
+            " a question mark in a file's name is written %3F",
             param="database_url",
         )
     if not create and not file.startswith("file:") and not Path(file).exists():

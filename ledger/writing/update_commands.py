@@ -100,6 +100,8 @@ def batch_command(
 
 def is_small(request: IncrementalUpdateRequest) -> bool:
     """Whether checking a request takes less time than handing it to a thread."""
+    if not isinstance(request, IncrementalUpdateRequest):
+        return True  # it is refused
     sent = [request.update_data, request.indices]
     if isinstance(request.factors, Mapping):
         sent += request.factors.values()
@@ -122,6 +124,7 @@ def _validated(
     specs: Mapping[str, TensorSpec],
     first_names: Mapping[str, str],
 ) -> Update:
+    _require_request(request)
     name = request.parameter_name
     first = first_names.get(name) if first_names and isinstance(name, str) else None
     return validate(request if first is None else replace(request, parameter_name=first), specs)
@@ -138,7 +141,15 @@ def _is_anyones(request: IncrementalUpdateRequest) -> bool:
     )
 
 
+def _require_request(request: object) -> None:
+    if not isinstance(request, IncrementalUpdateRequest):
+        raise InvalidRequest(
+            f"an IncrementalUpdateRequest is expected, got a {type(request).__name__}"
+        )
+
+
 def _require_bare(number: int, request: IncrementalUpdateRequest) -> None:
+    _require_request(request)
     if request.metadata is None and _is_anyones(request):
         return
     for name in ("idempotency_key", "expected_seq", "actor", "reason", "request_id", "metadata"):

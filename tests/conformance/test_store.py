@@ -442,6 +442,7 @@ def test_a_lost_connection_is_reported_and_the_next_call_works(
         ("sqlite://", InvalidRequest),
         ("sqlite:///:memory:", InvalidRequest),
         ("sqlite:///file:x?mode=memory&uri=true", InvalidRequest),
+        ("sqlite:///x.db?mode=ro", InvalidRequest),  # it made a file that could be written
         ("mysql://host/x", InvalidRequest),
         ("weights.db", InvalidRequest),
     ],

@@ -274,6 +274,28 @@ def test_a_rollback_by_hand_ends_a_trial(tried: DynamicModelManager) -> None:
     users = Users(tried)
     users.ask(30)
     assert set(users.seqs) == {event.seq}
+    (ended,) = tried.trials()
+    assert (ended.status, ended.ended_at) == ("rolled back", event.recorded_at)
+    tried.log.execute(RollBack("v0"))  # leaves no trial
+    assert tried.trials() == [ended]
+
+
+def test_a_policy_that_tries_nothing_says_that_a_trial_is_undecided(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It served the new state to everyone and said nothing."""
+    one = manager(tmp_path, policy=policy(tmp_path))
+    update(one, "weight", 1.0)
+    one.close()
+    for chosen, said in (("specification", True), (policy(tmp_path), False)):
+        caplog.clear()
+        one = manager(tmp_path, policy=chosen, on_mismatch="ledger")
+        assert ("meets it, undecided" in caplog.text) is said
+        if said:
+            with pytest.raises(NotFound, match="Roll back to seq:0"):
+                one.supervision.promote("update_1", Caller())
+        assert one.trials()[0].status == "running"
+        one.close()
 
 
 def test_an_engine_of_one_version_compares_afterwards_and_says_so(
