@@ -26,6 +26,13 @@ _MEASUREMENTS = 1000
 _MODELS = "/v1/models"
 
 
+def _part(name: str) -> str:
+    """A name as one part of a path; NotFound for what would make another path of it."""
+    if name in ("", ".", "..") or "/" in name:
+        raise NotFound(f"{name!r} not found")
+    return quote(name, safe="")
+
+
 class Remote(Connection):
     """One server: what its routes answer, and what they are sent."""
 
@@ -77,7 +84,7 @@ class Remote(Connection):
 
     def decide(self, approval_id: str, verb: str) -> Item:
         """POST /v1/models/approvals/{id}/approve or /reject"""
-        return self._post(f"{_MODELS}/approvals/{quote(approval_id, safe='')}/{verb}", {})
+        return self._post(f"{_MODELS}/approvals/{_part(approval_id)}/{verb}", {})
 
     def holds(self) -> list[Item]:
         """Legal holds, newest first."""
@@ -86,7 +93,7 @@ class Remote(Connection):
 
     def event(self, name: str) -> Item:
         """One event."""
-        return self._get(f"{_MODELS}/updates/{quote(name, safe='')}")
+        return self._get(f"{_MODELS}/updates/{_part(name)}")
 
     def versions(self) -> list[Item]:
         """Listed versions, newest first."""
@@ -95,7 +102,7 @@ class Remote(Connection):
 
     def version(self, name: str) -> Item:
         """One listed version."""
-        return self._get(f"{_MODELS}/versions/{quote(name, safe='')}")
+        return self._get(f"{_MODELS}/versions/{_part(name)}")
 
     def follow(self, after: int) -> Iterator[Item]:
         """Events after a seq as they are committed, for ever.
@@ -159,7 +166,7 @@ class Remote(Connection):
 
     def trial_evidence(self, trial: str) -> Item:
         """GET /v1/models/trials/{id}/evidence"""
-        return self._get(f"{_MODELS}/trials/{quote(trial, safe='')}/evidence")
+        return self._get(f"{_MODELS}/trials/{_part(trial)}/evidence")
 
     def replicas(self) -> list[Item]:
         """Who follows the log."""
@@ -186,7 +193,7 @@ class Remote(Connection):
 
     def end_trial(self, trial: str, how: str) -> Item:
         """POST /v1/models/trials/{id}/promote or /abort"""
-        return self._post(f"{_MODELS}/trials/{quote(trial, safe='')}/{how}", {})
+        return self._post(f"{_MODELS}/trials/{_part(trial)}/{how}", {})
 
     def blame(self, query: Mapping[str, Any]) -> Item:
         """Who touched a parameter."""
@@ -307,11 +314,11 @@ class Remote(Connection):
     def pin(self, version_id: str, pinned: bool) -> None:
         """POST /v1/models/versions/{id}/pin or /unpin"""
         verb = "pin" if pinned else "unpin"
-        self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/{verb}", {})
+        self._post(f"{_MODELS}/versions/{_part(version_id)}/{verb}", {})
 
     def retire(self, version_id: str) -> None:
         """POST /v1/models/versions/{id}/retire"""
-        self._post(f"{_MODELS}/versions/{quote(version_id, safe='')}/retire", {})
+        self._post(f"{_MODELS}/versions/{_part(version_id)}/retire", {})
 
     def hold(self, version_id: str, reason: str) -> Item:
         """POST /v1/models/holds"""
@@ -319,7 +326,7 @@ class Remote(Connection):
 
     def release(self, hold_id: str, reason: str) -> Item:
         """POST /v1/models/holds/{id}/release"""
-        path = f"{_MODELS}/holds/{quote(hold_id, safe='')}/release"
+        path = f"{_MODELS}/holds/{_part(hold_id)}/release"
         return self._post(path, {"reason": reason})
 
     def redact(self, asked: Mapping[str, Any]) -> Item:

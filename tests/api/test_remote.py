@@ -220,3 +220,13 @@ def test_the_way_between_two_states_is_through_their_common_ancestor(turns, data
     common = next(node for node in down if node in up)
     assert found["undone"] == [f"e{node}" for node in down[: down.index(common)]]
     assert found["redone"] == [f"e{node}" for node in reversed(up[: up.index(common)])]
+
+
+def test_no_name_makes_another_path(busy) -> None:
+    """`show ..` told of the models that are served, and exited 0."""
+    at = ("--url", busy.url)
+    for name in ("", "..", "v0/weights"):
+        for command in (("show",), ("version", "pin")):
+            status, out, err = inside(*command, name, *at)
+            assert (status, out) == (1, ""), (command, name)
+            assert f"{name!r} not found" in err
