@@ -1,6 +1,7 @@
 """A request answered on the state that an old reply names, and both replies compared."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,13 +64,20 @@ class Reproduction:
             "digest": self.digest,
             "values": compared.compared,
             "differing": compared.differing,
-            "first_difference": None if compared.first is None else asdict(compared.first),
-            "largest_difference": compared.largest,
+            "first_difference": None
+            if compared.first is None
+            else {name: _told(value) for name, value in asdict(compared.first).items()},
+            "largest_difference": _told(compared.largest),
             "largest_at": compared.largest_at,
             "now": dict(self.now),
             "promised_when": list(PROMISED_WHEN),
             "not_promised": list(self.not_promised),
         }
+
+
+def _told(value: Any) -> Any:
+    """A value as JSON has it: what is no number, as in a vector that came in base64, is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def reproduce(

@@ -28,11 +28,28 @@ def read(reply: bytes | Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidRequest(
                 f"the reply must be the JSON body as it came: {error}", param="reply"
             ) from None
+    elif not _is_finite(reply):  # as a body that was read elsewhere may be
+        raise InvalidRequest(
+            "the reply has a number that no reply has: NaN or infinity", param="reply"
+        )
     if not isinstance(reply, Mapping) or not reply:
         raise InvalidRequest("the reply must be a JSON object", param="reply")
     if "error" in reply:
         raise InvalidRequest("the reply is an error, which no state answered", param="reply")
     return dict(reply)
+
+
+def _is_finite(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return False
+        if isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+    return True
 
 
 def _finite(text: str) -> float:

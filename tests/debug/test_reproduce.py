@@ -1,7 +1,9 @@
 """Replies of a real server, computed anew on the states that they came from."""
 
+import base64
 import json
 import math
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -141,8 +143,11 @@ def test_a_server_computes_old_replies_again_beside_what_it_serves(
             ({**asked, "route": "/nowhere"}, 400),
             ({**asked, "request": {"inputs": [[1.0]]}}, 400),
             ({**asked, "reply": {}}, 400),
+            ({**asked, "reply": {"predictions": [[math.nan]]}}, 400),
+            ({**asked, "reply": {"predictions": [{"a": [-math.inf]}]}}, 400),
         ):
-            assert http.post("/v1/models/reproduce", json=wrong).status_code == code
+            sent = {"content": json.dumps(wrong), "headers": {"content-type": "application/json"}}
+            assert http.post("/v1/models/reproduce", **sent).status_code == code
         assert http.get("/v1/models/status").json() == live
 
 
@@ -340,6 +345,13 @@ def test_vectors_are_compared_as_numbers_however_they_were_sent(tmp_path: Path) 
         other = agreement(again.reply["data"], new.body["data"])
         assert (other.same, other.first.path) == (False, "[0].embedding[0]")
         broken = json.loads(json.dumps(old.body))
+        nan = base64.b64encode(struct.pack("<f", math.nan) * 384).decode()
+        broken["data"][0]["embedding"] = nan
+        again = reproduce(
+            history, TransformersEngine.load(MINILM), route, encoded, broken, seq=old.seq
+        )
+        told = again.to_json()
+        assert json.dumps(told, allow_nan=False) and told["first_difference"]["expected"] is None
         broken["data"][1]["embedding"] = "?"
         with pytest.raises(InvalidRequest, match="neither numbers nor base64"):
             reproduce(history, TransformersEngine.load(MINILM), route, encoded, broken, seq=old.seq)
