@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What is imported is compiled then, which of these packages is a fifth, by the process that workers
 # are forked from; and kept, or every other would compile all that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
-PIP_FLAGS := --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/python .ci/install.py
 STAMP := $(VENV)/.installed
 
 # Two more than there are cores, since tests wait for servers they start; four at most.
@@ -91,12 +91,11 @@ $(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh
 	PYTHON=$(PYTHON) benchmarks/vllm_environment.sh $(VLLM_VENV)
 	touch $@
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt .ci/install.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) torch
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,bench]'
+	$(INSTALL) torch -e '.[test,bench]'
 	# Its own bound on typer is older than ours, which it works with.
-	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps openapi-python-client
+	$(INSTALL) --no-deps openapi-python-client
 	touch $@
 
 clean:
