@@ -35,6 +35,7 @@ from transformers import (
 from tests import warm
 from tests.lora import change_config, peft_model, save_adapter
 from tests.text_models import llama, tokenizer
+from tests.waiting import PATIENCE_S
 from weightledger import (
     Caller,
     DynamicModelManager,
@@ -785,7 +786,7 @@ def test_a_folder_is_read_while_others_write(
     def after_a_write(self: FolderDescription, name: str) -> Any:
         writer = threading.Thread(target=manager.log.apply, args=(update,), daemon=True)
         writer.start()
-        writer.join(60)
+        writer.join(PATIENCE_S)
         return read(self, name)
 
     monkeypatch.setattr(FolderDescription, "read", after_a_write)

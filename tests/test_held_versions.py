@@ -17,7 +17,7 @@ import torch
 from tests import patient
 from tests.in_process import listening
 from tests.text_models import llama, tokenizer
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger import (
     DynamicModelManager,
     DynamicUpdateConfig,
@@ -143,7 +143,7 @@ def test_an_update_waits_for_a_reader_to_finish(tmp_path: Path) -> None:
         until(watched.awaited.is_set)
         assert not applied
         readers.stop()
-        writer.join(20)
+        writer.join(PATIENCE_S)
         assert applied[0]["success"]
     finally:
         readers.stop_all()

@@ -306,7 +306,7 @@ def test_kill_in_the_middle_of_learning(tmp_path: Path) -> None:
     learner = Learner(server.url, begun)
     try:
         learner.start()
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE_S)
         server.kill()
         learner.join()
         server.start()

@@ -18,7 +18,7 @@ import torch
 from tests import patient
 from tests.in_process import listening, openai_client
 from tests.text_models import CONTEXT, llama, save_llama, tokenizer
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, IncrementalUpdateRequest
 from weightledger.api.rest.text import schemas
 from weightledger.api.rest.workers import Workers
@@ -554,7 +554,7 @@ def test_beyond_threads_and_queue_requests_are_503_and_those_who_leave_make_room
             assert patient.get(f"{url}/readyz").status_code == 200
             assert len(counted) == 1
             running.close()
-            assert waiting.result(20).usage.completion_tokens == 2
+            assert waiting.result(PATIENCE_S).usage.completion_tokens == 2
 
 
 def test_a_fault_inside_a_stream_is_told_in_the_stream(

@@ -590,11 +590,11 @@ def test_inplace_publish_waits_for_leases_and_readers_nest() -> None:
 
     threads = [threading.Thread(target=work, daemon=True) for work in (hold, write, read)]
     threads[0].start()
-    held.wait(5)
+    held.wait(PATIENCE_S)
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert order[:2] == ["nested 0", "left"]
     assert sorted(order[2:]) == ["published", "read 1"]
 
@@ -612,7 +612,7 @@ def test_readers_that_waited_get_in_before_the_next_writer() -> None:
         until(lambda: gate._queued)
     with gate.write():
         assert entered.is_set()
-    reader.join(5)
+    reader.join(PATIENCE_S)
 
 
 def test_inplace_updates_inside_a_lease_are_refused_rather_than_waited_for_ever() -> None:

@@ -55,7 +55,7 @@ def together(infer: Callable[[Tensor], bytes], *inputs: Tensor) -> list[bytes]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert not failures
     return [outputs[number] for number in range(len(inputs))]
 
@@ -151,7 +151,7 @@ def test_in_place_a_reader_of_a_module_that_writes_may_nest_and_updates_get_in()
         put(engine, values(engine, seq, ["inner.bias"]), seq)
     done.set()
     for reader in readers:
-        reader.join(30)
+        reader.join(PATIENCE_S)
     assert not failures
 
 

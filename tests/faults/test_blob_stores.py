@@ -26,6 +26,7 @@ from tests.faults.test_storage_full import (
     small_file_system,
 )
 from tests.serving import Server, serving
+from tests.waiting import PATIENCE_S
 from weightledger import Ledger, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs.folder import TEMPORARY, FolderBlobs
@@ -188,7 +189,7 @@ def test_a_writer_killed_in_an_upload_leaves_nothing_visible(gate: Gate) -> None
     blobs = ObjectBlobs(obstore.store.from_url("s3://bucket/killed"), "s3://bucket/killed")
     gate.fault = "cut"
     with started(PUT, "s3://bucket/killed") as process:
-        assert gate.halfway.wait(60)
+        assert gate.halfway.wait(PATIENCE_S)
         process.kill()
     gate.fault = None
     assert list(blobs.stored()) == []

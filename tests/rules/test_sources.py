@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.rules.packages import install
+from tests.waiting import PATIENCE_S
 from weightledger import (
     Caller,
     DynamicModelManager,
@@ -102,7 +103,7 @@ def test_streams_and_readers_overhear_nothing(bridge: DTESNDynamicIntegration) -
 
     def reader() -> None:
         with bridge.dynamic_manager.lease() as live:
-            inside.wait(10)
+            inside.wait(PATIENCE_S)
             live.module(inputs(5))
         done.set()
 
@@ -110,7 +111,7 @@ def test_streams_and_readers_overhear_nothing(bridge: DTESNDynamicIntegration) -
     thread.start()
     with one.lease() as first, other.lease() as second:
         inside.set()
-        assert done.wait(10)
+        assert done.wait(PATIENCE_S)
         first.module(inputs(2))
         second.module(inputs(3))
     thread.join()
