@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -55,6 +55,13 @@ class Busy:
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         self.thread.shutdown()
         return list(outcomes)
+
+
+class AtOnce(Executor):
+    """A thread that nothing keeps from beginning while it is still being asked."""
+
+    def submit(self, work: Callable[[], None]) -> None:  # type: ignore[override]
+        work()
 
 
 def update(log: Log, value: float = 1.0) -> ApplyUpdates:
@@ -131,6 +138,39 @@ def test_a_thread_that_is_gone_says_so_each_time(log: Log) -> None:
     gone = ThreadPoolExecutor(1)
     gone.shutdown()
     handover = Handover(log.submit, log.drain, gone)
+
+    async def ask(count: int) -> list[Event | BaseException]:
+        asked = [handover.carry_out(update(log)) for _ in range(count)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    for count in (1, 3, 1):
+        outcomes = asyncio.run(ask(count))
+        assert ["shutdown" in str(one) for one in outcomes] == [True] * count
+
+
+def test_what_is_handed_over_in_one_turn_of_the_loop_goes_together(log: Log) -> None:
+    committed: list[Committed] = []
+    log.subscribe(committed.append)
+    handover = Handover(log.submit, log.drain, AtOnce())
+
+    async def ask() -> list[Event]:
+        return await asyncio.gather(*[handover.carry_out(update(log)) for _ in range(MANY)])
+
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="shutdown"):
-            asyncio.run(handover.carry_out(update(log)))
+        assert len(asyncio.run(ask())) == MANY
+    assert [one.event.seq for one in committed] == [*range(1, 2 * MANY + 1)]
+    assert len({one.append_s for one in committed}) == 2
+
+
+def test_a_loop_that_ends_before_it_asks_keeps_no_other_from_it(log: Log) -> None:
+    with ThreadPoolExecutor(1) as idle:
+        handover = Handover(log.submit, log.drain, idle)
+        ended = asyncio.new_event_loop()
+        step = handover.carry_out(update(log))
+        ended.call_soon(step.send, None)
+        ended.call_soon(ended.stop)
+        ended.run_forever()
+        ended.close()
+        event = asyncio.run(handover.carry_out(update(log)))
+        step.close()
+    assert event.seq == 2  # after the one that was queued first

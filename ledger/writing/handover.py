@@ -52,13 +52,27 @@ class Handover:
         # the queue: one of the two sees the other.
         self._submit(command, partial(inbox.put, waiting))
         if not self._asked:
-            self._asked = True
-            try:
-                self._thread.submit(self._work)
-            except BaseException:
-                self._asked = False
-                raise
+            inbox.unasked.append(waiting)
+            if len(inbox.unasked) == 1:
+                loop.call_soon(self._ask, inbox)
         return await waiting
+
+    def _ask(self, inbox: "_Inbox") -> None:
+        """Ask the thread to come, once the loop has done what it had to do: asked by the first, it
+        would take the interpreter from those who hand over what could go together with it."""
+        unasked, inbox.unasked = inbox.unasked, []
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            self._thread.submit(self._work)
+        except BaseException as error:
+            self._asked = False
+            for waiting in unasked:
+                if not waiting.done():
+                    waiting.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
 
     def _work(self) -> None:
         self._asked = False
@@ -66,10 +80,12 @@ class Handover:
 
 
 class _Inbox:
-    """Outcomes on their way to an event loop."""
+    """Outcomes on their way to an event loop; `unasked` are those of its coroutines who wait for
+    what the thread has not been asked to come for yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.unasked: list[asyncio.Future[Event]] = []
         self._outcomes: deque[tuple[asyncio.Future[Event], Job]] = deque()
         self._asked = False
 
