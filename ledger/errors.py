@@ -14,7 +14,7 @@
     ├── NotAllowed              403  it takes another person than the one who asks
     │   └── InsufficientScope        the API key is not for this
     ├── AwaitingApproval        202  the write waits for a second person
-    ├── Conflict                409  gave up racing other writers
+    ├── Conflict                409  contradicts what others decided
     │   └── RolloutRuns              one rollout runs at a time
     ├── PreconditionFailed      412  the expected seq is not the last state change
     ├── IdempotencyMismatch     422  the key was used for another request
@@ -39,7 +39,7 @@
     └── StorageError            503  the database or blob store failed
         ├── OutcomeUnknown           failed while committing: recorded or not, nobody knows
         ├── StorageFull              no space left
-        ├── StorageBusy              locked beyond the busy timeout
+        ├── StorageBusy              locked beyond the busy timeout, or others kept winning
         ├── StorageUnavailable       cannot be reached right now
         ├── SchemaMismatch           the database belongs to another version or application
         └── LedgerInUse              another server holds this data folder
@@ -144,7 +144,7 @@ class AwaitingApproval(LedgerError):
 
 
 class Conflict(LedgerError):
-    """Other writers kept winning; the ledger gave up after its retries."""
+    """It contradicts what somebody else has decided or changed meanwhile."""
 
 
 class RolloutRuns(Conflict):
@@ -277,7 +277,7 @@ class FullOutcomeUnknown(StorageFull, OutcomeUnknown):
 
 
 class StorageBusy(StorageError):
-    """The database stayed locked beyond the busy timeout; retry."""
+    """The database stayed locked beyond the busy timeout, or other writers kept winning; retry."""
 
 
 class StorageUnavailable(StorageError):

@@ -81,7 +81,7 @@ class Log(Questions):
         self._listeners: list[Listener] = []
         self.first_names = projector.engine.aliases()
 
-    # Writes. Each raises PreconditionFailed, IdempotencyMismatch, Conflict, OperationDisabled or
+    # Writes. Each raises PreconditionFailed, IdempotencyMismatch, OperationDisabled or
     # StorageError as well as what it names, and has changed nothing then.
 
     def execute(self, command: commands.Command) -> Event:

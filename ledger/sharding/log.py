@@ -148,7 +148,7 @@ class ShardedLog:
             if event is not None:
                 break
             attempts += 1  # another writer was faster: compare with what it made
-            if out_of_patience(started):
+            if out_of_patience(started, attempts):
                 raise gave_up(attempts, self.model)
             back_off(attempts)
         if verdict.reason is None:

@@ -8,13 +8,14 @@ import random
 import time
 from collections.abc import Callable
 
-from weightledger.ledger.errors import Conflict, SeqTaken
+from weightledger.ledger.errors import SeqTaken, StorageBusy
 from weightledger.ledger.events import Annotation, Draft, Event, seal
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.caller import ANYONE, Caller
 
 _PATIENCE_S = 10.0
+_PATIENCE = 10  # attempts: one may take longer than that, or the machine stand still
 _BACKOFF_S = 0.001
 _MOST_BACKOFF_S = 0.1
 
@@ -28,7 +29,7 @@ def append_stateless(
 ) -> Event:
     """Append what `propose` makes of the head; asked again when another writer was faster.
 
-    Conflict when it goes on losing.
+    StorageBusy when it goes on losing.
     """
     with history.store.turn() as turn:
         event = _appended(history, propose, caller)
@@ -49,16 +50,17 @@ def _appended(history: History, propose: Callable[[Event], Stateless], caller: C
             history.store.append((event, annotation, attached))
         except SeqTaken:
             attempts += 1
-            if out_of_patience(started):
+            if out_of_patience(started, attempts):
                 raise gave_up(attempts, history.model) from None
             back_off(attempts)
             continue
         return event
 
 
-def out_of_patience(started: float) -> bool:
-    """Whether a write that began at `started`, by `time.perf_counter`, has tried long enough."""
-    return time.perf_counter() - started > _PATIENCE_S
+def out_of_patience(started: float, attempts: int) -> bool:
+    """Whether a write that began at `started`, by `time.perf_counter`, has lost often enough and
+    for long enough."""
+    return attempts >= _PATIENCE and time.perf_counter() - started > _PATIENCE_S
 
 
 def back_off(attempts: int) -> None:
@@ -67,6 +69,6 @@ def back_off(attempts: int) -> None:
     time.sleep(random.random() * most)
 
 
-def gave_up(attempts: int, model: str) -> Conflict:
-    """The error of a write that lost every time."""
-    return Conflict(f"other writers won {attempts} times in a row on model {model!r}")
+def gave_up(attempts: int, model: str) -> StorageBusy:
+    """The error of a write that lost every time; it contradicts nothing and may be sent again."""
+    return StorageBusy(f"other writers won {attempts} times in a row on model {model!r}; retry")

@@ -260,7 +260,8 @@ class Writer:
             job.attempts += 1
             attempts = max(attempts, job.attempts)
             # One that expects a seq is not told that it gave up, but which seq it is now.
-            if job.command.caller.expected_seq is None and out_of_patience(job.started):
+            patient = not out_of_patience(job.started, job.attempts)
+            if job.command.caller.expected_seq is None and not patient:
                 job.fail(gave_up(job.attempts, self._history.model))
             else:
                 self._queue.appendleft(job)

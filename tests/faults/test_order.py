@@ -24,7 +24,7 @@ from tests.faults.children import Children
 from tests.serving import Server, serving
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import Conflict, IdempotencyMismatch, LedgerError
+from weightledger.ledger.errors import IdempotencyMismatch, LedgerError, StorageBusy
 from weightledger.ledger.events import Event
 from weightledger.ledger.log import Log
 from weightledger.ledger.store import rows
@@ -65,7 +65,7 @@ def add(value: float, key: str | None = None, expected: int | None = None) -> An
 def patiently(work: Callable[[], Event]) -> Event:
     """Again, when other writers won too often or the database was busy for too long."""
     while True:
-        with contextlib.suppress(Conflict):
+        with contextlib.suppress(StorageBusy):
             return work()
 
 

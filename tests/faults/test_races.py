@@ -21,7 +21,7 @@ from tests.serving import Server, serving
 from tests.waiting import PATIENCE_S, until
 from weightledger import TorchEngine
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import Conflict, IdempotencyMismatch, PreconditionFailed
+from weightledger.ledger.errors import IdempotencyMismatch, PreconditionFailed, StorageBusy
 from weightledger.ledger.log import Log
 from weightledger.ledger.writing.caller import Caller
 
@@ -118,7 +118,7 @@ def write_many(folder: Path, count: int) -> list[int]:
 
 def until_applied(log: Log) -> int:
     while True:
-        with contextlib.suppress(Conflict):  # other writers won too often: it may be tried again
+        with contextlib.suppress(StorageBusy):  # other writers won too often: it may be tried again
             return log.apply(add(1.0)).seq
 
 
@@ -164,7 +164,7 @@ def test_of_64_writers_in_4_processes_that_expect_the_same_seq_one_wins(
 def test_64_writers_without_an_expected_seq_are_all_applied(log: Log) -> None:
     before = log.state()["2.bias"]
     outcomes = together(64, lambda n: log.apply(add(1.0)))
-    applied = [outcome for outcome in outcomes if not isinstance(outcome, Conflict)]
+    applied = [outcome for outcome in outcomes if not isinstance(outcome, StorageBusy)]
     assert sorted(event.seq for event in applied) == list(range(1, len(applied) + 1))
     assert len(applied) == 64
     for _ in range(64):

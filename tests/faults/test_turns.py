@@ -15,10 +15,13 @@ from tests.faults.children import Children
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.sql import turns
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.store import EventFilter
+from weightledger.ledger.store.attached import Append
+from weightledger.ledger.writing import append_loop
 
 MODEL = "m"
 WRITERS, EACH = 8, 120
@@ -162,6 +165,24 @@ def test_a_writer_stopped_in_its_turn_is_not_waited_for_for_ever(
     assert not turnstile._stuck
     assert log.history.head().counts.applied == 5
     assert verify(log.history).problem is None
+
+
+def test_a_write_that_always_loses_may_be_sent_again(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused as the database's being busy is: it contradicts nothing."""
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(append_loop, "_PATIENCE_S", 0.0)
+    with Ledger.open(database_url) as elsewhere:
+        other, append = elsewhere.model(MODEL), log.history.store.append
+
+        def late(*items: Append) -> None:
+            other.apply(request("other"))
+            append(*items)
+
+        monkeypatch.setattr(log.history.store, "append", late)
+        with pytest.raises(StorageBusy, match="other writers won 10 times"):
+            log.apply(request("loses"))
 
 
 def test_where_files_cannot_be_locked_writers_go_without_turns(
