@@ -4,15 +4,18 @@ It is byte for byte what `frames.encode_frame` makes of `delta.compare`, which t
 for it: most of what recording a small tensor costs. A test compares the two.
 """
 
+from struct import Struct
+
 import numpy as np
 
 from weightledger.ledger.codecs import loops
 from weightledger.ledger.codecs.delta import NEARLY_ALL
-from weightledger.ledger.codecs.streams import SHORTEST_PACKED, u32
+from weightledger.ledger.codecs.streams import SHORTEST_PACKED
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.tensors.spec import Lanes
 
 _DENSE = b"\x07dense.1"
+_COUNT_AND_SIZE = Struct("<II")
 
 
 def encode_few(before: Lanes, after: Lanes, ordered: bool) -> tuple[bytes, int] | None:
@@ -30,7 +33,7 @@ def encode_few(before: Lanes, after: Lanes, ordered: bool) -> tuple[bytes, int] 
     if changed <= NEARLY_ALL * count:
         return None
     size = 1 + int(room[0]) * (4 + count)
-    frame = b"".join((_DENSE, u32(count), u32(size), room[:size].data))
+    frame = b"".join((_DENSE, _COUNT_AND_SIZE.pack(count, size), room[:size].data))
     written = np.frombuffer(frame, np.uint8, offset=len(_DENSE) + 8)
     if not loops.few_lead(written, before, after, ordered):
         raise CorruptLedger("codec 'dense.1' did not reproduce the difference it was given")

@@ -7,7 +7,7 @@ from torch import nn
 
 from weightledger.ledger.engines.naming import Naming
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.tensors.lanes import spec_of
+from weightledger.ledger.tensors.lanes import check_tensor, name_of
 
 
 def checked(naming: Naming, new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -22,10 +22,11 @@ def checked(naming: Naming, new: Mapping[str, torch.Tensor]) -> dict[str, torch.
             first = naming.aliases.get(name)
             hint = f"; it is tied to {first!r}, send that" if first else ""
             raise InvalidRequest(f"the model has no tensor {name!r} of its own{hint}", param=name)
-        got = spec_of(name, tensor)
-        if got != spec:
+        check_tensor(name, tensor)
+        dtype, shape = name_of(tensor.dtype), tuple(tensor.shape)
+        if dtype != spec.dtype or shape != spec.shape:
             raise InvalidRequest(
-                f"tensor {name!r} is {spec.dtype} {spec.shape}, got {got.dtype} {got.shape}",
+                f"tensor {name!r} is {spec.dtype} {spec.shape}, got {dtype} {shape}",
                 param=name,
             )
         taken[name] = _plain(tensor)

@@ -182,7 +182,7 @@ class Versions:
 
     def _forget_released(self) -> None:
         with contextlib.suppress(queue.Empty):
-            while True:
+            while not self._released.empty():  # nearly always: an error would cost more than that
                 self._released.get_nowait()
 
 

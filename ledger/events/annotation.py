@@ -15,7 +15,7 @@ class Annotation:
     salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     def __bool__(self) -> bool:
-        return any(value is not None for value in (self.actor, self.reason, self.metadata))
+        return self.actor is not None or self.reason is not None or self.metadata is not None
 
     def digest(self, name: str) -> str | None:
         """Hex SHA-256 of salt, field name, NUL and the value's UTF-8; None without a value."""

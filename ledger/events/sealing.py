@@ -1,5 +1,6 @@
 """Sealing: a draft gets its place in the log, its running values and its bytes."""
 
+from binascii import hexlify
 from functools import lru_cache
 
 import msgspec
@@ -133,47 +134,51 @@ def _header(event: Event, body: bytes) -> bytes:
     over every field there is.
     """
     # Written out: a call for each of the names takes longer than all they say.
-    counts, refs = event.counts, event.payload
-    parts = [b"{"]
-    if event.active is not None:
-        parts.append(b'"active":%d,' % event.active)
-    if event.actor_digest is not None:
-        parts.append(b'"actor":"%s",' % event.actor_digest.encode())
-    parts.append(
-        b'"body":%s,"counts":{"applied":%d,"updates":%d,"versions":%d},"format":%d,'
-        % (body, counts.applied, counts.updates, counts.versions, FORMAT)
+    counts, key, asked = event.counts, event.idempotency_key, event.request_id
+    pieces = [
+        b'{"digest":"%s","size":%d}' % (hexlify(ref.digest), ref.size) for ref in event.payload
+    ]
+    return (
+        b'{%s%s"body":%s,"counts":{"applied":%d,"updates":%d,"versions":%d},"format":%d,'
+        b'%s"kind":"%s",%s"model":%s,"node":%d,%s%s"payload":[%s],%s%s"recorded_at":%d,'
+        b'%s%s%s"seq":%d,%s"state_after":"%s",%s"state_seq":%d}'
+    ) % (
+        b"" if event.active is None else b'"active":%d,' % event.active,
+        _said(b"actor", event.actor_digest),
+        body,
+        counts.applied,
+        counts.updates,
+        counts.versions,
+        FORMAT,
+        b"" if key is None else b'"idempotency_key":%s,' % canonical(key),
+        event.kind.encode(),
+        _said(b"metadata", event.metadata_digest),
+        _text(event.model),
+        event.node,
+        b"" if event.number is None else b'"number":%d,' % event.number,
+        b"" if event.parent is None else b'"parent":%d,' % event.parent,
+        b",".join(pieces),
+        b"" if event.prev is None else b'"prev":"%s",' % hexlify(event.prev),
+        _said(b"reason", event.reason_digest),
+        event.recorded_at,
+        b""
+        if event.request_digest is None
+        else b'"request_digest":"%s",' % hexlify(event.request_digest),
+        b"" if asked is None else b'"request_id":%s,' % canonical(asked),
+        b"" if event.schema == FIRST_SCHEMA else b'"schema":%d,' % event.schema,
+        event.seq,
+        _said(b"series", event.series),
+        hexlify(event.state_after),
+        b""
+        if event.state_before is None
+        else b'"state_before":"%s",' % hexlify(event.state_before),
+        event.state_seq,
     )
-    if event.idempotency_key is not None:
-        parts.append(b'"idempotency_key":%s,' % canonical(event.idempotency_key))
-    parts.append(b'"kind":"%s",' % event.kind.encode())
-    if event.metadata_digest is not None:
-        parts.append(b'"metadata":"%s",' % event.metadata_digest.encode())
-    parts.append(b'"model":%s,"node":%d,' % (_text(event.model), event.node))
-    if event.number is not None:
-        parts.append(b'"number":%d,' % event.number)
-    if event.parent is not None:
-        parts.append(b'"parent":%d,' % event.parent)
-    pieces = [b'{"digest":"%s","size":%d}' % (ref.digest.hex().encode(), ref.size) for ref in refs]
-    parts.append(b'"payload":[%s],' % b",".join(pieces))
-    if event.prev is not None:
-        parts.append(b'"prev":"%s",' % event.prev.hex().encode())
-    if event.reason_digest is not None:
-        parts.append(b'"reason":"%s",' % event.reason_digest.encode())
-    parts.append(b'"recorded_at":%d,' % event.recorded_at)
-    if event.request_digest is not None:
-        parts.append(b'"request_digest":"%s",' % event.request_digest.hex().encode())
-    if event.request_id is not None:
-        parts.append(b'"request_id":%s,' % canonical(event.request_id))
-    if event.schema != FIRST_SCHEMA:
-        parts.append(b'"schema":%d,' % event.schema)
-    parts.append(b'"seq":%d,' % event.seq)
-    if event.series is not None:
-        parts.append(b'"series":"%s",' % event.series.encode())
-    parts.append(b'"state_after":"%s",' % event.state_after.hex().encode())
-    if event.state_before is not None:
-        parts.append(b'"state_before":"%s",' % event.state_before.hex().encode())
-    parts.append(b'"state_seq":%d}' % event.state_seq)
-    return b"".join(parts)
+
+
+def _said(name: bytes, text: str | None) -> bytes:
+    """A field of plain text, if there is one."""
+    return b"" if text is None else b'"%s":"%s",' % (name, text.encode())
 
 
 @lru_cache(64)

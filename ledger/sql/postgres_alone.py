@@ -40,7 +40,7 @@ def repeated(
         name = b"weightledger_%d" % len(names)
         _checked(connection, connection.pgconn.prepare(name, _numbered(sql)))
         names[sql] = name
-    values: list[Any] = [_binary(value) for value in params]  # None is null
+    values = _binary(params)
     formats = [_BINARY] * len(values)
     execute = connection.pgconn.exec_prepared
 
@@ -68,14 +68,23 @@ def _numbered(sql: str) -> bytes:
     return "".join((first, *rest)).encode()
 
 
-def _binary(value: Any) -> bytes | None:
-    if value is None or type(value) is bytes:
-        return value
-    if type(value) is int:
-        return _NUMBER.pack(value)
-    if type(value) is str:
-        return value.encode()
-    numbers = [_SIZE + _NUMBER.pack(number) for number in value]
+def _binary(params: Sequence[Any]) -> list[Any]:
+    """The values as the server reads them; None is null."""
+    pack = _NUMBER.pack
+    return [
+        value
+        if value is None or type(value) is bytes
+        else pack(value)
+        if type(value) is int
+        else value.encode()
+        if type(value) is str
+        else _array(value)
+        for value in params
+    ]
+
+
+def _array(values: Sequence[int]) -> bytes:
+    numbers = [_SIZE + _NUMBER.pack(number) for number in values]
     return _ARRAY.pack(1, 0, _BIGINT, len(numbers), 1) + b"".join(numbers)
 
 

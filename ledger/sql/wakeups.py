@@ -56,7 +56,9 @@ class Wakeups:
         self._voice: Voice | None = None
         self._ear: Ear | None = None
         self._starting = threading.Lock()
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._waiters = 0
         self._told: dict[int | None, int] = {}
         self._closed = False
 
@@ -99,7 +101,11 @@ class Wakeups:
             pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
             with self._news:
                 if self._times_told(model_id) == told and not self._closed:
-                    self._news.wait(min(pause_s, remaining))
+                    self._waiters += 1
+                    try:
+                        self._news.wait(min(pause_s, remaining))
+                    finally:
+                        self._waiters -= 1
             told = self._times_told(model_id)
             if changed is None or changed():
                 last = look()
@@ -128,6 +134,7 @@ class Wakeups:
 
     def _heard(self, model_id: int | None) -> None:
         """A model has news; None: any may have."""
-        with self._news:
+        with self._lock:
             self._told[model_id] = self._told.get(model_id, 0) + 1
-            self._news.notify_all()
+            if self._waiters:  # waking up nobody would be a good part of telling
+                self._news.notify_all()

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 _WAIT_S = 10.0
 
+Opened = tuple[sa.PoolProxiedConnection, Any]
+"""A connection of the pool, and the driver's own: the pool asks four others for it each time."""
+
 
 class Home(Protocol):
     """The database that is written to."""
@@ -43,14 +46,14 @@ class WritingConnections:
         self.home = home
         self.journal = journal
         self._engine = engine
-        self._kept: list[sa.PoolProxiedConnection] = []
+        self._kept: list[Opened] = []
         self._closed = False
 
     def close(self) -> None:
         """Give back what is kept, and keep no more."""
         self._closed = True
         while self._kept:
-            self._kept.pop().close()
+            self._kept.pop()[0].close()
 
     def transaction(self) -> "Transaction":
         """A transaction that is durable when its block ends, and leaves nothing if it raises."""
@@ -65,12 +68,12 @@ class WritingConnections:
         """
         home = self.home
         home.require_open()
-        pooled = self._taken()
-        if pooled is None:
+        opened = self._taken()
+        if opened is None:
             return None
-        connection = pooled.driver_connection
+        pooled, connection = opened
         if not home.backend.is_quiet(connection):
-            self.keep(pooled)
+            self.keep(opened)
             return None
         try:
             rows = home.backend.alone(connection, sql, params)
@@ -84,28 +87,28 @@ class WritingConnections:
                     raise unknown from error
             home.translate(error)
             raise
-        self.keep(pooled)
+        self.keep(opened)
         return rows
 
-    def begin(self) -> tuple[sa.PoolProxiedConnection, Execute]:
+    def begin(self) -> tuple[Opened, Execute]:
         """A kept connection, or else a new one, after BEGIN."""
         backend = self.home.backend
         while (kept := self._taken()) is not None:
-            connection = kept.driver_connection
             try:
                 return self._after_begin(kept)
             except self.home.errors:
                 # Nothing was written on it: where the server went meanwhile, another one will do.
-                if not backend.is_lost(connection):
+                if not backend.is_lost(kept[1]):
                     raise
-        return self._after_begin(self._engine.raw_connection())
+        pooled = self._engine.raw_connection()
+        return self._after_begin((pooled, pooled.driver_connection))
 
-    def commit(self, pooled: sa.PoolProxiedConnection, execute: Execute) -> None:
+    def commit(self, connection: Any, execute: Execute) -> None:
         """Make it durable; OutcomeUnknown when nobody can say whether it is."""
         try:
             execute("COMMIT")
         except self.home.backend.ERRORS as error:
-            unknown = self.withdrawn(pooled.driver_connection, error)
+            unknown = self.withdrawn(connection, error)
             if unknown is not None:
                 raise unknown from error
             raise
@@ -115,12 +118,12 @@ class WritingConnections:
             except self.home.errors as error:
                 logger.error("the journal of %s could not be shortened: %s", self.home.name, error)
 
-    def keep(self, pooled: sa.PoolProxiedConnection) -> None:
+    def keep(self, opened: Opened) -> None:
         """Have a connection for the next write."""
         if self._closed:
-            pooled.close()
+            opened[0].close()
         else:
-            self._kept.append(pooled)
+            self._kept.append(opened)
 
     def drop(self, pooled: sa.PoolProxiedConnection) -> None:
         """Undo what a connection has not committed, and give it back."""
@@ -140,22 +143,21 @@ class WritingConnections:
             " was. Without a key, look whether it is there first"
         )
 
-    def _taken(self) -> sa.PoolProxiedConnection | None:
+    def _taken(self) -> Opened | None:
         try:
             return self._kept.pop()
         except IndexError:
             return None
 
-    def _after_begin(
-        self, pooled: sa.PoolProxiedConnection
-    ) -> tuple[sa.PoolProxiedConnection, Execute]:
-        execute = self.home.backend.executor(pooled.driver_connection)
+    def _after_begin(self, opened: Opened) -> tuple[Opened, Execute]:
+        pooled, connection = opened
+        execute = self.home.backend.executor(connection)
         try:
             execute(self.home.backend.BEGIN_WRITE)
         except BaseException:
             self.drop(pooled)
             raise
-        return pooled, execute
+        return opened, execute
 
 
 class Transaction:
@@ -164,7 +166,7 @@ class Transaction:
     A class, because a generator costs each write more than what it does.
     """
 
-    __slots__ = ("_connections", "_execute", "_pooled")
+    __slots__ = ("_connections", "_execute", "_opened")
 
     def __init__(self, connections: WritingConnections) -> None:
         self._connections = connections
@@ -175,7 +177,7 @@ class Transaction:
             connections.journal.acquire(_WAIT_S)
         try:
             connections.home.require_open()
-            self._pooled, self._execute = connections.begin()
+            self._opened, self._execute = connections.begin()
         except BaseException as error:
             self._release()
             connections.home.translate(error)
@@ -188,19 +190,19 @@ class Transaction:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        connections = self._connections
+        connections, opened = self._connections, self._opened
         try:
             if error is not None:
-                connections.drop(self._pooled)
+                connections.drop(opened[0])
                 connections.home.translate(error)
                 return
             try:
-                connections.commit(self._pooled, self._execute)
+                connections.commit(opened[1], self._execute)
             except BaseException as failure:
-                connections.drop(self._pooled)
+                connections.drop(opened[0])
                 connections.home.translate(failure)
                 raise
-            connections.keep(self._pooled)
+            connections.keep(opened)
         finally:
             self._release()
 

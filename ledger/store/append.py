@@ -24,7 +24,6 @@ from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.store import erasing, rows, touches, tree_rows
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
-from weightledger.ledger.store.rows import key_of
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
 _ANNOTATE = (
@@ -48,9 +47,10 @@ def register(database: Database, blobs: BlobStore, first: Append) -> int:
     with _durable_blobs([first], blobs) as (first,), database.write() as execute:
         event, _, attached = first
         (model_id,) = execute(_REGISTER, (event.model,)).fetchone()
-        _append_row(execute, database.name, model_id, event, attached.inline)
+        key = _append_row(execute, database.name, model_id, event, attached.inline)
         _name_parameters(execute, model_id, attached.parameters)
-        _append_rest(execute, database.backend, model_id, first, isinstance(blobs, SqlBlobs))
+        in_database = isinstance(blobs, SqlBlobs)
+        _append_rest(execute, database.backend, model_id, key, first, in_database)
     return int(model_id)
 
 
@@ -151,15 +151,14 @@ class Appender:
         """
         event, note, attached = item
         fresh: dict[str, int] = {}
-        _append_row(execute, self._database.name, self.model_id, event, attached.inline)
+        backend = self._database.backend
+        key = _append_row(execute, self._database.name, self.model_id, event, attached.inline)
         if event.kind == UPDATED and attached.parameters:
             ids, fresh = self._parameter_ids(execute, attached.parameters)
-            rows_of, its = touches.source(self._database.backend, ids)
-            key = key_of(self.model_id, event.seq)
+            rows_of, its = touches.source(backend, ids)
             execute(touches.counting(rows_of), (key, note.actor, its))
-        _append_rest(
-            execute, self._database.backend, self.model_id, item, isinstance(self._blobs, SqlBlobs)
-        )
+        in_database = isinstance(self._blobs, SqlBlobs)
+        _append_rest(execute, backend, self.model_id, key, item, in_database)
         return fresh
 
     def _parameter_ids(
@@ -228,9 +227,13 @@ def _require_given(missing: Collection[bytes]) -> None:
 
 def _append_row(
     execute: Execute, where: str, model_id: int, event: Event, inline: bytes | None
-) -> None:
-    inserted = execute(rows.INSERT, (*rows.to_row(model_id, event), inline))
+) -> int:
+    """Write an event's row; gives its key."""
+    row = rows.to_row(model_id, event)
+    inserted = execute(rows.INSERT, (*row, inline))
     _require_stored(inserted.rowcount, where, event.seq)
+    key: int = row[0]
+    return key
 
 
 def _require_stored(count: int, where: str, seq: int) -> None:
@@ -259,11 +262,10 @@ def _alone(ids: str, condition: str | None, *, noted: bool) -> str:
 
 
 def _append_rest(
-    execute: Execute, backend: Backend, model_id: int, item: Append, in_database: bool
+    execute: Execute, backend: Backend, model_id: int, key: int, item: Append, in_database: bool
 ) -> None:
     """What stands beside the event: texts, the list of versions, blobs and snapshots."""
     event, note, attached = item
-    key = key_of(model_id, event.seq)
     if note:
         texts = (note.actor, note.reason, note.metadata)
         execute(_ANNOTATE, (key, event.kind, *texts, note.salt))

@@ -1,6 +1,7 @@
 """Touches: which updates counted as one of which parameter, and as its how manieth."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from weightledger.ledger.sql.backend import Backend
@@ -26,6 +27,7 @@ def source(backend: Backend, ids: Sequence[int]) -> tuple[str, Any]:
     return backend.each("bigint"), backend.many(ids)
 
 
+@cache
 def counting(ids: str, key: str = "?") -> str:
     """The statement that counts an update of each of `ids`, a row source.
 

@@ -139,6 +139,20 @@ def unchanged(
     return True
 
 
+def is_unchanged(
+    chunks: bytes | bytearray, checksums: bytearray | None, lanes: NDArray[Any]
+) -> bool:
+    """`unchanged` of all of a tensor that is one chunk, flat and contiguous."""
+    if checksums is None or checksums == _UNKNOWN:
+        return chunk_digests(lanes) == chunks
+    return xxh3_128_digest(lanes.data) == checksums
+
+
+def checksum_of(lanes: NDArray[Any]) -> bytearray:
+    """The checksum of all of a tensor that is one chunk, flat and contiguous."""
+    return bytearray(xxh3_128_digest(lanes.data))
+
+
 def checksum(checksums: bytearray, lanes: NDArray[Any], numbers: Iterable[int]) -> None:
     """Bring checksums up to date in place after the chunks with these numbers were written."""
     view = _bytes_of(lanes)

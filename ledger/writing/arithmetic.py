@@ -6,11 +6,14 @@ the ledger keeps is the resulting bits, so this code is never run again on repla
 factors are kept as they are (`ledger.codecs.factors`).
 """
 
+import contextvars
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.factors import apply_factors
 from weightledger.ledger.codecs.tiling import tile_elements, tile_starts
@@ -136,34 +139,46 @@ def moved_quickly(updates: Sequence[Update], old: torch.Tensor) -> torch.Tensor 
     """
     if not old.is_cpu or old.nbytes > _AT_ONCE_BYTES or old.dtype != torch.float32:
         return None
-    moved = old.detach().numpy().flatten()
-    step = np.empty_like(moved)
-    with np.errstate(all="ignore"):  # what is not finite is looked at by `_moved`
-        for update in updates:
-            u, scale = update.operand, np.float32(update.learning_rate)
-            if (
-                not scale
-                or u is None
-                or update.indices is not None
-                or update.update_type == "replace"
-                or u.dtype not in _SIMPLE
-                or not u.is_cpu
-            ):
-                return None
-            values = u.numpy()
-            if u.dtype is not torch.float32:
-                values = values.astype(np.float32)
-            np.multiply(values, scale, step)
-            if update.update_type == "additive":
-                np.add(moved, step, moved)
-            else:
-                np.add(step, _ONE, step)
-                np.multiply(moved, step, moved)
-        total = moved.sum()
+    moved = _untold().copy().run(_moved_by_numpy, updates, old.detach().numpy().flatten())
+    return None if moved is None else torch.from_numpy(moved.reshape(old.shape))
+
+
+def _moved_by_numpy(
+    updates: Sequence[Update], moved: NDArray[np.float32]
+) -> NDArray[np.float32] | None:
+    """Write the values after all of `updates` over those before; None as above."""
+    step = np.empty(moved.size, np.float32)
+    for update in updates:
+        u, scale = update.operand, np.float32(update.learning_rate)
+        if (
+            not scale
+            or u is None
+            or update.indices is not None
+            or update.update_type == "replace"
+            or u.dtype not in _SIMPLE
+            or not u.is_cpu
+        ):
+            return None
+        values = u.numpy()
+        if u.dtype is not torch.float32:
+            values = values.astype(np.float32)
+        np.multiply(values, scale, step)
+        if update.update_type == "additive":
+            np.add(moved, step, moved)
+        else:
+            np.add(step, _ONE, step)
+            np.multiply(moved, step, moved)
     # Nothing finite comes of what is not: one look at the end tells of every step.
-    if not moved.size or not math.isfinite(total):
-        return None
-    return torch.from_numpy(moved.reshape(old.shape))
+    return moved if moved.size and math.isfinite(np.add.reduce(moved)) else None
+
+
+@cache
+def _untold() -> contextvars.Context:
+    """Where numpy warns of nothing: what is not finite is looked at by `_moved`. `np.errstate`
+    takes as long as the arithmetic of a small tensor."""
+    context = contextvars.Context()
+    context.run(np.seterr, all="ignore")
+    return context
 
 
 def _require_fitting(u: torch.Tensor, wide: torch.Tensor, spec: TensorSpec) -> None:

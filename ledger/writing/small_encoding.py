@@ -16,7 +16,13 @@ from weightledger.ledger.codecs.frames import encode_frame
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.events.changes import FRAMES, TensorChange
 from weightledger.ledger.projection.change import HashedTensor
-from weightledger.ledger.tensors.digest import CHUNK_BYTES, chunk_digests, root
+from weightledger.ledger.tensors.digest import (
+    CHUNK_BYTES,
+    checksum_of,
+    chunk_digests,
+    is_unchanged,
+    root,
+)
 from weightledger.ledger.tensors.lanes import lanes, shares_memory
 from weightledger.ledger.tensors.spec import WEIGHTS, Lanes, TensorSpec
 from weightledger.ledger.writing.payload import PayloadWriter
@@ -42,7 +48,7 @@ def record_small(
     """What `encoding.record_tensors` gives of one tensor."""
     name = spec.name
     old, new = lanes(before.tensor.detach(), name), lanes(write.after.detach(), name)
-    if chunk_digests(old) != before.chunks:
+    if not is_unchanged(before.chunks, before.checksums, old):
         raise changed_outside(name)
     few = encode_few(old, new, True)
     positions = None
@@ -58,7 +64,7 @@ def record_small(
     size = payload.write(frame) if changed else 0
     return (
         TensorChange(name, root(before.chunks), root(chunks), size, changed, FRAMES),
-        HashedTensor(write.after, chunks),
+        HashedTensor(write.after, chunks, checksum_of(new)),
         norm if math.isfinite(norm) else None,
     )
 

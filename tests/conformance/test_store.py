@@ -310,7 +310,7 @@ def test_a_lost_payload_is_noticed_with_its_seq(
 def test_a_full_disk_records_nothing_and_the_store_goes_on(
     sqlite_url: str, new_writer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WritingConnections, "keep", lambda self, pooled: pooled.close())
+    monkeypatch.setattr(WritingConnections, "keep", lambda self, opened: opened[0].close())
     store = SqlStore.open(sqlite_url)
     writer = new_writer(store)
     writer.append()

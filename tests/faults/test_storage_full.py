@@ -47,7 +47,7 @@ class Pragmas:
 def pragmas(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pragmas]:
     made = Pragmas()
     # So that a writer's connection is taken from the pool for each write.
-    monkeypatch.setattr(WritingConnections, "keep", lambda self, pooled: pooled.close())
+    monkeypatch.setattr(WritingConnections, "keep", lambda self, opened: opened[0].close())
     event.listen(Pool, "checkout", made)
     yield made
     event.remove(Pool, "checkout", made)

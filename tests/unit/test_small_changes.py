@@ -2,12 +2,14 @@
 
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from weightledger.ledger.codecs import loops
 from weightledger.ledger.codecs.delta import compare
@@ -16,7 +18,7 @@ from weightledger.ledger.codecs.frames import apply_frames, encode_frame
 from weightledger.ledger.codecs.streams import SHORTEST_PACKED
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, WeightsChangedOutside
 from weightledger.ledger.projection.change import HashedTensor
-from weightledger.ledger.tensors.digest import chunk_digests
+from weightledger.ledger.tensors.digest import chunk_digests, no_checksums
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing import arithmetic, encoding
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
@@ -26,6 +28,7 @@ from weightledger.ledger.writing.plan import Write
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
 POOL = ThreadPoolExecutor(1)
+WAYS: Any = (PayloadWriter(None), POOL)  # type: ignore[arg-type]  (nothing is put)
 # Bits, so that NaN payloads, -0.0, infinities and denormals are among the values.
 BITS = st.integers(0, 2**32 - 1) | st.sampled_from(
     [0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00001, 1, 0x3F800000]
@@ -119,11 +122,18 @@ def test_a_frame_of_few_lanes_that_leads_elsewhere_is_noticed(
 
 
 def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:
+    """By its digest, and by its checksum where that is known: it is after every small update."""
     old = torch.randn(16)
     spec = TensorSpec("weights/w", "float32", (16,))
-    write = (spec, HashedTensor(old, chunk_digests(torch.zeros(16).numpy())), Write(old + 1))
-    with pytest.raises(WeightsChangedOutside, match="w"):
-        record_tensors([write], PayloadWriter(None), POOL)  # type: ignore[arg-type]
+    first = HashedTensor(old, chunk_digests(old.numpy()))
+    (recorded,) = record_tensors([(spec, first, Write(old + 1))], *WAYS)
+    for held in (first, recorded[1], HashedTensor(old, first.chunks, no_checksums(first.chunks))):
+        tensor = held.tensor.clone()
+        record_tensors([(spec, replace(held, tensor=tensor), Write(old + 2))], *WAYS)
+        tensor.numpy()[3] += 1  # no counter sees it
+        with pytest.raises(WeightsChangedOutside, match="w"):
+            record_tensors([(spec, replace(held, tensor=tensor), Write(old + 2))], *WAYS)
+    assert recorded[1].checksums is not None
 
 
 @given(
