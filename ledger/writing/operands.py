@@ -228,10 +228,10 @@ def _from_numbers(data: Any, spec: TensorSpec, param: str = "update_data") -> to
 
 
 def _fit(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    shape = tuple(values.shape)
-    if shape == () or shape == spec.shape or shape == (spec.numel,):
+    shape = values.shape
+    if shape == spec.shape or shape == () or shape == (spec.numel,):
         return flat(values) if shape == spec.shape else values
-    got = f"{shape[0]} values" if len(shape) == 1 else f"shape {shape}"
+    got = f"{shape[0]} values" if len(shape) == 1 else f"shape {tuple(shape)}"
     raise InvalidRequest(
         f"parameter {spec.name!r} has shape {spec.shape}, got {got}; "
         f"send that shape, {spec.numel} flat values, or one number",

@@ -20,6 +20,7 @@ from weightledger.ledger.projection.change import Change
 from weightledger.ledger.projection.following import News
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.writing import arithmetic
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.attempts import Attempts
 from weightledger.ledger.writing.commands import CarryOut, Command, RequestApproval
@@ -81,6 +82,7 @@ class Writer:
         row, key = row_of(held_back(command, self._policy)), command.caller.idempotency_key
         if not self._warm and row.grouped:
             warm_few()
+            arithmetic.warm()
             self._warm = True
         if row.read is None or (key is not None and self._history.store.by_key(key)):
             return command

@@ -1,5 +1,6 @@
 """The short way for small float32 tensors leads to what the general way leads to, bit for bit."""
 
+import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,6 +30,8 @@ from weightledger.ledger.writing.requests import IncrementalUpdateRequest, valid
 
 POOL = ThreadPoolExecutor(1)
 WAYS: Any = (PayloadWriter(None), POOL)  # type: ignore[arg-type]  (nothing is put)
+# The largest rate that is zero as a float32, and the next one.
+AROUND_NOTHING = (2.0**-150, math.nextafter(2.0**-150, 1))
 # Bits, so that NaN payloads, -0.0, infinities and denormals are among the values.
 BITS = st.integers(0, 2**32 - 1) | st.sampled_from(
     [0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00001, 1, 0x3F800000]
@@ -140,12 +143,20 @@ def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() ->
     data=st.data(),
     count=st.integers(1, 64),
     update_type=st.sampled_from(["additive", "multiplicative"]),
-    rate=st.sampled_from([0.0, 1e-60, 1e-3, 0.1, 1 / 3, 1.0]),
+    rate=st.sampled_from([0.0, 1e-60, *AROUND_NOTHING, 1e-3, 0.1, 1 / 3, 1.0]),
     wide=st.booleans(),
     alone=st.booleans(),
+    strided=st.booleans(),
 )
 def test_the_short_arithmetic_and_the_general_one_are_equal(
-    data: st.DataObject, count: int, update_type: str, rate: float, *, wide: bool, alone: bool
+    data: st.DataObject,
+    count: int,
+    update_type: str,
+    rate: float,
+    *,
+    wide: bool,
+    alone: bool,
+    strided: bool,
 ) -> None:
     """Denormals, -0.0, NaN payloads and overflows among what is there and what is sent."""
     before = tensor(data.draw(st.lists(BITS, min_size=count, max_size=count)))
@@ -155,6 +166,8 @@ def test_the_short_arithmetic_and_the_general_one_are_equal(
         )
     else:
         sent = tensor(data.draw(st.lists(BITS, min_size=count, max_size=count)))
+    if strided:
+        sent = torch.stack((sent, sent), 1)[:, 0]
     spec = TensorSpec("w", "float32", (count,))
     request = IncrementalUpdateRequest(
         "w", sent[0].item() if alone else sent, rate, update_type=update_type
