@@ -15,7 +15,17 @@ from weightledger.ledger.errors import InvalidRequest
 # Where orjson and ECMAScript disagree on exponents, and where whole numbers begin.
 _UNLIKE_FROM, _UNLIKE_TO, _WHOLE_FROM = 1e-6, 1e-5, 1e16
 _EXACT = 1 << 53
-_PLAIN = {str, bool, type(None)}
+
+
+class Plain(dict[str, Any]):
+    """An object that orjson writes canonically, which has been looked at: what a request says goes
+    into its digest and into its event. Whoever makes one sees to it (`is_plain`); nobody changes
+    it."""
+
+    __slots__ = ()
+
+
+_PLAIN = {str, bool, type(None), Plain}
 
 
 def canonical(value: Any, *, param: str | None = None) -> bytes:
@@ -37,6 +47,11 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
         raise InvalidRequest("nested too deeply for canonical JSON", param=param) from None
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise InvalidRequest(f"not representable as canonical JSON: {error}", param=param) from None
+
+
+def is_plain(number: float) -> bool:
+    """Whether orjson writes a finite number canonically."""
+    return _alike(number)
 
 
 def _alike(value: Any) -> bool:

@@ -14,7 +14,7 @@ from msgspec.structs import force_setattr
 
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.canonical import Plain, canonical, is_plain
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes, name_of
 from weightledger.ledger.tensors.spec import TensorSpec
@@ -70,12 +70,13 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     def facts(self) -> Mapping[str, Any]:
         """What the event says about the request: its options, and the digest of what was sent."""
         if self._facts is None:
-            facts = {
-                "parameter": self.spec.name,
-                "operation": self.update_type,
-                "learning_rate": self.learning_rate,
-                "operand": self._described(),
-            }
+            rate = self.learning_rate  # of all that is said it alone may be written in two ways
+            facts = (Plain if is_plain(rate) else dict)(
+                parameter=self.spec.name,
+                operation=self.update_type,
+                learning_rate=rate,
+                operand=self._described(),
+            )
             force_setattr(self, "_facts", facts)
             return facts
         return self._facts
@@ -85,17 +86,17 @@ class Update(msgspec.Struct, frozen=True, eq=False):
         """The digest of the canonical request, 32 bytes."""
         return content_digest(canonical({**self.facts, "metadata": self.metadata}))
 
-    def _described(self) -> Mapping[str, Any]:
+    def _described(self) -> Plain:
         if self.factors is not None:
             a, b = self.factors.a, self.factors.b
             digest = content_digest(content_digest(lanes(a)) + content_digest(lanes(b)))
-            return {"rank": self.factors.rank, "dtype": name_of(a.dtype), "digest": digest.hex()}
+            return Plain(rank=self.factors.rank, dtype=name_of(a.dtype), digest=digest.hex())
         assert self.operand is not None
-        described: dict[str, Any] = {
-            "digest": content_digest(lanes(self.operand)).hex(),
-            "dtype": name_of(self.operand.dtype),
-            "elements": self.operand.numel(),
-        }
+        described = Plain(
+            digest=content_digest(lanes(self.operand)).hex(),
+            dtype=name_of(self.operand.dtype),
+            elements=self.operand.numel(),
+        )
         if self.indices is not None:
             described["indices"] = content_digest(lanes(self.indices)).hex()
         return described

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
@@ -56,6 +58,19 @@ def test_it_is_what_the_library_writes(value: object) -> None:
             canonical(value)
         return
     assert canonical(value) == expected
+
+
+@given(rate=FLOATS.filter(lambda rate: 0 <= rate <= 1), some=st.booleans())
+@example(rate=0.0, some=True)
+@example(rate=1.0, some=False)
+@example(rate=9.99e-6, some=False)
+def test_what_a_request_says_is_what_the_library_writes(rate: float, *, some: bool) -> None:
+    """Which is not looked at again each time it is written."""
+    name = '\ue000\U0001f600"é'
+    request = IncrementalUpdateRequest(name, 0.5, rate, indices=[2, 0] if some else None)
+    facts = validate(request, {name: TensorSpec(name, "float32", (3,))}).facts
+    assert canonical(facts) == rfc8785.dumps(facts)
+    assert canonical({"é": [facts, 1.0]}) == rfc8785.dumps({"é": [facts, 1.0]})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**60, "\ud800", {"a": object()}])

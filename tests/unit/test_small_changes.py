@@ -185,6 +185,14 @@ def test_the_short_arithmetic_and_the_general_one_are_equal(
         assert outcome() == short
 
 
+def test_a_rate_that_is_zero_as_a_float32_adds_nothing() -> None:
+    """Not even to -0.0, which would be 0.0 afterwards."""
+    before, specs = tensor([0x80000000, 0x3F800000]), {"w": TensorSpec("w", "float32", (2,))}
+    for rate, first in zip(AROUND_NOTHING, (0x80000000, 1), strict=True):
+        update = validate(IncrementalUpdateRequest("w", torch.ones(2), rate), specs)
+        assert compute(update, before).numpy().view(np.uint32).tolist() == [first, 0x3F800000]
+
+
 STEPS = st.lists(
     st.tuples(
         st.lists(BITS, min_size=4, max_size=4),
