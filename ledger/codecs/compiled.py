@@ -38,6 +38,15 @@ def compiled(loop: Loop) -> Loop:
         return cast(Loop, numba.njit(nogil=True)(loop))
 
 
+def compiled_for_few(loop: Loop) -> Loop:
+    """The same for so few lanes that they keep Python's lock: whoever lets go of it waits until
+    another thread has had its turn."""
+    try:
+        return cast(Loop, numba.njit(cache=True)(loop))
+    except RuntimeError:
+        return cast(Loop, numba.njit()(loop))
+
+
 def _where_other(_: Any, one: Any, other: Any, start: Any) -> Any:
     """Which of the 64 lanes from `start` on differ, the first of them in the lowest bit."""
     width = one.dtype.bitwidth
@@ -271,7 +280,7 @@ def from_planes(planes: NDArray[np.uint8], signed: bool, out: Lanes) -> None:
             out[entry] = (value >> lane(1)) ^ (lane(0) - (value & lane(1)))
 
 
-@compiled
+@compiled_for_few
 def few_planes(before: Lanes, after: Lanes, ordered: bool, out: NDArray[np.uint8]) -> int:
     """Write what `planes.encode_signed` writes of the differences of fewer lanes than are packed.
 
@@ -299,7 +308,7 @@ def few_planes(before: Lanes, after: Lanes, ordered: bool, out: NDArray[np.uint8
     return changed
 
 
-@compiled
+@compiled_for_few
 def few_lead(encoded: NDArray[np.uint8], before: Lanes, after: Lanes, ordered: bool) -> bool:
     """Whether bytes as `few_planes` writes them, read as what they say, lead from all of the lanes
     to all of the others."""

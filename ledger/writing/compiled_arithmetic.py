@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs.compiled import compiled
+from weightledger.ledger.codecs.compiled import compiled_for_few
 
 
-@compiled
+@compiled_for_few
 def step(moved: NDArray[np.float32], operand: NDArray[Any], rate: float, additive: bool) -> bool:
     """Write w + r·u, or w·(1 + r·u), over the w; whether all of it is finite.
 
