@@ -11,7 +11,8 @@ import torch
 
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql import wakeups
+from weightledger.ledger.sql.wakeups import Wake, Wakeups
 from weightledger.ledger.store.waiting import _COUNT
 
 FOREVER_S = 300.0
@@ -26,6 +27,25 @@ def logs(database_url: str) -> Iterator[tuple[Log, Log]]:
 
 def update(log: Log) -> int:
     return log.apply(IncrementalUpdateRequest("w", 1.0)).seq
+
+
+def test_a_commit_wakes_who_waits_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits looks by itself as well, which is put off here."""
+    monkeypatch.setattr(wakeups, "POLL_S", FOREVER_S)
+    here, news = Wakeups(None, None), list[int]()
+    seen: list[list[int]] = []
+
+    def wait() -> None:
+        seen.append(here.wait(1, lambda: list(news), None, bool, FOREVER_S, "poll"))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    until(lambda: here._waiters, "nobody waits")
+    news.append(1)
+    here.committed(1)
+    until(lambda: seen, "nobody woke up")
+    assert seen == [[1]]
+    thread.join()
 
 
 @pytest.mark.parametrize("wake", ["auto", "listen", "poll"])
