@@ -4,10 +4,13 @@
 
 A model of 1 GiB of float32 in 128 tensors, and 200 updates, each of 1 % of eight of them. Beside
 the time by the clock stands the processor time of all processes, since on a busy machine the clock
-says little. With --ray the same on a Ray cluster that is started for it.
+says little. One process works on as many threads as there are cores, so that two of them can only
+gain by the clock what those threads leave idle: beside it stands one process held to one core. With
+--ray the same on a Ray cluster that is started for it.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -59,21 +62,30 @@ def used() -> float:
     return ended.ru_utime + ended.ru_stime
 
 
-def timed(url: str, *words: str) -> tuple[float, float]:
-    """Seconds by the clock and of processor time of a command, from its start to its end."""
+def timed(url: str, *words: str, cores: int | None = None) -> tuple[float, float]:
+    """Seconds by the clock and of processor time of a command, from its start to its end; `cores`
+    holds it to the first so many."""
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_cores)[:cores])  # a child begins where its parent may run
     started, before = time.perf_counter(), used()
     command = [sys.executable, "-m", "weightledger", *words, "--database", url]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finally:
+        os.sched_setaffinity(0, all_cores)
     return time.perf_counter() - started, used() - before
 
 
 def measure(report: Report, what: str, url: str, words: Sequence[str], kind: str) -> None:
     """Add what a command costs as one process and as two."""
+    held, _ = timed(url, *words, cores=1)
     alone, alone_cpu = timed(url, *words)
     shared, shared_cpu = timed(url, *words, "--jobs", "2", "--executor", kind)
     report.add(f"{what}, one process", alone, "s")
     report.add(f"{what}, two", shared, "s", ratio=shared / alone, of="one process",
                goal=f"≤ {GOAL_WALL} ×", ok=shared <= GOAL_WALL * alone)  # fmt: skip
+    report.add("  one process held to one core", held, "s")
+    report.add("  two beside that", shared, "s", ratio=shared / held, of="one on one core")
     report.add("  processor time, one", alone_cpu, "s")
     if kind == "local":  # what Ray's own processes use is not told
         ratio = shared_cpu / alone_cpu
