@@ -140,6 +140,9 @@ def costs(report: Report, url: str) -> None:
         store.wait(last, looks * POLL_S, "poll")
         look_ms = (time.process_time() - cpu) * 1000 / looks
         report.add("idle look", look_ms, "ms", goal="≤ 0.1", ok=look_ms <= 0.1)
+        bare_ms = bare_look_ms(url, looks)
+        what = "  of it sleeping, and the bare prepared statement"
+        report.add(what, bare_ms, "ms", ratio=bare_ms / look_ms, of="the look")
         update(log)
         behind.catch_up()
         took = []
@@ -157,6 +160,18 @@ def costs(report: Report, url: str) -> None:
         with ledger.follow(MODEL, replica="late"):
             late_s = time.process_time() - cpu
         report.add("late joiner", late_s, "s", goal="≤ 2", ok=late_s <= 2)
+
+
+def bare_look_ms(url: str, looks: int) -> float:
+    """Processor time of as many sleeps and prepared statements of the driver's, without us."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        driver = connection.pgconn
+        driver.prepare(b"bare", b"SELECT COALESCE(max(event_key), 0) FROM events")
+        cpu = time.process_time()
+        for _ in range(looks):
+            time.sleep(POLL_S)
+            driver.exec_prepared(b"bare", [], [], 1)
+        return (time.process_time() - cpu) * 1000 / looks
 
 
 def large(report: Report, url: str) -> None:

@@ -75,7 +75,7 @@ def main() -> None:
     worker = worker_of(llm)
     engine, model = worker.weight_transfer_engine, worker.get_model()
     base: Weights = load_file(folder / "model.safetensors")
-    engine._load(list(base.items()))  # as the ledger does when it meets a server: all of it
+    engine.loader.load(list(base.items()))  # as the ledger does when it meets a server: all of it
     before = answers(llm)
     q, k, v = (f"{AT}{part}_proj.weight" for part in "qkv")
     noise = torch.randn(base[q].shape, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def main() -> None:
         was = identity(model)
         started, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            engine._attempt(list(tensors.items()))
+            engine.loader.attempt(list(tensors.items()))
             said = None
         except WeightsMismatch as error:
             said = str(error)
@@ -117,14 +117,14 @@ def main() -> None:
         results[what] = said
     for what, tensors in wrong.items():  # and for good: vLLM refuses them as well
         try:
-            engine._load(list(tensors.items()))
+            engine.loader.load(list(tensors.items()))
         except Exception as error:  # noqa: BLE001
             results[f"{what}, loaded"] = f"{type(error).__name__}: {error}"
         else:
             require(False, f"vLLM loads {what}")
-        engine._load(list(base.items()))
+        engine.loader.load(list(base.items()))
         require(answers(llm) == before, f"{what}: not brought back")
-    engine._load(list(good.items()))
+    engine.loader.load(list(good.items()))
     require(answers(llm) != before, "what was tried and then loaded is not shown")
     print(json.dumps(results, indent=2))
 

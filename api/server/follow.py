@@ -11,7 +11,7 @@ from weightledger.api.server.serve import engine_of, figures, prepare, require_k
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger import permissions
-from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.fleet.follower import Following
 from weightledger.ledger.fleet.readiness import Limits
 from weightledger.ledger.following import refusal, replica_name
@@ -54,6 +54,13 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
         )
         logger.info("loading the model %s", settings.model)
         model, engine, _ = engine_of(settings)
+        known = ledger.models()
+        if model not in known:
+            raise NotFound(
+                f"Model {model!r} not found; registered: {', '.join(known) or 'none'}. A replica"
+                " follows what a writer has registered: start `weightledger serve` on this database"
+                " first"
+            )
         logger.info("following the log of %s as %s", model, name)
         limits = Limits(settings.max_stale_s, settings.max_lag_s)
         manager = DynamicModelManager(

@@ -1,9 +1,12 @@
 """What a worker reads and holds, without a server: staged whole, loaded once, never by mistake."""
 
+import abc
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +197,52 @@ def test_what_is_installed_beside_the_server_is_what_its_workers_import() -> Non
         (line,) = [one for one in (ROOT / page).read_text().split("\n") if "install blake3" in one]
         named = {re.split(r"[^\w-]", word.strip("'"))[0] for word in line.split()}
         assert imported - brought <= named, page
+
+
+OLDER = {"init_transfer_engine", "receive_weights", "shutdown", "trainer_send_weights"}
+NEWER = {"init_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
+         "receive_weights", "shutdown"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "form"), [(OLDER, "older"), (NEWER, "weights")])
+def test_each_aphrodite_is_given_the_backend_that_it_knows(
+    wanted: set[str], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aphrodite needs a GPU to be installed: its base class stands here by what a backend owes."""
+    registered: dict[str, tuple[str, str]] = {}
+
+    class Factory:
+        _registry = registered
+
+        @staticmethod
+        def register_engine(name: str, module: str, class_name: str) -> None:
+            assert name not in registered
+            registered[name] = module, class_name
+
+    owed = {name: abc.abstractmethod(lambda self: None) for name in wanted}
+    base = abc.ABCMeta("WeightTransferEngine", (), owed)
+    parts: dict[str, Any] = {
+        "aphrodite": {},
+        "aphrodite.config": {"set_current_aphrodite_config": None},
+        "aphrodite.distributed": {},
+        "aphrodite.distributed.weight_transfer": {"WeightTransferEngineFactory": Factory},
+        "aphrodite.distributed.weight_transfer.base": {
+            "WeightTransferEngine": base,
+            "WeightTransferUpdateInfo": object,
+        },
+    }
+    for name, holds in parts.items():
+        module = types.ModuleType(name)
+        vars(module).update(holds)
+        monkeypatch.setitem(sys.modules, name, module)
+    ours = f"{Staging.__module__.rpartition('.')[0]}.aphrodite_"
+    try:
+        plugin: Any = importlib.import_module(f"{ours}plugin")
+        plugin.register()
+        plugin.register()  # in one process more than once
+        ((module_name, class_name),) = registered.values()
+        assert module_name == ours + form
+        getattr(importlib.import_module(module_name), class_name)()  # nothing is owed
+    finally:
+        for name in [name for name in sys.modules if name.startswith(ours)]:
+            del sys.modules[name]

@@ -51,3 +51,13 @@ def test_what_needs_a_model_is_refused_without_one(tmp_path: Path) -> None:
         follow_and_serve(Settings(model=MODEL, **settings))
     with Ledger.open(url) as ledger:
         assert ledger.models() == [MODEL]
+
+
+def test_a_replica_of_what_no_writer_has_registered_says_what_to_start(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    with Ledger.open(url):
+        pass
+    factory = "tests.fleet.conftest:base"
+    settings = Settings(model=factory, database=url, data_dir=tmp_path / "data", port=0)
+    with pytest.raises(NotFound, match=r"registered: none\. A replica follows"):
+        follow_and_serve(settings)

@@ -1,66 +1,18 @@
-"""The backend "ledger" inside Aphrodite's workers, whose weight transfer is an older vLLM's.
+"""Registers the backend "ledger" with Aphrodite, in the form that its release knows.
 
-There the worker itself prepares the model for loading and puts it right afterwards; the backend
-gets a function that loads. Importable where Aphrodite is installed, only there.
+Aphrodite finds it by the entry point group `aphrodite.general_plugins`, in every process it starts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 from aphrodite.distributed.weight_transfer import WeightTransferEngineFactory
-from aphrodite.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferUpdateInfo,
-)
+from aphrodite.distributed.weight_transfer.base import WeightTransferEngine
 
-from weightledger.ledger.engines.vllm import BACKEND, StateRef
-from weightledger.ledger.engines.vllm.staging import Instruction, Staging
-
-
-@dataclass
-class StagedState(WeightTransferUpdateInfo):
-    """Which staged state to load: its seq and hex digest."""
-
-    seq: int
-    digest: str
-
-
-class LedgerWeights(WeightTransferEngine):
-    """Loads states of the ledger into one worker's model."""
-
-    init_info_cls = Instruction
-    update_info_cls = StagedState
-    _staging: Staging | None = None
-
-    def init_transfer_engine(self, init_info: Instruction) -> None:
-        """Stage or confirm; the model is not touched."""
-        if self._staging is None:
-            self._staging = Staging()
-        self._staging.follow(init_info)
-
-    def receive_weights(
-        self,
-        update_info: StagedState,
-        load_weights: Callable[[list[tuple[str, torch.Tensor]]], None],
-    ) -> None:
-        """Load what is staged, if it is that state."""
-        if self._staging is None:
-            raise RuntimeError("nothing was staged in this worker")
-        target = StateRef(update_info.seq, bytes.fromhex(update_info.digest))
-        self._staging.load(target, load_weights)
-
-    def shutdown(self) -> None:
-        """Nothing is held between calls."""
-
-    @staticmethod
-    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """Workers read the ledger themselves; no trainer sends to them."""
-        raise NotImplementedError("the backend 'ledger' reads its weights from the ledger")
+from weightledger.ledger.engines.vllm import BACKEND
 
 
 def register() -> None:
     """Make the backend known to this process of Aphrodite."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, LedgerWeights)
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
+    sessions = hasattr(WeightTransferEngine, "start_weight_update")
+    module = __package__ + (".aphrodite_weights" if sessions else ".aphrodite_older")
+    WeightTransferEngineFactory.register_engine(BACKEND, module, "LedgerWeights")
