@@ -28,6 +28,7 @@ from weightledger.ledger.errors import (
     LedgerError,
     NotFound,
     PublishFailed,
+    Unavailable,
 )
 from weightledger.ledger.events import Event
 from weightledger.ledger.fleet.follower import Follower, Following
@@ -178,6 +179,7 @@ class DynamicModelManager(ManagerReads):
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         self._handover = Handover(self.log.submit, self.log.drain, self._writer)
+        self._closed = False
         if following is None:
             self.log.carry_out_approved()
         else:
@@ -187,6 +189,7 @@ class DynamicModelManager(ManagerReads):
         """Finish the write in progress; close the database if this manager opened it."""
         if self.follower is not None:
             self.follower.close()
+        self._closed = True
         self._writer.shutdown()
         self.collector.close()
         self.supervision.close()
@@ -199,8 +202,11 @@ class DynamicModelManager(ManagerReads):
         """Carry out a command (see `ledger.writing.commands`), and give its event.
 
         What waits by the time the writer comes to it is appended together. PublishFailed when a
-        remote engine could not be brought to another state that was asked for.
+        remote engine could not be brought to another state that was asked for; Unavailable after
+        `close`.
         """
+        if self._closed:
+            raise Unavailable("this manager was closed, and writes nothing any more")
         if row_of(command).read is not None:
             command = await asyncio.to_thread(self.log.ready, command)
         event = await self._handover.carry_out(command)

@@ -4,12 +4,18 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from weightledger import IncrementalUpdateRequest, Ledger
-from weightledger.ledger.errors import StorageError
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    Ledger,
+)
+from weightledger.ledger.errors import StorageError, Unavailable
 from weightledger.ledger.events import Event
 from weightledger.ledger.log import Log
 from weightledger.ledger.writing.caller import Caller
@@ -174,3 +180,18 @@ def test_a_loop_that_ends_before_it_asks_keeps_no_other_from_it(log: Log) -> Non
         event = asyncio.run(handover.carry_out(update(log)))
         step.close()
     assert event.seq == 2  # after the one that was queued first
+
+
+def test_a_manager_that_was_closed_writes_nothing_and_says_so(tmp_path: Path) -> None:
+    config = DynamicUpdateConfig(backup_dir=tmp_path)
+    manager = DynamicModelManager(torch.nn.Linear(2, 2), "m", config=config)
+    manager.close()
+    for write in (
+        manager.apply_incremental_update(IncrementalUpdateRequest("bias", 1.0)),
+        manager.create_version("after"),
+        manager.rollback_to_version("v0"),
+    ):
+        with pytest.raises(Unavailable, match="was closed"):
+            asyncio.run(write)
+    with Ledger.open(config.url) as ledger:
+        assert ledger.model("m").history.store.last_seq() == 0

@@ -24,7 +24,8 @@ Every change to the served model's weights is one immutable event.
 **Errors** have one form, `{"error": {"message", "type", "param", "code"}}`; `code` is stable.
 
 **Writes** take `Idempotency-Key`: the same key with the same request happens once. They take
-`If-Match` with the `ETag` of a reply: 412 when the weights have changed since.
+`If-Match` with the `ETag` of a reply: 412 when the weights have changed since. `X-Reason` says
+why, and `X-Actor` who, unless a key does.
 
 **Positions** are a version id, an update id, `seq:N`, `head`, `head~N` or a UTC time.
 """
