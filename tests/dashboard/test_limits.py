@@ -16,11 +16,11 @@ from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, IncrementalUpdateRequest, Ledger
 from weightledger.api.dashboard import facts
 from weightledger.api.server.settings import Settings
-from weightledger.ledger.store.replica_rows import ReplicaStanding
+from weightledger.ledger.store.replica_rows import ReplicaStanding, Said
 
 LAYERS = 10_000
 NASTY = "<script>document.title='owned'</script>\u202e\x1b]0;owned\x07"
-MODEL = f"m {NASTY}"
+MODEL = "m <script>document.title='owned'</script>'\"&"  # what a model may be called
 NAMED = "<script>document</script>\u202e'\"&"  # what a tensor may be called
 LONG = "x" * 10_000
 PAGES = (
@@ -72,8 +72,12 @@ def touched(manager: DynamicModelManager, http: httpx2.Client) -> httpx2.Client:
     for name, state in ((f"fenced {NASTY}", "fenced"), ("well", "ready"), ("left", "stopped")):
         incarnation = heard.begin(name, "host", None, "1", 600.0)
         standing = ReplicaStanding(state, f"why {NASTY}", None, None, None, None, 0, 0.0)
-        heard.report(name, incarnation, standing, (), 600.0)
+        heard.report(name, incarnation, saying(standing), 600.0)
     return http
+
+
+def saying(standing: ReplicaStanding) -> Said:
+    return lambda: (standing, ())
 
 
 def test_a_model_with_nothing_but_its_first_event(http: httpx2.Client) -> None:
