@@ -115,8 +115,7 @@ def _postgres(url: str, update: list[Statement]) -> Iterator[Any]:
         server.enter_pipeline_mode()
 
         def send(name: bytes, values: list[Any]) -> None:
-            binary: list[Any] = [_binary(value) for value in values]
-            server.send_query_prepared(name, binary, [1] * len(values), 1)
+            server.send_query_prepared(name, _binary(values), [1] * len(values), 1)
 
         def answer() -> Any:
             kept = None
