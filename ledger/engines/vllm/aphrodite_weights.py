@@ -4,7 +4,9 @@ In newer releases (0.24.1 was looked at) the weight transfer is vLLM's; `aphrodi
 those before.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from aphrodite.config import set_current_aphrodite_config
 from aphrodite.distributed.weight_transfer.base import (
@@ -12,8 +14,7 @@ from aphrodite.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from weightledger.ledger.engines.vllm.loading import Loader, WorkerModel, reload_of
-from weightledger.ledger.engines.vllm.staging import Instruction
+from weightledger.ledger.engines.vllm.transfer import WorkerTransfer
 
 
 @dataclass
@@ -24,45 +25,13 @@ class StagedState(WeightTransferUpdateInfo):
     digest: str
 
 
-class LedgerWeights(WeightTransferEngine):
+class LedgerWeights(WorkerTransfer, WeightTransferEngine):
     """Loads states of the ledger into one worker's model."""
 
-    init_info_cls = Instruction
     update_info_cls = StagedState
-    supports_draft_weight_update = False
-    _loader: Loader | None = None
+    package = "aphrodite"
 
-    @property
-    def loader(self) -> Loader:
-        """Made at first use: what it loads by is imported when the server has its model."""
-        if self._loader is None:
-            config = self.aphrodite_config
-            served = WorkerModel(
-                self.model,
-                self.model_config,
-                self.device,
-                lambda: set_current_aphrodite_config(config),
-            )
-            self._loader = Loader(served, reload_of("aphrodite"))
-        return self._loader
-
-    def init_transfer_engine(self, init_info: Instruction) -> None:
-        """Stage, confirm or try; what the model serves is not touched."""
-        self.loader.follow(init_info)
-
-    def start_weight_update(self) -> None:
-        """Nothing: until there is something to load, the model stays whole."""
-
-    def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load what is staged."""
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: StagedState) -> None:
-        """Load what is staged, if it is that state; raises before touching the model if not."""
-        self.loader.show(update_info.seq, update_info.digest)
-
-    def finish_weight_update(self) -> None:
-        """Nothing: the model is whole again when `update_weights` returns."""
-
-    def shutdown(self) -> None:
-        """Nothing is held between calls."""
+    def configured(self) -> AbstractContextManager[Any]:
+        """See `WorkerTransfer.configured`."""
+        context: AbstractContextManager[Any] = set_current_aphrodite_config(self.aphrodite_config)
+        return context
