@@ -4,7 +4,9 @@
 
 On SQLite (synchronous FULL) and PostgreSQL, beside a bare driver that runs the very statements that
 ours sent, with the same values on the same schema, and beside the `eventsourcing` library with
-events of the same size. The rounds take turns; the machine's own limits are measured in them.
+events of the same size. The statements are kept by a second ledger that writes the same updates and
+is not timed, for keeping them takes a tenth of an update. The rounds take turns; the machine's own
+limits are measured in them.
 """
 
 import argparse
@@ -169,14 +171,17 @@ def one_by_one(report: Report, kind: str, urls: dict[str, str], rounds: int, fol
     """A thousand bytes of operand an update, each its own event and transaction."""
     requests = [IncrementalUpdateRequest("w", torch.randn(SIDE, SIDE), 0.001) for _ in range(EACH)]
     with contextlib.ExitStack() as stack:
-        ledger, recording = recorded(urls["ours"])
-        stack.callback(ledger.close)
+        ledger = stack.enter_context(Ledger.open(urls["ours"]))
+        twin, recording = recorded(urls["twin"])
+        stack.callback(twin.close)
         driver = stack.enter_context(bare(urls["bare"]))
         library = stack.enter_context(peer(urls["peer"]))
         file = stack.enter_context((folder / f"limit-{kind}").open("wb"))
-        log = ledger.model("small", base={"w": torch.randn(SIDE, SIDE)})
+        base = {"w": torch.randn(SIDE, SIDE)}
+        log, kept = ledger.model("small", base=base), twin.model("small", base=base)
         for request in requests:
             log.apply(request)
+            kept.apply(request)
         # Everything up to here, so that both databases stand at the same event.
         for sql, params in driver.prepared(recording.taken()):
             cursor = driver.run(sql, params, **driver.options)
@@ -193,6 +198,8 @@ def one_by_one(report: Report, kind: str, urls: dict[str, str], rounds: int, fol
                 log.apply(request)
 
         def turn(_: int) -> None:
+            for request in requests:
+                kept.apply(request)
             waiting[:] = driver.prepared(recording.taken())
 
         def theirs(_: int) -> None:
@@ -344,7 +351,7 @@ def main() -> None:
         with databases(folder) as servers:
             for kind, url in servers.items():
                 made = own_databases(kind, url, folder)
-                urls = {who: made(who) for who in ("ours", "bare", "peer")}
+                urls = {who: made(who) for who in ("ours", "twin", "bare", "peer")}
                 one_by_one(report, kind, urls, given.rounds, folder)
                 batches(report, kind, made("batches"), made("rows"), max(4, given.rounds // 3))
     report.finish("small_updates")

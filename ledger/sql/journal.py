@@ -188,10 +188,16 @@ class WriteAheadJournal:
         return self._descriptor
 
     def _size(self) -> int:
+        # Not by `stat`: it asks for the time of change, too, so Linux (6.13 and later) gives the
+        # next write one of its own, which the next commit then has to sync as well.
         try:
-            return os.stat(self._log).st_size
+            log = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return 0
+        try:
+            return os.lseek(log, 0, os.SEEK_END)
+        finally:
+            os.close(log)
 
     def _busy(self, patience_s: float) -> StorageBusy:
         return StorageBusy(
