@@ -49,8 +49,9 @@ def encode_frame(delta: Delta, codec_id: str | None = None) -> bytes:
     """
     if not 0 < delta.count <= TILE_LANES:
         raise ValueError(f"a frame has 1 to {TILE_LANES} lanes, not {delta.count}")
-    codec = get_codec(codec_id) if codec_id else _smallest(delta)
-    data = codec.encode(delta)
+    codec, data = (get_codec(codec_id), None) if codec_id else _smallest(delta)
+    if data is None:
+        data = codec.encode(delta)
     if not says(codec.id, data, delta) and not equal(
         codec.decode(data, delta.count, delta.difference.dtype), delta
     ):
@@ -152,21 +153,24 @@ def _split(data: bytes | memoryview) -> Iterator[Frame]:
         yield Frame(codec, count, reader.take(reader.u32()))
 
 
-def _smallest(delta: Delta) -> Codec:
+def _smallest(delta: Delta) -> tuple[Codec, bytes | None]:
+    """The codec to write a delta with; and what it writes, where that is known by then."""
     sparse, dense = CODECS["sparse.1"], CODECS["dense.1"]
     if delta.indices is None:
-        return dense
+        return dense, None
     if not delta.changed:
-        return CODECS["none.1"]
+        return CODECS["none.1"], None
     share = delta.changed / delta.count
     if share < _SPARSE_BELOW:
-        return sparse
+        return sparse, None
     if share > _DENSE_ABOVE:
-        return dense
+        return dense, None
     parts = _samples(delta)
-    sparse_size = sum(len(sparse.encode(part)) for part in parts)
-    dense_size = sum(len(dense.encode(part)) for part in parts)
-    return dense if _DENSE_BONUS * dense_size <= sparse_size else sparse
+    by_sparse = [sparse.encode(part) for part in parts]
+    by_dense = [dense.encode(part) for part in parts]
+    is_dense = _DENSE_BONUS * sum(map(len, by_dense)) <= sum(map(len, by_sparse))
+    whole = by_dense if is_dense else by_sparse
+    return dense if is_dense else sparse, whole[0] if parts[0] is delta else None
 
 
 def _samples(delta: Delta) -> list[Delta]:

@@ -472,7 +472,7 @@ def test_a_codec_that_does_not_reproduce_the_change_is_caught_when_encoding(
     monkeypatch.setitem(CODECS, "forgetful.1", Forgetful())
     with pytest.raises(CorruptLedger, match="did not reproduce"):
         codecs.encode_frame(delta, "forgetful.1")
-    monkeypatch.setattr(frames, "_smallest", lambda delta: Forgetful())
+    monkeypatch.setattr(frames, "_smallest", lambda delta: (Forgetful(), None))
     with pytest.raises(CorruptLedger, match="did not reproduce"):
         codecs.encode_frame(delta)
 
