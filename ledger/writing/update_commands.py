@@ -15,6 +15,7 @@ from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.requests import (
     IncrementalUpdateRequest,
     Update,
+    facts_of,
     metadata_text,
     validate,
 )
@@ -49,7 +50,7 @@ class ApplyUpdates:
         """What the event says about what was asked for."""
         if not self.batch:
             return self.updates[0].facts
-        return {"operation": "batch", "updates": [update.facts for update in self.updates]}
+        return {"operation": "batch", "updates": facts_of(self.updates)}
 
     @property
     def digest(self) -> bytes:

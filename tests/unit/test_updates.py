@@ -10,7 +10,7 @@ from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.tensors.lanes import torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
-from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
+from weightledger.ledger.writing.requests import IncrementalUpdateRequest, facts_of, validate
 
 SPECS = {
     "w": TensorSpec("w", "float32", (3, 4)),
@@ -197,6 +197,19 @@ def test_the_request_digest_tells_requests_apart() -> None:
         digest(parameter_name="s"),
     ]
     assert len({base, *others}) == 7
+
+
+def test_updates_together_say_what_each_says_alone() -> None:
+    asked = (
+        IncrementalUpdateRequest("w", torch.randn(3, 4)),
+        IncrementalUpdateRequest("none", torch.empty(0, 4)),
+        IncrementalUpdateRequest("w", [2.0, 1.0], indices=[7, 3], learning_rate=1e-9),
+        IncrementalUpdateRequest("w", factors={"a": torch.ones(3, 1), "b": torch.ones(1, 4)}),
+        IncrementalUpdateRequest("i", 3, update_type="replace"),
+    )
+    together = facts_of([validate(one, SPECS) for one in asked])
+    assert together == [validate(one, SPECS).facts for one in asked]
+    assert len({str(facts["operand"]) for facts in together}) == len(asked)
 
 
 @pytest.mark.parametrize("rate", [0, 1])
