@@ -44,6 +44,7 @@ HEAVY = ("torch", "numba", "alembic", "fastapi", "pydantic", "obstore", "psycopg
 OPENED = {
     "ledger.sql.postgres": "psycopg",
     "ledger.sql.postgres_alone": "psycopg",
+    "ledger.sql.postgres_failures": "psycopg",
     "ledger.sql.advisory_slots": "psycopg",
     "ledger.sql.advisory_turns": "psycopg",
     "ledger.sql.notifications": "psycopg",

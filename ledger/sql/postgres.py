@@ -1,32 +1,21 @@
-"""What is particular to PostgreSQL: connecting, locking, its catalogue and its errors.
+"""What is particular to PostgreSQL: connecting, its statements, locks and catalogue.
 
 Values travel in binary form. Pipeline mode is never used, nor `executemany`, which uses it: it
 hung with payloads of a megabyte.
 """
 
 import contextlib
-import select
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import errors
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from sqlalchemy.exc import InvalidatePoolError
 
-from weightledger.ledger.errors import (
-    CorruptLedger,
-    InvalidRequest,
-    LedgerError,
-    StorageBusy,
-    StorageError,
-    StorageFull,
-    StorageUnavailable,
-)
 from weightledger.ledger.sql import redact_function, triggers
 from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
@@ -34,11 +23,17 @@ from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, K
 from weightledger.ledger.sql.notifications import Listener, Teller
 from weightledger.ledger.sql.postgres_alone import alone as alone
 from weightledger.ledger.sql.postgres_alone import repeated
+from weightledger.ledger.sql.postgres_failures import BY_STANDING_ALONE
+from weightledger.ledger.sql.postgres_failures import by_standing_alone as by_standing_alone
+from weightledger.ledger.sql.postgres_failures import explain as explain
+from weightledger.ledger.sql.postgres_failures import is_full as is_full
+from weightledger.ledger.sql.postgres_failures import is_lost as is_lost
+from weightledger.ledger.sql.postgres_failures import is_quiet as is_quiet
+from weightledger.ledger.sql.postgres_failures import withdraw as withdraw
 from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.postgres_integrity import unprotect as unprotect
-from weightledger.ledger.sql.refusals import refusal
 from weightledger.ledger.sql.wakeups import Ear, Wakeups
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -59,13 +54,6 @@ _MOST_CONNECTIONS = 64
 _WAIT_S = 10.0
 _SCHEMA_LOCK = 0x77656967  # "weig", in the database's own space of advisory locks
 
-_BUSY = (
-    errors.DeadlockDetected,
-    errors.LockNotAvailable,
-    errors.SerializationFailure,
-    errors.QueryCanceled,
-    errors.TooManyConnections,
-)
 _ROUND_ABOUT = (
     "SELECT 'rule', r.rulename::text, c.relname::text FROM pg_rewrite r"
     " JOIN pg_class c ON c.oid = r.ev_class"
@@ -77,12 +65,6 @@ _ROUND_ABOUT = (
     " JOIN pg_class h ON h.oid = i.inhrelid JOIN pg_class c ON c.oid = i.inhparent"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(?)"
 )
-_BY_STANDING_ALONE = (
-    errors.SerializationFailure,
-    errors.InvalidSqlStatementName,
-    errors.DuplicatePreparedStatement,
-)
-_CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
 
 
 # Without them it waits for as long as the system resends, a quarter of an hour.
@@ -207,7 +189,7 @@ def number(connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int
             if prepared is None:
                 prepared = repeated(connection, sql, params)
             ((value,),) = prepared()
-        except _BY_STANDING_ALONE:
+        except BY_STANDING_ALONE:
             prepared = None
             (value,) = executor(connection)(sql, params).fetchone()
         return int(value)
@@ -326,63 +308,3 @@ def renumber(execute: Execute, counted: Sequence[tuple[str, str]]) -> None:
             f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), max({column}))"
             f" FROM {table} HAVING max({column}) IS NOT NULL"
         )
-
-
-def withdraw(connection: Any) -> bool:
-    """A server that still answers has undone what it did not commit."""
-    return not connection.broken
-
-
-def is_quiet(connection: Any) -> bool:
-    """Whether the server has said nothing since it was last asked.
-
-    It says something unasked when it goes: a statement that has to be sent once only is not sent.
-    """
-    if connection.closed:
-        return False
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return not poll.poll(0)
-
-
-def by_standing_alone(error: BaseException) -> bool:
-    """A database may be serializable by default, which our own transactions never are, and a
-    pooler may have given us a connection of the server's that has other statements prepared."""
-    return isinstance(error, _BY_STANDING_ALONE)
-
-
-def is_lost(connection: Any) -> bool:
-    """Whether the server has gone, or has closed the connection."""
-    return bool(connection.closed)
-
-
-def is_full(_error: BaseException, _url: sa.URL) -> bool:
-    """Never: the server says so by its own code."""
-    return False
-
-
-def explain(error: BaseException, where: str) -> LedgerError:
-    """The ledger error for an error of the driver; `where` names the database."""
-    text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    text = text or " ".join(str(error).split())  # libpq's advice has lines of its own
-    if isinstance(error, errors.UniqueViolation | errors.RaiseException):
-        known = refusal(error.diag.constraint_name or error.diag.message_primary or "")
-        return known or StorageError(f"{where} refused a row: {text}")
-    if isinstance(error, errors.DiskFull):
-        return StorageFull(f"no space is left for {where}; nothing was recorded")
-    if isinstance(error, _BUSY):
-        return StorageBusy(f"{where} is busy: {text}")
-    if isinstance(error, _CORRUPT):
-        return CorruptLedger(f"{where} is damaged: {text}")
-    if isinstance(error, errors.ReadOnlySqlTransaction):
-        return StorageError(f"{where} cannot be written to: {text}")
-    if isinstance(error, errors.InsufficientPrivilege):
-        return StorageError(
-            f"{where}: {text}. `weightledger db role` prints the rights that a server needs;"
-            " `weightledger db upgrade` is for the owner of the tables"
-        )
-    if isinstance(error, psycopg.DataError):
-        return InvalidRequest(f"a value cannot be stored: {text}")
-    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-        return StorageUnavailable(f"{where} cannot be reached: {text}")
-    return StorageError(f"{where} failed: {text}")

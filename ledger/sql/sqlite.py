@@ -1,44 +1,36 @@
-"""What is particular to SQLite: connecting, locking, its catalogue and its errors."""
+"""What is particular to SQLite: its statements, locks and catalogue.
 
-import contextlib
-import errno
+How files are opened is in `sqlite_opening`, what failures mean in `sqlite_failures`.
+"""
+
 import json
-import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from weightledger.ledger import permissions
-from weightledger.ledger.errors import (
-    CorruptLedger,
-    InvalidRequest,
-    LedgerError,
-    StorageBusy,
-    StorageError,
-    StorageFull,
-)
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.sql import journal as journals
-from weightledger.ledger.sql import torn_copies, triggers
-from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Execute, KeyLists, Kind, Slots
+from weightledger.ledger.sql import sqlite_opening, torn_copies, triggers
+from weightledger.ledger.sql.backend import Execute, KeyLists, Kind, Slots
 from weightledger.ledger.sql.file_turns import FileLock
-from weightledger.ledger.sql.refusals import refusal
-from weightledger.ledger.sql.sqlite_driver import driver, name, weakness
+from weightledger.ledger.sql.sqlite_driver import driver, name
+from weightledger.ledger.sql.sqlite_failures import by_standing_alone as by_standing_alone
+from weightledger.ledger.sql.sqlite_failures import explain as explain
+from weightledger.ledger.sql.sqlite_failures import is_busy
+from weightledger.ledger.sql.sqlite_failures import is_full as is_full
+from weightledger.ledger.sql.sqlite_failures import is_lost as is_lost
+from weightledger.ledger.sql.sqlite_failures import withdraw as withdraw
 from weightledger.ledger.sql.sqlite_integrity import damage as damage
 from weightledger.ledger.sql.sqlite_integrity import protect as protect
 from weightledger.ledger.sql.sqlite_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.sqlite_integrity import unprotect as unprotect
+from weightledger.ledger.sql.sqlite_opening import engine as engine
+from weightledger.ledger.sql.sqlite_opening import file_of as file_of
 from weightledger.ledger.sql.wakeups import Wakeups
-
-logger = logging.getLogger(__name__)
 
 BEGIN_READ = "BEGIN"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
@@ -52,85 +44,6 @@ KEY_AGAIN = (
 ERRORS = (driver.Error,)
 WRITES_ALONE = False
 REDACT = None  # whoever can write the file can do anything to it
-
-_BUSY_S = 10.0
-_NOT_TEXT = "Could not decode to UTF-8"  # the driver's own, of a column that holds something else
-_PROBE_BYTES = 64 * 1024
-_MOST_CONNECTIONS = 64
-
-_PARAMETERS = {
-    *("timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"),
-}
-
-# page_size takes effect on a new file only. recursive_triggers fires DELETE triggers on REPLACE.
-_PRAGMAS = (
-    "PRAGMA page_size = 8192",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA recursive_triggers = ON",
-)
-
-
-def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Engine:
-    """An engine whose connections leave BEGIN to us; InvalidRequest for a database in memory."""
-    file = url.database or ":memory:"
-    if ":memory:" in file or url.query.get("mode") == "memory":
-        raise InvalidRequest(
-            "a SQLite ledger needs a file, such as sqlite:///weights.db: "
-            "a database in memory is seen by one connection only",
-            param="database_url",
-        )
-    ignored = sorted(set(url.query) - _PARAMETERS)
-    if ignored and not file.startswith("file:"):
-        raise InvalidRequest(
-            f"the URL of a SQLite file has no parameter {ignored[0]!r}, which would be ignored;"
-            " a question mark in a file's name is written %3F",
-            param="database_url",
-        )
-    if not create and not file.startswith("file:") and not Path(file).exists():
-        raise StorageError(f"there is no database at {file}")
-    _warn_once()
-    if not create and not file.startswith("file:"):
-        url = _readable(url)
-    made = sa.create_engine(
-        url,
-        module=driver,
-        pool_size=kept,
-        max_overflow=_MOST_CONNECTIONS - kept,
-        pool_timeout=_BUSY_S,
-        pool_reset_on_return=None,
-        connect_args={"isolation_level": None, "timeout": _BUSY_S, "check_same_thread": False},
-    )
-
-    @event.listens_for(made, "do_connect")
-    def make_private(*_: object) -> None:
-        _make_private(file_of(url))
-
-    @event.listens_for(made, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        for pragma in (*_PRAGMAS, *journals.pragmas()):
-            connection.execute(pragma)
-
-    return made
-
-
-def _readable(url: sa.URL) -> sa.URL:
-    """The same database; as one that nobody changes, where nothing can be written beside it.
-
-    SQLite wants to write files beside a database with a write-ahead log even to read it.
-    StorageError when there is a log, which has to be worked in first.
-    """
-    file = Path(url.database or "").absolute()
-    if os.access(file.parent, os.W_OK):
-        return url
-    log = file.with_name(file.name + "-wal")
-    if log.exists() and log.stat().st_size:
-        raise StorageError(
-            f"{file} was in use when it was copied ({log.name} is not empty), and nothing can be"
-            " written beside it: copy both to a folder that can be written to, and read it there"
-        )
-    query = {"mode": "ro", "immutable": "1", "uri": "true"}
-    return url.set(database=file.as_uri(), query=query)
 
 
 def journal(engine: sa.Engine) -> journals.WriteAheadJournal:
@@ -176,31 +89,9 @@ def changed(execute: Execute) -> Callable[[], bool]:
     return asked
 
 
-def file_of(url: sa.URL) -> Path:
-    """The database's file; its name may hold what a URL gives a meaning to."""
-    name = url.database or ""
-    if not name.startswith("file:"):
-        return Path(name)
-    return Path(unquote(name.removeprefix("file:").partition("?")[0]))
-
-
-@cache
-def _warn_once() -> None:
-    weak = weakness()
-    if weak is not None:
-        logger.warning("%s", weak)
-
-
 def version(_execute: Execute) -> str:
     """The name and version of the library."""
     return name()
-
-
-def _make_private(path: Path) -> None:
-    """Make a new database's file for its owner only: SQLite gives the files beside it its mode."""
-    with contextlib.suppress(OSError):  # SQLite says what is wrong, in its own words
-        permissions.make_file(path)
-    permissions.warn_if_open(path)
 
 
 def executor(connection: Any) -> Execute:
@@ -261,12 +152,12 @@ def prepare(execute: Execute) -> None:
 
     Unlike a transaction, the pragma fails at once while another process uses the file.
     """
-    until = time.monotonic() + _BUSY_S
+    until = time.monotonic() + sqlite_opening.BUSY_S
     while True:
         try:
             execute("PRAGMA journal_mode = WAL").fetchone()
         except driver.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > until:
+            if not is_busy(error) or time.monotonic() > until:
                 raise
         else:
             return
@@ -328,82 +219,3 @@ def renumber(_execute: Execute, _counted: Sequence[tuple[str, str]]) -> None:
 def is_quiet(_connection: Any) -> bool:
     """Always: a file says nothing by itself."""
     return True
-
-
-def by_standing_alone(_error: BaseException) -> bool:
-    """Never: nothing stands alone."""
-    return False
-
-
-def is_lost(_connection: Any) -> bool:
-    """Never: a file does not go away."""
-    return False
-
-
-def withdraw(connection: Any) -> bool:
-    """Write over what a failed commit left in the journal.
-
-    When syncing fails, the transaction's pages stand there all the same, and whoever recovers the
-    journal after a crash takes them for committed. A transaction that changes nothing takes their
-    place, and what follows it no longer fits.
-    """
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        connection.execute("BEGIN IMMEDIATE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute(f"PRAGMA user_version = {version}")
-        connection.execute("COMMIT")
-    except driver.Error as error:
-        logger.error("a commit that failed could not be withdrawn: %s", error)
-        return False
-    return True
-
-
-def is_full(error: BaseException, url: sa.URL) -> bool:
-    """Whether an error means that no space is left; of a sync SQLite says only that it failed."""
-    if _code(error) == driver.SQLITE_FULL:
-        return True
-    if _code(error) != driver.SQLITE_IOERR:
-        return False
-    file = file_of(url)
-    try:
-        with tempfile.TemporaryFile(dir=file.parent) as probe:
-            probe.write(bytes(_PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
-        with Path(f"{file}-wal").open("rb") as journal_file:
-            os.fsync(journal_file.fileno())
-    except OSError as failure:
-        return failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
-
-
-def explain(error: BaseException, where: str) -> LedgerError:
-    """The ledger error for an error of the driver; `where` names the database."""
-    code = _code(error)
-    if code == driver.SQLITE_CONSTRAINT:
-        return refusal(str(error)) or StorageError(f"{where} refused a row: {error}")
-    if code == driver.SQLITE_FULL:
-        return StorageFull(f"no space is left for {where}; nothing was recorded")
-    if _is_busy(error):
-        return StorageBusy(f"{where} stayed locked by another writer for {_BUSY_S:.0f} s")
-    if code == driver.SQLITE_CORRUPT or str(error).startswith(_NOT_TEXT):
-        return CorruptLedger(f"{where} is damaged: {error}")
-    if code == driver.SQLITE_NOTADB:
-        return StorageError(f"{where} is not a SQLite database")
-    if code == driver.SQLITE_READONLY:
-        return StorageError(f"{where} cannot be written to: {error}")
-    if code == driver.SQLITE_CANTOPEN:
-        return StorageError(f"{where} cannot be opened; its folder must exist and be writable")
-    return StorageError(f"{where} failed: {error}; nothing was recorded")
-
-
-def _code(error: BaseException) -> int:
-    """The primary result code, https://sqlite.org/rescode.html."""
-    code: int = getattr(error, "sqlite_errorcode", driver.SQLITE_ERROR)
-    return code & 0xFF
-
-
-def _is_busy(error: BaseException) -> bool:
-    return _code(error) in (driver.SQLITE_BUSY, driver.SQLITE_LOCKED)

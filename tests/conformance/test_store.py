@@ -21,7 +21,7 @@ from weightledger.ledger.events import (
     UPDATES,
     Annotation,
 )
-from weightledger.ledger.sql import postgres, sqlite
+from weightledger.ledger.sql import postgres, sqlite_opening
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.sql.writing import WritingConnections
 from weightledger.ledger.store import EventFilter, search
@@ -384,7 +384,7 @@ def test_a_killed_writer_leaves_whole_events_only(
 def test_a_locked_database_is_busy(
     sqlite_url: str, plain: Plain, new_writer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_S", 0.05)
+    monkeypatch.setattr(sqlite_opening, "BUSY_S", 0.05)
     store = SqlStore.open(sqlite_url)
     writer = new_writer(store)
     writer.append()

@@ -26,7 +26,7 @@ from weightledger import Ledger, TorchEngine
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import StorageBusy, StorageError, StorageFull
 from weightledger.ledger.log import Log
-from weightledger.ledger.sql import sqlite
+from weightledger.ledger.sql import sqlite_opening
 from weightledger.ledger.sql.writing import WritingConnections
 
 PAGE_BYTES = 8192
@@ -288,7 +288,7 @@ class Locker:
 def test_a_lock_that_outlasts_the_timeout_changes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_S", 0.3)
+    monkeypatch.setattr(sqlite_opening, "BUSY_S", 0.3)
     with serving_log(folder) as log:
         locker = Locker(folder)
         try:
