@@ -42,7 +42,7 @@ from weightledger.ledger.store.blocks import completes
 from weightledger.ledger.store.payloads import checked, from_blobs
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
-from weightledger.ledger.writing import commands
+from weightledger.ledger.writing import approval_commands, commands, rollout_commands
 from weightledger.ledger.writing.approved import Approved
 from weightledger.ledger.writing.caller import ANYONE, Caller
 from weightledger.ledger.writing.job import Job
@@ -243,13 +243,13 @@ class Log(Questions):
 
         RolloutRuns while another one does.
         """
-        return self.execute(commands.StartRollout(to, percent, caller))
+        return self.execute(rollout_commands.StartRollout(to, percent, caller))
 
     def advance_rollout(
         self, percent: int, rollout: str | None = None, *, caller: Caller = ANYONE
     ) -> Event:
         """Have more of the replicas show it, or fewer; NotFound unless that rollout runs."""
-        return self.execute(commands.AdvanceRollout(percent, rollout, caller))
+        return self.execute(rollout_commands.AdvanceRollout(percent, rollout, caller))
 
     def end_rollout(
         self, status: str, rollout: str | None = None, *, caller: Caller = ANYONE
@@ -259,7 +259,7 @@ class Log(Questions):
         The head is then what was rolled out, or what the others were held at; see `EndRollout`.
         NotFound unless that rollout runs.
         """
-        return self.execute(commands.EndRollout(status, rollout, caller))
+        return self.execute(rollout_commands.EndRollout(status, rollout, caller))
 
     def snapshot(self) -> None:
         """Write an anchor at the live state, unless there is one; unchanged tensors are shared."""
@@ -335,7 +335,7 @@ class Log(Questions):
 
     def reject(self, approval_id: str, *, caller: Caller) -> Event:
         """Reject a write that somebody else asked for."""
-        return self.execute(commands.Decide(approval_id, False, caller))
+        return self.execute(approval_commands.Decide(approval_id, False, caller))
 
     def carry_out_approved(self) -> list[Event]:
         """Carry out what was approved and not carried out yet: a process may have died between.

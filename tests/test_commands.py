@@ -12,16 +12,18 @@ from weightledger import Caller, IncrementalUpdateRequest, Ledger, Log, Operatio
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest
 from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing import commands, handlers, update_commands
+from weightledger.ledger.writing import (
+    approval_commands,
+    commands,
+    handlers,
+    rollout_commands,
+    update_commands,
+)
+from weightledger.ledger.writing.approval_commands import CarryOut, Decide, Lapse, RequestApproval
 from weightledger.ledger.writing.commands import (
-    AdvanceRollout,
-    CarryOut,
     ChangePolicy,
     CreateInitialVersion,
     CreateVersion,
-    Decide,
-    EndRollout,
-    Lapse,
     LoadAdapter,
     MergeAdapter,
     Observe,
@@ -30,13 +32,12 @@ from weightledger.ledger.writing.commands import (
     Record,
     Redact,
     Release,
-    RequestApproval,
     Retire,
     RollBack,
-    StartRollout,
     UnloadAdapter,
 )
 from weightledger.ledger.writing.policy import Policy
+from weightledger.ledger.writing.rollout_commands import AdvanceRollout, EndRollout, StartRollout
 from weightledger.ledger.writing.update_commands import ApplyUpdates, batch_command, update_command
 
 SPECS = {
@@ -47,7 +48,7 @@ SPECS = {
 AROUND_ANOTHER = {RequestApproval, CarryOut}
 KINDS = [
     kind
-    for module in (commands, update_commands)
+    for module in (commands, update_commands, rollout_commands, approval_commands)
     for kind in vars(module).values()
     if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
 ]

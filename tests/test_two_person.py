@@ -29,11 +29,9 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.history import rollouts
 from weightledger.ledger.log import Log
 from weightledger.ledger.redaction import redact
+from weightledger.ledger.writing.approval_commands import Decide
 from weightledger.ledger.writing.caller import ANYONE
 from weightledger.ledger.writing.commands import (
-    AdvanceRollout,
-    Decide,
-    EndRollout,
     LoadAdapter,
     Pin,
     PlaceHold,
@@ -41,10 +39,10 @@ from weightledger.ledger.writing.commands import (
     Redact,
     Release,
     Retire,
-    StartRollout,
 )
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.recording import record_command
+from weightledger.ledger.writing.rollout_commands import AdvanceRollout, EndRollout, StartRollout
 from weightledger.ledger.writing.stored_commands import restore, store
 from weightledger.ledger.writing.update_commands import ApplyUpdates, batch_command, update_command
 

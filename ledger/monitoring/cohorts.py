@@ -25,7 +25,7 @@ from weightledger.ledger.monitoring.policies import RollbackPolicy, RolloutRules
 from weightledger.ledger.monitoring.rollups import Rollup
 from weightledger.ledger.monitoring.samples import Sample
 from weightledger.ledger.writing.caller import Caller
-from weightledger.ledger.writing.commands import EndRollout
+from weightledger.ledger.writing.rollout_commands import EndRollout
 
 logger = logging.getLogger("weightledger.ledger.manager")
 

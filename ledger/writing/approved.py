@@ -24,8 +24,9 @@ from weightledger.ledger.history import approvals
 from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.tensors.spec import TensorSpec
-from weightledger.ledger.writing import commands
+from weightledger.ledger.writing import approval_commands
 from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.stored_commands import restore
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Approved:
     def __init__(
         self,
         history: History,
-        execute: Callable[[commands.Command], Event],
+        execute: Callable[[Command], Event],
         specs: Mapping[str, TensorSpec],
     ) -> None:
         self._history = history
@@ -61,7 +62,7 @@ class Approved:
         """See `Log.approve`."""
         approval = approvals.find(self._history.store, approval_id)
         if approval.state != "approved":  # then somebody was interrupted between the two
-            self._execute(commands.Decide(approval_id, True, caller))
+            self._execute(approval_commands.Decide(approval_id, True, caller))
         return self._carry_out(approval_id)
 
     def carry_out_all(self) -> list[Event]:
@@ -99,7 +100,7 @@ class Approved:
         data = self._history.store.payload(approval.request)
         command = restore(request.request, data, self._specs, caller, approval.metadata)
         try:
-            return self._execute(commands.CarryOut(command))
+            return self._execute(approval_commands.CarryOut(command))
         except _FOR_GOOD as error:
-            self._execute(commands.Lapse(approval_id, str(error)))
+            self._execute(approval_commands.Lapse(approval_id, str(error)))
             raise

@@ -15,10 +15,8 @@ from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import (
-    AdvanceRollout,
     Command,
     CreateVersion,
-    EndRollout,
     MergeAdapter,
     Pin,
     PlaceHold,
@@ -27,10 +25,10 @@ from weightledger.ledger.writing.commands import (
     Release,
     Retire,
     RollBack,
-    StartRollout,
     UnloadAdapter,
 )
 from weightledger.ledger.writing.requests import Update
+from weightledger.ledger.writing.rollout_commands import AdvanceRollout, EndRollout, StartRollout
 from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 Tensors = dict[str, torch.Tensor]

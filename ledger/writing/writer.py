@@ -22,8 +22,9 @@ from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.writing import arithmetic
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
+from weightledger.ledger.writing.approval_commands import CarryOut, RequestApproval
 from weightledger.ledger.writing.attempts import Attempts
-from weightledger.ledger.writing.commands import CarryOut, Command, RequestApproval
+from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import row_of
 from weightledger.ledger.writing.handlers.approvals import held_back
 from weightledger.ledger.writing.job import Job, Later

@@ -34,16 +34,14 @@ from weightledger.ledger.log import Log
 from weightledger.ledger.monitoring.trial_log import is_promoted
 from weightledger.ledger.retention import collect
 from weightledger.ledger.store import EventFilter
+from weightledger.ledger.writing.approval_commands import Decide, Lapse, RequestApproval
 from weightledger.ledger.writing.commands import (
     ChangePolicy,
     CreateVersion,
-    Decide,
-    Lapse,
     Observe,
     Pin,
     PlaceHold,
     Release,
-    RequestApproval,
     RollBack,
 )
 from weightledger.ledger.writing.proposed import stateless

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from weightledger.ledger.events import Event
-from weightledger.ledger.writing import commands
+from weightledger.ledger.writing import approval_commands, commands, rollout_commands
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import (
     adapters,
@@ -91,12 +91,12 @@ add_command(commands.Redact, redacting.redact)
 add_command(commands.RollBack, rollbacks.roll_back, switch="versioning")
 add_command(commands.Observe, observing.observe)
 add_command(commands.ChangePolicy, observing.change_policy)
-add_command(commands.StartRollout, rollouts.start, switch="versioning")
-add_command(commands.AdvanceRollout, rollouts.advance, switch="versioning")
-add_command(commands.EndRollout, rollouts.end, switch="versioning")
+add_command(rollout_commands.StartRollout, rollouts.start, switch="versioning")
+add_command(rollout_commands.AdvanceRollout, rollouts.advance, switch="versioning")
+add_command(rollout_commands.EndRollout, rollouts.end, switch="versioning")
 add_command(commands.LoadAdapter, adapters.load, read=adapters.read)
 add_command(commands.UnloadAdapter, adapters.unload)
 add_command(commands.MergeAdapter, adapters.merge, switch="incremental learning")
-add_command(commands.RequestApproval, approvals.request)
-add_command(commands.Decide, approvals.decide)
-add_command(commands.Lapse, approvals.lapse)
+add_command(approval_commands.RequestApproval, approvals.request)
+add_command(approval_commands.Decide, approvals.decide)
+add_command(approval_commands.Lapse, approvals.lapse)

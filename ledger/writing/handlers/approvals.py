@@ -20,25 +20,21 @@ from weightledger.ledger.events import APPROVALS, Event
 from weightledger.ledger.events.bodies import ApprovalDecided, ApprovalLapsed, ApprovalRequested
 from weightledger.ledger.history import approvals
 from weightledger.ledger.store.attached import Attached
+from weightledger.ledger.writing.approval_commands import Decide, Lapse, RequestApproval
 from weightledger.ledger.writing.commands import (
-    AdvanceRollout,
     ChangePolicy,
     Command,
     CreateInitialVersion,
     CreateVersion,
-    Decide,
-    EndRollout,
-    Lapse,
     Observe,
-    RequestApproval,
     Retire,
     RollBack,
-    StartRollout,
 )
 from weightledger.ledger.writing.handlers.rollouts import HEAD, running
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.policy import Policy
 from weightledger.ledger.writing.proposed import ProposedEvent, stateless
+from weightledger.ledger.writing.rollout_commands import AdvanceRollout, EndRollout, StartRollout
 from weightledger.ledger.writing.staged import Staged
 from weightledger.ledger.writing.stored_commands import store
 

@@ -10,14 +10,10 @@ from weightledger.ledger.errors import NotFound, Pruned, RolloutRuns
 from weightledger.ledger.events.bodies import RolloutChanged
 from weightledger.ledger.history import rollouts
 from weightledger.ledger.history.rollouts import ADVANCED, FINISHED, STARTED, Rollout
-from weightledger.ledger.writing.commands import (
-    AdvanceRollout,
-    EndRollout,
-    RollBack,
-    StartRollout,
-)
+from weightledger.ledger.writing.commands import RollBack
 from weightledger.ledger.writing.handlers.rollbacks import roll_back
 from weightledger.ledger.writing.proposed import ProposedEvent, stateless
+from weightledger.ledger.writing.rollout_commands import AdvanceRollout, EndRollout, StartRollout
 from weightledger.ledger.writing.staged import Staged
 
 HEAD = "head"
