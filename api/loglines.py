@@ -15,6 +15,8 @@ STYLES = {UPDATE_REJECTED: "red", ROLLED_BACK: "yellow"}
 MARKS_STYLE = "bold cyan"
 
 _TIMED = re.compile(r"((?:v|update_)[0-9]+)_[0-9]+")
+# Positions that name the same state for ever; `head~1` and times of day do not.
+_LASTING = re.compile(r"v[0-9]|update_[0-9]|seq:")
 _MOST_TENSORS = 20
 _BAR = 30
 
@@ -35,10 +37,16 @@ def summary(event: Item) -> str:
         return f"rollout {facts['action']}: {facts['percent']} % {to}, the others {base}"
     if kind == ROLLED_BACK:
         cause = "" if facts["cause"] == "manual" else f" ({facts['cause']})"
-        return f"rolled back to {short(facts['to'])}{cause}"
+        return f"rolled back to {_target(facts)}{cause}"
     named = facts.get("description") or short(str(facts.get("version_id", "")))
     words = str(kind).replace("_", " ")
     return f"{words}: {named}" if named else words
+
+
+def _target(facts: Item) -> str:
+    """Where a rollback led: by a name that means the same tomorrow, and as it was asked for."""
+    asked = short(facts["to"])
+    return asked if _LASTING.match(asked) else f"seq:{facts['to_seq']} ({asked})"
 
 
 def _state(node: int | None) -> str:

@@ -210,6 +210,23 @@ def test_a_body_reads_back_from_its_bytes(kind: str, data: st.DataObject) -> Non
     assert summary({"kind": kind, "facts": json.loads(stored)})  # what `log` says of it
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("head~1", "rolled back to seq:4 (head~1)"),
+        ("2026-11-22T10:00:00Z", "rolled back to seq:4 (2026-11-22T10:00:00Z)"),
+        ("update_3_1764460800", "rolled back to update_3"),
+        ("v1_1764460800", "rolled back to v1"),
+        ("seq:4", "rolled back to seq:4"),
+    ],
+)
+def test_where_a_rollback_led_is_told_by_a_name_that_lasts(asked: str, told: str) -> None:
+    body = RolledBack(
+        to=asked, to_event=5, to_seq=4, from_seq=9, version_id=None, cause="manual"
+    ).to_json()
+    assert summary({"kind": ROLLED_BACK, "facts": body}) == told
+
+
 def altered(**changes: Any) -> Event:
     """A stored update, something about it being otherwise."""
     event = next(e for e in map(decode, HEADERS) if e.kind == "updated")
