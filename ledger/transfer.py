@@ -17,7 +17,7 @@ from weightledger.ledger.audit.exports import FORMAT, needed_alone
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.events import REDACTED, UPDATED, Annotation, Event, decode
 from weightledger.ledger.events.bodies import Redaction, body_of, counted_parameters
-from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.canonical import is_canonical
 from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.store import EventStore, LedgerStore, payloads
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
@@ -158,7 +158,7 @@ def _checked(
         _require(event.prev == (last.hash if last else None), "it does not follow the one before")
         same = last is None or event.state_before == last.state_after
         _require(same, "it begins at another state than the one before ends with")
-        _require(canonical(json.loads(event.header)) == event.header, "its header is not canonical")
+        _require(is_canonical(event.header), "its header is not canonical")
         note = _annotation(item, event)
         blobs = {bytes.fromhex(name): _bytes(text) for name, text in item.get("blobs", {}).items()}
         for digest, data in blobs.items():

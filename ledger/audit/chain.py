@@ -11,7 +11,7 @@ to who checks the tree: see `ledger.audit.tree`.
 from collections.abc import Callable, Sequence
 
 from weightledger.ledger import events
-from weightledger.ledger.audit.pages import UNREADABLE, ChainPage, ChainPosition, is_canonical
+from weightledger.ledger.audit.pages import UNREADABLE, ChainPage, ChainPosition
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import (
     STATE_CHANGING,
@@ -22,6 +22,7 @@ from weightledger.ledger.events import (
     Event,
     merkle,
 )
+from weightledger.ledger.events.canonical import is_canonical
 from weightledger.ledger.history.redactions import Redactions
 from weightledger.ledger.store import TILE, EventStore, RawEvent
 from weightledger.ledger.store.facts import Facts, event_of

@@ -15,9 +15,7 @@ from operator import attrgetter, contains, eq
 from typing import Any
 
 import msgspec
-import orjson
 
-from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import (
     FORMAT,
     LEAF_PREFIX,
@@ -30,7 +28,7 @@ from weightledger.ledger.events import (
     Event,
     EventHeader,
 )
-from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.canonical import is_canonical
 from weightledger.ledger.events.changes import FACTORS
 from weightledger.ledger.store import RawEvent
 from weightledger.ledger.store.facts import Facts
@@ -228,11 +226,3 @@ def _require_digests(digests: Sequence[str]) -> None:
 
 def _totals(before: int, counted: Iterable[bool]) -> Iterable[int]:
     return accumulate(counted, initial=before)
-
-
-def is_canonical(text: bytes) -> bool:
-    """Whether a reader of another make reads the same: the one way to write this JSON."""
-    try:
-        return canonical(orjson.loads(text)) == text
-    except InvalidRequest:
-        return False

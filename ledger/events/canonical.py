@@ -5,6 +5,8 @@ orjson writes the same way go through that. Which ones do is decided here, and t
 both over everything JSON can say.
 """
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -47,6 +49,34 @@ def canonical(value: Any, *, param: str | None = None) -> bytes:
         raise InvalidRequest("nested too deeply for canonical JSON", param=param) from None
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise InvalidRequest(f"not representable as canonical JSON: {error}", param=param) from None
+
+
+def is_canonical(text: bytes) -> bool:
+    """Whether this is the one way to write this JSON, so that readers of any make read the same.
+
+    Its numbers are doubles: a whole one of 2^53 or more, such as the norm of a huge difference, has
+    the digits of the double that it is.
+    """
+    try:
+        return _rewritten(text, orjson.loads) or _rewritten(text, _doubles)
+    except RecursionError:
+        return False
+
+
+def _rewritten(text: bytes, read: Callable[[bytes], Any]) -> bool:
+    try:
+        return canonical(read(text)) == text
+    except (InvalidRequest, ValueError):
+        return False
+
+
+def _doubles(text: bytes) -> Any:
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    number = float(digits)
+    return number if abs(number) >= _EXACT else int(digits)
 
 
 def is_plain(number: float) -> bool:

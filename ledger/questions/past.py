@@ -1,6 +1,7 @@
 """What there is in the log: states, events, versions, approvals, and whether it is whole."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from weightledger.ledger.audit.chain import Progress
 from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.debug.follow import follow
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import approvals, holds, versions
 from weightledger.ledger.history.approvals import Approval
@@ -27,6 +29,8 @@ class Past(About):
 
     def events(self, *, limit: int | None = None, **where: Any) -> list[Event]:
         """Events, newest first; filters are the fields of `ledger.store.EventFilter`."""
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral)):
+            raise InvalidRequest(f"limit must be a whole number, got {limit!r:.200}", param="limit")
         return self.history.events(EventFilter(**where), limit=limit)
 
     def activity(self, **where: Any) -> list[DayCount]:

@@ -8,15 +8,17 @@ implementation has to pass. Every method may raise StorageError.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events import Annotation, Event
+from weightledger.ledger.events import KINDS, Annotation, Event
+from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.turns import Meanwhile, Turn
 from weightledger.ledger.sql.wakeups import Wake
@@ -70,23 +72,70 @@ class EventFilter:
     max_seq: int | None = None
     text: str | None = None
     min_norm: float | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.min_norm is not None and not self.min_norm >= 0:
-            raise InvalidRequest(
-                f"min_norm must be 0 or more, got {self.min_norm}", param="min_norm"
-            )
-
+        for name in ("kinds", "actors"):
+            _require_texts(name, getattr(self, name))
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise InvalidRequest(
+                    f"kinds are some of {', '.join(sorted(KINDS))}; got {kind!r:.200}",
+                    param="kinds",
+                )
+        for name in ("since", "until", "min_seq", "max_seq"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                unit = "UTC microseconds" if name in ("since", "until") else "a seq"
+                raise InvalidRequest(
+                    f"{name} must be a whole number ({unit}), got {value!r:.200}", param=name
+                )
+        for name in ("parameter", "text"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"{name} must be a string, got {value!r:.200}", param=name)
+        norm = self.min_norm
+        if norm is not None and (
+            isinstance(norm, bool) or not isinstance(norm, Real) or not norm >= 0
+        ):
+            raise InvalidRequest(f"min_norm must be 0 or more, got {norm!r:.200}", param="min_norm")
         if self.text is not None and not re.search(r"\w", self.text):
             raise InvalidRequest(
                 f"text must have a word to look for, got {self.text!r}", param="text"
             )
+        object.__setattr__(self, "metadata", _as_texts(self.metadata))
 
     @property
     def blockwise(self) -> bool:
         """Whether it asks for what only the blocks of the search know."""
         return self.text is not None or self.min_norm is not None or bool(self.metadata)
+
+
+def _require_texts(name: str, value: object) -> None:
+    """A string by itself would be taken letter by letter."""
+    if isinstance(value, str) or not (
+        isinstance(value, Sequence | Set) and all(isinstance(one, str) for one in value)
+    ):
+        raise InvalidRequest(f"{name} must be a list of strings, got {value!r:.200}", param=name)
+
+
+def _as_texts(metadata: object) -> dict[str, str]:
+    """Values as they are compared: see `EventFilter`."""
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise InvalidRequest(
+            f"metadata must map keys to values, got {metadata!r:.200}", param="metadata"
+        )
+    for key, value in metadata.items():
+        if not (value is None or isinstance(value, str | int | float)):
+            raise InvalidRequest(
+                f"metadata {key!r} must be a string, a number, true, false or null,"
+                f" got {value!r:.200}",
+                param="metadata",
+            )
+    return {
+        key: value if isinstance(value, str) else canonical(value, param="metadata").decode()
+        for key, value in metadata.items()
+    }
 
 
 class DayCount(NamedTuple):

@@ -14,8 +14,10 @@ from typing import Any
 
 import orjson
 
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import UPDATED, Annotation, Event
 from weightledger.ledger.events.bodies import counted_parameters
+from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.store import EventFilter
 
 _WORD = re.compile(r"\w+")
@@ -50,6 +52,19 @@ def pairs(metadata: str | None) -> Iterator[tuple[str, str]]:
             yield key, value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def written(value: str) -> set[str]:
+    """How a value that is asked for may stand in metadata: as it is, and where it is a number also
+    as `pairs` has it, however many zeros or which exponent it was asked with."""
+    forms = {value}
+    try:
+        number = orjson.loads(value)
+        if type(number) in (int, float):
+            forms |= {form for _, form in pairs(canonical({"": number}).decode())}
+    except (ValueError, InvalidRequest):
+        pass  # a text, or a number that no metadata has
+    return forms
+
+
 def terms_of(
     kind: str,
     body: dict[str, Any],
@@ -77,7 +92,10 @@ def norm_of(body: dict[str, Any]) -> float:
 def clauses(where: EventFilter) -> list[list[int]]:
     """What has to hold, parameters apart: of each clause one term or another. The rarest are
     likely to come first."""
-    wanted = [[term("metadata", key, value)] for key, value in sorted(where.metadata.items())]
+    wanted = [
+        [term("metadata", key, form) for form in sorted(written(value))]
+        for key, value in sorted(where.metadata.items())
+    ]
     if where.text is not None:
         wanted += [[term("word", word)] for word in sorted(words(where.text), key=len)[::-1]]
     if where.actors:
@@ -107,4 +125,7 @@ def passes(
         return False
     if where.min_norm is not None and not norm_of(dict(event.body)) >= where.min_norm:
         return False
-    return set(where.metadata.items()) <= set(pairs(note.metadata))
+    if not where.metadata:
+        return True
+    there = dict(pairs(note.metadata))
+    return all(there.get(key) in written(value) for key, value in where.metadata.items())

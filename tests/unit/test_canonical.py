@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.canonical import canonical, is_canonical
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, validate
 
@@ -58,6 +58,31 @@ def test_it_is_what_the_library_writes(value: object) -> None:
             canonical(value)
         return
     assert canonical(value) == expected
+    assert is_canonical(expected)
+
+
+@pytest.mark.parametrize("exponent", range(52, 76))
+def test_whole_doubles_of_any_size_are_canonical(exponent: int) -> None:
+    for value in (2.0**exponent, 3.0**exponent, 1.1 * 10.0 ** (exponent - 48)):
+        assert is_canonical(canonical({"delta_norm": value, "n": [-value, 1]}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":9007199254740993}',  # no double: readers would take another number
+        b'{"a":1e17}',
+        b'{"a":1.0}',
+        b'{"a":-0}',
+        b'{"a":100000000000000000000000}',
+        b'{"b":1,"a":100000000000000000}',
+        b'{"a": 100000000000000000}',
+        b'{"a":NaN}',
+        b'{"a":100000000000000000',
+    ],
+)
+def test_what_is_written_in_another_way_is_not_canonical(text: bytes) -> None:
+    assert not is_canonical(text)
 
 
 @given(rate=FLOATS.filter(lambda rate: 0 <= rate <= 1), some=st.booleans())
