@@ -51,7 +51,8 @@ def import_(
     metadata = {"imported_from": source.name}
     server = writing(settings, model, reason=reason, actor=actor, offline=offline)
     if server is not None:
-        result = server.replace(_differing(tensors, server.parameters()), metadata)
+        differing, unwrapped = _differing(tensors, server.parameters())
+        result = server.replace(differing, metadata | unwrapped)
     else:
         from weightledger.api.cli.offline import offline as opened
 
@@ -103,23 +104,36 @@ def _read(source: Path) -> "dict[str, Tensor]":
 
 def _differing(
     tensors: "dict[str, Tensor]", parameters: list[dict[str, Any]]
-) -> "dict[str, Tensor]":
-    """Those that the server has other bits of; InvalidRequest unless all of its are there."""
+) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """Those that the server has other bits of, and what a wrapper had put into their names.
+
+    Refuses what recording beside no server does. A server does not tell the further names of tied
+    tensors, so of a name that it does not have the values decide: those of one of its parameters.
+    """
     from weightledger.ledger.tensors.digest import content_digest
     from weightledger.ledger.tensors.lanes import lanes
+    from weightledger.ledger.tensors.spec import TensorSpec
+    from weightledger.ledger.writing.recording import tensors_of
 
-    differing: dict[str, Tensor] = {}
-    for one in parameters:
-        name = one["name"]
-        if name not in tensors:
-            raise InvalidRequest(f"the checkpoint has no tensor {name!r}, which the model has")
-        tensor = tensors[name].contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if (dtype, list(tensor.shape)) != (one["dtype"], one["shape"]):
-            raise InvalidRequest(
-                f"tensor {name!r} is {dtype} {list(tensor.shape)} in the checkpoint and"
-                f" {one['dtype']} {one['shape']} in the model"
-            )
-        if content_digest(lanes(tensor)).hex() != one["digest"]:
-            differing[name] = tensor
-    return differing
+    specs = {
+        one["name"]: TensorSpec(one["name"], one["dtype"], tuple(one["shape"]))
+        for one in parameters
+    }
+
+    def content(tensor: "Tensor") -> tuple[str, tuple[int, ...], str]:
+        digest = content_digest(lanes(tensor.contiguous())).hex()
+        return str(tensor.dtype), tuple(tensor.shape), digest
+
+    first_names: dict[str, str] = {}
+    if extra := sorted(tensors.keys() - specs.keys()):
+        ours = {content(tensors[name]): name for name in specs if name in tensors}
+        contents = {name: content(tensors[name]) for name in extra}
+        first_names = {name: ours[one] for name, one in contents.items() if one in ours}
+    read, unwrapped = tensors_of(tensors, specs, first_names)
+    there = {one["name"]: one["digest"] for one in parameters}
+    differing = {
+        name: tensor.contiguous()
+        for name, tensor in read.items()
+        if content(tensor)[2] != there[name]
+    }
+    return differing, {"unwrapped": list(unwrapped)} if unwrapped else {}

@@ -31,12 +31,25 @@ def record_command(
     """
     require_tensors(source)
     tensors = source.state_dict() if isinstance(source, torch.nn.Module) else source
+    recorded, unwrapped = tensors_of(tensors, specs, first_names)
+    return Record(recorded, caller, metadata, unwrapped)
+
+
+def tensors_of(
+    tensors: Mapping[str, torch.Tensor],
+    specs: Mapping[str, TensorSpec],
+    first_names: Mapping[str, str],
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The model's tensors by its names, and what a wrapper had put into theirs.
+
+    Raises as `require_same_tensors` does.
+    """
     unwrapped: tuple[str, ...] = ()
     wanted = specs.keys() | first_names.keys()
     if not specs.keys() <= tensors.keys() <= wanted:
         tensors, unwrapped = unwrapped_names(tensors, wanted)
     require_same_tensors(tensors, specs, first_names)
-    return Record({name: tensors[name] for name in specs}, caller, metadata, unwrapped)
+    return {name: tensors[name] for name in specs}, unwrapped
 
 
 def unwrapped_names(

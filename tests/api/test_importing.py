@@ -105,13 +105,22 @@ def test_a_checkpoint_is_imported_through_the_server(data: Path, tmp_path: Path)
         assert again == {"success": True, "changed": 0}
         save_file(wider(), tmp_path / "wider.safetensors")
         status, _, error = inside("import", str(tmp_path / "wider.safetensors"), *given)
-        assert status == 1 and "'2.weight' is float64" in error, error
+        assert status == 1 and "got float64" in error, error
+        save_file(finetuned() | {"3.weight": torch.ones(2)}, tmp_path / "more.safetensors")
+        status, _, error = inside("import", str(tmp_path / "more.safetensors"), *given)
+        assert status == 1 and "the ledger's model has no 3.weight" in error, error
+        wrapped = {f"module.{name}": tensor for name, tensor in finetuned(4).items()}
+        save_file(wrapped, tmp_path / "wrapped.safetensors")
+        assert as_json("import", str(tmp_path / "wrapped.safetensors"), *given)["changed"] == 1
+        save_file(finetuned() | {"tied": finetuned()["2.weight"]}, tmp_path / "tied.safetensors")
+        assert as_json("import", str(tmp_path / "tied.safetensors"), *given)["changed"] == 1
     with Ledger.open(folders.url_of(data), upgrade=False) as ledger:
         history = ledger.history(MODEL)
-        assert history.head().counts.applied == 1
+        assert history.head().counts.applied == 3
         state = history.state()
         assert all(torch.equal(state[name], tensor) for name, tensor in finetuned().items())
-        assert history.store.annotation(history.head().seq).reason == "tuned"
+        note = history.store.annotation(history.head().seq - 1)
+        assert note.reason == "tuned" and '"unwrapped":["module."]' in note.metadata
 
 
 def test_weights_that_the_ledger_does_not_know_are_recorded_where_that_is_asked_for(
