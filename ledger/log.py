@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,6 +181,24 @@ class Log(Questions):
         Later updates branch from the state rolled back to; the states left behind stay in the log.
         """
         return self.execute(commands.RollBack(position, caller, cause))
+
+    def load_adapter(
+        self, name: str, path: str | Path, *, inplace: bool = False, caller: Caller = ANYONE
+    ) -> Event:
+        """Serve the LoRA adapter in a folder beside the base; `inplace` replaces one of that name.
+
+        The folder is as PEFT saves it, in safetensors form; what is read goes into the ledger.
+        InvalidRequest for one that does not fit, and for an engine that shows no adapters.
+        """
+        return self.execute(commands.LoadAdapter(name, path, inplace, caller))
+
+    def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
+        """Stop serving an adapter; NotFound when it is not loaded."""
+        return self.execute(commands.UnloadAdapter(name, caller))
+
+    def merge_adapter(self, name: str, *, unload: bool = True, caller: Caller = ANYONE) -> Event:
+        """Add an adapter to the base weights, and with `unload` take it off, as one update."""
+        return self.execute(commands.MergeAdapter(name, unload, caller))
 
     def adopt_what_if(
         self,

@@ -55,7 +55,10 @@ from weightledger.ledger.writing.commands import (
     Command,
     CreateInitialVersion,
     CreateVersion,
+    LoadAdapter,
+    MergeAdapter,
     RollBack,
+    UnloadAdapter,
 )
 from weightledger.ledger.writing.handlers import row_of
 from weightledger.ledger.writing.handover import Handover
@@ -262,6 +265,22 @@ class DynamicModelManager(ManagerReads):
             raise
         except NotFound:
             raise NotFound(f"Version {version_id} not found", param="version_id") from None
+
+    async def load_adapter(
+        self, name: str, path: str | Path, *, inplace: bool = False, caller: Caller = ANYONE
+    ) -> Event:
+        """Serve a LoRA adapter beside the base, within `lora_config`; see `Log.load_adapter`."""
+        return await self.execute(LoadAdapter(name, path, inplace, caller))
+
+    async def unload_adapter(self, name: str, *, caller: Caller = ANYONE) -> Event:
+        """Stop serving an adapter; NotFound when it is not loaded."""
+        return await self.execute(UnloadAdapter(name, caller))
+
+    async def merge_adapter(
+        self, name: str, *, unload: bool = True, caller: Caller = ANYONE
+    ) -> Event:
+        """Add an adapter to the base weights, as one update: `updated` or `update_rejected`."""
+        return await self.execute(MergeAdapter(name, unload, caller))
 
     async def promote_trial(self, trial: str, *, caller: Caller = ANYONE) -> Event:
         """Let every request meet the state on trial; NotFound unless that trial runs."""

@@ -115,7 +115,7 @@ class Blame:
 def blame(
     history: History,
     parameter: str,
-    index: str | None = None,
+    index: str | int | None = None,
     *,
     limit: int = 50,
     max_seq: int | None = None,
@@ -127,7 +127,9 @@ def blame(
     """
     if not 1 <= limit <= MAX_TOUCHES:
         raise InvalidRequest(f"limit must be 1 to {MAX_TOUCHES}, got {limit}", param="limit")
-    if index is not None and not INDEX.fullmatch(index):
+    if isinstance(index, int) and not isinstance(index, bool):
+        index = str(index)
+    if index is not None and not (isinstance(index, str) and INDEX.fullmatch(index)):
         raise InvalidRequest(
             f"index must be numbers from 0 up, such as 17 or 3,7, got {index!r}", param="index"
         )

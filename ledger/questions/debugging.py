@@ -71,7 +71,7 @@ class Debugging(About):
     def blame(
         self,
         parameter: str,
-        index: str | None = None,
+        index: str | int | None = None,
         *,
         limit: int = 50,
         max_seq: int | None = None,

@@ -1,11 +1,13 @@
 """What was measured of the model's states."""
 
-from typing import Any
+from typing import Any, get_args
 
+from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.reading import By, put_together
 from weightledger.ledger.monitoring.rollups import Rollup, Where
 from weightledger.ledger.monitoring.stored import StoredMetrics
 from weightledger.ledger.questions.about import About
+from weightledger.ledger.store import require_texts
 
 
 class Measurements(About):
@@ -16,5 +18,10 @@ class Measurements(About):
 
         Conditions are the fields of `ledger.monitoring.rollups.Where`.
         """
+        if by not in get_args(By):
+            raise InvalidRequest(f"by must be one of {get_args(By)}, got {by!r:.200}", param="by")
+        for name in ("metrics", "sources", "replicas"):
+            if name in where:
+                require_texts(name, where[name])
         stored = StoredMetrics(self.history.store.metrics)
         return put_together(stored.rollups(Where(**where)), by)

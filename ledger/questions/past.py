@@ -1,6 +1,6 @@
 """What there is in the log: states, events, versions, approvals, and whether it is whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +11,7 @@ from weightledger.ledger.audit.report import Report
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.debug.follow import follow
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import KINDS, Event
 from weightledger.ledger.history import approvals, holds, versions
 from weightledger.ledger.history.approvals import Approval
 from weightledger.ledger.history.holds import Hold
@@ -31,11 +31,11 @@ class Past(About):
         """Events, newest first; filters are the fields of `ledger.store.EventFilter`."""
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral)):
             raise InvalidRequest(f"limit must be a whole number, got {limit!r:.200}", param="limit")
-        return self.history.events(EventFilter(**where), limit=limit)
+        return self.history.events(_filter(where), limit=limit)
 
     def activity(self, **where: Any) -> list[DayCount]:
         """How many events there were by day, kind and actor; see `History.activity`."""
-        return self.history.activity(EventFilter(**where))
+        return self.history.activity(_filter(where))
 
     def versions(self) -> Sequence[versions.ModelVersion]:
         """Listed versions, newest first."""
@@ -61,3 +61,14 @@ class Past(About):
     def verify(self, progress: Progress | None = None) -> Report:
         """Recompute every digest from the log; see `ledger.audit.verify`."""
         return verify(self.history, progress)
+
+
+def _filter(where: Mapping[str, Any]) -> EventFilter:
+    """The filter; InvalidRequest for a kind that no event has, which would find nothing."""
+    asked = EventFilter(**where)
+    for kind in asked.kinds:
+        if kind not in KINDS:
+            raise InvalidRequest(
+                f"kinds are some of {', '.join(sorted(KINDS))}; got {kind!r:.200}", param="kinds"
+            )
+    return asked

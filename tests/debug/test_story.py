@@ -117,10 +117,8 @@ def test_an_adapter_that_came_in_between_is_where_it_was(tmp_path: Path) -> None
         log = ledger.model("llama", engine=engine)
         name = next(name for name in log.specs if name.endswith("q_proj.weight"))
         bad = log.apply(IncrementalUpdateRequest(name, 0.3, 1.0, indices=[1])).name
-        from weightledger.ledger.writing.commands import LoadAdapter
-
         adapter = save_adapter(tmp_path / "adapter", 3, base=llama())
-        loaded = log.execute(LoadAdapter("style", adapter))
+        loaded = log.load_adapter("style", adapter)
         log.apply(IncrementalUpdateRequest(name, 0.1, 1.0, indices=[2]))
         for mode in ("mechanical", "causal"):
             state = log.what_if([bad], mode=mode).state

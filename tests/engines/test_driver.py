@@ -314,11 +314,11 @@ def saved_adapter(folder: Path, number: int) -> Path:
 def test_the_server_follows_adapters_as_events(replica: Replica, folder: Path) -> None:
     first, second = saved_adapter(folder, 1), saved_adapter(folder, 2)
     with driving(replica, folder) as manager:
-        run(manager.execute(LoadAdapter("style", first)))
+        run(manager.load_adapter("style", first))
         (one,) = replica.adapters().values()
         assert Path(one).is_relative_to(folder / "adapters" / "style")
         assert torch.equal(matrices(Path(one)), matrices(first))
-        run(manager.execute(LoadAdapter("style", second, inplace=True)))
+        run(manager.load_adapter("style", second, inplace=True))
         (other,) = replica.adapters().values()
         assert other != one, "weights changed under the same path meet stale keys and values"
         run(manager.apply_incremental_update(update()))

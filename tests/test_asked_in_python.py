@@ -1,4 +1,4 @@
-"""Numbers beyond 2^53, of which canonical JSON has all digits, are recorded, found and proved."""
+"""What programs ask a log for: numbers of any size are found, and the wrong kind is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -89,3 +89,17 @@ def test_a_filter_of_another_kind_is_refused_by_name(searched: Any, field: str, 
     with pytest.raises(InvalidRequest) as caught:
         searched.events(**{field: value})
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize(("field", "value"), [("metrics", "latency_ms"), ("by", "x")])
+def test_a_question_about_metrics_is_refused_by_name(searched: Any, field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        searched.metrics(**{field: value})
+    assert caught.value.param == field
+
+
+def test_an_element_is_blamed_by_a_number_as_well(searched: Any) -> None:
+    assert searched.blame("w", 1).touches == searched.blame("w", "1").touches
+    for index in (-1, 1.0, True):
+        with pytest.raises(InvalidRequest, match="index must be numbers"):
+            searched.blame("w", index)
