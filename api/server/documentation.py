@@ -10,7 +10,7 @@ _HEAD = f"""# Configuration
 Every setting can be given in four places. A flag wins over the environment, the environment over the file, the file over the default.
 
 - **Flag**: `weightledger serve --port 8080`.
-- **Environment**: `WEIGHTLEDGER_PORT=8080`. An empty variable unsets a setting that has no default. A setting within a table is `WEIGHTLEDGER_TABLE__NAME`.
+- **Environment**: `WEIGHTLEDGER_PORT=8080`. An empty variable unsets a setting that has no default, and is an error for one that has. A setting within a table is `WEIGHTLEDGER_TABLE__NAME`.
 - **File**: `port = 8080` in `{FILE}` in the current folder, or in the file that `--config-file` or `{FILE_VARIABLE}` names. It is [TOML](https://toml.io): numbers and `true`/`false` stand bare, texts in quotes. A name in it that is no setting is an error.
 
 `weightledger config show` prints the settings in force and where each comes from, with secrets masked; `weightledger config list` prints all there are. Commands that read and write take `--data-dir`, `--database`, `--url` and `--api-key`; `serve` takes all but `--url`.

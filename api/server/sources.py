@@ -159,7 +159,7 @@ def config_file(given: Path | None, environment: Mapping[str, str] = os.environ)
     missing."""
     named = given or (Path(name) if (name := environment.get(FILE_VARIABLE)) else None)
     if named is None:
-        return FILE if FILE.is_file() else None
+        return FILE if os.path.lexists(FILE) else None
     if not named.is_file():
         raise InvalidRequest(f"there is no settings file {named}", param="config_file")
     return named
@@ -241,12 +241,18 @@ def _validated(one: Setting, given: _Given) -> Any:
         value = tuple(value)
     # A file has types of its own: there 1 is not true, and "1" is no number.
     strict = given.typed and one.plain is not Path
+    # What is set in a file is named by it; a variable and a flag are the setting's name already.
+    place = f"{given.origin}: {one.name}" if given.typed else given.origin
+    if (one.default and value in ("", ())) or (one.plain in (str, Path) and not str(value).strip()):
+        raise _refused(
+            given, f"{place}: must not be empty; the default is {one.shown_default()}", one.name
+        )
     try:
         return TypeAdapter(one.type).validate_python(value, strict=strict)
     except ValidationError as error:
         said = error.errors(include_url=False)[0]["msg"]
         text = "" if one.secret else f", got {value!r}"
-        raise _refused(given, f"{given.origin}: {said}{text}", one.name) from None
+        raise _refused(given, f"{place}: {said}{text}", one.name) from None
 
 
 def _listed(text: str) -> list[str]:

@@ -164,7 +164,9 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
     for text, said in (
         ("prot = 1", "'prot' is no setting; there are "),
         ("[server]\nport = 1", "'server' is no setting"),
-        ('port = "1"', "valid integer"),
+        ('port = "1"', "weightledger.toml: port: .*valid integer"),
+        ('data_dir = ""', "data_dir: must not be empty; the default is weightledger-data"),
+        ("auto_rollback_metrics = []", "auto_rollback_metrics: must not be empty"),
         ("port = 99999", "65535"),
         ("enable_versioning = 1", "valid boolean"),
         ('engine = "spark"', "'embedded', 'vllm', 'aphrodite' or 'none'"),
@@ -176,6 +178,11 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match=said) as raised:
             load(Settings, {}, environment={})
         assert "weightledger.toml" in str(raised.value)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        load(Settings, {}, environment={})
+    file.rmdir()
     file.write_text("port = 7\n")
     assert load(Settings, {}, environment={}).settings.port == 7
     with pytest.raises(InvalidRequest, match="no settings file"):
@@ -184,6 +191,19 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         load(Settings, {"port": "many"}, environment={})
     with pytest.raises(InvalidRequest, match="environment WEIGHTLEDGER_PORT"):
         load(Settings, {}, environment={"WEIGHTLEDGER_PORT": "many"})
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_an_empty_variable_is_the_default_or_an_error(one: Setting) -> None:
+    """Never something else: an empty folder was the current one, empty metrics judged nothing."""
+    empty = one.default in (None, ())
+    for text in ("", " "):
+        if empty:
+            loaded = load(Settings, {}, environment={one.variable: text})
+            assert getattr(loaded.settings, one.name) == one.default
+        else:
+            with pytest.raises(InvalidRequest, match=one.variable):
+                load(Settings, {}, environment={one.variable: text})
 
 
 def test_a_secret_is_in_no_message(tmp_path: Path) -> None:
