@@ -1,45 +1,51 @@
 """Processes that run functions of tests, forked from one that has imported what those need.
 
-One per worker of pytest, whoever asks first: multiprocessing has one fork server a process.
+One per worker of pytest, whoever asks first: multiprocessing has one fork server a process. It is
+forked from the worker's warm process, since to import all of that anew takes seconds.
 """
 
 import functools
 import multiprocessing
 import os
-import sys
-from multiprocessing import forkserver
+import socket
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
-import pytest
+from tests import warm
 
-# What any of them imports before it can do its work, which costs more than the work.
-_PRELOADED = [
-    "pytest",
-    "psycopg",
-    "pysqlite3",
-    "torch",
-    "weightledger.ledger.codecs.compiled",
-    "weightledger.ledger.ledger",
-    "weightledger.ledger.opening",
-    "weightledger.ledger.history.rebuilding",
-    "weightledger.ledger.projection.starting",
-    "weightledger.ledger.sql.hold",
-    "weightledger.ledger.sql.postgres",
-    "weightledger.ledger.sql.sqlite",
-    "weightledger.ledger.sql.torn_copies",
-    "weightledger.ledger.sql.triggers",
-    "tests.numba_ready",
-    "tests.serving",
-    "tests.engines.inference_server",
-]
+# What any of them imports before it can do its work and the warm process has not.
+_PRELOADED = ["pytest", "tests.serving", "tests.engines.inference_server"]
+_PROGRAM = f"""
+import sys, warnings
+from multiprocessing.forkserver import main
+warnings.simplefilter("default")  # what a test's process meets is that test's to judge
+main(*map(int, sys.argv[1:]), {_PRELOADED})
+"""
+
+
+class ForkServer(forkserver.ForkServer):
+    """What multiprocessing has, but that it starts no Python, and waits for nobody's child."""
+
+    def ensure_running(self) -> None:
+        with self._lock:
+            resource_tracker.ensure_running()
+            if self._forkserver_address is not None:
+                return
+            with socket.socket(socket.AF_UNIX) as listener:
+                address = connection.arbitrary_address("AF_UNIX")
+                listener.bind(address)
+                listener.listen()
+                alive, self._forkserver_alive_fd = os.pipe()  # it ends with the last who has this
+                self._process = warm.begin_with((listener.fileno(), alive), program=_PROGRAM)
+                os.close(alive)
+            self._forkserver_address = address
 
 
 @functools.cache
 def forking() -> ForkServerContext:
     """Starts the processes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        forkserver.ensure_running()
-    return context
+    server = ForkServer()
+    server.ensure_running()
+    # Where contexts of multiprocessing look for it.
+    forkserver.connect_to_new_process = server.connect_to_new_process
+    return multiprocessing.get_context("forkserver")

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -36,6 +37,9 @@ _PRELOADED = (
     "weightledger.api.server.app",
     "weightledger.api.cli.serving",
     "weightledger.ledger.codecs.compiled",
+    "weightledger.ledger.history.rebuilding",
+    "weightledger.ledger.projection.starting",
+    "weightledger.ledger.sql.torn_copies",
     "tests.numba_ready",
     "alembic.command",
     "sqlalchemy.dialects.postgresql",
@@ -47,6 +51,7 @@ _PRELOADED = (
 )
 _KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _MOST_BYTES = 1 << 20
+_MOST_HANDLES = 8
 _ONE_AT_A_TIME = threading.Lock()
 
 # Where somebody forks a warm process for whoever connects; None: each worker starts its own.
@@ -71,6 +76,7 @@ class WarmProcess:
         self.returncode: int | None = None
         self._asking = threading.Lock()
         self._handle = os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._handle)
 
     def poll(self) -> int | None:
         """The exit status, -N for signal N; None while it runs."""
@@ -96,9 +102,6 @@ class WarmProcess:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    def __del__(self) -> None:
-        os.close(self._handle)
 
 
 def start(
@@ -131,6 +134,15 @@ def run(
 def begin(*args: str, program: str, log: IO[bytes]) -> WarmProcess:
     """A program, started; it writes to `log`."""
     return _started({"args": list(args), "program": program}, log, log, os.environ, None)
+
+
+def begin_with(handles: Sequence[int], *, program: str) -> WarmProcess:
+    """A program, started, with this one's input and output; it finds `handles` in its arguments.
+
+    As numbers of its own for them.
+    """
+    task = {"args": [], "program": program, "env": dict(os.environ), "cwd": str(Path.cwd())}
+    return WarmProcess(_ask(task, 1, 2, 0, *handles))
 
 
 @contextlib.contextmanager
@@ -224,7 +236,7 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
     """
     running: set[int] = set()
     while True:
-        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, 3)
+        data, handles, _, _ = socket.recv_fds(line, _MOST_BYTES, _MOST_HANDLES)
         if not data:  # whoever asked is gone, perhaps killed in the middle of a test
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
@@ -249,7 +261,7 @@ def _become(
     args: Sequence[str], program: str | None, env: Mapping[str, str], cwd: str, handles: list[int]
 ) -> None:
     """Be the process that was asked for."""
-    take_over(handles)
+    others = take_over(handles)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -259,22 +271,27 @@ def _become(
         sys.argv = ["weightledger", *args]
         runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
     else:
-        sys.argv = ["-c", *args]
+        sys.argv = ["-c", *args, *map(str, others)]
         warnings.simplefilter("error")
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
 
 
-def take_over(handles: Sequence[int]) -> None:
-    """Have these files as output, errors and, where there is a third, input."""
+def take_over(handles: Sequence[int]) -> Sequence[int]:
+    """Have these files as output, errors and, where there is a third, input; those that remain."""
     for number, handle in zip((1, 2, 0), handles, strict=False):
         os.dup2(handle, number)
         os.close(handle)
+    return handles[3:]
 
 
 def preload() -> None:
     """Import what servers and commands need."""
     for module in _PRELOADED:
         importlib.import_module(module)
+
+
+def settle() -> None:
+    """Keep what there is out of the sight of the collectors of all that is forked from now on."""
     gc.collect()
     gc.freeze()
 
@@ -294,4 +311,5 @@ def live(line: socket.socket) -> None:
 
 if __name__ == "__main__":
     preload()
+    settle()
     live(socket.socket(fileno=int(sys.argv[1])))

@@ -10,7 +10,6 @@ as well, from one that has no test in it. A worker that dies is replaced as ever
 
 import contextlib
 import functools
-import gc
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import socket
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from tests.forks import fork
 _KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _MOST_BYTES = 1 << 20
 _HOW = ("--dist", "loadscope", "--no-loadscope-reorder")
+# Its plugin could say better what its own assertions were about.
+_KNOWN = ("-W", "ignore:Module already imported so cannot be rewritten; anyio")
 _DEATHS = 4  # of a worker's place, before the run ends
 
 
@@ -46,6 +48,9 @@ def main(number: int, arguments: Sequence[str]) -> int:
 
 
 def _run(folder: Path, number: int, arguments: Sequence[str]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as pytest has it
+        warm.preload()  # once, for those that have no test in them and for the tests
     ours = os.pidfd_open(os.getpid())
     with _listener(folder / "warm") as listener:
         fork(functools.partial(_fork_warm_processes, listener, ours))
@@ -55,13 +60,12 @@ def _run(folder: Path, number: int, arguments: Sequence[str]) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fork would wait for threads that only this process has
     _collect(arguments)
-    gc.collect()
-    gc.freeze()
+    warm.settle()
 
     python = folder / "python"
     warm.write_client(python, str(folder / "worker"))
     places = ["--tx", f"{number}*popen//python={python}"]
-    run = [*places, "--max-worker-restart", str(_DEATHS * number), *_HOW, *arguments]
+    run = [*places, "--max-worker-restart", str(_DEATHS * number), *_HOW, *_KNOWN, *arguments]
     with _listener(folder / "worker") as listener:
         controller = fork(functools.partial(_control, run))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # pytest ends its workers
@@ -79,7 +83,7 @@ def _fork_warm_processes(listener: socket.socket, asked_by: int) -> None:
     """Fork one for whoever connects, until the process with this pidfd ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
-    warm.preload()
+    warm.settle()
     while listener in select.select([listener, asked_by], [], [])[0]:
         line, _ = listener.accept()
         fork(functools.partial(_be_warm, line, listener))
@@ -99,7 +103,7 @@ def _collect(arguments: Sequence[str]) -> None:
     import pytest
 
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *arguments])
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *_KNOWN, *arguments])
 
 
 def _control(run: Sequence[str]) -> None:
