@@ -1,9 +1,11 @@
 """Storage for every suite: a SQLite file, a PostgreSQL server and an S3 server of our own."""
 
 import contextlib
+import gc
 import itertools
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +69,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+
+
+_imported = len(sys.modules)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Keep what the tests of a file have imported out of the collector's sight, if it is much.
+
+    Two hundred architectures are as many modules again: whoever collects looks at them each time.
+    """
+    global _imported
+    yield
+    if nextitem and nextitem.path != item.path and len(sys.modules) - _imported > 100:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
 
 
 @pytest.fixture(scope="session")
