@@ -19,7 +19,7 @@ from psycopg import pq
 from benchmarks.small_updates import Statement, recorded
 from weightledger import IncrementalUpdateRequest
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.sql.postgres_alone import _binary, _numbered
+from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store import log_reading, rows
 from weightledger.ledger.store.append import _alone
@@ -110,12 +110,12 @@ def _postgres(url: str, update: list[Statement]) -> Iterator[Any]:
     with psycopg.connect(url, autocommit=True) as connection:
         server = connection.pgconn
         server.prepare(b"lock", _LOCK)
-        server.prepare(b"news", _numbered(news))
-        server.prepare(b"write", _numbered(_alone(source, None, noted=False)))
+        server.prepare(b"news", numbered(news))
+        server.prepare(b"write", numbered(_alone(source, None, noted=False)))
         server.enter_pipeline_mode()
 
         def send(name: bytes, values: list[Any]) -> None:
-            server.send_query_prepared(name, _binary(values), [1] * len(values), 1)
+            server.send_query_prepared(name, binary(values), [1] * len(values), 1)
 
         def answer() -> Any:
             kept = None

@@ -1,149 +1,154 @@
 """Turns on PostgreSQL: an advisory lock a model, which the server gives in the order of asking.
 
 It belongs to a transaction on a connection of its own, so it goes with the connection, and a pooler
-between does not keep it. That transaction reads the log's last event once it has the lock and
-writes nothing.
+between does not keep it. The message that asks for the lock asks for what is new, too, which the
+server reads once the lock is had; and the last statement of a turn can go over the same connection,
+so that its COMMIT gives the turn on. That makes two round trips of a turn that writes one event.
 """
 
 import contextlib
-import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import errors
 
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
-from weightledger.ledger.sql.turns import Meanwhile
+from weightledger.ledger.sql.postgres_alone import whole_numbers
+from weightledger.ledger.sql.postgres_pipeline import ELSEWHERE, Pipeline, Rows, Statement
+from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
+# A snapshot for each statement: what is read is what there is once the lock is had.
+_BEGIN: Statement = ("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+_COMMIT: Statement = ("COMMIT", ())
+_ROLLBACK: Statement = ("ROLLBACK", ())
 
 
 class AdvisoryLock:
     """`ledger.sql.turns.Lock` over `pg_advisory_xact_lock`; `connect` gives an autocommit one."""
 
+    writes = True
+
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], model_id: int) -> None:
-        self._connect = connect
+        self._pipeline = Pipeline(connect)
         self._key = f"{_SPACE}, {model_id}"
         self.condition: str | None = f"pg_try_advisory_xact_lock({self._key})"
         first = model_id << SEQ_BITS
-        self._read = (
+        self._read: Statement = (
             f"SELECT max(event_key) & {SEQ_MASK} FROM events"
-            f" WHERE event_key BETWEEN {first} AND {first | SEQ_MASK}"
+            f" WHERE event_key BETWEEN {first} AND {first | SEQ_MASK}",
+            (),
         )
-        self._connection: psycopg.Connection[Any] | None = None
         self._head: int | None = None
+        self._news: Rows | None = None
         self._held = False
-        self._ending = False  # a COMMIT was sent whose answer has not been read
 
-    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+    def acquire(
+        self,
+        timeout_s: float,
+        meanwhile: Meanwhile | None = None,
+        question: Question | None = None,
+    ) -> bool:
         """Whether it is held now; `meanwhile` is not called, since the server does not tell who is
         next: at a guess, what it takes is more than what it saves."""
-        self._head = None
+        self._head = self._news = None
         if timeout_s:
             milliseconds = max(int(timeout_s * 1000), 1)
-            ask = f"SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock"
+            patience = f"set_config('lock_timeout', '{milliseconds}', true)"
+            ask = f"SELECT {patience}, pg_advisory_xact_lock({self._key})"
         else:
-            ask = "SELECT pg_try_advisory_xact_lock"
+            ask = f"SELECT {self.condition}"
+        read = self._read if question is None else (question.sql, question.params)
         try:
-            answers = self._run(f"BEGIN; {ask}({self._key}); {self._read}")
+            locked, rows = self._asked(_BEGIN, (ask, ()), read)
         except errors.LockNotAvailable:
-            self._run("ROLLBACK")
             return False
-        *_, locked, head = answers
-        self._head = None if head is None else int(head)
-        self._held = bool(timeout_s) or locked == b"t"
+        self._held = bool(timeout_s) or locked[0][0] == b"\1"
         if not self._held:
-            self._run("ROLLBACK")
-        return self._held
+            self._told(_ROLLBACK)
+            return False
+        if question is None:
+            self._head = _number(rows)
+        else:
+            self._head, self._news = question.after + len(rows), rows
+        return True
+
+    def news(self) -> Rows | None:
+        """What the question gave that was asked with the lock."""
+        return self._news
+
+    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Run a turn's last statement, durable when this returns; the lock goes with it, whatever
+        happens. Raises the driver's errors. See `Backend.alone`."""
+        self._held = False
+        try:
+            (rows,) = self._pipeline.ask((sql, params), _COMMIT)
+        except psycopg.Error:
+            if self.connection is not None and not self.connection.closed:
+                with contextlib.suppress(psycopg.Error):  # the next turn finds it lost
+                    self._pipeline.send(_ROLLBACK)
+            raise
+        return whole_numbers(rows)
+
+    @property
+    def connection(self) -> psycopg.Connection[Any] | None:
+        """What `write` used."""
+        return self._pipeline.connection
 
     def release(self, head: int | None) -> None:
         """Let it go; the server's answer is read before the next statement.
 
         Nothing was written, so there is nothing to learn from it that an update could wait for.
         """
-        self._held = False
-        if self._connection is None:
-            return
-        try:
-            self._connection.pgconn.send_query(b"COMMIT")
-            self._connection.pgconn.flush()
-        except psycopg.Error as error:
-            raise self._lost(error) from error
-        self._ending = True
+        if self._held:
+            self._held = False
+            self._told(_COMMIT)
 
     def settle(self) -> None:
         """Read the answer to the last COMMIT: until then the server may still hold the lock."""
         try:
-            self._end()
+            self._pipeline.settle()
         except psycopg.Error as error:
             raise self._lost(error) from error
 
     def head(self) -> int | None:
         """The last event's seq; while the lock is held, as it was when that began."""
-        if self._held:
-            return self._head
-        (head,) = self._run(self._read)
-        return None if head is None else int(head)
+        return self._head if self._held else _number(self._asked(self._read)[0])
 
     def close(self) -> None:
         """Close the connection; what is held is let go with it."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._ending = False
+        self._held = False
+        self._pipeline.close()
 
-    def _run(self, statements: str) -> list[bytes | None]:
-        """Send statements in one message; the first column of the row of each that gives one.
-
-        By libpq's own calls: a cursor costs three times as much processor time.
-        """
+    def _asked(self, *statements: Statement) -> list[Rows]:
+        """What statements gave; LockNotAvailable is left as it is, and nothing is open then."""
         try:
-            self._end()
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            pgconn = self._connection.pgconn
-            pgconn.send_query(statements.encode())
-            pgconn.flush()
-            rows = []
-            failure: psycopg.Error | None = None
-            while (answer := self._next_answer()) is not None:
-                if answer.status == pq.ExecStatus.FATAL_ERROR:
-                    failure = errors.error_from_result(answer)
-                elif answer.ntuples:
-                    rows.append(answer.get_value(0, 0))
-            if failure is not None:
-                raise failure
-            return rows
+            try:
+                return self._pipeline.ask(*statements)
+            except ELSEWHERE:  # from now on they are not prepared
+                self._pipeline.ask(_ROLLBACK)
+                return self._pipeline.ask(*statements)
         except errors.LockNotAvailable:
+            self._told(_ROLLBACK)
             raise
         except psycopg.Error as error:
             raise self._lost(error) from error
-        except BaseException:  # interrupted: what was asked for may be held, or be on its way
-            self.close()
-            raise
 
-    def _next_answer(self) -> pq.abc.PGresult | None:
-        """The next answer, waited for without Python's lock, which `get_result` would hold."""
-        assert self._connection is not None
-        pgconn = self._connection.pgconn
-        while pgconn.is_busy():
-            poll = select.poll()
-            poll.register(pgconn.socket, select.POLLIN)
-            poll.poll()
-            pgconn.consume_input()
-        return pgconn.get_result()
-
-    def _end(self) -> None:
-        """Read the answer to the last COMMIT, if there is one to read."""
-        if self._ending and self._connection is not None:
-            self._ending = False
-            while self._next_answer() is not None:
-                pass
+    def _told(self, statement: Statement) -> None:
+        try:
+            self._pipeline.send(statement)
+        except psycopg.Error as error:
+            raise self._lost(error) from error
 
     def _lost(self, error: psycopg.Error) -> StorageUnavailable:
         """Give the connection up: another one is made for the next turn."""
         with contextlib.suppress(psycopg.Error):
             self.close()
         return StorageUnavailable(f"the connection for turns was lost: {error}")
+
+
+def _number(rows: Rows) -> int | None:
+    ((value,),) = rows
+    return None if value is None else int.from_bytes(value, "big")

@@ -19,7 +19,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute, Slots
-from weightledger.ledger.sql.turns import Turnstile
+from weightledger.ledger.sql.turns import Lock, Turnstile
 from weightledger.ledger.sql.wakeups import Wakeups
 from weightledger.ledger.sql.writing import WritingConnections, roll_back
 
@@ -117,8 +117,13 @@ class Database:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
         return self._writers.transaction()
 
-    def write_alone(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
-        """One statement that is durable when this returns, see `WritingConnections.alone`."""
+    def write_alone(
+        self, sql: str, params: Sequence[Any], lock: Lock | None = None
+    ) -> list[tuple[int, ...]] | None:
+        """One statement that is durable when this returns, see `WritingConnections.alone`; the last
+        one of a turn may be written by its lock."""
+        if lock is not None:
+            return self._writers.ending(lock, sql, params)
         return self._writers.alone(sql, params)
 
     def turnstile(self, model_id: int, model: str) -> Turnstile:

@@ -15,9 +15,11 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from weightledger.ledger.sql.turns import Meanwhile
+from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _HEAD_BYTES = 8
 
@@ -26,6 +28,7 @@ class FileLock:
     """`ledger.sql.turns.Lock` over the two files."""
 
     condition = None
+    writes = False
 
     def __init__(self, database: Path, model_id: int) -> None:
         self._database = database
@@ -35,7 +38,12 @@ class FileLock:
         self._next: int | None = None
         self._turn: int | None = None
 
-    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+    def acquire(
+        self,
+        timeout_s: float,
+        meanwhile: Meanwhile | None = None,
+        _question: Question | None = None,
+    ) -> bool:
         """Whether it is held now; `meanwhile` is called by whoever is next."""
         until = time.monotonic() + timeout_s
         if self._next is None:
@@ -65,6 +73,13 @@ class FileLock:
             return True
         finally:
             fcntl.flock(self._next, fcntl.LOCK_UN)
+
+    def news(self) -> None:
+        """Nothing: a file answers no question."""
+
+    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Never: a file runs no statement."""
+        raise NotImplementedError("a file runs no statement")
 
     def release(self, head: int | None) -> None:
         """Let it go, and leave what is known of the log to whoever comes next."""

@@ -1,7 +1,8 @@
 """What is particular to PostgreSQL: connecting, its statements, locks and catalogue.
 
-Values travel in binary form. Pipeline mode is never used, nor `executemany`, which uses it: it
-hung with payloads of a megabyte.
+Values travel in binary form. Pipeline mode is used for turns only, whose events are small
+(`ledger.sql.postgres_pipeline`), and `executemany`, which uses it, never: it hung with payloads of
+a megabyte.
 """
 
 import contextlib

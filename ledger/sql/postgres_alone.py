@@ -38,9 +38,9 @@ def repeated(
     name = names.get(sql)
     if name is None:
         name = b"weightledger_%d" % len(names)
-        _checked(connection, connection.pgconn.prepare(name, _numbered(sql)))
+        _checked(connection, connection.pgconn.prepare(name, numbered(sql)))
         names[sql] = name
-    values = _binary(params)
+    values = binary(params)
     formats = [_BINARY] * len(values)
     execute = connection.pgconn.exec_prepared
 
@@ -53,22 +53,26 @@ def repeated(
                 names.pop(sql, None)
                 raise
         columns = range(answer.nfields)
-        return [
-            tuple([int.from_bytes(answer.get_value(row, at) or b"", "big") for at in columns])
-            for row in range(answer.ntuples)
-        ]
+        return whole_numbers(
+            [[answer.get_value(row, at) for at in columns] for row in range(answer.ntuples)]
+        )
 
     return ask
 
 
-def _numbered(sql: str) -> bytes:
+def whole_numbers(rows: Sequence[Sequence[bytes | None]]) -> list[tuple[int, ...]]:
+    """Rows of whole numbers and truth values, from their binary form; null is 0."""
+    return [tuple([int.from_bytes(value or b"", "big") for value in row]) for row in rows]
+
+
+def numbered(sql: str) -> bytes:
     """The statement with libpq's marks for its values."""
     first, *others = sql.split("?")
     rest = [f"${number}{text}" for number, text in enumerate(others, 1)]
     return "".join((first, *rest)).encode()
 
 
-def _binary(params: Sequence[Any]) -> list[Any]:
+def binary(params: Sequence[Any]) -> list[Any]:
     """The values as the server reads them; None is null."""
     pack = _NUMBER.pack
     return [

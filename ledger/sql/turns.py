@@ -9,9 +9,9 @@ suspended) is gone without. `file_turns` has the locks for SQLite, `advisory_tur
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from weightledger.ledger.errors import LedgerError
 
@@ -25,8 +25,20 @@ PATIENCE_S = 5.0
 _UNDISTURBED = 2
 
 
+News = list[list[bytes | None]]
+"""Rows of a query, each value in the database's binary form."""
+
 Meanwhile = Callable[[], object]
 """What whoever waits for a turn may do until then, such as reading what others wrote so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is new: a query for the events after the seq `after`, in their order, and its values."""
+
+    after: int
+    sql: str
+    params: tuple[int, ...]
 
 
 class Lock(Protocol):
@@ -38,13 +50,30 @@ class Lock(Protocol):
     condition: str | None
     """An SQL expression, true where it was free: then the transaction holds it. None where there is
     no such."""
+    writes: bool
+    """Whether `write` does."""
 
-    def acquire(self, timeout_s: float, meanwhile: Meanwhile | None = None) -> bool:
+    def acquire(
+        self,
+        timeout_s: float,
+        meanwhile: Meanwhile | None = None,
+        question: Question | None = None,
+    ) -> bool:
         """Whether it is held now; with 0 it is only tried.
 
         `meanwhile` is called at most once, if it comes to waiting, by whoever is next where the
-        lock can tell.
+        lock can tell. The question is answered with the lock where the lock is the database's.
         """
+
+    def news(self) -> News | None:
+        """The answer to the question, while it is held; None where none was asked or is given."""
+
+    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Run the last statement of a turn, whose COMMIT lets the lock go; see `Backend.alone`."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's connection that `write` used."""
 
     def release(self, head: int | None) -> None:
         """Let it go; `head` is the seq of the log's last event, where that is known."""
@@ -66,11 +95,15 @@ class Turn:
     It is told by whoever had a turn before, so it may lag behind. Whoever appends says so here.
     `held` is whether others wait for its end; a turn that is not held yet, `deferred`, may be had
     by the statement that writes. `within` is how many blocks there are inside the one it began in.
+    `news` is what the question gave that was asked with it; `ending` says that nothing is written
+    in it after the next statement that writes, with which it may end.
     """
 
     head: int | None = None
     held: bool = False
     deferred: bool = False
+    ending: bool = False
+    news: News | None = None
     within: int = 0
     turnstile: "Turnstile | None" = field(default=None, repr=False)
 
@@ -94,13 +127,16 @@ class Turnstile:
         self._thread: int | None = None
         self._undisturbed = 0  # turns one after the other between which nobody else wrote
 
-    def turn(self, meanwhile: Meanwhile | None = None) -> "_InTurn":
+    def turn(
+        self, meanwhile: Meanwhile | None = None, question: Question | None = None
+    ) -> "_InTurn":
         """Wait for this writer's turn; within a turn there is no further one to wait for.
 
         `meanwhile` is called if it is waited for, where the lock can tell who is next: what is
-        done there is not done while the others wait.
+        done there is not done while the others wait. The question is answered with the turn where
+        the lock can do that.
         """
-        return _InTurn(self, meanwhile)
+        return _InTurn(self, meanwhile, question)
 
     @property
     def condition(self) -> str | None:
@@ -124,25 +160,44 @@ class Turnstile:
         turn.held = self._acquired()
         return True
 
+    def lent(self) -> Lock | None:
+        """What the last statement of this thread's turn is written by, so that the turn ends with
+        it; None where it does not end with a statement."""
+        turn = self._turn
+        if (
+            turn is None
+            or not turn.held
+            or not turn.ending
+            or turn.within
+            or not self._lock.writes
+            or self._thread != threading.get_ident()
+        ):
+            return None
+        turn.held = False
+        return self._lock
+
     def close(self) -> None:
         """Give back the lock's files or connection."""
         with self._ours, contextlib.suppress(OSError, LedgerError):
             self._lock.close()
 
-    def enter(self, meanwhile: Meanwhile | None) -> tuple[Turn, bool]:
+    def enter(self, meanwhile: Meanwhile | None, question: Question | None) -> tuple[Turn, bool]:
         """The turn of this thread, and whether it is one that was under way; see `turn`."""
         self._ours.acquire()
         if self._turn is not None:
             self._turn.within += 1
             return self._turn, True
+        self._thread = threading.get_ident()
         try:
             if self._may_defer():
                 turn = Turn(deferred=True, turnstile=self)
-                self._turn, self._thread = turn, threading.get_ident()
+                self._turn = turn
                 return turn, False
             # From here on, so that what `meanwhile` does does not wait for a turn of its own.
             self._turn = turn = Turn(turnstile=self)
-            turn.held = held = self._acquired(meanwhile)
+            turn.held = held = self._acquired(meanwhile, question)
+            if held:
+                turn.news = self._lock.news()
             turn.head = head = self._read_head() if held else None
         except BaseException:
             self._turn = None
@@ -189,14 +244,16 @@ class Turnstile:
             return None
         return turn
 
-    def _acquired(self, meanwhile: Meanwhile | None = None) -> bool:
+    def _acquired(
+        self, meanwhile: Meanwhile | None = None, question: Question | None = None
+    ) -> bool:
         try:
             if self._stuck:
-                self._stuck = not self._lock.acquire(0)
+                self._stuck = not self._lock.acquire(0, None, question)
                 return not self._stuck
             # The head is asked for only once a wait was in vain: on PostgreSQL it is a round trip.
             before, known = self._left, self._left is not None
-            while not self._lock.acquire(PATIENCE_S, meanwhile):
+            while not self._lock.acquire(PATIENCE_S, meanwhile, question):
                 now = self._lock.head()
                 if known and now == before:
                     self._stuck = True
@@ -229,14 +286,17 @@ class Turnstile:
 class _InTurn:
     """A turn for as long as its block runs; a class, because a generator costs as much again."""
 
-    __slots__ = ("_meanwhile", "_turn", "_turnstile", "_within")
+    __slots__ = ("_meanwhile", "_question", "_turn", "_turnstile", "_within")
 
-    def __init__(self, turnstile: Turnstile, meanwhile: Meanwhile | None) -> None:
+    def __init__(
+        self, turnstile: Turnstile, meanwhile: Meanwhile | None, question: Question | None
+    ) -> None:
         self._turnstile = turnstile
         self._meanwhile = meanwhile
+        self._question = question
 
     def __enter__(self) -> Turn:
-        self._turn, self._within = self._turnstile.enter(self._meanwhile)
+        self._turn, self._within = self._turnstile.enter(self._meanwhile, self._question)
         return self._turn
 
     def __exit__(self, *_: object) -> None:

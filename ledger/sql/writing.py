@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from weightledger.ledger.errors import FullOutcomeUnknown, LedgerError, OutcomeUnknown
 from weightledger.ledger.sql.backend import Backend, Execute, Journal
+from weightledger.ledger.sql.turns import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,25 @@ class WritingConnections:
             raise
         self.keep(opened)
         return rows
+
+    def ending(self, lock: Lock, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
+        """The same by the connection that holds a turn, which ends with it."""
+        home = self.home
+        home.require_open()
+        if not home.backend.is_quiet(lock.connection):
+            lock.close()
+            return None
+        try:
+            return lock.write(sql, params)
+        except BaseException as error:
+            if isinstance(error, home.backend.ERRORS):
+                if home.backend.by_standing_alone(error):
+                    return None
+                unknown = self.withdrawn(lock.connection, error)
+                if unknown is not None:
+                    raise unknown from error
+            home.translate(error)
+            raise
 
     def begin(self) -> tuple[Opened, Execute]:
         """A kept connection, or else a new one, after BEGIN."""

@@ -165,11 +165,14 @@ class AppendLog(Protocol):
         for another model's event.
         """
 
-    def turn(self, meanwhile: Meanwhile | None = None) -> AbstractContextManager[Turn]:
+    def turn(
+        self, meanwhile: Meanwhile | None = None, after: int | None = None
+    ) -> AbstractContextManager[Turn]:
         """Around catching up, working out an event and appending it: one writer at a time.
 
         Those of other processes wait, in order. A courtesy to them: the log is right without.
-        `meanwhile` may be called where this one has to wait, shortly before its turn.
+        `meanwhile` may be called where this one has to wait, shortly before its turn. The events
+        after the seq `after` are read with the turn where the database gives both at once.
         """
 
     def head(self) -> Event:
@@ -194,9 +197,12 @@ class AppendLog(Protocol):
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         """Events with start <= seq < stop in order; CorruptLedger for a gap or a bad event."""
 
-    def news(self, seq: int, most: int) -> list[tuple[Event, bytes | None]]:
+    def news(
+        self, seq: int, most: int, turn: Turn | None = None
+    ) -> list[tuple[Event, bytes | None]]:
         """The events after `seq` in order, at most so many, each with its payload where that is
-        inline; checked as by `scan` and `payload`."""
+        inline; checked as by `scan` and `payload`. What was read with the turn is not asked for
+        again, so it may be what there was when that began."""
 
     def payload(self, event: Event) -> bytes:
         """The event's payload, checked against its digests; CorruptLedger names the seq.

@@ -126,7 +126,9 @@ class Appender:
         rows_of, its = touches.source(backend, ids)
         sql = _alone(rows_of, self._turnstile.condition, noted=bool(note))
         try:
-            written = self._database.write_alone(sql, (*values, note.actor, its))
+            written = self._database.write_alone(
+                sql, (*values, note.actor, its), self._turnstile.lent()
+            )
         except SeqTaken:
             self._turnstile.take()
             raise

@@ -64,8 +64,11 @@ class SqlEvents:
         if any(event.kind == REDACTED for event, _, _ in items):
             self._filtering.forget()
 
-    def turn(self, meanwhile: Meanwhile | None = None) -> AbstractContextManager[Turn]:
-        return self._turnstile.turn(meanwhile)
+    def turn(
+        self, meanwhile: Meanwhile | None = None, after: int | None = None
+    ) -> AbstractContextManager[Turn]:
+        question = None if after is None else log_reading.question(self._of, after)
+        return self._turnstile.turn(meanwhile, question)
 
     def head(self) -> Event:
         return lookup.head(self._of)
@@ -88,8 +91,10 @@ class SqlEvents:
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Event]:
         return log_reading.scan(self._of, start, stop)
 
-    def news(self, seq: int, most: int) -> list[tuple[Event, bytes | None]]:
-        return log_reading.news(self._of, seq, most)
+    def news(
+        self, seq: int, most: int, turn: Turn | None = None
+    ) -> list[tuple[Event, bytes | None]]:
+        return log_reading.news(self._of, seq, most, None if turn is None else turn.news)
 
     def payload(self, event: Event) -> bytes:
         return self.payloads([event])[0]

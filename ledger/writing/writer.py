@@ -17,7 +17,7 @@ from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.change import Change
-from weightledger.ledger.projection.following import News
+from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.writing import arithmetic
@@ -139,7 +139,8 @@ class Writer:
         outer, self._thread = self._thread, threading.get_ident()
         try:
             while self._queue and not (last and last.done):
-                with self._history.store.turn(self._meanwhile) as turn:
+                after = self._projector.live.head.seq
+                with self._history.store.turn(self._meanwhile, after) as turn:
                     self._work_off(turn)
         finally:
             self._thread = outer
@@ -148,19 +149,23 @@ class Writer:
     def _work_off(self, turn: Turn) -> None:
         """Append what waits, as far as it goes into one transaction."""
         if turn.head is not None and turn.head > self._projector.live.head.seq:
-            self._meanwhile()
+            self._meanwhile(turn)
         for _ in range(_TRIES_A_TURN):
             if self._append(self._gather(), turn):
                 break
         turn.head = self._projector.live.head.seq
 
-    def _meanwhile(self) -> None:
+    def _meanwhile(self, turn: Turn | None = None) -> None:
         """Show what others have written so far: while they write, or at last when it is our turn.
 
         What fails here fails again, and is told, when the append loses to these events.
         """
         with contextlib.suppress(LedgerError):
-            self.catch_up()
+            if turn is None or turn.news is None:
+                self.catch_up()
+            else:
+                seq = self._projector.live.head.seq
+                self.catch_up(news=self._history.store.news(seq, MOST_NEWS, turn))
 
     def _gather(self) -> list[Job]:
         """Take commands off the queue and work them out, one on another, until one goes alone."""
@@ -212,6 +217,7 @@ class Writer:
         try:
             change = self._prepared(group)
             append_started = time.perf_counter()
+            turn.ending = True
             self._history.store.append(*appends)
             appended = time.perf_counter()
             turn.head = appends[-1][0].seq

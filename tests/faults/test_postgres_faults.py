@@ -37,6 +37,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.log import Log
 from weightledger.ledger.sql import postgres
+from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 
 MODEL = "m"
 SERVED = "tests.faults.models:factory"
@@ -240,10 +241,17 @@ def test_one_statement_writes_what_several_do(
         sent.append(sql.split()[0])
         return by_itself(connection, sql, params)
 
+    in_turn = AdvisoryLock.write
+
+    def noting_in_turn(lock: AdvisoryLock, sql: str, params: Sequence[Any]) -> Any:
+        sent.append(sql.split()[0])
+        return in_turn(lock, sql, params)
+
     several = ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
     with opened(url) as log:
         monkeypatch.setattr(postgres, "executor", noting)
         monkeypatch.setattr(postgres, "alone", noting_alone)
+        monkeypatch.setattr(AdvisoryLock, "write", noting_in_turn)
         for alone, statements in ((True, ["WITH"]), (False, several), (True, ["WITH"])):
             monkeypatch.setattr(postgres, "WRITES_ALONE", alone)
             sent.clear()
@@ -309,10 +317,17 @@ def test_a_connection_cut_off_in_the_middle_of_an_append(own: Own, url: str) -> 
         other.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
     with opened(url) as log:
-        with nothing_changes(log):
-            error = waiting_write(log, own, url, terminate)
-            assert isinstance(error, OutcomeUnknown), error
-        assert log.apply(add(1.0, reason=NOTED)).seq == 2
+        # In a turn that it asked for, and in one that the statement takes, as a lone writer's does.
+        for by_the_turn in (True, False):
+            with log.history.store.turn() as turn:
+                assert turn.held is by_the_turn
+            before = log.history.head().seq
+            with nothing_changes(log):
+                error = waiting_write(log, own, url, terminate)
+                assert isinstance(error, OutcomeUnknown), error
+            assert log.apply(add(1.0, reason=NOTED)).seq == before + 1
+            for _ in range(3):
+                log.apply(add(1.0))
         assert verify(log.history).problem is None
 
 
