@@ -29,7 +29,7 @@ from weightledger.ledger.tensors.digest import CHUNK_BYTES, touched_chunks
 from weightledger.ledger.tensors.spec import Lanes
 
 # Between these shares of changed lanes either codec may be smaller; both are tried on samples.
-_SPARSE_BELOW, _DENSE_ABOVE = 0.3, 0.9
+SPARSE_BELOW, _DENSE_ABOVE = 0.3, 0.9
 # At equal size dense frames are read faster.
 _DENSE_BONUS = 0.98
 _SAMPLE_LANES, _SAMPLES = 1 << 14, 4
@@ -56,8 +56,13 @@ def encode_frame(delta: Delta, codec_id: str | None = None) -> bytes:
         codec.decode(data, delta.count, delta.difference.dtype), delta
     ):
         raise CorruptLedger(f"codec {codec.id!r} did not reproduce the difference it was given")
-    name = codec.id.encode("ascii")
-    return b"".join((bytes([len(name)]), name, u32(delta.count), u32(len(data)), data))
+    return framed(codec.id, delta.count, data)
+
+
+def framed(codec_id: str, lanes: int, data: bytes | memoryview) -> bytes:
+    """The frame of so many lanes with what a codec wrote."""
+    name = codec_id.encode("ascii")
+    return b"".join((bytes([len(name)]), name, u32(lanes), u32(len(data)), data))
 
 
 def encode_tensor(before: Lanes, after: Lanes, ordered: bool) -> bytes:
@@ -161,7 +166,7 @@ def _smallest(delta: Delta) -> tuple[Codec, bytes | None]:
     if not delta.changed:
         return CODECS["none.1"], None
     share = delta.changed / delta.count
-    if share < _SPARSE_BELOW:
+    if share < SPARSE_BELOW:
         return sparse, None
     if share > _DENSE_ABOVE:
         return dense, None

@@ -20,7 +20,7 @@ from weightledger.ledger.errors import CorruptLedger
 
 _RUNS, _PLANES = 0, 1
 _U32 = np.dtype(np.uint32)
-_LONG_MEAN = 256
+LONG_MEAN = 256
 
 
 def encode(indices: Indices) -> bytes:
@@ -31,7 +31,7 @@ def encode(indices: Indices) -> bytes:
     first = int(indices[0])
     gaps = len(indices) - 1
     span = int(indices[-1]) - first
-    if span == gaps or span > _LONG_MEAN * gaps:
+    if span == gaps or span > LONG_MEAN * gaps:
         lengths = np.diff(indices) - 1
         return bytes([_PLANES]) + u32(first) + planes.encode(lengths.view(np.uint32))
     # Ascending positions have no more gaps of 255 between them than their span has.

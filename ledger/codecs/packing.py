@@ -24,19 +24,38 @@ except ImportError:  # a build without cffi
 _MATCHES, _FREQUENCIES = 1, -131_072  # zstd's levels; of the latter it has no other use
 
 
+class Packer:
+    """zstd's contexts for both ways, `zstd` with their addresses and that of what compresses, and
+    `room` for what either writes. Only where it is `within_reach`, and for one thread at a time."""
+
+    def __init__(self) -> None:
+        contexts = (_context(_MATCHES), _context(_FREQUENCIES, literals=True))
+        compress = _zstd.ffi.addressof(_zstd.lib, "ZSTD_compress2")
+        self._contexts = contexts  # as long as their addresses are
+        self.zstd = np.array(
+            [int(_zstd.ffi.cast("intptr_t", one)) for one in (*contexts, compress)], np.int64
+        )
+        self.room = np.empty((2, 0), np.uint8)
+
+    def fit(self, size: int) -> None:
+        """Make room for what streams of up to so many bytes may take."""
+        most = _zstd.lib.ZSTD_compressBound(size)
+        if self.room.shape[1] < most:
+            self.room = np.empty((2, most), np.uint8)
+
+
 class _Ways(threading.local):
     """zstd contexts are not for two threads at once; a new one costs more than most streams."""
 
     def __init__(self) -> None:
         self.by_matches = zstandard.ZstdCompressor(level=_MATCHES).compress
-        if _zstd is not None:
-            contexts = (_context(_MATCHES), _context(_FREQUENCIES, literals=True))
-            compress = _zstd.ffi.addressof(_zstd.lib, "ZSTD_compress2")
-            self.contexts = contexts  # as long as their addresses are
-            self.zstd = np.array(
-                [int(_zstd.ffi.cast("intptr_t", one)) for one in (*contexts, compress)], np.int64
-            )
-            self.room = np.empty((2, 0), np.uint8)
+        if within_reach():
+            self.packer = Packer()
+
+
+def within_reach() -> bool:
+    """Whether zstd's own functions are."""
+    return _zstd is not None
 
 
 def pack(values: NDArray[np.uint8]) -> bytes:
@@ -46,17 +65,16 @@ def pack(values: NDArray[np.uint8]) -> bytes:
     other reason.
     """
     ways = _ways
-    if _zstd is None:
+    if not within_reach():
         return ways.by_matches(values.data)
     from weightledger.ledger.codecs import compiled_packing
 
-    most = _zstd.lib.ZSTD_compressBound(len(values))
-    if ways.room.shape[1] < most:
-        ways.room = np.empty((2, most), np.uint8)
-    way, size = compiled_packing.smaller(np.ascontiguousarray(values), ways.room, ways.zstd)
+    packer = ways.packer
+    packer.fit(len(values))
+    way, size = compiled_packing.smaller(np.ascontiguousarray(values), packer.room, packer.zstd)
     if size < 0:
         raise MemoryError(f"zstd cannot pack a stream: error {-size}")
-    packed: bytes = ways.room[way, :size].tobytes()
+    packed: bytes = packer.room[way, :size].tobytes()
     return packed
 
 

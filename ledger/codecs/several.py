@@ -24,16 +24,20 @@ except ImportError:  # a build without cffi
 _FUNCTIONS = ("ZSTD_decompressDCtx", "ZSTD_getFrameContentSize", "ZSTD_findFrameCompressedSize")
 
 
-class _Room(threading.local):
-    """What a thread works in, kept: fresh memory costs more than what is done with it."""
+class Room:
+    """What encoded deltas are read in, kept: fresh memory costs more than what is done with it.
+
+    Only with zstd's own functions, and for one thread at a time. `zstd` is as in
+    `compiled_steps.take_through`.
+    """
 
     def __init__(self) -> None:
         from weightledger.ledger.codecs.compiled_frames import COLUMNS, GAPS_BYTES
 
-        self.context = _zstd.ffi.gc(_zstd.lib.ZSTD_createDCtx(), _zstd.lib.ZSTD_freeDCtx)
+        self._context = _zstd.ffi.gc(_zstd.lib.ZSTD_createDCtx(), _zstd.lib.ZSTD_freeDCtx)
         functions = (_zstd.ffi.addressof(_zstd.lib, name) for name in _FUNCTIONS)
         self.zstd = np.array(
-            [int(_zstd.ffi.cast("intptr_t", one)) for one in (self.context, *functions)], np.int64
+            [int(_zstd.ffi.cast("intptr_t", one)) for one in (self._context, *functions)], np.int64
         )
         self.values = np.empty(TILE_LANES, np.uint64)
         self.plane = np.empty(TILE_LANES, np.uint8)
@@ -41,9 +45,14 @@ class _Room(threading.local):
         self.held = np.empty(COLUMNS, np.int64)
 
 
+class _Mine(threading.local):
+    def __init__(self) -> None:
+        self.room = Room()
+
+
 @cache
-def _room() -> _Room:
-    return _Room()
+def _mine() -> _Mine:
+    return _Mine()
 
 
 def says(codec_id: str, data: bytes, delta: Delta) -> bool:
@@ -52,7 +61,7 @@ def says(codec_id: str, data: bytes, delta: Delta) -> bool:
         return False
     from weightledger.ledger.codecs import compiled_check
 
-    mine = _room()
+    mine = _mine().room
     positions = np.empty(0, np.int32) if delta.indices is None else delta.indices
     return bool(
         compiled_check.says(
@@ -83,7 +92,7 @@ def take_through(
         return 0, 0
     from weightledger.ledger.codecs import compiled_frames, compiled_steps
 
-    mine = _room()
+    mine = _mine().room
     encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas if len(data)]
     if len(encoded) < len(deltas):
         return 0, 0

@@ -17,7 +17,7 @@ from weightledger.ledger.errors import CorruptLedger
 _U32 = struct.Struct("<I")
 # Below this a stream stays raw: zstd would take more of a small update's time than it could save.
 SHORTEST_PACKED = 512
-_WORTHWHILE = 0.98
+WORTHWHILE = 0.98
 # No stream is longer than 8 MiB, so no honest frame has a larger window.
 _MAX_WINDOW = 1 << 23
 
@@ -41,7 +41,7 @@ def stream(values: NDArray[np.uint8]) -> bytes:
     """The bytes `values` as a stream."""
     if len(values) >= SHORTEST_PACKED:
         packed = pack(values)
-        if len(packed) < _WORTHWHILE * len(values):
+        if len(packed) < WORTHWHILE * len(values):
             return _U32.pack(len(packed)) + packed
     return _U32.pack(len(values)) + values.tobytes()
 

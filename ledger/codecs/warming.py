@@ -9,6 +9,7 @@ from weightledger.ledger.codecs import loops
 from weightledger.ledger.codecs.delta import apply, apply_several, at
 from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode_tensor
+from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.codecs.several import take_through
 
 _LANES = 4096
@@ -29,6 +30,7 @@ def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
         apply_frames(before, encode_frame(sparse), True, undo=True)
         take_through(before, [(memoryview(encode_frame(sparse)), True)], True)
         loops.same(before, after)
+        look(before, after.copy(), True, after)
         if dtype.itemsize in (2, 4):
             loops.square_distance(before, after, written.astype(np.int32))
             loops.square_distance_of_all(before, after)

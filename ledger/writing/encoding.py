@@ -6,9 +6,8 @@ is appended is known to replay.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs import factors, on_device
-from weightledger.ledger.codecs.delta import Delta, at, compare
+from weightledger.ledger.codecs.delta import Delta, Indices, at, compare
 from weightledger.ledger.codecs.frames import encode_frame
+from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.codecs.tiling import tiles_of
 from weightledger.ledger.events.changes import FACTORS, FRAMES, TensorChange
 from weightledger.ledger.projection.change import HashedTensor
@@ -33,7 +33,8 @@ from weightledger.ledger.tensors.digest import (
     touched_chunks,
     unchanged,
 )
-from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.lanes import lanes, shares_memory
+from weightledger.ledger.tensors.side_by_side import side_by_side
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.plan import Write
@@ -44,13 +45,12 @@ from weightledger.ledger.writing.small_encoding import (
     square_distance,
 )
 
-# Tiles that a thread is handed at once, at most: each time three threads wait for Python's lock.
-# Towards the end fewer, a quarter of what is left, so that all threads end at about the same time.
-_AT_ONCE, _SHARE = 4, 4
-# How many such groups may wait for their turn to be written: bounds memory, keeps threads busy.
-_AHEAD = 2
+# How many tiles may be begun beyond the last that was written: bounds memory.
+_AHEAD = 8
 # Below this, handing work to other threads costs more than they save.
 _SMALL_BYTES = 256 * 1024
+# Of these a compiled loop adds up the squares of differences, of others torch does.
+_SQUARED = ("float32", "bfloat16")
 
 
 Written = tuple[TensorSpec, HashedTensor, Write]
@@ -133,16 +133,7 @@ def _encoded(
     if sum(spec.nbytes for spec, _, _ in writes) <= _SMALL_BYTES:
         yield from map(_encode, jobs)
         return
-    waiting: deque[Future[list[_Tile]]] = deque()
-    at = 0
-    while at < len(jobs):
-        size = max(1, min(_AT_ONCE, (len(jobs) - at) // _SHARE))
-        waiting.append(pool.submit(_encode_all, jobs[at : at + size]))
-        at += size
-        if len(waiting) > _AHEAD:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
+    yield from side_by_side(_encode, jobs, pool, ahead=_AHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +153,53 @@ class _Job:
     def after(self) -> torch.Tensor:
         return self.write.after.detach().reshape(-1)[self.part]
 
-
-def _encode_all(jobs: Sequence[_Job]) -> list[_Tile]:
-    return [_encode(job) for job in jobs]
+    @property
+    def source(self) -> "Lanes | None":
+        """What `after` is to be filled from: here rather than before all else, since tiles are
+        filled side by side and stay in cache."""
+        if self.write.source is None:
+            return None
+        return lanes(self.write.source.detach().reshape(-1)[self.part])
 
 
 def _encode(job: _Job) -> _Tile:
-    spec = job.spec
-    old, new = job.before, job.after
-    chunks = _part_of(job.held.chunks, DIGEST_BYTES, spec, job.part)
+    chunks = _part_of(job.held.chunks, DIGEST_BYTES, job.spec, job.part)
     known = job.held.checksums or no_checksums(job.held.chunks)
-    checksums = _part_of(known, CHECKSUM_BYTES, spec, job.part)
-    if job.write.source is not None:
-        # Here rather than before all else: tiles are copied side by side, and stay in cache.
-        lanes(new)[:] = lanes(job.write.source.detach().reshape(-1)[job.part])
+    checksums = _part_of(known, CHECKSUM_BYTES, job.spec, job.part)
+    return _in_one_pass(job, chunks, checksums) or _in_steps(job, chunks, checksums)
+
+
+def _in_one_pass(job: _Job, chunks: bytearray, checksums: bytearray) -> _Tile | None:
+    """A tile of which any lane may have changed, in memory; None where it cannot be done so."""
+    spec, old, new = job.spec, job.before, job.after
+    if (
+        job.write.positions is not None
+        or spec.element.lanes > 1
+        or not shares_memory(old)
+        or not shares_memory(new)
+    ):
+        return None
+    before, after = lanes(old, spec.name), lanes(new, spec.name)
+    encoding, squared = job.write.factors is None, spec.dtype in _SQUARED
+    looked = look(
+        before, after, spec.element.ordered, job.source, encoding=encoding, squared=squared
+    )
+    if looked is None:
+        return None
+    square = looked.square if squared else _square(job, before, after, looked.indices)
+    frame = looked.frame if looked.delta is None else encode_frame(looked.delta)
+    numbers = looked.touched.tolist()
+    _require_unchanged(job, unchanged(chunks, checksums, before, numbers, looked.before))
+    rehash(chunks, after, numbers)
+    checksum(checksums, after, numbers, looked.after)
+    return _Tile(frame, looked.changed, chunks, checksums, square)
+
+
+def _in_steps(job: _Job, chunks: bytearray, checksums: bytearray) -> _Tile:
+    spec, old, new = job.spec, job.before, job.after
+    source = job.source
+    if source is not None:
+        lanes(new)[:] = source
     if on_device.both_on(old, new):
         delta = on_device.compare_there(old, new, spec.element, _within(job))
         touched = _touched(delta, spec, chunks)
@@ -185,10 +209,23 @@ def _encode(job: _Job) -> _Tile:
         delta = _compared(before, after, spec, _within(job))
         touched = _touched(delta, spec, chunks)
     # What was gathered is still in cache; hashing reads everything.
-    square = _square(job, before, after, delta)
+    square = _square(job, before, after, delta.indices)
     frame = encode_frame(delta) if job.write.factors is None else b""
-    _rehash(chunks, checksums, touched, before, after, spec)
+    numbers = touched.tolist()
+    _require_unchanged(job, unchanged(chunks, checksums, before, numbers))
+    rehash(chunks, after, numbers)
+    checksum(checksums, after, numbers)
     return _Tile(frame, _changed_elements(delta, spec), chunks, checksums, square)
+
+
+def _require_unchanged(job: _Job, unchanged: bool) -> None:
+    """Raise WeightsChangedOutside unless a tile was what `before` must be.
+
+    A change computed from bits that the log does not have could never be rebuilt, so it is
+    refused. Version counters miss writes through `tensor.data` and numpy; this does not.
+    """
+    if not unchanged:
+        raise changed_outside(job.spec.name)
 
 
 def _within(job: _Job) -> torch.Tensor | None:
@@ -221,26 +258,6 @@ def _touched(delta: Delta, spec: TensorSpec, chunks: bytearray) -> NDArray[np.in
     return touched_chunks(delta.indices, delta.count, spec.element.lane.itemsize)
 
 
-def _rehash(
-    chunks: bytearray,
-    checksums: bytearray,
-    touched: NDArray[np.intp],
-    before: Lanes,
-    after: Lanes,
-    spec: TensorSpec,
-) -> None:
-    """Bring a tile's chunk digests up to date; what they were must be what `before` has.
-
-    A change computed from bits that the log does not have could never be rebuilt, so it is
-    refused. Version counters miss writes through `tensor.data` and numpy; this does not.
-    """
-    numbers = touched.tolist()
-    if not unchanged(chunks, checksums, before, numbers):
-        raise changed_outside(spec.name)
-    rehash(chunks, after, numbers)
-    checksum(checksums, after, numbers)
-
-
 def _changed_elements(delta: Delta, spec: TensorSpec) -> int:
     if spec.element.lanes == 1:
         return len(delta.indices) if delta.indices is not None else _nonzero(delta)
@@ -252,17 +269,16 @@ def _nonzero(delta: Delta) -> int:
     return int(np.count_nonzero(delta.difference))
 
 
-def _square(job: _Job, before: Lanes, after: Lanes, delta: Delta) -> float:
+def _square(job: _Job, before: Lanes, after: Lanes, indices: Indices | None) -> float:
     """The sum of the squares of after − before; 0 where they are no floats."""
-    spec = job.spec
-    if spec.dtype in ("float32", "bfloat16") and not on_device.both_on(job.before, job.after):
-        return square_distance(before, after, delta.indices)
-    return _by_torch(job.after, job.before, delta) if spec.element.kind == "float" else 0.0
+    if job.spec.dtype in _SQUARED and not on_device.both_on(job.before, job.after):
+        return square_distance(before, after, indices)
+    return _by_torch(job.after, job.before, indices) if job.spec.element.kind == "float" else 0.0
 
 
-def _by_torch(new: torch.Tensor, old: torch.Tensor, delta: Delta) -> float:
-    if delta.indices is not None:
-        where = torch.from_numpy(delta.indices).to(new.device)
+def _by_torch(new: torch.Tensor, old: torch.Tensor, indices: Indices | None) -> float:
+    if indices is not None:
+        where = torch.from_numpy(indices).to(new.device)
         new, old = new.index_select(0, where), old.index_select(0, where)
     wide = torch.float64 if new.dtype == torch.float64 else torch.float32
     distance = torch.sub(new.to(wide), old.to(wide)).to(torch.float64)
