@@ -6,8 +6,10 @@ and the rebuilt tensors and the whole state must have the digests the log record
 an error, never a warning. Live weights, time travel and verification all rebuild through here.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,12 +24,13 @@ from weightledger.ledger.history.steps import ReplayStep, apply_steps
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import lanes
+from weightledger.ledger.tensors.side_by_side import await_all, side_by_side
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.tensors.state import StateDigest
 
 # Deltas of several events are applied tensor by tensor while the tensor is in cache; this bounds
-# how many bytes of payload are held for that.
-_BATCH_BYTES = 64 * 1024 * 1024
+# how many bytes of payload are held for that. Of two batches, the one that is read ahead included.
+_BATCH_BYTES, _LEAST_BATCH_BYTES = 64 * 1024 * 1024, 16 * 1024 * 1024
 # Below this, handing work to other threads costs more than they save.
 _SMALL_BYTES = 256 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
@@ -90,31 +93,29 @@ def replay(
     hashed: dict[str, bytearray] = {}
     last: dict[str, ReplayStep] = {}
 
-    for batch, is_last in _batches(moves):
-        work: dict[str, list[ReplayStep]] = {}
-        touching = [move.event for move in batch if only is None or _touches(move.event, only)]
-        pages = _pages(touching)
-        pages_read = map if len(pages) == 1 else pool.map
-        read = chain.from_iterable(pages_read(sources.payloads, pages))
-        payloads = dict(zip((event.seq for event in touching), read, strict=True))
-        for move in batch:
-            for step in split(move.event, move.undo, payloads.get(move.event.seq), base, last):
-                last[step.change.name] = step
-                if only is None or step.change.name in only:
-                    work.setdefault(step.change.name, []).append(step)
-        each = map if _is_small(work) else pool.map
-        # Of many tensors each is hashed by who has it in the cache, while others wait for the
-        # database; of a few, parts are shared out.
-        advance = partial(
-            _advanced, owned=owned, sources=sources, hashing=is_last and len(work) >= _MANY
-        )
-        for name, (tensor, digests) in zip(work, each(advance, work.items()), strict=True):
-            if tensor is None:
-                owned.pop(name, None)
-            else:
-                owned[name] = tensor
-            if digests is not None:
-                hashed[name] = digests
+    with closing(_read(_batches(moves, base), sources.payloads, pool, only)) as reading:
+        for batch, payloads, is_last in reading:
+            work: dict[str, list[ReplayStep]] = {}
+            for move in batch:
+                for step in split(move.event, move.undo, payloads.get(move.event.seq), base, last):
+                    last[step.change.name] = step
+                    if only is None or step.change.name in only:
+                        work.setdefault(step.change.name, []).append(step)
+            each = map if _is_small(work) else partial(side_by_side, pool=pool)
+            # Of many tensors each is hashed by who has it in the cache, while others wait for the
+            # database; of a few, parts are shared out.
+            advance = partial(
+                _advanced, owned=owned, sources=sources, hashing=is_last and len(work) >= _MANY
+            )
+            for name, (tensor, digests) in zip(work, each(advance, [*work.items()]), strict=True):
+                if tensor is None:
+                    owned.pop(name, None)
+                else:
+                    owned[name] = tensor
+                if digests is not None:
+                    hashed[name] = digests
+            payloads.clear()  # before the next ones are here and those after them are read
+            work.clear()
     chunks = _chunks(owned, hashed, pool)
     for name, step in last.items():
         if name in chunks and root(chunks[name]) != step.digest:
@@ -229,14 +230,69 @@ def _pages(events: Sequence[Event]) -> list[Sequence[Event]]:
     return [events[at : at + most] for at in range(0, len(events), most)]
 
 
-def _batches(moves: Iterable[Move]) -> Iterator[tuple[list[Move], bool]]:
-    """Moves that are worked on together, and whether they are the last."""
+def _read(
+    batches: Iterable[tuple[list[Move], bool]],
+    payloads: Callable[[Sequence[Event]], Sequence[Portion]],
+    pool: Executor,
+    only: Collection[str] | None,
+) -> Generator[tuple[list[Move], dict[int, Portion], bool]]:
+    """Each batch with the payloads of its events, by seq, and whether it is the last. The next
+    one's are being read by then."""
+    waiting: deque[tuple[list[Move], list[Event], list[Future[Sequence[Portion]]], bool]] = deque()
+    try:
+        for batch, is_last in batches:
+            events = [move.event for move in batch if only is None or _touches(move.event, only)]
+            pages = _pages(events)
+            if is_last and not waiting and len(pages) == 1:
+                yield batch, _by_seq(events, map(payloads, pages)), is_last
+                return
+            futures = [pool.submit(payloads, page) for page in pages]
+            waiting.append((batch, events, futures, is_last))
+            if len(waiting) > 1:
+                yield _taken(*waiting.popleft())
+        while waiting:
+            yield _taken(*waiting.popleft())
+    finally:
+        await_all([future for _, _, futures, _ in waiting for future in futures])
+
+
+def _taken(
+    batch: list[Move],
+    events: list[Event],
+    futures: list[Future[Sequence[Portion]]],
+    is_last: bool,
+) -> tuple[list[Move], dict[int, Portion], bool]:
+    try:
+        return batch, _by_seq(events, [future.result() for future in futures]), is_last
+    finally:
+        await_all(futures)
+
+
+def _by_seq(events: Sequence[Event], pages: Iterable[Sequence[Portion]]) -> dict[int, Portion]:
+    seqs = (event.seq for event in events)
+    return dict(zip(seqs, chain.from_iterable(pages), strict=True))
+
+
+def _batches(moves: Iterable[Move], base: StateDigest) -> Iterator[tuple[list[Move], bool]]:
+    """Moves that are worked on together, and whether they are the last.
+
+    Once their payloads are as long as the tensors that they change, another pass over these costs
+    no more than waiting for further payloads.
+    """
     batch: list[Move] = []
-    size = 0
+    size = counted = touched = 0
+    seen: set[str] = set()
     for move in moves:
-        if size >= _BATCH_BYTES:
-            yield batch, False
-            batch, size = [], 0
+        if size >= _LEAST_BATCH_BYTES:
+            for one in batch[counted:]:
+                fresh = {change.name for change in one.event.changes} - seen
+                seen |= fresh
+                touched += sum(base.specs[name].nbytes for name in fresh if name in base.specs)
+            counted = len(batch)
+            if size >= min(touched, _BATCH_BYTES):
+                yield batch, False
+                batch, seen = [], set()
+                size = counted = touched = 0
         batch.append(move)
         size += move.event.payload_size
     if batch:

@@ -6,9 +6,9 @@ thread waits for another at most once.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
+from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -40,6 +40,11 @@ def side_by_side(
     finally:
         shared.left.clear()
         _await_end(helper)
+
+
+def await_all(futures: Iterable[Future[Any]]) -> None:
+    """Wait until none is being worked on or ever will be; what they come to is not looked at."""
+    wait([future for future in futures if not future.cancel()])
 
 
 class _Shared(Generic[Job, Result]):
