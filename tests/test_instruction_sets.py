@@ -1,11 +1,10 @@
 """The same updates lead to the same bits whatever instructions the processor has.
 
-torch picks its kernels at start; `ATEN_CPU_CAPABILITY` holds it at an older set. A processor that
-has no AVX-512 runs what it has, so every level is one that exists here.
+torch picks its kernels when it first computes; `ATEN_CPU_CAPABILITY` holds it at an older set. A
+processor that has no AVX-512 runs what it has, so every level is one that exists here.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,45 +63,57 @@ with Ledger.open(sys.argv[1]) as ledger:
 """
 
 
-def run(script: str, level: str, *arguments: str) -> dict[str, Any]:
+# Imports what takes seconds once, and computes nothing with torch before it has forked.
+EACH = """
+import json, os, sys
+import torch
+import tests.numba_ready, weightledger.ledger.ledger, weightledger.ledger.opening
+
+for level, program, *arguments in json.loads(sys.argv[1]):
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, level
+        continue
+    os.environ["ATEN_CPU_CAPABILITY"] = level
+    sys.argv = ["-c", *arguments]
+    exec(program, {"__name__": "__main__"})
+    sys.exit(0)
+"""
+
+
+def run(*runs: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What programs print: each with its level and its arguments, one after the other."""
     ran = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": level},
+        [sys.executable, "-c", EACH, json.dumps(runs)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    result: dict[str, Any] = json.loads(ran.stdout)
-    return result
+    return list(map(json.loads, ran.stdout.splitlines()))
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each level has computed; and what it has rebuilt of another's, as "level of level"."""
     folder = tmp_path_factory.mktemp("levels")
-    made = {}
-    for threads, level in enumerate(LEVELS, start=1):
-        path = folder / f"{level}.db"
-        made[level] = path, run(UPDATES, level, f"sqlite:///{path}", str(threads))
-    return made
+    urls = {level: f"sqlite:///{folder}/{level}.db" for level in LEVELS}
+    updates = [(level, UPDATES, urls[level], str(n)) for n, level in enumerate(LEVELS, start=1)]
+    directions = {"default of avx512": "avx512", "avx512 of default": "default"}
+    rebuilds = [(name.split()[0], REBUILD, urls[of]) for name, of in directions.items()]
+    return dict(zip([*LEVELS, *directions], run(*updates, *rebuilds), strict=True))
 
 
-def test_every_level_computes_the_same_digests(
-    results: dict[str, tuple[Path, dict[str, Any]]],
-) -> None:
-    levels = {found["level"] for _, found in results.values()}
+def test_every_level_computes_the_same_digests(results: dict[str, dict[str, Any]]) -> None:
+    levels = {results[level]["level"] for level in LEVELS}
     if len(levels) == 1:
         pytest.skip(f"this processor has one instruction set: {levels}")
-    first = results["default"][1]["digests"]
+    first = results["default"]["digests"]
     assert len(set(first)) > 20
-    for _, found in results.values():
-        assert found["rebuilt"]
-        assert found["digests"] == first
+    for level in LEVELS:
+        assert results[level]["rebuilt"]
+        assert results[level]["digests"] == first
 
 
-def test_what_one_level_wrote_another_rebuilds(
-    results: dict[str, tuple[Path, dict[str, Any]]],
-) -> None:
-    for writer, reader in (("avx512", "default"), ("default", "avx512")):
-        path, _ = results[writer]
-        run(REBUILD, reader, f"sqlite:///{path}")
+def test_what_one_level_wrote_another_rebuilds(results: dict[str, dict[str, Any]]) -> None:
+    for rebuilt in ("default of avx512", "avx512 of default"):  # which raises if it cannot
+        assert results[rebuilt]["level"] == results[rebuilt.split()[0]]["level"]
