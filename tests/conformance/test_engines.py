@@ -322,7 +322,7 @@ def test_a_lease_keeps_its_outputs_while_updates_are_published(
 def test_eight_readers_never_see_a_mixture(
     make_engine: Callable[[nn.Module], Engine], name: str
 ) -> None:
-    kind, updates = READ_AT_ONCE[name], 80
+    kind, updates = READ_AT_ONCE[name], 40
     engine = started(make_engine, kind.make().eval())
     start = state_of(engine)
     seen: list[tuple[int, bytes]] = []
