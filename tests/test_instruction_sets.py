@@ -7,7 +7,6 @@ processor that has no AVX-512 runs what it has, so every level is one that exist
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
