@@ -16,6 +16,7 @@ from typing import Protocol
 from weightledger.ledger.codecs.warming import warm
 from weightledger.ledger.engines import Engine, Live
 from weightledger.ledger.errors import (
+    CorruptLedger,
     LedgerError,
     SchemaMismatch,
     StorageError,
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0  # the longest that a follower waits for an event at a time
 _RETRY_S = 0.2  # after the database did not answer
+_COMPARE_S = 10.0  # between two looks whether the log still has the event that is shown
 _FAULT_S = 0.5  # after something went wrong here
 
 
@@ -116,6 +118,7 @@ class Follower:
         self._behind_since: float | None = None
         self._reported: LiveState | None = None
         self._looked = 0.0
+        self._compared = time.monotonic()
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self.rollout: rollouts.Rollout | None = None
@@ -242,6 +245,8 @@ class Follower:
         doubtful = (self._fault, self._held_up, self._lost) != (None, None, None)
         last = store.wait(self._seen, 0.0 if doubtful else _LOOK_S, self._wake)
         self._heard, self._lost = time.monotonic(), None
+        if doubtful or last < self._seen:
+            self._require_same_log(last)
         self._last_seq = max(self._last_seq, last)
         if last <= self._seen:
             if self._fault is None and self._proven:
@@ -251,10 +256,29 @@ class Follower:
         with self._turn() as mine:
             if not mine:
                 return
-            self._show(store.news(self._seen, MOST_NEWS))
+            news = store.news(self._seen, MOST_NEWS)
+            head = self.log.live.head
+            if not news or head.seq != self._seen or news[0][0].prev != head.hash:
+                self._require_same_log(last)
+            self._show(news)
         if not self._proven:
             self._prove()
         self._behind_since = None
+
+    def _require_same_log(self, last: int) -> None:
+        """Raise CorruptLedger unless what is shown is a state of the log as it is now.
+
+        One that an older copy was put in the place of has other events at these seqs, or none yet.
+        """
+        head = self.log.live.head
+        there = self.log.history.store.event(head.seq) if head.seq <= last else None
+        if there is None or there.hash != head.hash:
+            what = f"ends at {last}" if there is None else f"has another event {head.seq}"
+            raise CorruptLedger(
+                f"the log is not the one that was followed: it {what}, and event {head.seq} of that"
+                " is shown here. If an older copy was restored on purpose, start again",
+                seq=head.seq,
+            )
 
     def _turn(self) -> contextlib.AbstractContextManager[bool]:
         """Around a change of what is shown, while few enough others change; False: it is to end."""
@@ -294,6 +318,9 @@ class Follower:
         if now - self._looked >= _LOOK_S:
             self._looked = now
             self.log.look_after()
+        if now - self._compared >= _COMPARE_S:
+            self._compared = now
+            self._require_same_log(self._seen)
 
     def _prove(self) -> None:
         """Compute the digest of what is served, all of it, and compare."""

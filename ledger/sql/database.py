@@ -161,6 +161,8 @@ class Database:
     ) -> Iterator[tuple[Callable[[], int], Callable[[], bool] | None]]:
         """The same, for what gives a statement's one number again and again, and what says for less
         whether there is any use in that; see `Backend.number` and `Backend.changed`."""
+        if self._journal is not None:
+            self._journal.require_in_place()  # nobody writes to a file that has lost its name
         with self._connection() as connection:
             changed = self.backend.changed(self.backend.executor(connection))
             yield self.backend.number(connection, sql, params), changed

@@ -51,6 +51,10 @@ class DatabaseHold:
         self._index.let_go()
         self._database.let_go()
 
+    def displaced(self) -> bool:
+        """Whether another file has the database's name by now, or none has."""
+        return self._database.displaced()
+
     def close(self) -> None:
         """Give the descriptors back, once no connection is left that would lose its locks."""
         self._index.close()
@@ -65,6 +69,17 @@ class _Range:
         self._path, self._first, self._count = path, first, count
         self._descriptor: int | None = None
         self._held = False
+        self._identity: tuple[int, int] | None = None
+
+    def displaced(self) -> bool:
+        if self._descriptor is None:
+            return False
+        if self._identity is None:
+            self._identity = _identity(os.fstat(self._descriptor))
+        try:
+            return _identity(os.stat(self._path)) != self._identity
+        except FileNotFoundError:
+            return True
 
     def read(self, first: int, count: int) -> bytes:
         if not self._opened() or self._descriptor is None:
@@ -86,7 +101,7 @@ class _Range:
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor, self._held = None, False
+            self._descriptor, self._held, self._identity = None, False, None
 
     def _opened(self) -> bool:
         if self._descriptor is None:
@@ -98,3 +113,7 @@ class _Range:
         if self._descriptor is not None and _SET is not None:
             lock = struct.pack(_FLOCK, kind, os.SEEK_SET, self._first, self._count, 0)
             fcntl.fcntl(self._descriptor, _SET, lock)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weightledger.ledger.errors import StorageBusy
+from weightledger.ledger.errors import StorageBusy, StorageError
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.hold import DatabaseHold
 
@@ -85,6 +85,7 @@ class WriteAheadJournal:
             raise self._busy(patience_s)
         try:
             self.connected()  # a file that was made meanwhile
+            self.require_in_place()
             descriptor = self._opened()
             while descriptor is not None and not _locked(descriptor):
                 if time.monotonic() > until:
@@ -93,6 +94,14 @@ class WriteAheadJournal:
         except BaseException:
             self._ours.release()
             raise
+
+    def require_in_place(self) -> None:
+        """Raise StorageError where the database has been moved, removed or replaced: what is
+        written would be there until the end of this process, and for nobody else."""
+        if self._hold.displaced():
+            raise StorageError(
+                f"{self._database} was moved, removed or replaced while it was in use: start again"
+            )
 
     def release(self) -> None:
         """Let it go."""

@@ -1,17 +1,19 @@
 """Replicas: they show what the log says, prove it, and say how they stand."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.fleet.conftest import MODEL, Follow, base, until_shown, update
+from tests.fleet.conftest import MODEL, Follow, base, make, until_shown, update
 from tests.waiting import until
 from weightledger import Ledger, Log, TorchEngine
-from weightledger.ledger.errors import NotFound, OperationDisabled, WeightsMismatch
+from weightledger.ledger.errors import NotFound, OperationDisabled, StorageError, WeightsMismatch
 from weightledger.ledger.fleet.reporting import Reporter
 from weightledger.ledger.fleet.served import served
+from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.store.replica_rows import ReplicaStanding, Said, Shown
 
 
@@ -197,3 +199,58 @@ def test_a_second_process_of_the_same_name_takes_over(log: Log, follow: Follow) 
     assert "give each a name of its own" in str(first.readiness().reason)
     assert (first.incarnation, second.incarnation) == (1, 2)
     assert second.readiness().ready
+
+
+def _put_back(log: Log, seq: int) -> None:
+    """The log as a copy made after event `seq` has it."""
+    database = log.history.store.home._database
+    with database.write() as execute:
+        tables = ["annotations", "touches", "events"]
+        database.backend.unprotect(execute, tables)
+        for table in tables:
+            execute(f"DELETE FROM {table} WHERE event_key & {SEQ_MASK} > {seq}")
+        database.backend.protect(execute, tables)
+
+
+@pytest.mark.parametrize("further", [0, 3, 4], ids=["shorter", "as long", "longer"])
+def test_a_replica_of_a_log_that_an_older_copy_took_the_place_of_does_not_vouch_for_it(
+    log: Log, follow: Follow, fleet_url: str, further: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said to be ready, at no lag, with a state that is in no log any more."""
+    monkeypatch.setattr("weightledger.ledger.fleet.follower._COMPARE_S", 0.1)
+    for _ in range(4):
+        last = update(log)
+    follower = follow()
+    until_shown(follower, last)
+    _put_back(log, 1)
+    with Ledger.open(fleet_url, upgrade=False) as ledger:
+        other = ledger.model(MODEL)
+        for number in range(further):
+            update(other, 5.0 + number)
+        until(lambda: not follower.readiness().ready, "the replica vouches for what it shows")
+        said = follower.readiness()
+        assert said.state == "fenced" and "not the one that was followed" in said.reason
+        update(other, 11.0)
+        assert not follower.wait_for(last + 1, 1.0)
+    follow("r2")  # who starts now follows the log as it is
+    assert follower.readiness().seq == last
+
+
+def test_a_file_that_lost_its_name_is_written_and_followed_no_more(tmp_path: Path) -> None:
+    """What was answered as recorded would have been in a file that nobody finds again."""
+    folder, away = tmp_path / "data", tmp_path / "away"
+    folder.mkdir()
+    url = f"sqlite:///{folder}/ledger.db"
+    make(url)
+    with Ledger.open(url) as ledger, Ledger.open(url, upgrade=False) as followed:
+        log = ledger.model(MODEL)
+        with followed.follow(MODEL, replica="r1") as follower:
+            until_shown(follower, update(log))
+            folder.rename(away)
+            with pytest.raises(StorageError, match="moved, removed or replaced"):
+                update(log)
+            until(lambda: follower.readiness().stale, "the replica follows a file without a name")
+            assert "moved, removed or replaced" in follower.readiness().reason
+            away.rename(folder)
+            until_shown(follower, update(log))
+            assert not follower.readiness().stale
