@@ -1,4 +1,7 @@
-"""An orderly stop: SIGTERM and SIGINT end the work, close the ledger, and the process says so."""
+"""An orderly stop: SIGTERM and SIGINT end the work, close the ledger, and the process says so.
+
+So does SIGHUP, which a terminal sends that is closed, unless it is ignored (as `nohup` has it).
+"""
 
 import contextlib
 import signal
@@ -35,6 +38,8 @@ def stopping() -> Iterator[Stop]:
     """
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, _hung_up)
     try:
         yield stop
     except Stopped:
@@ -42,3 +47,8 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hung_up(_number: int, _frame: FrameType | None) -> None:
+    """To whoever handles SIGTERM by now: the server, once it listens."""
+    signal.raise_signal(signal.SIGTERM)

@@ -185,11 +185,12 @@ def test_a_stop_ends_the_streams_in_order(tmp_path: Path) -> None:
             stream.opened()
         nudge(http, 2)
         last = head(http)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGHUP)  # as a terminal that is closed does
         for stream in streams:
             seqs = [int(block["id"]) for block in stream.blocks() if "data" in block]
             assert seqs == [last - 1, last]
-        server.process.wait(PATIENCE_S)
+        assert server.process.wait(PATIENCE_S) == 0
+        assert server.output().splitlines()[-1].endswith("stopped")
         assert "Traceback" not in server.output()
 
 
