@@ -79,6 +79,9 @@ class Journal(Protocol):
     def release(self) -> None:
         """End it."""
 
+    def require_in_place(self) -> None:
+        """Raise StorageError where the database is no longer where it was opened."""
+
     def committed(self, execute: Execute) -> None:
         """After each commit, outside of a transaction."""
 

@@ -114,7 +114,7 @@ class WriteAheadJournal:
     def committed(self, execute: Execute) -> None:
         """After a commit, while `writing`: have it checkpointed if the log has grown long."""
         size = self._size()
-        if not size:
+        if size is None:
             logger.error(
                 "%s was removed while the database was in use; each change is put into the database"
                 " at once from now on. Start again soon: others may not see them until then",
@@ -128,7 +128,9 @@ class WriteAheadJournal:
         self._longest = max(size, self._longest)
         if size > self._wait_from:
             _checkpoint_after_readers(execute)
-            self._wait_from = self._size() + PATIENT_BYTES  # not at once where one takes long
+            self._wait_from = (
+                self._size() or 0
+            ) + PATIENT_BYTES  # not at once where one takes long
         elif size > self._due:
             if self._overdue is None:
                 self._overdue = size + LIMIT_BYTES // 2
@@ -171,7 +173,7 @@ class WriteAheadJournal:
             pooled = self._connect()
             try:
                 with self.writing(_ASIDE_S):
-                    if not self._closing and self._size() > self._due:
+                    if not self._closing and (self._size() or 0) > self._due:
                         self._shorten(pooled.driver_connection.execute)
             finally:
                 pooled.close()
@@ -183,7 +185,7 @@ class WriteAheadJournal:
     def _shorten(self, execute: Execute) -> None:
         execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         # The next writer starts it over, unless a reader holds that up.
-        self._due, self._overdue = self._size() + LIMIT_BYTES // 2, None
+        self._due, self._overdue = (self._size() or 0) + LIMIT_BYTES // 2, None
 
     def _opened(self) -> int | None:
         """The file to lock; None where nothing can be written, which the database says better."""
@@ -196,13 +198,14 @@ class WriteAheadJournal:
                 return None
         return self._descriptor
 
-    def _size(self) -> int:
+    def _size(self) -> int | None:
+        """Of the log in bytes; None where there is none. An empty one was not written to yet."""
         # Not by `stat`: it asks for the time of change, too, so Linux (6.13 and later) gives the
         # next write one of its own, which the next commit then has to sync as well.
         try:
             log = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return 0
+            return None
         try:
             return os.lseek(log, 0, os.SEEK_END)
         finally:

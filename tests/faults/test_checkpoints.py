@@ -17,11 +17,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.faults.children import Children
 from tests.faults.folders import MODEL
 from tests.serving import serving
 from tests.waiting import PATIENCE_S, until
+from weightledger import Ledger
 from weightledger.ledger.sql import journal, sqlite, sqlite_driver
 from weightledger.ledger.sql.database import Database
 
@@ -372,6 +374,20 @@ def test_the_log_is_cut_also_where_readers_take_over_the_place_that_is_waited_fo
             third.execute("COMMIT")
             third, fourth = fourth, third
         assert Path(f"{file}-wal").stat().st_size == 0
+
+
+def test_a_log_that_nothing_was_written_to_yet_is_not_called_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first transaction after a start may find nothing to write, as a snapshot's does."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with Ledger.open(url) as ledger:
+        ledger.model(MODEL, base={"w": torch.zeros(3)}).snapshot()
+    with Ledger.open(url) as ledger:
+        ledger.model(MODEL).snapshot()
+        with ledger.store._database.write():
+            pass
+    assert "was removed" not in caplog.text
 
 
 @pytest.mark.parametrize(
