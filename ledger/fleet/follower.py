@@ -134,6 +134,7 @@ class Follower:
         if how.prepares:
             mine = how.replica, self._reporter.incarnation
             self._preparer = Preparer(log, log.history.store.proposals, mine, how.wake)
+        self._heard = time.monotonic()  # by the reporter; compiling loops may have taken long
         self._thread = threading.Thread(target=self._run, name="ledger-follow", daemon=True)
         self._thread.start()
 
