@@ -41,6 +41,12 @@ class AdvisoryLock:
             f" WHERE event_key BETWEEN {first} AND {first | SEQ_MASK}",
             (),
         )
+        self._holder: Statement = (
+            "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            f" AND classid = {_SPACE} AND objid = {model_id} AND objsubid = 2 AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())",
+            (),
+        )
         self._head: int | None = None
         self._news: Rows | None = None
         self._held = False
@@ -116,6 +122,11 @@ class AdvisoryLock:
     def head(self) -> int | None:
         """The last event's seq; while the lock is held, as it was when that began."""
         return self._head if self._held else _number(self._asked(self._read)[0])
+
+    def under_way(self) -> object:
+        """The transaction that holds the lock."""
+        (rows,) = self._asked(self._holder)
+        return rows[0][0] if rows else None
 
     def close(self) -> None:
         """Close the connection; what is held is let go with it."""

@@ -1,7 +1,8 @@
 """Turns on SQLite: two locked files a model, which together make a queue.
 
     FILE-turns/ID.next    held by whoever is next; the others wait for it
-    FILE-turns/ID.turn    held during a turn; has the seq of the log's last event as eight bytes
+    FILE-turns/ID.turn    held during a turn; has the seq of the log's last event as eight bytes,
+                          and behind it when the last turn ended, in ns, as eight more
 
 Who comes waits for the first lock, with it for the second, and lets the first go once it has the
 second. The holder of a turn has to queue like everybody else for another one, which a single lock
@@ -22,6 +23,7 @@ from typing import Any
 from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _HEAD_BYTES = 8
+_TIME_BYTES = 8
 
 
 class FileLock:
@@ -85,8 +87,11 @@ class FileLock:
         """Let it go, and leave what is known of the log to whoever comes next."""
         assert self._turn is not None
         try:
-            if head is not None:
-                os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big"), 0)
+            ended = time.time_ns().to_bytes(_TIME_BYTES, "big")
+            if head is None:
+                os.pwrite(self._turn, ended, _HEAD_BYTES)
+            else:
+                os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big") + ended, 0)
         finally:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
@@ -95,10 +100,17 @@ class FileLock:
 
     def head(self) -> int | None:
         """What the last holder left."""
+        left = self._left(0, _HEAD_BYTES)
+        return int.from_bytes(left, "big") if len(left) == _HEAD_BYTES else None
+
+    def under_way(self) -> object:
+        """When the turn before it ended."""
+        return self._left(_HEAD_BYTES, _TIME_BYTES)
+
+    def _left(self, start: int, size: int) -> bytes:
         if self._turn is None:
             self._turn = self._opened(self._turn_file)
-        left = os.pread(self._turn, _HEAD_BYTES, 0)
-        return int.from_bytes(left, "big") if len(left) == _HEAD_BYTES else None
+        return os.pread(self._turn, size, start)
 
     def close(self) -> None:
         """Close the files; what is held is let go with them."""

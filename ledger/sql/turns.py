@@ -18,11 +18,13 @@ from weightledger.ledger.errors import LedgerError
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
-"""A holder under which the log has not moved for so long is not waited for any longer."""
+"""A turn that lasts for so long, or twice as long, is not waited for any longer."""
 
 # After so many turns between which nobody else wrote, the statement that writes asks for the turn
 # itself where the lock can do that: it saves a lone writer a round trip.
 _UNDISTURBED = 2
+
+_UNKNOWN = object()
 
 
 News = list[list[bytes | None]]
@@ -84,6 +86,9 @@ class Lock(Protocol):
     def head(self) -> int | None:
         """The seq of the log's last event as far as holders told, without holding the lock."""
 
+    def under_way(self) -> object:
+        """What tells the turn that is under way from every other; asked while it is another's."""
+
     def close(self) -> None:
         """Give back what it takes; it is not used any more."""
 
@@ -122,7 +127,8 @@ class Turnstile:
         self._model = model
         self._ours = threading.RLock()
         self._turn: Turn | None = None
-        self._stuck = False
+        self._stuck = False  # the turn under way was not waited for
+        self._stuck_in: object = _UNKNOWN  # which one that was
         self._left: int | None = None  # the head when our last turn ended
         self._thread: int | None = None
         self._undisturbed = 0  # turns one after the other between which nobody else wrote
@@ -249,14 +255,18 @@ class Turnstile:
     ) -> bool:
         try:
             if self._stuck:
-                self._stuck = not self._lock.acquire(0, None, question)
-                return not self._stuck
-            # The head is asked for only once a wait was in vain: on PostgreSQL it is a round trip.
-            before, known = self._left, self._left is not None
+                if self._lock.acquire(0, None, question):
+                    self._stuck = False
+                    return True
+                if self._lock.under_way() == self._stuck_in:
+                    return False
+                self._stuck = False  # others have turns again: queue with them
+            before: object = _UNKNOWN
             while not self._lock.acquire(PATIENCE_S, meanwhile, question):
-                now = self._lock.head()
-                if known and now == before:
-                    self._stuck = True
+                now = self._lock.under_way()
+                # Where nobody has written since our own turn, it was the same one all the time.
+                if now == before or (self._left is not None and self._lock.head() == self._left):
+                    self._stuck, self._stuck_in = True, now
                     logger.warning(
                         "a writer of %s holds its turn and has not written for %d s: going on"
                         " without waiting for it",
@@ -264,7 +274,7 @@ class Turnstile:
                         PATIENCE_S,
                     )
                     return False
-                before, known = now, True
+                before = now
         except (OSError, LedgerError) as error:
             logger.warning("writers of %s go without turns: %s", self._model, error)
             return False

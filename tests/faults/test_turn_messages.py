@@ -140,7 +140,8 @@ def test_who_loses_in_a_turn_works_it_out_again(
 
     def late(*items: Append) -> None:
         monkeypatch.undo()
-        other.history.store._turnstile._stuck = True  # goes without turns
+        turnstile = other.history.store._turnstile  # which goes without turns
+        turnstile._stuck, turnstile._stuck_in = True, lock_of(other).under_way()
         write(other, "other")
         append(*items)
 

@@ -167,6 +167,72 @@ def test_a_writer_stopped_in_its_turn_is_not_waited_for_for_ever(
     assert verify(log.history).problem is None
 
 
+def test_once_a_stuck_turn_has_ended_writers_queue_again(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever went round it would not find the lock free by trying: others queue for it."""
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    with Ledger.open(database_url) as elsewhere, Ledger.open(database_url) as another:
+        slow, other = elsewhere.model(MODEL), another.model(MODEL)
+        with slow.history.store.turn():
+            while not log.history.store._turnstile._stuck:
+                log.apply(request("round it"))
+        monkeypatch.setattr(turns, "PATIENCE_S", 600.0)
+        late = threading.Thread(target=log.apply, args=(request("late"),))
+        with other.history.store.turn() as turn:
+            assert turn.held
+            late.start()
+            waits = "the other's turn is waited for"
+            until(lambda: is_waited_for(other) or not late.is_alive(), waits, cpu_s=20)
+            other.apply(request("first"))
+        late.join()
+        newest = log.history.events(limit=2)
+        assert [log.history.store.annotation(one.seq).actor for one in newest] == ["late", "first"]
+        assert not log.history.store._turnstile._stuck
+        assert verify(log.history).problem is None
+
+
+def test_a_stuck_turn_is_gone_round_though_others_write_past_it(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL the log that moves under it does not mean that turns do."""
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    with Ledger.open(database_url) as elsewhere, Ledger.open(database_url) as another:
+        slow, other = elsewhere.model(MODEL), another.model(MODEL)
+        other.history.store._turnstile._stuck = True
+        with slow.history.store.turn():
+            store = log.history.store
+            other.history.store._turnstile._stuck_in = lock_of(other).under_way()
+            acquire = store._turnstile._lock.acquire
+
+            def meets_others(*asked: object) -> bool:
+                other.apply(request("past it"))
+                assert len(log.history.events(limit=20)) < 20, "it waits for ever"
+                return acquire(*asked)
+
+            monkeypatch.setattr(store._turnstile._lock, "acquire", meets_others)
+            with store.turn() as turn:
+                assert not turn.held
+        assert verify(log.history).problem is None
+
+
+def lock_of(log: Log) -> turns.Lock:
+    return log.history.store._turnstile._lock
+
+
+def is_waited_for(log: Log) -> bool:
+    """Whether somebody waits for the turn that this writer has."""
+    lock = lock_of(log)
+    if not isinstance(lock, FileLock):
+        return lock_is_waited_for(log)
+    with lock._next_file.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_a_write_that_always_loses_may_be_sent_again(
     database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
