@@ -103,3 +103,11 @@ def test_an_element_is_blamed_by_a_number_as_well(searched: Any) -> None:
     for index in (-1, 1.0, True):
         with pytest.raises(InvalidRequest, match="index must be numbers"):
             searched.blame("w", index)
+
+
+def test_a_bound_of_any_size_is_one(searched: Any) -> None:
+    """What a database has no number for was an OverflowError, for `log -n` too."""
+    assert len(searched.events(limit=2**70)) == 10
+    assert len(searched.events(limit=2**70, text="ana")) == 9
+    bounds = {"min_seq": -(2**70), "max_seq": 2**70, "since_us": -(2**70), "until_us": 2**70}
+    assert searched.metrics(**bounds) == []

@@ -12,6 +12,7 @@ from weightledger.ledger.errors import InvalidRequest, StorageError
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import marks, pieces
+from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store import (
     DayCount,
@@ -62,6 +63,7 @@ class Filtering:
 
     def select(self, where: EventFilter, limit: int, newest_first: bool) -> list[Event]:
         """See `EventLookup.select`."""
+        limit = min(limit, SEQ_MASK + 1)  # no log has more, and no database takes any number
         if where.blockwise:
             return self._blockwise(where, limit, newest_first)
         of = self._of

@@ -81,6 +81,7 @@ class MetricStore(Protocol):
         """Forget what ended before a time, and pushes of before it; how many rows that were."""
 
 
+_MOST = (1 << 63) - 1  # what databases have numbers for
 _COLUMNS = ", ".join(MetricRow._fields)
 _INTO = f"metric_rollups (model_id, {_COLUMNS})"
 _SELECT = f"SELECT {_COLUMNS} FROM metric_rollups WHERE model_id = ?"
@@ -167,7 +168,7 @@ class SqlMetrics:
         for condition, bound in bounds.items():
             if bound is not None:
                 sql += f" AND {condition}"
-                given.append(bound)
+                given.append(max(-_MOST, min(bound, _MOST)))
         with self._database.look() as execute:
             rows = execute(f"{sql} ORDER BY start_us, first_seq, metric, source", given).fetchall()
         return [_row(row) for row in rows]
