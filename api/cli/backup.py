@@ -14,7 +14,7 @@ from weightledger.api.cli.local import require_ledger
 from weightledger.api.cli.options import Json, configured
 from weightledger.api.server.settings import Settings
 from weightledger.ledger import backup as backups
-from weightledger.ledger import restoring
+from weightledger.ledger import permissions, restoring
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.sql.presence import servers
 
@@ -61,7 +61,7 @@ def restore(
     """
     config = settings.update_config()
     if config.database_url is None:
-        config.file.parent.mkdir(parents=True, exist_ok=True)
+        permissions.make_folder(config.file.parent)
     with _shown() as told:
         copied = restoring.restore(folder, config.url, blob_url=blobs, check=check, progress=told)
     _say(copied, folder, check, as_json)

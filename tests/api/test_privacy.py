@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import torch
 
 from tests import patient, warm
+from tests.api.test_command import ok
 from tests.conftest import new_database
 from tests.serving import serving
 from tests.waiting import until
@@ -151,3 +152,15 @@ def test_no_file_is_opened_for_everyone() -> None:
     for path in sources:
         modes_there = re.findall(r"(?:O_CREAT[^,\n]*, |mode=)0o([0-7]+)", path.read_text())
         assert all(mode.endswith("00") for mode in modes_there), path
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_is_backed_up_and_restored_is_its_owners_too(tmp_path: Path) -> None:
+    with Ledger.open(f"sqlite:///{tmp_path}/weights.db") as ledger:
+        ledger.model("m", base={"w": torch.zeros(3)})
+    copy, data = tmp_path / "copy", tmp_path / "restored"
+    ok("backup", str(copy), "--database", f"sqlite:///{tmp_path}/weights.db")
+    ok("restore", str(copy), "--data-dir", str(data))
+    for folder in (copy, data):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert not [name for name, mode in modes(folder).items() if mode & 0o077]
