@@ -21,6 +21,8 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
+from weightledger.ledger.tensors.side_by_side import side_by_side
+
 CHUNK_BYTES = 256 * 1024
 DIGEST_BYTES = 32
 CHECKSUM_BYTES = 16
@@ -78,16 +80,20 @@ def content_digests(contents: Iterable[bytes | memoryview]) -> list[bytes]:
 
 
 def hash_many(tensors: Sequence[NDArray[Any]], pool: Executor) -> list[bytearray]:
-    """`chunk_digests` of each of `tensors`, shared out over the threads of `pool`.
+    """`chunk_digests` of each of `tensors`, shared out between the caller and a thread of `pool`.
 
     BLAKE3 works without the GIL, so two threads take half the time.
     """
     size = _JOB_CHUNKS * CHUNK_BYTES
     jobs = [
-        [pool.submit(_hash_range, _bytes_of(lanes), at, at + size) for at in range(0, end, size)]
-        for lanes, end in ((lanes, lanes.nbytes) for lanes in tensors)
+        (_bytes_of(lanes), at, at + size)
+        for lanes in tensors
+        for at in range(0, lanes.nbytes, size)
     ]
-    return [bytearray().join([job.result() for job in tensor]) for tensor in jobs]
+    hashed = side_by_side(lambda job: _hash_range(*job), jobs, pool)
+    return [
+        bytearray().join([next(hashed) for _ in range(0, lanes.nbytes, size)]) for lanes in tensors
+    ]
 
 
 def touched_chunks(indices: NDArray[Any], count: int, itemsize: int) -> NDArray[np.intp]:
