@@ -303,9 +303,9 @@ def test_deltas_are_moved_where_compiled_loops_cannot_be_kept() -> None:
     # As in a container without a home whose files are read-only: numba finds no folder to write.
     script = (
         "import numpy as np; from weightledger.ledger import codecs;"
-        "before = np.zeros(9, np.uint32);"
-        "codecs.apply_frames(before, codecs.encode_tensor(before, before + 7, True), True);"
-        "print(before.tolist())"
+        "lanes = np.zeros(9, np.uint32);"
+        "codecs.apply(lanes, codecs.Delta(9, None, np.full(9, 7, np.uint32)), True);"
+        "print(lanes.tolist())"
     )
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"}
     done = subprocess.run(
