@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from weightledger.ledger import events, permissions
+from weightledger.ledger import events, forks, permissions
 from weightledger.ledger.adapters import LoRAConfig
 from weightledger.ledger.checkpoints import Checkpoints
 from weightledger.ledger.config import DynamicUpdateConfig, ModelConfig
@@ -182,17 +182,24 @@ class DynamicModelManager(ManagerReads):
         self.log.subscribe(Checkpoints(self.log, self.config).after)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         self._handover = Handover(self.log.submit, self.log.drain, self._writer)
-        self._closed = False
+        self._closed = self._left = False
+        forks.tell(self)
         if following is None:
             self.log.carry_out_approved()
         else:
             self.follower = Follower(self.log, following, self.collector.in_rollout)
 
+    def forked(self) -> None:
+        """In a fork: live weights can be read there, and nothing else; see `ledger.forks`."""
+        self._left = True
+
     def close(self) -> None:
         """Finish the write in progress; close the database if this manager opened it."""
+        self._closed = True
+        if self._left:  # what there is to finish is the other process's
+            return
         if self.follower is not None:
             self.follower.close()
-        self._closed = True
         self._writer.shutdown()
         self.collector.close()
         self.supervision.close()
@@ -368,6 +375,8 @@ class DynamicModelManager(ManagerReads):
         return MeasuredLease(self.supervision.lease, intake, measuring)
 
     async def _run(self, work: Callable[[], T]) -> T:
+        if self._left:
+            raise forks.refused(f"the log of {self.log.history.model}")
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
 

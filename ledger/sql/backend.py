@@ -91,6 +91,9 @@ class Journal(Protocol):
     def close(self) -> None:
         """Give back what it holds, after they were."""
 
+    def forked(self) -> None:
+        """In a fork: let go there of what both processes hold."""
+
 
 class Slots(Protocol):
     """So many processes at once may hold one; see `ledger.sql.advisory_slots`."""

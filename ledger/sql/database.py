@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from weightledger.ledger import forks
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
@@ -47,9 +48,10 @@ class Database:
         self._journal = backend.journal(engine)
         self._turnstiles: dict[int, Turnstile] = {}
         self.errors: tuple[type[Exception], ...] = (*backend.ERRORS, SQLAlchemyError)
-        self._closed = False
+        self._closed = self._left = False
         self._writers = WritingConnections(self, engine, self._journal)
         self.wakeups: Wakeups = backend.wakeups(engine)
+        forks.tell(self)
 
     @classmethod
     def connect(cls, url: str, *, create: bool = True, kept: int = KEPT_CONNECTIONS) -> "Database":
@@ -73,6 +75,8 @@ class Database:
     def close(self) -> None:
         """Give back every connection; further use is a StorageError."""
         self._closed = True
+        if self._left:
+            return
         self.wakeups.close()
         for turnstile in self._turnstiles.values():
             turnstile.close()
@@ -82,6 +86,14 @@ class Database:
         self._engine.dispose()
         if self._journal is not None:
             self._journal.close()
+
+    def forked(self) -> None:
+        """In a fork: its connections are the other process's, its locks are let go here."""
+        self._left = True
+        for turnstile in self._turnstiles.values():
+            turnstile.forked()
+        if self._journal is not None:
+            self._journal.forked()
 
     @contextmanager
     def read(self, *, lent: bool = False) -> Iterator[Execute]:
@@ -218,7 +230,9 @@ class Database:
                 pooled.close()
 
     def require_open(self) -> None:
-        """Raise StorageError once it is closed."""
+        """Raise StorageError once it is closed, and in a fork of the process that opened it."""
+        if self._left:
+            raise forks.refused(self.name)
         if self._closed:
             raise StorageError(f"{self.name} was closed")
 

@@ -119,6 +119,10 @@ class FileLock:
                 os.close(descriptor)
         self._next = self._turn = None
 
+    def forked(self) -> None:
+        """What a fork closes stays locked for the process that locked it."""
+        self.close()
+
     def _opened(self, file: Path) -> int:
         """A descriptor of a file, which may be used by whoever may use the database."""
         mode = self._database.stat().st_mode & 0o666

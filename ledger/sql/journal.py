@@ -154,6 +154,13 @@ class WriteAheadJournal:
                 os.close(self._descriptor)
                 self._descriptor = None
 
+    def forked(self) -> None:
+        """In a fork: the lock is the other process's alone, and goes when that dies."""
+        self._hold.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
     def _begins_aside(self) -> bool:
         """Have a thread checkpoint as soon as the lock is free; False where that cannot be."""
         if self._closing:

@@ -92,6 +92,9 @@ class Lock(Protocol):
     def close(self) -> None:
         """Give back what it takes; it is not used any more."""
 
+    def forked(self) -> None:
+        """In a fork: let go there of what both processes hold."""
+
 
 @dataclass(slots=True)
 class Turn:
@@ -186,6 +189,10 @@ class Turnstile:
         """Give back the lock's files or connection."""
         with self._ours, contextlib.suppress(OSError, LedgerError):
             self._lock.close()
+
+    def forked(self) -> None:
+        """In a fork: no turn is taken there any more."""
+        self._lock.forked()
 
     def enter(self, meanwhile: Meanwhile | None, question: Question | None) -> tuple[Turn, bool]:
         """The turn of this thread, and whether it is one that was under way; see `turn`."""

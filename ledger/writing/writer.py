@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from weightledger.ledger import forks
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
 from weightledger.ledger.events import Event
@@ -60,6 +61,12 @@ class Writer:
         self._queue: deque[Job] = deque()
         self._thread: int | None = None
         self._warm = not any(spec.dtype == "float32" for spec in projector.specs.values())
+        self._left = False
+        forks.tell(self)
+
+    def forked(self) -> None:
+        """In a fork: nothing is written there, and nobody waits for a thread that did not come."""
+        self._left = True
 
     def execute(self, command: Command) -> Event:
         """Carry a command out, and give its event; it is durable and visible."""
@@ -108,6 +115,7 @@ class Writer:
 
     def drain(self) -> None:
         """Work off everything that waits; what could not be worked off has failed."""
+        self._require_ours()
         with self.lock:
             try:
                 self._drain(None)
@@ -121,10 +129,16 @@ class Writer:
 
         See `Projector.catch_up`.
         """
+        self._require_ours()
         with self.lock:
             return self._projector.catch_up(self._history, to, news)
 
+    def _require_ours(self) -> None:
+        if self._left:
+            raise forks.refused(f"the log of {self._history.model}")
+
     def _job(self, command: Command) -> Job:
+        self._require_ours()
         if isinstance(command, CarryOut):
             command = command.command
         else:
