@@ -134,7 +134,7 @@ class AdvisoryLock:
         self._pipeline.close()
 
     def forked(self) -> None:
-        """Nothing: the connection is the other process's, who would not notice its end."""
+        """Nothing: see `postgres_sockets`."""
 
     def _asked(self, *statements: Statement) -> list[Rows]:
         """What statements gave; LockNotAvailable is left as it is, and nothing is open then."""

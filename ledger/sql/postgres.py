@@ -17,7 +17,7 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 from sqlalchemy.exc import InvalidatePoolError
 
-from weightledger.ledger.sql import redact_function, triggers
+from weightledger.ledger.sql import postgres_sockets, redact_function, triggers
 from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
@@ -88,6 +88,7 @@ def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Eng
         pool_reset_on_return=None,
         connect_args={"autocommit": True, **_patience(url)},
     )
+    sa.event.listen(engine, "connect", lambda made, _: postgres_sockets.keep(made))
     sa.event.listen(engine, "checkout", _require_quiet)
     return engine
 
@@ -137,7 +138,8 @@ def _connecting(engine: sa.Engine) -> Callable[[], psycopg.Connection[Any]]:
 
     def connect() -> psycopg.Connection[Any]:
         (args, options) = engine.dialect.create_connect_args(engine.url)
-        return psycopg.connect(*args, **{**options, "autocommit": True, **_patience(engine.url)})
+        options = {**options, "autocommit": True, **_patience(engine.url)}
+        return postgres_sockets.keep(psycopg.connect(*args, **options))
 
     return connect
 
