@@ -183,6 +183,8 @@ def _values(data: Any, spec: TensorSpec) -> torch.Tensor:
             raise _not_numbers(spec, f"a {data.layout} tensor on {data.device}")
         tensor = data.detach()
     elif isinstance(data, np.ndarray | np.generic):
+        if np.ma.is_masked(data):
+            raise _not_numbers(spec, "a masked array, whose mask is no part of an update")
         tensor = _from_numpy(np.asarray(data), spec)
     else:
         tensor = _from_numbers(data, spec)
@@ -198,6 +200,7 @@ def _from_numpy(array: np.ndarray[Any, Any], spec: TensorSpec) -> torch.Tensor:
     if array.dtype.kind not in "biufc":
         raise _not_numbers(spec, f"values of dtype {array.dtype}")
     try:
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         shareable = array.flags.writeable and array.flags.c_contiguous
         return torch.from_numpy(array if shareable else np.array(array, order="C"))
     except TypeError:

@@ -201,9 +201,12 @@ def test_what_is_no_part_of_a_state_cannot_be_left_out(tmp_path: Path) -> None:
             (["seq:0"], "no update that could be left out"),
             (["seq:2"], "no update that could be left out"),
             ([], "say which events"),
+            (later, "must be a list of events"),
         ):
             with pytest.raises(InvalidRequest, match=words):
                 log.what_if(names)
+            with pytest.raises(InvalidRequest, match=words):
+                log.adopt_what_if(names)
         with pytest.raises(InvalidRequest, match="came later"):
             log.what_if([later], to=gone)
         with pytest.raises(InvalidRequest, match="mechanical or causal"):

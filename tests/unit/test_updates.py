@@ -285,3 +285,21 @@ def test_numpys_numbers_have_the_same_bounds(rate: object) -> None:
         validate(IncrementalUpdateRequest("w", 1.0, rate), SPECS)
     with pytest.raises(InvalidRequest, match="must be numbers, got values of type bool"):
         validate(IncrementalUpdateRequest("w", [[np.bool_(True)] * 4] * 3), SPECS)
+
+
+def test_numpys_arrays_of_either_byte_order_are_numbers() -> None:
+    before, values = torch.zeros(3, 4), np.arange(12.0).reshape(3, 4)
+    for order in "<>":
+        sent = values.astype(f"{order}f8")
+        assert result("w", before, sent, learning_rate=1).tolist() == values.tolist()
+    sent = np.arange(4, dtype=">i2").astype(">i2").reshape(2, 2)
+    moved = result("i", torch.zeros(2, 2, dtype=torch.int8), sent, update_type="replace")
+    assert moved.tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_masked_array_is_not_taken_without_its_mask() -> None:
+    values = np.ma.masked_array(np.ones((3, 4)), mask=np.eye(3, 4))
+    with pytest.raises(InvalidRequest, match="a masked array"):
+        result("w", torch.zeros(3, 4), values)
+    whole = np.ma.masked_array(np.ones((3, 4)), mask=False)
+    assert result("w", torch.zeros(3, 4), whole, learning_rate=1).tolist() == [[1.0] * 4] * 3

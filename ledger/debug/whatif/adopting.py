@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from weightledger.ledger.debug.whatif.asking import what_if
+from weightledger.ledger.debug.whatif.selection import require_list
 from weightledger.ledger.debug.whatif.state import Mode, WhatIf
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.history.reader import History
@@ -57,6 +58,7 @@ def adopt_command(
     caller: Caller = ANYONE,
 ) -> AdoptWhatIf:
     """The command, with a reason that says what it is where the caller gives none."""
+    require_list(without)
     if caller.reason is None:
         caller = replace(caller, reason=f"what-if ({mode}): {to} without {', '.join(without)}")
     return AdoptWhatIf(tuple(without), to, mode, only_after, caller)

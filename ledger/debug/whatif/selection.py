@@ -28,6 +28,15 @@ class Selected:
         return parent
 
 
+def require_list(names: object) -> None:
+    """InvalidRequest for a string by itself, which would be taken letter by letter."""
+    if isinstance(names, str):
+        raise InvalidRequest(
+            f"without must be a list of events, such as [{names!r}], not one string",
+            param="without",
+        )
+
+
 def select(
     history: History, at: Position, names: Sequence[str], only_after: str | None = None
 ) -> Selected:
@@ -36,6 +45,7 @@ def select(
     With `only_after` those at or before that position stay. Raises NotFound for a name that names
     nothing, InvalidRequest for an event that is no part of the state, and where none is left.
     """
+    require_list(names)
     if not names:
         raise InvalidRequest("say which events to leave out", param="without")
     after = -1 if only_after is None else history.resolve(only_after).node
