@@ -34,9 +34,12 @@ PARTS = {
     "Annotation": "Committed",
 }
 
-# What it does not become, but meets: its place in the queue, the writer's turn, what is live, the
-# tree of states, and what the engine asks of a new tensor.
-BESIDE = {"Job", "Turn", "LiveState", "Candidate", "LiveVersion", "StateChange", "TensorSpec"}
+# What it does not become, but meets: its place in the queue, the writer's turn and what is asked
+# with it, what is live, the tree of states, and what the engine asks of a new tensor.
+BESIDE = {
+    *("Job", "Turn", "Question", "LiveState", "Candidate", "LiveVersion", "StateChange"),
+    "TensorSpec",
+}
 
 
 def is_data(kind: Any) -> bool:

@@ -148,6 +148,11 @@ class Turnstile:
         return _InTurn(self, meanwhile, question)
 
     @property
+    def answers(self) -> bool:
+        """Whether a question is answered with the turn: where the lock is the database's."""
+        return self._lock.writes
+
+    @property
     def condition(self) -> str | None:
         """In a deferred turn what the one statement that writes has to ask for, else None.
 

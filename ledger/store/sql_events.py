@@ -67,8 +67,9 @@ class SqlEvents:
     def turn(
         self, meanwhile: Meanwhile | None = None, after: int | None = None
     ) -> AbstractContextManager[Turn]:
-        question = None if after is None else log_reading.question(self._of, after)
-        return self._turnstile.turn(meanwhile, question)
+        if after is None or not self._turnstile.answers:
+            return self._turnstile.turn(meanwhile)
+        return self._turnstile.turn(meanwhile, log_reading.question(self._of, after))
 
     def head(self) -> Event:
         return lookup.head(self._of)
