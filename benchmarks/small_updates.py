@@ -32,6 +32,7 @@ from weightledger.ledger.sql.backend import Backend, Cursor, Execute
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
+from weightledger.ledger.sql.turns import Lock
 from weightledger.ledger.store import rows, touches
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
@@ -79,9 +80,24 @@ class Recording:
         return execute
 
     def alone(self, connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+        self._keep_alone(sql, params)
+        return self._backend.alone(connection, sql, params)
+
+    def turns(self, engine: Any, model_id: int) -> Lock:
+        """A lock whose last statement of a turn is kept as well."""
+        lock: Any = self._backend.turns(engine, model_id)
+        write = lock.write
+
+        def kept(sql: str, params: Sequence[Any]) -> Any:
+            self._keep_alone(sql, params)
+            return write(sql, params)
+
+        lock.write = kept
+        return lock  # type: ignore[no-any-return]
+
+    def _keep_alone(self, sql: str, params: Sequence[Any]) -> None:
         backend = self._backend
         self.sent += ((backend.BEGIN_WRITE, ()), *plain(sql, params, backend), ("COMMIT", ()))
-        return backend.alone(connection, sql, params)
 
     def taken(self) -> list[Statement]:
         """What was sent since the last time."""
