@@ -193,6 +193,7 @@ class Transaction:
 
     def __enter__(self) -> Execute:
         connections = self._connections
+        connections.home.require_open()  # in a fork the lock may be a thread's that is not there
         if connections.journal is not None:
             connections.journal.acquire(_WAIT_S)
         try:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -72,8 +73,10 @@ def use_in_fork(url: str) -> tuple[bool, str]:
     log.apply(REQUEST)
     held, over = threading.Event(), threading.Event()
 
+    journal = log.history.store._database._journal
+
     def hold() -> None:
-        with log._writer.lock:
+        with log._writer.lock, journal.writing(PATIENCE_S) if journal else nullcontext():
             held.set()
             over.wait()
 
@@ -86,6 +89,7 @@ def use_in_fork(url: str) -> tuple[bool, str]:
         "catch up": log.catch_up,
         "read": lambda: log.history.events(limit=1),
         "models": ledger.models,
+        "key": lambda: ledger.keys.create("k"),
         "update": lambda: asyncio.run(manager.update(BIAS)),
         "keep up": lambda: asyncio.run(manager.catch_up()),
     }
