@@ -78,8 +78,10 @@ class _Range:
             self._identity = _identity(os.fstat(self._descriptor))
         try:
             return _identity(os.stat(self._path)) != self._identity
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
+        except OSError:  # whoever may not look is told more by SQLite
+            return False
 
     def read(self, first: int, count: int) -> bytes:
         if not self._opened() or self._descriptor is None:

@@ -251,6 +251,10 @@ def test_a_file_that_lost_its_name_is_written_and_followed_no_more(tmp_path: Pat
                 update(log)
             until(lambda: follower.readiness().stale, "the replica follows a file without a name")
             assert "moved, removed or replaced" in follower.readiness().reason
+            folder.write_text("a file in the folder's place")
+            with pytest.raises(StorageError, match="moved, removed or replaced"):
+                update(log)
+            folder.unlink()
             away.rename(folder)
             until_shown(follower, update(log))
             assert not follower.readiness().stale
