@@ -16,7 +16,8 @@ from psycopg import errors
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import whole_numbers
-from weightledger.ledger.sql.postgres_pipeline import ELSEWHERE, Pipeline, Rows, Statement
+from weightledger.ledger.sql.postgres_failures import ELSEWHERE
+from weightledger.ledger.sql.postgres_pipeline import Pipeline, Rows, Statement
 from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _SPACE = 0x77656967  # "weig", beside the ids of models

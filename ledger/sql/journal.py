@@ -128,9 +128,8 @@ class WriteAheadJournal:
         self._longest = max(size, self._longest)
         if size > self._wait_from:
             _checkpoint_after_readers(execute)
-            self._wait_from = (
-                self._size() or 0
-            ) + PATIENT_BYTES  # not at once where one takes long
+            left = self._size() or 0
+            self._wait_from = left + PATIENT_BYTES  # not at once where one takes long
         elif size > self._due:
             if self._overdue is None:
                 self._overdue = size + LIMIT_BYTES // 2

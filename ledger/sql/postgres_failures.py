@@ -25,11 +25,10 @@ _BUSY = (
     errors.QueryCanceled,
     errors.TooManyConnections,
 )
-BY_STANDING_ALONE = (
-    errors.SerializationFailure,
-    errors.InvalidSqlStatementName,
-    errors.DuplicatePreparedStatement,
-)
+ELSEWHERE = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+"""A pooler gave us a connection to the server that has other statements prepared."""
+
+BY_STANDING_ALONE = (errors.SerializationFailure, *ELSEWHERE)
 _CORRUPT = (errors.DataCorrupted, errors.IndexCorrupted)
 
 

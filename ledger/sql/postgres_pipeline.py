@@ -14,15 +14,13 @@ import psycopg
 from psycopg import errors, pq
 
 from weightledger.ledger.sql.postgres_alone import binary, numbered
+from weightledger.ledger.sql.postgres_failures import ELSEWHERE
 
 Statement = tuple[str, Sequence[Any]]
 """SQL with `?` for each value, and the values."""
 
 Rows = list[list[bytes | None]]
 """What a statement gave, each value as the server sends it in binary form."""
-
-ELSEWHERE = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
-"""A pooler gave us a connection to the server that has other statements prepared."""
 
 _BINARY = 1
 
