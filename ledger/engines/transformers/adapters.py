@@ -140,7 +140,7 @@ def _injected(
                     if targeting.by_kind
                     else sorted(modules),
                     r=targeting.rank,
-                    lora_alpha=targeting.alpha,
+                    lora_alpha=targeting.alpha,  # type: ignore[arg-type]  # any number in truth
                     rank_pattern=_by_name(modules, targeting.rank_of, targeting.rank),
                     alpha_pattern=_by_name(modules, targeting.alpha_of, targeting.alpha),
                     use_rslora=bool(config.get("use_rslora")),
