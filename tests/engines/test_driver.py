@@ -100,16 +100,9 @@ ASKED = {"/weight_info", "/init_weight_transfer_engine"}
 
 
 def check_what_is_served(
-    replica: Replica,
-    manager: DynamicModelManager,
-    *,
-    must_succeed: bool = False,
-    late: bool = False,
+    replica: Replica, manager: DynamicModelManager, *, must_succeed: bool = False
 ) -> None:
-    """Update while something fails, and watch; then it heals, and the head has to be served.
-
-    `late`: a pause that nobody waited for any more may begin when all is said, until the next look.
-    """
+    """Update while something fails, and watch; then it heals, and the head has to be served."""
     before = state(manager)
     with Watcher(replica) as watcher:
         result = apply(manager)
@@ -123,7 +116,7 @@ def check_what_is_served(
         assert result["success"]
     if fault is None:
         assert result is not None
-        assert served == state(manager) or (late and served is None)
+        assert served == state(manager)
     else:
         assert result is None or not result["success"]
         assert served in (None, before, new)
@@ -145,7 +138,7 @@ def test_a_slow_step_leaves_the_old_state_the_new_one_or_a_fenced_replica(
 ) -> None:
     with driving(replica, folder, timeout_s=0.5) as manager:
         replica.fail(route, "slow", ALWAYS)
-        check_what_is_served(replica, manager, late=True)
+        check_what_is_served(replica, manager)
 
 
 def test_an_update_that_the_server_refuses_is_answered_by_a_rollback(
