@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightledger.ledger.access.keys import ApiKey, KeyChange
 from weightledger.ledger.events import UPDATE_REJECTED, UPDATED, Annotation, Event
@@ -16,10 +16,12 @@ from weightledger.ledger.history.positions import iso_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.rollouts import Rollout
 from weightledger.ledger.history.versions import ModelVersion
-from weightledger.ledger.monitoring.deciding.chronicle import Series
-from weightledger.ledger.monitoring.drift import StreamStatus
-from weightledger.ledger.monitoring.trial_log import Trial
 from weightledger.ledger.store import DayCount
+
+if TYPE_CHECKING:  # which commands that read events have no use for
+    from weightledger.ledger.monitoring.deciding.chronicle import Series
+    from weightledger.ledger.monitoring.drift import StreamStatus
+    from weightledger.ledger.monitoring.trial_log import Trial
 
 
 def event_item(event: Event, annotation: Annotation | None) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def version_item(version: ModelVersion) -> dict[str, Any]:
     }
 
 
-def evidence_item(trial: str, series: Sequence[Series]) -> dict[str, Any]:
+def evidence_item(trial: str, series: Sequence["Series"]) -> dict[str, Any]:
     """What a trial showed by and by, a series for each test."""
     return {
         "object": "trial_evidence",
@@ -174,7 +176,7 @@ _OF_SERIES = ("metric", "aspect", "scale", "limit", "alpha", "needed", "whole")
 _OF_POINTS = ("n_old", "n_new", "estimate", "lower", "upper", "statistic")
 
 
-def drift_item(stream: StreamStatus) -> dict[str, Any]:
+def drift_item(stream: "StreamStatus") -> dict[str, Any]:
     """A stream that is looked at for drift."""
     last = stream.last_at
     at = None if last is None else iso_time(int(last * 1_000_000))
@@ -242,7 +244,7 @@ def _node(node: int | None) -> str:
     return "head" if node is None else f"seq:{node}"
 
 
-def trial_item(trial: Trial) -> dict[str, Any]:
+def trial_item(trial: "Trial") -> dict[str, Any]:
     """One trial, running or ended."""
     requests = trial.requests
     return {

@@ -4,6 +4,7 @@ Reading commands work on the database alone, or on a server with --url; writing 
 server that serves the database. Exit status: 0 success, 1 failed or found a problem, 2 usage.
 """
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -112,6 +113,9 @@ def _root(
 def main() -> None:
     """Entry point: errors the ledger raises on purpose become one line on stderr."""
     open_closed()
+    # When numpy is imported its BLAS starts a thread for each further core, which then looks for
+    # work for 30 ms of processor time; a power of two of cycles are enough, here of the smallest.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         try:
             app()

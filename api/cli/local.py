@@ -27,7 +27,6 @@ from weightledger.ledger.history import approvals, holds, rollouts
 from weightledger.ledger.history.positions import iso_time, parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.versions import updates_since_active
-from weightledger.ledger.monitoring.trial_log import trials
 from weightledger.ledger.parallel import Executor
 from weightledger.ledger.parallel.local import ALONE
 from weightledger.ledger.sql.presence import servers
@@ -227,6 +226,8 @@ class Local:
 
     def trials(self) -> list[Item]:
         """The trial that runs and the last that ended, newest first."""
+        from weightledger.ledger.monitoring.trial_log import trials
+
         return [trial_item(one) for one in trials(self.history, _TRIALS)]
 
     def blame(self, query: Mapping[str, Any]) -> Item:

@@ -41,6 +41,9 @@ READING = {
     ("config", "list"): {"sqlalchemy"},
     ("db", "role", "someone"): set(),
 }
+# What measured, judged or tried something is for those who ask for it.
+UNASKED = {("log", "-n", "5"), ("log", "-n", "5", "--json"), ("show", "head"), ("version", "list")}
+MONITORING = "weightledger.ledger.monitoring"
 WITHOUT_LEDGER = HEAVY | {"sqlalchemy", "psycopg", "numpy", "pydantic", "httpx2", "obstore"}
 
 # Each command runs in a process that was forked when there was what finds a command, and what the
@@ -113,7 +116,9 @@ def test_every_command_that_reads_is_tried() -> None:
 
 def test_a_command_that_reads_imports_nothing_large(folder: Path) -> None:
     told = imported(*READING, folder=folder)
-    large = {" ".join(args): HEAVY | more for args, more in READING.items()}
+    assert READING.keys() > UNASKED
+    unasked = {args: {MONITORING} if args in UNASKED else set() for args in READING}
+    large = {" ".join(args): HEAVY | more | unasked[args] for args, more in READING.items()}
     assert {args: told[args] & large[args] for args in told if told[args] & large[args]} == {}
 
 
@@ -123,6 +128,31 @@ def test_what_needs_no_ledger_imports_none() -> None:
         "--help": set(),
         "--version": set(),
     }
+
+
+_SPIN = """
+import os, sys
+from weightledger.api.cli import main
+assert "numpy" not in sys.modules
+sys.argv = ["weightledger", "--version"]
+try:
+    main()
+finally:
+    print(os.environ["OPENBLAS_THREAD_TIMEOUT"], "numpy" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("set_by", ["weightledger", "who calls it"])
+def test_the_threads_of_numpy_are_told_not_to_spin_before_it_is_imported(set_by: str) -> None:
+    """They read it when they are started, by the import."""
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    if set_by == "who calls it":
+        env["OPENBLAS_THREAD_TIMEOUT"] = "20"
+    ran = subprocess.run(
+        [sys.executable, "-c", _SPIN], check=True, capture_output=True, text=True, env=env
+    )
+    expected = "4" if set_by == "weightledger" else "20"
+    assert ran.stdout.splitlines()[-1] == f"{expected} False"
 
 
 def test_the_help_of_every_command_imports_nothing_large() -> None:
