@@ -1,4 +1,4 @@
-"""What was learnt, learnt again: all that a lesson was is kept with its event, and read back.
+"""What was learnt, learnt again: all that its request said is kept with its event, and read back.
 
 A causal what-if works updates out on another state; this says of those made by rules what they
 were given, and makes the same command of it.
@@ -15,7 +15,7 @@ from weightledger.rules.dtesn.config import DTESNLearningConfig
 from weightledger.rules.dtesn.described import described
 from weightledger.rules.dtesn.gate import PairedGate
 from weightledger.rules.dtesn.readout import driven_by
-from weightledger.rules.dtesn.request import Lesson
+from weightledger.rules.dtesn.request import LearningRequest
 from weightledger.rules.errors import RuleError
 from weightledger.rules.guards import Guards
 from weightledger.rules.selectors import (
@@ -39,24 +39,24 @@ _SELECTORS: dict[str, type[Selector]] = {
 }
 
 
-def lesson_given(
-    lesson: Lesson, config: DTESNLearningConfig, guards: Guards | None
+def request_given(
+    request: LearningRequest, config: DTESNLearningConfig, guards: Guards | None
 ) -> Given | None:
-    """All of a lesson; None where part of it is code of the caller's own."""
-    if type(lesson.selector).__name__ not in _SELECTORS or guards is not None:
+    """All that a request says; None where part of it is code of the caller's own."""
+    if type(request.selector).__name__ not in _SELECTORS or guards is not None:
         return None
-    tensors = {_ACTIVITY + name: tensor for name, tensor in lesson.activities.items()}
-    if lesson.readout is not None:
-        tensors[_INPUTS] = lesson.readout.inputs
+    tensors = {_ACTIVITY + name: tensor for name, tensor in request.activities.items()}
+    if request.readout is not None:
+        tensors[_INPUTS] = request.readout.inputs
     asked = {
-        "source": lesson.source,
-        "selector": described(lesson.selector),
-        "rule_config": dict(lesson.rule_config),
-        "rate": lesson.rate,
-        "feedback": described(lesson.feedback),
-        "gate": described(lesson.gate),
-        "batch_size": lesson.batch_size,
-        "facts": dict(lesson.facts),
+        "source": request.source,
+        "selector": described(request.selector),
+        "rule_config": dict(request.rule_config),
+        "rate": request.rate,
+        "feedback": described(request.feedback),
+        "gate": described(request.gate),
+        "batch_size": request.batch_size,
+        "facts": dict(request.facts),
         "config": asdict(config),
     }
     return Given(tensors, asked, always=True)
@@ -64,12 +64,12 @@ def lesson_given(
 
 @derives("learn")
 def _learn(kept: Kept) -> "Learn":
-    from weightledger.rules.dtesn.plan import Learn  # which keeps by `lesson_given`
+    from weightledger.rules.dtesn.plan import Learn  # which keeps by `request_given`
 
     asked = kept.asked
     config = _made(DTESNLearningConfig, asked["config"])
     inputs = kept.tensors.get(_INPUTS)
-    lesson = Lesson(
+    request = LearningRequest(
         parameter=kept.facts["parameter"],
         activities={
             name.removeprefix(_ACTIVITY): tensor
@@ -87,7 +87,7 @@ def _learn(kept: Kept) -> "Learn":
         readout=None if inputs is None else driven_by(inputs, config),
         facts=asked["facts"],
     )
-    return Learn(lesson, config)
+    return Learn(request, config)
 
 
 @derives("forget")

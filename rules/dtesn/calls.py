@@ -101,13 +101,13 @@ class Calls:
         """Activities through a rule; all other calls end here."""
         name = self.first_name(parameter_name)
         sent = {name: as_tensor(name, values) for name, values in activities.items()}
-        lesson = asked(
+        request = asked(
             name, sent, source, rule, learning_rate, performance_context, options, self._selector
         )
         caller: Caller = options.get("caller") or ANYONE
         metadata = metadata_text(options.get("metadata"))
         return await self._manager.execute(
-            Learn(lesson, self._config, self._guards, caller, metadata)
+            Learn(request, self._config, self._guards, caller, metadata)
         )
 
     async def learn_readout(

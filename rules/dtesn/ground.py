@@ -1,4 +1,4 @@
-"""What a lesson meets on the newest state: the weight, its bias, what the stream left behind."""
+"""What a request meets on the newest state: the weight, its bias, what the stream left behind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from weightledger import Staged
 from weightledger.rules.checking import DTYPES
 from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.gate import SCORED
-from weightledger.rules.dtesn.request import Lesson
+from weightledger.rules.dtesn.request import LearningRequest
 from weightledger.rules.errors import RuleError
 from weightledger.rules.protocol import Rule
 from weightledger.rules.selectors import NO_FEEDBACK, Fixed
@@ -19,7 +19,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a lesson meets: the weight in the dtype rules compute in, and the stream's tensors.
+    """What a request meets: the weight in the dtype rules compute in, and the stream's tensors.
 
     `before` are the digests of those; `bias` is the layer's, if it has one.
     """
@@ -31,14 +31,14 @@ class Ground:
     bias: torch.Tensor | None
 
 
-def ground_of(staged: Staged, lesson: Lesson, prefix: str) -> Ground:
+def ground_of(staged: Staged, request: LearningRequest, prefix: str) -> Ground:
     """Read all of it; RuleError for a parameter that rules cannot learn."""
-    live = staged.weight(lesson.parameter).detach()
-    weight = live.to(computing_dtype(lesson.parameter, live.dtype))
+    live = staged.weight(request.parameter).detach()
+    weight = live.to(computing_dtype(request.parameter, live.dtype))
     state = staged.live.state.digests
     before = {n[len(prefix) :]: d.hex() for n, d in state.items() if n.startswith(prefix)}
     held = places.under(staged.live.auxiliary, prefix)
-    return Ground(weight, live.dtype, held, before, _bias(staged, lesson.parameter, weight))
+    return Ground(weight, live.dtype, held, before, _bias(staged, request.parameter, weight))
 
 
 def _bias(staged: Staged, parameter: str, weight: torch.Tensor) -> torch.Tensor | None:
@@ -51,21 +51,21 @@ def _bias(staged: Staged, parameter: str, weight: torch.Tensor) -> torch.Tensor 
 
 
 def activities_of(
-    lesson: Lesson, ground: Ground, rule: Rule, keep: dict[str, torch.Tensor]
+    request: LearningRequest, ground: Ground, rule: Rule, keep: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """What the rule wants (and what a gate scores with), in the weight's dtype and place."""
-    given = dict(lesson.activities)
-    if lesson.readout is not None:
-        derived = lesson.readout.derive(ground.held, ground.weight)
+    given = dict(request.activities)
+    if request.readout is not None:
+        derived = request.readout.derive(ground.held, ground.weight)
         given |= derived.activities
         keep |= derived.keep
-    if lesson.source == "request":
+    if request.source == "request":
         given["delta"] = _like(given["delta"], ground.weight)
         if "reward" in rule.activities:
-            given["reward"] = torch.tensor((lesson.feedback or NO_FEEDBACK).value)
-    scored = set(SCORED) if lesson.gate is not None else set()
+            given["reward"] = torch.tensor((request.feedback or NO_FEEDBACK).value)
+    scored = set(SCORED) if request.gate is not None else set()
     wanted = rule.activities.keys() | scored
-    if not isinstance(lesson.selector, Fixed):  # a selector's rules may want different activities
+    if not isinstance(request.selector, Fixed):  # a selector's rules may want different activities
         given = {name: tensor for name, tensor in given.items() if name in wanted}
     made = {name: t.to(ground.weight.device, ground.weight.dtype) for name, t in given.items()}
     if "y" in wanted and "y" not in made and "x" in made and "target" in wanted:

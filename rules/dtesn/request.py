@@ -31,7 +31,7 @@ OPTIONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class LearningRequest:
     """One parameter, what to learn from, and how.
 
     `readout` gives further activities from the stream's tensors and the weight, on the state that
@@ -80,8 +80,8 @@ def asked(
     context: Mapping[str, float] | None,
     options: Mapping[str, Any],
     selector: Selector,
-) -> Lesson:
-    """The lesson of one call; RuleError for an option that means nothing.
+) -> LearningRequest:
+    """The request of one call; RuleError for an option that means nothing.
 
     `selector` chooses the rule where neither `rule` nor the options say how. TypeError for an
     option there is none of.
@@ -96,7 +96,7 @@ def asked(
     if gate is not None and not isinstance(gate, PairedGate):
         raise RuleError(f"a gate is a PairedGate, got {gate!r:.50}", param="gate")
     size = options.get("batch_size")
-    return Lesson(
+    return LearningRequest(
         parameter=parameter,
         activities=activities,
         source=source,

@@ -1,4 +1,4 @@
-"""The guards' word on what a lesson came to."""
+"""The guards' word on what came of a request."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from weightledger.rules.dtesn import state as places
 from weightledger.rules.dtesn.config import DTESNLearningConfig
 from weightledger.rules.dtesn.ground import Ground
 from weightledger.rules.dtesn.learner import Passes, Taught
-from weightledger.rules.dtesn.request import Lesson
+from weightledger.rules.dtesn.request import LearningRequest
 from weightledger.rules.guards import Consolidation, Guards, judge
 from weightledger.rules.library.ewc import Ewc
 from weightledger.rules.library.homeostasis import SynapticScaling
@@ -20,7 +20,7 @@ from weightledger.rules.protocol import Proposal
 
 def judged(
     staged: Staged,
-    lesson: Lesson,
+    request: LearningRequest,
     config: DTESNLearningConfig,
     guards: Guards,
     ground: Ground,
@@ -30,7 +30,7 @@ def judged(
 ) -> tuple[torch.Tensor, Verdict]:
     """The weight's new value, and what the guards say of it."""
     if guards.ewc is None:
-        guards = replace(guards, ewc=_consolidation(staged, lesson, config, ground, rate))
+        guards = replace(guards, ewc=_consolidation(staged, request, config, ground, rate))
     state = {**taught.state, **{f"{SynapticScaling.id}.{n}": t for n, t in taught.scaling.items()}}
     judgement = judge(guards, ground.weight, Proposal(taught.delta, state, taught.metrics))
     evidence: dict[str, Any] = {"guards": dict(judgement.evidence)}
@@ -53,13 +53,13 @@ def judged(
 
 def _consolidation(
     staged: Staged,
-    lesson: Lesson,
+    request: LearningRequest,
     config: DTESNLearningConfig,
     ground: Ground,
     rate: float | None,
 ) -> Consolidation | None:
     """EWC, once something of this parameter was consolidated."""
-    prefix = places.place(lesson.parameter, places.CONSOLIDATION)
+    prefix = places.place(request.parameter, places.CONSOLIDATION)
     held = places.under(staged.live.auxiliary, prefix)
     if not held:
         return None
