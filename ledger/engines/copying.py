@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from weightledger.ledger.engines import parametrised, reach
+from weightledger.ledger.engines import object_graph, parametrised
 from weightledger.ledger.engines.intake import as_live
 from weightledger.ledger.engines.line import Line
 from weightledger.ledger.engines.naming import Naming, of_module, span
@@ -88,7 +88,7 @@ class Skeleton:
         names = {id(part): name for name, part in module.named_modules()}
         originals |= {id(part): part for part in module.modules()}
         stand_ins = {id(empty) for empty in self._stand_ins.values()}
-        for found in reach.walk(self._template, originals):
+        for found in object_graph.walk(self._template, originals):
             value = found.value
             if id(value) in originals:
                 child = found.attribute == "_modules"
@@ -111,7 +111,7 @@ class Skeleton:
         made = self.build(naming.tensors)
         inside: dict[int, object] = {id(s): s for s in self._stand_ins.values()}
         inside |= {id(part): part for part in self._template.modules()}
-        for found in reach.walk(made, inside):
+        for found in object_graph.walk(made, inside):
             if id(found.value) in inside:
                 raise _refused(found.submodule, f"shares {found.attribute!r} between its copies")
         got = of_module(made)
@@ -148,7 +148,7 @@ def _constants(module: nn.Module, naming: Naming) -> dict[int, object]:
     state = {id(t) for t in naming.tensors.values()}
     taken = sorted((*span(t), name) for name, t in naming.tensors.items() if t.numel())
     copies: dict[int, object] = {}
-    for found in reach.walk(module, {}):
+    for found in object_graph.walk(module, {}):
         value = found.value
         if type(value) not in (torch.Tensor, nn.Parameter) or id(value) in state:
             continue

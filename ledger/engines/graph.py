@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from weightledger.ledger.engines import reach
+from weightledger.ledger.engines import object_graph
 
 Kind = Literal["object", "dict", "list", "tuple", "method", "partial"]
 
@@ -231,7 +231,7 @@ def _is_plain(value: Any, tensors: Mapping[int, str]) -> bool:
         for held in value.__dict__.values():
             _require_leads_nowhere(held, tensors)
         return True
-    return isinstance(value, (*reach.PASSED_BY, FunctionType, torch.Generator))
+    return isinstance(value, (*object_graph.PASSED_BY, FunctionType, torch.Generator))
 
 
 def _require_leads_nowhere(value: Any, tensors: Mapping[int, str]) -> None:
@@ -241,7 +241,7 @@ def _require_leads_nowhere(value: Any, tensors: Mapping[int, str]) -> None:
     todo = [value]
     while todo:
         one = todo.pop()
-        if id(one) in seen or isinstance(one, (*reach.PASSED_BY, FunctionType)):
+        if id(one) in seen or isinstance(one, (*object_graph.PASSED_BY, FunctionType)):
             continue
         if isinstance(one, nn.Module) or id(one) in tensors:
             raise Unpathed(f"a {type(value).__name__} leads to a {type(one).__name__}")

@@ -13,13 +13,13 @@ from weightledger.rules import DTESNLearningConfig, FeedbackThresholds, Fixed, P
 from weightledger.rules.dtesn.consolidation import Consolidate, UpdateFisher
 from weightledger.rules.dtesn.forgetting import Forget
 from weightledger.rules.dtesn.plan import Learn
-from weightledger.rules.dtesn.request import Lesson
+from weightledger.rules.dtesn.request import LearningRequest
 from weightledger.rules.selectors import Feedback
 
 KEYED = Caller(idempotency_key="k")
 SENT = {"delta": torch.ones(2, 3)}
-PLAIN = Lesson("w", SENT, "request", FeedbackThresholds())
-WHOLE = Lesson(
+PLAIN = LearningRequest("w", SENT, "request", FeedbackThresholds())
+WHOLE = LearningRequest(
     "w",
     SENT,
     "request",
