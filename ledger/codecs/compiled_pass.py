@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from weightledger.ledger.codecs.compiled import (
     all_differences,
     compiled,
+    compiled_for_few,
     differences,
     differing,
     square_distance,
@@ -129,7 +130,8 @@ def recorded(
 ) -> Any:
     """`compared`, then `encoded` and the square of the distance where they are wanted.
 
-    Returns how many lanes differ, the size of what was encoded, -1 without, and the square.
+    Returns how many lanes differ, the size of what was encoded, -1 without, whether that is dense,
+    and the square.
     """
     found = compared(
         source,
@@ -153,8 +155,9 @@ def recorded(
             else square_distance(before, after, where)
         )
     size: Any = np.int64(-1)
+    dense = every
     if encoding:
-        size = encoded(
+        size, dense = encoded(
             before.size,
             where,
             difference[: before.size if every else found],
@@ -167,4 +170,52 @@ def recorded(
             held,
             unpacking,
         )
-    return found, size, square
+    return found, size, dense, square
+
+
+@compiled_for_few
+def recorded_few(
+    source: Lanes,
+    before: Lanes,
+    after: Lanes,
+    ordered: bool,
+    positions: NDArray[np.int32],
+    difference: Lanes,
+    function: Any,
+    sums_before: NDArray[np.uint8],
+    sums_after: NDArray[np.uint8],
+    touched: NDArray[np.bool_],
+    encoding: bool,
+    squared: bool,
+    folded: Lanes,
+    plane: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    packed: NDArray[np.uint8],
+    packing: NDArray[np.int64],
+    gaps: NDArray[np.uint8],
+    held: NDArray[np.int64],
+    unpacking: NDArray[np.int64],
+) -> Any:
+    """`recorded`, which keeps Python's lock."""
+    return recorded(
+        source,
+        before,
+        after,
+        ordered,
+        positions,
+        difference,
+        function,
+        sums_before,
+        sums_after,
+        touched,
+        encoding,
+        squared,
+        folded,
+        plane,
+        out,
+        packed,
+        packing,
+        gaps,
+        held,
+        unpacking,
+    )

@@ -31,8 +31,10 @@ from weightledger.ledger.tensors.spec import Lanes
 # Between these shares of changed lanes either codec may be smaller; both are tried on samples.
 SPARSE_BELOW, _DENSE_ABOVE = 0.3, 0.9
 # At equal size dense frames are read faster.
-_DENSE_BONUS = 0.98
+DENSE_BONUS = 0.98
 _SAMPLE_LANES, _SAMPLES = 1 << 14, 4
+WHOLE_SAMPLE = _SAMPLES * _SAMPLE_LANES
+"""Up to so many lanes the sample is all of them."""
 
 
 def tiles(count: int) -> Iterator[tuple[int, int]]:
@@ -173,13 +175,13 @@ def _smallest(delta: Delta) -> tuple[Codec, bytes | None]:
     parts = _samples(delta)
     by_sparse = [sparse.encode(part) for part in parts]
     by_dense = [dense.encode(part) for part in parts]
-    is_dense = _DENSE_BONUS * sum(map(len, by_dense)) <= sum(map(len, by_sparse))
+    is_dense = DENSE_BONUS * sum(map(len, by_dense)) <= sum(map(len, by_sparse))
     whole = by_dense if is_dense else by_sparse
     return dense if is_dense else sparse, whole[0] if parts[0] is delta else None
 
 
 def _samples(delta: Delta) -> list[Delta]:
-    if delta.count <= _SAMPLES * _SAMPLE_LANES:
+    if delta.count <= WHOLE_SAMPLE:
         return [delta]
     starts: list[Any] = np.linspace(0, delta.count - _SAMPLE_LANES, _SAMPLES, dtype=int).tolist()
     return [window(delta, start, start + _SAMPLE_LANES) for start in starts]

@@ -1,8 +1,9 @@
-"""A tile compared, checked by chunks and encoded in one compiled pass, without Python's lock.
+"""A tile compared, checked by chunks and encoded in one compiled pass.
 
-Each call that gives the lock back and asks for it again may have to wait for the other thread, and
-to be woken up. What this needs from libraries' own functions is not in every build of them: without
-it tiles are compared by `delta`, encoded by `frames` and checked chunk by chunk.
+It goes without Python's lock, but for few lanes: each call that gives the lock back and asks for
+it again may have to wait for the other thread, and to be woken up. What this needs from libraries'
+own functions is not in every build of them: without it tiles are compared by `delta`, encoded by
+`frames` and checked chunk by chunk.
 """
 
 import ctypes
@@ -24,6 +25,9 @@ from weightledger.ledger.tensors.spec import Lanes
 _CHECKSUMS = ("XXH3_128bits_dispatch", "XXH3_128bits")
 # How much room is kept: as many threads as record at once.
 _KEPT = 2
+# Up to so many lanes are done with before another thread would have taken over Python's lock, which
+# who lets go of it waits for.
+_FEW = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def look(
     touched = np.empty(chunks, np.bool_)
     positions = mine.positions[:count]
     difference = mine.difference.view(before.dtype)[:count]
-    changed, size, square = compiled_pass.recorded(
+    recorded = compiled_pass.recorded_few if count <= _FEW else compiled_pass.recorded
+    changed, size, dense, square = recorded(
         after[:0] if source is None else source,
         before,
         after,
@@ -123,7 +128,7 @@ def look(
     indices = None if every else positions[:changed].copy()
     frame, delta = b"", None
     if size >= 0:
-        codec = "dense.1" if every else "sparse.1" if changed else "none.1"
+        codec = ("dense.1" if dense else "sparse.1") if changed else "none.1"
         frame = framed(codec, count, mine.out[:size].data)
     elif encoding:
         delta = Delta(count, indices, difference[: count if every else changed].copy())

@@ -12,7 +12,7 @@ from weightledger.ledger.codecs.frames import apply_frames, encode_frame, encode
 from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.codecs.several import take_through
 
-_LANES = 4096
+_LANES = 8192  # more than what is done with Python's lock
 
 
 def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
@@ -31,6 +31,7 @@ def warm(dtypes: Iterable[np.dtype[np.unsignedinteger[Any]]]) -> None:
         take_through(before, [(memoryview(encode_frame(sparse)), True)], True)
         loops.same(before, after)
         look(before, after.copy(), True, after)
+        look(before[:64], after[:64], True)
         if dtype.itemsize in (2, 4):
             loops.square_distance(before, after, written.astype(np.int32))
             loops.square_distance_of_all(before, after)

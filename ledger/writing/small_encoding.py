@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs import loops
-from weightledger.ledger.codecs.delta import Delta, compare
+from weightledger.ledger.codecs.delta import compare
 from weightledger.ledger.codecs.few import encode_few
 from weightledger.ledger.codecs.frames import encode_frame
+from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.errors import WeightsChangedOutside
 from weightledger.ledger.events.changes import FRAMES, TensorChange
 from weightledger.ledger.projection.change import HashedTensor
@@ -27,6 +28,10 @@ from weightledger.ledger.tensors.lanes import lanes, shares_memory
 from weightledger.ledger.tensors.spec import WEIGHTS, Lanes, TensorSpec
 from weightledger.ledger.writing.payload import PayloadWriter
 from weightledger.ledger.writing.plan import Write
+
+Seen = tuple[bytes, int, float, bytes | None, bytes | None]
+"""The frame that leads from one tensor to another, how many lanes it changes, their square
+distance, and the checksums of both where they are known by then."""
 
 
 def is_small(spec: TensorSpec, before: HashedTensor, write: Write) -> bool:
@@ -48,29 +53,44 @@ def record_small(
     """What `encoding.record_tensors` gives of one tensor."""
     name = spec.name
     old, new = lanes(before.tensor.detach(), name), lanes(write.after.detach(), name)
-    if not is_unchanged(before.chunks, before.checksums, old):
+    frame, changed, square, known, checksum = (
+        _few(old, new) or _at_once(old, new) or _in_steps(old, new)
+    )
+    if not is_unchanged(before.chunks, before.checksums, old, known):
         raise changed_outside(name)
-    few = encode_few(old, new, True)
-    positions = None
-    if few is not None:
-        frame, changed = few
-    else:
-        delta = compare(old, new, True)
-        positions = delta.indices
-        changed = len(positions) if positions is not None else _nonzero(delta)
-        frame = encode_frame(delta) if changed else b""
-    norm = math.sqrt(square_distance(old, new, positions)) if changed else 0.0
+    norm = math.sqrt(square)
     chunks = chunk_digests(new)
     size = payload.write(frame) if changed else 0
     return (
         TensorChange(name, root(before.chunks), root(chunks), size, changed, FRAMES),
-        HashedTensor(write.after, chunks, checksum_of(new)),
+        HashedTensor(write.after, chunks, bytearray(checksum or checksum_of(new))),
         norm if math.isfinite(norm) else None,
     )
 
 
-def _nonzero(delta: Delta) -> int:
-    return int(np.count_nonzero(delta.difference))
+def _few(old: Lanes, new: Lanes) -> Seen | None:
+    """By two loops; None where there are more lanes, or many of them stay as they are."""
+    few = encode_few(old, new, True)
+    return None if few is None else (*few, square_distance(old, new, None), None, None)
+
+
+def _at_once(old: Lanes, new: Lanes) -> Seen | None:
+    """By one loop; None where that does not reach what it needs."""
+    looked = look(old, new, True, squared=True)
+    if looked is None:
+        return None
+    frame = looked.frame if looked.delta is None else encode_frame(looked.delta)
+    if not looked.changed:
+        return frame, 0, 0.0, None, None
+    sums = looked.before.tobytes(), looked.after.tobytes()
+    return frame, looked.changed, looked.square, *sums
+
+
+def _in_steps(old: Lanes, new: Lanes) -> Seen:
+    delta = compare(old, new, True)
+    changed = int(np.count_nonzero(old != new)) if delta.indices is None else delta.changed
+    square = square_distance(old, new, delta.indices) if changed else 0.0
+    return encode_frame(delta), changed, square, None, None
 
 
 def square_distance(before: Lanes, after: Lanes, positions: NDArray[np.int32] | None) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from weightledger.ledger.codecs import compare, delta, encode_frame, loops, one_pass, packing
+from weightledger.ledger.codecs.frames import WHOLE_SAMPLE
 from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
 from weightledger.ledger.tensors.spec import Lanes
@@ -38,7 +39,7 @@ def chunk(lanes: Lanes, number: int) -> memoryview:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1 << 32),
-    count=st.sampled_from([1, 2, 63, 4096, COUNT]),
+    count=st.sampled_from([1, 2, 63, 4096, 4097, WHOLE_SAMPLE, COUNT]),
     share=st.sampled_from(SHARES),
     most=st.sampled_from([2, 100, 1 << 40]),
     ordered=st.booleans(),
@@ -72,6 +73,20 @@ def test_one_pass_writes_and_sees_what_the_steps_do(
     for n in looked.touched.tolist():
         assert looked.before[n].tobytes() == xxh3_128_digest(chunk(before, n))
         assert looked.after[n].tobytes() == xxh3_128_digest(chunk(after, n))
+
+
+@LANES
+@pytest.mark.parametrize("share", [0.31, 0.5, 0.7, 0.89])
+@pytest.mark.parametrize("most", [2, 100])
+def test_of_some_lanes_what_takes_less_is_written_in_the_same_pass(
+    dtype: type[np.unsignedinteger], share: float, most: int
+) -> None:
+    for count in (100, 640, 5000, WHOLE_SAMPLE):
+        before, after = pair(dtype, count, count, share, most)
+        looked = look(before, after, True)
+        assert looked is not None
+        assert looked.delta is None
+        assert looked.frame == encode_frame(compare(before, after, True))
 
 
 @pytest.mark.parametrize("share", SHARES)

@@ -21,7 +21,7 @@ from weightledger.ledger.errors import CorruptLedger, InvalidRequest, WeightsCha
 from weightledger.ledger.projection.change import HashedTensor
 from weightledger.ledger.tensors.digest import chunk_digests, no_checksums
 from weightledger.ledger.tensors.spec import Lanes, TensorSpec
-from weightledger.ledger.writing import arithmetic, encoding
+from weightledger.ledger.writing import arithmetic, encoding, small_encoding
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute, moved_quickly
 from weightledger.ledger.writing.encoding import Recorded, Written, record_tensors
 from weightledger.ledger.writing.payload import PayloadWriter
@@ -74,11 +74,17 @@ def test_the_short_way_and_the_general_one_are_equal(data: st.DataObject, count:
     assert ways[0] == ways[1]
 
 
-def test_small_steps_of_many_sizes_are_recorded_equally(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an optimizer does: the payload is what the general way makes of it."""
-    for count in (1, 7, 256, 4096, 65_536):
+@pytest.mark.parametrize("within_reach", [True, False])
+def test_small_steps_of_many_sizes_are_recorded_equally(
+    monkeypatch: pytest.MonkeyPatch, *, within_reach: bool
+) -> None:
+    """What an optimizer does: the payload is what the general way makes of it, also where not all
+    that one loop needs of libraries is there."""
+    if not within_reach:
+        monkeypatch.setattr(small_encoding, "look", lambda *_, **__: None)
+    for count in (1, 7, 256, 640, 4096, 65_536):
         old = torch.randn(count)
-        for step in (torch.randn(count) * 1e-3, torch.zeros(count)):
+        for step in (torch.randn(count) * 1e-3, torch.randn(count) * 1e-8, torch.zeros(count)):
             new = old + step
             spec = TensorSpec("weights/w", "float32", (count,))
             write = (spec, HashedTensor(old, chunk_digests(old.numpy())), Write(new))
