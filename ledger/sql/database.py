@@ -1,7 +1,8 @@
 """One database: the only place that connects, opens a transaction and reads a driver's errors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -96,13 +97,10 @@ class Database:
             self._journal.forked()
 
     @contextmanager
-    def read(self, *, lent: bool = False) -> Iterator[Execute]:
-        """A transaction that sees one state of the database and changes nothing.
-
-        Bytes that are `lent` are as of `Backend.lender`.
-        """
+    def read(self) -> Iterator[Execute]:
+        """A transaction that sees one state of the database and changes nothing."""
         with self._connection() as connection:
-            execute = (self.backend.lender if lent else self.backend.executor)(connection)
+            execute = self.backend.executor(connection)
             execute(self.backend.BEGIN_READ)
             yield execute
             execute("COMMIT")
@@ -124,6 +122,19 @@ class Database:
         """
         with self._connection() as connection:
             yield (self.backend.lender if lent else self.backend.executor)(connection)
+
+    @contextmanager
+    def values(
+        self, *, together: bool
+    ) -> Iterator[Callable[[str, Sequence[Any], int], Generator[tuple[int, Any]]]]:
+        """For reading long values, see `Backend.pieces`; those read `together` are of one state."""
+        with self._connection() as connection:
+            execute = self.backend.executor(connection)
+            if together:
+                execute(self.backend.BEGIN_READ)
+            yield partial(self.backend.pieces, connection)
+            if together:
+                execute("COMMIT")
 
     def write(self) -> AbstractContextManager[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
