@@ -122,11 +122,12 @@ def create_app(
     app.include_router(dashboard.router(manager, keyring, sessions, notary, app.state.ending))
     # Looking through them all builds included routes, which FastAPI does at their first use: done
     # here, the first request is as fast as the next.
-    app.router.routes.insert(0, Direct(app, "incremental_update"))
+    direct = Direct(app, "incremental_update")
     errors.install(app)
     app.add_middleware(Replicated, manager=manager)
     app.add_middleware(TooLargeInOurForm)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(direct.before)
     app.add_middleware(Door, keyring=keyring, sessions=sessions)
     app.add_middleware(ObservedRequests, seen=metrics.seen)
     app.add_middleware(Mounted, root=settings.root_path)

@@ -228,13 +228,22 @@ def test_keys_scopes_rate_limits_and_the_two_person_rule(tmp_path: Path) -> None
         assert both.ask(BODIES["bad JSON"], secrets=(ADMIN, ADMIN))[0] == 400
 
 
-def test_it_is_asked_first_and_behind_all_that_the_route_declares(tmp_path: Path) -> None:
+def test_it_is_asked_first_and_behind_all_that_the_route_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    takes = Direct.takes
+
+    def noted(self: Direct, scope: Any) -> bool:
+        taken.append(takes(self, scope))
+        return taken[-1]
+
+    monkeypatch.setattr(Direct, "takes", noted)
     manager = DynamicModelManager(
         torch.nn.Linear(2, 3), "m", config=DynamicUpdateConfig(backup_dir=str(tmp_path))
     )
     with contextlib.closing(manager):
         app = create_app(manager, Settings(data_dir=tmp_path, allow_runtime_updating=False))
-        assert isinstance(app.router.routes[0], Direct)
         (route,) = (one for one in iter_route_contexts(app.routes) if one.path_format == UPDATE)
         assert [one.dependency for one in route.dependencies] == [admitted, require_writes]
         for content in (BODIES["usual"], BODIES["bad JSON"]):
@@ -243,12 +252,18 @@ def test_it_is_asked_first_and_behind_all_that_the_route_declares(tmp_path: Path
             )
             assert direct == ordinary
             assert direct[0] == 403
+        assert taken == [True, False] * 2
 
 
 async def _asgi(app: FastAPI, content: bytes, query: bytes) -> tuple[int, bytes]:
     """The status and body of an update's reply, without a server."""
     told: list[Any] = []
-    host = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    size = str(len(content)).encode()
+    host = [
+        (b"host", b"127.0.0.1"),
+        (b"content-type", b"application/json"),
+        (b"content-length", size),
+    ]
     scope = {"type": "http", "method": "POST", "path": UPDATE, "root_path": "", "headers": host}
 
     async def receive() -> dict[str, Any]:

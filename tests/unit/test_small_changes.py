@@ -130,10 +130,11 @@ def test_a_frame_of_few_lanes_that_leads_elsewhere_is_noticed(
         encode_few(before, before + np.uint32(1), True)
 
 
-def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused() -> None:
+@pytest.mark.parametrize("count", [16, 640])
+def test_a_small_tensor_that_was_written_behind_the_ledgers_back_is_refused(count: int) -> None:
     """By its digest, and by its checksum where that is known: it is after every small update."""
-    old = torch.randn(16)
-    spec = TensorSpec("weights/w", "float32", (16,))
+    old = torch.randn(count)
+    spec = TensorSpec("weights/w", "float32", (count,))
     first = HashedTensor(old, chunk_digests(old.numpy()))
     (recorded,) = record_tensors([(spec, first, Write(old + 1))], *WAYS)
     for held in (first, recorded[1], HashedTensor(old, first.chunks, no_checksums(first.chunks))):
