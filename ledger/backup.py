@@ -8,6 +8,7 @@ either kind of database (`restoring`).
 
 import contextlib
 import glob
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import location_of, open_at, relocate
 from weightledger.ledger.blobs.registry import get_opener
 from weightledger.ledger.blobs.sql import SqlBlobs
+from weightledger.ledger.blobs.tenants import Tenancy
 from weightledger.ledger.config import sqlite_url
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest, StorageError
 from weightledger.ledger.history.reader import History
@@ -32,6 +34,8 @@ from weightledger.ledger.sql.bulk import insert_rows, pieces
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.schema import open_schema
 from weightledger.ledger.store.sql_store import SqlStore
+
+logger = logging.getLogger(__name__)
 
 FILE = "ledger.db"
 
@@ -95,6 +99,24 @@ def move_blobs(url: str, blob_url: str | None, *, progress: Progress | None = No
     the database stays for its owner to delete. Raises CorruptLedger, with nothing changed, when a
     blob is at neither place.
     """
+    with contextlib.closing(Database.connect(url, create=False)) as database:
+        open_schema(database, upgrade=False)
+        old = open_at(old_url := location_of(database), database, create=False)
+        copied = put_blobs(url, blob_url, progress=progress)
+        new = open_at(location_of(database), database, create=False)
+        if old_url is None:
+            Tenancy(database, new).settle()
+        else:
+            Tenancy(database, new).take_over()
+            try:
+                Tenancy(database, old).leave()
+            except StorageError as error:
+                logger.warning("the note of this ledger stays at %s: %s", old_url, error)
+    return copied
+
+
+def put_blobs(url: str, blob_url: str | None, *, progress: Progress | None = None) -> int:
+    """As `move_blobs`, but for the notes of whose blobs these are."""
     told = progress or (lambda what, done: None)
     new_url = None if blob_url is None else get_opener(blob_url).permanent(blob_url)
     copied = 0
@@ -116,6 +138,12 @@ def move_blobs(url: str, blob_url: str | None, *, progress: Progress | None = No
                 execute("DELETE FROM blob_parts")
                 execute("DELETE FROM blobs")
     return copied
+
+
+def settle(url: str) -> None:
+    """Note beside the blobs of a ledger that they are its own, too."""
+    with contextlib.closing(SqlStore.open(url, upgrade=False)) as store:
+        store.tenancy.settle()
 
 
 def copied(source: Database, target_url: str, told: Progress) -> Copied:

@@ -15,6 +15,7 @@
     │   └── InsufficientScope        the API key is not for this
     ├── AwaitingApproval        202  the write waits for a second person
     ├── Conflict                409  contradicts what others decided
+    │   ├── SharedBlobs              another ledger keeps its blobs at the same place
     │   └── RolloutRuns              one rollout runs at a time
     ├── PreconditionFailed      412  the expected seq is not the last state change
     ├── IdempotencyMismatch     422  the key was used for another request
@@ -145,6 +146,10 @@ class AwaitingApproval(LedgerError):
 
 class Conflict(LedgerError):
     """It contradicts what somebody else has decided or changed meanwhile."""
+
+
+class SharedBlobs(Conflict):
+    """Another ledger keeps its blobs at the same place."""
 
 
 class RolloutRuns(Conflict):

@@ -16,9 +16,10 @@ from weightledger.ledger.backup import (
     Copied,
     Progress,
     copied,
-    move_blobs,
+    put_blobs,
     remove_beside,
     require_whole,
+    settle,
     sync,
 )
 from weightledger.ledger.config import sqlite_url
@@ -54,7 +55,8 @@ def restore(
             if check:
                 require_whole(sqlite_url(partial), told)
             if blob_url is not None:
-                move_blobs(sqlite_url(partial), blob_url, progress=told)
+                put_blobs(sqlite_url(partial), blob_url, progress=told)
+        settle(url)
         return made
     if check:
         with _explained(folder, url):
@@ -69,7 +71,8 @@ def restore(
                     start_over(database, events=made.events)
                 raise
     if blob_url is not None:
-        move_blobs(url, blob_url, progress=told)
+        put_blobs(url, blob_url, progress=told)
+    settle(url)
     return made
 
 

@@ -88,13 +88,14 @@ def collect(
     """Prune one model's log, then delete what no log of the store refers to.
 
     Raises InvalidRequest for a grace period below MIN_GRACE_S, which a writer may take between its
-    blob and its event.
+    blob and its event; SharedBlobs where another ledger keeps its blobs at the same place.
     """
     if grace_s < MIN_GRACE_S:
         raise InvalidRequest(
             f"the grace period must be at least {MIN_GRACE_S} s, got {grace_s}", param="grace_s"
         )
     told = progress or (lambda what, done: None)
+    history.store.home.tenancy.require_alone()
     cutoff = (now_us or history.blobs.now)() - int(grace_s * 1_000_000)
     plan = _plan(history, history.head(), cutoff, told)
     report = GcReport(dry_run, plan.retained, len(plan.seqs), len(plan.nodes))

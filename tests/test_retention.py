@@ -1,7 +1,10 @@
 """Retention: retired, pinned and pruned; what is kept stays exact."""
 
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,11 @@ from hypothesis import strategies as st
 
 from weightledger import Caller, DynamicModelManager, DynamicUpdateConfig, Ledger, Log
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned
+from weightledger.ledger.backup import backup, move_blobs
+from weightledger.ledger.config import sqlite_url
+from weightledger.ledger.errors import InvalidRequest, NotFound, Pruned, SharedBlobs
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.restoring import restore
 from weightledger.ledger.retention import GcReport, collect
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.lanes import lanes
@@ -388,3 +394,102 @@ def test_versions_stay_listed_for_their_least_age_and_a_pin_beyond_it(tmp_path) 
     manager.close()
     with pytest.raises(InvalidRequest, match="min_version_age_days"):
         DynamicUpdateConfig(min_version_age_days=-1)
+
+
+# Where others keep blobs, too
+
+
+def a_ledger(url: str, blob_url: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with Ledger.open(url, blob_url=blob_url) as ledger:
+        log = ledger.model(MODEL, base={"w": torch.randn(LARGE, generator=generator)})
+        for _ in range(3):
+            log.record({"w": torch.randn(LARGE, generator=generator)})
+
+
+def collected(url: str) -> GcReport:
+    with Ledger.open(url) as ledger:
+        return gc(ledger.history(MODEL))
+
+
+def is_whole(url: str) -> bool:
+    with Ledger.open(url) as ledger:
+        return verify(ledger.history(MODEL)).problem is None
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where blobs lie beside a database."""
+    if request.param == "folder":
+        return str(tmp_path / "blobs")
+    url: str = request.getfixturevalue("bucket_url")
+    return url
+
+
+def test_nothing_is_dropped_where_another_ledger_keeps_its_blobs(
+    database_url: str, place: str, tmp_path: Path
+) -> None:
+    """Two ledgers were given one folder or bucket: gc of the one deleted the other's weights."""
+    other = sqlite_url(tmp_path / "other.db")
+    a_ledger(database_url, place, 1)
+    a_ledger(other, place, 2)
+    for url in (database_url, other):
+        with pytest.raises(SharedBlobs, match="keeps blobs at the same place"):
+            collected(url)
+    assert is_whole(database_url)
+    assert is_whole(other)
+    move_blobs(other, str(tmp_path / "its-own"))
+    assert collected(database_url).blobs > 0
+    assert collected(other).dry_run is False
+    assert is_whole(database_url)
+    assert is_whole(other)
+
+
+def test_a_copy_of_the_database_does_not_drop_what_the_original_needs(
+    place: str, tmp_path: Path
+) -> None:
+    original, copy = tmp_path / "original" / "ledger.db", tmp_path / "copy" / "ledger.db"
+    original.parent.mkdir()
+    a_ledger(sqlite_url(original), place, 1)
+    shutil.copytree(original.parent, copy.parent)
+    with Ledger.open(sqlite_url(original)) as ledger:
+        log = ledger.model(MODEL)
+        log.record({"w": torch.full((LARGE,), 0.1).cumsum(0)})
+    with pytest.raises(SharedBlobs, match=re.escape(str(original))):
+        collected(sqlite_url(copy))
+    assert is_whole(sqlite_url(original))
+    with pytest.raises(SharedBlobs, match=re.escape(str(copy))):
+        collected(sqlite_url(original))
+
+
+def test_a_restored_ledger_does_not_drop_what_the_first_needs(place: str, tmp_path: Path) -> None:
+    url, again = sqlite_url(tmp_path / "ledger.db"), sqlite_url(tmp_path / "again.db")
+    a_ledger(url, place, 1)
+    backup(url, tmp_path / "backup")
+    restore(tmp_path / "backup", again, blob_url=place)
+    for one in (url, again):
+        with pytest.raises(SharedBlobs):
+            collected(one)
+
+
+def test_a_ledger_that_was_moved_with_its_blobs_collects_again(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    a_ledger(sqlite_url(old / "ledger.db"), str(old / "blobs"), 1)
+    old.rename(new)
+    url = sqlite_url(new / "ledger.db")
+    move_blobs(url, str(new / "blobs"))
+    assert collected(url).blobs > 0
+    assert is_whole(url)
+
+
+def test_a_ledger_whose_database_alone_was_moved_says_how_to_collect(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    a_ledger(sqlite_url(old), str(tmp_path / "blobs"), 1)
+    old.rename(new)
+    with pytest.raises(SharedBlobs) as refused:
+        collected(sqlite_url(new))
+    (note,) = re.findall(r"delete (\S+)$", str(refused.value))
+    Path(note).unlink()
+    assert collected(sqlite_url(new)).blobs > 0
+    assert is_whole(sqlite_url(new))

@@ -1,6 +1,7 @@
 """Blobs as files of a local folder.
 
     FOLDER/weightledger-blobs     says that this is a blob store, and its format
+    FOLDER/ledgers/ID             a ledger that keeps blobs here: `ledger.blobs.tenants`
     FOLDER/lock                   held shared to touch or publish a blob, alone to delete one
     FOLDER/tmp/DIGEST.RANDOM      being written; when its writer was killed, `sweep` removes it
     FOLDER/00 … FOLDER/ff         made beforehand
@@ -33,6 +34,7 @@ from weightledger.ledger.blobs import (
     damaged,
     require_size,
 )
+from weightledger.ledger.blobs.tenants import NOTES, Tenant, tenant_named
 from weightledger.ledger.errors import (
     StorageBusy,
     StorageError,
@@ -214,6 +216,40 @@ class FolderBlobs:
                         path.unlink()
                         swept += 1
         return swept
+
+    def settle(self, tenant: Tenant) -> None:
+        """Note that a ledger keeps blobs here; see `Shareable.settle`."""
+        note = self._note(tenant)
+        with self._explained():
+            if note.exists():
+                return
+            self._require_marker()
+            permissions.make_folder(note.parent)
+            temporary = self._temporary(tenant.id)
+            _write(temporary, memoryview(f"{tenant.name}\n".encode()))
+            os.replace(temporary, note)
+            _sync(note.parent)
+            _sync(self.folder)
+
+    def tenants(self) -> list[Tenant]:
+        """Whom there are notes of."""
+        with self._explained():
+            self._require_marker()
+            notes = sorted((self.folder / NOTES).glob("*"))
+            found = [tenant_named(note.name, note.read_text("utf-8")) for note in notes]
+        return [tenant for tenant in found if tenant is not None]
+
+    def leave(self, tenant: Tenant) -> None:
+        """Take a note away; there may be none."""
+        with self._explained():
+            self._note(tenant).unlink(missing_ok=True)
+
+    def note(self, tenant: Tenant) -> str:
+        """Where the note of a ledger lies, for people."""
+        return str(self._note(tenant))
+
+    def _note(self, tenant: Tenant) -> Path:
+        return self.folder / NOTES / tenant.id
 
     def _lay_out(self) -> None:
         """Make everything but blobs, the marker last: whoever sees it needs to make nothing."""

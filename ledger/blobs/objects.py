@@ -1,6 +1,7 @@
 """Blobs in object storage: S3 and what speaks its protocol, Google Cloud Storage, Azure.
 
     PREFIX/DIGEST/COPY    a blob by its digest in hex; COPY is a random name, never used twice
+    PREFIX/ledgers/ID     a ledger that keeps blobs here: `ledger.blobs.tenants`
 
 Object stores cannot delete an object on the condition that nobody has touched it, and an object put
 again has the ETag it had before. So an object, once there, is never written again: touching a blob
@@ -13,11 +14,11 @@ An object becomes visible when its upload is complete, so a blob is there whole 
 of uploads that were cut off are invisible; a lifecycle rule of the bucket should abort them.
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from weightledger.ledger.blobs import (
     require_size,
 )
 from weightledger.ledger.blobs.failures import explained
+from weightledger.ledger.blobs.tenants import NOTES, Tenant, tenant_named
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.tensors.digest import DIGEST_BYTES, content_digest
 
@@ -154,7 +156,7 @@ class ObjectBlobs:
             found = pool.map(is_there, wanted)
             return {digest for digest, there in zip(wanted, found, strict=True) if not there}
 
-    @contextmanager
+    @contextlib.contextmanager
     def held(self, digests: Iterable[bytes]) -> Iterator[set[bytes]]:
         """Each has a copy that is young enough for half a grace period."""
         yield self.missing(digests)
@@ -191,6 +193,30 @@ class ObjectBlobs:
             self._delete(replaced)
             swept += len(replaced)
         return swept
+
+    def settle(self, tenant: Tenant) -> None:
+        """Note that a ledger keeps blobs here; see `Shareable.settle`."""
+        with explained(self.url):
+            obstore.put(self._store, _note(tenant), f"{tenant.name}\n".encode())
+
+    def tenants(self) -> list[Tenant]:
+        """Whom there are notes of."""
+        found: list[Tenant | None] = []
+        with explained(self.url):
+            for page in obstore.list(self._store, f"{NOTES}/"):
+                for item in page:
+                    text = bytes(obstore.get(self._store, item["path"]).bytes()).decode()
+                    found.append(tenant_named(item["path"].rpartition("/")[2], text))
+        return [tenant for tenant in found if tenant is not None]
+
+    def leave(self, tenant: Tenant) -> None:
+        """Take a note away; there may be none."""
+        with contextlib.suppress(FileNotFoundError), explained(self.url, may_be_gone=True):
+            obstore.delete(self._store, _note(tenant))
+
+    def note(self, tenant: Tenant) -> str:
+        """Where the note of a ledger lies, for people."""
+        return f"{self.url}/{_note(tenant)}"
 
     def _upload(self, digest: bytes, view: memoryview) -> None:
         """A new copy, sent in parts from where it lies."""
@@ -284,6 +310,10 @@ class ObjectBlobs:
         if copies:
             with explained(self.url):
                 obstore.delete(self._store, [copy.path for copy in copies])
+
+
+def _note(tenant: Tenant) -> str:
+    return f"{NOTES}/{tenant.id}"
 
 
 def _new_path(digest: bytes) -> str:

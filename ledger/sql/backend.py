@@ -164,6 +164,9 @@ class Backend(Protocol):
     def version(self, execute: Execute) -> str:
         """The name and version of the database."""
 
+    def place(self, execute: Execute) -> str:
+        """What tells this database from every other, a copy of it included."""
+
     def executor(self, connection: Any) -> Execute:
         """How to run a statement on a driver connection."""
 

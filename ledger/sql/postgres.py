@@ -148,6 +148,15 @@ def version(execute: Execute) -> str:
     return f"PostgreSQL {number}"
 
 
+def place(execute: Execute) -> str:
+    """The cluster and the database, by whatever host and name they are reached."""
+    cluster, database = execute(
+        "SELECT system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " FROM pg_control_system()"
+    ).fetchone()
+    return f"{cluster}/{database}"
+
+
 def executor(connection: Any) -> Execute:
     """How to run a statement on a driver connection; results come in binary form."""
     run = connection.execute

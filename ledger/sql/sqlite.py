@@ -4,6 +4,7 @@ How files are opened is in `sqlite_opening`, what failures mean in `sqlite_failu
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -92,6 +93,12 @@ def changed(execute: Execute) -> Callable[[], bool]:
 def version(_execute: Execute) -> str:
     """The name and version of the library."""
     return name()
+
+
+def place(execute: Execute) -> str:
+    """The path of the file, without links on the way."""
+    path: str = execute("PRAGMA database_list").fetchone()[2]
+    return os.path.realpath(path)
 
 
 def executor(connection: Any) -> Execute:

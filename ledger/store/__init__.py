@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore
+from weightledger.ledger.blobs.tenants import Tenancy
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.events.canonical import canonical
@@ -390,6 +391,10 @@ class LedgerStore(Protocol):
     @property
     def blobs(self) -> BlobStore:
         """Payloads that are not inline, and snapshots."""
+
+    @property
+    def tenancy(self) -> Tenancy:
+        """Who else keeps blobs there."""
 
     @property
     def keys(self) -> ApiKeys:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from weightledger.ledger.blobs import BlobStore, Buffer
 from weightledger.ledger.blobs.sql import SqlBlobs, store_blobs, touch_blobs
+from weightledger.ledger.blobs.tenants import Tenancy
 from weightledger.ledger.errors import InvalidRequest, SeqTaken, StorageBusy, StorageError
 from weightledger.ledger.events import (
     INLINE_BYTES,
@@ -57,12 +58,15 @@ def register(database: Database, blobs: BlobStore, first: Append) -> int:
 class Appender:
     """The writing half of one model's store; remembers its parameters' ids, once durable."""
 
-    def __init__(self, database: Database, blobs: BlobStore, model: str, model_id: int) -> None:
+    def __init__(
+        self, database: Database, blobs: BlobStore, tenancy: Tenancy, model: str, model_id: int
+    ) -> None:
         self._turnstile = database.turnstile(model_id, model)
         self.model = model
         self.model_id = model_id
         self._database = database
         self._blobs = blobs
+        self._tenancy = tenancy
         self._parameters: dict[str, int] = {}
 
     def add_snapshot(self, snapshot: Snapshot, blobs: Iterable[bytes]) -> set[bytes]:
@@ -73,6 +77,7 @@ class Appender:
                 if not missing:
                     remember_snapshot(execute, self.model_id, snapshot)
             return missing
+        self._tenancy.settle()
         with self._blobs.held(blobs) as missing:
             if not missing:
                 with self._database.write() as execute:
@@ -89,6 +94,8 @@ class Appender:
         if len(items) == 1 and self._append_alone(items[0]):
             self._database.wakeups.committed(self.model_id)
             return
+        if _refer_to_blobs(items):
+            self._tenancy.settle()
         self._turnstile.take()
         with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
             learnt = [self._append(execute, item) for item in items]
@@ -187,11 +194,13 @@ def _durable_blobs(
     """
     for event, _, attached in items:
         _require_size(event, attached)
-    if isinstance(blobs, SqlBlobs) or not any(
-        attached.blobs or event.blobs for event, _, attached in items
-    ):
+    if isinstance(blobs, SqlBlobs) or not _refer_to_blobs(items):
         return nullcontext(items)
     return _held_blobs(items, blobs)
+
+
+def _refer_to_blobs(items: Sequence[Append]) -> bool:
+    return any(attached.blobs or event.blobs for event, _, attached in items)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import open_blobs
+from weightledger.ledger.blobs.tenants import Tenancy
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.sql import schema
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
@@ -23,6 +24,7 @@ class SqlStore:
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self.blobs = blobs
         self.keys = ApiKeys(database)
+        self.tenancy = Tenancy(database, blobs)
         self._database = database
         self._events: dict[str, SqlEvents] = {}
 
@@ -103,6 +105,7 @@ class SqlStore:
         if event.seq != 0:
             raise InvalidRequest(f"a model is registered by its event 0, got event {event.seq}")
         model_id = register(self._database, self.blobs, first)
+        self.tenancy.settle()
         return self._bind(event.model, model_id)
 
     def _ids(self) -> dict[str, int]:
@@ -110,5 +113,5 @@ class SqlStore:
             return dict(execute("SELECT name, model_id FROM models ORDER BY model_id").fetchall())
 
     def _bind(self, name: str, model_id: int) -> SqlEvents:
-        appender = Appender(self._database, self.blobs, name, model_id)
+        appender = Appender(self._database, self.blobs, self.tenancy, name, model_id)
         return self._events.setdefault(name, SqlEvents(self, self._database, appender))
