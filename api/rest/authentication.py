@@ -7,6 +7,7 @@ remaining stranger, so Host, Origin and the content type of what is sent are che
 import logging
 import random
 import re
+import time
 import uuid
 from urllib.parse import urlencode
 
@@ -41,6 +42,9 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Neither JSON nor this can be sent by a form of a web page without asking first.
 _CONTENT_TYPES = {"/v1/models/batch_update": "application/octet-stream"}
 
+# What takes longer to arrive is from somebody whose key is looked at again.
+_AT_ONCE_S = 1.0
+
 
 def _new_id() -> str:
     """An id for a request: no secret, so that the system need not be asked for its randomness,
@@ -59,12 +63,18 @@ def is_page(path: str) -> bool:
     return path == "/" or (path.startswith("/ui/") and not path.startswith(PARTS))
 
 
+class _KeyEnded(Exception):
+    """A key was revoked, or expired, while the body of its request was on the way."""
+
+
 class Door:
     """ASGI middleware in front of everything.
 
     `scope["state"]` gets the request's id, its actor, the scope of its key (which the routes
     compare with what they want), whether its sender may be told more than strangers are, and
     `refusal_now`, by which replies that go on and on ask whether its sender may still be told.
+    A body can take as long as its sender likes, so where one did, its key is asked for again before
+    anybody acts on it.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring, sessions: Sessions) -> None:
@@ -95,10 +105,29 @@ class Door:
 
         state["refusal_now"] = refusal_now
 
+        admitted_at = time.monotonic()
+        ended: Refusal | None = None
+
+        async def receive_admitted() -> Message:
+            nonlocal ended
+            message = await receive()
+            if (
+                message["type"] == "http.request"
+                and not message.get("more_body", False)
+                and time.monotonic() - admitted_at > _AT_ONCE_S
+                and isinstance(judged, Access)
+            ):
+                ended = refusal_now()
+                if ended is not None:
+                    raise _KeyEnded
+            return message
+
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
+            if ended is not None and not started:
+                return  # whoever read the body has another word for it
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
@@ -111,7 +140,9 @@ class Door:
             await refusal(scope, receive, send_with_id)
             return
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive_admitted, send_with_id)
+        except _KeyEnded:
+            pass
         except ClientDisconnect:
             logger.info("%s %s: the client hung up", scope["method"], scope["path"])
         except Exception as error:
@@ -119,6 +150,9 @@ class Door:
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await unexpected(error)(scope, receive, send_with_id)
+        if ended is not None and not started:
+            late, ended = ended, None
+            await _refused(late)(scope, receive, send_with_id)
 
     def _refusal(
         self, path: str, method: str, headers: Headers, judged: Access | Refusal

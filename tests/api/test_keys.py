@@ -1,9 +1,12 @@
 """API keys at a real server and by command: scopes, names, changes while it runs."""
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -13,10 +16,10 @@ from tests import patient
 from tests.api.test_command import inside
 from tests.in_process import Here, here
 from tests.serving import serving
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest
 from weightledger.api.rest import documentation, scopes
-from weightledger.api.rest.authentication import is_open
+from weightledger.api.rest.authentication import _AT_ONCE_S, is_open
 from weightledger.api.server.app import create_app
 from weightledger.api.server.serve import serve
 from weightledger.api.server.settings import Settings
@@ -240,3 +243,57 @@ def test_a_key_made_before_the_first_start_lets_a_server_listen_anywhere(tmp_pat
     keys(folder, "revoke", "ops")
     with pytest.raises(InvalidRequest, match="weightledger keys create"):
         serve(Settings(data_dir=folder, host="0.0.0.0"))
+
+
+def test_a_key_that_ends_while_a_body_is_on_the_way_changes_nothing(running: Here) -> None:
+    """The door looked at the key with the headers only: whoever held the body back wrote with a key
+    that had been revoked, as long after as he liked."""
+    body = json.dumps({"parameter_name": "bias", "update_data": 1.0}).encode()
+    keys = running.manager.ledger.keys
+    for route, kind in (
+        ("incremental_update", "application/json"),
+        ("batch_update", "application/octet-stream"),
+        ("rollback", "application/json"),
+    ):
+        secret = keys.create(f"slow {route}", scope="write").secret
+        with client(running, secret) as http:
+            until(lambda http=http: http.get("/v1/models").status_code == 200)
+        before = running.manager.log.history.head().seq
+        url = urlsplit(running.url)
+        with socket.create_connection((url.hostname, url.port), PATIENCE_S) as sender:
+            head = (
+                f"POST /v1/models/{route} HTTP/1.1\r\nHost: {url.netloc}\r\n"
+                f"Authorization: Bearer {secret}\r\nContent-Type: {kind}\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            sender.sendall(head.encode() + body[:10])
+            time.sleep(_AT_ONCE_S)
+            keys.revoke(f"slow {route}")
+            with client(running, secret) as http:
+                until(lambda http=http: http.get("/v1/models").status_code == 401)
+            sender.sendall(body[10:])
+            reply = b"".join(iter(lambda sender=sender: sender.recv(65536), b"")).decode()
+        assert reply.startswith("HTTP/1.1 401 "), reply
+        assert f"the API key 'slow {route}' was revoked" in reply
+        assert "www-authenticate: Bearer" in reply
+        assert "x-request-id: " in reply
+        assert running.manager.log.history.head().seq == before
+
+
+def test_a_body_that_takes_long_is_taken_while_its_key_counts(running: Here) -> None:
+    keys = running.manager.ledger.keys
+    secret = keys.create("slow but sure", scope="write").secret
+    with client(running, secret) as http:
+        until(lambda: http.get("/v1/models").status_code == 200)
+
+        def parts() -> Iterator[bytes]:
+            yield b'{"parameter_name": "bias", '
+            time.sleep(_AT_ONCE_S + 0.1)
+            yield b'"update_data": 1.0}'
+
+        reply = http.post(
+            "/v1/models/incremental_update",
+            content=parts(),
+            headers={"content-type": "application/json"},
+        )
+    assert reply.status_code == 200, reply.text
