@@ -3,6 +3,7 @@
 Every error reply is {"error": {"message", "type", "param", "code"}}.
 """
 
+import errno
 import logging
 from typing import Any
 
@@ -184,4 +185,7 @@ def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:
 
 def unexpected(error: Exception) -> JSONResponse:
     """The reply to an error that nobody raised on purpose."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message = "the server has as many files open as it may (ulimit -n): try again"
+        return error_response(503, message, code="storage_unavailable")
     return error_response(500, f"internal error: {type(error).__name__}", code="internal")

@@ -19,6 +19,7 @@ from weightledger.api.rest.tail import Tail
 from weightledger.api.rest.uploads import discard_leftovers
 from weightledger.api.rest.writer import WriterServer
 from weightledger.api.server.app import create_app
+from weightledger.api.server.connections import limited, raise_limit, room
 from weightledger.api.server.driving import drive
 from weightledger.api.server.folder import hold
 from weightledger.api.server.greeting import greeting
@@ -116,6 +117,7 @@ def require_key(settings: Settings) -> None:
 def prepare() -> None:
     """What a serving process sets for itself."""
     os.umask(_UMASK)
+    raise_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
@@ -155,6 +157,7 @@ def run(
         log_level="warning",
         timeout_graceful_shutdown=_GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        http=limited(room()),
     )
 
     def started() -> bool:

@@ -15,6 +15,7 @@ The lock is also what makes a library with the WAL-reset fault safe (`ledger.sql
 two of our processes write or checkpoint at once.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weightledger.ledger.errors import StorageBusy, StorageError
+from weightledger.ledger.errors import StorageBusy, StorageError, StorageUnavailable
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.hold import DatabaseHold
 
@@ -200,18 +201,28 @@ class WriteAheadJournal:
                 mode = self._database.stat().st_mode & 0o666
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 self._descriptor = os.open(self._lock_file, flags, mode)
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise StorageUnavailable(
+                        f"{self._lock_file} cannot be locked: this process has as many files open"
+                        " as it may (ulimit -n)"
+                    ) from error
                 return None
         return self._descriptor
 
     def _size(self) -> int | None:
-        """Of the log in bytes; None where there is none. An empty one was not written to yet."""
+        """Of the log in bytes; None where there is none. An empty one was not written to yet.
+
+        Where nobody can look, as when as many files are open as may be, what it was last.
+        """
         # Not by `stat`: it asks for the time of change, too, so Linux (6.13 and later) gives the
         # next write one of its own, which the next commit then has to sync as well.
         try:
             log = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError:
+            return self._longest
         try:
             return os.lseek(log, 0, os.SEEK_END)
         finally:
