@@ -53,7 +53,7 @@ def caller(request: Request, head: Event) -> Caller:
         actor=_actor(request),
         reason=_text(request, "x-reason"),
         request_id=getattr(request.state, "request_id", None),
-        idempotency_key=_idempotency_key(request.headers.get("idempotency-key")),
+        idempotency_key=_idempotency_key(_sole(request, "Idempotency-Key")),
         expected_seq=_expected_seq(request.headers.getlist("if-match"), head.state_seq),
     )
 
@@ -93,10 +93,10 @@ def _text(request: Request, header: str) -> str | None:
 
     Bare UTF-8, as curl sends what was typed, is taken too; servers see it as Latin-1.
     """
-    value = request.headers.get(header)
+    name = header.title()
+    value = _sole(request, name)
     if value is None or not value.strip():
         return None
-    name = header.title()
     try:
         text = unquote(value.strip().encode("latin-1").decode(), errors="strict")
     except UnicodeError:
@@ -138,6 +138,15 @@ async def to_writer(request: Request) -> None:
     writer: WriterServer | None = getattr(request.app.state, "writer", None)
     if writer is not None:
         await writer.refuse()
+
+
+def _sole(request: Request, name: str) -> str | None:
+    """The value of a header; InvalidRequest where it came with several, as where a proxy adds its
+    own to the client's: which of them is meant nobody can tell."""
+    values = set(request.headers.getlist(name))
+    if len(values) > 1:
+        raise InvalidRequest(f"{name}: expected once, got {len(values)} values", param=name)
+    return values.pop() if values else None
 
 
 def _idempotency_key(value: str | None) -> str | None:

@@ -3,6 +3,8 @@
 import concurrent.futures
 import uuid
 
+import pytest
+
 UPDATE = "/v1/models/incremental_update"
 
 
@@ -124,3 +126,16 @@ def test_request_ids_go_in_and_out_and_into_the_log(http) -> None:
     assert http.get("/livez").headers["x-request-id"] != http.get("/livez").headers["x-request-id"]
     odd = http.get("/livez", headers={"x-request-id": "a b"})
     assert odd.headers["x-request-id"] != "a b"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Actor", "X-Reason"])
+def test_two_values_of_one_header_are_refused(http, name: str) -> None:
+    """The first was taken without a word, so that a retry with the other was another request."""
+    before = http.get("/v1/models/status").headers["etag"]
+    twice = [(name, "one"), (name, "two")]
+    refused = http.post(UPDATE, json=update(), headers=twice)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == name
+    assert http.get("/v1/models/status").headers["etag"] == before
+    same = [(name, "the same"), (name, "the same")]
+    assert http.post(UPDATE, json=update(), headers=same).status_code == 200
