@@ -28,7 +28,7 @@ MOST_OUTAGE_S = 60.0
 
 _PAUSE_S = 0.1  # between two readings: strangers cannot make more of them
 _USES_S = 60.0  # how often it is written down when keys were used
-_MOST_TOKENS = 1024  # that are known to be good
+_MOST_TOKENS = 16384  # that are known to be good; only the issuer's own come in
 _BUCKET = 8  # first bytes of a digest: they tell nothing of the key
 
 
@@ -222,7 +222,10 @@ class Keyring:
             logger.error("%s", error)
             return Refusal("tokens cannot be checked now: the issuer does not answer", 503, 1)
         if len(self._tokens) >= _MOST_TOKENS:
-            self._tokens.clear()
+            current = {one: known for one, known in self._tokens.items() if now_s < known[1]}
+            while len(current) >= _MOST_TOKENS:
+                del current[next(iter(current))]
+            self._tokens = current
         access = Access(actor, scope)
         self._tokens[digest] = access, until
         return access

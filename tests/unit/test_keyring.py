@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from weightledger.api.rest import keyring
 from weightledger.api.rest.keyring import ANYONE, MOST_OUTAGE_S, Access, Keyring, Refusal
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.store.sql_store import SqlStore
@@ -145,3 +146,32 @@ def test_uses_are_written_down(store: SqlStore) -> None:
     keys.judge("wl_nobody")
     keys.write_uses()
     assert [key.used_at for key in store.keys.all()] == [7]
+
+
+class Issuing:
+    """Takes every token, each for as long as its second part says."""
+
+    def admit(self, token: str) -> tuple[str, str, float]:
+        return "job", "read", float(token.split(".")[1])
+
+
+def test_tokens_that_have_expired_make_room_and_those_that_count_stay(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job of a build server brings its own: when there had been as many as are remembered,
+    everybody's stream ended with "the token has expired", and so did slow uploads."""
+    monkeypatch.setattr(keyring, "_MOST_TOKENS", 4)
+    now = 0
+    issuer: Any = Issuing()
+    keys = Keyring(store.keys, None, issuer=issuer, clock=Clock(), now_us=lambda: now * 1_000_000)
+    assert isinstance(asyncio.run(keys.admit("stream.1000.x")), Access)
+    for job in range(10):
+        now = 10 * job
+        token = f"job{job}.{now + 5}.x"
+        assert isinstance(asyncio.run(keys.admit(token)), Access)
+        assert keys.refusal(token) is None
+        assert keys.refusal("stream.1000.x") is None
+    assert len(keys._tokens) <= 4
+    for late in range(5):
+        asyncio.run(keys.admit(f"late{late}.2000.x"))
+    assert len(keys._tokens) == 4
