@@ -21,7 +21,7 @@ from weightledger import IncrementalUpdateRequest
 from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
-from weightledger.ledger.store import log_reading, rows
+from weightledger.ledger.store import news_rows, rows
 from weightledger.ledger.store.append import _alone
 
 _SEQ, _NUMBER = ("event_key", "node", "parent"), "number"
@@ -79,7 +79,7 @@ def _sqlite(url: str, update: list[Statement]) -> Iterator[Any]:
         fcntl.flock(next_lock, fcntl.LOCK_EX)
         fcntl.flock(lock, fcntl.LOCK_EX)
         fcntl.flock(next_lock, fcntl.LOCK_UN)
-        while news := run(log_reading._NEWS, (key + 1, key | SEQ_MASK, _PAGE)).fetchall():
+        while news := run(news_rows._NEWS, (key + 1, key | SEQ_MASK, _PAGE)).fetchall():
             key += len(news)
         key += 1
         *row, actor, ids = _row(update, key)
@@ -104,9 +104,7 @@ def _postgres(url: str, update: list[Statement]) -> Iterator[Any]:
     (_, (key, *_)), _ = update
     source = "(SELECT CAST(? AS bigint) AS value) AS v"
     between = "BETWEEN CAST(? AS bigint) AND CAST(? AS bigint)"
-    news = log_reading._NEWS.replace("BETWEEN ? AND ?", between).replace(
-        "LIMIT ?", f"LIMIT {_PAGE}"
-    )
+    news = news_rows._NEWS.replace("BETWEEN ? AND ?", between).replace("LIMIT ?", f"LIMIT {_PAGE}")
     with psycopg.connect(url, autocommit=True) as connection:
         server = connection.pgconn
         server.prepare(b"lock", _LOCK)

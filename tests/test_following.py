@@ -120,3 +120,60 @@ def test_a_tensor_written_behind_the_ledgers_back_is_not_followed_from(
     log.projector.engine.tensor("w").numpy()[0, 0] += 1.0  # which torch does not count
     with pytest.raises(WeightsChangedOutside, match="w"):
         log.catch_up()
+
+
+def test_small_events_are_followed_in_one_pass_and_others_by_replay(
+    logs: tuple[Log, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other = logs
+    with monkeypatch.context() as patch:
+        patch.delattr(following, "replay")
+        for name in ("w", "b", "w"):
+            other.apply(add(name))
+        other.apply_batch([add("b"), add("w")])
+        log.catch_up()
+    assert same(log, other)
+    other.apply(
+        IncrementalUpdateRequest(
+            "w", factors={"a": torch.randn(16, 1), "b": torch.randn(1, 16)}, learning_rate=0.1
+        )
+    )
+    with monkeypatch.context() as patch, pytest.raises(NameError):
+        patch.delattr(following, "replay")
+        log.catch_up()
+    log.catch_up()
+    assert same(log, other)
+
+
+def test_the_tree_of_states_is_told_of_what_was_followed(
+    logs: tuple[Log, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other = logs
+    last = log.live.head.seq
+    for _ in range(5):
+        other.apply(add())
+    log.catch_up()
+    lineage = log.history.lineage
+    monkeypatch.setattr(lineage, "_load", None)  # whoever reads fails
+    assert [lineage.parent(seq) for seq in range(last + 1, last + 6)] == [*range(last, last + 5)]
+    assert lineage.size(last + 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("header", "CAST('{' AS BLOB)"), ("event_hash", "zeroblob(32)"), ("header", "'{'")],
+)
+def test_a_header_that_is_not_what_its_hash_says_is_told(
+    logs: tuple[Log, Log], plain: object, sqlite_url: str, column: str, value: str
+) -> None:
+    log, other = logs
+    other.apply(add())
+    seq = other.apply(add()).seq
+    before = log.live
+    connection = plain(sqlite_url)  # type: ignore[operator]
+    connection.execute("DROP TRIGGER events_no_update")
+    connection.execute(f"UPDATE events SET {column} = {value} WHERE event_key & 255 = ?", (seq,))
+    connection.close()
+    with pytest.raises(CorruptLedger, match=f"event {seq}"):
+        log.catch_up()
+    assert log.live is before

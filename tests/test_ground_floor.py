@@ -30,7 +30,10 @@ UPSTAIRS = {
         )
     ),
     *(f"ledger.adapters.{name}" for name in ("adapter", "fit", "folder")),
-    *(f"ledger.history.{name}" for name in ("replay", "steps", "rebuilding", "snapshot_tensors")),
+    *(
+        f"ledger.history.{name}"
+        for name in ("replay", "small_replay", "steps", "rebuilding", "snapshot_tensors")
+    ),
     *(f"ledger.audit.{name}" for name in ("states", "repair")),
     "ledger.history.anchor_repair",
 }

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.delta import TILE_LANES, Delta
 from weightledger.ledger.tensors.spec import Lanes
@@ -20,6 +22,8 @@ try:
     _zstd: Any = import_module("zstandard._cffi")
 except ImportError:  # a build without cffi
     _zstd = None
+
+_FEW_BYTES = 64 * 1024
 
 _FUNCTIONS = ("ZSTD_decompressDCtx", "ZSTD_getFrameContentSize", "ZSTD_findFrameCompressedSize")
 
@@ -93,14 +97,20 @@ def take_through(
     from weightledger.ledger.codecs import compiled_frames, compiled_steps
 
     mine = _mine().room
-    encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas if len(data)]
-    if len(encoded) < len(deltas):
+    sizes = [len(data) for data, _ in deltas]
+    if 0 in sizes:
         return 0, 0
+    if sum(sizes) <= _FEW_BYTES:  # asking each where it is takes longer than copying them
+        encoded = [np.frombuffer(b"".join([data for data, _ in deltas]), np.uint8)]
+        addresses = [*accumulate(sizes[:-1], initial=_address(encoded[0]))]
+    else:
+        encoded = [np.frombuffer(data, np.uint8) for data, _ in deltas]
+        addresses = [*map(_address, encoded)]
     reached = np.zeros(2, np.int64)
     compiled_steps.take_through(
         lanes,
-        np.array([data.__array_interface__["data"][0] for data in encoded], np.int64),
-        np.array([len(data) for data in encoded], np.int64),
+        np.array(addresses, np.int64),
+        np.array(sizes, np.int64),
         np.array([undo for _, undo in deltas]),
         ordered,
         mine.values.view(lanes.dtype),
@@ -111,3 +121,8 @@ def take_through(
         reached,
     )
     return int(reached[0]), int(reached[1])
+
+
+def _address(data: NDArray[np.uint8]) -> int:
+    where: int = data.__array_interface__["data"][0]
+    return where

@@ -47,3 +47,4 @@ def warm_few() -> None:
     written = encode_few(before, before + np.uint32(1), True)
     assert written is not None
     apply_frames(before, written[0], True)
+    take_through(before, [(memoryview(written[0]), True)], True)

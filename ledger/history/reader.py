@@ -8,6 +8,7 @@ imported when a state is first asked for, so that events are read without torch.
 import contextlib
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 EVERYTHING = EventFilter()
 
 _PAGE = 256  # events of a path that are held at a time
+_LEARNT = 64  # events that are kept to be told of together
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class History:
         self.pool = pool
         self._prunings: tuple[Pruning | None, ...] = ()
         self._pruned = Prunings()
-        self.lineage = lineage.Lineage(store.state_changes)
+        self._lineage = lineage.Lineage(store.state_changes)
+        self._learnt: deque[Event] = deque()  # events that the lineage has not been told of yet
         self.ways = Ways(self)
         self._pace = Pace(store)
 
@@ -249,10 +252,27 @@ class History:
     def learn(self, event: Event) -> None:
         """Take note of an event that was read or written, for the ways that lead through it."""
         if event.kind in STATE_CHANGING:
-            size, one_way = event.payload_size, int(event.forward_only)
-            self.lineage.learn(
-                StateChange(event.seq, event.kind, event.node, event.parent, size, one_way)
-            )
+            self._learnt.append(event)
+            if len(self._learnt) >= _LEARNT:
+                self._tell()
+
+    @property
+    def lineage(self) -> lineage.Lineage:
+        """The tree of the log's states."""
+        if self._learnt:
+            self._tell()
+        return self._lineage
+
+    def _tell(self) -> None:
+        """Tell the lineage what was learnt; of one after the other, who may never be asked for a
+        way, that takes each time as long as for many."""
+        with contextlib.suppress(IndexError):  # another thread tells it, too
+            while self._learnt:
+                event = self._learnt.popleft()
+                size, one_way = event.payload_size, int(event.forward_only)
+                self._lineage.learn(
+                    StateChange(event.seq, event.kind, event.node, event.parent, size, one_way)
+                )
 
     # Parameters
 

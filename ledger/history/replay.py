@@ -32,7 +32,7 @@ from weightledger.ledger.tensors.state import StateDigest
 # how many bytes of payload are held for that. Of two batches, the one that is read ahead included.
 _BATCH_BYTES, _LEAST_BATCH_BYTES = 64 * 1024 * 1024, 16 * 1024 * 1024
 # Below this, handing work to other threads costs more than they save.
-_SMALL_BYTES = 256 * 1024
+SMALL_BYTES = 256 * 1024
 # Events whose payloads are asked for at once: a database that is far away costs a journey each.
 _PAGE = 16
 # So many tensors keep all threads busy to the end, each with tensors of its own.
@@ -136,7 +136,7 @@ def _chunks(
 ) -> dict[str, bytearray]:
     """The chunk digests of tensors, of which some are `hashed`."""
     bits = [lanes(owned[name], name) for name in owned if name not in hashed]
-    if sum(one.nbytes for one in bits) <= _SMALL_BYTES:
+    if sum(one.nbytes for one in bits) <= SMALL_BYTES:
         rest = iter([chunk_digests(one) for one in bits])
     else:
         rest = iter(hash_many(bits, pool))
@@ -216,7 +216,7 @@ def _is_small(work: Mapping[str, Sequence[ReplayStep]]) -> bool:
     for steps in work.values():
         size += max(0 if step.spec is None else step.spec.nbytes for step in steps)
         size += sum(len(step.data) for step in steps)
-    return size <= _SMALL_BYTES
+    return size <= SMALL_BYTES
 
 
 def _touches(event: Event, names: Collection[str]) -> bool:
@@ -226,7 +226,7 @@ def _touches(event: Event, names: Collection[str]) -> bool:
 def _pages(events: Sequence[Event]) -> list[Sequence[Event]]:
     """Events whose payloads are asked for at once; much is read over two connections."""
     size = sum(event.payload_size for event in events)
-    most = _PAGE if size <= _SMALL_BYTES else min(_PAGE, -(-len(events) // 2))
+    most = _PAGE if size <= SMALL_BYTES else min(_PAGE, -(-len(events) // 2))
     return [events[at : at + most] for at in range(0, len(events), most)]
 
 

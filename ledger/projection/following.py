@@ -5,14 +5,15 @@ is what a process pays for every event of the others, so it plans nothing and ha
 threads; whatever is not a straight line of small events goes the general way (`Projector.move`).
 """
 
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Sequence
+from functools import partial
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import STATE_CHANGING, Event
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.rebuilding import Fetch
 from weightledger.ledger.history.replay import Move, RebuiltTensors, Sources, replay
+from weightledger.ledger.history.small_replay import replay_small
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -27,7 +28,7 @@ def straight_on(
     history: History,
     head: Event,
     state: StateDigest,
-    tensor: Callable[[str], torch.Tensor],
+    tensor: Fetch,
     news: News | None = None,
 ) -> tuple[Event, RebuiltTensors | None] | None:
     """The log's last event and what the way there from `head` changes, verified.
@@ -43,16 +44,24 @@ def straight_on(
         events = [event for event, _ in news]
         for event in events:
             history.learn(event)
-        moves = [Move(event, undo=False) for event in events if event.kind in STATE_CHANGING]
-        if not moves:
+        changing = [one for one in news if one[0].kind in STATE_CHANGING]
+        if not changing:
             return events[-1], None
+        last = events[-1]
+        line = ((event.body_json, payload or b"") for event, payload in changing)
+        rebuilt = replay_small(state, line, partial(tensor, check=False), last.state_after)
+        if rebuilt is not None:
+            return last, rebuilt
+        if any(event.blobs for event, _ in changing):
+            return None
+        moves = [Move(event, undo=False) for event, _ in changing]
         inline = {event.seq: payload or b"" for event, payload in news}
 
         def payloads(wanted: Sequence[Event]) -> Sequence[Portion]:
             return [Portion.whole(inline[event.seq]) for event in wanted]
 
         sources = Sources(tensor, payloads, history.whole)
-        return events[-1], replay(state, moves, sources, events[-1].state_after, history.pool)
+        return last, replay(state, moves, sources, last.state_after, history.pool)
     except CorruptLedger:
         return None  # the general way says what it is, or finds a way round it
 
@@ -74,7 +83,8 @@ def leads_to(head: Event, news: News, digest: bytes) -> bool:
 
 
 def _is_line(head: Event, news: News) -> bool:
-    """Whether each event follows the one before, in the log and in the tree, and needs no blob."""
+    """Whether each event follows the one before, in the log and in the tree, and its payload is at
+    hand."""
     before = head
     for event, payload in news:
         if event.prev != before.hash:
@@ -82,7 +92,7 @@ def _is_line(head: Event, news: News) -> bool:
         if event.kind in STATE_CHANGING:
             if event.node != event.seq or event.parent != before.node:
                 return False
-            if event.blobs or (payload is None and event.payload):
+            if payload is None and event.payload:
                 return False
         before = event
     return True

@@ -317,7 +317,9 @@ class Projector:
 
     def copy(self, name: str, *, check: bool = True) -> torch.Tensor:
         """A CPU copy of a live tensor; with `check` it is what the log says it is."""
-        made = clone(self.tensor(name)).cpu()
+        made = clone(self.tensor(name))
+        if not made.is_cpu:
+            made = made.cpu()
         if check and root(chunk_digests(lanes(made, name))) != self.live.state.digests[name]:
             raise WeightsChangedOutside(
                 f"live weights were changed without the ledger: {name.removeprefix(WEIGHTS)}"

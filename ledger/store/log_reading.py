@@ -7,10 +7,8 @@ from typing import Any
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
-from weightledger.ledger.sql import turns
 from weightledger.ledger.sql.bulk import marks, pieces
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.sql.turns import Question
 from weightledger.ledger.store import RawEvent, payloads, portions, rows, sharded_payloads
 from weightledger.ledger.store.model_rows import ModelRows
 from weightledger.ledger.store.payloads import Portion
@@ -20,12 +18,6 @@ from weightledger.ledger.store.payloads import Portion
 _PAGE = 256
 
 _RANGE = f"{rows.SELECT} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
-_NEWS = f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT ?"
-# What is told with a turn, at most: where there is more, it is asked for.
-_TOLD = 64
-_NEWS_TOLD = (
-    f"{rows.SELECT_WITH_PAYLOAD} WHERE event_key BETWEEN ? AND ? ORDER BY event_key LIMIT {_TOLD}"
-)
 _RAW = (
     f"{rows.SELECT_RAW} WHERE e.event_key BETWEEN ? AND ? AND e.model_id = ? ORDER BY e.event_key"
 )
@@ -39,54 +31,13 @@ def scan(of: ModelRows, start: int, stop: int | None) -> Iterator[Event]:
     while True:
         with of.database.look() as execute:
             page = execute(_RANGE, (expected, last, _PAGE)).fetchall()
-        yield from _in_order(of, page, expected)
+        yield from in_order(of, page, expected)
         expected += len(page)
         if len(page) < _PAGE:
             return
 
 
-def question(of: ModelRows, seq: int) -> Question:
-    """What asks for the first events after a seq along with a turn."""
-    return Question(seq, _NEWS_TOLD, (of.key(seq + 1), of.key(SEQ_MASK)))
-
-
-def news(
-    of: ModelRows, seq: int, most: int, told: turns.News | None = None
-) -> list[tuple[Event, bytes | None]]:
-    """See `AppendLog.news`; `told` is what the question gave, after this seq or one before."""
-    expected, last = of.key(seq + 1), of.key(SEQ_MASK)
-    page = _told(told, expected)
-    if page:
-        return list(_checked(of, page, expected))
-    read: list[tuple[Event, bytes | None]] = []
-    with of.database.look() as execute:
-        while (asked := min(most - len(read), _PAGE)) > 0:
-            page = execute(_NEWS, (expected, last, asked)).fetchall()
-            read += _checked(of, page, expected)
-            expected += len(page)
-            if len(page) < asked:
-                break
-    return read
-
-
-def _told(told: turns.News | None, first: int) -> list[Any]:
-    """Rows that came with a turn, from a key on; none where that may not be all of them."""
-    if not told or len(told) >= _TOLD:
-        return []
-    page = [row for row in map(rows.from_binary, told) if row[0] >= first]
-    return page if page and page[0][0] == first else []
-
-
-def _checked(
-    of: ModelRows, page: Sequence[Any], first: int
-) -> Iterable[tuple[Event, bytes | None]]:
-    events = list(_in_order(of, page, first))
-    inline = [row[-1] for row in page]
-    payloads.check_all(events, inline)
-    return zip(events, inline, strict=True)
-
-
-def _in_order(of: ModelRows, page: Sequence[Any], first: int) -> Iterable[Event]:
+def in_order(of: ModelRows, page: Sequence[Any], first: int) -> Iterable[Event]:
     """The events of rows, whose keys have to follow one on another from `first`."""
     keys = range(first, first + len(page))
     if all(map(eq, keys, [row[0] for row in page])):

@@ -1,6 +1,6 @@
 """An event as a row of the table `events`, and back: a key, the model's id, and its facts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
@@ -30,21 +30,6 @@ _KINDS = {
 }
 _TYPED = ", ".join(f"CAST(? AS {_KINDS.get(name, 'bigint')})" for name in (*COLUMNS, "payload"))
 INSERT_IF = f"INSERT INTO events ({', '.join(COLUMNS)}, payload) SELECT {_TYPED}"
-
-
-_READ: dict[str, Callable[[bytes], Any]] = {
-    "bigint": int.from_bytes,
-    "text": bytes.decode,
-    "bytea": bytes,
-}
-_READERS = [_READ[_KINDS.get(name, "bigint")] for name in (*COLUMNS, "payload")]
-
-
-def from_binary(row: Sequence[bytes | None]) -> tuple[Any, ...]:
-    """COLUMNS and the payload, from the binary form of each. None of the numbers is below 0."""
-    return tuple(
-        [None if value is None else read(value) for read, value in zip(_READERS, row, strict=True)]
-    )
 
 
 def key_of(model_id: int, seq: int) -> int:

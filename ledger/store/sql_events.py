@@ -23,6 +23,7 @@ from weightledger.ledger.store import (
     listed_rows,
     log_reading,
     lookup,
+    news_rows,
     tree_rows,
     upkeep,
     waiting,
@@ -69,7 +70,7 @@ class SqlEvents:
     ) -> AbstractContextManager[Turn]:
         if after is None or not self._turnstile.answers:
             return self._turnstile.turn(meanwhile)
-        return self._turnstile.turn(meanwhile, log_reading.question(self._of, after))
+        return self._turnstile.turn(meanwhile, news_rows.question(self._of, after))
 
     def head(self) -> Event:
         return lookup.head(self._of)
@@ -95,7 +96,7 @@ class SqlEvents:
     def news(
         self, seq: int, most: int, turn: Turn | None = None
     ) -> list[tuple[Event, bytes | None]]:
-        return log_reading.news(self._of, seq, most, None if turn is None else turn.news)
+        return news_rows.news(self._of, seq, most, None if turn is None else turn.news)
 
     def payload(self, event: Event) -> bytes:
         return self.payloads([event])[0]

@@ -150,8 +150,10 @@ def from_bytes(spec: TensorSpec, data: bytes | bytearray | memoryview) -> torch.
 
 def clone(tensor: torch.Tensor) -> torch.Tensor:
     """An exact contiguous copy on the same device, detached, with every bit kept."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    if not plain.is_cpu:
+    plain = tensor.detach()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    if not plain.is_cpu or plain.nbytes < memory.LEAST_BYTES:
         return plain.clone(memory_format=torch.contiguous_format)
     return memory.empty(tuple(plain.shape), plain.dtype).copy_(plain)
 

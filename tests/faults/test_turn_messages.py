@@ -12,7 +12,7 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.events import INLINE_BYTES, Event
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.writing import WritingConnections
-from weightledger.ledger.store import log_reading
+from weightledger.ledger.store import news_rows
 from weightledger.ledger.store.attached import Append
 
 MODEL = "m"
@@ -84,7 +84,7 @@ def test_what_is_new_comes_with_the_turn(
 def test_more_than_comes_with_the_turn_is_asked_for(
     log: Log, other: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_reading, "_TOLD", 2)
+    monkeypatch.setattr(news_rows, "_TOLD", 2)
     for count in (1, 2, 3):
         before = write(log).seq
         for _ in range(count):
