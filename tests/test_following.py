@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from weightledger import IncrementalUpdateRequest, Ledger, Log
-from weightledger.ledger.errors import CorruptLedger, WeightsChangedOutside
+from weightledger.ledger.errors import CorruptLedger, LedgerError, WeightsChangedOutside
 from weightledger.ledger.history.ways import Ways
 from weightledger.ledger.projection import following
+from weightledger.ledger.sql.database import Database
 
 SHAPES = {"w": (16, 16), "b": (3,)}
 
@@ -177,3 +178,25 @@ def test_a_header_that_is_not_what_its_hash_says_is_told(
     with pytest.raises(CorruptLedger, match=f"event {seq}"):
         log.catch_up()
     assert log.live is before
+
+
+def test_what_is_new_is_read_by_the_connection_that_writes(
+    logs: tuple[Log, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other = logs
+    log.apply(add())
+    kept = log.history.store._database._writers._kept
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "look", None)
+        for _ in range(2):
+            other.apply(add())
+            log.catch_up()
+            assert same(log, other)
+    assert len(kept) == 1
+    kept[0][1].close()
+    other.apply(add())
+    with pytest.raises(LedgerError):
+        log.catch_up()
+    assert kept == []  # it is not tried again
+    log.catch_up()
+    assert same(log, other)

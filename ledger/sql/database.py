@@ -136,6 +136,10 @@ class Database:
             if together:
                 execute("COMMIT")
 
+    def look_ahead(self) -> AbstractContextManager[Execute]:
+        """`look` for who may be about to write; see `WritingConnections.look`."""
+        return self._writers.look() or self.look()
+
     def write(self) -> AbstractContextManager[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
         return self._writers.transaction()

@@ -7,19 +7,16 @@
 Who comes waits for the first lock, with it for the second, and lets the first go once it has the
 second. The holder of a turn has to queue like everybody else for another one, which a single lock
 does not see to: its holder would take it again before those who wait have woken up.
-
-The operating system offers no time limit for waiting, so a thread waits where one has to.
 """
 
-import contextlib
 import fcntl
 import os
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightledger.ledger.sql.lock_waiter import LockWaiter
 from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _HEAD_BYTES = 8
@@ -39,6 +36,7 @@ class FileLock:
         self._turn_file = self._folder / f"{model_id}.turn"
         self._next: int | None = None
         self._turn: int | None = None
+        self._waiter: LockWaiter | None = None
 
     def acquire(
         self,
@@ -54,7 +52,7 @@ class FileLock:
             if not timeout_s:
                 return False
             given_up, self._next = self._next, None
-            if not _wait(given_up, timeout_s):
+            if not self._waited(given_up, timeout_s):
                 return False
             self._next = given_up
         try:
@@ -69,7 +67,7 @@ class FileLock:
                 if _try(self._turn):
                     return True
             given_up, self._turn = self._turn, None
-            if not _wait(given_up, max(until - time.monotonic(), 0.0)):
+            if not self._waited(given_up, max(until - time.monotonic(), 0.0)):
                 return False
             self._turn = given_up
             return True
@@ -107,6 +105,14 @@ class FileLock:
         """When the turn before it ended."""
         return self._left(_HEAD_BYTES, _TIME_BYTES)
 
+    def _waited(self, descriptor: int, timeout_s: float) -> bool:
+        """See `LockWaiter.wait`."""
+        waiter, self._waiter = self._waiter or LockWaiter(), None
+        if not waiter.wait(descriptor, timeout_s):
+            return False
+        self._waiter = waiter
+        return True
+
     def _left(self, start: int, size: int) -> bytes:
         if self._turn is None:
             self._turn = self._opened(self._turn_file)
@@ -118,9 +124,14 @@ class FileLock:
             if descriptor is not None:
                 os.close(descriptor)
         self._next = self._turn = None
+        if self._waiter is not None:
+            self._waiter.end()
+            self._waiter = None
 
     def forked(self) -> None:
-        """What a fork closes stays locked for the process that locked it."""
+        """What a fork closes stays locked for the process that locked it; its threads are not
+        there."""
+        self._waiter = None
         self.close()
 
     def _opened(self, file: Path) -> int:
@@ -139,33 +150,4 @@ def _try(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _wait(descriptor: int, timeout_s: float) -> bool:
-    """Whether the lock came in time; otherwise the descriptor is closed once it comes."""
-    guard, came = threading.Lock(), threading.Event()
-    given_up = False
-    failure: list[OSError] = []
-
-    def wait() -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            failure.append(error)
-        with guard:
-            if given_up:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-            came.set()
-
-    threading.Thread(target=wait, name="ledger-turn", daemon=True).start()
-    came.wait(timeout_s)
-    with guard:
-        if not came.is_set():
-            given_up = True
-            return False
-    if failure:
-        os.close(descriptor)
-        raise failure[0]
     return True

@@ -110,6 +110,14 @@ class WritingConnections:
             home.translate(error)
             raise
 
+    def look(self) -> "Look | None":
+        """Statements by themselves over a connection that is kept, for who is about to write with
+        it: what they read is at hand there then. None where none is kept, or one may be lost."""
+        if self.journal is None:
+            return None
+        opened = self._taken()
+        return None if opened is None else Look(self, opened)
+
     def begin(self) -> tuple[Opened, Execute]:
         """A kept connection, or else a new one, after BEGIN."""
         backend = self.home.backend
@@ -230,6 +238,38 @@ class Transaction:
     def _release(self) -> None:
         if self._connections.journal is not None:
             self._connections.journal.release()
+
+
+class Look:
+    """What a kept connection runs in its block."""
+
+    __slots__ = ("_connections", "_opened")
+
+    def __init__(self, connections: WritingConnections, opened: Opened) -> None:
+        self._connections = connections
+        self._opened = opened
+
+    def __enter__(self) -> Execute:
+        home = self._connections.home
+        try:
+            home.require_open()
+        except BaseException:
+            self._connections.keep(self._opened)
+            raise
+        return home.backend.executor(self._opened[1])
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        connections = self._connections
+        if error is None:
+            connections.keep(self._opened)
+        else:
+            connections.drop(self._opened[0])
+            connections.home.translate(error)
 
 
 def roll_back(pooled: sa.PoolProxiedConnection, errors: tuple[type[Exception], ...]) -> None:

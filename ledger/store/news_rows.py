@@ -44,7 +44,7 @@ def news(of: ModelRows, seq: int, most: int, told: turns.News | None = None) -> 
     if events:
         return events
     read: News = []
-    with of.database.look() as execute:
+    with of.database.look_ahead() as execute:
         while (asked := min(most - len(read), _PAGE)) > 0:
             page = execute(_NEWS, (first, last, asked)).fetchall()
             events = _usual(of, page, first)
