@@ -17,8 +17,9 @@ WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 2 : 4 )))
 serve: $(STAMP)
 	$(BIN)/weightledger serve
 
-# Side by side: types are checked while tests wait. All three are run, whichever fails.
-test: $(STAMP)
+# Side by side: types are checked while tests wait, and a browser is fetched while all else is. All
+# three are run, whichever fails.
+test:
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going lint types unit
 
 lint: $(STAMP)

@@ -40,7 +40,6 @@ _PRELOADED = (
     "weightledger.ledger.history.rebuilding",
     "weightledger.ledger.projection.starting",
     "weightledger.ledger.sql.torn_copies",
-    "tests.numba_ready",
     "alembic.command",
     "sqlalchemy.dialects.postgresql",
     "sqlalchemy.dialects.sqlite",
@@ -49,6 +48,8 @@ _PRELOADED = (
     "weightledger.ledger.engines.transformers",
     "transformers.models.llama.modeling_llama",
 )
+# The loops, which are compiled when this is imported, if nobody has before.
+LOOPS = "tests.numba_ready"
 _KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _MOST_BYTES = 1 << 20
 _MOST_HANDLES = 8
@@ -285,7 +286,7 @@ def take_over(handles: Sequence[int]) -> Sequence[int]:
 
 
 def preload() -> None:
-    """Import what servers and commands need."""
+    """Import what servers and commands need, but for the loops."""
     for module in _PRELOADED:
         importlib.import_module(module)
 
@@ -311,5 +312,6 @@ def live(line: socket.socket) -> None:
 
 if __name__ == "__main__":
     preload()
+    importlib.import_module(LOOPS)
     settle()
     live(socket.socket(fileno=int(sys.argv[1])))

@@ -6,10 +6,13 @@ What pytest-xdist starts for each of its workers imports 7,500 modules before it
 20 seconds of a processor. Here one process collects the tests, and when xdist starts a Python it
 gets a fork of that one, which finds all of it imported. Warm processes (`tests.warm`) are forked
 as well, from one that has no test in it. A worker that dies is replaced as ever.
+
+A clone that is new has its loops compiled by a process beside, for as long as all that is imported.
 """
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -48,18 +51,23 @@ def main(number: int, arguments: Sequence[str]) -> int:
 
 
 def _run(folder: Path, number: int, arguments: Sequence[str]) -> int:
+    compiling = fork(functools.partial(_import, warm.LOOPS))
+    compiled = os.pidfd_open(compiling)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # as pytest has it
         warm.preload()  # once, for those that have no test in them and for the tests
     ours = os.pidfd_open(os.getpid())
     with _listener(folder / "warm") as listener:
-        fork(functools.partial(_fork_warm_processes, listener, ours))
+        fork(functools.partial(_fork_warm_processes, listener, ours, compiled))
     os.close(ours)
     warm.fork_at(str(folder / "warm"))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fork would wait for threads that only this process has
     _collect(arguments)
+    _import_loops(compiled)
+    os.close(compiled)
+    os.waitpid(compiling, 0)
     warm.settle()
 
     python = folder / "python"
@@ -72,6 +80,18 @@ def _run(folder: Path, number: int, arguments: Sequence[str]) -> int:
         return _fork_workers(listener, controller, threads)
 
 
+def _import(module: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.import_module(module)
+
+
+def _import_loops(compiled: int) -> None:
+    """Import them when the process with this pidfd has ended, which compiles and keeps them."""
+    select.select([compiled], [], [])
+    _import(warm.LOOPS)
+
+
 def _listener(path: Path) -> socket.socket:
     listener = socket.socket(*_KIND)
     listener.bind(str(path))
@@ -79,10 +99,12 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
-def _fork_warm_processes(listener: socket.socket, asked_by: int) -> None:
-    """Fork one for whoever connects, until the process with this pidfd ends."""
+def _fork_warm_processes(listener: socket.socket, asked_by: int, compiled: int) -> None:
+    """Fork one for whoever connects, until the process `asked_by`, a pidfd, ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+    _import_loops(compiled)
+    os.close(compiled)
     warm.settle()
     while listener in select.select([listener, asked_by], [], [])[0]:
         line, _ = listener.accept()
