@@ -38,6 +38,9 @@ SMALL: Mapping[str, Any] = {
     **dict.fromkeys(["moe_intermediate_size", "expert_ffn_hidden_size"], 16),
     **dict.fromkeys(["shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"], 16),
     **dict.fromkeys(["max_position_embeddings", "n_positions", "max_seq_len"], POSITIONS),
+    **dict.fromkeys(["linear_num_heads", "linear_num_key_heads", "linear_num_value_heads"], 4),
+    **dict.fromkeys(["linear_head_dim", "linear_key_head_dim", "linear_value_head_dim"], 8),
+    **dict.fromkeys(["chunk_size", "mamba_chunk_size"], 16),  # to which texts are filled up
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,
@@ -63,6 +66,8 @@ PARTICULAR: Mapping[str, Mapping[str, Any]] = {
     "esmc": {"num_key_value_heads": 4},
     "reformer": {"axial_pos_embds": False},
     "mamba2": {"num_heads": 8, "expand": 2},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_state": 16},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 16},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8},
     "luke": {"entity_vocab_size": 8},
