@@ -149,6 +149,7 @@ def begin_with(handles: Sequence[int], *, program: str) -> WarmProcess:
 @contextlib.contextmanager
 def shell_command(file: Path) -> Iterator[None]:
     """While this lasts, `file` is a program that does what `python -m weightledger` does."""
+    _line()  # a process that was started later would keep the pipes of the first client open
     with tempfile.TemporaryDirectory() as folder, socket.socket(*_KIND) as listener:
         listener.bind(f"{folder}/socket")
         listener.listen()
