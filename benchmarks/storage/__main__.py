@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import storage
 from benchmarks.measure import Report
+from benchmarks.storage.bare import bare
 from benchmarks.storage.commands import record_by_commands
 from benchmarks.storage.indices import with_indices
 from benchmarks.storage.limits import Machine
@@ -41,15 +42,19 @@ def measure(
                 postgresql(database, f"bench_{name.lower()}", workload.state)
             ),
         }
+        alone = {
+            kind: stack.enter_context(contextlib.closing(bare(system, database, folder)))
+            for kind, system in ours.items()
+        }
         peers = {other: peer(other, folder / other, workload.state) for other in PEERS}
         machine = Machine(workload.state, folder)
         stack.callback(machine.close)
         if part == "restoring":
             record_only(workload, ours, machine)
         else:
-            record(report, workload, ours, peers, machine)
+            record(report, workload, ours, alone, peers, machine)
         if part != "recording":
-            restore(report, workload, ours, peers, machine, folder)
+            restore(report, workload, ours, alone, peers, machine, folder)
         if name == "L" and part is None:
             with_indices(report, ours, machine, workload.rounds)
             if peers_venv is not None:

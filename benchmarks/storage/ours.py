@@ -22,7 +22,7 @@ class Ours:
 
     def __init__(self, name: str, url: str, state: State, folder: Path | None) -> None:
         self.name, self.folder = name, folder
-        self._url = url
+        self.url = url
         self.ledger = Ledger.open(url)
         self._empty = self._used()
         self.log = self.ledger.model("model", base=state)
@@ -41,7 +41,7 @@ class Ours:
         """Bytes of the files, write-ahead log included, or of the database on the server."""
         if self.folder is not None:
             return disk_bytes(self.folder)
-        with psycopg.connect(self._url) as connection:
+        with psycopg.connect(self.url) as connection:
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
             assert row is not None
             return int(row[0])

@@ -1,11 +1,12 @@
 """Going back: rollback over several updates, any version rebuilt, a version named."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import Report, clock, interleaved
+from benchmarks.storage.bare import Bare, read_by
 from benchmarks.storage.exact import copied, require_same
 from benchmarks.storage.files import forget
 from benchmarks.storage.limits import Machine
@@ -38,6 +39,7 @@ def restore(
     report: Report,
     workload: Workload,
     ours: Mapping[str, Ours],
+    alone: Mapping[str, Bare],
     peers: Mapping[str, Peer],
     machine: Machine,
     folder: Path,
@@ -57,7 +59,7 @@ def restore(
     }
     rounds = min(_ROUNDS, workload.rounds)
     _rollback(report, workload, ours, spans, machine, rounds)
-    _versions(report, workload, ours, peers, machine, spans, rounds)
+    _versions(report, workload, ours, alone, peers, machine, spans, rounds)
     _cold(report, workload, ours, peers, spans, folder, rounds)
     _naming(report, ours, machine)
 
@@ -122,6 +124,7 @@ def _versions(
     report: Report,
     workload: Workload,
     ours: Mapping[str, Ours],
+    alone: Mapping[str, Bare],
     peers: Mapping[str, Peer],
     machine: Machine,
     spans: Mapping[str, Span],
@@ -139,6 +142,10 @@ def _versions(
             f"{name} {end}": _asking(system, spans[name], end, restored[end])
             for name, system in ours.items()
             for end in _ENDS
+        },
+        **{
+            f"bare {name}": _fetching(alone[name], read_by(system, spans[name].few))
+            for name, system in ours.items()
         },
         **{name: load(peer) for name, peer in peers.items()},
         **machine.runs(),
@@ -162,6 +169,13 @@ def _versions(
                 limit=took / (limits.copy + limits.hash_all),
                 limit_of="copy + hash",
             )
+        report.add(
+            f"  limit: the driver alone fetches what is stored of it, {span.few} deltas",
+            1e3 * medians[f"bare {name}"],
+            "ms",
+            ratio=medians[f"bare {name}"] / loaded,
+            of="load + hash safetensors",
+        )
     for name in peers:
         report.add(
             f"peer {name}: load the newest and hash it",
@@ -170,6 +184,10 @@ def _versions(
             limit=medians[name] / (limits.copy + limits.hash_all),
             limit_of="copy + hash",
         )
+
+
+def _fetching(alone: Bare, digests: Sequence[bytes]) -> Callable[[int], None]:
+    return lambda _: alone.fetch(digests)
 
 
 def _asking(

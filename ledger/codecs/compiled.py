@@ -115,6 +115,13 @@ def same(one: Lanes, other: Lanes) -> bool:
 
 
 @compiled
+def fill(out: NDArray[Any], values: NDArray[Any]) -> None:
+    """Copy `values` to an array as long. Assigned to a slice, elements are copied one by one."""
+    for at in range(values.size):
+        out[at] = values[at]
+
+
+@compiled
 def in_order(bits: Any, top: Any) -> Any:
     """Sign bit (number `top`) set: all bits inverted. Clear: the sign bit set."""
     lane = type(bits)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs.compiled import compiled, fold, to_runs
+from weightledger.ledger.codecs.compiled import compiled, fill, fold, to_runs
 from weightledger.ledger.codecs.compiled_check import says
 from weightledger.ledger.codecs.compiled_packing import smaller
 from weightledger.ledger.codecs.dense import Dense
@@ -44,10 +44,10 @@ def _put_stream(
             return np.int64(-1)
         if size < WORTHWHILE * values.size:
             at = _put_u32(size, out, at)
-            out[at : at + size] = room[way, :size]
+            fill(out[at : at + size], room[way, :size])
             return at + size
     at = _put_u32(np.int64(values.size), out, at)
-    out[at : at + values.size] = values
+    fill(out[at : at + values.size], values)
     return at + values.size
 
 

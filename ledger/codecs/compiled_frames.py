@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import bytes_at, called_with_five, called_with_two
-from weightledger.ledger.codecs.compiled import compiled
+from weightledger.ledger.codecs.compiled import compiled, fill
 from weightledger.ledger.codecs.delta import TILE_LANES
 from weightledger.ledger.codecs.dense import Dense
 from weightledger.ledger.codecs.sparse import Sparse
@@ -205,7 +205,7 @@ def read_gaps(
             return -1, 0
         values = bytes_at(address, mine.size)
         if address != own:
-            mine[:] = values
+            fill(mine, values)
         last += _sum(values) << (8 * plane)
     held[KIND], held[GAPS], held[SIZE] = PLANES, np.int64(room.ctypes.data), planes
     return (at if last < lanes else -1), size

@@ -19,6 +19,7 @@ from weightledger.ledger.codecs.compiled import (
     compiled_for_few,
     differences,
     differing,
+    fill,
     square_distance,
     square_distance_of_all,
 )
@@ -81,7 +82,7 @@ def compared(
     for chunk in range(touched.size):
         start, stop = chunk * part, min((chunk + 1) * part, before.size)
         if source.size:
-            after[start:stop] = source[start:stop]
+            fill(after[start:stop], source[start:stop])
         old, new = before[start:stop], after[start:stop]
         where = positions[found : found + stop - start]
         changed = differing(old, new, where)
