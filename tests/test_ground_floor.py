@@ -13,7 +13,7 @@ from weightledger.ledger.store.sql_store import SqlStore
 
 # Below the engines everything is on the ground floor but for these, which move tensors.
 UPSTAIRS = {
-    *(f"ledger.tensors.{name}" for name in ("lanes", "memory", "rounding", "tree")),
+    *(f"ledger.tensors.{name}" for name in ("compiling", "lanes", "memory", "rounding", "tree")),
     *(
         f"ledger.codecs.{name}"
         for name in (

@@ -8,7 +8,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from weightledger.ledger.codecs.compiled import compiled
+from weightledger.ledger.tensors.compiling import compiled
 
 
 def _pointer_at(_: Any, address: Any) -> Any:

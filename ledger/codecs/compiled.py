@@ -10,8 +10,7 @@ is as in `delta`: lanes are taken in the order of the numbers rather than of the
 Operands of one unsigned type only: numba, as numpy, makes a float of a signed and a uint64.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,9 +18,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from weightledger.ledger.tensors.compiling import compiled, compiled_for_few
 from weightledger.ledger.tensors.spec import Lanes
-
-Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 # How many lanes are compared in one go, and the bits that say that all of them differ.
 _AT_ONCE, _EVERY = 64, np.uint64(2**64 - 1)
@@ -29,22 +27,6 @@ _AT_ONCE, _EVERY = 64, np.uint64(2**64 - 1)
 _BLOCK = 4096
 # Lanes that several deltas are added to, one after another: half of a small cache; and its lines.
 _PART_BYTES, _LINE_BYTES = 1 << 18, 64
-
-
-def compiled(loop: Loop) -> Loop:
-    try:
-        return cast(Loop, numba.njit(nogil=True, cache=True)(loop))
-    except RuntimeError:  # there is no folder to keep it in: each process compiles for itself
-        return cast(Loop, numba.njit(nogil=True)(loop))
-
-
-def compiled_for_few(loop: Loop) -> Loop:
-    """The same for so few lanes that they keep Python's lock: whoever lets go of it waits until
-    another thread has had its turn."""
-    try:
-        return cast(Loop, numba.njit(cache=True)(loop))
-    except RuntimeError:
-        return cast(Loop, numba.njit()(loop))
 
 
 def _where_other(_: Any, one: Any, other: Any, start: Any) -> Any:

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import bytes_at
-from weightledger.ledger.codecs.compiled import compiled
 from weightledger.ledger.codecs.compiled_frames import (
     CHANGED,
     DENSE,
@@ -21,6 +20,7 @@ from weightledger.ledger.codecs.compiled_frames import (
     read_values,
     u32,
 )
+from weightledger.ledger.tensors.compiling import compiled
 from weightledger.ledger.tensors.spec import Lanes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs.compiled import compiled, fill, fold, to_runs
+from weightledger.ledger.codecs.compiled import fill, fold, to_runs
 from weightledger.ledger.codecs.compiled_check import says
 from weightledger.ledger.codecs.compiled_packing import smaller
 from weightledger.ledger.codecs.dense import Dense
@@ -17,6 +17,7 @@ from weightledger.ledger.codecs.frames import DENSE_BONUS, SPARSE_BELOW, WHOLE_S
 from weightledger.ledger.codecs.gaps import LONG_MEAN
 from weightledger.ledger.codecs.sparse import Sparse
 from weightledger.ledger.codecs.streams import SHORTEST_PACKED, WORTHWHILE
+from weightledger.ledger.tensors.compiling import compiled
 from weightledger.ledger.tensors.spec import Lanes
 
 _SPARSE, _DENSE = (np.frombuffer(one.id.encode("ascii"), np.uint8) for one in (Sparse, Dense))

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import bytes_at, called_with_five, called_with_two
-from weightledger.ledger.codecs.compiled import compiled, fill
+from weightledger.ledger.codecs.compiled import fill
 from weightledger.ledger.codecs.delta import TILE_LANES
 from weightledger.ledger.codecs.dense import Dense
 from weightledger.ledger.codecs.sparse import Sparse
 from weightledger.ledger.codecs.unchanged import Unchanged
+from weightledger.ledger.tensors.compiling import compiled
 from weightledger.ledger.tensors.spec import Lanes
 
 # Columns of what is known of a delta in a tile that was read: what kind of frame it is, how many

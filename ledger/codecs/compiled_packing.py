@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import called_with_five
-from weightledger.ledger.codecs.compiled import compiled
+from weightledger.ledger.tensors.compiling import compiled
 
 # Both ways are tried on this much of a long stream: from a quarter and from three quarters on.
 SAMPLE = 1 << 13

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.compiled import (
     all_differences,
-    compiled,
-    compiled_for_few,
     differences,
     differing,
     fill,
@@ -25,6 +23,7 @@ from weightledger.ledger.codecs.compiled import (
 )
 from weightledger.ledger.codecs.compiled_encoding import encoded
 from weightledger.ledger.codecs.delta import NEARLY_ALL
+from weightledger.ledger.tensors.compiling import compiled, compiled_for_few
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
 from weightledger.ledger.tensors.spec import Lanes
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.calling import bytes_at
-from weightledger.ledger.codecs.compiled import compiled, in_bits, in_order, moved
+from weightledger.ledger.codecs.compiled import in_bits, in_order, moved
 from weightledger.ledger.codecs.compiled_frames import (
     BYTE,
     CHANGED,
@@ -31,6 +31,7 @@ from weightledger.ledger.codecs.compiled_frames import (
     u32,
 )
 from weightledger.ledger.codecs.delta import TILE_LANES
+from weightledger.ledger.tensors.compiling import compiled
 from weightledger.ledger.tensors.spec import Lanes
 
 # Lanes that stay in the processor's cache for all deltas: half of a small one; and its lines.

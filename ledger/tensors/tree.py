@@ -12,9 +12,10 @@ numba compiles this when it is imported, which is when a state is first kept as 
 from collections.abc import Mapping
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from weightledger.ledger.tensors.compiling import compiled
 
 CHUNK_BYTES = 1024
 _BLOCK_BYTES = 64
@@ -100,14 +101,7 @@ def _nodes_of(chunks: int) -> int:
     return count
 
 
-def _compiled(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # there is no folder to keep it in: each process compiles for itself
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _mix(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
     a = np.uint32(a + b + x)
     d = np.uint32(d ^ a)
@@ -124,7 +118,7 @@ def _mix(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
     return a, b, c, d
 
 
-@_compiled
+@compiled
 def _compress(value: Words, m: Words, counter: int, length: int, flags: int) -> None:
     """One application of the compression function; `value` becomes the new chaining value."""
     v0, v1, v2, v3 = value[0], value[1], value[2], value[3]
@@ -146,14 +140,14 @@ def _compress(value: Words, m: Words, counter: int, length: int, flags: int) -> 
     value[4], value[5], value[6], value[7] = v4 ^ v12, v5 ^ v13, v6 ^ v14, v7 ^ v15
 
 
-@_compiled
+@compiled
 def _join(pair: Words, flags: int, out: Words) -> None:
     """Write the chaining value over two others."""
     out[:] = _IV
     _compress(out, pair.reshape(16), 0, _BLOCK_BYTES, flags)
 
 
-@_compiled
+@compiled
 def _hash_chunk(words: Words, number: int, size: int, out: Words) -> None:
     """Write the chaining value of a chunk of `size` bytes, filled up with zeros."""
     out[:] = _IV
@@ -168,7 +162,7 @@ def _hash_chunk(words: Words, number: int, size: int, out: Words) -> None:
         _compress(out, words[16 * block : 16 * block + 16], number, length, flags)
 
 
-@_compiled
+@compiled
 def _update(nodes: Words, size: int, numbers: NDArray[np.intp], words: Words) -> None:
     """Hash the chunks with these ascending numbers, and bring what is above them up to date."""
     for entry in range(numbers.size):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightledger.ledger.codecs.compiled import compiled_for_few
+from weightledger.ledger.tensors.compiling import compiled_for_few
 
 
 @compiled_for_few

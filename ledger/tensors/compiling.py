@@ -1,0 +1,58 @@
+"""Loops that are compiled when they are first used, and kept for the processes that come later.
+
+numba keeps what it compiled by the source of the loop's own file. But a loop takes in others, and
+numbers, from other files: where only one of those has changed, as by an update of this package, the
+caller that was kept goes on with what it took in then, which may expect other room than it is given
+now. So what is kept here is kept by all the code that loops are made of.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core.caching import FunctionCache
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+# Where they, and the numbers in them, stand; of a file elsewhere its own loops take none in.
+_FOLDERS = ("tensors", "codecs")
+
+
+class _Kept(FunctionCache):
+    """numba's files, in which a loop is found by the sources of all."""
+
+    def _index_key(self, *of: Any) -> Any:
+        return (*super()._index_key(*of), sources())
+
+
+@cache
+def sources() -> str:
+    """The SHA-256 of the code that loops are made of, in hex."""
+    here = hashlib.sha256()
+    for folder in _FOLDERS:
+        for file in sorted((Path(__file__).parent.parent / folder).glob("*.py")):
+            text = file.read_bytes()
+            here.update(b"%s/%s %d\n" % (folder.encode(), file.name.encode(), len(text)))
+            here.update(text)
+    return here.hexdigest()
+
+
+def compiled(loop: Loop) -> Loop:
+    """Without Python's lock."""
+    return _kept(numba.njit(nogil=True)(loop), loop)
+
+
+def compiled_for_few(loop: Loop) -> Loop:
+    """The same for so few lanes that they keep Python's lock: whoever lets go of it waits until
+    another thread has had its turn."""
+    return _kept(numba.njit()(loop), loop)
+
+
+def _kept(made: Any, loop: Loop) -> Loop:
+    with contextlib.suppress(RuntimeError):  # no folder to keep it in: each process compiles anew
+        made._cache = _Kept(loop)
+    return cast(Loop, made)
