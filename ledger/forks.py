@@ -9,7 +9,7 @@ files, which both would hold, are given up there, so that they go when their pro
 
 import os
 import weakref
-from typing import Protocol
+from typing import NoReturn, Protocol, SupportsIndex
 
 from weightledger.ledger.errors import StorageError
 
@@ -19,6 +19,17 @@ class Forked(Protocol):
 
     def forked(self) -> None:
         """Called in the fork, before anything else happens there. Must neither wait nor raise."""
+
+
+class OfItsProcess:
+    """What is neither copied nor pickled, since its connections and locks are of one process."""
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} belongs to the process that opened it, and is neither copied nor pickled:"
+            " pass on the database's URL, and open it there"
+        )
 
 
 _told: "weakref.WeakSet[Forked]" = weakref.WeakSet()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weightledger.ledger.access.records import ApiKeys
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.forks import OfItsProcess
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS
 from weightledger.ledger.store import LedgerStore
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _HASHING_THREADS = 2
 
 
-class Ledger:
+class Ledger(OfItsProcess):
     """Every model's log in one database, with its blobs there or in a store of their own.
 
     ledger = Ledger.open("sqlite:///weights.db")

@@ -30,6 +30,7 @@ from weightledger.ledger.errors import (
     NotFound,
 )
 from weightledger.ledger.events import Event
+from weightledger.ledger.forks import OfItsProcess
 from weightledger.ledger.history import holds
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.redactions import MOST, TEXTS, redactions_of, seqs_of_actor
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[Committed], None]
 
 
-class Log(Questions):
+class Log(Questions, OfItsProcess):
     """The log of one model and its live weights. Safe to use from any thread.
 
     `policy` is what every write meets, whoever asks for it. `first_names` maps the further names of

@@ -80,7 +80,7 @@ _ASKED_FOR = {
 }
 
 
-class DynamicModelManager(ManagerReads):
+class DynamicModelManager(ManagerReads, forks.OfItsProcess):
     """Live weights of one model, changed only through its ledger.
 
     `engine_client` is an Engine, or a bare module: then updates land in that very module.

@@ -13,7 +13,12 @@ import typer
 
 from weightledger.api.cli.help import App
 from weightledger.api.cli.lazy import Entry, group
-from weightledger.api.cli.streams import forget_output, not_written, open_closed
+from weightledger.api.cli.streams import (
+    escape_what_has_no_form,
+    forget_output,
+    not_written,
+    open_closed,
+)
 from weightledger.ledger.errors import LedgerError
 
 COMMANDS = {
@@ -113,6 +118,7 @@ def _root(
 def main() -> None:
     """Entry point: errors the ledger raises on purpose become one line on stderr."""
     open_closed()
+    escape_what_has_no_form()
     # When numpy is imported its BLAS starts a thread for each further core, which then looks for
     # work for 30 ms of processor time; a power of two of cycles are enough, here of the smallest.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

@@ -169,6 +169,9 @@ def _tell(item: Item, form: str) -> None:
 def _columns(metadata: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The keys of KEY and KEY=VALUE, each once, and what the values ask for."""
     parts = [one.partition("=") for one in metadata]
+    for (key, _, _), given in zip(parts, metadata, strict=True):
+        if not key:
+            raise FlagError(f"--metadata takes KEY or KEY=VALUE, got {given!r}", param="metadata")
     wanted = {f"metadata.{key}": value for key, equals, value in parts if equals}
     return list(dict.fromkeys(key for key, _, _ in parts)), wanted
 

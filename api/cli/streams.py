@@ -1,6 +1,8 @@
 """The command's standard streams: closed ones stand open, and what cannot be written is said."""
 
+import codecs
 import errno
+import io
 import os
 import sys
 
@@ -22,6 +24,16 @@ def open_closed() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def escape_what_has_no_form() -> None:
+    """Have characters that the output's encoding does not know stand there as escapes.
+
+    A terminal that is not UTF-8 has no arrow and no Δ, which is no reason to show nothing.
+    """
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and codecs.lookup(out.encoding).name != "utf-8":
+        out.reconfigure(errors="backslashreplace")
 
 
 def not_written(error: OSError) -> str | None:

@@ -77,7 +77,9 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise unsupported(name, name_of(tensor.dtype), "is not initialised yet")
     if tensor.dtype not in _NAMES:
         raise unsupported(name, name_of(tensor.dtype), "has a dtype that the ledger does not hold")
-    if tensor.is_nested or tensor.layout is not torch.strided:
+    if tensor.is_nested:
+        raise unsupported(name, name_of(tensor.dtype), "is nested, of tensors of many shapes")
+    if tensor.layout is not torch.strided:
         raise unsupported(
             name, name_of(tensor.dtype), f"has layout {tensor.layout}, not torch.strided"
         )

@@ -1,5 +1,8 @@
 """The log as people know it from git: filters, forms, lanes, and a pager on a terminal only."""
 
+import contextlib
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from tests.api.test_command import as_json, inside, ok
 from tests.terminal import at_terminal
 from weightledger import Caller, IncrementalUpdateRequest, Ledger
+from weightledger.api.cli import main
 
 
 def update(log, name: str, *, actor: str | None = None, reason: str | None = None) -> None:
@@ -67,6 +71,25 @@ def test_texts_of_reasons_are_found(at: tuple[str, str]) -> None:
     assert seqs("--reason", "nightly", "--parameter", "w") == [2]
     assert seqs("--reason", "worse", "--kind", "rolled_back") == [5]
     assert seqs("--reason", "worse", "--kind", "updated") == []
+
+
+def test_a_key_of_metadata_is_asked_for(at: tuple[str, str]) -> None:
+    status, out, err = inside("log", "--metadata", "=x", *at)
+    assert (status, out) == (2, "") and "KEY or KEY=VALUE, got '=x'" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_without_our_characters_is_shown_the_rest(
+    at: tuple[str, str], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "argv", ["weightledger", "log", *at])
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as ended:
+        main()
+    printed = shown.buffer.getvalue().decode(encoding)
+    assert ended.value.code in (0, None)
+    assert ("|Δ|" if encoding == "utf-8" else "|\\u0394|") in printed
+    assert "by hand" in printed
 
 
 def test_what_strangers_wrote_moves_no_cursor(at: tuple[str, str]) -> None:

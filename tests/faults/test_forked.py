@@ -1,7 +1,9 @@
 """A fork of a process that has a ledger open: it is told so, and harms nobody."""
 
 import asyncio
+import copy
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -161,3 +163,18 @@ def test_locks_go_with_who_took_them_though_a_fork_lives_on(
             assert "going on without waiting" not in caplog.text
         finally:
             Path(f"{file}-over").touch()
+
+
+def test_what_belongs_to_a_process_is_neither_copied_nor_pickled(tmp_path: Path) -> None:
+    """A process that is started, not forked, gets what it is given by pickling."""
+    with Ledger.open(f"sqlite:///{tmp_path}/l.db") as ledger:
+        log = ledger.model(MODEL, base=BASE)
+        manager = DynamicModelManager(
+            TorchEngine(torch.nn.Linear(2, 1)), "other", ledger=ledger, config=DynamicUpdateConfig()
+        )
+        for one in (ledger, log, manager):
+            for make in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match=f"a {type(one).__name__} belongs to") as told:
+                    make(one)
+                assert "open it there" in str(told.value)
+        log.apply(REQUEST)

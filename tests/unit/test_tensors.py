@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -160,16 +161,24 @@ class Packed(torch.Tensor):
         return ["inner"], None
 
 
+def nested() -> torch.Tensor:
+    """A nested tensor of the older kind, whose layout is called strided."""
+    with warnings.catch_warnings(action="ignore"):  # torch has a newer one
+        return torch.nested.nested_tensor([torch.ones(2)], layout=torch.strided)
+
+
 @pytest.mark.parametrize(
     ("tensor", "why"),
     [
         (torch.empty(2, device="meta"), "meta device"),
         (torch.eye(2).to_sparse(), "sparse_coo"),
+        (torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), "is nested"),
+        (nested(), "is nested"),
         (torch.empty(2, dtype=torch.float4_e2m1fn_x2), "float4_e2m1fn_x2"),
         (torch.nn.UninitializedParameter(), "not initialised"),
         (torch.ones(2).as_subclass(Packed), "Packed"),
     ],
-    ids=["meta", "sparse", "float4", "lazy", "wrapper"],
+    ids=["meta", "sparse", "jagged", "nested", "float4", "lazy", "wrapper"],
 )
 def test_what_has_no_plain_bits_is_refused_by_name(tensor: torch.Tensor, why: str) -> None:
     for refuse in (lambda: spec_of("fc.weight", tensor), lambda: lanes(tensor, "fc.weight")):
