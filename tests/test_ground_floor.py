@@ -51,7 +51,6 @@ OPENED = {
     "ledger.sql.postgres_alone": "psycopg",
     "ledger.sql.postgres_failures": "psycopg",
     "ledger.sql.postgres_sockets": "psycopg",
-    "ledger.sql.postgres_values": "psycopg",
     "ledger.sql.postgres_pipeline": "psycopg",
     "ledger.sql.advisory_slots": "psycopg",
     "ledger.sql.advisory_turns": "psycopg",

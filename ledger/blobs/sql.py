@@ -6,7 +6,7 @@ each other. Times are the database's, and each touch is later than the one befor
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ PART_BYTES = 16 * 1024 * 1024
 _KEPT_BYTES = PART_BYTES + PART_BYTES // 4
 
 _INSERT_PART = (
-    "INSERT INTO blob_parts (digest, part, data) VALUES (?, CAST(? AS bigint), ?)"
+    "INSERT INTO blob_parts (digest, part, data) VALUES (?, ?, ?)"
     " ON CONFLICT (digest, part) DO NOTHING"
 )
 _FIRST = (
@@ -41,10 +41,6 @@ _FIRST = (
     " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0 WHERE b.digest = ?"
 )
 _NEXT = "SELECT data FROM blob_parts WHERE digest = ? AND part = ?"
-_PART = (
-    "SELECT p.data FROM blobs b JOIN blob_parts p ON p.digest = b.digest AND p.part = ?"
-    " WHERE b.digest = ? AND b.size = ?"
-)
 _RANGE = "SELECT substr(data, ?, ?) FROM blob_parts WHERE digest = ? AND part = ?"
 _PAGE = 1000
 _LIST = f"SELECT digest, size, touched_at FROM blobs WHERE digest > ? ORDER BY digest LIMIT {_PAGE}"
@@ -89,32 +85,23 @@ class SqlBlobs:
     def read_into(self, digest: bytes, out: NDArray[np.uint8], *, check: bool = True) -> None:
         """Fill `out`, whose length is the blob's; see `BlobStore.read_into`.
 
-        Holds one part in memory at a time, at most.
+        Holds one part in memory at a time.
         """
-        size, filled = len(out), 0
+        at = 0
         # One row is of one state by itself; a transaction would be two more journeys.
-        with self._database.values(together=size > PART_BYTES) as pieces:
-            for part in range(_parts(size)):
-                of = out[part * PART_BYTES : (part + 1) * PART_BYTES]
-                with closing(pieces(_PART, (part, digest, size), len(of))) as read:
-                    for start, data in read:
-                        stop = start + len(_part(digest, data))
-                        if stop > len(of):
-                            raise damaged(digest)
-                        of[start:stop] = np.frombuffer(data, np.uint8)
-                        filled += stop - start
-        if filled != size or not size:
-            self._require(digest, size)
-        if filled != size or (check and content_digest(out) != digest):
+        reading = self._database.look if len(out) <= PART_BYTES else self._database.read
+        with reading(lent=True) as execute:
+            size, data = _first(execute, digest)
+            require_size(digest, size, len(out))
+            for part in range(1, _parts(size) + 1):
+                if at + len(data) > size:
+                    raise damaged(digest)
+                out[at : at + len(data)] = np.frombuffer(data, np.uint8)
+                at += len(data)
+                if part < _parts(size):
+                    data = _next(execute, digest, part)
+        if at != size or (check and content_digest(out) != digest):
             raise damaged(digest)
-
-    def _require(self, digest: bytes, size: int) -> None:
-        """Raise CorruptLedger unless a blob is there in all of its parts, with this size."""
-        with self._database.read() as execute:
-            stored, _ = _first(execute, digest)
-            require_size(digest, stored, size)
-            for part in range(1, _parts(size)):
-                _next(execute, digest, part)
 
     def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""

@@ -5,7 +5,7 @@ are written once, with `?` for a value; driver connections are in autocommit mod
 transactions begin and end where we say.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -31,11 +31,7 @@ class Cursor(Protocol):
 
 
 class Execute(Protocol):
-    """Runs a statement on one driver connection.
-
-    A statement that writes may have a memoryview for its last value, which is sent as it lies
-    there; what comes of it is then not told.
-    """
+    """Runs a statement on one driver connection."""
 
     def __call__(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
 
@@ -172,15 +168,6 @@ class Backend(Protocol):
 
     def lender(self, connection: Any) -> Execute:
         """The same, but bytes may be views of the driver's memory, which last as long as they."""
-
-    def pieces(
-        self, connection: Any, sql: str, params: Sequence[Any], size: int
-    ) -> Generator[tuple[int, Any]]:
-        """The value of a query that gives one or no row, which is to be `size` bytes long: where
-        each piece of it begins, and its bytes, which may be views that last as long as they.
-
-        Of a value with another length they come to another one.
-        """
 
     def alone(self, connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
         """Run a statement that is a transaction by itself, where `WRITES_ALONE`.

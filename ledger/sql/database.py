@@ -1,8 +1,7 @@
 """One database: the only place that connects, opens a transaction and reads a driver's errors."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -97,10 +96,13 @@ class Database:
             self._journal.forked()
 
     @contextmanager
-    def read(self) -> Iterator[Execute]:
-        """A transaction that sees one state of the database and changes nothing."""
+    def read(self, *, lent: bool = False) -> Iterator[Execute]:
+        """A transaction that sees one state of the database and changes nothing.
+
+        Bytes that are `lent` are as of `Backend.lender`.
+        """
         with self._connection() as connection:
-            execute = self.backend.executor(connection)
+            execute = (self.backend.lender if lent else self.backend.executor)(connection)
             execute(self.backend.BEGIN_READ)
             yield execute
             execute("COMMIT")
@@ -122,19 +124,6 @@ class Database:
         """
         with self._connection() as connection:
             yield (self.backend.lender if lent else self.backend.executor)(connection)
-
-    @contextmanager
-    def values(
-        self, *, together: bool
-    ) -> Iterator[Callable[[str, Sequence[Any], int], Generator[tuple[int, Any]]]]:
-        """For reading long values, see `Backend.pieces`; those read `together` are of one state."""
-        with self._connection() as connection:
-            execute = self.backend.executor(connection)
-            if together:
-                execute(self.backend.BEGIN_READ)
-            yield partial(self.backend.pieces, connection)
-            if together:
-                execute("COMMIT")
 
     def look_ahead(self) -> AbstractContextManager[Execute]:
         """`look` for who may be about to write; see `WritingConnections.look`."""

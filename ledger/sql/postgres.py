@@ -12,9 +12,12 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
 from sqlalchemy.exc import InvalidatePoolError
 
-from weightledger.ledger.sql import postgres_sockets, postgres_values, redact_function, triggers
+from weightledger.ledger.sql import postgres_sockets, redact_function, triggers
 from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
@@ -32,7 +35,6 @@ from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.postgres_integrity import unprotect as unprotect
-from weightledger.ledger.sql.postgres_values import pieces as pieces
 from weightledger.ledger.sql.wakeups import Ear, Wakeups
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -162,8 +164,6 @@ def executor(connection: Any) -> Execute:
     run = connection.execute
 
     def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
-        if params and type(params[-1]) is memoryview:
-            return postgres_values.send(connection, sql, params)
         cursor: Cursor = run(sql.replace("?", "%s"), params, binary=True)
         return cursor
 
@@ -174,10 +174,21 @@ def lender(connection: Any) -> Execute:
     """The same; bytes are views of what libpq read, so that they are not copied once more."""
 
     def execute(sql: str, params: Sequence[Any] = (), /) -> Cursor:
-        lent: Cursor = postgres_values.cursor(connection).execute(sql.replace("?", "%s"), params)
+        cursor = connection.cursor(binary=True)
+        cursor.adapters.register_loader("bytea", _Lent)
+        lent: Cursor = cursor.execute(sql.replace("?", "%s"), params)
         return lent
 
     return execute
+
+
+class _Lent(Loader):
+    """Bytes as they lie in a result."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> Buffer:
+        return data
 
 
 def number(connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:

@@ -13,7 +13,6 @@ import psycopg
 from psycopg import errors, pq
 
 _BINARY = 1
-_BYTES = (bytes, memoryview)
 _NUMBER = struct.Struct(">q")
 _BIGINT = 20
 # Of an array of one dimension: how many of those, no nulls, the type, the length, the first index.
@@ -39,7 +38,7 @@ def repeated(
     name = names.get(sql)
     if name is None:
         name = b"weightledger_%d" % len(names)
-        checked(connection, connection.pgconn.prepare(name, numbered(sql)))
+        _checked(connection, connection.pgconn.prepare(name, numbered(sql)))
         names[sql] = name
     values = binary(params)
     formats = [_BINARY] * len(values)
@@ -49,7 +48,7 @@ def repeated(
         answer = execute(name, values, formats, _BINARY)
         if answer.status != pq.ExecStatus.TUPLES_OK:
             try:
-                checked(connection, answer)
+                _checked(connection, answer)
             except errors.InvalidSqlStatementName:  # a pooler gave us another server's connection
                 names.pop(sql, None)
                 raise
@@ -78,7 +77,7 @@ def binary(params: Sequence[Any]) -> list[Any]:
     pack = _NUMBER.pack
     return [
         value
-        if value is None or type(value) in _BYTES
+        if value is None or type(value) is bytes
         else pack(value)
         if type(value) is int
         else value.encode()
@@ -93,7 +92,7 @@ def _array(values: Sequence[int]) -> bytes:
     return _ARRAY.pack(1, 0, _BIGINT, len(numbers), 1) + b"".join(numbers)
 
 
-def checked(connection: psycopg.Connection[Any], answer: pq.abc.PGresult) -> None:
+def _checked(connection: psycopg.Connection[Any], answer: pq.abc.PGresult) -> None:
     """Raise the driver's error where the server did not do what it was to do."""
     if answer.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         return

@@ -6,7 +6,7 @@ How files are opened is in `sqlite_opening`, what failures mean in `sqlite_failu
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -108,14 +108,6 @@ def executor(connection: Any) -> Execute:
 
 
 lender = executor
-
-
-def pieces(
-    connection: Any, sql: str, params: Sequence[Any], _size: int
-) -> Generator[tuple[int, bytes]]:
-    """See `Backend.pieces`: a value is read as a whole."""
-    for (data,) in connection.execute(sql, params):
-        yield 0, data
 
 
 def among(_kind: Kind) -> str:

@@ -26,7 +26,7 @@ class _Kept(FunctionCache):
     """numba's files, in which a loop is found by the sources of all."""
 
     def _index_key(self, *of: Any) -> Any:
-        return (*super()._index_key(*of), sources())
+        return (*super()._index_key(*of), sources())  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -54,5 +54,5 @@ def compiled_for_few(loop: Loop) -> Loop:
 
 def _kept(made: Any, loop: Loop) -> Loop:
     with contextlib.suppress(RuntimeError):  # no folder to keep it in: each process compiles anew
-        made._cache = _Kept(loop)
+        made._cache = _Kept(loop)  # type: ignore[no-untyped-call]
     return cast(Loop, made)

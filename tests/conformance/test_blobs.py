@@ -168,53 +168,6 @@ def test_a_damaged_row_is_not_given_out(store: SqlStore, database_url: str, plai
             store.blobs.read_into(digest, np.empty(5, np.uint8))
 
 
-LONG = 20 * 256 * 1024  # PostgreSQL gives it in pieces, of which this is a whole number
-
-
-@pytest.mark.parametrize(
-    "data", ["substr(data, 2)", "data || data", "substr(data, 2) || substr(data, 1, 1)"]
-)
-def test_a_damaged_row_of_a_long_blob_is_not_given_out(
-    store: SqlStore, database_url: str, plain: Plain, data: str
-) -> None:
-    digest = put_new(store.blobs, np.random.default_rng(1).bytes(LONG))
-    if database_url.startswith("sqlite"):
-        data = f"CAST({data} AS BLOB)"
-    plain(database_url).execute(f"UPDATE blob_parts SET data = {data}")
-    with pytest.raises(CorruptLedger, match=digest.hex()):
-        store.blobs.read_into(digest, np.empty(LONG, np.uint8))
-
-
-def test_a_row_of_another_length_is_told_without_its_digest(
-    store: SqlStore, database_url: str, plain: Plain
-) -> None:
-    """Who checks what comes of the bytes is not given others that happen to lie there."""
-    digest = put_new(store.blobs, np.random.default_rng(1).bytes(LONG))
-    for data in ("substr(data, 2)", "data || data"):
-        if database_url.startswith("sqlite"):
-            data = f"CAST({data} AS BLOB)"
-        plain(database_url).execute(f"UPDATE blob_parts SET data = {data}")
-        with pytest.raises(CorruptLedger, match=digest.hex()):
-            store.blobs.read_into(digest, np.empty(LONG, np.uint8), check=False)
-
-
-def test_what_a_database_would_not_take_it_takes_later(
-    store: SqlStore, database_url: str, plain: Plain
-) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("a table of SQLite's gets no constraint later")
-    connection = plain(database_url)
-    connection.execute(
-        "ALTER TABLE blob_parts ADD CONSTRAINT short CHECK (octet_length(data) < 1000)"
-    )
-    data = np.random.default_rng(1).bytes(LONG)
-    with pytest.raises(StorageError, match="short"):
-        store.blobs.put(content_digest(data), data)
-    assert store.blobs.missing([content_digest(data)])
-    connection.execute("ALTER TABLE blob_parts DROP CONSTRAINT short")
-    assert store.blobs.get(put_new(store.blobs, data)) == data
-
-
 def test_a_buffer_of_another_length_is_refused(home: Home) -> None:
     digest = put_new(home.blobs, b"data")
     for size in (0, 3, 5):

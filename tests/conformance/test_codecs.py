@@ -326,7 +326,7 @@ from weightledger.ledger import codecs
 from weightledger.ledger.codecs import compiled as loops, warming
 
 # Parts of other loops: what was compiled by an earlier process has them in it.
-parts = {"in_order", "in_bits", "moved"}
+parts = {"in_order", "in_bits", "moved", "fill"}
 
 def compiled():
     names = [name for name in dir(loops) if name[0] != "_" and name not in parts]
