@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.serving import COLD, Server
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.config import sqlite_url
 from weightledger.ledger.errors import StorageUnavailable
@@ -74,7 +74,11 @@ def test_who_is_being_answered_is_not_hung_up_on(tmp_path: Path) -> None:
         heard.pop().close()
         with server.client() as http:
             update = {"parameter_name": "2.bias", "update_data": 0.001}
-            assert http.post("/v1/models/incremental_update", json=update).status_code == 200
+            # Once the server has taken note that one is gone.
+            until(
+                lambda: http.post("/v1/models/incremental_update", json=update).status_code == 200,
+                pid=server.process.pid,
+            )
         for one in heard:
             seen = b""
             while b"event: " not in seen and b'"updated"' not in seen:

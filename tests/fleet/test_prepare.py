@@ -3,7 +3,7 @@
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from weightledger import (
 from weightledger.api.server.settings import Settings
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.replay import replay
-from weightledger.ledger.projection import following, projector
+from weightledger.ledger.projection import projector
+from weightledger.ledger.projection.following import straight_on
 from weightledger.ledger.sql.roles import grants
 from weightledger.ledger.writing import preparing
 from weightledger.ledger.writing.policy import Policy, Preparing, preparing_of
@@ -273,14 +274,23 @@ def test_what_was_prepared_is_shown_and_not_built_again(
     until(lambda: follower.readiness().state == "ready")
     built: list[int] = []
 
-    def counted(base: Any, moves: Any, *rest: Any, **options: Any) -> Any:
-        moves = list(moves)
+    def count(seqs: Iterable[int]) -> None:
         if threading.current_thread().name.startswith("ledger-"):
-            built.extend(move.event.seq for move in moves)
-        return replay(base, moves, *rest, **options)
+            built.extend(seqs)
 
-    for module in (projector, following):
-        monkeypatch.setattr(module, "replay", counted)
+    def prepared(base: Any, moves: Any, *rest: Any) -> Any:
+        moves = list(moves)
+        count(move.event.seq for move in moves)
+        return replay(base, moves, *rest)
+
+    def followed(*of: Any) -> Any:
+        found = straight_on(*of)
+        if found is not None and found[1] is not None:
+            count([found[0].seq])
+        return found
+
+    monkeypatch.setattr(projector, "replay", prepared)
+    monkeypatch.setattr(projector, "straight_on", followed)
     with Ledger.open(fleet_url) as ledger:
         writer = gated(ledger, "all")
         event = apply(writer, 1.0)
