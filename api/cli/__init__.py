@@ -119,8 +119,8 @@ def main() -> None:
     """Entry point: errors the ledger raises on purpose become one line on stderr."""
     open_closed()
     escape_what_has_no_form()
-    # When numpy is imported its BLAS starts a thread for each further core, which then looks for
-    # work for 30 ms of processor time; a power of two of cycles are enough, here of the smallest.
+    # When numpy is imported its BLAS starts a thread for each further core, which looks for work
+    # for some 30 ms of processor time before it sleeps: for 2^4 cycles, the fewest it takes.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         try:

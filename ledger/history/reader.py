@@ -266,13 +266,15 @@ class History:
     def _tell(self) -> None:
         """Tell the lineage what was learnt; of one after the other, who may never be asked for a
         way, that takes each time as long as for many."""
-        with contextlib.suppress(IndexError):  # another thread tells it, too
-            while self._learnt:
+        while True:
+            try:
                 event = self._learnt.popleft()
-                size, one_way = event.payload_size, int(event.forward_only)
-                self._lineage.learn(
-                    StateChange(event.seq, event.kind, event.node, event.parent, size, one_way)
-                )
+            except IndexError:  # that was all, or another thread tells the rest
+                return
+            size, one_way = event.payload_size, int(event.forward_only)
+            self._lineage.learn(
+                StateChange(event.seq, event.kind, event.node, event.parent, size, one_way)
+            )
 
     # Parameters
 
