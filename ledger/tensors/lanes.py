@@ -7,7 +7,7 @@ denormals come through as they are.
 
 import cmath
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -34,6 +34,7 @@ _ONE_LANE_NUMPY = {
 }
 _FLOATS = (torch.float32, torch.float64)
 _FEW = 16384  # values; with more of them torch's threads gain more than a turn costs
+_STACK_BYTES = 16 * 1024 * 1024
 
 
 @cache
@@ -176,6 +177,25 @@ def flat(values: torch.Tensor) -> torch.Tensor:
     if values.dim() == 1:
         return values
     return torch.from_numpy(values.numpy().reshape(-1)) if _is_few(values) else values.reshape(-1)
+
+
+def stacked(tensors: Sequence[object]) -> torch.Tensor | None:
+    """A copy of all, flat, [how many, n]; None unless they are floats of one dtype and shape in
+    memory, some but few.
+
+    A thousand are copied in a tenth of the time that calls for each of them take.
+    """
+    if len(tensors) < 2 or set(map(type, tensors)) != {torch.Tensor}:
+        return None
+    alike: list[torch.Tensor] = list(tensors)  # type: ignore[arg-type]
+    kinds = {(t.dtype, t.layout, t.is_cpu, t.is_nested, t.requires_grad) for t in alike}
+    if not any(kinds == {(dtype, torch.strided, True, False, False)} for dtype in _FLOATS):
+        return None
+    first = alike[0]
+    few = first.dim() and 0 < first.numel() <= _FEW and first.nbytes * len(alike) <= _STACK_BYTES
+    if not few or len({t.shape for t in alike}) > 1:
+        return None
+    return torch.stack(alike).flatten(1)
 
 
 def _is_few(values: torch.Tensor) -> bool:

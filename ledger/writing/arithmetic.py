@@ -6,17 +6,16 @@ the ledger keeps is the resulting bits, so this code is never run again on repla
 factors are kept as they are (`ledger.codecs.factors`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.factors import apply_factors
 from weightledger.ledger.codecs.tiling import tile_elements, tile_starts
-from weightledger.ledger.tensors.lanes import clone, empty, finite, torch_dtype
+from weightledger.ledger.tensors.lanes import clone, empty, finite, stacked, torch_dtype
 from weightledger.ledger.tensors.rounding import rounded
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.operands import integers, overflow, require_finite
@@ -139,11 +138,11 @@ def moved_quickly(updates: Sequence[Update], old: torch.Tensor) -> torch.Tensor 
     """
     if not old.is_cpu or old.nbytes > _AT_ONCE_BYTES or old.dtype != torch.float32:
         return None
-    moved, step, finite = old.detach().numpy().flatten(), _step(), False
+    operands: list[torch.Tensor] = []
     for update in updates:
-        u, rate = update.operand, update.learning_rate
+        u = update.operand
         if (
-            rate <= _ROUNDED_TO_ZERO
+            update.learning_rate <= _ROUNDED_TO_ZERO
             or u is None
             or update.indices is not None
             or update.update_type == "replace"
@@ -151,26 +150,38 @@ def moved_quickly(updates: Sequence[Update], old: torch.Tensor) -> torch.Tensor 
             or not u.is_cpu
         ):
             return None
-        values = u.numpy()
-        if not values.ndim or not values.flags.c_contiguous:
-            values = np.ascontiguousarray(np.broadcast_to(values, moved.shape))
-        finite = step(moved, values, rate, update.update_type == "additive")
+        operands.append(u)
+    loops, moved, finite = _loops(), old.detach().numpy().flatten(), False
+    rows = stacked(operands)
+    if rows is None:
+        for update, u in zip(updates, operands, strict=True):
+            values = u.numpy()
+            if not values.ndim or not values.flags.c_contiguous:
+                values = np.ascontiguousarray(np.broadcast_to(values, moved.shape))
+            additive = update.update_type == "additive"
+            finite = loops.step(moved, values, update.learning_rate, additive)
+    else:
+        rates = np.array([update.learning_rate for update in updates])
+        additives = np.array([update.update_type == "additive" for update in updates])
+        finite = loops.steps(moved, rows.numpy(), rates, additives)
     # Nothing finite comes of what is not: one look at the end tells of every step.
     return torch.from_numpy(moved.reshape(old.shape)) if moved.size and finite else None
 
 
 def warm() -> None:
-    """Compile or load the loop that a small update is worked out by."""
+    """Compile or load the loops that small updates are worked out by."""
     for dtype in (np.float32, np.float64):
-        _step()(np.zeros(1, np.float32), np.zeros(1, dtype), 0.5, True)
+        moved, operand = np.zeros(1, np.float32), np.zeros(1, dtype)
+        _loops().step(moved, operand, 0.5, True)
+        _loops().steps(moved, operand[None], np.array([0.5]), np.array([True]))
 
 
 @cache
-def _step() -> Callable[[NDArray[np.float32], NDArray[Any], float, bool], bool]:
-    """The compiled loop; numba is imported with it."""
-    from weightledger.ledger.writing.compiled_arithmetic import step
+def _loops() -> Any:
+    """The compiled loops; numba is imported with them."""
+    from weightledger.ledger.writing import compiled_arithmetic
 
-    return step
+    return compiled_arithmetic
 
 
 def _require_fitting(u: torch.Tensor, wide: torch.Tensor, spec: TensorSpec) -> None:

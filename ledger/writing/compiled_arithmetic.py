@@ -30,3 +30,17 @@ def step(moved: NDArray[np.float32], operand: NDArray[Any], rate: float, additiv
         moved[entry] = new
         finite &= new - new == zero
     return finite
+
+
+@compiled_for_few
+def steps(
+    moved: NDArray[np.float32],
+    operands: NDArray[Any],
+    rates: NDArray[np.float64],
+    additive: NDArray[np.bool_],
+) -> bool:
+    """`step` by one row of the operands after the other; whether all of it is finite then."""
+    finite = False
+    for number in range(len(operands)):
+        finite = step(moved, operands[number], rates[number], additive[number])
+    return finite

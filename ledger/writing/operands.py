@@ -4,7 +4,7 @@ Numbers, nested lists, numpy arrays and tensors come in; flat tensors of the rig
 or an InvalidRequest that names the field, the parameter's dtype and shape, and what was got.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,16 +13,30 @@ import torch
 
 from weightledger.ledger.codecs.factors import Factors, matrix_shape, working_dtype
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.tensors.lanes import finite, flat, torch_dtype
+from weightledger.ledger.tensors.lanes import finite, flat, stacked, torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
 
 # Above this a float stands for several whole numbers.
 _WHOLE_FLOATS = 2.0**53
 
 
-def operand(data: Any, spec: TensorSpec) -> torch.Tensor:
-    """The values sent for a whole parameter: flat, one for each element, or 0-d for one number."""
-    return _fit(_values(data, spec), spec)
+def operand(data: Any, spec: TensorSpec, row: torch.Tensor | None = None) -> torch.Tensor:
+    """The values sent for a whole parameter: flat, one for each element, or 0-d for one number.
+
+    `row` is what `flattened` has of them.
+    """
+    if row is not None:
+        _require_fit(data.shape, spec)
+        return row
+    values = _values(data, spec)
+    _require_fit(values.shape, spec)
+    return flat(values) if values.shape == spec.shape else values
+
+
+def flattened(sent: Sequence[Any]) -> Sequence[torch.Tensor | None]:
+    """Of the values sent for many updates, those that are small tensors alike: a copy, flat."""
+    rows = stacked(sent)
+    return [None] * len(sent) if rows is None else rows.unbind()
 
 
 def at_indices(data: Any, indices: Any, spec: TensorSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,10 +244,9 @@ def _from_numbers(data: Any, spec: TensorSpec, param: str = "update_data") -> to
     return torch.from_numpy(array)
 
 
-def _fit(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    shape = values.shape
+def _require_fit(shape: torch.Size, spec: TensorSpec) -> None:
     if shape == spec.shape or shape == () or shape == (spec.numel,):
-        return flat(values) if shape == spec.shape else values
+        return
     got = f"{shape[0]} values" if len(shape) == 1 else f"shape {tuple(shape)}"
     raise InvalidRequest(
         f"parameter {spec.name!r} has shape {spec.shape}, got {got}; "

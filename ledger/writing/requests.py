@@ -3,7 +3,7 @@
 What fits becomes an `Update`; what does not is an error that names the field and what was expected.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import msgspec
 import numpy as np
 import torch
 from msgspec.structs import force_setattr
+from numpy.typing import NDArray
 
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events.canonical import Plain, canonical, is_plain
 from weightledger.ledger.tensors.digest import content_digest, content_digests
-from weightledger.ledger.tensors.lanes import lanes, name_of
+from weightledger.ledger.tensors.lanes import lanes, name_of, stacked
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.operands import at_indices, low_rank, operand
 
@@ -105,24 +106,35 @@ class Update(msgspec.Struct, frozen=True, eq=False):
 
 
 def facts_of(updates: Sequence[Update]) -> list[Mapping[str, Any]]:
-    """The facts of each; digests of many operands together take a fifth less time."""
+    """The facts of each; digests of many operands together take a third of the time."""
     asked = [one for one in updates if one._facts is None and one.operand is not None]
-    for one, digest in zip(asked, content_digests(map(_operand_bytes, asked)), strict=True):
+    contents = _bytes_of([one.operand for one in asked if one.operand is not None])
+    for one, digest in zip(asked, content_digests(contents), strict=True):
         one._say(digest)
     return [one.facts for one in updates]
 
 
-def _operand_bytes(update: Update) -> memoryview:
-    assert update.operand is not None
-    values = lanes(update.operand)
+def _bytes_of(operands: Sequence[torch.Tensor]) -> Iterable[memoryview]:
+    rows = stacked(operands)
+    if rows is None:
+        return map(_plain_bytes, map(lanes, operands))
+    size, everything = rows[0].nbytes, _plain_bytes(rows.numpy())
+    return (everything[at : at + size] for at in range(0, len(everything), size))
+
+
+def _plain_bytes(values: NDArray[Any]) -> memoryview:
     return values.data.cast("B") if values.size else memoryview(b"")
 
 
-def validate(request: IncrementalUpdateRequest, specs: Mapping[str, TensorSpec]) -> Update:
+def validate(
+    request: IncrementalUpdateRequest,
+    specs: Mapping[str, TensorSpec],
+    row: torch.Tensor | None = None,
+) -> Update:
     """Check a request against the parameters of a model, by bare name.
 
-    Raises NotFound for an unknown parameter and InvalidRequest, which names the field and what
-    was expected, for everything else.
+    `row` is what `operands.flattened` has of its values. Raises NotFound for an unknown parameter
+    and InvalidRequest, which names the field and what was expected, for everything else.
     """
     name = request.parameter_name
     if not isinstance(name, str):
@@ -149,7 +161,7 @@ def validate(request: IncrementalUpdateRequest, specs: Mapping[str, TensorSpec])
     if request.indices is not None:
         where, values = at_indices(request.update_data, request.indices, spec)
         return Update(spec, rate, request.update_type, metadata, values, where)
-    values = operand(request.update_data, spec)
+    values = operand(request.update_data, spec, row)
     return Update(spec, rate, request.update_type, metadata, values)
 
 

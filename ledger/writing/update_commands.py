@@ -12,6 +12,7 @@ from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import ANYONE, Caller
+from weightledger.ledger.writing.operands import flattened
 from weightledger.ledger.writing.requests import (
     IncrementalUpdateRequest,
     Update,
@@ -95,7 +96,11 @@ def batch_command(
     _check_batch(len(requests))
     for number, request in enumerate(requests):
         _require_bare(number, request)
-    updates = tuple(_validated(request, specs, first_names) for request in requests)
+    rows = flattened([request.update_data for request in requests])
+    updates = tuple(
+        _validated(request, specs, first_names, row)
+        for request, row in zip(requests, rows, strict=True)
+    )
     return ApplyUpdates(updates, caller, metadata_text(metadata), batch=True)
 
 
@@ -124,11 +129,14 @@ def _validated(
     request: IncrementalUpdateRequest,
     specs: Mapping[str, TensorSpec],
     first_names: Mapping[str, str],
+    row: torch.Tensor | None = None,
 ) -> Update:
     _require_request(request)
     name = request.parameter_name
     first = first_names.get(name) if first_names and isinstance(name, str) else None
-    return validate(request if first is None else replace(request, parameter_name=first), specs)
+    if first is not None:
+        request = replace(request, parameter_name=first)
+    return validate(request, specs, row)
 
 
 def _is_anyones(request: IncrementalUpdateRequest) -> bool:

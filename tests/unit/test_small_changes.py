@@ -211,15 +211,21 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("form", ["floats", "doubles", "mixed", "numbers"])
 @given(bits=st.lists(BITS, min_size=4, max_size=4), steps=STEPS)
 def test_many_updates_at_once_are_one_after_the_other(
-    bits: list[int], steps: list[tuple[list[int], str, float]]
+    form: str, bits: list[int], steps: list[tuple[list[int], str, float]]
 ) -> None:
     """Or none of them, where one is special: what is not finite on the way is not overlooked."""
     before, specs = tensor(bits), {"w": TensorSpec("w", "float32", (4,))}
+    operands = [tensor(sent) for sent, _, _ in steps]
+    if form == "numbers":
+        operands = [one[0] for one in operands]
+    if form in ("doubles", "mixed"):
+        operands[form == "mixed" :] = [one.double() / 3 for one in operands[form == "mixed" :]]
     updates = [
-        validate(IncrementalUpdateRequest("w", tensor(sent), rate, update_type=kind), specs)
-        for sent, kind, rate in steps
+        validate(IncrementalUpdateRequest("w", data, rate, update_type=kind), specs)
+        for data, (_, kind, rate) in zip(operands, steps, strict=True)
     ]
     at_once = moved_quickly(updates, before)
     if at_once is None:
@@ -232,7 +238,16 @@ def test_many_updates_at_once_are_one_after_the_other(
     assert at_once.numpy().tobytes() == one_by_one.numpy().tobytes()
 
 
-def test_many_ordinary_updates_go_the_short_way() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_ordinary_updates_go_the_short_way(dtype: torch.dtype) -> None:
     specs = {"w": TensorSpec("w", "float32", (2, 8))}
-    request = IncrementalUpdateRequest("w", torch.randn(2, 8), 0.1)
-    assert moved_quickly([validate(request, specs)] * 3, torch.randn(2, 8)) is not None
+    updates = [
+        validate(IncrementalUpdateRequest("w", torch.randn(2, 8, dtype=dtype), rate, kind), specs)
+        for rate, kind in ((0.1, "additive"), (1 / 3, "multiplicative"), (0.7, "additive"))
+    ]
+    before = torch.randn(2, 8)
+    at_once = moved_quickly(updates, before)
+    assert at_once is not None
+    for update in updates:
+        before = compute(update, before)
+    assert torch.equal(at_once, before)

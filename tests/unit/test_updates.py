@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from weightledger.ledger.errors import InvalidRequest, NotFound
-from weightledger.ledger.tensors.lanes import torch_dtype
+from weightledger.ledger.tensors.lanes import lanes, torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
+from weightledger.ledger.writing.operands import flattened
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, facts_of, validate
+from weightledger.ledger.writing.update_commands import batch_command
 
 SPECS = {
     "w": TensorSpec("w", "float32", (3, 4)),
@@ -210,6 +212,72 @@ def test_updates_together_say_what_each_says_alone() -> None:
     together = facts_of([validate(one, SPECS) for one in asked])
     assert together == [validate(one, SPECS).facts for one in asked]
     assert len({str(facts["operand"]) for facts in together}) == len(asked)
+
+
+ODD_BITS = np.array([0x7FC00001, 0x80000000, 1, 0x7F800001] * 3, np.uint32).view(np.float32)
+ALIKE: dict[str, list[torch.Tensor]] = {
+    "as they stand": [torch.randn(3, 4) for _ in range(3)],
+    "flat": [torch.randn(12) for _ in range(3)],
+    "doubles": [torch.randn(3, 4, dtype=torch.float64) for _ in range(3)],
+    "transposed": [torch.randn(4, 3).T, torch.randn(3, 4)],
+    "lazily negated": [torch.randn(3, 4, dtype=torch.complex64).conj().imag, torch.randn(3, 4)],
+    "odd bits": [torch.from_numpy(ODD_BITS.copy()), torch.from_numpy(ODD_BITS[::-1].copy())],
+}
+UNALIKE: dict[str, list[object]] = {
+    "one": [torch.randn(3, 4)],
+    "a number": [torch.tensor(1.0), torch.tensor(2.0)],
+    "another dtype": [torch.randn(3, 4), torch.randn(3, 4).double()],
+    "whole numbers": [torch.ones(3, 4, dtype=torch.int32)] * 2,
+    "another shape": [torch.randn(3, 4), torch.randn(12)],
+    "trained": [torch.randn(3, 4), torch.randn(3, 4, requires_grad=True)],
+    "a parameter": [torch.randn(3, 4), torch.nn.Parameter(torch.randn(3, 4))],
+    "numpy's": [torch.randn(3, 4), np.ones((3, 4), np.float32)],
+    "lists": [[1.0] * 12, [2.0] * 12],
+}
+
+
+@pytest.mark.parametrize("name", [*ALIKE, *UNALIKE])
+def test_a_batch_is_what_each_of_its_updates_is_alone(name: str) -> None:
+    sent = {**ALIKE, **UNALIKE}[name]
+    requests = [IncrementalUpdateRequest("w", data, 0.5) for data in sent]
+    rows = flattened(sent)
+    assert all((row is not None) == (name in ALIKE) for row in rows)
+    batch = batch_command(requests, SPECS, {})
+    alone = [validate(request, SPECS) for request in requests]
+    assert batch.facts["updates"] == [one.facts for one in alone]
+    for one, other in zip(batch.updates, alone, strict=True):
+        assert one.operand.dtype == other.operand.dtype
+        assert one.operand.shape == other.operand.shape
+        assert one.operand.resolve_neg().numpy().tobytes() == lanes(other.operand).tobytes()
+
+
+def test_what_a_batch_was_given_may_be_changed_afterwards() -> None:
+    sent = [torch.ones(3, 4), torch.ones(3, 4)]
+    requests = [IncrementalUpdateRequest("w", data, 0.5) for data in sent]
+    batch = batch_command(requests, SPECS, {})
+    sent[0].zero_()
+    assert batch.updates[0].operand.tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(4, 3),
+        torch.ones(13),
+        torch.ones(3, 4, device="meta"),
+        torch.ones(3, 4).to_sparse(),
+        torch.ones(3, 4, dtype=torch.complex64),
+        torch.ones(3, 4, dtype=torch.bool),
+    ],
+)
+def test_a_batch_refuses_what_is_refused_alone(wrong: torch.Tensor) -> None:
+    with pytest.raises(InvalidRequest) as alone:
+        validate(IncrementalUpdateRequest("w", wrong), SPECS)
+    for sent in ([wrong, wrong], [torch.ones(3, 4), wrong]):
+        requests = [IncrementalUpdateRequest("w", data) for data in sent]
+        with pytest.raises(InvalidRequest) as together:
+            batch_command(requests, SPECS, {})
+        assert str(together.value) == str(alone.value)
 
 
 @pytest.mark.parametrize("rate", [0, 1])
