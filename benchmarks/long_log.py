@@ -120,6 +120,7 @@ def _events(count: int) -> Iterator[bulk.Parts]:
             touched = [touched_of[seq]]
             if seq % 10 == 0:
                 touched = sorted({touched[0], (touched[0] + 1) % PARAMETERS, seq % PARAMETERS})
+            names = [f"weights/{parameter(n)}" for n in touched]
             change = TensorChange("", before, state, 90, 12).to_json()
             body = {
                 "delta_norm": norms.choice((0.5, 0.25 + norms.random())),
@@ -128,12 +129,14 @@ def _events(count: int) -> Iterator[bulk.Parts]:
                 "parameter": parameter(touched[0]),
                 "post_metrics": {},
                 "pre_metrics": {},
-                "tensors": [{**change, "name": f"weights/{parameter(n)}"} for n in touched],
+                "tensors": [{**change, "name": name} for name in names],
             }
+            if len(names) > 1:  # it names one of them
+                body["counted"] = names
         counts = Counts(
-            counts.updates + (series == UPDATES),
-            counts.applied + (kind == UPDATED),
-            counts.versions + (series == VERSIONS),
+            applied=counts.applied + (kind == UPDATED),
+            updates=counts.updates + (series == UPDATES),
+            versions=counts.versions + (series == VERSIONS),
         )
         if changes:
             state_seq = seq

@@ -217,7 +217,9 @@ class _Round:
         turn = self._turns[number]
         body, pieces, request, schema, after, before = self._parts[number]
         seq, parent, counts = self.seq + 1, self.nodes[-1], self.counts
-        counts = Counts(counts.applied + 1, counts.updates + 1, counts.versions)
+        counts = Counts(
+            applied=counts.applied + 1, updates=counts.updates + 1, versions=counts.versions
+        )
         at = self.at + self._step_us
         note = self._note
         actor, metadata, reason = _digests(note) if self.told else ("", "", "")

@@ -113,9 +113,9 @@ def _check_place(event: Event, model: str, place: ChainPosition) -> None:
         "prev": _bytes(place.hash),
         "state_before": _bytes(place.state),
         "counts": Counts(
-            place.counts.applied + (event.kind == UPDATED),
-            place.counts.updates + (event.series == UPDATES),
-            place.counts.versions + (event.series == events.VERSIONS),
+            applied=place.counts.applied + (event.kind == UPDATED),
+            updates=place.counts.updates + (event.series == UPDATES),
+            versions=place.counts.versions + (event.series == events.VERSIONS),
         ),
     }
     if event.kind not in STATE_CHANGING:
