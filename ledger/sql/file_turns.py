@@ -1,41 +1,49 @@
-"""Turns on SQLite: two locked files a model, which together make a queue.
+"""Turns on SQLite: a queue of locked bytes, in a file for each model.
 
-    FILE-turns/ID.next    held by whoever is next; the others wait for it
-    FILE-turns/ID.turn    held during a turn; has the seq of the log's last event as eight bytes,
-                          and behind it when the last turn ended, in ns, as eight more
+    FILE-turns/ID.turn    byte 0 is held during a turn; who waits holds the byte at his place, which
+                          is when he came, and is next once he holds all places before it
 
-Who comes waits for the first lock, with it for the second, and lets the first go once it has the
-second. The holder of a turn has to queue like everybody else for another one, which a single lock
-does not see to: its holder would take it again before those who wait have woken up.
+The locks go where there are no bytes. The file has the seq of the log's last event as eight bytes,
+and behind it when the last turn ended, in ns, as eight more.
+
+Where all wait for one lock, whoever comes when it was let go, and before one of those who wait has
+woken up, overtakes them. Here a place is held from when its owner came. The operating system gives
+it back when its owner dies; one that was stopped keeps his, so whoever sees nobody have a turn for
+a while, though others are before him, queues again and goes past one of them. Where that one is
+just slow, two are next, and byte 0 is given to one of them.
+
+Places are of the clock that all processes of a machine share, and only those can share a database
+whose log has its index in memory.
 """
 
-import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.lock_waiter import LockWaiter
 from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _HEAD_BYTES = 8
 _TIME_BYTES = 8
 
+# Whoever waits looks so often whether there are turns, and goes on after two looks at none.
+_LOOK_S = 0.2
+
 
 class FileLock:
-    """`ledger.sql.turns.Lock` over the two files."""
+    """`ledger.sql.turns.Lock` over the file."""
 
     condition = None
     writes = False
 
     def __init__(self, database: Path, model_id: int) -> None:
         self._database = database
-        self._folder = Path(f"{database}-turns")
-        self._next_file = self._folder / f"{model_id}.next"
-        self._turn_file = self._folder / f"{model_id}.turn"
-        self._next: int | None = None
-        self._turn: int | None = None
+        self._path = Path(f"{database}-turns") / f"{model_id}.turn"
+        self._file: int | None = None
+        self._first = 1  # places before it are not waited for
         self._waiter: LockWaiter | None = None
 
     def acquire(
@@ -44,35 +52,67 @@ class FileLock:
         meanwhile: Meanwhile | None = None,
         _question: Question | None = None,
     ) -> bool:
-        """Whether it is held now; `meanwhile` is called by whoever is next."""
-        until = time.monotonic() + timeout_s
-        if self._next is None:
-            self._next = self._opened(self._next_file)
-        if not _try(self._next):
-            if not timeout_s:
-                return False
-            given_up, self._next = self._next, None
-            if not self._waited(given_up, timeout_s):
-                return False
-            self._next = given_up
+        """Whether it is held now; `meanwhile` is called by whoever is next.
+
+        False once no turn has ended for `timeout_s`.
+        """
         try:
-            if self._turn is None:
-                self._turn = self._opened(self._turn_file)
-            if _try(self._turn):
-                return True
-            if not timeout_s:
-                return False
-            if meanwhile is not None:
-                meanwhile()
-                if _try(self._turn):
-                    return True
-            given_up, self._turn = self._turn, None
-            if not self._waited(given_up, max(until - time.monotonic(), 0.0)):
-                return False
-            self._turn = given_up
+            return self._acquired(timeout_s, meanwhile)
+        except BaseException:  # what is held goes with the file
+            self._close_file()
+            raise
+
+    def _acquired(self, timeout_s: float, meanwhile: Meanwhile | None) -> bool:
+        file = self._opened()
+        if byte_locks.take(file, 0, _now() + 1):  # and nobody waits
+            byte_locks.let_go(file, 1)
             return True
-        finally:
-            fcntl.flock(self._next, fcntl.LOCK_UN)
+        if not timeout_s:
+            return False
+        patience = _Patience(timeout_s)
+        while not self._is_next(patience):
+            if patience.over:
+                return False
+        if meanwhile is not None:
+            meanwhile()
+        if not self._had(0, 1, patience.lasts):
+            return False
+        byte_locks.let_go(self._opened(), 1)  # now another one is next
+        return True
+
+    def _is_next(self, patience: "_Patience") -> bool:
+        """Take a place and wait until nobody is before it; if False it is given up."""
+        file, place = self._opened(), _now()
+        while not byte_locks.take(file, place, 1):  # who was next, or first, came later than this
+            holder = byte_locks.held_by_others(file, place, 1)
+            place = _now() if holder is None else holder.stop + 1
+        first = self._first if self._first < place else 1
+        # Not up to the place itself: locks that touch are made one, and all who wait woken up.
+        before = (first, place - 1 - first)
+
+        def waits(file: int) -> bool:
+            return patience.lasts(file) and not (patience.idle and self._passes(file, *before))
+
+        return self._had(*before, waits)
+
+    def _passes(self, file: int, first: int, count: int) -> bool:
+        """Whether there is somebody before this place; from now on it is after him."""
+        holder = byte_locks.held_by_others(file, first, count)
+        if holder is not None:
+            self._first = holder.stop + 2  # who is next holds what is before his place, too
+        return holder is not None
+
+    def _had(self, first: int, count: int, waits: Callable[[int], bool]) -> bool:
+        """Whether these bytes came while `waits` said so of the file; else nothing is held."""
+        file = self._opened()
+        if byte_locks.take(file, first, count):
+            return True
+        waiter, self._waiter = self._waiter or LockWaiter(), None
+        self._file = None  # until it is known whether it can be used any more
+        if not waiter.wait(file, first, count, _LOOK_S, lambda: waits(file)):
+            return False
+        self._file, self._waiter = file, waiter
+        return True
 
     def news(self) -> None:
         """Nothing: a file answers no question."""
@@ -83,47 +123,31 @@ class FileLock:
 
     def release(self, head: int | None) -> None:
         """Let it go, and leave what is known of the log to whoever comes next."""
-        assert self._turn is not None
+        assert self._file is not None
         try:
             ended = time.time_ns().to_bytes(_TIME_BYTES, "big")
             if head is None:
-                os.pwrite(self._turn, ended, _HEAD_BYTES)
+                os.pwrite(self._file, ended, _HEAD_BYTES)
             else:
-                os.pwrite(self._turn, head.to_bytes(_HEAD_BYTES, "big") + ended, 0)
+                os.pwrite(self._file, head.to_bytes(_HEAD_BYTES, "big") + ended, 0)
         finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+            byte_locks.let_go(self._file)
 
     def settle(self) -> None:
         """Nothing to wait for."""
 
     def head(self) -> int | None:
         """What the last holder left."""
-        left = self._left(0, _HEAD_BYTES)
+        left = os.pread(self._opened(), _HEAD_BYTES, 0)
         return int.from_bytes(left, "big") if len(left) == _HEAD_BYTES else None
 
     def under_way(self) -> object:
         """When the turn before it ended."""
-        return self._left(_HEAD_BYTES, _TIME_BYTES)
-
-    def _waited(self, descriptor: int, timeout_s: float) -> bool:
-        """See `LockWaiter.wait`."""
-        waiter, self._waiter = self._waiter or LockWaiter(), None
-        if not waiter.wait(descriptor, timeout_s):
-            return False
-        self._waiter = waiter
-        return True
-
-    def _left(self, start: int, size: int) -> bytes:
-        if self._turn is None:
-            self._turn = self._opened(self._turn_file)
-        return os.pread(self._turn, size, start)
+        return _ended(self._opened())
 
     def close(self) -> None:
-        """Close the files; what is held is let go with them."""
-        for descriptor in (self._next, self._turn):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._next = self._turn = None
+        """Close the file; what is held is let go with it."""
+        self._close_file()
         if self._waiter is not None:
             self._waiter.end()
             self._waiter = None
@@ -132,22 +156,54 @@ class FileLock:
         """What a fork closes stays locked for the process that locked it; its threads are not
         there."""
         self._waiter = None
-        self.close()
+        self._close_file()
 
-    def _opened(self, file: Path) -> int:
-        """A descriptor of a file, which may be used by whoever may use the database."""
-        mode = self._database.stat().st_mode & 0o666
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            return os.open(file, flags, mode)
-        except FileNotFoundError:
-            self._folder.mkdir(mode=mode | (mode & 0o444) >> 2, exist_ok=True)
-            return os.open(file, flags, mode)
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def _opened(self) -> int:
+        """A descriptor of the file, which may be used by whoever may use the database."""
+        if self._file is None:
+            mode = self._database.stat().st_mode & 0o666
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            try:
+                self._file = os.open(self._path, flags, mode)
+            except FileNotFoundError:
+                self._path.parent.mkdir(mode=mode | (mode & 0o444) >> 2, exist_ok=True)
+                self._file = os.open(self._path, flags, mode)
+        return self._file
 
 
-def _try(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+class _Patience:
+    """What whoever waits knows of the turns: `idle` when there are none, `over` when one lasts for
+    longer than he waits."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.idle = self.over = False
+        self._timeout_s = timeout_s
+        self._until = time.monotonic() + timeout_s
+        self._ended: bytes | None = None
+        self._free = False
+
+    def lasts(self, file: int) -> bool:
+        """Look at the file; whether it is waited for any longer."""
+        ended, was_free = _ended(file), self._free
+        self._free = byte_locks.held_by_others(file, 0, 1) is None
+        now, went_on = time.monotonic(), ended != self._ended
+        if went_on and self._ended is not None:
+            self._until = now + self._timeout_s
+        self._ended = ended
+        self.idle = self._free and was_free and not went_on
+        self.over = now >= self._until
+        return not self.over
+
+
+def _now() -> int:
+    """A place: an even number, later than all before."""
+    return 2 * time.monotonic_ns()
+
+
+def _ended(file: int) -> bytes:
+    return os.pread(file, _TIME_BYTES, _HEAD_BYTES)

@@ -15,10 +15,10 @@ writing.
 """
 
 import contextlib
-import fcntl
 import os
-import struct
 from pathlib import Path
+
+from weightledger.ledger.sql import byte_locks
 
 # https://sqlite.org/src/file/src/os.h and os_unix.c: a reader's bytes of a database, and the byte
 # of the index that says that it is in use (the "dead man switch").
@@ -26,8 +26,8 @@ _SHARED_FIRST, _SHARED_BYTES = 0x40000002, 510
 _INDEX_IN_USE = 128
 _MODE_AT, _HAS_LOG = 18, b"\2\2"  # https://sqlite.org/fileformat2.html, the database header
 
-_SET = getattr(fcntl, "F_OFD_SETLK", None)  # Linux has it; elsewhere SQLite's locks have to do
-_FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, process
+# Elsewhere SQLite's own locks have to do: a process would lose these as easily as those.
+_TAKES_NONE = not byte_locks.OF_OPEN_FILES
 
 
 class DatabaseHold:
@@ -36,7 +36,7 @@ class DatabaseHold:
     def __init__(self, database: Path) -> None:
         self._database = _Range(str(database), _SHARED_FIRST, _SHARED_BYTES)
         self._index = _Range(f"{database}-shm", _INDEX_IN_USE, 1)
-        self.complete = _SET is None
+        self.complete = _TAKES_NONE
 
     def take(self) -> None:
         """Hold what is there by now: the index is made by the first connection that reads.
@@ -59,7 +59,7 @@ class DatabaseHold:
         """Give the descriptors back, once no connection is left that would lose its locks."""
         self._index.close()
         self._database.close()
-        self.complete = _SET is None
+        self.complete = _TAKES_NONE
 
 
 class _Range:
@@ -89,15 +89,16 @@ class _Range:
         return os.pread(self._descriptor, count, first)
 
     def take(self) -> bool:
-        if not self._held and self._opened():
-            with contextlib.suppress(OSError):  # somebody has it to himself for a moment
-                self._set(fcntl.F_RDLCK)
-                self._held = True
+        if _TAKES_NONE or self._held or not self._opened() or self._descriptor is None:
+            return self._held
+        with contextlib.suppress(OSError):  # somebody has it to himself for a moment
+            byte_locks.share(self._descriptor, self._first, self._count)
+            self._held = True
         return self._held
 
     def let_go(self) -> None:
-        if self._held:
-            self._set(fcntl.F_UNLCK)
+        if self._held and self._descriptor is not None:
+            byte_locks.let_go(self._descriptor, self._first, self._count)
             self._held = False
 
     def close(self) -> None:
@@ -110,11 +111,6 @@ class _Range:
             with contextlib.suppress(OSError):  # not there yet; SQLite says what else is wrong
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         return self._descriptor is not None
-
-    def _set(self, kind: int) -> None:
-        if self._descriptor is not None and _SET is not None:
-            lock = struct.pack(_FLOCK, kind, os.SEEK_SET, self._first, self._count, 0)
-            fcntl.fcntl(self._descriptor, _SET, lock)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -1,24 +1,29 @@
-"""Waiting for a locked file, but not for ever.
+"""Waiting for locked bytes of a file, but not for ever.
 
 The operating system offers no time limit for that, so a thread waits where one has to. It is kept
 for the next time: starting one takes five times as long as asking one that is there.
 """
 
 import contextlib
-import fcntl
 import os
 import queue
 import threading
+from collections.abc import Callable
+
+from weightledger.ledger.sql import byte_locks
+
+_Bytes = tuple[int, int, int]
+"""A descriptor, the first byte of its file, and how many."""
 
 
 class LockWaiter:
-    """A thread that locks one file after another, for one thread at a time that waits for it.
+    """A thread that locks some bytes after others, for one thread at a time that waits for them.
 
     Of no use any more once `wait` has given False or raised.
     """
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[_Bytes | None] = queue.SimpleQueue()
         self._came = threading.Lock()  # free while a lock came that nobody has taken note of
         self._came.acquire()
         self._guard = threading.Lock()
@@ -26,38 +31,50 @@ class LockWaiter:
         self._failure: OSError | None = None
         threading.Thread(target=self._run, name="ledger-turn", daemon=True).start()
 
-    def wait(self, descriptor: int, timeout_s: float) -> bool:
-        """Whether the lock came in time; otherwise the descriptor is closed once it comes.
+    def wait(
+        self, descriptor: int, first: int, count: int, pause_s: float, patient: Callable[[], bool]
+    ) -> bool:
+        """Whether the bytes came while there was patience, which is asked after each pause.
 
-        Raises OSError, and has closed it, where it cannot be locked.
+        Otherwise the descriptor holds nothing from now on, and is closed once they come. Raises
+        OSError, and has closed it, where it cannot be locked.
         """
-        self._asked.put(descriptor)
+        self._asked.put((descriptor, first, count))
         try:
-            came = self._came.acquire(timeout=timeout_s) or not self._give_up()
+            while not self._came.acquire(timeout=pause_s):
+                if not patient():
+                    if self._give_up(descriptor):
+                        return False
+                    break
         except BaseException:  # interrupted: nobody takes what comes
-            if not self._give_up():
+            if not self._give_up(descriptor):
                 os.close(descriptor)
                 self.end()
             raise
         if self._failure is not None:
             os.close(descriptor)
             raise self._failure
-        return came
+        return True
 
     def end(self) -> None:
         """Let the thread go."""
         self._asked.put(None)
 
-    def _give_up(self) -> bool:
-        """Whether the lock has not come by now: then it is nobody's."""
+    def _give_up(self, descriptor: int) -> bool:
+        """Whether the bytes have not come by now: then they are nobody's, and neither is what the
+        descriptor holds."""
         with self._guard:
             self._given_up = not self._came.acquire(blocking=False)
+            if self._given_up:
+                with contextlib.suppress(OSError):
+                    byte_locks.let_go(descriptor)
             return self._given_up
 
     def _run(self) -> None:
-        while (descriptor := self._asked.get()) is not None:
+        while (asked := self._asked.get()) is not None:
+            descriptor = asked[0]
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                byte_locks.wait_for(*asked)
             except OSError as error:
                 self._failure = error
             with self._guard:

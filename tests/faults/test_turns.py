@@ -1,6 +1,5 @@
 """Writers of one model in several processes: equal, never refused, and never held up for ever."""
 
-import fcntl
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.events import UPDATED, Event
-from weightledger.ledger.sql import turns
+from weightledger.ledger.sql import byte_locks, turns
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.attached import Append
@@ -94,42 +93,6 @@ def test_eight_writing_processes_are_equal_and_none_is_refused(database_url: str
     log.catch_up()
     assert torch.equal(log.state()["w"], torch.full((16, 16), float(WRITERS * EACH)))
     assert verify(log.history).problem is None
-
-
-def test_who_had_a_turn_queues_behind_who_waits(tmp_path: Path) -> None:
-    """On SQLite; where one lock would be all, its holder would have it again at once."""
-    database = tmp_path / "ledger.db"
-    database.touch()
-    one, other = FileLock(database, 1), FileLock(database, 1)
-    order: list[str] = []
-
-    def wait() -> None:
-        assert other.acquire(30)
-        order.append("who waited")
-        other.release(None)
-
-    def is_next() -> bool:
-        with (tmp_path / "ledger.db-turns" / "1.next").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
-
-    assert one.acquire(30)
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    try:
-        until(is_next, "the other one is next", cpu_s=20)
-    finally:
-        one.release(None)
-    assert one.acquire(30)
-    order.append("who had it")
-    one.release(None)
-    waiting.join()
-    assert order == ["who waited", "who had it"]
-    one.close()
-    other.close()
 
 
 def test_a_writer_killed_in_its_turn_holds_nobody_up(
@@ -225,12 +188,7 @@ def is_waited_for(log: Log) -> bool:
     lock = lock_of(log)
     if not isinstance(lock, FileLock):
         return lock_is_waited_for(log)
-    with lock._next_file.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return byte_locks.held_by_others(lock._opened(), 1, 2**62) is not None
 
 
 def test_a_write_that_always_loses_may_be_sent_again(

@@ -1,6 +1,5 @@
-"""Who waits for a locked file is told when it comes, and no longer than so long."""
+"""Who waits for locked bytes is told when they come, and waits no longer than there is patience."""
 
-import fcntl
 import os
 import threading
 from pathlib import Path
@@ -8,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import until
+from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.lock_waiter import LockWaiter
+
+BYTES = 5, 3
+
+
+def for_ever() -> bool:
+    return True
 
 
 @pytest.fixture
@@ -23,12 +29,9 @@ def opened(file: Path) -> int:
 def is_free(file: Path) -> bool:
     descriptor = opened(file)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return byte_locks.take(descriptor, *BYTES)
     finally:
         os.close(descriptor)
-    return True
 
 
 def is_closed(descriptor: int) -> bool:
@@ -48,10 +51,10 @@ def test_one_thread_waits_for_one_lock_after_another(file: Path) -> None:
     waiter = LockWaiter()
     for _ in range(3):
         holder, descriptor = opened(file), opened(file)
-        fcntl.flock(holder, fcntl.LOCK_EX)
+        byte_locks.take(holder, *BYTES)
         timer = threading.Timer(0.05, os.close, (holder,))
         timer.start()
-        assert waiter.wait(descriptor, 60)
+        assert waiter.wait(descriptor, *BYTES, 60, for_ever)
         timer.join()
         assert not is_free(file)
         assert threads() == before + 1
@@ -63,9 +66,13 @@ def test_one_thread_waits_for_one_lock_after_another(file: Path) -> None:
 def test_what_comes_too_late_is_nobodys(file: Path) -> None:
     before = threads()
     holder, descriptor = opened(file), opened(file)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    assert not LockWaiter().wait(descriptor, 0.01)
+    byte_locks.take(holder, *BYTES)
+    other = opened(file)
+    assert byte_locks.take(descriptor, 0, 1)
+    assert not LockWaiter().wait(descriptor, *BYTES, 0.01, iter([True, True, False]).__next__)
     assert not is_closed(descriptor)  # its thread waits with it
+    assert byte_locks.take(other, 0, 1), "what was held meanwhile is not any more"
+    os.close(other)
     os.close(holder)
     until(lambda: is_closed(descriptor) and is_free(file) and threads() == before)
 
@@ -76,7 +83,7 @@ def test_what_cannot_be_locked_is_an_error(file: Path) -> None:
     os.close(descriptor)
     descriptor = os.open(file, os.O_PATH)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        LockWaiter().wait(descriptor, 60)
+        LockWaiter().wait(descriptor, *BYTES, 60, for_ever)
     assert is_closed(descriptor)
     until(lambda: threads() == before)
 
@@ -85,7 +92,7 @@ def test_what_cannot_be_locked_is_an_error(file: Path) -> None:
 def test_who_is_interrupted_leaves_no_lock_behind(file: Path, came: bool) -> None:
     before = threads()
     holder, descriptor = opened(file), opened(file)
-    fcntl.flock(holder, fcntl.LOCK_EX)
+    byte_locks.take(holder, *BYTES)
     waiter = LockWaiter()
     real = waiter._came
 
@@ -104,7 +111,7 @@ def test_who_is_interrupted_leaves_no_lock_behind(file: Path, came: bool) -> Non
 
     waiter._came = Interrupted()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
-        waiter.wait(descriptor, 60)
+        waiter.wait(descriptor, *BYTES, 60, for_ever)
     if not came:
         os.close(holder)
     until(lambda: is_closed(descriptor) and is_free(file) and threads() == before)
