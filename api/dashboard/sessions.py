@@ -110,6 +110,8 @@ def is_own(token: str, session: Session, origin: str | None, host: str) -> bool:
 
 
 def _named(place: BrowserPlace) -> str:
+    if not place.cookies:  # programs have none, and send most requests
+        return ""
     try:
         sent = SimpleCookie(place.cookies).get(place.cookie)
     except CookieError:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from weightledger.ledger.http import is_loopback
 
@@ -9,6 +10,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z.-]+
 _ORIGIN = re.compile(r"https?://(?P<authority>.*)", re.IGNORECASE)
 
 
+@lru_cache(64)  # clients name the same one with each request
 def is_loopback_authority(authority: str) -> bool:
     """Whether `host` or `host:port` is this machine: nothing before it, nothing after."""
     match = _AUTHORITY.fullmatch(authority)

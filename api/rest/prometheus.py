@@ -6,9 +6,11 @@ They answer when the database does not: what only it could tell is left out then
 
 import logging
 from collections import Counter as Counted
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +57,8 @@ class Metrics:
         self.notary: Notary | None = None
         self._registry = CollectorRegistry()
         self._model = manager.model_name
+        # A metric with its labels, which the library looks for under a lock, request by request.
+        self._of: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
         self._updates = Counter(
             "weightledger_updates",
             "Updates by outcome.",
@@ -128,7 +132,7 @@ class Metrics:
 
     def seen(self, route: str, method: str, status: int, state: dict[str, object]) -> None:
         """What a request came to; see `observing.Observed`."""
-        self._requests.labels(route, method, status).inc()
+        self._of(self._requests, route, method, status).inc()
         if not state.get("write"):
             return
         if status >= 500:
@@ -164,11 +168,11 @@ class Metrics:
 
     def _count(self, written: Committed) -> None:
         event = written.event
-        self._append.labels(self._model).observe(written.append_s)
+        self._of(self._append, self._model).observe(written.append_s)
         if event.kind in _OUTCOMES:
-            self._updates.labels(self._model, _OUTCOMES[event.kind]).inc()
-            self._apply.labels(self._model).observe(written.total_s)
-            self._delta_bytes.labels(self._model).inc(event.payload_size)
+            self._of(self._updates, self._model, _OUTCOMES[event.kind]).inc()
+            self._of(self._apply, self._model).observe(written.total_s)
+            self._of(self._delta_bytes, self._model).inc(event.payload_size)
         elif event.kind == OBSERVED and event.body["verdict"] == DRIFT:
             metric = event.body["evidence"]["metric"]
             named = metric if metric in METRICS else "custom"  # own names are not for labels

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from weightledger import DynamicModelManager
 from weightledger.api.dashboard import routes as dashboard
@@ -45,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 # How often the log is asked for events of other processes. Writes of this one show at once.
 _POLL_S = 0.5
+
+# Spans are ours (`tracing`). For its own the framework looks into the environment, three times a
+# request.
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(
@@ -96,6 +101,7 @@ def create_app(
         summary="An event-sourced ledger of live model weights.",
         description=documentation.DESCRIPTION,
         lifespan=lifespan,
+        telemetry=_NO_TELEMETRY,
     )
     app.state.writer = writer
     app.state.writes_enabled = settings.writes_enabled and writer is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from weightledger import DynamicModelManager, Ledger
 from weightledger.api.rest.writer import WriterServer
 from weightledger.api.server.listening import bound, url_of
-from weightledger.api.server.serve import engine_of, figures, prepare, require_key, run, settle
+from weightledger.api.server.serve import engine_of, figures, prepare, require_key, run
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger import permissions
@@ -77,5 +77,4 @@ def follow(settings: Settings, stop: Stop | None = None) -> None:
         opened.callback(manager.close)
         opened.enter_context(figures(settings, manager))
         writer = WriterServer(database, settings.url, refusal(name), proxied=settings.proxy_writes)
-        settle()
         run(manager, settings, listener, url, stop, writer=writer)

@@ -133,7 +133,7 @@ def look(
     elif encoding:
         delta = Delta(count, indices, difference[: count if every else changed].copy())
     _idle.append(mine)
-    return Looked(changed, indices, np.flatnonzero(touched), sums[0], sums[1], square, frame, delta)
+    return Looked(changed, indices, touched.nonzero()[0], sums[0], sums[1], square, frame, delta)
 
 
 @cache

@@ -1,6 +1,7 @@
 """New tensors on their way in: checked against the state, then laid out as the live ones are."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -47,6 +48,14 @@ def as_live(live: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         new = nn.Parameter(new, requires_grad=live.requires_grad)
     new.__dict__.update(live.__dict__)
     return new
+
+
+def counting_writes() -> AbstractContextManager[object]:
+    """Within, whoever calls in whatever mode, tensors are made that count what is written to them.
+
+    Entering a mode that is on anyway would be twenty calls of each update.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def settle(tensors: Iterable[torch.Tensor]) -> None:

@@ -105,7 +105,8 @@ class Line:
         """The next version, with `new` tensors in it; `tensors` gives all it has then."""
         graph = self._graph
         if graph is None:
-            return Built(self._whole(tensors(), True)[0], {}, {}, self._base)
+            with torch.no_grad():  # a module may have its own way of being copied
+                return Built(self._whole(tensors(), True)[0], {}, {}, self._base)
         with self.lock:
             dirty = frozenset(self.dirty | self._flipped())
             if len(new) == 1 and not dirty:

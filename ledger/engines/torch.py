@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from weightledger.ledger.engines import copying, naming
-from weightledger.ledger.engines.intake import as_live, checked, like, settle
+from weightledger.ledger.engines.intake import as_live, checked, counting_writes, like, settle
 from weightledger.ledger.engines.versions import Adapted, Candidate, LiveVersion, Versions
 from weightledger.ledger.tensors.spec import TensorSpec
 
@@ -72,7 +72,7 @@ class TorchEngine:
         taken = checked(self._naming, tensors)
         if not taken:
             return Candidate({}, None, live, live, replica)
-        with torch.inference_mode(False), torch.no_grad():
+        with counting_writes():
             fresh = {name: as_live(live[name], like(live[name], t)) for name, t in taken.items()}
             whole = live.replaced(fresh)
             built = self._line.build(fresh, lambda: whole)

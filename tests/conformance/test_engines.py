@@ -357,6 +357,20 @@ def test_eight_readers_never_see_a_mixture(
     assert all(out == (outputs[seq % 7] if seq else first) for seq, out in seen)
 
 
+@versioned_any_kind
+def test_versions_made_in_whatever_mode_count_what_is_written_to_them(
+    make_engine: Callable[[nn.Module], Engine], kind: Kind
+) -> None:
+    engine = started(make_engine, kind.make())
+    with torch.inference_mode():
+        put(engine, values(engine, 1), 1)
+        engine.check_untouched()  # what has no counter raises
+    with torch.enable_grad():
+        put(engine, values(engine, 2), 2)
+    assert not [name for name in engine.specs() if engine.tensor(name).grad_fn is not None]
+    engine.check_untouched()
+
+
 def test_held_versions_cost_only_the_tensors_that_changed() -> None:
     engine = started(TorchEngine, mlp())
     leases = []

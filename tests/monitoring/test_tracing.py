@@ -17,6 +17,7 @@ from tests.serving import Server
 from tests.test_architecture import modules, name_of
 from tests.waiting import until
 from weightledger.ledger.errors import InvalidRequest
+from weightledger.ledger.http import client
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -125,5 +126,20 @@ def test_without_the_extra_a_server_says_so_and_serves(
         with listening(one, otlp_endpoint="http://127.0.0.1:1") as url:
             assert url
         until(lambda: "weightledger[otel]" in caplog.text)
+    finally:
+        one.close()
+
+
+def test_the_framework_looks_for_no_telemetry_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> None:
+        raise AssertionError("it was looked for")
+
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", asked)
+    one = manager(tmp_path)
+    try:
+        with listening(one) as url, client(url) as http:
+            assert http.get("/livez").status_code == 200
     finally:
         one.close()
