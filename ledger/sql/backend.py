@@ -5,7 +5,7 @@ are written once, with `?` for a value; driver connections are in autocommit mod
 transactions begin and end where we say.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -174,6 +174,15 @@ class Backend(Protocol):
 
         Its values are None, int, str, bytes or made by `many` of ints, and the statement casts each
         to its type; it gives one row of whole numbers and truth values.
+        """
+
+    def pages(
+        self, connection: Any, sql: str, bounds: tuple[int, int], most: int
+    ) -> Generator[Sequence[Any], None, None]:
+        """The first rows of a query, `most` of them, by pages, in the order of their keys.
+
+        Its parameters are the bounds of the keys and a limit; the key is its first column. Nothing
+        else runs over the connection until the iterator has ended or is closed.
         """
 
     def number(self, connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:

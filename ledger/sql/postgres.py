@@ -22,6 +22,7 @@ from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
 from weightledger.ledger.sql.notifications import Listener, Teller
+from weightledger.ledger.sql.postgres_ahead import pages as pages
 from weightledger.ledger.sql.postgres_alone import alone as alone
 from weightledger.ledger.sql.postgres_alone import repeated
 from weightledger.ledger.sql.postgres_failures import BY_STANDING_ALONE

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg import errors, pq
 
+from weightledger.ledger.sql.postgres_waiting import failure
+
 _BINARY = 1
 _NUMBER = struct.Struct(">q")
 _BIGINT = 20
@@ -34,12 +36,7 @@ def repeated(
     connection: psycopg.Connection[Any], sql: str, params: Sequence[Any]
 ) -> Callable[[], list[tuple[int, ...]]]:
     """The same, to be asked again and again: all but sending is done once."""
-    names = _prepared.setdefault(connection, {})
-    name = names.get(sql)
-    if name is None:
-        name = b"weightledger_%d" % len(names)
-        _checked(connection, connection.pgconn.prepare(name, numbered(sql)))
-        names[sql] = name
+    name = prepared(connection, sql)
     values = binary(params)
     formats = [_BINARY] * len(values)
     execute = connection.pgconn.exec_prepared
@@ -50,7 +47,7 @@ def repeated(
             try:
                 _checked(connection, answer)
             except errors.InvalidSqlStatementName:  # a pooler gave us another server's connection
-                names.pop(sql, None)
+                forget(connection, sql)
                 raise
         columns = range(answer.nfields)
         return whole_numbers(
@@ -58,6 +55,22 @@ def repeated(
         )
 
     return ask
+
+
+def prepared(connection: psycopg.Connection[Any], sql: str) -> bytes:
+    """The name of a statement that is prepared on a connection, now or before."""
+    names = _prepared.setdefault(connection, {})
+    name = names.get(sql)
+    if name is None:
+        name = b"weightledger_%d" % len(names)
+        _checked(connection, connection.pgconn.prepare(name, numbered(sql)))
+        names[sql] = name
+    return name
+
+
+def forget(connection: psycopg.Connection[Any], sql: str) -> None:
+    """The server's side of the connection does not know a statement that was prepared."""
+    _prepared.setdefault(connection, {}).pop(sql, None)
 
 
 def whole_numbers(rows: Sequence[Sequence[bytes | None]]) -> list[tuple[int, ...]]:
@@ -96,6 +109,4 @@ def _checked(connection: psycopg.Connection[Any], answer: pq.abc.PGresult) -> No
     """Raise the driver's error where the server did not do what it was to do."""
     if answer.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         return
-    if connection.pgconn.status == pq.ConnStatus.BAD:
-        raise psycopg.OperationalError(answer.get_error_message())
-    raise errors.error_from_result(answer)
+    raise failure(connection.pgconn, answer)

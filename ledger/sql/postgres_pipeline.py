@@ -1,20 +1,19 @@
 """Several prepared statements in one message to PostgreSQL, on a connection of their own.
 
 By libpq's pipeline mode: the server works them off one after the other and answers all, or stops at
-the first that fails. Where a message does not go out at once, what came meanwhile is read, so
-neither side waits for the other to read.
+the first that fails.
 """
 
 import contextlib
-import select
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import pq
 
 from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.postgres_failures import ELSEWHERE
+from weightledger.ledger.sql.postgres_waiting import failure, flush, result
 
 Statement = tuple[str, Sequence[Any]]
 """SQL with `?` for each value, and the values."""
@@ -56,7 +55,7 @@ class Pipeline:
                 self._queue(pgconn, sql, params)
             pgconn.pipeline_sync()
             self._unread = True
-            _flush(pgconn)
+            flush(pgconn)
         except psycopg.Error:
             raise
         except BaseException:  # interrupted: nobody knows what is on its way
@@ -102,11 +101,11 @@ class Pipeline:
         assert self._connection is not None
         pgconn = self._connection.pgconn
         given: list[Rows] = []
-        failure: psycopg.Error | None = None
+        error: psycopg.Error | None = None
         try:
             while (answer := _next(pgconn)).status != pq.ExecStatus.PIPELINE_SYNC:
                 if answer.status == pq.ExecStatus.FATAL_ERROR:
-                    failure = failure or _error(pgconn, answer)
+                    error = error or failure(pgconn, answer)
                     if pgconn.status == pq.ConnStatus.BAD:
                         break
                 elif answer.status == pq.ExecStatus.TUPLES_OK:
@@ -124,40 +123,18 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
-        if failure is not None:
+        if error is not None:
             self._names.clear()
-            if isinstance(failure, ELSEWHERE):
+            if isinstance(error, ELSEWHERE):
                 self._named = False
-            raise failure
+            raise error
         return given
 
 
-def _flush(pgconn: pq.abc.PGconn) -> None:
-    while pgconn.flush():
-        _wait(pgconn, select.POLLIN | select.POLLOUT)
-        pgconn.consume_input()
-
-
 def _next(pgconn: pq.abc.PGconn) -> pq.abc.PGresult:
-    """The next answer, waited for without Python's lock, which `get_result` would hold."""
     for _ in range(2):  # between the answers to two statements there is none
-        while pgconn.is_busy():
-            _wait(pgconn, select.POLLIN)
-            pgconn.consume_input()
-        answer = pgconn.get_result()
+        answer = result(pgconn)
         if answer is not None:
             return answer
     pgconn.finish()  # nothing that comes would be understood
     raise psycopg.OperationalError("the server answered fewer statements than it was sent")
-
-
-def _wait(pgconn: pq.abc.PGconn, events: int) -> None:
-    poll = select.poll()
-    poll.register(pgconn.socket, events)
-    poll.poll()
-
-
-def _error(pgconn: pq.abc.PGconn, answer: pq.abc.PGresult) -> psycopg.Error:
-    if pgconn.status == pq.ConnStatus.BAD:
-        return psycopg.OperationalError(answer.get_error_message())
-    return errors.error_from_result(answer)

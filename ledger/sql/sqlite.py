@@ -6,7 +6,7 @@ How files are opened is in `sqlite_opening`, what failures mean in `sqlite_failu
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,6 +44,9 @@ KEY_AGAIN = (
 )
 ERRORS = (driver.Error,)
 WRITES_ALONE = False
+# Rows that are read and worked on together: with their payloads they stay in the processor's cache,
+# without which fetching them takes half as long again.
+_PAGE = 256
 REDACT = None  # whoever can write the file can do anything to it
 
 
@@ -142,6 +145,21 @@ def first_of_each(
 def alone(connection: Any, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
     """Never: a statement writes to one table."""
     raise NotImplementedError("SQLite writes to several tables by several statements")
+
+
+def pages(
+    connection: Any, sql: str, bounds: tuple[int, int], most: int
+) -> Generator[Sequence[Any], None, None]:
+    """See `Backend.pages`."""
+    first, last = bounds
+    while asked := min(most, _PAGE):
+        page = connection.execute(sql, (first, last, asked)).fetchall()
+        if page:
+            yield page
+        if len(page) < asked:
+            return
+        most -= asked
+        first = page[-1][0] + 1
 
 
 def number(connection: Any, sql: str, params: Sequence[Any]) -> Callable[[], int]:

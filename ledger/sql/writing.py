@@ -1,14 +1,14 @@
 """Writing to one database: connections kept for it, transactions, and what became of a commit."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from weightledger.ledger.errors import FullOutcomeUnknown, LedgerError, OutcomeUnknown
-from weightledger.ledger.sql.backend import Backend, Execute, Journal
+from weightledger.ledger.sql.backend import Backend, Cursor, Execute, Journal
 from weightledger.ledger.sql.turns import Lock
 
 logger = logging.getLogger(__name__)
@@ -240,6 +240,26 @@ class Transaction:
             self._connections.journal.release()
 
 
+class Reading:
+    """What runs over one connection outside of a transaction."""
+
+    __slots__ = ("_backend", "_connection")
+
+    def __init__(self, backend: Backend, connection: Any) -> None:
+        self._backend = backend
+        self._connection = connection
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """One statement."""
+        return self._backend.executor(self._connection)(sql, params)
+
+    def pages(
+        self, sql: str, bounds: tuple[int, int], most: int
+    ) -> Generator[Sequence[Any], None, None]:
+        """See `Backend.pages`."""
+        return self._backend.pages(self._connection, sql, bounds, most)
+
+
 class Look:
     """What a kept connection runs in its block."""
 
@@ -249,14 +269,14 @@ class Look:
         self._connections = connections
         self._opened = opened
 
-    def __enter__(self) -> Execute:
+    def __enter__(self) -> Reading:
         home = self._connections.home
         try:
             home.require_open()
         except BaseException:
             self._connections.keep(self._opened)
             raise
-        return home.backend.executor(self._opened[1])
+        return Reading(home.backend, self._opened[1])
 
     def __exit__(
         self,

@@ -46,10 +46,9 @@ def in_order(of: ModelRows, page: Sequence[Any], first: int) -> Iterable[Event]:
 
 
 def _up_to_gap(of: ModelRows, page: Sequence[Any], first: int) -> Iterator[Event]:
-    for key, row in enumerate(page, first):
-        if row[0] != key:
-            raise _missing(key)
-        yield of.event(row)
+    gap = next(at for at, row in enumerate(page) if row[0] != first + at)
+    yield from of.events(page[:gap])
+    raise _missing(first + gap)
 
 
 def raw(of: ModelRows, start: int, stop: int) -> Iterator[list[RawEvent]]:

@@ -6,6 +6,7 @@ What is not as usual is read again with every column, which tells what is wrong 
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 from weightledger.ledger.errors import CorruptLedger
@@ -17,8 +18,6 @@ from weightledger.ledger.store import payloads, rows
 from weightledger.ledger.store.log_reading import in_order
 from weightledger.ledger.store.model_rows import ModelRows
 
-# Rows that are read and worked on together.
-_PAGE = 256
 # What is told with a turn, at most: where there is more, it is asked for.
 _TOLD = 64
 
@@ -44,18 +43,18 @@ def news(of: ModelRows, seq: int, most: int, told: turns.News | None = None) -> 
     if events:
         return events
     read: News = []
-    with of.database.look_ahead() as execute:
-        while (asked := min(most - len(read), _PAGE)) > 0:
-            page = execute(_NEWS, (first, last, asked)).fetchall()
-            events = _usual(of, page, first)
-            if events is None:
-                page = execute(_EVERY_COLUMN, (first, last, asked)).fetchall()
-                events = list(_checked(of, page, first))
-            read += events
-            first += len(page)
-            if len(page) < asked:
-                break
-    return read
+    with of.database.look_ahead() as reading:
+        with closing(reading.pages(_NEWS, (first, last), most)) as pages:
+            for page in pages:
+                events = _usual(of, page, first)
+                if events is None:
+                    break
+                read += events
+                first += len(page)
+            else:
+                return read
+        rest = reading.execute(_EVERY_COLUMN, (first, last, most - len(read))).fetchall()
+    return [*read, *_checked(of, rest, first)]
 
 
 def _told(of: ModelRows, told: turns.News | None, first: int) -> News | None:
