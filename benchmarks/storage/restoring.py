@@ -144,8 +144,9 @@ def _versions(
             for end in _ENDS
         },
         **{
-            f"bare {name}": _fetching(alone[name], read_by(system, spans[name].few))
+            f"bare {name} {end}": _fetching(alone[name], read_by(system, getattr(spans[name], end)))
             for name, system in ours.items()
+            for end in _ENDS
         },
         **{name: load(peer) for name, peer in peers.items()},
         **machine.runs(),
@@ -169,13 +170,16 @@ def _versions(
                 limit=took / (limits.copy + limits.hash_all),
                 limit_of="copy + hash",
             )
-        report.add(
-            f"  limit: the driver alone fetches what is stored of it, {span.few} deltas",
-            1e3 * medians[f"bare {name}"],
-            "ms",
-            ratio=medians[f"bare {name}"] / loaded,
-            of="load + hash safetensors",
-        )
+        for end in _ENDS:
+            fetched = medians[f"bare {name} {end}"]
+            report.add(
+                "  limit: the driver alone fetches what is stored of it,"
+                f" {getattr(span, end)} deltas",
+                1e3 * fetched,
+                "ms",
+                ratio=fetched / loaded,
+                of="load + hash safetensors",
+            )
     for name in peers:
         report.add(
             f"peer {name}: load the newest and hash it",
