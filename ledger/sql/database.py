@@ -22,7 +22,7 @@ from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute, Slots
 from weightledger.ledger.sql.turns import Lock, Turnstile
 from weightledger.ledger.sql.wakeups import Wakeups
-from weightledger.ledger.sql.writing import Reading, WritingConnections, roll_back
+from weightledger.ledger.sql.writing import Statements, WritingConnections, roll_back
 
 # A backend, with its driver, is imported when a URL of its kind is opened.
 _BACKENDS = {
@@ -125,14 +125,14 @@ class Database:
         with self._connection() as connection:
             yield (self.backend.lender if lent else self.backend.executor)(connection)
 
-    def look_ahead(self) -> AbstractContextManager[Reading]:
+    def look_ahead(self) -> AbstractContextManager[Statements]:
         """`look` for who may be about to write; see `WritingConnections.look`."""
-        return self._writers.look() or self._reading()
+        return self._writers.look() or self._statements()
 
     @contextmanager
-    def _reading(self) -> Iterator[Reading]:
+    def _statements(self) -> Iterator[Statements]:
         with self._connection() as connection:
-            yield Reading(self.backend, connection)
+            yield Statements(self.backend, connection)
 
     def write(self) -> AbstractContextManager[Execute]:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""

@@ -240,7 +240,7 @@ class Transaction:
             self._connections.journal.release()
 
 
-class Reading:
+class Statements:
     """What runs over one connection outside of a transaction."""
 
     __slots__ = ("_backend", "_connection")
@@ -269,14 +269,14 @@ class Look:
         self._connections = connections
         self._opened = opened
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> Statements:
         home = self._connections.home
         try:
             home.require_open()
         except BaseException:
             self._connections.keep(self._opened)
             raise
-        return Reading(home.backend, self._opened[1])
+        return Statements(home.backend, self._opened[1])
 
     def __exit__(
         self,
