@@ -32,14 +32,22 @@ class Anchoring:
         self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
         self._node = projector.live.head.node
         self._distance = self._measured(self._node)
+        self._left = self._distance >= self._spacing  # the one due is left to another process
 
     def after(self, event: Event) -> None:
-        """Write a snapshot if one is due once `event` is shown."""
+        """Write a snapshot if one is due once `event` is shown.
+
+        Of several processes the one whose event made it due writes it, and any other that finds it
+        still due with the next event of its own: all at once would write one each, in the way of
+        each other's events.
+        """
         if event.kind not in events.STATE_CHANGING:
             return
         self._history.learn(event)
-        if event.node == event.seq and event.parent == self._node:
-            self._distance += event.payload_size + EVENT_COST
+        forward = event.node == event.seq
+        own = event.payload_size + EVENT_COST
+        if forward and event.parent == self._node:
+            self._distance += own
         else:
             further = self._further(event.node)
             if further is None:
@@ -51,7 +59,9 @@ class Anchoring:
             return
         # Other processes write snapshots too, which is looked for only now.
         self._distance = self._measured(event.node)
-        if self._distance >= self._spacing:
+        was_due = forward and self._distance - own >= self._spacing
+        self._left = was_due and not self._left
+        if self._distance >= self._spacing and not self._left:
             self.snapshot()
 
     def snapshot(self) -> None:
