@@ -24,7 +24,7 @@ from typing import Any
 
 from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.lock_waiter import LockWaiter
-from weightledger.ledger.sql.turns import Meanwhile, Question
+from weightledger.ledger.sql.turns import Question
 
 _HEAD_BYTES = 8
 _TIME_BYTES = 8
@@ -49,7 +49,7 @@ class FileLock:
     def acquire(
         self,
         timeout_s: float,
-        meanwhile: Meanwhile | None = None,
+        meanwhile: Callable[[], object] | None = None,
         _question: Question | None = None,
     ) -> bool:
         """Whether it is held now; `meanwhile` is called by whoever is next.
@@ -62,7 +62,7 @@ class FileLock:
             self._close_file()
             raise
 
-    def _acquired(self, timeout_s: float, meanwhile: Meanwhile | None) -> bool:
+    def _acquired(self, timeout_s: float, meanwhile: Callable[[], object] | None) -> bool:
         file = self._opened()
         if byte_locks.take(file, 0, _now() + 1):  # and nobody waits
             byte_locks.let_go(file, 1)
