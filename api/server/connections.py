@@ -15,6 +15,7 @@ import time
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from weightledger.api.rest.errors import error_response
+from weightledger.api.server.slow_requests import WatchedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ def room() -> int:
 
 
 def limited(most: int) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, of whose connections there are `most` at one time."""
+    """uvicorn's protocol, of whose connections there are `most` at one time, none too slow."""
 
-    class LimitedConnection(HttpToolsProtocol):
+    class LimitedConnection(WatchedConnection):
         said_at = -_SAY_AGAIN_S
         idle_since = 0.0
 

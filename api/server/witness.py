@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from weightledger.api.server.connections import limited, raise_limit, room
 from weightledger.api.server.listening import KEEP_ALIVE_S, bound, url_of
 from weightledger.ledger.audit.witness import MOST_BYTES, WitnessBook, WitnessReply
 
@@ -45,7 +46,10 @@ def serve_witness(book: WitnessBook, host: str, port: int) -> None:
         )
         sys.stdout.flush()
         app = application(book)
-        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S)
+        raise_limit()
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S, http=limited(room())
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
