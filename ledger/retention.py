@@ -17,9 +17,11 @@ goes on: what the first step named is unreachable already, the second looks for 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
-from weightledger.ledger.blobs import MIN_GRACE_S
-from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned
+from weightledger.ledger.blobs import MIN_GRACE_S, Stored
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, Pruned, StorageFull
 from weightledger.ledger.events import (
     ADAPTER_LOADED,
     ADAPTER_UNLOADED,
@@ -34,6 +36,8 @@ from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.append_loop import Stateless, append_stateless
 from weightledger.ledger.writing.caller import ANYONE, Caller
+
+Step = TypeVar("Step")
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many are done."""
@@ -101,7 +105,8 @@ def collect(
     report = GcReport(dry_run, plan.retained, len(plan.seqs), len(plan.nodes))
     if not dry_run and (plan.seqs or plan.nodes):
         _require_whole(history, plan.anchors)
-        plan = _mark(history, plan, cutoff, caller, told)
+        first = plan
+        plan = _with_room(history, lambda: _mark(history, first, cutoff, caller, told))
         report.retained, report.pruned, report.snapshots = (
             plan.retained,
             len(plan.seqs),
@@ -241,15 +246,37 @@ def _sweep(
             other = History(home.model(name), history.pool)
             for digest in _referenced(other, set(), set(), told):
                 old.pop(digest, None)
+
+    def delete(blob: Stored) -> bool:
+        return blobs.delete_unreferenced(blob.digest, cutoff, last_touched=blob.touched_at)
+
     for done, blob in enumerate(old.values(), 1):
-        if report.dry_run or blobs.delete_unreferenced(
-            blob.digest, cutoff, last_touched=blob.touched_at
-        ):
+        if report.dry_run or _with_room(history, partial(delete, blob)):
             report.blobs += 1
             report.bytes += blob.size
         told("blobs deleted", done)
     if not report.dry_run:
         report.leftovers = blobs.sweep(cutoff)
+
+
+def _with_room(history: History, step: Callable[[], Step]) -> Step:
+    """Do a step that writes; on a full disk with the room that is kept for it.
+
+    Raises StorageFull, which says what to do, when that does not do.
+    """
+    # A write that finds no room cuts the journal, so the next one may find some.
+    for make_room in (lambda: None, history.store.home.give_way):
+        try:
+            return step()
+        except StorageFull:
+            make_room()
+    try:
+        return step()
+    except StorageFull as error:
+        raise StorageFull(
+            f"{error.args[0]}. Collecting has to write a little itself: make a few MiB of room on"
+            " that disk and run it again, it goes on where it stopped"
+        ) from error
 
 
 def referenced(history: History) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ from weightledger.api.server.scraping import INTERVAL_S, Scraper, scraping
 from weightledger.api.server.settings import Settings
 from weightledger.api.server.stopping import Stop
 from weightledger.ledger.codecs.warming import warm
-from weightledger.ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, StorageFull
 from weightledger.ledger.history.intact import skipped
 from weightledger.ledger.http import is_loopback
 from weightledger.ledger.monitoring.drift import detector_of, require_streams
@@ -128,6 +128,8 @@ async def name_initial(manager: DynamicModelManager) -> None:
     """Name the first state, unless it has its name, by a record that may be damaged since."""
     try:
         await manager.create_initial_version("Initial model state")
+    except StorageFull as error:
+        logger.error("the first state has no name yet: %s", error)
     except CorruptLedger as error:
         skipped(error, "v0 is named, and its words cannot be read")
 

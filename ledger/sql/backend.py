@@ -85,6 +85,15 @@ class Journal(Protocol):
     def committed(self, execute: Execute) -> None:
         """After each commit, outside of a transaction."""
 
+    def full(self, execute: Execute) -> None:
+        """After a transaction that found no room, before others write."""
+
+    def give_way(self) -> bool:
+        """Let go of room that is kept for a full disk; False when none is left."""
+
+    def take_back(self) -> None:
+        """Keep it again."""
+
     def let_go(self) -> None:
         """Before the connections are closed."""
 

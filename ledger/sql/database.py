@@ -225,6 +225,10 @@ class Database:
         """Whether an error of the driver means that no space is left."""
         return self.backend.is_full(getattr(error, "orig", None) or error, self._engine.url)
 
+    def give_way(self) -> bool:
+        """Let go of room that is kept for a full disk; False when none is left."""
+        return self._journal is not None and self._journal.give_way()
+
     @contextmanager
     def _connection(self) -> Iterator[Any]:
         self.require_open()

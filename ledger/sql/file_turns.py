@@ -16,6 +16,7 @@ Places are of the clock that all processes of a machine share, and only those ca
 whose log has its index in memory.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from typing import Any
 from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.lock_waiter import LockWaiter
 from weightledger.ledger.sql.turns import Question
+
+logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 8
 _TIME_BYTES = 8
@@ -130,6 +133,9 @@ class FileLock:
                 os.pwrite(self._file, ended, _HEAD_BYTES)
             else:
                 os.pwrite(self._file, head.to_bytes(_HEAD_BYTES, "big") + ended, 0)
+        except OSError as error:  # a full disk: nothing is known is better than what was known once
+            logger.debug("%s cannot be written to: %s", self._path, error)
+            os.ftruncate(self._file, 0)
         finally:
             byte_locks.let_go(self._file)
 

@@ -25,9 +25,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weightledger.ledger.errors import StorageBusy, StorageError, StorageUnavailable
+from weightledger.ledger.errors import (
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.hold import DatabaseHold
+from weightledger.ledger.sql.reserve import TO_CHECKPOINT, TO_WRITE, Reserve
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +75,8 @@ class WriteAheadJournal:
         self._aside: threading.Thread | None = None
         self._closing = False
         self._hold = DatabaseHold(database)
+        self.reserve = Reserve(database)
+        self._reserve_kept = False
 
     def connected(self) -> None:
         """After a connection was opened."""
@@ -92,6 +100,9 @@ class WriteAheadJournal:
                 if time.monotonic() > until:
                     raise self._busy(patience_s)
                 time.sleep(_POLL_S)
+            if not self._reserve_kept:
+                self._reserve_kept = True
+                self.reserve.keep()
         except BaseException:
             self._ours.release()
             raise
@@ -137,6 +148,27 @@ class WriteAheadJournal:
             if size > self._overdue or not self._begins_aside():
                 self._shorten(execute)
 
+    def full(self, execute: Execute) -> None:
+        """After a transaction found no room, while `writing`: put the log into the database, and
+        give its room back, which the next one may do with.
+
+        The database may have to grow for that, so room is made first.
+        """
+        if self._size():
+            self.reserve.let_go(TO_CHECKPOINT)
+            try:
+                _checkpoint_after_readers(execute)
+            finally:
+                self.reserve.take_back()
+
+    def give_way(self) -> bool:
+        """Let go of room that is kept for a full disk; False when none is left."""
+        return self.reserve.let_go(TO_WRITE)
+
+    def take_back(self) -> None:
+        """Keep it again."""
+        self.reserve.take_back()
+
     def let_go(self) -> None:
         """Before the connections are closed."""
         with self._ours:
@@ -149,6 +181,7 @@ class WriteAheadJournal:
     def close(self) -> None:
         """Give the files back, after the connections were closed."""
         self._hold.close()
+        self.reserve.take_back()
         with self._ours:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -206,6 +239,10 @@ class WriteAheadJournal:
                     raise StorageUnavailable(
                         f"{self._lock_file} cannot be locked: this process has as many files open"
                         " as it may (ulimit -n)"
+                    ) from error
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise StorageFull(
+                        f"no space is left for {self._lock_file}; nothing was recorded"
                     ) from error
                 return None
         return self._descriptor

@@ -5,6 +5,7 @@ Either is the operating system's or the database's, and gone when the server is,
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -91,14 +92,23 @@ def lock(path: Path, text: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is(path, file.fileno()):
                 continue  # its last holder removed it meanwhile
-            file.truncate(0)
-            file.write(text)
-            file.flush()
+            _write(file.fileno(), path, text)
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _write(descriptor: int, path: Path, text: str) -> None:
+    """The text is for people and commands; the lock holds without it, where there is no room."""
+    os.ftruncate(descriptor, 0)
+    try:
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        logger.warning("no space is left to write into %s who holds it: give commands --url", path)
 
 
 def _is(path: Path, descriptor: int) -> bool:

@@ -18,6 +18,7 @@ from weightledger.ledger.sql import journal as journals
 from weightledger.ledger.sql import sqlite_opening, torn_copies, triggers
 from weightledger.ledger.sql.backend import Execute, KeyLists, Kind, Slots
 from weightledger.ledger.sql.file_turns import FileLock
+from weightledger.ledger.sql.reserve import TO_OPEN, Reserve
 from weightledger.ledger.sql.sqlite_driver import driver, name
 from weightledger.ledger.sql.sqlite_failures import by_standing_alone as by_standing_alone
 from weightledger.ledger.sql.sqlite_failures import explain as explain
@@ -54,11 +55,28 @@ def journal(engine: sa.Engine) -> journals.WriteAheadJournal:
     """What keeps the write-ahead log of this database short, and there."""
     kept = journals.WriteAheadJournal(file_of(engine.url), engine.raw_connection)
 
+    @event.listens_for(engine, "connect", insert=True)  # before the first pragma, which reads
+    def reach(connection: Any, _record: object) -> None:
+        if kept.reserve.exists():
+            _reach(connection, engine.url, kept.reserve)
+
     @event.listens_for(engine, "connect")
     def connected(*_: object) -> None:
         kept.connected()
 
     return kept
+
+
+def _reach(connection: Any, url: sa.URL, reserve: Reserve) -> None:
+    """Have room for the index of the log, where the disk has none; whoever reads first says what
+    else is wrong."""
+    while True:
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except driver.Error as error:
+            if is_full(error, url) and reserve.let_go(TO_OPEN):
+                continue
+        return
 
 
 def turns(engine: sa.Engine, model_id: int) -> FileLock:

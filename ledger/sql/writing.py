@@ -158,11 +158,21 @@ class WritingConnections:
         roll_back(pooled, self.home.errors)
         pooled.close()
 
+    def drop_failed(self, opened: Opened, error: BaseException) -> None:
+        """The same of a transaction that failed; where no room was left, the journal makes some."""
+        pooled, connection = opened
+        roll_back(pooled, self.home.errors)
+        if isinstance(error, self.home.errors) and self.home.is_full(error):
+            self._shorten(connection)
+        pooled.close()
+
     def withdrawn(self, connection: Any, error: Exception) -> LedgerError | None:
         """After a COMMIT that failed: None when nothing of it stays, else what to raise."""
         home = self.home
         full = home.is_full(error)
         if home.backend.withdraw(connection):
+            return None
+        if full and self.journal is not None and self._makes_room(self.journal, connection):
             return None
         cause = "no space was left for" if full else "the connection or the disk failed under"
         return (FullOutcomeUnknown if full else OutcomeUnknown)(
@@ -170,6 +180,27 @@ class WritingConnections:
             " Send it again with the same idempotency key: then it is recorded once, whichever it"
             " was. Without a key, look whether it is there first"
         )
+
+    def _makes_room(self, journal: Journal, connection: Any) -> bool:
+        """Withdraw what a full disk left no room to withdraw; whether that was possible."""
+        withdraw = self.home.backend.withdraw
+        self._shorten(connection)
+        if withdraw(connection):
+            return True
+        if not journal.give_way():
+            return False
+        withdrawn = withdraw(connection)
+        self._shorten(connection)
+        journal.take_back()
+        return withdrawn
+
+    def _shorten(self, connection: Any) -> None:
+        """Have the journal make room, if there is one, on a full disk."""
+        if self.journal is not None:
+            try:
+                self.journal.full(self.home.backend.executor(connection))
+            except self.home.errors as error:
+                logger.warning("the journal of %s cannot make room: %s", self.home.name, error)
 
     def _taken(self) -> Opened | None:
         try:
@@ -222,13 +253,13 @@ class Transaction:
         connections, opened = self._connections, self._opened
         try:
             if error is not None:
-                connections.drop(opened[0])
+                connections.drop_failed(opened, error)
                 connections.home.translate(error)
                 return
             try:
                 connections.commit(opened[1], self._execute)
             except BaseException as failure:
-                connections.drop(opened[0])
+                connections.drop_failed(opened, failure)
                 connections.home.translate(failure)
                 raise
             connections.keep(opened)

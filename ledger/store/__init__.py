@@ -421,6 +421,9 @@ class LedgerStore(Protocol):
     def rebuild_indexes(self) -> None:
         """Make what events are found by from the events anew."""
 
+    def give_way(self) -> bool:
+        """Let go of room that is kept for collecting on a full disk; False when none is left."""
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
 

@@ -67,6 +67,10 @@ class SqlStore:
         """The name and version of the database."""
         return self._database.version()
 
+    def give_way(self) -> bool:
+        """Let go of room that is kept for a full disk; see `LedgerStore.give_way`."""
+        return self._database.give_way()
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
         with self._database.read() as execute:

@@ -31,8 +31,8 @@ from weightledger.ledger.http import client
 from weightledger.ledger.sql import presence
 from weightledger.ledger.sql.presence import Announced, announce, servers
 
-# Of whoever writes, a server or not; empty, and left there.
-LOCKS = {"ledger.db-writer", "ledger.db-turns"}
+# Of whoever writes, a server or not; they say nothing of the ledger, and are left there.
+LOCKS = {"ledger.db-writer", "ledger.db-turns", "ledger.db-reserve"}
 UPDATE = "/v1/models/incremental_update"
 
 
