@@ -5,6 +5,7 @@ half loaded, of workers that disagree and of a stale prefix cache are the answer
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.engines.inference_server import SLOW_S
 from tests.engines.replica import MODEL, QUERY, Replica, Watcher, driving, update
 from tests.engines.tiny_model import WIDTH, answers
+from tests.waiting import until
 from weightledger import Ledger
 from weightledger.ledger.engines.vllm import StateRef
 from weightledger.ledger.engines.vllm.adapters import write_adapter
@@ -100,9 +103,14 @@ ASKED = {"/weight_info", "/init_weight_transfer_engine"}
 
 
 def check_what_is_served(
-    replica: Replica, manager: DynamicModelManager, *, must_succeed: bool = False
+    replica: Replica,
+    manager: DynamicModelManager,
+    *,
+    must_succeed: bool = False,
+    late: bool = False,
 ) -> None:
-    """Update while something fails, and watch; then it heals, and the head has to be served."""
+    """Update while something fails, and watch; then it heals, and the head has to be served: at
+    the next look, unless what was given up may still begin after it (`late`)."""
     before = state(manager)
     with Watcher(replica) as watcher:
         result = apply(manager)
@@ -126,10 +134,16 @@ def check_what_is_served(
         assert answer.body["reason"] in result["reason"]
         assert state(manager) == before
     replica.heal()
-    run(manager.catch_up())
-    assert manager.fault is None
-    assert replica.answers() == state(manager)
+    if late:
+        until(lambda: serves_the_head(replica, manager), "it stays paused")
+    assert serves_the_head(replica, manager)
     assert manager.log.verify().ok
+
+
+def serves_the_head(replica: Replica, manager: DynamicModelManager) -> bool:
+    """After one look at the server."""
+    run(manager.catch_up())
+    return manager.fault is None and replica.answers() == state(manager)
 
 
 @pytest.mark.parametrize("route", ["/pause", "/update_weights"])
@@ -138,7 +152,43 @@ def test_a_slow_step_leaves_the_old_state_the_new_one_or_a_fenced_replica(
 ) -> None:
     with driving(replica, folder, timeout_s=0.5) as manager:
         replica.fail(route, "slow", ALWAYS)
-        check_what_is_served(replica, manager)
+        check_what_is_served(replica, manager, late=True)
+
+
+@pytest.mark.parametrize("pauses", [1, 2])
+def test_a_pause_that_begins_once_it_was_given_up_is_ended(
+    replica: Replica, folder: Path, pauses: int
+) -> None:
+    """It waits for the requests that run, so it may outlast all that was done about it."""
+    with driving(replica, folder, timeout_s=0.5) as manager:
+        replica.fail("/pause", "slow", ALWAYS)
+        apply(manager)
+        replica.heal()
+        time.sleep(2 * SLOW_S)  # those that are under way have begun
+        until(lambda: serves_the_head(replica, manager), "it stays paused")
+        before = state(manager)
+        for _ in range(pauses):  # each attempt's
+            manager.engine._server.pause()
+            assert replica.answers() is None
+            assert serves_the_head(replica, manager)
+        replica.fail("/resume", "refuse", ALWAYS)
+        manager.engine._server.pause()
+        with pytest.raises(EngineUnavailable, match="/resume"):
+            manager.log.look_after()
+        assert manager.fault is not None
+        replica.heal()
+        manager.log.look_after()
+        assert manager.fault is None
+        assert replica.answers() == before
+        assert run(manager.apply_incremental_update(update(2)))["success"]
+
+
+def test_a_pause_that_somebody_else_made_is_theirs(replica: Replica, folder: Path) -> None:
+    with driving(replica, folder) as manager:
+        assert run(manager.apply_incremental_update(update()))["success"]
+        manager.engine._server.pause()
+        manager.log.look_after()
+        assert replica.answers() is None
 
 
 def test_an_update_that_the_server_refuses_is_answered_by_a_rollback(

@@ -58,6 +58,8 @@ class VllmEngine:
         self._shown: StateRef | None = None
         self._fault: str | None = None
         self._timing: Timing | None = None
+        # A pause whose answer was not waited for may begin after whatever was done about it.
+        self._may_pause_late = False
         self._adapters: dict[str, Path] = {}
         self._adapter_root = adapter_root.resolve() if adapter_root else None
         self._recorded: Mapping[str, WrittenAdapter] = {}
@@ -142,11 +144,13 @@ class VllmEngine:
             return
         try:
             if self._fault is None and self._replica.shows(self._shown):
-                return
+                if not (self._may_pause_late and self._server.paused()):
+                    return
+                self._fault = f"{self._server.url} was paused by an update that was given up"
             self._fault = self._fault or self._lost()
             self._drive(self._shown, self._shown, [], self._recorded)
         except EngineUnavailable as error:
-            self._fault = str(error)
+            self._fault, self._may_pause_late = str(error), True
             raise
         logger.info("%s shows %s", self._server.url, self._shown.version)
         self._fault = None
@@ -225,11 +229,12 @@ class VllmEngine:
         for pause_s in (0.0, *self._pauses_s):
             time.sleep(pause_s)
             try:
-                self._drive(target, before, changed, adapters)
+                if self._drive(target, before, changed, adapters) and failed is None:
+                    self._may_pause_late = False  # its own pause came after any before it
                 return
             except EngineUnavailable as error:
                 logger.warning("not brought to %s yet: %s", target.version, error)
-                failed = error
+                failed, self._may_pause_late = error, True
         assert failed is not None
         if before is None or self._fault is not None:
             raise failed
@@ -247,15 +252,19 @@ class VllmEngine:
         before: StateRef | None,
         changed: list[str],
         adapters: Mapping[str, WrittenAdapter],
-    ) -> None:
-        """One attempt. Only what changed is sent if the server shows `before`, else everything."""
+    ) -> bool:
+        """One attempt. Only what changed is sent if the server shows `before`, else everything.
+
+        Whether anything had to be sent, for which the server was paused and resumed.
+        """
         replica = self._replica
         wanted = self._wanted(adapters)
 
         def settle() -> None:
             self._settle(wanted)
 
-        if replica.shows(target) and replica.held(target):
+        shown = replica.shows(target) and replica.held(target)
+        if shown:
             # An attempt whose answer was lost may have ended here, or before the caches.
             settle()
             replica.rename(target)
@@ -269,6 +278,7 @@ class VllmEngine:
             self._timing = replica.update(target, None, None, settle)
             logger.info("%s was given every tensor of %s", self._server.url, target.version)
         settle()
+        return not shown
 
     def _settle(self, wanted: Mapping[str, Path]) -> None:
         """Have the server serve these adapters, and none but these from the ledger's folder."""
