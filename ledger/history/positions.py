@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from weightledger.ledger.errors import Ambiguous, NotFound
+from weightledger.ledger.errors import Ambiguous, CorruptLedger, NotFound
 from weightledger.ledger.events import UPDATES, VERSIONS, Event
 from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.store import EventStore
@@ -70,11 +70,15 @@ def _find(store: EventStore, text: str) -> tuple[Event, str]:
         series = UPDATES if match[1] == "update_" else VERSIONS
         event = store.by_number(series, int(match[2]))
         if event is None or (match[3] is not None and event.name != text):
+            if event is None and int(match[2]) in _numbers(store.head(), series):
+                raise CorruptLedger(f"the event of {match[0]} is missing from the log")
             raise NotFound(f"{'Update' if series == UPDATES else 'Version'} {text} not found")
         return event, event.name
     whole = text
     if match := _SEQ.fullmatch(text):
         event = store.event(int(match[1]))
+        if event is None and int(match[1]) < store.head().seq:
+            raise CorruptLedger(f"event {match[1]} is missing from the log", seq=int(match[1]))
         whole = f"seq:{int(match[1])}"
     elif match := _HEAD.fullmatch(text):
         head = store.head()
@@ -90,6 +94,12 @@ def _find(store: EventStore, text: str) -> tuple[Event, str]:
     if event is None:
         raise NotFound(f"Position {text!r} not found: the log does not reach there")
     return event, whole
+
+
+def _numbers(head: Event, series: str) -> range:
+    """The numbers that were given up to an event: updates count from 1, versions from 0."""
+    counts = head.counts
+    return range(1, counts.updates + 1) if series == UPDATES else range(counts.versions)
 
 
 def _by_digest(store: EventStore, start: str) -> Event:

@@ -71,10 +71,11 @@ def _described(store: EventStore, listed: Sequence[Listed]) -> list[ModelVersion
         return []
     active = store.head().active
     events = store.events(one.seq for one in listed)
+    gone = min((one.seq for one in listed if one.seq not in events), default=None)
+    if gone is not None:
+        raise CorruptLedger(f"event {gone} is missing from the log", seq=gone)
     return [
-        describe(events[one.seq], active=one.number == active, pinned=one.pinned)
-        for one in listed
-        if one.seq in events
+        describe(events[one.seq], active=one.number == active, pinned=one.pinned) for one in listed
     ]
 
 

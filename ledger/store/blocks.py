@@ -21,10 +21,10 @@ from typing import Any
 
 import orjson
 
-from weightledger.ledger.events import UPDATED
+from weightledger.ledger.events import UPDATED, leaf_hash
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows, marks, pieces
-from weightledger.ledger.store.rows import key_of
+from weightledger.ledger.store.rows import altered, key_of, missing
 from weightledger.ledger.store.terms import norm_of, terms_of
 
 BLOCK = 1024  # events, for ever
@@ -41,7 +41,8 @@ Counts = Counter[tuple[int, str, str | None]]
 """How many events there were by day (since 1970, UTC), kind and actor."""
 
 _EVENTS = (
-    "SELECT e.event_key, e.kind, e.recorded_at, e.header, a.actor, a.reason, a.metadata"
+    "SELECT e.event_key, e.kind, e.recorded_at, e.header, e.event_hash,"
+    " a.actor, a.reason, a.metadata"
     " FROM events e LEFT JOIN annotations a ON a.event_key = e.event_key"
     " WHERE e.event_key BETWEEN ? AND ? ORDER BY e.event_key"
 )
@@ -84,11 +85,15 @@ class Block:
         if start + self.size >= stop:
             return
         bounds = key_of(model_id, start + self.size), key_of(model_id, stop - 1)
-        for row in execute(_EVENTS, bounds).fetchall():
+        for key, row in enumerate(execute(_EVENTS, bounds).fetchall(), bounds[0]):
+            if row[0] != key:  # every bit behind it would be another event's
+                raise missing(key)
             self._add(row)
 
     def _add(self, row: Sequence[Any]) -> None:
-        _, kind, recorded_at, header, actor, reason, metadata = row
+        key, kind, recorded_at, header, event_hash, actor, reason, metadata = row
+        if leaf_hash(header) != event_hash:
+            raise altered(key)
         body = orjson.loads(header)["body"]
         bit = 1 << self.size
         for one in terms_of(kind, body, actor, reason, metadata):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from weightledger.ledger.errors import InvalidRequest, StorageError
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, StorageError
 from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.sql.backend import Execute
 from weightledger.ledger.sql.bulk import marks, pieces
@@ -149,7 +149,7 @@ class Filtering:
                     last = (number + 1) * blocks.BLOCK - 1
                     block = blocks.read_block(execute, of.model_id, number, last)
                     blocks.write_block(execute, block, of.model_id)
-            except StorageError as error:
+            except (StorageError, CorruptLedger) as error:
                 logger.info("blocks of the search are not written: %s", error)
                 break
         else:
@@ -169,7 +169,9 @@ def _passing(
         texts = execute(f"{ANNOTATIONS} WHERE event_key IN ({keys})", piece).fetchall()
         notes = {seq: Annotation(*rest) for seq, *rest in texts}
         for key in piece:
-            event = events[key]
+            event = events.get(key)
+            if event is None:  # its block says that it is there
+                raise rows.missing(key)
             if terms.passes(where, event, notes.get(event.seq), names):
                 passing.append(event)
     return passing

@@ -48,7 +48,7 @@ def in_order(of: ModelRows, page: Sequence[Any], first: int) -> Iterable[Event]:
 def _up_to_gap(of: ModelRows, page: Sequence[Any], first: int) -> Iterator[Event]:
     gap = next(at for at, row in enumerate(page) if row[0] != first + at)
     yield from of.events(page[:gap])
-    raise _missing(first + gap)
+    raise rows.missing(first + gap)
 
 
 def raw(of: ModelRows, start: int, stop: int) -> Iterator[list[RawEvent]]:
@@ -117,8 +117,3 @@ def _payload(event: Event, inline: Mapping[int, bytes | None], blobs: BlobStore)
         raise CorruptLedger(f"event {event.seq} is missing", seq=event.seq)
     held = inline[event.seq]
     return payloads.from_blobs(event, blobs) if held is None else payloads.checked(event, held)
-
-
-def _missing(key: int) -> CorruptLedger:
-    seq = key & SEQ_MASK
-    return CorruptLedger(f"event {seq} is missing", seq=seq)

@@ -62,6 +62,26 @@ def from_rows(page: Sequence[Any], model_id: int, model: str) -> Iterable[Event]
     return (from_row(row[:_END], model_id, model) for row in page)
 
 
+def missing(key: int) -> CorruptLedger:
+    """The error for an event that has to be there."""
+    seq = key & SEQ_MASK
+    return CorruptLedger(f"event {seq} is missing", seq=seq)
+
+
+def altered(key: int) -> CorruptLedger:
+    """The error for an event whose header is not the one that was hashed."""
+    seq = key & SEQ_MASK
+    return CorruptLedger(f"event {seq}: its header does not match its hash", seq=seq)
+
+
+def require_each(read: Sequence[Any], keys: Iterable[int]) -> None:
+    """CorruptLedger for the first of the keys that no row has, in which the key stands first."""
+    there = {row[0] for row in read}
+    for key in keys:
+        if key not in there:
+            raise missing(key)
+
+
 def from_row(row: Any, model_id: int, model: str) -> Event:
     """The event of a row of COLUMNS; CorruptLedger names the seq and what does not match."""
     key = row[0]

@@ -99,19 +99,37 @@ def select(
     if lists is None:
         kinds = sorted(set(where.kinds))
         of_kind = f" AND kind IN ({marks(len(kinds))})" if kinds else ""
-        return execute(
+        read = execute(
             f"{rows.SELECT} WHERE event_key BETWEEN ? AND ?{of_kind}"
             f" ORDER BY event_key {order} LIMIT ?",
             (*bounds, *kinds, limit),
         ).fetchall()
+        if not kinds:
+            last = key_of(model_id, last_seq(execute, model_id))
+            _require_gapless(read, (bounds[0], min(bounds[1], last)), limit, newest_first)
+        return read
     keys = _first_keys(execute, backend, model_id, lists, bounds, limit, order)
     found: list[Any] = []
     for piece in pieces(keys):
-        found += execute(
+        read = execute(
             f"{rows.SELECT} WHERE event_key IN ({marks(len(piece))}) ORDER BY event_key {order}",
             piece,
         ).fetchall()
+        if len(read) < len(piece):  # what it is found by says that it is there
+            rows.require_each(read, piece)
+        found += read
     return found
+
+
+def _require_gapless(
+    read: Sequence[Any], bounds: tuple[int, int], limit: int, newest_first: bool
+) -> None:
+    """CorruptLedger where one of the events that the bounds and the limit ask for is missing."""
+    first, last = bounds
+    count = min(max(last - first + 1, 0), limit)
+    keys = range(last, last - count, -1) if newest_first else range(first, first + count)
+    if len(read) != count or (read and (read[0][0], read[-1][0]) != (keys[0], keys[-1])):
+        rows.require_each(read, sorted(keys))
 
 
 def _lists(execute: Execute, model_id: int, where: EventFilter) -> list[KeyLists] | None:
