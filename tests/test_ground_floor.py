@@ -48,10 +48,12 @@ LOWER = [
 HEAVY = ("torch", "numba", "alembic", "fastapi", "pydantic", "obstore", "psycopg", "transformers")
 OPENED = {
     "ledger.sql.postgres": "psycopg",
+    "ledger.sql.postgres_ahead": "psycopg",
     "ledger.sql.postgres_alone": "psycopg",
     "ledger.sql.postgres_failures": "psycopg",
     "ledger.sql.postgres_sockets": "psycopg",
     "ledger.sql.postgres_pipeline": "psycopg",
+    "ledger.sql.postgres_waiting": "psycopg",
     "ledger.sql.advisory_slots": "psycopg",
     "ledger.sql.advisory_turns": "psycopg",
     "ledger.sql.notifications": "psycopg",
