@@ -54,6 +54,7 @@ class Signer:
     def __init__(self, folder: Path, given: str | None = None) -> None:
         self._folder = folder
         self._given = given
+        self._identity = _identity(folder)
 
     @classmethod
     def open(cls, folder: Path, given: str | None = None) -> "Signer":
@@ -84,6 +85,7 @@ class Signer:
 
         ProofError when the log is no continuation of the one last signed.
         """
+        self._require_in_place()
         with alone(self._folder):
             return self.sign(store, self.last(store), [self.key(store)])
 
@@ -117,6 +119,7 @@ class Signer:
 
     def cosigned(self, store: EventStore, note: Note, signatures: Iterable[Signature]) -> Note:
         """Remember that witnesses have cosigned a checkpoint; gives it with what they signed."""
+        self._require_in_place()
         with alone(self._folder):
             name = origin(store)
             known = self.witnessed(store)
@@ -163,7 +166,19 @@ class Signer:
 
     def seed(self) -> bytes:
         """The 32 bytes of the key."""
+        self._require_in_place()
         return _decoded(self._given) if self._given is not None else _kept(self._folder)
+
+    def _require_in_place(self) -> None:
+        """Raise StorageError where the folder was moved, removed or replaced: in another one of its
+        name there is no key, or not this one, and nothing of what was signed."""
+        found = _identity(self._folder)
+        if self._identity is None:
+            self._identity = found
+        elif found != self._identity:
+            raise StorageError(
+                f"{self._folder} was moved, removed or replaced while it was in use: start again"
+            )
 
     def _remembered(self, store: EventStore, suffix: str, *, checked: bool) -> Note | None:
         name = origin(store)
@@ -259,6 +274,15 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Of a folder, whatever it is called; None where there is none."""
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _kept(folder: Path) -> bytes:
