@@ -48,11 +48,13 @@ class Signer:
     """Signs checkpoints of the logs of one ledger, and remembers what it signed in `folder`.
 
     Processes that share the folder sign one after the other. The key is read when it is needed, so
-    a rotation is noticed by those that are running.
+    a rotation is noticed by those that are running. StorageError from whatever needs the folder
+    where that was moved, removed or replaced since: another one of its name has neither the key nor
+    what was signed.
     """
 
     def __init__(self, folder: Path, given: str | None = None) -> None:
-        self._folder = folder
+        self._path = folder
         self._given = given
         self._identity = _identity(folder)
 
@@ -66,6 +68,7 @@ class Signer:
         """
         signer = cls(folder, given)
         signer.seed()
+        signer._identity = _identity(folder)
         return signer
 
     def key(self, store: EventStore) -> SigningKey:
@@ -85,7 +88,6 @@ class Signer:
 
         ProofError when the log is no continuation of the one last signed.
         """
-        self._require_in_place()
         with alone(self._folder):
             return self.sign(store, self.last(store), [self.key(store)])
 
@@ -119,7 +121,6 @@ class Signer:
 
     def cosigned(self, store: EventStore, note: Note, signatures: Iterable[Signature]) -> Note:
         """Remember that witnesses have cosigned a checkpoint; gives it with what they signed."""
-        self._require_in_place()
         with alone(self._folder):
             name = origin(store)
             known = self.witnessed(store)
@@ -164,21 +165,19 @@ class Signer:
         with contextlib.suppress(FileNotFoundError):
             file.replace(file.with_name(f"{file.name}-{time.time_ns()}"))
 
+    @property
+    def _folder(self) -> Path:
+        if self._identity is None:  # made by what was signed first
+            self._identity = _identity(self._path)
+        elif _identity(self._path) != self._identity:
+            raise StorageError(
+                f"{self._path} was moved, removed or replaced while it was in use: start again"
+            )
+        return self._path
+
     def seed(self) -> bytes:
         """The 32 bytes of the key."""
-        self._require_in_place()
         return _decoded(self._given) if self._given is not None else _kept(self._folder)
-
-    def _require_in_place(self) -> None:
-        """Raise StorageError where the folder was moved, removed or replaced: in another one of its
-        name there is no key, or not this one, and nothing of what was signed."""
-        found = _identity(self._folder)
-        if self._identity is None:
-            self._identity = found
-        elif found != self._identity:
-            raise StorageError(
-                f"{self._folder} was moved, removed or replaced while it was in use: start again"
-            )
 
     def _remembered(self, store: EventStore, suffix: str, *, checked: bool) -> Note | None:
         name = origin(store)
