@@ -32,14 +32,14 @@ class Anchoring:
         self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
         self._node = projector.live.head.node
         self._distance = self._measured(self._node)
-        self._left = self._distance >= self._spacing  # the one due is left to another process
+        self._mine = self._distance >= self._spacing  # to write the one that is due
 
     def after(self, event: Event) -> None:
         """Write a snapshot if one is due once `event` is shown.
 
-        Of several processes the one whose event made it due writes it, and any other that finds it
-        still due with the next event of its own: all at once would write one each, in the way of
-        each other's events.
+        Of several processes the one whose event made it due writes it, and tries again if it fails;
+        so does any other that finds it still due with the next event of its own. All at once would
+        write one each, in the way of each other's events.
         """
         if event.kind not in events.STATE_CHANGING:
             return
@@ -59,9 +59,12 @@ class Anchoring:
             return
         # Other processes write snapshots too, which is looked for only now.
         self._distance = self._measured(event.node)
-        was_due = forward and self._distance - own >= self._spacing
-        self._left = was_due and not self._left
-        if self._distance >= self._spacing and not self._left:
+        if self._distance < self._spacing:
+            self._mine = False
+            return
+        left = forward and self._distance - own >= self._spacing and not self._mine
+        self._mine = True
+        if not left:
             self.snapshot()
 
     def snapshot(self) -> None:
@@ -80,7 +83,7 @@ class Anchoring:
                 raise StorageUnavailable(
                     f"blob {min(missing).hex()} of a snapshot is deleted over and over"
                 )
-        self._node, self._distance = live.head.node, 0
+        self._node, self._distance, self._mine = live.head.node, 0, False
 
     def _further(self, node: int) -> int | None:
         """Bytes read between a node and the last one here; None unless that is a near ancestor."""
