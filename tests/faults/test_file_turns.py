@@ -129,6 +129,18 @@ def test_who_is_killed_while_it_waits_holds_nobody_up(database: Path, lock: File
     assert waiting.all_had_it() == ["behind it"]
 
 
+def stop(process: int) -> None:
+    """Stop it, and come back once it is: until then it may still be given what it waits for."""
+    os.kill(process, signal.SIGSTOP)
+    threads = Path(f"/proc/{process}/task")
+
+    def all_are() -> bool:
+        states = [(thread / "stat").read_text().rpartition(")")[2] for thread in threads.iterdir()]
+        return all(state.split()[0] == "T" for state in states)
+
+    until(all_are, "the process has stopped")
+
+
 def test_who_is_stopped_while_it_waits_is_passed_once_and_comes_to_its_turn(
     database: Path, lock: FileLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +150,7 @@ def test_who_is_stopped_while_it_waits_is_passed_once_and_comes_to_its_turn(
     stopped = [child_that_waits(database, lock) for _ in range(2)]
     waiting.come("behind them")
     for child in stopped:
-        os.kill(child.processes[0].pid, signal.SIGSTOP)
+        stop(child.processes[0].pid)
     lock.release(None)
     try:
         assert waiting.all_had_it() == ["behind them"]
