@@ -23,7 +23,7 @@ base = "safe"
 [margins]
 latency_ms = 0.05
 [trial]
-requests = 250
+requests = 400
 """
 _CLIENTS = 4
 
@@ -143,7 +143,7 @@ def test_a_loss_of_five_points_is_undone_bit_for_bit(server: Server) -> None:
     with server.client() as http:
         assert update(server, "wrong", 0.05)["success"]
         of = head(server)["seq"]
-        for _ in range(40):
+        for _ in range(60):
             samples = []
             for _ in range(20):
                 rows = [[chance.random()] for _ in range(25)]
@@ -247,7 +247,7 @@ def test_one_trial_of_two_servers_ends_in_both(
 ) -> None:
     """On one PostgreSQL: each splits its own requests, and the first verdict is that of both."""
     policy = tmp_path / "trying.toml"
-    policy.write_text(POLICY.replace("250", "100000"))  # it ends when somebody says so
+    policy.write_text(POLICY.replace("400", "100000"))  # it ends when somebody says so
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(new_database(request, "postgresql", tmp_path))
         options = ("--model", MODEL, "--policy", str(policy), "--database", url)
