@@ -254,7 +254,7 @@ def test_a_held_folder_is_free_when_its_holder_dies(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
-    assert servers(url) == []
+    until(lambda: servers(url) == [], "the server ends the session")
     with announce(url, "http://127.0.0.1:2"):
         assert [one.url for one in servers(url)] == ["http://127.0.0.1:2"]
 
@@ -278,7 +278,7 @@ def test_a_url_too_long_to_announce_is_asked_for(postgres_admin, postgres_server
         assert found.url == ""
         status, _, err = inside("update", "w", "--data", "0", "--database", url)
         assert (status, "name it with --url" in err) == (1, True)
-    assert servers(url) == []
+    until(lambda: servers(url) == [], "the server ends the session")
 
 
 def test_a_server_on_another_machines_loopback_is_not_taken_for_ours(
