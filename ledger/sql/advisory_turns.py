@@ -1,19 +1,12 @@
-"""Turns on PostgreSQL: advisory locks of a model, which the server gives in the order of asking.
+"""Turns on PostgreSQL: an advisory lock a model, which the server gives in the order of asking.
 
-The turn's belongs to a transaction on a connection of its own, so it goes with the connection, and
-a pooler between does not keep it. The message that asks for the lock asks for what is new, too,
-which the server reads once the lock is had; and the last statement of a turn can go over the same
-connection, so that its COMMIT gives the turn on. That makes two round trips of a turn that writes
-one event.
-
-Whoever waits is next once he has a second lock, and is told what is new by then: what he does with
-it is not done in his turn, while the others wait. That lock is given back before the transaction
-has ended, which only a session's can be; so whatever goes wrong ends the transaction and gives it
-back in one message, on whose statements a pooler does not change the connection.
+It belongs to a transaction on a connection of its own, so it goes with the connection, and a pooler
+between does not keep it. The message that asks for the lock asks for what is new, too, which the
+server reads once the lock is had; and the last statement of a turn can go over the same connection,
+so that its COMMIT gives the turn on. That makes two round trips of a turn that writes one event.
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,13 +18,9 @@ from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import whole_numbers
 from weightledger.ledger.sql.postgres_failures import ELSEWHERE
 from weightledger.ledger.sql.postgres_pipeline import Pipeline, Rows, Statement
-from weightledger.ledger.sql.turns import Question
+from weightledger.ledger.sql.turns import Meanwhile, Question
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
-_NEXT_SPACE = 0x7765696E
-
-# Who is next is waited for no longer than that: he may be stopped. Then it goes without for a time.
-_NEXT_S, _WITHOUT_NEXT_S = 1.0, 60.0
 # A snapshot for each statement: what is read is what there is once the lock is had.
 _BEGIN: Statement = ("BEGIN ISOLATION LEVEL READ COMMITTED", ())
 _COMMIT: Statement = ("COMMIT", ())
@@ -45,25 +34,8 @@ class AdvisoryLock:
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], model_id: int) -> None:
         self._pipeline = Pipeline(connect)
-        key, next_key = f"{_SPACE}, {model_id}", f"{_NEXT_SPACE}, {model_id}"
-        self.condition: str | None = f"pg_try_advisory_xact_lock({key})"
-        self._wait = f"pg_advisory_xact_lock({key})"
-        self._wait_to_be_next = f"pg_advisory_lock({next_key})"
-        self._next_no_more: Statement = (f"SELECT pg_advisory_unlock({next_key})", ())
-        # That it got the turn, and is next no more then; nothing while the turn is another's.
-        self._try: Statement = (
-            f"SELECT CASE WHEN {self.condition} THEN pg_advisory_unlock({next_key}) END",
-            (),
-        )
-        # In whatever order the server works these off: one that is not held is not given back.
-        self._next_no_more_if_so: Statement = (
-            f"{self._next_no_more[0]} FROM pg_locks WHERE locktype = 'advisory' AND granted"
-            f" AND pid = pg_backend_pid() AND classid = {_NEXT_SPACE} AND objid = {model_id}"
-            " AND objsubid = 2 AND database ="
-            " (SELECT oid FROM pg_database WHERE datname = current_database())",
-            (),
-        )
-        self._without_next_until = 0.0
+        self._key = f"{_SPACE}, {model_id}"
+        self.condition: str | None = f"pg_try_advisory_xact_lock({self._key})"
         first = model_id << SEQ_BITS
         self._read: Statement = (
             f"SELECT max(event_key) & {SEQ_MASK} FROM events"
@@ -83,61 +55,32 @@ class AdvisoryLock:
     def acquire(
         self,
         timeout_s: float,
-        meanwhile: Callable[[], object] | None = None,
+        meanwhile: Meanwhile | None = None,
         question: Question | None = None,
     ) -> bool:
-        """Whether it is held now; `meanwhile` is called by whoever is next."""
+        """Whether it is held now; `meanwhile` is not called, since the server does not tell who is
+        next: at a guess, what it takes is more than what it saves."""
         self._head = self._news = None
+        if timeout_s:
+            milliseconds = max(int(timeout_s * 1000), 1)
+            patience = f"set_config('lock_timeout', '{milliseconds}', true)"
+            ask = f"SELECT {patience}, pg_advisory_xact_lock({self._key})"
+        else:
+            ask = f"SELECT {self.condition}"
         read = self._read if question is None else (question.sql, question.params)
         try:
-            rows = self._acquired(timeout_s, meanwhile, read)
+            locked, rows = self._asked(_BEGIN, (ask, ()), read)
         except errors.LockNotAvailable:
             return False
-        self._held = rows is not None
-        if rows is None:
+        self._held = bool(timeout_s) or locked[0][0] == b"\1"
+        if not self._held:
             self._told(_ROLLBACK)
-        elif question is None:
+            return False
+        if question is None:
             self._head = _number(rows)
         else:
             self._head, self._news = question.after + len(rows), rows
-        return self._held
-
-    def _acquired(
-        self, timeout_s: float, meanwhile: Callable[[], object] | None, read: Statement
-    ) -> Rows | None:
-        """What was read with the lock; None where it was only tried. Raises LockNotAvailable."""
-        if not timeout_s:
-            locked, rows = self._asked(_BEGIN, (f"SELECT {self.condition}", ()), read)
-            return rows if locked[0][0] == b"\1" else None
-        if meanwhile is not None and time.monotonic() >= self._without_next_until:
-            patience = _patience(min(timeout_s, _NEXT_S))
-            queue = f"SELECT {patience}, {self._wait_to_be_next}"
-            try:
-                _, tried, rows = self._asked(_BEGIN, (queue, ()), self._try, read)
-            except errors.LockNotAvailable:
-                self._without_next_until = time.monotonic() + _WITHOUT_NEXT_S
-            else:
-                if tried[0][0] is not None:
-                    return rows
-                return self._followed_on(timeout_s, meanwhile, read, rows)
-        wait = f"SELECT {_patience(timeout_s)}, {self._wait}"
-        _, rows = self._asked(_BEGIN, (wait, ()), read)
-        return rows
-
-    def _followed_on(
-        self, timeout_s: float, meanwhile: Callable[[], object], read: Statement, rows: Rows
-    ) -> Rows:
-        """Being next, do what there is to do until the turn, and wait for it."""
-        try:
-            if rows:
-                self._news = rows
-                meanwhile()
-        except BaseException:  # the lock of who is next goes with the connection
-            self.close()
-            raise
-        wait = f"SELECT {_patience(timeout_s)}, {self._wait}"
-        _, _, rows = self._asked((wait, ()), self._next_no_more, read, again=False)
-        return rows
+        return True
 
     def news(self) -> Rows | None:
         """What the question gave that was asked with the lock."""
@@ -194,30 +137,23 @@ class AdvisoryLock:
     def forked(self) -> None:
         """Nothing: see `postgres_sockets`."""
 
-    def _asked(self, *statements: Statement, again: bool = True) -> list[Rows]:
-        """What statements gave; LockNotAvailable is left as it is, and nothing is open then.
-
-        They are asked `again` where a pooler's other connection did not know them; not those that
-        go on with a transaction.
-        """
-        undo = _ROLLBACK, self._next_no_more_if_so
+    def _asked(self, *statements: Statement) -> list[Rows]:
+        """What statements gave; LockNotAvailable is left as it is, and nothing is open then."""
         try:
             try:
                 return self._pipeline.ask(*statements)
             except ELSEWHERE:  # from now on they are not prepared
-                if not again:
-                    raise
-                self._pipeline.ask(*undo)
+                self._pipeline.ask(_ROLLBACK)
                 return self._pipeline.ask(*statements)
         except errors.LockNotAvailable:
-            self._told(*undo)
+            self._told(_ROLLBACK)
             raise
         except psycopg.Error as error:
             raise self._lost(error) from error
 
-    def _told(self, *statements: Statement) -> None:
+    def _told(self, statement: Statement) -> None:
         try:
-            self._pipeline.send(*statements)
+            self._pipeline.send(statement)
         except psycopg.Error as error:
             raise self._lost(error) from error
 
@@ -226,11 +162,6 @@ class AdvisoryLock:
         with contextlib.suppress(psycopg.Error):
             self.close()
         return StorageUnavailable(f"the connection for turns was lost: {error}")
-
-
-def _patience(timeout_s: float) -> str:
-    milliseconds = max(int(timeout_s * 1000), 1)
-    return f"set_config('lock_timeout', '{milliseconds}', true)"
 
 
 def _number(rows: Rows) -> int | None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.lock_waiter import LockWaiter
-from weightledger.ledger.sql.turns import Question
+from weightledger.ledger.sql.turns import Meanwhile, Question
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class FileLock:
     def acquire(
         self,
         timeout_s: float,
-        meanwhile: Callable[[], object] | None = None,
+        meanwhile: Meanwhile | None = None,
         _question: Question | None = None,
     ) -> bool:
         """Whether it is held now; `meanwhile` is called by whoever is next.
@@ -65,7 +65,7 @@ class FileLock:
             self._close_file()
             raise
 
-    def _acquired(self, timeout_s: float, meanwhile: Callable[[], object] | None) -> bool:
+    def _acquired(self, timeout_s: float, meanwhile: Meanwhile | None) -> bool:
         file = self._opened()
         if byte_locks.take(file, 0, _now() + 1):  # and nobody waits
             byte_locks.let_go(file, 1)

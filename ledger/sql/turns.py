@@ -30,6 +30,9 @@ _UNKNOWN = object()
 News = list[list[bytes | None]]
 """Rows of a query, each value in the database's binary form."""
 
+Meanwhile = Callable[[], object]
+"""What whoever waits for a turn may do until then, such as reading what others wrote so far."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -55,17 +58,17 @@ class Lock(Protocol):
     def acquire(
         self,
         timeout_s: float,
-        meanwhile: Callable[[], object] | None = None,
+        meanwhile: Meanwhile | None = None,
         question: Question | None = None,
     ) -> bool:
         """Whether it is held now; with 0 it is only tried.
 
-        `meanwhile` is called at most once, if it comes to waiting, by whoever is next. The question
-        is answered with the lock where the lock is the database's, and before `meanwhile`, too.
+        `meanwhile` is called at most once, if it comes to waiting, by whoever is next where the
+        lock can tell. The question is answered with the lock where the lock is the database's.
         """
 
     def news(self) -> News | None:
-        """The last answer to the question; None where none was asked or is given."""
+        """The answer to the question, while it is held; None where none was asked or is given."""
 
     def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
         """Run the last statement of a turn, whose COMMIT lets the lock go; see `Backend.alone`."""
@@ -119,10 +122,6 @@ class Turn:
             self.turnstile.end(self)
 
 
-Meanwhile = Callable[[Turn], object]
-"""What whoever waits for a turn may do until then, such as showing what others wrote so far."""
-
-
 class Turnstile:
     """The turns of one model in this process; safe to share between threads."""
 
@@ -142,9 +141,9 @@ class Turnstile:
     ) -> "_InTurn":
         """Wait for this writer's turn; within a turn there is no further one to wait for.
 
-        `meanwhile` is called if it is waited for, by whoever is next: what is done there is not
-        done while the others wait. The question is answered with the turn where the lock can do
-        that, and as it is by then for `meanwhile`.
+        `meanwhile` is called if it is waited for, where the lock can tell who is next: what is
+        done there is not done while the others wait. The question is answered with the turn where
+        the lock can do that.
         """
         return _InTurn(self, meanwhile, question)
 
@@ -214,8 +213,9 @@ class Turnstile:
                 return turn, False
             # From here on, so that what `meanwhile` does does not wait for a turn of its own.
             self._turn = turn = Turn(turnstile=self)
-            turn.held = held = self._acquired(self._until(turn, meanwhile), question)
-            turn.news = self._lock.news() if held else None
+            turn.held = held = self._acquired(meanwhile, question)
+            if held:
+                turn.news = self._lock.news()
             turn.head = head = self._read_head() if held else None
         except BaseException:
             self._turn = None
@@ -262,21 +262,8 @@ class Turnstile:
             return None
         return turn
 
-    def _until(self, turn: Turn, meanwhile: Meanwhile | None) -> Callable[[], object] | None:
-        """What is done until a turn is held, with what is known of the log by then."""
-        if meanwhile is None:
-            return None
-
-        def next_one() -> None:
-            turn.news = self._lock.news()
-            meanwhile(turn)
-
-        return next_one
-
     def _acquired(
-        self,
-        meanwhile: Callable[[], object] | None = None,
-        question: Question | None = None,
+        self, meanwhile: Meanwhile | None = None, question: Question | None = None
     ) -> bool:
         try:
             if self._stuck:

@@ -169,13 +169,13 @@ class Writer:
                 break
         turn.head = self._projector.live.head.seq
 
-    def _meanwhile(self, turn: Turn) -> None:
+    def _meanwhile(self, turn: Turn | None = None) -> None:
         """Show what others have written so far: while they write, or at last when it is our turn.
 
         What fails here fails again, and is told, when the append loses to these events.
         """
         with contextlib.suppress(LedgerError):
-            if turn.news is None:
+            if turn is None or turn.news is None:
                 self.catch_up()
             else:
                 seq = self._projector.live.head.seq

@@ -1,19 +1,15 @@
 """Turns on PostgreSQL in two messages: the lock with what is new, the last event with the end."""
 
 import logging
-import threading
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 import torch
 
-from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.events import INLINE_BYTES, Event
-from weightledger.ledger.sql import advisory_turns, turns
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.writing import WritingConnections
 from weightledger.ledger.store import news_rows
@@ -200,130 +196,3 @@ def test_behind_a_pooler_that_forgets_statements_turns_are_had_all_the_same(
     assert not pipeline._named
     assert not warned(caplog)
     all_is_there(log, 5)
-
-
-def locks(log: Log, *, granted: bool = True, of: int = advisory_turns._NEXT_SPACE) -> int:
-    """How many sessions have, or wait for, the lock of who is next, or the turn's."""
-    ask = (
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted = ? AND classid = ?"
-    )
-    with log.history.store._database.session() as execute:
-        (count,) = execute(ask.replace("?", f"{granted}", 1).replace("?", f"{of}")).fetchone()
-    return int(count)
-
-
-def test_who_is_next_is_told_what_is_new_without_asking_and_once_more_with_the_turn(
-    log: Log, other: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seq = log.live.head.seq
-    asked: list[list[int]] = []
-    news = log.history.store.news
-
-    def told(after: int, most: int, turn: turns.Turn) -> object:
-        assert turn.news is not None
-        given = news(after, most, turn)
-        asked.append([event.seq for event, _ in given])
-        return given
-
-    late = threading.Thread(target=write, args=(log,))
-    with monkeypatch.context() as patched:
-        patched.setattr(log.history.store, "news", told)
-        with other.history.store.turn():
-            first = write(other, "other").seq
-            late.start()
-            until(lambda: log.live.head.seq == first, "it is shown", cpu_s=20)
-            until(lambda: locks(other, granted=False, of=advisory_turns._SPACE), cpu_s=20)
-            assert locks(other) == 1
-            last = write(other, "other").seq
-        late.join()
-    assert asked == [list(range(seq + 1, first + 1)), [last]]
-    assert locks(log) == 0
-    all_is_there(other, 5)
-
-
-def test_nobody_stays_next(log: Log, other: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock is a session's, so no end of a transaction gives it back."""
-    lock, theirs = lock_of(log), lock_of(other)
-    question = news_rows.question(log.history.store._of, 0)
-    shown: list[bool] = []
-
-    def show() -> None:
-        shown.append(locks(log) == 1)
-
-    theirs.settle()  # the end of the last turn
-    assert lock.acquire(5, show, question)
-    assert not shown, "nobody was waited for"
-    assert locks(log) == 0
-    assert not theirs.acquire(0.05, show, question), "the turn took too long"
-    assert shown == [True]
-    until(lambda: locks(log) == 0, "it is given back", cpu_s=20)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        theirs.acquire(5, interrupt, question)
-    until(lambda: locks(log) == 0, "it went with its connection", cpu_s=20)
-    lock.release(None)
-    write(log)
-    all_is_there(other, 3)
-
-
-def test_who_is_next_and_stopped_is_passed(
-    log: Log, other: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(advisory_turns, "_NEXT_S", 0.05)
-    lock, theirs = lock_of(log), lock_of(other)
-    question = news_rows.question(log.history.store._of, 0)
-    stopped, goes_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        stopped.set()
-        goes_on.wait()
-
-    assert lock.acquire(5, None, question)
-    waiting = threading.Thread(target=theirs.acquire, args=(600, stop, question))
-    waiting.start()
-    stopped.wait()
-    lock.release(None)
-    assert lock.acquire(600, stop, question)
-    lock.release(None)
-    monkeypatch.setattr(advisory_turns, "_NEXT_S", 600)
-    assert lock.acquire(600, stop, question), "it knows, and does not wait to see"
-    lock.release(None)
-    goes_on.set()
-    waiting.join()
-    assert theirs._held
-    theirs.release(None)
-    until(lambda: locks(log) == 0, cpu_s=20)
-
-
-def test_behind_a_pooler_that_forgets_statements_nobody_stays_next(
-    log: Log, other: Log, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pipeline = lock_of(log)._pipeline
-    write(log)
-    for forgotten in (lock_of(log)._try[0], *pipeline._names):
-        with monkeypatch.context() as patched:
-            patched.setitem(pipeline._names, forgotten, b"gone")
-            patched.setattr(pipeline, "_named", True)
-            write(log)
-        pipeline._names.clear()
-        assert locks(other) == 0
-        write(other)
-    assert not warned(caplog)
-
-
-def test_a_connection_cut_off_between_is_gone_without(
-    database_url: str, log: Log, other: Log
-) -> None:
-    """Its transaction is not gone on with."""
-    lock, theirs = lock_of(log), lock_of(other)
-    question = news_rows.question(log.history.store._of, 0)
-    assert lock.acquire(5, None, question)
-    with pytest.raises(StorageUnavailable):
-        theirs.acquire(5, lambda: end_session(database_url, other), question)
-    assert locks(log) == 0
-    lock.release(None)
-    write(other)
-    all_is_there(log, 3)

@@ -26,6 +26,7 @@ MODEL = "m"
 WRITERS, EACH = 8, 120
 FAIR = 0.5  # on a busy machine; `benchmarks.writers` holds a quiet one to 0.8
 
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 _ours: list[Log] = []  # in a child: its log, from one piece of work to the next
@@ -245,6 +246,7 @@ def test_a_turn_is_over_as_soon_as_the_event_is_durable(
         assert free == [True]
 
 
+@SQLITE
 def test_who_is_next_shows_meanwhile_what_was_written(
     database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +264,7 @@ def test_who_is_next_shows_meanwhile_what_was_written(
         assert torch.equal(log.state()["w"], torch.full((16, 16), 2.0))
 
 
+@SQLITE
 def test_what_is_written_because_of_what_is_shown_meanwhile_waits_for_no_turn(
     database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
