@@ -8,6 +8,7 @@ recorded by then).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -67,19 +68,24 @@ def _find(store: EventStore, text: str) -> tuple[Event, str]:
     if not isinstance(text, str):
         raise NotFound(f"Position {text!r} not found; expected {FORMS}")
     if match := _NUMBERED.fullmatch(text):
-        series = UPDATES if match[1] == "update_" else VERSIONS
-        event = store.by_number(series, int(match[2]))
+        series, number = UPDATES if match[1] == "update_" else VERSIONS, int(match[2])
+        event = _kept(
+            lambda: store.by_number(series, number),
+            lambda: number in _numbers(store.head(), series),
+            CorruptLedger(f"the event of {match[0]} is missing from the log"),
+        )
         if event is None or (match[3] is not None and event.name != text):
-            if event is None and int(match[2]) in _numbers(store.head(), series):
-                raise CorruptLedger(f"the event of {match[0]} is missing from the log")
             raise NotFound(f"{'Update' if series == UPDATES else 'Version'} {text} not found")
         return event, event.name
     whole = text
     if match := _SEQ.fullmatch(text):
-        event = store.event(int(match[1]))
-        if event is None and int(match[1]) < store.head().seq:
-            raise CorruptLedger(f"event {match[1]} is missing from the log", seq=int(match[1]))
-        whole = f"seq:{int(match[1])}"
+        seq = int(match[1])
+        event = _kept(
+            lambda: store.event(seq),
+            lambda: seq < store.head().seq,
+            CorruptLedger(f"event {seq} is missing from the log", seq=seq),
+        )
+        whole = f"seq:{seq}"
     elif match := _HEAD.fullmatch(text):
         head = store.head()
         back = int(match[1] or 0)
@@ -94,6 +100,21 @@ def _find(store: EventStore, text: str) -> tuple[Event, str]:
     if event is None:
         raise NotFound(f"Position {text!r} not found: the log does not reach there")
     return event, whole
+
+
+def _kept(
+    look: Callable[[], Event | None], is_there: Callable[[], bool], missing: CorruptLedger
+) -> Event | None:
+    """What is found; raises `missing` where the log says that it is there and it is not.
+
+    It may have been appended between the two, so it is looked for once more.
+    """
+    event = look()
+    if event is None and is_there():
+        event = look()
+        if event is None:
+            raise missing
+    return event
 
 
 def _numbers(head: Event, series: str) -> range:

@@ -1,6 +1,8 @@
 """The names of states: each form, the same event by all of its names, and what is refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +45,37 @@ def test_each_form_names_what_it_should(log: Log) -> None:
     assert [at(log, f"head~{n}") for n in range(4)] == [6, 5, 3, 2]
     assert log.history.event("head") == events[6]
     assert at(log, "9999-12-31T00:00:00Z") == 6
+
+
+@pytest.mark.parametrize(("text", "seq"), [("seq:2", 2), ("update_2", 2)])
+def test_what_is_appended_while_it_is_looked_for_is_not_called_missing(
+    tmp_path: Path, text: str, seq: int
+) -> None:
+    """Not there yet when it was looked for, and behind others when the log was asked how far it
+    reaches."""
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(3)})
+        log.apply(IncrementalUpdateRequest("w", 1.0))
+        store = log.history.store
+
+        class Slow:
+            """Gives what it found once two more events are there."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(store, name)
+
+            def event(self, seq: int) -> Event | None:
+                return self.found(store.event(seq))
+
+            def by_number(self, series: str, number: int) -> Event | None:
+                return self.found(store.by_number(series, number))
+
+            def found(self, event: Event | None) -> Event | None:
+                for _ in range(2 if event is None else 0):
+                    log.apply(IncrementalUpdateRequest("w", 1.0))
+                return event
+
+        assert resolve(Slow(), text).event.seq == seq  # type: ignore[arg-type]
 
 
 def test_a_short_name_becomes_the_whole_one(log: Log) -> None:
