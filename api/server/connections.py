@@ -14,7 +14,7 @@ import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from weightledger.api.rest.errors import error_response
+from weightledger.api.server.closing_replies import closing
 from weightledger.api.server.slow_requests import WatchedConnection
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,6 @@ def limited(most: int) -> type[HttpToolsProtocol]:
     return LimitedConnection
 
 
-def _turned_away() -> bytes:
-    reply = error_response(503, "the server has as many connections as it may: try again")
-    head = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
-    lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.raw_headers)
-    return head + lines + b"\r\n" + bytes(reply.body)
-
-
-_TURNED_AWAY = _turned_away()
+_TURNED_AWAY = closing(
+    503, "the server has as many connections as it may: try again", "retry-after: 1"
+)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from weightledger.api.rest.errors import error_response
+from weightledger.api.server.closing_replies import closing
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,4 @@ class WatchedConnection(HttpToolsProtocol):
         self.transport.close()
 
 
-def _too_slow() -> bytes:
-    reply = error_response(408, "the request came too slowly, or not to its end: send it again")
-    head = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n"
-    lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.raw_headers)
-    return head + lines + b"\r\n" + bytes(reply.body)
-
-
-_TOO_SLOW = _too_slow()
+_TOO_SLOW = closing(408, "the request came too slowly, or not to its end: send it again")
