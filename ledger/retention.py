@@ -101,18 +101,20 @@ def collect(
     told = progress or (lambda what, done: None)
     history.store.home.tenancy.require_alone()
     cutoff = (now_us or history.blobs.now)() - int(grace_s * 1_000_000)
-    plan = _plan(history, history.head(), cutoff, told)
+    first = plan = _plan(history, history.head(), cutoff, told)
     report = GcReport(dry_run, plan.retained, len(plan.seqs), len(plan.nodes))
-    if not dry_run and (plan.seqs or plan.nodes):
-        _require_whole(history, plan.anchors)
-        first = plan
-        plan = _with_room(history, lambda: _mark(history, first, cutoff, caller, told))
-        report.retained, report.pruned, report.snapshots = (
-            plan.retained,
-            len(plan.seqs),
-            len(plan.nodes),
-        )
-    _sweep(history, plan, cutoff, report, told)
+    try:
+        if not dry_run and (plan.seqs or plan.nodes):
+            _require_whole(history, plan.anchors)
+            plan = _with_room(history, lambda: _mark(history, first, cutoff, caller, told))
+            report.retained, report.pruned, report.snapshots = (
+                plan.retained,
+                len(plan.seqs),
+                len(plan.nodes),
+            )
+        _sweep(history, plan, cutoff, report, told)
+    finally:
+        history.store.home.take_back()
     return report
 
 
@@ -260,16 +262,16 @@ def _sweep(
 
 
 def _with_room(history: History, step: Callable[[], Step]) -> Step:
-    """Do a step that writes; on a full disk with the room that is kept for it.
+    """Do a step that writes; on a full disk with the room that is kept for it, until it is taken
+    back.
 
     Raises StorageFull, which says what to do, when that does not do.
     """
-    # A write that finds no room cuts the journal, so the next one may find some.
-    for make_room in (lambda: None, history.store.home.give_way):
-        try:
-            return step()
-        except StorageFull:
-            make_room()
+    with contextlib.suppress(StorageFull):
+        return step()
+    with contextlib.suppress(StorageFull):  # the write that found no room has cut the journal
+        return step()
+    history.store.home.give_way()
     try:
         return step()
     except StorageFull as error:

@@ -229,6 +229,11 @@ class Database:
         """Let go of room that is kept for a full disk; False when none is left."""
         return self._journal is not None and self._journal.give_way()
 
+    def take_back(self) -> None:
+        """Keep it again, as far as there is room."""
+        if self._journal is not None:
+            self._journal.take_back()
+
     @contextmanager
     def _connection(self) -> Iterator[Any]:
         self.require_open()

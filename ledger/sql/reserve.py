@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 SIZE_BYTES = 1024 * 1024
 
-# What is left of it when it gave way to each: to open takes 32 KiB for the log's index, and some
-# for files that say who is there; a checkpoint, which gives the log's room back, what the database
-# has grown by.
-TO_OPEN = 768 * 1024
-TO_WRITE = 256 * 1024
-TO_CHECKPOINT = 0
+# How much of it gives way to each: to open takes 32 KiB for the log's index, and some for files
+# that say who is there; a checkpoint, which gives the log's room back, what the database has grown
+# by. Of what is left, since whoever was killed has taken nothing back.
+TO_OPEN = 256 * 1024
+TO_WRITE = 512 * 1024
+TO_CHECKPOINT = SIZE_BYTES
 
 _PLENTY_BYTES = 16 * SIZE_BYTES  # it is made where there is so much
 _allocate = getattr(os, "posix_fallocate", None)  # elsewhere there is no reserve
@@ -54,18 +54,18 @@ class Reserve:
                 size = os.fstat(descriptor).st_size
                 _lengthen(descriptor, min(size + self._room(), SIZE_BYTES))
 
-    def let_go(self, least: int) -> bool:
-        """Make room, but for the `least` bytes that stay; False when no more is there."""
+    def let_go(self, most: int) -> bool:
+        """Make room by so many bytes, as far as they are there; False when none is left."""
         try:
             with self._opened() as descriptor:
                 size = os.fstat(descriptor).st_size
-                if size <= least:
+                if not size:
                     return False
-                os.ftruncate(descriptor, least)
+                os.ftruncate(descriptor, max(size - most, 0))
         except OSError:
             return False
         self._lent = True
-        logger.warning("the disk is full: %s gives way by %d bytes", self._path, size - least)
+        logger.warning("the disk is full: %s gives way by %d bytes", self._path, min(size, most))
         return True
 
     @contextlib.contextmanager

@@ -424,6 +424,9 @@ class LedgerStore(Protocol):
     def give_way(self) -> bool:
         """Let go of room that is kept for collecting on a full disk; False when none is left."""
 
+    def take_back(self) -> None:
+        """Keep that room again, as far as there is any."""
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
 

@@ -71,6 +71,10 @@ class SqlStore:
         """Let go of room that is kept for a full disk; see `LedgerStore.give_way`."""
         return self._database.give_way()
 
+    def take_back(self) -> None:
+        """Keep that room again; see `LedgerStore.take_back`."""
+        self._database.take_back()
+
     def weaknesses(self) -> list[str]:
         """What no longer keeps the log append-only, in words; empty when all is well."""
         with self._database.read() as execute:

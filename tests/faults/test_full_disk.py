@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,33 @@ def test_a_ledger_on_a_full_disk_is_read_and_verified(disk: Path, folder: Path) 
     assert "half" in ok("version", "list", *at)
     assert "update_16" in ok("log", "-n", "1", *at)
     assert "ok" in ok("verify", *at)
+
+
+def test_whoever_was_killed_with_some_of_the_reserve_leaves_the_rest(
+    disk: Path, folder: Path
+) -> None:
+    """Nobody took back what he had let go of; opening wanted all of it to be there."""
+    for left in (3, 2, 1):
+        fill(disk)
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, folders.url_of(folder), MODEL],
+            env=os.environ,
+            check=False,
+            capture_output=True,
+        )
+        assert killed.returncode == -9, killed.stderr
+        fill(disk)
+        with Ledger.open(folders.url_of(folder), upgrade=False) as ledger:  # and tidies up
+            assert ledger.history(MODEL).head().seq == 18
+        assert (folder / "ledger.db-reserve").stat().st_size == left * SIZE_BYTES // 4
+
+
+KILLED = """
+import os, sys
+from weightledger import Ledger
+Ledger.open(sys.argv[1], upgrade=False).history(sys.argv[2]).head()
+os.kill(os.getpid(), 9)
+"""
 
 
 def test_without_its_reserve_it_says_what_is_missing(disk: Path, folder: Path) -> None:
@@ -148,6 +176,16 @@ def test_gc_runs_on_a_full_disk_and_updates_fill_what_it_freed(disk: Path, folde
         assert verify(log.history).problem is None
         for name in ("v0", "v1"):
             log.history.weights(name)
+
+
+def test_whoever_collects_keeps_the_reserve_again(folder: Path) -> None:
+    """A server that collected had it back only when it was closed."""
+    reserve = folder / "ledger.db-reserve"
+    with Ledger.open(folders.url_of(folder), upgrade=False) as ledger:
+        assert ledger.store.give_way()
+        assert reserve.stat().st_size == SIZE_BYTES // 2
+        collect(ledger.history(MODEL), dry_run=True)
+        assert reserve.stat().st_size == SIZE_BYTES
 
 
 def _collect(folder: Path) -> GcReport:
