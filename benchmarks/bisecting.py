@@ -87,7 +87,6 @@ class Bayesect:
 
         left = xlogy(said, said) - both(logs_new, logs_old)
         left += xlogy(1 - said, 1 - said) - both(no_new, no_old)
-        left[[0, -1]] = np.inf
         return int(left.argmin())
 
 

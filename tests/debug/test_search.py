@@ -133,6 +133,28 @@ def test_a_judge_that_errs_is_asked_until_it_is_known(rate: float | None) -> Non
     assert right >= 36
 
 
+@pytest.mark.parametrize("steps", [2, 40, 2000])
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("last", [False, True], ids=["the first step", "the last step"])
+def test_a_step_at_either_end_is_found_though_the_judges_rate_is_not_known(
+    steps: int, jobs: int, last: bool
+) -> None:
+    """Between the ends a judge is then always of one mind, which a rate of its own explains as
+    well: only judging an end tells the two apart."""
+    culprit = steps if last else 1
+    right = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        posterior, asked = Posterior(steps), 0
+        while posterior.best[1] < 0.95:
+            for place in posterior.probes(jobs):
+                posterior.observe(place, bad=(place >= culprit) != (random.random() < 0.1))
+                asked += 1
+            assert asked < 1000
+        right += posterior.best[0] == culprit
+    assert right >= 18
+
+
 def test_several_probes_at_once_cut_the_posterior_into_equal_parts() -> None:
     posterior = Posterior(100, 0.1)
     assert posterior.probes(3) == [25, 50, 75]

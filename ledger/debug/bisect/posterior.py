@@ -89,18 +89,19 @@ class Posterior:
         """
         gain = self.gain()
         gain[list(skipped)] = 0.0
-        gain[[0, -1]] = 0.0
-        if most == 1:
-            place = int(gain.argmax())
-            return [place] if gain[place] > 0 else []
-        told = gain > 0
-        if not told.any():
+        if self.rate is not None:
+            gain[[0, -1]] = 0.0  # by reckoning; what is computed is off by a rounding
+        place = int(gain.argmax())
+        if gain[place] <= 0:
             return []
-        reached = np.cumsum(self.probabilities)
-        chosen: list[int] = []
-        places = np.flatnonzero(told)
-        for part in range(1, most + 1):
-            off = np.abs(reached[places - 1] - part / (most + 1))
+        if most == 1:
+            return [place]
+        chosen = [place] if place in (0, self.steps) else []
+        reached = _summed(self.probabilities)
+        places = np.flatnonzero(gain > 0)
+        parts = most - len(chosen)
+        for part in range(1, parts + 1):
+            off = np.abs(reached[places] - part / (parts + 1))
             chosen.append(int(places[off.argmin()]))
         return sorted(chosen)
 
