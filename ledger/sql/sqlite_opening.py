@@ -56,8 +56,10 @@ def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Eng
     if not create and not file.startswith("file:") and not Path(file).exists():
         raise StorageError(f"there is no database at {file}")
     _warn_once()
-    if not create and not file.startswith("file:"):
-        url = _readable(url)
+    if not file.startswith("file:"):
+        url = url.set(database=str(file_of(url)))
+        if not create:
+            url = _readable(url)
     made = sa.create_engine(
         url,
         module=driver,
@@ -86,7 +88,7 @@ def _readable(url: sa.URL) -> sa.URL:
     SQLite wants to write files beside a database with a write-ahead log even to read it.
     StorageError when there is a log, which has to be worked in first.
     """
-    file = Path(url.database or "").absolute()
+    file = file_of(url)
     if os.access(file.parent, os.W_OK):
         return url
     log = file.with_name(file.name + "-wal")
@@ -100,11 +102,16 @@ def _readable(url: sa.URL) -> sa.URL:
 
 
 def file_of(url: sa.URL) -> Path:
-    """The database's file; its name may hold what a URL gives a meaning to."""
+    """The database's file; its name may hold what a URL gives a meaning to.
+
+    It is the one that a link leads to, beside which SQLite has its journal, and stays the same when
+    the process changes its folder.
+    """
     name = url.database or ""
-    if not name.startswith("file:"):
-        return Path(name)
-    return Path(unquote(name.removeprefix("file:").partition("?")[0]))
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").partition("?")[0])
+    path = Path(name).absolute()
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @cache
