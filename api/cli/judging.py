@@ -134,14 +134,13 @@ def run(
 def _require_same(going: Bisection, rules: Rules) -> None:
     """What was judged one way is not gone on with in another."""
     judged = any(one.by == "judge" for one in going.judged)
-    if judged and (going.rules.metric, going.rules.drop) != (rules.metric, rules.drop):
+    before, now = ((some.metric, some.drop, some.lower_is_better) for some in (going.rules, rules))
+    if judged and before != now:
+        metric, drop, lower_is_better = before
+        better = "lower" if lower_is_better else "higher"
         raise InvalidRequest(
             "states were judged in another way so far, by "
-            + (
-                f"{going.rules.metric}, drop {going.rules.drop}"
-                if going.rules.metric
-                else "exit status"
-            )
+            + (f"{metric}, drop {drop}, {better} is better" if metric else "exit status")
             + ": begin anew with bisect reset and bisect start"
         )
 

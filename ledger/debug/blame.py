@@ -8,7 +8,7 @@ digests tell where the value at hand stands, and it is rebuilt where it stands n
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -144,7 +144,7 @@ def blame(
         next_seq = None
     if not found and max_seq is None:
         spec = spec or _spec_at_head(history, full, parameter)
-    flat = None if index is None or spec is None else _flat(index, spec)
+    place = None if index is None or spec is None else _place(index, spec)
     branches = Branches(history, found[-1][0].seq) if found else None
     notes = history.store.annotations([event.seq for event, _ in found])
     touches: list[Touch] = []
@@ -152,11 +152,15 @@ def blame(
         spec = spec or next(
             (spec_of(full, side) for side in (after, before) if side is not None), None
         )
-        if flat is None and index is not None and spec is not None:
-            flat = _flat(index, spec)
-        values = [_value(side, full, flat, index) for side in (before, after)]
-        if known and index is not None and values[0] == values[1]:
-            continue
+        if place is None and index is not None and spec is not None:
+            place = _place(index, spec)
+        if index is None:
+            values = [None if side is None else _norm(side, full) for side in (before, after)]
+        else:
+            sides = [_element(side, full, place) for side in (before, after)]
+            if known and sides[0] == sides[1]:
+                continue
+            values = [None if side is None else side.value for side in sides]
         assert branches is not None
         undone = branches.undone_by(event.seq)
         touches.append(
@@ -171,7 +175,6 @@ def blame(
                 undone_by=undone.name if undone else None,
             )
         )
-    place = None if flat is None or spec is None else tuple(unravel(flat, spec.shape))
     return Blame(history.model, bare(full), spec, place, touches, len(found), next_seq)
 
 
@@ -285,15 +288,31 @@ def _verify(full: str, tensor: Tensor | None, digest: bytes | None, verified: bo
         raise CorruptLedger(f"tensor {full!r} taken back is not what the log recorded")
 
 
-def _value(tensor: Tensor | None, full: str, flat: int | None, index: str | None) -> Any:
-    if tensor is None:
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """One element of a tensor. Two are the same if their bits are: a NaN is itself, and -0.0 is not
+    0.0."""
+
+    dtype: str
+    bits: bytes
+    value: Any = field(compare=False)
+
+
+def _element(tensor: Tensor | None, full: str, place: tuple[int, ...] | None) -> _Element | None:
+    """The element at a place; None where the tensor has none there."""
+    if tensor is None or place is None:
         return None
     spec = spec_of(full, tensor)
-    if index is None:
-        return numbers.norm(spec, lanes(tensor, full))
-    if flat is None or flat >= spec.numel:
+    flat = _flat(place, spec.shape)
+    if flat is None:
         return None
-    return numbers.number(spec, lanes(tensor, full), flat)
+    each, of_all = spec.element.lanes, lanes(tensor, full)
+    bits = of_all[flat * each : (flat + 1) * each].tobytes()
+    return _Element(spec.dtype, bits, numbers.number(spec, of_all, flat))
+
+
+def _norm(tensor: Tensor, full: str) -> float:
+    return numbers.norm(spec_of(full, tensor), lanes(tensor, full))
 
 
 def _number(value: Any) -> Any:
@@ -303,19 +322,32 @@ def _number(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(index: str, spec: TensorSpec) -> int:
-    each = [int(part) for part in index.split(",")]
-    shape = spec.shape
+def _place(index: str, spec: TensorSpec) -> tuple[int, ...]:
+    """The element that an index means, in each dimension; InvalidRequest where there is none."""
+    each = tuple(int(part) for part in index.split(","))
     if len(each) == 1 and each[0] < spec.numel:
-        return each[0]
-    if len(each) == len(shape) and all(at < size for at, size in zip(each, shape, strict=True)):
-        flat = 0
-        for at, size in zip(each, shape, strict=True):
-            flat = flat * size + at
-        return flat
-    last = ",".join(str(size - 1) for size in shape)
+        return tuple(unravel(each[0], spec.shape))
+    if _flat(each, spec.shape) is not None:
+        return each
+    last = ",".join(str(size - 1) for size in spec.shape)
     raise InvalidRequest(
-        f"index {index} is outside of {bare(spec.name)!r} {list(shape)}: the last is {last or 0}, "
-        f"or {spec.numel - 1} counted through",
+        f"index {index} is outside of {bare(spec.name)!r} {list(spec.shape)}: "
+        + (
+            f"the last is {last or 0}, or {spec.numel - 1} counted through"
+            if spec.numel
+            else "it has no elements"
+        ),
         param="index",
     )
+
+
+def _flat(place: Sequence[int], shape: tuple[int, ...]) -> int | None:
+    """The place in C order; None where it is outside."""
+    if len(place) != len(shape):
+        return None
+    flat = 0
+    for at, size in zip(place, shape, strict=True):
+        if at >= size:
+            return None
+        flat = flat * size + at
+    return flat

@@ -139,9 +139,11 @@ def test_a_command_prints_the_metric(made: Made, at: tuple[str, ...], tmp_path: 
     program = judge(tmp_path, 'print("words"); print(json.dumps({"quality": 1 - value}))')
     found = ran("--metric", "quality", "--drop", "0.5", *at, "--", program)
     assert found["first_bad"]["seq"] == made.poison
-    status, _, err = inside("bisect", "run", "--metric", "loss", *at, "--", program)
-    assert status == 1
-    assert "judged in another way" in err
+    same = ("--metric", "quality", "--drop", "0.5")
+    for other in (("--metric", "loss"), (*same, "--lower-is-better")):
+        status, _, err = inside("bisect", "run", *other, *at, "--", program)
+        assert status == 1
+        assert "judged in another way" in err
 
 
 def test_a_judge_that_errs_is_asked_again_and_the_answer_says_how_certain_it_is(
@@ -285,6 +287,18 @@ def test_verdicts_that_contradict_each_other_or_name_other_states_are_refused(
     status, _, err = inside("bisect", "good", f"seq:{aside}", *at)
     assert (status, "not on the way" in err) == (1, True)
     assert len(as_json("bisect", "log", *at)["judged"]) == len(before["judged"]) + 1
+
+
+@pytest.mark.parametrize(("verdict", "end"), [("bad", "v0"), ("good", "head")])
+def test_an_end_is_not_called_the_contrary_and_the_search_goes_on(
+    made: Made, at: tuple[str, ...], verdict: str, end: str
+) -> None:
+    ok("bisect", "start", "--good", "v0", "--bad", "head", *at)
+    before = as_json("bisect", "log", *at)
+    status, _, err = inside("bisect", verdict, end, *at)
+    assert (status, f"end of what is searched, and was judged {verdict}" in err) == (1, True)
+    assert as_json("bisect", "log", *at) == before
+    assert as_json("bisect", "visualize", *at)["next"] is not None
 
 
 def test_a_search_of_another_ledger_and_a_file_that_is_none_are_refused(

@@ -55,6 +55,19 @@ def test_each_touch_with_who_and_why(log: Log) -> None:
     assert log.blame("i", "1").looked_at == 1
 
 
+def test_an_element_is_touched_where_its_bits_are(log: Log) -> None:
+    """A NaN that stays is not touched, a sign of zero that changes is."""
+    nan = torch.full((3, 4), math.nan)
+    seqs = [log.record({**log.state(), "w": nan, "i": torch.tensor([5, 6])}).seq]
+    nan[0, 0], nan[0, 1] = 0.0, 1.0
+    seqs.append(log.record({**log.state(), "w": nan}).seq)
+    nan[0, 0] = -0.0
+    seqs.append(log.record({**log.state(), "w": nan}).seq)
+    touched = [[one.event.seq for one in log.blame("w", index).touches] for index in "012"]
+    assert touched == [seqs[::-1], [seqs[1], seqs[0]], [seqs[0]]]
+    assert [math.copysign(1, one.after) for one in log.blame("w", "0").touches[:2]] == [-1, 1]
+
+
 def test_what_a_rollback_took_out_is_said(log: Log) -> None:
     def step(value: float) -> int:
         return log.apply(Request("w", value, update_type="replace")).seq
@@ -97,6 +110,21 @@ def test_adapters_and_rule_states_have_their_own(log: Log) -> None:
         (1, None, 1.0, True),
     ]
     assert log.blame(name).touches[0].after is None
+
+
+def test_an_element_is_the_same_one_in_each_dimension_whatever_the_shape_was(log: Log) -> None:
+    name = "rule/w/main/trace"
+    narrow, wide = torch.arange(4.0).reshape(2, 2), torch.arange(6.0).reshape(2, 3) + 10
+    for value in (narrow, wide, wide[:1]):
+        log.execute(
+            Planned(lambda staged, value=value: Plan({"operation": "t"}, {}, {name: value}))
+        )
+    for index in ("1,1", "4"):
+        assert values(log.blame(name, index, max_seq=2)) == [
+            (2, 3.0, 14.0, True),
+            (1, None, 3.0, True),
+        ]
+    assert values(log.blame(name, "0,2")) == [(2, None, 12.0, True)]
 
 
 def test_low_rank_updates_go_forwards_only(sqlite_url: str) -> None:

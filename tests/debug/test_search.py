@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightledger.ledger.debug.bisect.bisection import Bisection, End, Judged, Rules
+from weightledger.ledger.debug.bisect.candidates import Candidates
 from weightledger.ledger.debug.bisect.posterior import Posterior
 from weightledger.ledger.debug.bisect.search import Contradiction, Verdict, bracket, probes
+from weightledger.ledger.debug.bisect.searching import Search
 from weightledger.ledger.errors import InvalidRequest
 
 
@@ -153,6 +156,60 @@ def test_a_step_at_either_end_is_found_though_the_judges_rate_is_not_known(
             assert asked < 1000
         right += posterior.best[0] == culprit
     assert right >= 18
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, None])
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("unknown", ["all", "one in two", "around the culprit", "one end"])
+def test_a_noisy_search_ends_where_states_cannot_be_judged(
+    rate: float | None, jobs: int, unknown: str
+) -> None:
+    """With the steps that no judged state tells apart, as a search without noise does."""
+    steps, right, searches = 24, 0, 12
+    way = Candidates(0, [], range(1, steps + 1), 0)
+    for seed in range(searches):
+        random = np.random.default_rng(seed)
+        culprit = int(random.integers(1, steps + 1))
+        skipped = {
+            "all": set(range(1, steps)),
+            "one in two": set(range(0, steps + 1, 2)),
+            "around the culprit": set(range(culprit - 3, culprit + 4)),
+            "one end": {0, 1, 2, 3},
+        }[unknown]
+        bisection = Bisection("m", "", End("", 0), End("", steps), Rules(noisy=True, rate=rate))
+        search, asked = Search(bisection, way), 0
+        while chosen := search.probes(jobs, ends=True):
+            for place in chosen:
+                bad = (place >= culprit) != (random.random() < (rate or 0.1))
+                verdict: Verdict = "skip" if place in skipped else "bad" if bad else "good"
+                search.tell(Judged(place, verdict))
+                asked += 1
+            assert asked < 1000
+        outcome = search.outcome()
+        assert outcome.done
+        assert outcome.probability is not None and outcome.probability >= 0.95
+        assert (outcome.step is None) == (outcome.suspects > 1)
+        likeliest = sorted(step for step, _ in search.probabilities()[: outcome.suspects])
+        assert likeliest[-1] - likeliest[0] == len(likeliest) - 1
+        assert set(likeliest[:-1]) <= skipped  # exactly what no judged state tells apart
+        right += culprit in likeliest
+    assert right >= searches - 2
+
+
+@pytest.mark.parametrize("place", [0, 10])
+def test_an_end_that_is_called_what_it_is_not_is_a_contradiction(place: int) -> None:
+    with pytest.raises(Contradiction):
+        bracket(10, {place: "good" if place else "bad"})
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_a_metric_that_is_the_good_ends_is_no_worse(lower_is_better: bool) -> None:
+    rules = Rules(metric="loss", drop=0.1, lower_is_better=lower_is_better)
+    for score in (1.0, math.inf, -math.inf):
+        assert rules.verdict(score, score) == "good"
+    assert rules.verdict(math.nan, 1.0) == rules.verdict(math.nan, math.nan) == "bad"
+    low, high = (math.inf, -math.inf) if lower_is_better else (-math.inf, math.inf)
+    assert (rules.verdict(low, 1.0), rules.verdict(high, 1.0)) == ("bad", "good")
 
 
 def test_several_probes_at_once_cut_the_posterior_into_equal_parts() -> None:

@@ -29,3 +29,16 @@ class Poisoned:
         while state.seq == self._hangs_on:
             time.sleep(0.01)
         return JudgeVerdict(bool(state.weights["w"][POISONED] < 0.5))
+
+
+class Fickle:
+    """Says good and bad in turn, whatever it is asked about, and writes down what it said."""
+
+    def __init__(self, said: str) -> None:
+        self._said = Path(said)
+
+    def judge(self, state: StateToJudge) -> JudgeVerdict:
+        before = self._said.read_text().split() if self._said.exists() else []
+        word = "bad" if len(before) % 2 else "good"
+        self._said.write_text(" ".join([*before, word]))
+        return JudgeVerdict(word == "good")

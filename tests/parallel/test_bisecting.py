@@ -18,6 +18,7 @@ from tests.parallel.test_sharing import Here
 from tests.waiting import until
 from weightledger import Ledger
 from weightledger.ledger.debug.bisect import session
+from weightledger.ledger.debug.bisect.bisection import Rules
 from weightledger.ledger.debug.bisect.judges import NamedJudge
 from weightledger.ledger.parallel import Executor
 from weightledger.ledger.parallel.choosing import executing
@@ -58,6 +59,21 @@ def test_the_report_is_the_same_though_a_judges_process_is_killed(
     killed = tmp_path / "killed"
     assert report(made, poisoned(killed, dies=True), three_processes) == alone
     assert len(list(killed.iterdir())) > 1  # another process did what the first died of
+
+
+def test_a_state_that_is_judged_several_times_in_a_round_has_as_many_verdicts(
+    tmp_path: Path,
+) -> None:
+    """One verdict would count for all of them otherwise, and the others for nothing."""
+    made = make(tmp_path / "data", before=1, after=0, rollbacks=False)  # one state to judge
+    said = tmp_path / "said"
+    by = NamedJudge("tests.parallel.judging:Fickle", {"said": str(said)})
+    with Ledger.open(f"sqlite:///{made.folder}/ledger.db") as ledger:
+        history = ledger.history("small")
+        begun = session.start(history, "v0", "head", Rules(noisy=True, rate=0.1))
+        assert len(session.Here(history).probes(begun, 3)) == 3
+        ran = session.judge_all(history, begun, by, executor=Here(3), most=9)
+    assert [one.verdict for one in ran.bisection.judged] == said.read_text().split()
 
 
 def test_a_judge_that_hangs_is_ended_with_its_process(

@@ -72,6 +72,8 @@ class Rules:
 
     def verdict(self, score: float, baseline: float) -> Verdict:
         """Whether a score is worse than the baseline by more than `drop`; NaN is."""
+        if score == baseline:  # two infinities have no difference
+            return "good"
         loss = score - baseline if self.lower_is_better else baseline - score
         return "good" if loss <= self.drop else "bad"
 
@@ -82,7 +84,8 @@ class Outcome:
 
     `step` is the number of the step to blame once `done`, the likeliest so far in a noisy search;
     `suspects` counts the steps that may still be it, `probability` is that of `step`. Where states
-    could not be judged a search may end with several suspects, and then `step` is None.
+    could not be judged a search may end with several suspects, and then `step` is None and the
+    probability theirs together.
     """
 
     done: bool

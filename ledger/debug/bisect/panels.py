@@ -102,26 +102,28 @@ class JudgesElsewhere:
         return self.executor.jobs
 
     def judge(self, seqs: Sequence[int]) -> Opinions:
-        """See `JudgePanel`. A round of several comes to the same in whatever order they finish."""
-        opinions: dict[int, Opinion] = {}
+        """See `JudgePanel`. A round of several comes to the same in whatever order they finish; a
+        state that is in it more than once is judged as often."""
+        opinions: dict[int, Opinion] = {}  # by their place in the round
         asked: list[int] = []
         tasks: list[Task] = []
-        for seq in seqs:
+        for place, seq in enumerate(seqs):
             try:
                 tasks.append(self._task(seq))
-                asked.append(seq)
+                asked.append(place)
             except Pruned as error:
-                opinions[seq] = Opinion(seq, None, pruned=str(error))
-        left = list(seqs)
+                opinions[place] = Opinion(seq, None, pruned=str(error))
+        left = list(range(len(seqs)))
         try:
             for one in self.executor.run(tasks):
-                opinions[asked[one.number]] = self._opinion(asked[one.number], one)
+                place = asked[one.number]
+                opinions[place] = self._opinion(seqs[place], one)
                 while left and left[0] in opinions:
                     yield opinions[left.pop(0)]
         except LedgerError:  # what others said stands
-            yield from (opinions[seq] for seq in left if seq in opinions)
+            yield from (opinions[place] for place in left if place in opinions)
             raise
-        yield from (opinions[seq] for seq in left)
+        yield from (opinions[place] for place in left)
 
     def _task(self, seq: int) -> Task:
         place, by = dict(self.reached.place(seq)), self.by

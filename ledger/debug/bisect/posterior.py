@@ -11,6 +11,7 @@ The next probe is the one whose verdict is expected to take most from the entrop
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,20 @@ Ints = NDArray[np.int64]
 
 PRIOR = (1.0, 4.0)
 """The Beta prior of a rate that is not known: 0.2 on average, hardly above one half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Steps that no verdict tells apart, the first and the last of them, and the probability that
+    one of them is to blame."""
+
+    first: int
+    last: int
+    probability: float
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
 
 
 class Posterior:
@@ -61,6 +76,19 @@ class Posterior:
         """The likeliest step, 1 to n, and its probability."""
         step = int(self.probabilities.argmax())
         return step + 1, float(self.probabilities[step])
+
+    def likeliest(self, skipped: Collection[int] = ()) -> Stretch:
+        """The likeliest stretch of steps between states that can be judged.
+
+        A step by itself, but where the states beside it are `skipped`: then nothing that could be
+        judged would ever say which one of its stretch it is.
+        """
+        # A step follows each state but the last one; the first is where the first stretch begins.
+        starts = np.setdiff1d(np.arange(self.steps), [place for place in skipped if place])
+        chances = np.add.reduceat(self.probabilities, starts)
+        place = int(chances.argmax())
+        ends = np.append(starts[1:], self.steps)
+        return Stretch(int(starts[place]) + 1, int(ends[place]), float(chances[place]))
 
     @property
     def entropy_bits(self) -> float:

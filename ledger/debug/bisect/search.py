@@ -27,14 +27,14 @@ class Bracket:
 def bracket(last: int, verdicts: Mapping[int, Verdict]) -> Bracket:
     """What the verdicts leave of a way whose states are 0 (good) to `last` (bad).
 
-    InvalidRequest where a state is good that comes after a bad one.
+    Contradiction where a state is good that comes after a bad one, or an end is not what it is.
     """
     bad = min((place for place, verdict in verdicts.items() if verdict == "bad"), default=last)
     goods = [place for place, verdict in verdicts.items() if verdict == "good"]
-    above = [place for place in goods if place >= bad]
+    above = [place for place in (0, *goods) if place >= bad]
     if above:
         raise Contradiction(bad, min(above))
-    return Bracket(max(goods, default=0), min(bad, last))
+    return Bracket(max(goods, default=0), bad)
 
 
 class Contradiction(InvalidRequest):

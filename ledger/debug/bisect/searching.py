@@ -2,7 +2,7 @@
 
 from weightledger.ledger.debug.bisect.bisection import Bisection, Judged, Outcome
 from weightledger.ledger.debug.bisect.candidates import Candidates
-from weightledger.ledger.debug.bisect.posterior import Posterior
+from weightledger.ledger.debug.bisect.posterior import Posterior, Stretch
 from weightledger.ledger.debug.bisect.search import (
     Bracket,
     Contradiction,
@@ -45,7 +45,7 @@ class Search:
         if self._rules.metric is not None and (0 not in self._last or self._last[0].score is None):
             return [0]
         if self._posterior is not None:
-            if self._posterior.best[1] >= self._rules.confidence:
+            if self._blamed(self._posterior) is not None:
                 return []
             return self._posterior.probes(most, self.skipped)
         between = self._bracket()
@@ -61,14 +61,16 @@ class Search:
     def outcome(self) -> Outcome:
         """Where the search has come to."""
         if self._posterior is not None:
+            entropy = self._posterior.entropy_bits
+            if (blamed := self._blamed(self._posterior)) is not None:
+                only = blamed.first if blamed.steps == 1 else None
+                return Outcome(True, only, blamed.steps, blamed.probability, entropy)
             likeliest, probability = self._posterior.best
-            done = probability >= self._rules.confidence
             chances = self._posterior.probabilities
             # The fewest steps that hold the confidence between them.
             ranked = chances[(-chances).argsort()].cumsum()
             suspects = int((ranked < self._rules.confidence).sum()) + 1
-            entropy = self._posterior.entropy_bits
-            return Outcome(done, likeliest, min(suspects, len(self._way)), probability, entropy)
+            return Outcome(False, likeliest, min(suspects, len(self._way)), probability, entropy)
         between = self._bracket()
         done = not probes(between, self.skipped)
         step = between.bad if between.suspects == 1 else None
@@ -84,6 +86,16 @@ class Search:
         share = 1 / between.suspects
         return [(step, share) for step in range(between.good + 1, between.bad + 1)]
 
+    def _blamed(self, posterior: Posterior) -> Stretch | None:
+        """What a noisy search comes to: the step that is as likely as it has to be, or the steps
+        around states that cannot be judged that are so together; None while there are none."""
+        step, probability = posterior.best
+        alone = Stretch(step, step, probability)
+        for one in (alone, posterior.likeliest(self.skipped)):
+            if one.probability >= self._rules.confidence:
+                return one
+        return None
+
     def _bracket(self) -> Bracket:
         verdicts: dict[int, Verdict] = {
             place: one.verdict for place, one in self._last.items() if one.verdict != "skip"
@@ -92,6 +104,12 @@ class Search:
             return bracket(len(self._way), verdicts)
         except Contradiction as error:
             good, bad = self._way.node(error.good), self._way.node(error.bad)
+            if error.good == error.bad:
+                end, other = ("good", "bad") if error.good == 0 else ("bad", "good")
+                raise InvalidRequest(
+                    f"seq:{good} is the {end} end of what is searched, and was judged {other}: "
+                    "start again with other ends, or with --noisy"
+                ) from error
             raise InvalidRequest(
                 f"seq:{good} was judged good, but seq:{bad} before it bad: more than one step "
                 "changed the verdict, or the judge is not always right. Start again with --noisy, "
