@@ -3,7 +3,7 @@
 What is pushed may decide about an update, so nothing is guessed: a name that is not known, a value
 that the metric cannot have, a state that the log does not have, or a time that cannot be is an
 error that names the sample, and then none is taken. Samples may come in any order, and more than
-once: one that has an `id`, or a time, counts once.
+once: one that has an `id` counts once, and so does one that is told from its equals by its time.
 """
 
 import math
@@ -24,10 +24,15 @@ MAX_REPLICA = 200
 AHEAD_S = 300.0
 """How far a clock elsewhere may be ahead of this one."""
 
+_COARSE_US = 1000
+# Several requests end in one millisecond: a time in whole ones, or in seconds, does not tell which
+# of them a sample is about, and a failed one must not be taken for another that failed.
+
 FIELDS = ("metric", "value", "seq", "time", "id", "replica")
 
 Push = Callable[[Sequence[tuple[Sample, str | None]]], list[bool]]
-"""Takes samples with the ids they have; gives which of them are new."""
+"""Takes samples with the ids they have; gives which of them are new. One without an id is told by
+what it says, and by how many of the same push said the same before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def _checked(
     at_us = _time(one.get("time"), where, now_us, keep_s)
     seq = states.seq_of(one.get("seq"), where)
     sample_id = _id(one.get("id"), where)
-    if sample_id is None and one.get("time") is None:
+    if sample_id is None and (one.get("time") is None or at_us % _COARSE_US == 0):
         sample_id = uuid.uuid4().hex  # nothing tells it from its equals, which all count
     return Sample(metric, value, at_us, seq, "pushed", _replica(one, where)), sample_id
 

@@ -1,5 +1,6 @@
 """Rollups in the ledger's database: written, pushed, read, and made fewer as they get older."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,15 +30,21 @@ class StoredMetrics:
         """Make samples durable, each with the id it was pushed under; gives which of them are new.
 
         One that has an id is the same as another of its metric with that id: a request has one id
-        and several metrics. One without is the same as another that is equal. A sample counts
-        once, however often and by whatever process it is pushed.
+        and several metrics. One without is the same as one of another push that is equal and has
+        as many equals before it in its push. A sample counts once, however often and by whatever
+        process it is pushed.
         """
+        told: Counter[Sample] = Counter()
+        digests = []
+        for sample, sample_id in samples:
+            digests.append((_digest(sample, sample_id, told[sample]), sample.at_us))
+            told[sample] += sample_id is None
 
         def rows(fresh: Sequence[bool]) -> list[MetricRow]:
             new = [one for (one, _), is_new in zip(samples, fresh, strict=True) if is_new]
             return [_row(one) for one in spans_of(new)]
 
-        return self._store.push([(_digest(*one), one[0].at_us) for one in samples], rows)
+        return self._store.push(digests, rows)
 
     def rollups(self, where: Where) -> list[Rollup]:
         """See `rollups.MetricsReader`."""
@@ -100,13 +107,16 @@ def _wider(width_us: int, rows: list[MetricRow]) -> list[MetricRow]:
     return [_row(one) for one in whole]
 
 
-def _digest(sample: Sample, sample_id: str | None) -> bytes:
+def _digest(sample: Sample, sample_id: str | None, before: int) -> bytes:
+    """What a sample is known by; `before` is how many equal ones of its push came first."""
     if sample_id is not None:
         return sha256(f"id\0{sample.metric}\0{sample_id}".encode()).digest()[:16]
     facts: tuple[object, ...]
     facts = (sample.metric, sample.value, sample.at_us, sample.seq, sample.source)
     if sample.replica is not None:
         facts = (*facts, sample.replica)
+    if before:
+        facts = (*facts, before)
     return sha256("\0".join(map(repr, facts)).encode()).digest()[:16]
 
 

@@ -27,6 +27,8 @@ _AT_ONCE_BYTES = 256 * 1024
 _SIMPLE = (torch.float32, torch.float64)
 # Half of the least float32 above zero: what is no larger is zero as a float32.
 _ROUNDED_TO_ZERO = 2.0**-150
+# Halfway from its largest value, 448, to the next one that it would have; a tie goes to 448.
+_E4M3FN_ROUNDS_DOWN = 464.0
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -102,11 +104,12 @@ def _replaced(u: torch.Tensor, old: torch.Tensor, spec: TensorSpec) -> torch.Ten
 
 
 def _saturates(u: torch.Tensor, spec: TensorSpec) -> bool:
-    """Casting to an 8-bit float clips what is too large, and e8m0 has no zero and no sign."""
+    """Whether casting clips a value: e4m3fn has no infinity for what rounds to more than its
+    largest, and e8m0 has no zero and no sign."""
     wide = u.to(torch.float64)
-    if spec.dtype == "float8_e8m0fnu" and bool((wide <= 0).any()):
-        return True
-    return bool((wide.abs() > torch.finfo(torch_dtype(spec)).max).any())
+    if spec.dtype == "float8_e8m0fnu":
+        return bool((wide <= 0).any())
+    return spec.dtype == "float8_e4m3fn" and bool((wide.abs() > _E4M3FN_ROUNDS_DOWN).any())
 
 
 def _moved(u: torch.Tensor, old: torch.Tensor, update: Update) -> torch.Tensor:

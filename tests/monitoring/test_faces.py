@@ -64,7 +64,7 @@ def test_requests_are_measured(http: httpx2.Client) -> None:
 def test_samples_are_pushed_once_and_read_by_state(http: httpx2.Client) -> None:
     update = {"parameter_name": "bias", "update_data": 1.0}
     assert http.post("/v1/models/incremental_update", json=update).json()["success"]
-    at = time.time() - 60
+    at = int(time.time()) - 60 + 0.1234375  # finer than a millisecond
     sent = [
         {"metric": "accuracy", "value": 0.5, "seq": 0, "time": at, "id": "a"},
         {"metric": "accuracy", "value": 1, "seq": 1, "time": at - 5000},  # out of order
@@ -95,6 +95,33 @@ def test_equal_samples_of_one_request_are_as_many_as_there_are(http: httpx2.Clie
         assert push(http, *samples).json()["data"] == {"accepted": 20, "duplicates": 0}
     (told,) = read(http, by="all", metric="custom.right")["data"]
     assert (told["count"], told["mean"]) == (40, 0.95)
+
+
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_a_time_of_whole_milliseconds_makes_no_sample_a_duplicate(
+    http: httpx2.Client, unit: int
+) -> None:
+    """Of a hundred requests of one second ninety failed: it was one of each that counted, so that
+    nobody saw the failures of one state among those of the other."""
+    name, at = f"custom.failed_{unit}", (int(time.time()) - 60) + 1 / unit
+    samples = [{"metric": name, "value": float(n < 90), "time": at} for n in range(100)]
+    assert push(http, *samples[:50]).json()["data"] == {"accepted": 50, "duplicates": 0}
+    for one in samples[50:]:  # each by itself, as a gateway does that forwards requests
+        assert push(http, one).json()["data"] == {"accepted": 1, "duplicates": 0}
+    (told,) = read(http, by="all", metric=name)["data"]
+    assert (told["count"], told["mean"]) == (100, 0.9)
+
+
+def test_equal_samples_of_one_push_all_count_and_once_if_it_is_sent_again(
+    http: httpx2.Client,
+) -> None:
+    at = int(time.time()) - 60 + 0.1234375
+    samples = [{"metric": "custom.batch", "value": float(n > 0), "time": at} for n in range(10)]
+    assert push(http, *samples).json()["data"] == {"accepted": 10, "duplicates": 0}
+    assert push(http, *samples).json()["data"] == {"accepted": 0, "duplicates": 10}
+    assert push(http, *samples, samples[-1]).json()["data"] == {"accepted": 1, "duplicates": 10}
+    (told,) = read(http, by="all", metric="custom.batch")["data"]
+    assert (told["count"], told["mean"]) == (11, 10 / 11)
 
 
 def test_pages_follow_each_other(http: httpx2.Client) -> None:

@@ -152,6 +152,41 @@ def test_no_value_is_replaced_by_another(dtype: str, data: object) -> None:
         compute(validate(update, specs), torch.zeros(numel).to(torch_dtype(specs["x"])))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "halfway", "goes_down"),
+    [
+        ("float32", (2 - 2**-24) * 2.0**127, False),
+        ("bfloat16", (2 - 2**-8) * 2.0**127, False),
+        ("float16", 65520.0, False),
+        ("float8_e5m2", 61440.0, False),
+        ("float8_e5m2fnuz", 61440.0, False),
+        ("float8_e4m3fnuz", 248.0, False),
+        ("float8_e4m3fn", 464.0, True),
+        ("float8_e8m0fnu", 1.5 * 2.0**127, False),
+    ],
+)
+def test_just_above_the_largest_value_it_is_rounded_as_everywhere(
+    dtype: str, halfway: float, goes_down: bool
+) -> None:
+    """To the nearest, ties to even, and refused if that is more than the largest: in every dtype.
+    What casting to e4m3fn clips was refused from the largest value on."""
+    spec = TensorSpec("x", dtype, (1,))
+    largest = torch.finfo(torch_dtype(spec)).max
+
+    def replaced(value: float) -> float:
+        update = IncrementalUpdateRequest("x", [value], update_type="replace")
+        new = compute(validate(update, {"x": spec}), torch.ones(1).to(torch_dtype(spec)))
+        return new.to(torch.float64).item()
+
+    signs = (1,) if dtype == "float8_e8m0fnu" else (1, -1)
+    for sign in signs:
+        for value in (largest, math.nextafter(halfway, 0), *[halfway] * goes_down):
+            assert replaced(sign * value) == sign * largest
+        for value in (math.nextafter(halfway, math.inf), *[halfway] * (not goes_down)):
+            with pytest.raises(InvalidRequest, match=f"overflows {dtype}"):
+                replaced(sign * value)
+
+
 def test_large_whole_numbers_are_kept() -> None:
     specs = {"x": TensorSpec("x", "uint64", (2,)), "y": TensorSpec("y", "int64", (1,))}
     update = IncrementalUpdateRequest("x", [2**63, 2**64 - 1], update_type="replace")
