@@ -107,7 +107,7 @@ def archive(history: History, to: str, file: Path, key: ec.EllipticCurvePrivateK
 
 def _facts(history: History, node: int) -> dict[str, str]:
     """Which state it is, with the newest listed version that names it."""
-    version = next((one.version_id for one in history.versions() if one.seq == node), "")
+    version = next((one.version_id for one in history.naming([node])), "")
     digest = history.require(node).state_after.hex()
     return {"model": history.model, "seq": str(node), "version": version, "digest": digest}
 

@@ -238,7 +238,11 @@ def _walk(
         try:
             if change.after is None:
                 after = None
-            elif digest == change.after and tensor is not None:
+            elif (
+                digest == change.after
+                and tensor is not None
+                and change.spec_after in (None, spec_of(full, tensor))
+            ):
                 after = tensor
             else:
                 _verify(full, tensor, digest, verified)
@@ -246,6 +250,8 @@ def _walk(
                 verified = True
             if change.before is None:
                 before: Tensor | None = None
+            elif history.pruned(event.seq):  # what was before it may be kept all the same
+                before = _at_parent(history, event, full)
             elif change.form == FRAMES and after is not None:
                 before = _undone(history, event, change, after.clone())
                 verified = False
@@ -264,8 +270,6 @@ def _walk(
 
 def _undone(history: History, event: Event, change: TensorChange, tensor: Tensor) -> Tensor:
     """The tensor taken back over one event, in place."""
-    if history.pruned(event.seq):
-        raise Pruned(f"what event {event.seq} stored was pruned by gc", seq=event.seq)
     payload = memoryview(history.store.payload(event))
     at = 0
     for other in event.changes:

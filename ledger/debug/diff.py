@@ -148,12 +148,7 @@ def diff(
 
 def differing(one: StateDigest, other: StateDigest) -> frozenset[str]:
     """The tensors of two states that are not the same in both, by full name."""
-    return frozenset(
-        name
-        for name in {*one.specs, *other.specs}
-        if one.digests.get(name) != other.digests.get(name)
-        or one.specs.get(name) != other.specs.get(name)
-    )
+    return frozenset(name for name in {*one.specs, *other.specs} if not one.same(other, name))
 
 
 def digests(history: History, at: Position, known: KnownState | None = None) -> StateDigest:

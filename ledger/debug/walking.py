@@ -122,14 +122,14 @@ class Walker:
             return self._history.anchored(path.start, base, name, check=check)
 
         rebuilt = self._history.follow(base, fetch, path, expected, self._only)
-        held = self._state.digests if self._state is not None else {}
+        held = self._state
         tensors = {
             name: rebuilt.tensors[name]
             if name in rebuilt.tensors
             else self._tensors[name]
-            if held.get(name) == digest
+            if held is not None and rebuilt.state.same(held, name)
             else fetch(name)
-            for name, digest in rebuilt.state.digests.items()
+            for name in rebuilt.state.specs
             if self._only is None or name in self._only
         }
         self._state, self._tensors = rebuilt.state, tensors
@@ -138,7 +138,7 @@ class Walker:
 
 def version_of(history: History, node: int) -> str | None:
     """The id of the newest listed version that names the state at a node, if one does."""
-    return next((one.version_id for one in history.versions() if one.seq == node), None)
+    return next((one.version_id for one in history.naming([node])), None)
 
 
 def _is_weight(name: str) -> bool:

@@ -209,8 +209,8 @@ class Projector:
             rebuilt = history.follow(base, fetch, path, expected)
             changed = {
                 name: rebuilt.tensors[name] if name in rebuilt.tensors else fetch(name)
-                for name, digest in rebuilt.state.digests.items()
-                if digest != live.state.digests.get(name)
+                for name in rebuilt.state.specs
+                if not rebuilt.state.same(live.state, name)
             }
             hashed = hash_many([lanes(tensor, n) for n, tensor in changed.items()], self._pool)
             chunks = dict(zip(changed, hashed, strict=True))

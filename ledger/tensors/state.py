@@ -101,6 +101,13 @@ class StateDigest:
         """The digest of every tensor, by full state name."""
         return self._digests
 
+    def same(self, other: "StateDigest", name: str) -> bool:
+        """Whether a tensor is the same in both states, or in neither: a tensor's digest is one of
+        its bits, and says nothing of dtype and shape."""
+        return self._digests.get(name) == other._digests.get(name) and (
+            self.specs.get(name) == other.specs.get(name)
+        )
+
     def keep_tree(self) -> None:
         """Keep BLAKE3's tree over the lines, so that states made of this one and of those that
         follow hash the lines that change; where they are few that would gain nothing.

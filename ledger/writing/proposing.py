@@ -59,7 +59,9 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     writes = [_written(staged, WEIGHTS + name, write) for name, write in plan.weights.items()]
     recorded = record_tensors(writes, payload, history.pool)
     whole = [_whole(staged, name, tensor) for name, tensor in plan.auxiliary.items()]
-    moved = [one for one, _ in whole if one.before != one.after]
+    moved = [
+        one for one, _ in whole if (one.before, one.spec_before) != (one.after, one.spec_after)
+    ]
     change = staged.changed(recorded, moved, plan.auxiliary)
     verdict = plan.verdict
     guard = staged.policy.guard

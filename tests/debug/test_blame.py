@@ -157,6 +157,23 @@ def test_what_gc_dropped_is_unknown_and_said_to_be(sqlite_url: str) -> None:
             assert (one.after is None) == (not one.known)
 
 
+def test_so_is_what_it_dropped_of_tensors_beside_the_weights(log: Log) -> None:
+    name = "rule/w/main/trace"
+    for value in (torch.ones(2), torch.ones(3), torch.full((3,), 5.0)):
+        log.execute(
+            Planned(lambda staged, value=value: Plan({"operation": "t"}, {}, {name: value}))
+        )
+        if value.sum() == 3:
+            log.snapshot()  # the way to the head begins here
+    hours_later = time.time_ns() // 1000 + 7_200_000_000
+    assert collect(log.history, dry_run=False, now_us=lambda: hours_later).pruned == 2
+    assert [(one.event.seq, one.known) for one in log.blame(name).touches] == [
+        (3, True),
+        (2, False),
+        (1, False),
+    ]
+
+
 @given(st.lists(st.tuples(st.sampled_from("wwwr"), st.integers(0, 30)), max_size=14))
 @settings(
     max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None

@@ -12,6 +12,9 @@ from tests.api.test_command import as_json
 from tests.lora import peft_model, save_adapter
 from tests.text_models import llama, save_llama
 from weightledger import IncrementalUpdateRequest, InvalidRequest, Ledger, NotFound, TorchEngine
+from weightledger.ledger.bundles.folder import SIGNATURE
+from weightledger.ledger.bundles.signing import sign
+from weightledger.ledger.bundles.statement import key_from_seed, read
 from weightledger.ledger.debug.walking import Walker
 from weightledger.ledger.engines.transformers import TransformersEngine
 from weightledger.ledger.history.ways import Ways
@@ -71,6 +74,25 @@ def test_a_module_of_this_process_gets_the_state_of_any_position(tmp_path: Path)
         refused(served, InvalidRequest, "this module is the live one")
         with pytest.raises(NotFound):
             log.replay_into(module, "update_99")
+
+
+def test_a_state_has_the_name_that_it_got_after_a_rollback_led_to_it(tmp_path: Path) -> None:
+    """The version was named at the rollback, and what it names is the state."""
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m", base={"w": torch.zeros(4)})
+        for value in (1.0, 2.0):
+            log.apply(IncrementalUpdateRequest("w", value, 1.0))
+        log.create_version("the second")
+        log.rollback("update_1")
+        first = log.create_version("the first, again")
+        assert [log.replayed(f"seq:{seq}").version for seq in (1, first.seq)] == [first.name] * 2
+        key = key_from_seed(b"k" * 32)
+        sign(log.history, "update_1", tmp_path / "signed", key)
+        statement = read((tmp_path / "signed" / SIGNATURE).read_text("utf-8"), key)
+        assert statement.facts["version"] == first.name
+        asked = []
+        log.bisect("seq:0", "update_2", lambda state: asked.append(state.version) or state.seq < 2)
+        assert first.name in asked
 
 
 def test_an_exported_folders_adapters_are_read_by_pefts_own_loader(tmp_path: Path) -> None:

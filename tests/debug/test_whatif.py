@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.planned import Planned
 from tests.rules.bridge import manager_in, network
 from tests.rules.examples import activities_for
 from weightledger import (
@@ -22,11 +24,13 @@ from weightledger import (
     InvalidRequest,
     Ledger,
     Log,
+    Plan,
     TorchEngine,
 )
 from weightledger.ledger.errors import CannotDerive, NotDefined, OperationDisabled
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Updated, body_of
+from weightledger.ledger.retention import collect
 from weightledger.ledger.writing.policy import Policy
 from weightledger.rules import RULES, DTESNDynamicIntegration, DTESNLearningConfig, get_rule
 
@@ -175,6 +179,22 @@ def test_both_modes_agree_where_both_are_defined(tmp_path: Path) -> None:
         add(log, [2, 3], 0.1)
         one, other = (log.what_if([first], mode=mode).state for mode in ("mechanical", "causal"))
         assert one.digest.value == other.digest.value != log.live.state.value
+
+
+def test_causal_names_an_event_of_which_gc_dropped_what_it_stored(tmp_path: Path) -> None:
+    ledger, log = small(tmp_path)
+    with ledger:
+        log.create_initial_version()
+        first = add(log, [0])
+        tensors = {"adapter/a/A": torch.ones(2), "adapter/a/config": torch.zeros(2).byte()}
+        plan = Plan({"operation": "load_adapter", "adapter": "a"}, {}, tensors, "adapter_loaded")
+        loaded = log.execute(Planned(lambda staged: plan))
+        log.rollback(first)
+        hours_later = time.time_ns() // 1000 + 7_200_000_000
+        log.snapshot()
+        assert collect(log.history, dry_run=False, now_us=lambda: hours_later).pruned == 1
+        with pytest.raises(CannotDerive, match=f"{loaded.name} cannot .* gc dropped what it"):
+            log.what_if([first], to=loaded.name, mode="causal")
 
 
 def test_events_are_named_by_who_wrote_them_and_from_when_on(tmp_path: Path) -> None:

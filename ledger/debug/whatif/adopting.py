@@ -79,7 +79,7 @@ def adopt(command: AdoptWhatIf, staged: Staged) -> Plan:
     weights: dict[str, Write] = {}
     beside: dict[str, torch.Tensor | None] = {}
     for name in live.digests.keys() | state.digest.digests.keys():
-        if live.digests.get(name) == state.digest.digests.get(name):
+        if live.same(state.digest, name):
             continue
         if name.startswith(WEIGHTS):
             weights[name.removeprefix(WEIGHTS)] = Write(state.tensors[name])

@@ -131,12 +131,12 @@ def _recorded(staged: Staged, name: str, after: torch.Tensor) -> Recorded:
 
 def _moved(staged: Staged, plan: Plan, name: str) -> TensorChange | None:
     state, after = staged.live.state, plan.auxiliary[name]
-    before = state.digests.get(name)
+    before, spec_before = state.digests.get(name), state.specs.get(name)
     digest = None if after is None else tensor_digest(after)
-    if before == digest:
-        return None
     spec = None if after is None else spec_of(name, after)
-    return TensorChange(name, before, digest, 0, 1, WHOLE, state.specs.get(name), spec)
+    if (before, spec_before) == (digest, spec):
+        return None
+    return TensorChange(name, before, digest, 0, 1, WHOLE, spec_before, spec)
 
 
 def _replayed(staged: Staged, base: ReplayedState, seq: int) -> ReplayedState:

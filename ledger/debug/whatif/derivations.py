@@ -89,6 +89,8 @@ def derived(
     history: History, event: Event, specs: Mapping[str, TensorSpec]
 ) -> Command | AdapterMove:
     """What the event was, for any state; CannotDerive names it where nothing can tell."""
+    if history.pruned(event.seq):
+        raise _cannot(event, "gc dropped what it stored")
     if event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
         came = event.kind == events.ADAPTER_LOADED
         tensors = _as_stored(history, event) if came else {}
