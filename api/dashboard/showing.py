@@ -135,7 +135,7 @@ def ago(iso: str, now: datetime | None = None) -> str:
     at = datetime.fromisoformat(iso)
     past = ((now or datetime.now(UTC)) - at).total_seconds()
     if past < 0 or past >= 86_400:
-        return at.strftime("%Y-%m-%d %H:%M")
+        return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if past < 60:
         return f"{past:.0f} s ago"
     return f"{past // 60:.0f} min ago" if past < 3600 else f"{past // 3600:.0f} h ago"

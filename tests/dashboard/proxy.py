@@ -1,4 +1,7 @@
-"""A small reverse proxy, in a process of its own, that shows a server below a path."""
+"""A small reverse proxy, in a process of its own, that shows a server below a path.
+
+Where the server does not answer it does so itself, in HTML, as others do.
+"""
 
 import contextlib
 import http.client
@@ -32,10 +35,14 @@ class _Proxy(BaseHTTPRequestHandler):
             return
         upstream = http.client.HTTPConnection(server)
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        upstream.request(
-            self.command, self.path.removeprefix(prefix) or "/", body, dict(self.headers)
-        )
-        reply = upstream.getresponse()
+        try:
+            upstream.request(
+                self.command, self.path.removeprefix(prefix) or "/", body, dict(self.headers)
+            )
+            reply = upstream.getresponse()
+        except OSError:
+            self.send_error(502)
+            return
         self.send_response(reply.status)
         for name, value in reply.getheaders():
             if name.lower() not in _HOP:

@@ -330,6 +330,11 @@ def test_states_that_only_follow_one_another_are_one_line() -> None:
     assert "499 states" in picture
 
 
+def test_without_javascript_a_page_says_what_it_lacks(http: httpx2.Client) -> None:
+    for path in ("/", "/ui/versions", "/ui/rollback?to=v1"):
+        assert "<noscript>" in http.get(path).text
+
+
 def test_figures_and_times_read_like_people_write_them() -> None:
     assert [figure(None), figure(4096), figure(0.0123456), figure(float("nan"))] == [
         "–",
@@ -337,7 +342,7 @@ def test_figures_and_times_read_like_people_write_them() -> None:
         "0.0123",
         "nan",
     ]
-    assert ago("2020-01-01T00:00:00Z") == "2020-01-01 00:00"
+    assert ago("2020-01-01T00:00:00Z") == "2020-01-01 00:00 UTC"
 
 
 def test_a_session_ends_after_its_time() -> None:

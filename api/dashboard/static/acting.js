@@ -28,11 +28,9 @@
     const empty = !Object.keys(body).length;
     if (empty) delete headers["content-type"];
     const reply = await fetch(form.dataset.path, { method: "POST", headers, body: empty ? undefined : JSON.stringify(body) });
-    const told = await reply.json();
     if (reply.status === 412) { await changed(form, out); return null; }
     if (reply.status === 401) Dashboard.ended();
-    if (!reply.ok) throw new Error(told.error?.message ?? `the server answered ${reply.status}`);
-    return told;
+    return Dashboard.answer(reply);
   }
 
   function shown(told, field) {
@@ -51,21 +49,32 @@
       out.className = "";
       out.textContent = "…";
       for (const button of buttons) button.disabled = true;
+      let done = false; // a second click while the next page is on its way would do it again
       try {
         const told = await send(form, out);
         if (told === null) { out.className = "failed"; return; }
         if (told.data?.approval_id ?? told.approval_id) out.textContent = "It waits for a second person now.";
         else {
           out.textContent = shown(told, form.dataset.show);
-          if (form.dataset.done) location.href = form.dataset.done;
+          done = Boolean(form.dataset.done);
+          if (done) location.href = form.dataset.done;
         }
       } catch (error) {
         out.className = "failed";
         out.textContent = error instanceof TypeError ? "The server does not answer; nothing is known to be done." : error.message;
       } finally {
-        for (const button of buttons) button.disabled = false;
+        for (const button of buttons) button.disabled = done;
       }
     });
+
+  // Whoever comes back to this page finds forms that can be sent.
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    for (const form of document.querySelectorAll("form.act")) {
+      form.querySelector("output").textContent = "";
+      for (const button of form.querySelectorAll("button")) button.disabled = false;
+    }
+  });
 
   // What passes some filters, as a file that is put together here.
   const MOST = 10000;
@@ -88,9 +97,7 @@
     try {
       let more = true;
       while (more && items.length < MOST) {
-        const reply = await fetch(`${form.dataset.path}?${query}`);
-        const page = await reply.json();
-        if (!reply.ok) throw new Error(page.error.message);
+        const page = await Dashboard.answer(await fetch(`${form.dataset.path}?${query}`));
         items.push(...page.data);
         more = page.has_more;
         query.set("after", page.last_id);
@@ -105,7 +112,7 @@
       out.textContent = `${items.length} events` + (more ? `, the newest; all of them: weightledger log -n 0 --${event.submitter.value === "csv" ? "csv" : "json"}` : "");
     } catch (error) {
       out.className = "failed";
-      out.textContent = error.message;
+      out.textContent = error instanceof TypeError ? "The server does not answer." : error.message;
     }
   });
 })();

@@ -13,9 +13,7 @@
     const items = [];
     let after = null;
     do {
-      const reply = await fetch(url + (after ? `&after=${encodeURIComponent(after)}` : ""));
-      if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
-      const page = await reply.json();
+      const page = await Dashboard.answer(await fetch(url + (after ? `&after=${encodeURIComponent(after)}` : "")));
       items.push(...page.data);
       after = page.has_more && items.length < most ? page.last_id : null;
     } while (after);
@@ -168,9 +166,7 @@
   // By how much a state on trial is worse, with bounds that hold at every moment, and the limit.
   const ASPECTS = { typical: "the typical request", tail: "the slowest twentieth", event: "how often" };
   async function evidence(place) {
-    const reply = await fetch(place.dataset.evidence);
-    if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
-    const { series } = await reply.json();
+    const { series } = await Dashboard.answer(await fetch(place.dataset.evidence));
     const drawn = series.filter((one) => one.points.length);
     place.textContent = "";
     if (!drawn.length) made("p", "Nothing was measured of both states yet.", place, "empty");

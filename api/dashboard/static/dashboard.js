@@ -36,7 +36,7 @@ const Dashboard = (() => {
       const field = one("input[type=search]");
       event.preventDefault();
       if (field) field.focus();
-      else location.href = base + "/ui/timeline";
+      else location.href = base + "/ui/timeline#words";
     }
   });
   document.getElementById("help").addEventListener("click", () => document.getElementById("keys").showModal());
@@ -50,27 +50,42 @@ const Dashboard = (() => {
     }
     const copy = event.target.closest(".copy");
     if (copy) {
-      navigator.clipboard?.writeText(copy.dataset.copy).then(() => {
+      copied(copy.dataset.copy).then(() => {
         copy.dataset.done = "yes";
         setTimeout(() => delete copy.dataset.done, 1500);
-      });
+        copy.focus();
+      }, () => complain(`It could not be copied. It is ${copy.dataset.copy}`));
       return;
     }
     const row = event.target.closest("tr[data-href]");
     if (row && !event.target.closest("a, button, form") && !getSelection().toString()) open(row);
   });
 
+  // A browser lends its clipboard to pages of this machine and over TLS; others select and copy.
+  async function copied(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    if (!done) throw new Error("nothing was copied");
+  }
+
   // A run's rows are fetched when it is unfolded.
   async function toggle(unfold) {
     const fold = unfold.closest("tbody");
     const opened = unfold.getAttribute("aria-expanded") === "true";
-    for (let next = fold.nextElementSibling; next?.classList.contains("inside"); next = fold.nextElementSibling) next.remove();
+    emptied(fold);
     unfold.setAttribute("aria-expanded", String(!opened));
     if (opened) return;
     const query = filters();
     for (const [name, value] of [["min_seq", fold.dataset.first], ["max_seq", fold.dataset.last], ["flat", "true"], ["limit", "100"]]) query.set(name, value);
     const page = await fetched("/ui/part/rows?" + query);
-    if (!page) return;
+    if (unfold.getAttribute("aria-expanded") !== "true") return;
+    emptied(fold);
+    if (!page) { unfold.setAttribute("aria-expanded", "false"); return; }
     const table = one("table", page);
     const bodies = [...table.tBodies];
     for (const body of bodies) body.classList.add("inside");
@@ -88,6 +103,10 @@ const Dashboard = (() => {
     fold.after(...bodies);
   }
 
+  function emptied(fold) {
+    for (let next = fold.nextElementSibling; next?.classList.contains("inside"); next = fold.nextElementSibling) next.remove();
+  }
+
   // The query of this page's table, for more of its rows.
   function filters() {
     const query = new URLSearchParams(table?.closest("main") && one(".filters[role=search]") ? location.search : "");
@@ -95,26 +114,61 @@ const Dashboard = (() => {
     return query;
   }
 
+  // Whoever is not there, or something in between, answers in the server's place at times.
+  async function reached(path, options) {
+    try {
+      return await fetch(base + path, options);
+    } catch (error) {
+      if (error instanceof TypeError) return null;
+      throw error;
+    }
+  }
+
+  // A part of a page; null, and a word about it on top, where it did not come.
   async function fetched(path) {
-    const reply = await fetch(base + path);
-    if (reply.status === 401) ended();
-    return reply.ok ? parsed(await reply.text()) : null;
+    const reply = await reached(path);
+    if (reply?.status === 401) ended();
+    else if (!reply?.ok) complain(`${answered(reply)}, so what you asked for is not shown. Try again.`);
+    if (!reply?.ok) return null;
+    if (!since) offline.hidden = true;
+    return parsed(await reply.text());
+  }
+
+  const answered = (reply) => (reply ? `The server answered ${reply.status}` : "The server does not answer");
+
+  // What the ledger answered, or why there is nothing: a proxy has words of its own, and is no proof
+  // that anything was done.
+  async function answer(reply) {
+    const own = /^application\/json\b/.test(reply.headers.get("content-type") ?? "");
+    const told = own ? await reply.json() : {};
+    if (reply.ok && own) return told;
+    throw new Error(told.error?.message ?? `${answered(reply)}${own ? "" : ", in words that are not the ledger's"}`);
+  }
+
+  // When the server is gone the line on top says so by itself.
+  function complain(text) {
+    if (since) return;
+    offline.textContent = text;
+    offline.hidden = false;
   }
 
   document.getElementById("logout")?.addEventListener("click", async () => {
-    await fetch(base + "/ui/logout", { method: "POST", headers: { "x-csrf-token": token } });
-    location.href = base + "/ui/login";
+    const reply = await reached("/ui/logout", { method: "POST", headers: { "x-csrf-token": token } });
+    if (reply?.ok || reply?.status === 401) location.href = base + "/ui/login";
+    else complain(`${answered(reply)}: you are still logged in.`);
   });
 
   // Empty fields do not belong in a view's address.
   for (const form of document.querySelectorAll("form[method=get]"))
-    form.addEventListener("submit", () => {
-      for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
+    form.addEventListener("formdata", ({ formData }) => {
+      for (const [name, value] of [...formData]) if (!value) formData.delete(name);
     });
 
   function ago(time) {
-    const past = (Date.now() - Date.parse(time.dateTime)) / 1000;
-    if (!(past >= 0 && past < 86400)) return time.textContent;
+    const at = Date.parse(time.dateTime);
+    const past = (Date.now() - at) / 1000;
+    if (!(past >= 0)) return time.textContent;
+    if (past >= 86400) return `${new Date(at).toISOString().slice(0, 16).replace("T", " ")} UTC`;
     return past < 60 ? `${Math.floor(past)} s ago` : past < 3600 ? `${Math.floor(past / 60)} min ago` : `${Math.floor(past / 3600)} h ago`;
   }
 
@@ -189,8 +243,11 @@ const Dashboard = (() => {
     const bodies = [...parsed(html).querySelectorAll("tbody")];
     const top = one("tbody", table);
     const lowest = bodies.at(-1);
+    let at = null;
     if (joins(lowest, top)) {
       const unfold = one(".unfold", lowest);
+      if (top.contains(document.activeElement)) at = unfold;
+      if (top.contains(here())) one("tr", lowest).classList.add("here");
       const count = Number(lowest.dataset.count) + Number(top.dataset.count);
       unfold.textContent = `${count.toLocaleString("en")} updates`;
       Object.assign(lowest.dataset, { first: top.dataset.first, count: String(count) });
@@ -201,6 +258,7 @@ const Dashboard = (() => {
     }
     for (const body of bodies) for (const row of body.rows) row.classList.add("fresh");
     one("thead", table).after(...bodies);
+    at?.focus({ preventScroll: true });
     if (table.classList.contains("groups")) split(table.firstElementChild);
     document.querySelector("p.empty:has(+ .pages)")?.remove();
     const link = document.getElementById("older");
@@ -216,12 +274,24 @@ const Dashboard = (() => {
     }
   }
 
+  // Written anew, with the focus of whoever was in it with the keyboard: at what leads to the same
+  // place, or stands in the same one.
+  function rewrite(place, html) {
+    const all = () => [...place.querySelectorAll("a, button")];
+    const at = all().indexOf(document.activeElement);
+    const to = all()[at]?.getAttribute("href");
+    place.innerHTML = html;
+    if (at < 0) return;
+    const next = all().find((link) => to && link.getAttribute("href") === to) ?? all()[at] ?? all().at(-1);
+    next?.focus({ preventScroll: true });
+  }
+
   function told(message) {
     if (message.seq < known) return;
     known = message.seq;
-    document.getElementById("live").innerHTML = message.header;
+    rewrite(document.getElementById("live"), message.header);
     if (table && message.rows) add(message.rows);
-    if (tree && message.tree !== undefined) tree.innerHTML = message.tree;
+    if (tree && message.tree !== undefined) rewrite(tree, message.tree);
     if (!table && message.events) {
       missed += message.events;
       news.textContent = `${missed.toLocaleString("en")} new ${missed === 1 ? "event" : "events"}`;
@@ -263,7 +333,7 @@ const Dashboard = (() => {
     source.addEventListener("error", async () => {
       since ??= new Date();
       timer ??= setTimeout(() => {
-        offline.textContent = `The server has not answered since ${since.toLocaleTimeString()}. What is shown is from then; trying again…`;
+        offline.textContent = `The server has not answered since ${since.toISOString().slice(11, 19)} UTC. What is shown is from then; trying again…`;
         offline.hidden = false;
         say("○ offline", "off");
       }, 1000);
@@ -277,5 +347,11 @@ const Dashboard = (() => {
   addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
   listen();
 
-  return { base, token, table, filters, append, fetched, parsed, ended };
+  // What has the focus is never below the line on top, which is higher where it is narrow.
+  const header = one("header");
+  new ResizeObserver(() => {
+    document.documentElement.style.scrollPaddingTop = `${header.offsetHeight + 12}px`;
+  }).observe(header);
+
+  return { base, token, table, filters, append, answer, fetched, parsed, ended };
 })();

@@ -11,9 +11,10 @@ document.getElementById("login").addEventListener("submit", async (event) => {
       body: JSON.stringify({ key: form.elements.key.value }),
     });
     if (reply.ok) { location.href = form.dataset.done; return; }
-    out.textContent = (await reply.json()).error.message;
+    const own = /^application\/json\b/.test(reply.headers.get("content-type") ?? "");
+    out.textContent = own ? (await reply.json()).error.message : `The server answered ${reply.status}, in words that are not the ledger's`;
   } catch (error) {
-    out.textContent = "the server does not answer";
+    out.textContent = "The server does not answer";
   }
   out.className = "failed";
 });

@@ -35,6 +35,8 @@
   strip.addEventListener("pointercancel", () => { from = null; for (const bar of bars) bar.classList.remove("chosen"); });
   strip.addEventListener("click", (event) => { if (event.target.closest("svg")) event.preventDefault(); });
 
+  if (location.hash === "#words") document.getElementById("words").focus();
+
   // Beside the events there is room for the tree; above them it would be in the way.
   if (innerWidth < 1100) document.querySelector(".beside details").open = false;
 
