@@ -8,7 +8,12 @@ import re
 # C0 and C1 controls and DEL move the cursor, rename the window, or feed the keyboard; the others
 # are Unicode's marks that reorder or hide what stands beside them.
 _OBEYED = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    # Two of them only choose the shape of letters that they join or part, in Arabic's, Syriac's and
+    # India's scripts, and make one picture of several: elsewhere they are hidden, and shown.
+    "|(?<![\u0620-\u08ff\u0900-\u0dff])\u200c|\u200c(?![\u0620-\u08ff\u0900-\u0dff])"
+    "|(?<![\u0620-\u08ff\u0900-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d"
+    "|\u200d(?![\u0620-\u08ff\u0900-\u0dff\u2600-\u27bf\U0001f000-\U0001faff])"
 )
 
 # A cell that begins so is a formula: https://owasp.org/www-community/attacks/CSV_Injection

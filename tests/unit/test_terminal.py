@@ -33,6 +33,26 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
         assert shown == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👩\u200d👩\u200d👧 and 🏳️\u200d🌈",
+        "می\u200cخواهم",
+        "क्\u200dष and क्\u200cष",
+    ],
+)
+def test_what_joins_letters_and_pictures_is_left_to_them(text: str) -> None:
+    assert plain(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["an{}na", "{}anna", "anna{}", "а{}нна", "{}{}", "9{}1", "💥{0}{0}💥"]
+)
+@pytest.mark.parametrize("mark", ["\u200c", "\u200d"])
+def test_what_joins_nothing_hides_nothing(text: str, mark: str) -> None:
+    assert plain(text.replace("{0}", "{}").replace("{}", mark)).isprintable()
+
+
 @given(TEXTS)
 def test_no_cell_is_a_formula(text: str) -> None:
     assert not cell(text).startswith(("=", "+", "-", "@", "\t", "\r"))
