@@ -55,8 +55,10 @@ class Connection:
         reply = self._reply(method, path, **options)
         try:
             return dict(reply.json())
-        except ValueError as error:
-            raise self._unreachable(error) from error
+        except (ValueError, TypeError) as error:
+            raise ServerUnreachable(
+                f"{self.url} answered, but not as a ledger does: is that its address?"
+            ) from error
 
     def _reply(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
@@ -83,6 +85,8 @@ class Connection:
             message, code = str(error["message"]), error.get("code")
         except (ValueError, KeyError, TypeError, AttributeError):
             message = f"{self.url} answered {reply.status_code}: {reply.text[:200]}"
+        if reply.status_code == 401:
+            return ServerError(f"{message}; give one with --api-key or WEIGHTLEDGER_API_KEY")
         if reply.status_code == 410:
             return Pruned(message)
         if code == "what_if_refused":

@@ -1,6 +1,7 @@
 """A ledger's database, for commands that read it without a server."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,7 +71,11 @@ def require_ledger(settings: Settings) -> None:
     """NotFound unless there is a database, or one that is somewhere else."""
     config = settings.update_config()
     if config.database_url is None and not config.file.exists():
-        raise NotFound(f"no ledger in {settings.data_dir}; start one with: weightledger serve")
+        where = shlex.join(["--data-dir", str(settings.data_dir)])
+        raise NotFound(
+            f"no ledger in {settings.data_dir}; name its place with --data-dir or --database,"
+            f" or start one there with: weightledger serve {where}"
+        )
 
 
 def choose_model(models: list[str], name: str | None) -> str:

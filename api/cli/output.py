@@ -14,6 +14,7 @@ from weightledger.api.server.sources import FlagError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 _WIDE = 200  # where there is no terminal, lines are not cut
 
@@ -52,21 +53,48 @@ def table(
 ) -> None:
     """Print items as a table; columns in `whole` are never cut or wrapped. `styles` by row.
 
-    What stands in brackets at the start of the column `marked` has a colour of its own.
+    What stands in brackets at the start of the column `marked` has a colour of its own. On a
+    terminal that is too narrow for a table each item's fields stand below each other.
     """
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        grid.add_column(column, no_wrap=column in whole, overflow="fold")
-    for number, item in enumerate(items):
-        style = styles[number] if styles else ""
-        cells = [Text(_cell(item[column])) for column in columns]
-        if marked is not None:
-            cells[columns.index(marked)].highlight_regex(r"^\([^)]*\)", "bold cyan")
-        grid.add_row(*cells, style=style)
-    console().print(grid)
+    from weightledger.api.cli import grid
+
+    rows = [[Text(_cell(item[column])) for column in columns] for item in items]
+    if marked is not None:
+        for row in rows:
+            row[columns.index(marked)].highlight_regex(r"^\([^)]*\)", "bold cyan")
+    texts = [[name, *(row[at].plain for row in rows)] for at, name in enumerate(columns)]
+    keeps = [column in whole for column in columns]
+    layout = grid.fitting(texts, keeps, console().width)
+    if layout is None and sys.stdout.isatty():
+        _print_one_by_one(rows, columns, styles)
+        return
+    widths, gap = layout or (grid.least(texts, keeps), 2)
+    shown = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for name, width, keep in zip(columns, widths, keeps, strict=True):
+        shown.add_column(name, width=width, no_wrap=keep, overflow="fold")
+    for number, row in enumerate(rows):
+        shown.add_row(*row, style=styles[number] if styles else "")
+    console(sum(widths) + gap * len(widths)).print(shown)
+
+
+def _print_one_by_one(
+    rows: Sequence[Sequence["Text"]], columns: Sequence[str], styles: Sequence[str]
+) -> None:
+    """Each item as its fields, a line each; the terminal goes on below what is longer."""
+    from rich.text import Text
+
+    if not rows:
+        line([("  ".join(columns), "bold")])
+    width = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            line([])
+        for name, value in zip(columns, row, strict=True):
+            named = Text.assemble((f"{name:<{width}}  ", "bold"), value)
+            console().print(named, style=styles[number] if styles else "", soft_wrap=True)
 
 
 def _short_times(item: Mapping[str, Any]) -> dict[str, str]:
@@ -112,11 +140,12 @@ def _within(value: Any) -> str:
     return _cell(value)
 
 
-def console() -> "Console":
+def console(wanted: int = 0) -> "Console":
     """Standard output; wide when it is not a terminal, so that lines are not cut."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else max(_WIDE, wanted)
+    return Console(width=width, highlight=False, markup=False)
 
 
 def line(pieces: Sequence[tuple[str, str]]) -> None:

@@ -192,7 +192,10 @@ def test_errors_are_one_line_and_a_status(
 def test_an_error_of_a_real_process_is_one_line_too() -> None:
     ran = command("status", "--data-dir", "/nonexistent")
     assert ran.returncode == 1
-    expected = "weightledger: no ledger in /nonexistent; start one with: weightledger serve"
+    expected = (
+        "weightledger: no ledger in /nonexistent; name its place with --data-dir or --database, or"
+        " start one there with: weightledger serve --data-dir /nonexistent"
+    )
     assert ran.stderr.splitlines() == [expected]
 
 

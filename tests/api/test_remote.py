@@ -94,7 +94,7 @@ def test_ids_are_whole_at_80_columns(busy: Server, monkeypatch: pytest.MonkeyPat
     ids = ok("log", "-q", *at).split()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "0")
-    monkeypatch.setattr(output, "_WIDE", None)
+    monkeypatch.setattr(output, "_WIDE", 80)
     lines = ok("log", *at).splitlines()
     assert max(map(len, lines)) <= 80
     assert [one for line in lines for one in ids if one in line.split()] == ids
@@ -142,8 +142,17 @@ def test_with_a_key_the_actor_is_its_name(tmp_path: Path) -> None:
         assert (event["actor"], event["reason"]) == ("api-key", "why")
         status, _, err = inside("update", "2.bias", "--data", "0", "--actor", "me", *at)
         assert (status, "the actor is the key's name" in err) == (1, True)
-        status, _, err = inside("status", "--url", server.url)
-        assert (status, "Authorization" in err) == (1, True)
+        for key in ((), ("--api-key", "wl_other")):
+            status, _, err = inside("status", "--url", server.url, *key)
+            assert status == 1
+            assert err.strip().endswith("; give one with --api-key or WEIGHTLEDGER_API_KEY")
+
+
+def test_who_is_no_ledger_is_not_called_silent(busy: Server) -> None:
+    """Somebody else's server may answer anything; this one has a page there."""
+    status, _, err = inside("status", "--url", busy.url + "/ui/login?next=")
+    assert status == 1
+    assert "answered, but not as a ledger does: is that its address?" in err
 
 
 @pytest.mark.parametrize(
