@@ -1,6 +1,7 @@
 """Templates, filled in: every text is escaped, and no page may load anything foreign."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -100,6 +101,7 @@ def _environment() -> jinja2.Environment:
         "figure": figure,
         "plain": lambda text: clipped(plain(str(text))),
         "query": lambda url: urlsplit(url).query,
+        "shell": shlex.quote,
         "short": short,
         "size": size,
         "unit": unit,

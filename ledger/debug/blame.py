@@ -97,7 +97,7 @@ class Blame:
                     "actor": touch.note.actor if touch.note else None,
                     "reason": touch.note.reason if touch.note else None,
                     "operation": touch.event.body.get("operation"),
-                    "rule": touch.event.body.get("rule"),
+                    "rule": (touch.event.body.get("rule") or {}).get("id"),
                     "changed": touch.changed,
                     names[0]: _number(touch.before),
                     names[1]: _number(touch.after),

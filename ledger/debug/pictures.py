@@ -12,6 +12,7 @@ from weightledger.ledger.debug.svg import (
     CHARACTER,
     GREY,
     RED,
+    apart,
     document,
     heading,
     label_text,
@@ -108,11 +109,13 @@ def heat_map(
 
 def line(title: str, description: str, points: Sequence[LinePoint]) -> str:
     """Values in their order from left to right, a dot each; grey ones are not joined."""
-    left, span, height = 80, 720, 220
+    span, height = 720, 220
     known = [point.value for point in points if point.value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    digits = apart(low, high)
+    left = max(80, label_width([number_text(end, digits) for end in (low, high)]))
     step = span / max(len(points) - 1, 1)
     parts = [heading(title)]
     joined: list[str] = []
@@ -126,11 +129,12 @@ def line(title: str, description: str, points: Sequence[LinePoint]) -> str:
             joined.append(f"{x:.1f},{y:.1f}")
         dots.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{GREY if point.faded else BLUE}">'
-            f"<title>{text(point.label)}: {number_text(point.value)}</title></circle>"
+            f"<title>{text(point.label)}: {number_text(point.value, digits)}</title></circle>"
         )
     for value, y in ((high, 40), (low, 40 + height)):
         parts.append(
-            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{number_text(value)}</text>'
+            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">'
+            f"{number_text(value, digits)}</text>"
         )
         parts.append(
             f'<line x1="{left}" y1="{y}" x2="{left + span}" y2="{y}" stroke="{GREY}" '

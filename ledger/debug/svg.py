@@ -37,8 +37,16 @@ def heading(title: str) -> str:
     return f'<text x="8" y="20" font-weight="bold">{text(title)}</text>'
 
 
-def number_text(value: float | None) -> str:
-    return "no measure" if value is None else f"{value:.3g}"
+def number_text(value: float | None, digits: int = 3) -> str:
+    return "no measure" if value is None else f"{value:.{digits}g}"
+
+
+def apart(low: float, high: float) -> int:
+    """With how many significant digits values from one to the other are told apart."""
+    digits = 3
+    while digits < 17 and f"{low:.{digits - 1}g}" == f"{high:.{digits - 1}g}":
+        digits += 1
+    return digits
 
 
 def label_width(labels: Sequence[str]) -> int:

@@ -109,7 +109,7 @@ def test_what_is_clicked_twice_is_done_once(browser: webdriver.Chrome, own: Serv
         "const button = document.querySelector('form.act button');"
         "button.click(); setInterval(() => button.click(), 1)"
     )
-    until(lambda: "once" in browser.find_element(By.TAG_NAME, "main").text, "it has its version")
+    until(lambda: "once" in text_of(browser), "it has its version")
     with own.client() as http:
         listed = http.get("/v1/models/versions").json()["versions"]
     assert [one["description"] for one in listed].count("once") == 1
@@ -154,6 +154,21 @@ def test_a_page_that_stays_open_says_the_day_of_what_is_old(
     )
     at = datetime.fromisoformat(told[0]).astimezone(UTC)
     assert told[1] == f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def test_paper_has_times_and_no_ages(browser: webdriver.Chrome, own: Server) -> None:
+    browser.get(own.url + "/ui/timeline")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('time')].filter((one) => one.checkVisibility())"
+        ".map((one) => [getComputedStyle(one).fontSize,"
+        " getComputedStyle(one, '::after').content, one.title])"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert len(shown) > 5
+    for size, after, title in shown:
+        assert (size, after) == ("0px", f'"{title}"')
+        assert title.endswith(" UTC")
 
 
 def test_slash_searches_from_every_page(browser: webdriver.Chrome, own: Server) -> None:

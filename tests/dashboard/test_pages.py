@@ -330,6 +330,16 @@ def test_states_that_only_follow_one_another_are_one_line() -> None:
     assert "499 states" in picture
 
 
+def test_commands_on_pages_can_be_copied(http: httpx2.Client) -> None:
+    for name in ("2.bias", "2.weight"):
+        page = http.get(f"/ui/parameters/{name}").text
+        (words,) = re.findall(r"<code>weightledger (blame [^<]*)</code>", page)
+        status, _, err = inside(*words.split(), "--url", str(http.base_url))
+        assert status == 0, err
+    page = http.get("/ui/rollback", params={"to": "2100-01-01 00:00"}).text
+    assert "<code>weightledger rollback --to &#39;2100-01-01 00:00&#39; -m" in page
+
+
 def test_without_javascript_a_page_says_what_it_lacks(http: httpx2.Client) -> None:
     for path in ("/", "/ui/versions", "/ui/rollback?to=v1"):
         assert "<noscript>" in http.get(path).text

@@ -241,6 +241,34 @@ def test_pictures_and_json_of_values_that_are_none(log: Log) -> None:
     assert log.blame("w", "0").to_json()["touches"][0]["before"] == "nan"
 
 
+@pytest.mark.parametrize("change", [1e-2, 1e-5])
+def test_a_picture_tells_the_ends_of_its_axis_apart(log: Log, change: float) -> None:
+    for number in range(3):
+        log.record({**log.state(), "w": torch.full((3, 4), 0.5 + number * change)})
+    tree = ElementTree.fromstring(blame_picture(log.blame("w", "0", limit=2).to_json()))
+    ends = [one for one in tree.iter() if one.get("text-anchor") == "end"][:2]
+    high, low = (float(one.text or "") for one in ends)
+    assert high - low == pytest.approx(2 * change, rel=0.1)
+    for one in ends:
+        assert float(one.get("x") or 0) >= 6 * len(one.text or ""), "it begins left of the picture"
+
+
+def test_what_a_rule_did_is_told_by_its_name(server, http) -> None:
+    body = {"parameter_name": "2.weight", "update_data": 0.001}
+    body |= {"performance_context": {"accuracy_change": 0.5}}
+    reply = http.post("/v1/models/enhanced_update", json=body)
+    assert reply.status_code == 200, reply.text
+    event = http.get("/v1/models/updates?limit=1").json()["data"][0]
+    rule = event["facts"]["rule"]["id"]
+    query = {"parameter": "2.weight", "limit": 1}
+    assert http.get("/v1/models/blame", params=query).json()["touches"][0]["rule"] == rule
+    for where in (("--data-dir", str(server.folder)), ("--url", server.url)):
+        for form in ((), ("--csv",)):
+            status, out, err = inside("blame", "2.weight", "-n", "1", *form, *where)
+            assert status == 0, err
+            assert rule in out
+
+
 def test_the_faces_say_the_same(server, http, tmp_path: Path) -> None:
     body = {"parameter_name": "2.bias", "update_data": 0.5, "learning_rate": 0.01}
     reply = http.post("/v1/models/incremental_update", json=body, headers={"x-reason": "nudge"})
