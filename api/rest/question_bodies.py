@@ -62,7 +62,7 @@ class JudgedBody(Body):
     seq: Seq
     verdict: Verdict
     by: Literal["user", "judge"] = "user"
-    score: Finite | None = None
+    score: Finite | Literal["inf", "-inf"] | None = None
     detail: str | None = None
     duration_s: Finite | None = None
 

@@ -213,6 +213,37 @@ def test_a_program_of_ones_own_judges_the_states_of_a_server(
     assert not list(tmp_path.glob("search"))
 
 
+@pytest.mark.parametrize("by", ["server", "folder"])
+def test_a_metric_may_be_infinite(
+    server: Server, http: httpx2.Client, tmp_path: Path, by: str
+) -> None:
+    """As a loss is that overflows; JSON has no infinity."""
+    good, poison, bad = (update(http, 0.001, 3) for _ in range(3))
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        f"#!{sys.executable}\nimport json, os\n"
+        f"bad = int(os.environ['WEIGHTLEDGER_SEQ']) >= {seq_of(http, poison)}\n"
+        "print(json.dumps({'loss': float('inf') if bad else 0.5}))\n"
+    )
+    judge.chmod(0o755)
+    where = ("--url", server.url) if by == "server" else ("--data-dir", str(server.folder))
+    at = (*where, "--state", str(tmp_path / "search"))
+    ok("bisect", "start", "--good", good, "--bad", bad, *at)
+    words = ("--metric", "loss", "--lower-is-better", "--json", *at, "--", str(judge))
+    status, out, err = inside("bisect", "run", *words)
+    assert (status, "is bad (loss inf)" in err) == (0, True), err
+    assert json.loads(out)["first_bad"]["id"] == poison
+    search = json.loads((tmp_path / "search").read_text(), parse_constant=pytest.fail)
+    reply = http.post("/v1/models/bisect", json={"search": search}).json()
+    assert reply["search"] == search
+    assert "inf" in {one["score"] for one in search["judged"]}
+    assert ok("bisect", "visualize", "--svg", str(tmp_path / "search.svg"), *at)
+
+
+def seq_of(http: httpx2.Client, name: str) -> int:
+    return int(http.get(f"/v1/models/updates/{name}").json()["seq"])
+
+
 def state_bias(http: httpx2.Client, position: str) -> list[float]:
     weights = http.get(f"/v1/models/versions/{position}/weights").content
     return [float(one) for one in load(weights)["2.bias"]]

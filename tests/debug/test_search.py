@@ -212,6 +212,16 @@ def test_a_metric_that_is_the_good_ends_is_no_worse(lower_is_better: bool) -> No
     assert (rules.verdict(low, 1.0), rules.verdict(high, 1.0)) == ("bad", "good")
 
 
+def test_others_are_compared_with_what_was_called_good() -> None:
+    """A judge that errs is asked about the good end, too."""
+    begun = Bisection("m", "", End("", 0), End("", 9), Rules(noisy=True, metric="accuracy"))
+    assert begun.baseline is None
+    told = begun.told(Judged(0, "good", score=0.9), Judged(5, "bad", score=0.1))
+    assert told.baseline == 0.9
+    assert told.told(Judged(0, "bad", score=0.2), Judged(0, "good")).baseline == 0.9
+    assert told.told(Judged(0, "good", score=0.91)).baseline == 0.91
+
+
 def test_several_probes_at_once_cut_the_posterior_into_equal_parts() -> None:
     posterior = Posterior(100, 0.1)
     assert posterior.probes(3) == [25, 50, 75]

@@ -6,6 +6,7 @@ interrupted at any moment goes on where it was.
 
 import contextlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -112,12 +113,23 @@ class Bisection:
 
     @property
     def baseline(self) -> float | None:
-        """The metric of the good end, once it was measured."""
+        """The metric of the good end, once it was measured; a judge that errs measures it again,
+        and what was called bad there is none to compare others with."""
         end = None if self.good is None else self.good.seq
-        return next((one.score for one in reversed(self.judged) if one.seq == end), None)
+        measured = (
+            one.score
+            for one in reversed(self.judged)
+            if one.seq == end and one.verdict == "good" and one.score is not None
+        )
+        return next(measured, None)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        """Plain values that JSON has; a score that is infinite is a text."""
+        told = {"format": FORMAT, **asdict(self)}
+        for one in told["judged"]:
+            if one["score"] is not None and math.isinf(one["score"]):
+                one["score"] = str(one["score"])
+        return told
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -127,10 +139,15 @@ class Bisection:
         ends = {
             name: None if value[name] is None else End(**value[name]) for name in ("good", "bad")
         }
-        judged = tuple(Judged(**one) for one in value["judged"])
+        judged = tuple(_judged(one) for one in value["judged"])
         return cls(
             value["model"], value["origin"], **ends, rules=Rules(**value["rules"]), judged=judged
         )
+
+
+def _judged(told: dict[str, Any]) -> Judged:
+    score = told.get("score")
+    return Judged(**{**told, "score": None if score is None else float(score)})
 
 
 def load(file: Path) -> Bisection:
