@@ -340,6 +340,13 @@ def test_commands_on_pages_can_be_copied(http: httpx2.Client) -> None:
     assert "<code>weightledger rollback --to &#39;2100-01-01 00:00&#39; -m" in page
 
 
+@pytest.mark.parametrize("path", [path for path in PAGES if path != "/ui/login"])
+def test_what_can_be_scrolled_has_a_name(http: httpx2.Client, path: str) -> None:
+    """Whoever comes to it with the keyboard hears what it is; axe does not ask for it."""
+    frames = re.findall(r"<[^>]* tabindex=\"0\"[^>]*>", http.get(path).text)
+    assert [one for one in frames if 'role="region" aria-label="' not in one] == []
+
+
 def test_without_javascript_a_page_says_what_it_lacks(http: httpx2.Client) -> None:
     for path in ("/", "/ui/versions", "/ui/rollback?to=v1"):
         assert "<noscript>" in http.get(path).text

@@ -148,6 +148,8 @@
     for (const [name, listed] of of) {
       const frame = made("div", "", place, "scroll");
       frame.tabIndex = 0;
+      frame.setAttribute("role", "region");
+      frame.setAttribute("aria-label", `${name} by state`);
       const table = made("table", "", frame, "plain");
       made("caption", name, table).className = "name-of";
       const head = made("tr", "", made("thead", "", table));
