@@ -82,7 +82,8 @@ class Case:
     def _observe(self, metric: str, values: Sequence[float], seqs: Sequence[int]) -> None:
         if values:
             new = np.fromiter((seq in self.seqs for seq in seqs), dtype=bool, count=len(seqs))
-            self.panel.observe(metric, np.asarray(values, dtype=np.float64), new)
+            observe = self.panel.observe_pushed if self.beside else self.panel.observe
+            observe(metric, np.asarray(values, dtype=np.float64), new)
 
     def _knows(self, seq: int) -> bool:
         return seq in self.seqs or seq in self.old_seqs

@@ -116,7 +116,9 @@ def _checked(
     sample_id = _id(one.get("id"), where)
     if sample_id is None and (one.get("time") is None or at_us % _COARSE_US == 0):
         sample_id = uuid.uuid4().hex  # nothing tells it from its equals, which all count
-    return Sample(metric, value, at_us, seq, "pushed", _replica(one, where)), sample_id
+    supposed = one.get("seq") is None
+    sample = Sample(metric, value, at_us, seq, "pushed", _replica(one, where), supposed)
+    return sample, sample_id
 
 
 def _value(value: Any, metric: str, where: str) -> float:

@@ -126,7 +126,10 @@ class Measuring:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value of one metric (`metrics.METRICS`); `replica` is who served, where that was said."""
+    """One value of one metric (`metrics.METRICS`); `replica` is who served, where that was said.
+
+    `supposed`: nobody said of which state it is, and that of the live one was taken.
+    """
 
     metric: str
     value: float
@@ -134,6 +137,7 @@ class Sample:
     seq: int
     source: Source
     replica: str | None = None
+    supposed: bool = False
 
 
 Listener = Callable[[Inferences], None]

@@ -109,7 +109,7 @@ class Course:
             case.state = "acting"
             decided_us = time.time_ns() // 1000
             self._acting.soon(lambda: self._roll_back(case, ruling, decided_us))
-        elif self._is_promoted(ruling):
+        elif self._is_promoted(case, ruling):
             case.state = "acting"
             self._acting.soon(lambda: self._promote(case, ruling))
 
@@ -121,12 +121,14 @@ class Course:
         self.timed_out = True
         ruling, requests = case.ruling(), dict(self.since_newest)
         outcome = self.rules.on_timeout
-        if outcome == "promote" and min(requests.values()) < self.policy.minimum:
+        lacking = self._lacking(case)
+        if outcome == "promote" and (lacking or min(requests.values()) < self.policy.minimum):
             outcome = "wait"  # else it would be a guess
         if outcome == "wait":
             reason = (
                 f"inconclusive after {self.rules.timeout_s:g} s: {requests[True]} requests met the"
-                f" new state and {requests[False]} the old one; the trial goes on"
+                f" new state and {requests[False]} the old one"
+                f"{_unknown(lacking)}; the trial goes on"
             )
             facts = {**ruling.evidence(), **self.facts(case)}
             self._acting.soon(
@@ -150,10 +152,13 @@ class Course:
             }
         }
 
-    def _is_promoted(self, ruling: Ruling) -> bool:
-        if min(self.since_newest.values()) < self.rules.requests:
+    def _is_promoted(self, case: Case, ruling: Ruling) -> bool:
+        if min(self.since_newest.values()) < self.rules.requests or self._lacking(case):
             return False
         return self.rules.promote == "unharmed" or ruling.known == "harmless"
+
+    def _lacking(self, case: Case) -> list[str]:
+        return case.panel.lacking({*(self.policy.metrics or ()), *self.policy.objectives})
 
     # On the deciding thread
 
@@ -211,3 +216,7 @@ class Course:
                 elif case.state == "acting":
                     case.state = "open"
                     self.moved.set()
+
+
+def _unknown(metrics: Sequence[str]) -> str:
+    return f", too little is known of {', '.join(metrics)}" if metrics else ""

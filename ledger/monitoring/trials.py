@@ -121,9 +121,16 @@ class Trials:
             course.judge()
 
     def samples(self, told: Sequence[Sample]) -> None:
-        """Take in single values, but for evaluators': those were judged before."""
+        """Take in single values that were pushed.
+
+        But for those of which nobody said which state they are of: two are live.
+        """
         course = self._course
-        own = [one for one in told if one.source == "pushed" and one.metric in course.metrics]
+        own = [
+            one
+            for one in told
+            if one.source == "pushed" and one.metric in course.metrics and not one.supposed
+        ]
         with course.lock:
             if course.case is not None and own:
                 course.case.sample(own)

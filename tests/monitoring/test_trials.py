@@ -1,5 +1,6 @@
 """Trials: the new state beside the old one, and how they end."""
 
+import asyncio
 import itertools
 import os
 import subprocess
@@ -130,6 +131,119 @@ def test_accuracy_that_is_pushed_decides_a_trial(tmp_path: Path) -> None:
     decided(one)
     head = one.log.live.head
     assert head.kind == "rolled_back" and head.body["evidence"]["metric"] == "accuracy"
+    one.close()
+
+
+def test_accuracy_of_one_state_alone_says_nothing_of_a_trial(tmp_path: Path) -> None:
+    """Whose labels come is nobody's coin: 97 of 100 right answers of the new state, and none of the
+    old one, were each a bet won, and a harmless update was undone. Nor is it promoted."""
+    one = manager(tmp_path, policy=policy(tmp_path))
+    users = Users(one)
+    event = update(one, "weight", 1.0)
+    for _ in range(10):
+        users.tell("accuracy", [1.0] * 97 + [0.0] * 3, seq=event.seq)
+    users.ask(2000)
+    decided(one)
+    assert one.log.live.head.seq == event.seq and one.supervision.trial() is not None
+    users.tell("accuracy", [1.0] * 97 + [0.0] * 3, seq=0)
+    users.ask(50)
+    decided(one)
+    assert one.log.live.head.body["verdict"] == "promoted"
+    one.close()
+
+
+def test_accuracy_of_the_old_state_alone_proves_nothing(tmp_path: Path) -> None:
+    """It was proven to be no worse by answers that it never gave."""
+    text = POLICY + 'promote = "proven"\n'
+    one = manager(
+        tmp_path,
+        policy=policy(tmp_path, text.replace("[trial]", "metrics = ['accuracy']\n[trial]")),
+    )
+    users = Users(one)
+    event = update(one, "weight", 1.0)
+    users.tell("accuracy", [1.0], seq=event.seq)
+    for _ in range(50):
+        users.tell("accuracy", [1.0] * 6 + [0.0] * 4, seq=0)
+    users.ask(2000)
+    decided(one)
+    assert one.log.live.head.seq == event.seq and one.supervision.trial() is not None
+    one.close()
+
+
+@pytest.mark.parametrize("sides", [(9, 1), (1, 9), (1, 1)])
+def test_as_many_labels_of_each_state_as_come(tmp_path: Path, sides: tuple[int, int]) -> None:
+    """Of one state in ten times as many answers the truth is known: no harm. A worse one is seen."""
+    old, new = sides
+    one = manager(tmp_path, policy=policy(tmp_path))
+    users = Users(one)
+    first = update(one, "weight", 1.0)
+    for n in range(100):
+        for seq, labels in ((0, old), (first.seq, new)):
+            users.tell("accuracy", [float((n + k) % 10 > 0) for k in range(labels)], seq=seq)
+    decided(one)
+    assert one.log.live.head.seq == first.seq
+    users.ask(1600)
+    decided(one)
+    assert one.log.live.head.body["verdict"] == "promoted"
+    second = update(one, "weight", 2.0)
+    for n in range(200):
+        users.tell("accuracy", [float((n + k) % 10 > 0) for k in range(old)], seq=first.seq)
+        users.tell("accuracy", [float((n + k) % 10 > 5) for k in range(new)], seq=second.seq)
+    decided(one)
+    head = one.log.live.head
+    assert head.kind == "rolled_back" and head.body["evidence"]["metric"] == "accuracy"
+    one.close()
+
+
+def test_a_sample_of_nobody_knows_which_state_takes_no_part_in_a_trial(tmp_path: Path) -> None:
+    one = manager(tmp_path, policy=policy(tmp_path))
+    event = update(one, "weight", 1.0)
+    for _ in range(3):
+        wrong = [{"metric": "accuracy", "value": 0.0}] * 200
+        asyncio.run(one.push_metrics(wrong))
+        one.collector.tick()
+        decided(one)
+    assert one.log.live.head.seq == event.seq
+    users = Users(one)
+    users.ask(1600)
+    decided(one)
+    assert one.log.live.head.body["verdict"] == "promoted"
+    one.close()
+
+
+def test_what_a_policy_names_and_nobody_measured_promotes_nothing(tmp_path: Path) -> None:
+    text = """
+base = "safe"
+metrics = ["latency_ms", "accuracy"]
+[trial]
+requests = 100
+timeout_s = 1.5
+on_timeout = "promote"
+"""
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    try:
+        event = update(one, "weight", 1.0)
+        Users(one).ask(800)
+        decided(one)
+        assert one.log.live.head.seq == event.seq
+        until(lambda: one.log.live.head.kind == "observed")
+        body = one.log.live.head.body
+        assert body["verdict"] == "inconclusive"
+        assert "too little is known of accuracy; the trial goes on" in body["reason"]
+    finally:
+        one.close()
+
+
+def test_an_objective_is_about_the_new_state_alone(tmp_path: Path) -> None:
+    text = POLICY.replace("[trial]", "[objectives]\naccuracy = {allowed = 0.1}\n[trial]")
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    users = Users(one)
+    event = update(one, "weight", 1.0)
+    for _ in range(40):
+        users.tell("accuracy", [1.0] * 7 + [0.0] * 3, seq=event.seq)
+    decided(one)
+    head = one.log.live.head
+    assert head.kind == "rolled_back" and head.body["evidence"]["baseline"] == "objective"
     one.close()
 
 

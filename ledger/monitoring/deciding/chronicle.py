@@ -6,7 +6,7 @@ out when somebody looks, from where the last look ended.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,8 +108,15 @@ class Chronicle:
     def observe(self, metric: str, values: Array, new: Mask) -> None:
         """See `Decider`."""
         self._panel.observe(metric, values, new)
+        self._keep(metric, values, new)
+
+    def observe_pushed(self, metric: str, values: Array, new: Mask) -> None:
+        """See `Panel.observe_pushed`."""
+        self._keep(metric, *self._panel.observe_pushed(metric, values, new))
+
+    def _keep(self, metric: str, values: Array, new: Mask) -> None:
         kept = self._kept.get(metric)
-        if kept is None or kept.values >= MOST_VALUES:
+        if kept is None or kept.values >= MOST_VALUES or not len(values):
             return
         finite = np.isfinite(values)
         statistics = tuple(one.comparison.statistic for one in kept.tests)
@@ -121,6 +128,10 @@ class Chronicle:
     def ruling(self) -> Ruling:
         """See `Decider`."""
         return self._panel.ruling()
+
+    def lacking(self, named: Collection[str]) -> list[str]:
+        """See `Panel.lacking`."""
+        return self._panel.lacking(named)
 
     def seen(self, metric: str, *, new: bool) -> int:
         """See `Panel.seen`."""

@@ -5,12 +5,14 @@ runs ours and those of rollout tools through it.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from weightledger.ledger.monitoring.deciding.comparisons import Comparison, Mask
+from weightledger.ledger.monitoring.deciding.comparisons import Comparison, Concurrent, Mask
+from weightledger.ledger.monitoring.deciding.dealing import Dealer
 from weightledger.ledger.monitoring.deciding.wagers import Array
 
 Known = Literal["harmful", "harmless", "undecided"]
@@ -112,26 +114,38 @@ class Panel:
     """Several comparisons under one error rate: `alpha` is split evenly among them.
 
     Harm is what one of them shows, after `minimum` values of the new state; no harm is what all
-    show whose metric is measured. A value that is not finite is harm at once.
+    show whose metric is measured. A value that is not finite is harm at once. `share` of the
+    requests meet the new state, where both serve at the same time.
     """
 
     tests: list[Watched]
     alpha: float = 0.01
     minimum: int = 50
+    share: float | None = None
+    _dealers: dict[str, Dealer] = field(default_factory=dict)
     _seen: dict[tuple[str, bool], _Seen] = field(default_factory=dict)
     _not_finite: str | None = None
 
     def observe(self, metric: str, values: Array, new: Mask) -> None:
-        finite = np.isfinite(values)
-        if not finite.all():
-            if (new & ~finite).any():
-                self._not_finite = metric
-            values, new = values[finite], new[finite]
-        for side in (False, True):
-            self._seen.setdefault((metric, side), _Seen()).add(values[new == side])
+        values, new = self._taken(metric, values, new)
         for test in self.tests:
             if test.metric == metric:
                 test.comparison.observe(cost(metric, values), new)
+
+    def observe_pushed(self, metric: str, values: Array, new: Mask) -> tuple[Array, Mask]:
+        """`observe` for values which the coin of a trial did not spread over its sides.
+
+        Gives those that were dealt to the tests of both sides.
+        """
+        assert self.share is not None, "of a trial"
+        values, new = self._taken(metric, values, new)
+        dealt = self._dealers.setdefault(metric, Dealer(self.share)).deal(values, new)
+        for test in self.tests:
+            if test.metric == metric:
+                beside = isinstance(test.comparison, Concurrent)
+                own, side = dealt if beside else (values, new)
+                test.comparison.observe(cost(metric, own), side)
+        return dealt
 
     def ruling(self) -> Ruling:
         if self._not_finite is not None:
@@ -149,9 +163,34 @@ class Panel:
             return Ruling("undecided")
         return self._ruling("undecided", strongest)
 
+    def lacking(self, named: Collection[str]) -> list[str]:
+        """The metrics of which too little is known to say that a new state does no harm: known of
+        one side alone; or of less, if they are `named` as those that decide."""
+        lacking = []
+        for test in self.tests:
+            if test.minimum is not None:
+                continue  # a gauge, which both states share
+            sides = (False, True) if isinstance(test.comparison, Concurrent) else (True,)
+            known = [self.seen(test.metric, new=side) for side in sides]
+            wanted = test.metric in named or max(known) >= self.minimum
+            if wanted and min(known) < self.minimum:
+                lacking.append(test.metric)
+        return list(dict.fromkeys(lacking))
+
     def seen(self, metric: str, *, new: bool) -> int:
         """How many values of a metric were seen of that state."""
         return self._seen.get((metric, new), _Seen()).n
+
+    def _taken(self, metric: str, values: Array, new: Mask) -> tuple[Array, Mask]:
+        """Those that are numbers, counted."""
+        finite = np.isfinite(values)
+        if not finite.all():
+            if (new & ~finite).any():
+                self._not_finite = metric
+            values, new = values[finite], new[finite]
+        for side in (False, True):
+            self._seen.setdefault((metric, side), _Seen()).add(values[new == side])
+        return values, new
 
     def _count(self, metric: str) -> int:
         return self.seen(metric, new=True)

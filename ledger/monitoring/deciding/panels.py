@@ -43,7 +43,7 @@ def side_by_side(policy: RollbackPolicy, metrics: Iterable[str], threshold: floa
             continue
         margin = policy.margins.get(metric, threshold)
         tests += [Watched(metric, Concurrent(one, share, margin)) for one in ("typical", "tail")]
-    return _panel(policy, tests)
+    return _panel(policy, tests, share)
 
 
 def by_cohorts(policy: RollbackPolicy, metrics: Iterable[str], threshold: float) -> Panel:
@@ -95,7 +95,7 @@ def _successors(metric: str, known: Array, margin: float) -> list[Comparison]:
     return [Succession("typical", costs, margin), Succession("tail", costs, margin)]
 
 
-def _panel(policy: RollbackPolicy, tests: list[Watched]) -> Panel:
+def _panel(policy: RollbackPolicy, tests: list[Watched], share: float | None = None) -> Panel:
     for metric, goal in policy.objectives.items():
         if metric == GAUGE:
             assert goal.limit is not None
@@ -106,4 +106,4 @@ def _panel(policy: RollbackPolicy, tests: list[Watched]) -> Panel:
             if limit is not None:
                 limit = float(cost(metric, np.array([limit]))[0])
             tests.append(Watched(metric, Objective(goal.allowed, limit), "objective"))
-    return Panel(tests, policy.alpha, policy.minimum)
+    return Panel(tests, policy.alpha, policy.minimum, share)
