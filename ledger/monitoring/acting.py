@@ -44,7 +44,12 @@ REMEMBERED = 100
 
 
 class HeldBack(Exception):
-    """A rollback that was ruled may not be made, now or at all; says why."""
+    """A rollback that was ruled may not be made, now or at all; says why. `told`: so does the
+    log."""
+
+    def __init__(self, why: str, *, told: bool) -> None:
+        super().__init__(why)
+        self.told = told
 
 
 class WrittenLog(Protocol):
@@ -108,8 +113,10 @@ class Acting:
         `decided_us` is when it was ruled, in microseconds since 1970, which its event says.
 
         That is an `observed` event, unless `newer` says which one is to be rolled back then.
-        HeldBack when the policy lets no rollback be made now, which is one, too, unless it was
-        `told` before. Raises what the log raises when it cannot be written.
+        None, too, when a policy of another process rolled it back, and that is none.
+        HeldBack when the policy lets no rollback be made now, or the log refuses it, as when what
+        it leads to was dropped; which is one, too, unless it was `told` before. Raises what the log
+        raises when it cannot be written.
         """
         why = f"automatic rollback by policy {self._policy.name}: {ruling}"
         evidence = {"policy": self._policy.name, "decided_by": "policy", **ruling.evidence()}
@@ -118,9 +125,7 @@ class Acting:
         evidence |= facts
         held = self.held_back(of, to)
         if held is not None:
-            if not told:
-                self.observe(of, "held_back", f"{why}; not carried out: {held}", evidence)
-            raise HeldBack(held)
+            raise self._kept_back(of, held, why, evidence, told=told)
         pauses = iter(_RETRIES_S)
         while True:
             caller = Caller(actor=self.actor, expected_seq=of)
@@ -130,6 +135,8 @@ class Acting:
                 if (later := newer()) is not None and later != of:
                     of = later
                     continue
+                if self._is_undone(of):
+                    return None
                 reason = f"{why}; another state change came first"
                 self.observe(of, "superseded", reason, evidence)
                 return None
@@ -139,6 +146,27 @@ class Acting:
                     raise
                 logger.error("not rolled back yet, will try again: %s", error)
                 time.sleep(pause_s)
+            except LedgerError as error:
+                if not told:
+                    logger.error("not rolled back: %s", error)
+                raise self._kept_back(of, str(error), why, evidence, told=told) from error
+
+    def _kept_back(
+        self, of: int, held: str, why: str, evidence: dict[str, Any], *, told: bool
+    ) -> HeldBack:
+        """The error for a rollback that is not made, once it is in the log that it is not."""
+        if not told:
+            reason = f"{why}; not carried out: {held}"
+            told = self.observe(of, "held_back", reason, evidence) is not None
+        return HeldBack(held, told=told)
+
+    def _is_undone(self, of: int) -> bool:
+        """Whether a policy of another process has rolled that state change back."""
+        later = EventFilter(kinds=[events.ROLLED_BACK], min_seq=of)
+        return any(
+            event.body["from_seq"] == of and event.body["cause"] in AUTOMATIC
+            for event in self._log.history.events(later, limit=100)
+        )
 
     def observe(
         self, of: int, verdict: str, reason: str | None, evidence: dict[str, Any]

@@ -52,9 +52,10 @@ class Case:
         """Whether it is to be judged now; what was held back a moment ago is not."""
         return self.state == "open" and time.monotonic() >= self._asked_again
 
-    def wait(self) -> None:
-        """What was ruled may not be carried out yet: it is asked again, in a while."""
-        self.held_back = True
+    def wait(self, *, told: bool = False) -> None:
+        """What was ruled is not carried out yet: it is asked again, in a while. `told`: the log
+        says so."""
+        self.held_back |= told
         self._asked_again = time.monotonic() + _ASK_AGAIN_S
 
     def infer(self, inferences: Inferences) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
 from weightledger.ledger.monitoring.deciding.wagers import Array
-from weightledger.ledger.monitoring.rollups import MetricsReader, Where
+from weightledger.ledger.monitoring.rollups import MetricsReader, Where, merged
 from weightledger.ledger.monitoring.samples import Inferences, Source
 
 _STATES = 32
@@ -80,6 +80,12 @@ class References:
         if self._reader is None or not seqs or metric == "throughput":
             return None  # what is stored under that name is how many requests came
         sources: Sequence[Source] = ("pushed",) if metric == "accuracy" else ("engine",)
-        where = Where(sources=sources, min_seq=min(seqs), max_seq=max(seqs), own=True)
-        rollup = self._reader.summary(metric, where)
+        where = Where([metric], sources, min_seq=min(seqs), max_seq=max(seqs), own=True)
+        # Between two times that a state was live others were, such as one that was rolled back to
+        # it; and where neighbours share a rollup, it is not known which values are whose.
+        rollup = merged(
+            one
+            for one in self._reader.rollups(where)
+            if one.first_seq == one.last_seq and one.first_seq in seqs
+        )
         return None if rollup is None else rollup.values(PAIRS)

@@ -27,6 +27,7 @@ from weightledger.ledger.writing.policy import ChangeGuard, Verdict
 from weightledger.ledger.writing.showing import Committed
 
 _REASON = "Automatic rollback"
+_MOST_ANCESTORS = 256
 
 
 class RuledGuard:
@@ -57,16 +58,7 @@ class RuledGuard:
         if not self._policy.acts:
             return
         self._rejected = rejected_states(history)
-        active = history.head().active
-        while active is not None and active >= 0:
-            try:
-                named = history.store.by_number(events.VERSIONS, active)
-                if named is not None:
-                    self._best = _scores(body_of(named, VersionCreated).performance_metrics)
-                return
-            except CorruptLedger as error:
-                skipped(error, "what creeps is compared with the version named before it")
-                active -= 1
+        self._best = self._best_before(history.require(history.head().state_seq))
 
     def with_trials(self, beside: Callable[[], int], on_trial: Callable[[], bool]) -> None:
         """Say in each event which state it is tried beside."""
@@ -112,14 +104,14 @@ class RuledGuard:
 
     def _remember(self, event: Event) -> None:
         if event.kind == events.UPDATED:
-            self._improve(_scores(event.body["post_metrics"]))
+            _improve(self._best, _scores(event.body["post_metrics"]))
         elif event.kind == events.VERSION_CREATED:
             self._best = _scores(body_of(event, VersionCreated).performance_metrics)
         elif event.kind == events.ROLLED_BACK:
             self._rolled_back(event)
 
     def _rolled_back(self, event: Event) -> None:
-        self._best = {}
+        self._best = self._best_before(event)
         if event.body["cause"] == DEGRADED and event.state_before is not None:
             self._rejected.add(event.state_before)
 
@@ -162,10 +154,46 @@ class RuledGuard:
         reason = f"{_REASON} due to performance degradation since the last named version: {worse}"
         return Verdict(reason=reason, evidence=evidence)
 
-    def _improve(self, scores: Mapping[str, float]) -> None:
-        for metric, value in scores.items():
-            best = self._best.get(metric, value)
-            self._best[metric] = max(best, value) if higher_is_better(metric) else min(best, value)
+    def _best_before(self, event: Event) -> dict[str, float]:
+        """The best scores from the last named version up to the state of an event."""
+        if self._history is None:
+            return {}
+        best, floor = self._named(event.active)
+        if not self._guard.alone:
+            return best  # nothing else is scored
+        at: int | None = event.node
+        for _ in range(_MOST_ANCESTORS):
+            if at is None or at <= floor:
+                break
+            try:
+                state = self._history.require(at)
+                if state.kind == events.UPDATED:
+                    _improve(best, _scores(state.body.get("post_metrics", {})))
+            except CorruptLedger as error:
+                skipped(error, "what creeps is compared with the other states")
+            at = self._history.lineage.parent(at)
+        return best
+
+    def _named(self, active: int | None) -> tuple[dict[str, float], int]:
+        """The scores of a version, or of the last before it that can be read, and its node."""
+        assert self._history is not None
+        while active is not None and active >= 0:
+            try:
+                named = self._history.store.by_number(events.VERSIONS, active)
+                if named is not None:
+                    scores = _scores(body_of(named, VersionCreated).performance_metrics)
+                    return scores, named.node
+                return {}, -1
+            except CorruptLedger as error:
+                skipped(error, "what creeps is compared with the version named before it")
+                active -= 1
+        return {}, -1
+
+
+def _improve(best: dict[str, float], scores: Mapping[str, float]) -> None:
+    for metric, value in scores.items():
+        known = best.get(metric, value)
+        best[metric] = max(known, value) if higher_is_better(metric) else min(known, value)
 
 
 def _scores(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from weightledger.ledger import events
+from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import Event
 from weightledger.ledger.monitoring.acting import Acting, HeldBack, WrittenLog
 from weightledger.ledger.monitoring.cases import Case
@@ -206,8 +207,11 @@ class Course:
         event = None
         try:
             event = act()
-        except HeldBack:
+        except HeldBack as held:
+            case.wait(told=held.told)
+        except LedgerError:
             case.wait()
+            raise
         finally:
             with self.lock:
                 rolled_back = event is not None and event.kind == events.ROLLED_BACK

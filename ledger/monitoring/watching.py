@@ -102,8 +102,8 @@ class Watch:
             while len(self._nodes) > _MOST_NODES:
                 del self._nodes[next(iter(self._nodes))]
             if seq > self._newest:
+                self._enter(event)  # else it is entered with the next request
                 self._newest = seq
-                self._enter(event)
         except LedgerError as error:
             self._nodes.pop(seq, None)
             if self._fault != str(error):  # an outage is one line
@@ -193,8 +193,12 @@ class Watch:
             self._acting.roll_back(
                 case.of.state_seq, target, ruling, told=case.held_back, decided_us=decided_us
             )
-        except HeldBack:
-            case.wait()
+        except HeldBack as held:
+            case.wait(told=held.told)
             state = "open"
+        except LedgerError:
+            case.wait()  # it is not undone for that: it is ruled on again
+            state = "open"
+            raise
         finally:
             case.state = state

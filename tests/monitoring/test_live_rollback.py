@@ -1,5 +1,8 @@
 """Live traffic decides: what got worse is undone bit for bit, what did not stays."""
 
+import asyncio
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +15,11 @@ from tests.faults import folders
 from tests.monitoring.models import Users, decided, heads, manager, update
 from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager
-from weightledger.ledger.monitoring import cases
+from weightledger.ledger.errors import Pruned
+from weightledger.ledger.monitoring import acting, cases
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
+from weightledger.ledger.monitoring.deciding.deciders import Ruling
+from weightledger.ledger.writing.commands import RollBack
 
 METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
 
@@ -232,7 +238,7 @@ def test_a_verdict_that_comes_too_late_is_recorded_as_such(served: DynamicModelM
     users = Users(served)
     users.ask(PAIRS)
     update(served, "delay", 80.0)
-    acting = served.supervision._acting
+    decider = served.supervision._acting
     execute = served.log.execute
     late = {}
     asked = threading.Event()
@@ -248,7 +254,7 @@ def test_a_verdict_that_comes_too_late_is_recorded_as_such(served: DynamicModelM
                 late["event"] = update(served, "weight", 2.0)
             return execute(command)
 
-    acting._log = Late()  # type: ignore[assignment]
+    decider._log = Late()  # type: ignore[assignment]
     users.ask(500)
     asked.set()
     decided(served)
@@ -289,15 +295,15 @@ def test_a_clock_that_is_set_back_holds_nothing_back(tmp_path: Path) -> None:
     policy = tmp_path / "few.toml"
     policy.write_text("most = 1\ncool_down_s = 60\n")
     one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))
-    acting = one.supervision._acting
+    decider = one.supervision._acting
     try:
         users = Users(one)
         users.ask(PAIRS)
         update(one, "delay", 80.0)
         users.ask(500)
         undone(one)
-        clock = acting._clock
-        acting._clock = lambda: clock() - 86_400
+        clock = decider._clock
+        decider._clock = lambda: clock() - 86_400
         users.ask(PAIRS)
         update(one, "delay", 90.0)
         users.ask(500)
@@ -315,7 +321,7 @@ def test_after_the_cool_down_what_was_held_back_is_undone(
     policy = tmp_path / "slow.toml"
     policy.write_text(f'base = "{base}"\ncool_down_s = 600\n')
     one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=str(policy))
-    acting = one.supervision._acting
+    decider = one.supervision._acting
     try:
         users = Users(one)
         users.ask(PAIRS)
@@ -331,9 +337,126 @@ def test_after_the_cool_down_what_was_held_back_is_undone(
         assert head.kind == "observed" and head.body["verdict"] == "held_back", heads(one)
         assert "cool_down_s is 600" in head.body["reason"] and head.state_seq == event.seq
         assert [each.seq for each in one.log.events(kinds=["observed"])] == [head.seq]
-        clock = acting._clock
-        acting._clock = lambda: clock() + 601
+        clock = decider._clock
+        decider._clock = lambda: clock() + 601
         until(lambda: (users.ask(50), decided(one), one.log.live.head.kind == "rolled_back")[2])
         assert one.log.live.head.body["from_seq"] == event.seq
     finally:
         one.close()
+
+
+def renamed(folder: Path, table: str, name: str) -> None:
+    """The database fails whoever asks for a table by the name that it had."""
+    with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as connection:
+        connection.execute(f"ALTER TABLE {table} RENAME TO {name}")
+
+
+@pytest.mark.parametrize("base", ["specification", "safe"])
+def test_what_the_database_did_not_take_is_undone_once_it_does(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that was away for longer than a rollback is tried left harm for good."""
+    monkeypatch.setattr(cases, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(acting, "_RETRIES_S", (0.01,))
+    one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=base)
+    try:
+        users = Users(one)
+        users.ask(PAIRS)
+        event = update(one, "delay", 80.0)
+        users.ask(20)
+        renamed(tmp_path, "events", "away")
+        users.ask(1000)
+        decided(one)
+        renamed(tmp_path, "away", "events")
+        assert one.log.live.head.seq == event.seq
+        until(lambda: (users.ask(50), decided(one), one.log.live.head.kind == "rolled_back")[2])
+        assert one.log.live.head.body["from_seq"] == event.seq
+    finally:
+        one.close()
+
+
+def test_a_state_that_the_database_could_not_tell_of_at_first_is_judged(tmp_path: Path) -> None:
+    """Its first request came while what was measured before could not be read: it was never looked
+    at again."""
+    one = manager(tmp_path, auto_rollback_metrics=METRICS)
+    try:
+        users = Users(one)
+        users.ask(PAIRS)
+        update(one, "delay", 80.0)
+        renamed(tmp_path, "metric_rollups", "away")
+        users.ask(100)
+        renamed(tmp_path, "away", "metric_rollups")
+        users.ask(1000)
+        undone(one)
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("base", ["specification", "safe"])
+def test_a_state_that_is_pruned_cannot_be_gone_back_to_and_somebody_is_told(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "_ASK_AGAIN_S", 0.0)
+    one = manager(tmp_path, auto_rollback_metrics=METRICS, policy=base)
+    users = Users(one)
+    users.ask(PAIRS)
+    event = update(one, "delay", 80.0)
+    execute = one.log.execute
+
+    class Gone:
+        history, live = one.log.history, one.log.live
+
+        def execute(self, command: Any) -> Any:
+            if isinstance(command, RollBack):
+                raise Pruned("the state after event 0 was pruned")
+            return execute(command)
+
+    one.supervision._acting._log = Gone()  # type: ignore[assignment]
+    for _ in range(4):
+        users.ask(400)
+        decided(one)
+    (told,) = one.log.events(kinds=["observed"])
+    assert told.body["verdict"] == "held_back" and "pruned" in told.body["reason"]
+    assert one.log.live.head.state_seq == event.seq
+    one.close()
+
+
+def test_the_baseline_is_of_no_state_that_was_live_in_between(tmp_path: Path) -> None:
+    """What the rolled back state was like made the bar lower for the next one."""
+    one = manager(tmp_path, policy="off")
+
+    def push(right: int, seq: int) -> None:
+        labels = [{"metric": "accuracy", "value": float(n < right), "seq": seq} for n in range(100)]
+        for _ in range(10):
+            asyncio.run(one.push_metrics(labels))
+
+    push(90, 0)
+    bad = update(one, "weight", 5.0)
+    push(30, bad.seq)
+    back = one.log.rollback("seq:0")
+    one.close()
+    one = manager(tmp_path, auto_rollback_metrics=("accuracy", "latency_ms"), on_mismatch="ledger")
+    try:
+        users = Users(one)
+        users.ask(200)
+        assert set(users.seqs) == {back.seq}
+        update(one, "weight", 1.0)
+        users.ask(10)
+        users.tell("accuracy", ([1.0] * 6 + [0.0] * 4) * 80)
+        body = undone(one)
+        assert body["evidence"]["metric"] == "accuracy"
+        assert body["evidence"]["before"] == pytest.approx(0.9, rel=0.02)
+    finally:
+        one.close()
+
+
+def test_what_two_servers_rule_is_done_once_and_no_alert(served: DynamicModelManager) -> None:
+    users = Users(served)
+    users.ask(PAIRS)
+    event = update(served, "delay", 80.0)
+    decider = served.supervision._acting
+    ruling = Ruling("harmful", "latency_ms")
+    done = decider.roll_back(event.seq, 0, ruling)
+    assert done is not None and done.kind == "rolled_back"
+    assert decider.roll_back(event.seq, 0, ruling) is None
+    assert served.log.live.head.seq == done.seq

@@ -111,3 +111,30 @@ def test_each_event_says_which_policy_ruled(scored: Make) -> None:
     assert update(one, "delay", 1.0).body["evidence"]["policy"] == "safe"
     assert update(one, "delay", 50.0).body["evidence"]["policy"] == "safe"
     assert one.log.live.head.kind == "update_rejected"
+
+
+def test_a_rollback_by_hand_forgets_no_best(scored: Make) -> None:
+    """One is all it took to lose 9 % of what was left by then, again and again."""
+    one = scored()
+    worse = update(one, "delay", 9.0)
+    one.log.rollback("v0")
+    one.log.rollback(f"seq:{worse.seq}")
+    assert update(one, "delay", 17.0).kind == "update_rejected"
+    assert update(one, "delay", 9.5).kind == "updated"
+
+
+def test_what_got_better_since_the_version_is_known_after_a_restart(scored: Make) -> None:
+    first = scored()
+    assert update(first, "delay", -9.0).kind == "updated"
+    assert update(first, "delay", -1.0).kind == "updated"
+    first.close()
+    settings = DynamicUpdateConfig(backup_dir=first.config.backup_dir)
+    again = DynamicModelManager(
+        TorchEngine(Serving()), "m", config=settings, evaluator=kept, on_mismatch="ledger"
+    )
+    try:
+        refused = update(again, "delay", 8.0)
+        assert refused.kind == "update_rejected"
+        assert refused.body["evidence"]["before"] == pytest.approx(0.981)
+    finally:
+        again.close()

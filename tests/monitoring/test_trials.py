@@ -172,7 +172,7 @@ def test_accuracy_of_the_old_state_alone_proves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sides", [(9, 1), (1, 9), (1, 1)])
 def test_as_many_labels_of_each_state_as_come(tmp_path: Path, sides: tuple[int, int]) -> None:
-    """Of one state in ten times as many answers the truth is known: no harm. A worse one is seen."""
+    """Of one state ten times as many answers are judged: no harm. A worse one is seen."""
     old, new = sides
     one = manager(tmp_path, policy=policy(tmp_path))
     users = Users(one)
