@@ -30,7 +30,7 @@ from weightledger.ledger.events import (
     Draft,
     Event,
 )
-from weightledger.ledger.history import holds, lineage, pruning, rollouts
+from weightledger.ledger.history import holds, lineage, pruning, rollouts, trials
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshots import read_manifest
 from weightledger.ledger.store.attached import Attached
@@ -198,8 +198,9 @@ def _named(history: History) -> set[int]:
 
 
 def _followed(history: History) -> set[int]:
-    """The states that a rollout holds replicas at, and those that replicas are known to show."""
-    held = rollouts.held_nodes(rollouts.newest(history.store))
+    """The states that a rollout holds replicas at, that a trial leads back to, and those that
+    replicas are known to show."""
+    held = rollouts.held_nodes(rollouts.newest(history.store)) | trials.held_nodes(history)
     standing = [one.standing for one in history.store.replicas.all() if one.leased]
     return held | {one.node for one in standing if one.node is not None}
 

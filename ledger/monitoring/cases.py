@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
 from weightledger.ledger.monitoring.deciding.comparisons import Mask
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
@@ -23,7 +23,8 @@ _ASK_AGAIN_S = 0.5
 
 @dataclass(slots=True)
 class Case:
-    """The states at `seqs`, the newest made by `of`, against those at `old_seqs`.
+    """The states at `seqs`, the newest made by `of`, against those at `old_seqs`; `update` is the
+    newest update among them.
 
     `targets` are the nodes that a rollback leads to, by the baseline that shows harm. In a trial
     (`beside`) both serve at the same time, else the old ones are known from before. `held_back`: it
@@ -40,12 +41,18 @@ class Case:
     state: Literal["open", "acting", "closed"] = "open"
     requests: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
     held_back: bool = False
+    update: Event = field(init=False)
     _asked_again: float = 0.0
     _units: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.update = self.of
 
     def join(self, event: Event) -> None:
         """Judge a further state with those there are: a rollback undoes all of them."""
         self.of = event
+        if event.kind == UPDATED:
+            self.update = event
         self.seqs.add(event.state_seq)
 
     def may_act(self) -> bool:

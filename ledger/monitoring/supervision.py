@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from weightledger.ledger.engines import Engine, Live, SeveralVersions
-from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest, NotFound, Pruned
 from weightledger.ledger.events import ROLLOUT_CHANGED, Event
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.cohorts import Cohorts
@@ -224,8 +224,15 @@ class Supervision:
         beside = interrupted(log)
         held = None
         if beside is not None:
-            held = projector.held(log.history, beside)
-            logger.warning("a trial was interrupted: it goes on, and is counted anew")
+            try:
+                held = projector.held(log.history, beside)
+                logger.warning("a trial was interrupted: it goes on, and is counted anew")
+            except (Pruned, CorruptLedger) as error:
+                logger.error(
+                    "a trial was interrupted and cannot go on, every request meets the new state,"
+                    " undecided: the one before cannot be rebuilt: %s",
+                    error,
+                )
         trials = Trials(log, self._engine, self._acting, self.policy, metrics, threshold, held)
         guard.with_trials(trials.beside, trials.is_running)
         return trials

@@ -5,13 +5,16 @@ import threading
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.events import Event
+from weightledger.ledger.history.trials import is_promoted, on_trial
 from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.trial_course import Course
-from weightledger.ledger.monitoring.trial_log import is_promoted
+from weightledger.ledger.store import EventFilter
 
 logger = logging.getLogger("weightledger.ledger.manager")
 
 _RETRY_S = 1.0
+_MOST_JOINED = 1000
 
 
 class Clock:
@@ -66,10 +69,35 @@ class Clock:
             case = course.case
         if (case is None) == course.sides.differ():
             self._catch_up()
-        elif case is not None and not self._is_promoted(case):
-            with course.lock:
-                if course.case is case and course.due_s == 0:
-                    course.run_out()
+        elif case is not None:
+            self._join(case)
+            if not self._is_promoted(case):
+                with course.lock:
+                    if course.case is case and course.due_s == 0:
+                        course.run_out()
+
+    def _join(self, case: Case) -> None:
+        """What another process made live on top of what is on trial is tried with it.
+
+        Where it rolled back and went on from there, that is another trial.
+        """
+        course = self._course
+        log = course.log
+        head = log.live.head.state_seq
+        if head in case.seqs:
+            return
+        where = EventFilter(
+            kinds=sorted(events.STATE_CHANGING), min_seq=case.of.seq + 1, max_seq=head
+        )
+        later = log.history.events(where, limit=_MOST_JOINED)[::-1]
+        with course.lock:
+            if course.case is not case or case.state == "closed":
+                return
+            if any(event.kind == events.ROLLED_BACK for event in later):
+                course.close()  # what is live now is looked at next
+                return
+            for event in later:
+                course.follow(event)
 
     def _is_promoted(self, case: Case) -> bool:
         """Whether another process promoted it; the log is asked when it has grown."""
@@ -83,17 +111,23 @@ class Clock:
             course.end(case)
         return promoted
 
+    def _is_new(self, event: Event) -> bool:
+        """Whether it is an update that nobody has decided about."""
+        if event.kind != events.UPDATED:
+            return False
+        return not is_promoted(self._course.log.history, event.seq)
+
     def _catch_up(self) -> None:
         """Another process wrote: what is live goes on trial, unless that is decided already."""
         course = self._course
         log = course.log
-        event = log.history.require(log.live.head.state_seq)
+        event = on_trial(log.history) or log.history.require(log.live.head.state_seq)
         with course.lock:
             if not course.sides.differ():
                 course.settle()
             elif course.case is not None:
                 return
-            elif event.kind == events.UPDATED and not is_promoted(log.history, event.seq):
+            elif self._is_new(event):
                 course.open(event)
             else:
                 course.settle()

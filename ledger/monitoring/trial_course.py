@@ -15,13 +15,14 @@ from typing import Any
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import Event
+from weightledger.ledger.history.trials import PROMOTED
 from weightledger.ledger.monitoring.acting import Acting, HeldBack, WrittenLog
 from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
 from weightledger.ledger.monitoring.deciding.deciders import Ruling
 from weightledger.ledger.monitoring.deciding.panels import side_by_side
 from weightledger.ledger.monitoring.policies import RollbackPolicy, TrialRules
-from weightledger.ledger.monitoring.trial_log import DEGRADED, PROMOTED, TIMED_OUT
+from weightledger.ledger.monitoring.trial_log import DEGRADED, TIMED_OUT
 from weightledger.ledger.monitoring.trial_sides import Sides
 
 logger = logging.getLogger("weightledger.ledger.manager")
@@ -69,6 +70,18 @@ class Course:
             return None
         return max(0.0, case.started + self.rules.timeout_s - time.monotonic())
 
+    def follow(self, event: Event) -> None:
+        """A state change that is live is on trial, or joins the one that is; a rollback ends it."""
+        if event.kind == events.UPDATED:
+            self.open(event)
+        elif event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
+            if self.case is None:
+                self.settle()
+            else:
+                self.case.join(event)
+        elif event.kind == events.ROLLED_BACK:
+            self.settle()
+
     def open(self, event: Event) -> None:
         """An update is on trial, or joins the one that is."""
         self.since_newest = {False: 0, True: 0}
@@ -91,14 +104,18 @@ class Course:
 
     def settle(self) -> None:
         """Let every request meet what is live."""
+        self.close()
+        self.sides.settle()
+
+    def close(self) -> None:
+        """The trial that runs is over."""
         case, self.case = self.case, None
         self.moved.set()
         if case is not None:
             case.state = "closed"
             if self.evidence is not None:
-                self.ended.append((case.of, self.evidence))
+                self.ended.append((case.update, self.evidence))
         self.evidence = None
-        self.sides.settle()
 
     def judge(self) -> None:
         """Have it ended, if what is known by now ends it."""

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightledger.ledger import events
-from weightledger.ledger.errors import CorruptLedger, NotFound
+from weightledger.ledger.errors import NotFound
 from weightledger.ledger.events import Event
-from weightledger.ledger.events.bodies import Observed, body_of
-from weightledger.ledger.history.intact import newest, skipped
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.trials import (
+    LOOKED_AT,
+    PROMOTED,
+    is_promoted,
+    on_trial,
+    trial_of,
+)
 from weightledger.ledger.store import EventFilter
 
 DEGRADED = "degraded"
@@ -20,14 +25,10 @@ TIMED_OUT = "timed_out"
 ABORTED = "aborted"
 """Cause of the rollback of a trial that a person ended."""
 
-PROMOTED = "promoted"
-"""The verdict that a state on trial stays."""
-
 RUNNING = "running"
 
 _ROLLED_BACK = "rolled back"
 _ENDS = {DEGRADED: _ROLLED_BACK, TIMED_OUT: "timed out", ABORTED: "aborted"}
-_LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +52,14 @@ class Trial:
     reason: str | None = None
 
 
-def trial_of(update: Event) -> dict[str, Any] | None:
-    """What an update's event says of its trial; None of one that is on none."""
-    if update.kind != events.UPDATED:
-        return None
-    trial: dict[str, Any] | None = update.body.get("evidence", {}).get("trial")
-    return trial
-
-
-def is_promoted(history: History, of: int) -> bool:
-    """Whether the log has the verdict that the state of a seq stays; a damaged one is none."""
-    instead = f"if it is a verdict on event {of}, that one is still on trial"
-    for event in newest(history, [events.OBSERVED], _LOOKED_AT, instead, min_seq=of):
-        try:
-            known = isinstance(event, Event) and body_of(event, Observed)
-        except CorruptLedger as error:
-            skipped(error, instead)
-            continue
-        if known and (known.of, known.verdict) == (of, PROMOTED):
-            return True
-    return False
-
-
 def trials(history: History, limit: int) -> list[Trial]:
     """The trial that runs and the last that ended, newest first."""
-    head = history.head()
     listed = []
-    update = history.require(head.state_seq)
-    if trial_of(update) is not None and not is_promoted(history, update.seq):
+    update = on_trial(history)
+    if update is not None:
         listed.append(_trial(update, RUNNING))
     ends = EventFilter(kinds=[events.OBSERVED, events.ROLLED_BACK])
-    for event in history.events(ends, limit=_LOOKED_AT):
+    for event in history.events(ends, limit=LOOKED_AT):
         if len(listed) >= limit:
             break
         ended = _ended(history, event)
@@ -92,7 +70,7 @@ def trials(history: History, limit: int) -> list[Trial]:
 
 def trial_named(history: History, trial: str) -> Trial:
     """The trial of that id, with or without its time; NotFound when the log has none lately."""
-    for one in trials(history, _LOOKED_AT):
+    for one in trials(history, LOOKED_AT):
         if is_called(one.id, trial):
             return one
     raise NotFound(f"trial {trial!r} not found", param="id")

@@ -15,6 +15,7 @@ from weightledger.ledger.engines import HeldVersion, Live, SeveralVersions
 from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Observed
+from weightledger.ledger.history.trials import PROMOTED, on_trial, trial_of
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
@@ -23,13 +24,7 @@ from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.samples import Inferences, Sample
 from weightledger.ledger.monitoring.trial_clock import Clock
 from weightledger.ledger.monitoring.trial_course import Course
-from weightledger.ledger.monitoring.trial_log import (
-    ABORTED,
-    PROMOTED,
-    is_called,
-    is_promoted,
-    trial_of,
-)
+from weightledger.ledger.monitoring.trial_log import ABORTED, is_called
 from weightledger.ledger.monitoring.trial_sides import Sides
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import Observe, RollBack
@@ -68,7 +63,8 @@ class Trials:
         self._sides = Sides(engine, policy.trial.share, held)
         self._course = Course(log, self._sides, acting, policy, metrics, threshold)
         if held is not None:
-            self._course.open(log.history.require(log.live.head.state_seq))
+            update = on_trial(log.history)
+            self._course.open(update or log.history.require(log.live.head.state_seq))
         self._clock = Clock(self._course)
 
     def close(self) -> None:
@@ -91,17 +87,8 @@ class Trials:
 
     def after(self, committed: Committed) -> None:
         """Note an event, on the writer's thread."""
-        event, course = committed.event, self._course
-        with course.lock:
-            if event.kind == events.UPDATED:
-                course.open(event)
-            elif event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
-                if course.case is None:
-                    course.settle()
-                else:
-                    course.case.join(event)
-            elif event.kind == events.ROLLED_BACK:
-                course.settle()
+        with self._course.lock:
+            self._course.follow(committed.event)
 
     def followed(self, event: Event) -> None:
         """Note that another process's events are visible: one may be on trial, or end a trial."""
@@ -146,8 +133,8 @@ class Trials:
             if case is None:
                 return None
             return TrialStatus(
-                case.of.name,
-                case.of.state_seq,
+                case.update.name,
+                case.update.state_seq,
                 self._sides.settled.seq,
                 course.rules.share,
                 case.requests[True],
@@ -162,7 +149,7 @@ class Trials:
         with course.lock:
             known = [*course.ended]
             if course.case is not None and course.evidence is not None:
-                known.append((course.case.of, course.evidence))
+                known.append((course.case.update, course.evidence))
         return next((one for of, one in reversed(known) if is_called(of.name, trial)), None)
 
     def promote(self, trial: str, caller: Caller) -> Event:
@@ -219,8 +206,8 @@ class Trials:
 
     def _require(self, trial: str) -> Case:
         case = self._course.case
-        if case is None or not is_called(case.of.name, trial):
-            running = "none is running" if case is None else f"{case.of.name} is running"
+        if case is None or not is_called(case.update.name, trial):
+            running = "none is running" if case is None else f"{case.update.name} is running"
             raise NotFound(f"trial {trial!r} not found; {running}", param="id")
         if case.state != "open":
             raise InvalidRequest(f"trial {trial!r} is being decided already", param="id")
@@ -229,9 +216,9 @@ class Trials:
 
 def interrupted(log: WrittenLog) -> int | None:
     """Seq of the state that was settled when the process ended during a trial; else None."""
-    event = log.history.require(log.live.head.state_seq)
-    trial = trial_of(event)
-    if trial is None or is_promoted(log.history, event.seq):
+    event = on_trial(log.history)
+    trial = None if event is None else trial_of(event)
+    if event is None or trial is None:
         return None
     beside: int = trial["beside"]
     return beside if log.history.require(beside).node != event.node else None

@@ -5,16 +5,25 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.monitoring.models import Users, decided, heads, manager, update
+from tests.monitoring.models import Serving, Users, decided, heads, manager, update
 from tests.waiting import until
-from weightledger import DynamicModelManager
+from weightledger import (
+    DynamicModelManager,
+    DynamicUpdateConfig,
+    IncrementalUpdateRequest,
+    Ledger,
+    TorchEngine,
+)
 from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.retention import collect
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import RollBack
 
@@ -381,6 +390,116 @@ def test_what_another_process_writes_goes_on_trial_once_it_is_visible(
         other.close()
 
 
+def test_an_update_of_another_server_joins_the_trial_of_both(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    """The first did not see it: it was blind for what the second wrote, and never heard the
+    verdict, so that half of its requests stayed on the old state for good."""
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        update(tried, "weight", 1.0)
+        other.log.catch_up()
+        until(lambda: other.supervision.trial() is not None)
+        second = update(other, "delay", 40.0)
+        tried.log.catch_up()
+        until(lambda: (one := tried.supervision.trial()) is not None and one.id == second.name)
+        other.supervision.promote(second.name, Caller(actor="ann"))
+        tried.log.catch_up()
+        until(lambda: tried.supervision.trial() is None)
+        users = Users(tried)
+        users.ask(30)
+        assert set(users.seqs) == {second.seq}
+        third = update(other, "delay", 90.0)
+        tried.log.catch_up()
+        until(lambda: tried.supervision.trial() is not None)
+        fourth = update(other, "weight", 2.0)
+        tried.log.catch_up()
+        until(lambda: (one := tried.supervision.trial()) is not None and one.id == fourth.name)
+        users.ask(1500)
+        decided(tried)
+        head = tried.log.live.head
+        assert (head.kind, head.body["from_seq"]) == ("rolled_back", fourth.seq), third
+        assert head.node == second.seq
+    finally:
+        other.close()
+
+
+def test_what_another_server_rolled_back_and_wrote_anew_is_another_trial(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        update(tried, "delay", 40.0)
+        other.log.catch_up()
+        other.log.execute(RollBack("v0"))
+        harmless = update(other, "weight", 1.0)
+        tried.log.catch_up()
+        until(lambda: (one := tried.supervision.trial()) is not None and one.id == harmless.name)
+        users = Users(tried)
+        users.ask(1600)
+        decided(tried)
+        body = tried.log.live.head.body
+        assert (body["of"], body["verdict"]) == (harmless.seq, "promoted")
+    finally:
+        other.close()
+
+
+class Heavy(Serving):
+    """Whose updates are too large for the event's own row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bulk = torch.nn.Parameter(torch.zeros(300_000))
+
+
+def test_what_is_written_without_a_server_joins_a_trial_that_was_interrupted(
+    tmp_path: Path,
+) -> None:
+    """The harm that was on trial was live for everybody once something was written on top of it."""
+    one = manager(tmp_path, policy=policy(tmp_path))
+    update(one, "delay", 60.0)
+    one.close()
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m")
+        added = log.apply(IncrementalUpdateRequest("weight", 1.0, update_type="replace"))
+    one = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        until(lambda: (it := one.supervision.trial()) is not None and it.id == added.name)
+        users = Users(one)
+        users.ask(1500)
+        decided(one)
+        head = one.log.live.head
+        assert (head.kind, head.body["from_seq"], head.node) == ("rolled_back", added.seq, 0)
+    finally:
+        one.close()
+
+
+def test_gc_keeps_the_state_that_a_trial_leads_back_to(tmp_path: Path) -> None:
+    """It was nobody's version and an hour old: then harm could not be undone any more."""
+    config = DynamicUpdateConfig(backup_dir=tmp_path, policy=policy(tmp_path))
+    one = DynamicModelManager(TorchEngine(Heavy()), "m", config=config)
+    try:
+        for _ in range(3):
+            bulk = torch.randn(300_000)
+            request = IncrementalUpdateRequest("bulk", bulk, update_type="replace")
+            settled = asyncio.run(one.update(request))
+            one.supervision.promote(settled.name, Caller(actor="ann"))
+        update(one, "delay", 60.0)
+        asyncio.run(
+            one.update(
+                IncrementalUpdateRequest("bulk", torch.randn(300_000), update_type="replace")
+            )
+        )
+        later = time.time_ns() // 1000 + 2 * 3_600_000_000
+        collect(one.log.history, dry_run=False, now_us=lambda: later)
+        Users(one).ask(1500)
+        decided(one)
+        head = one.log.live.head
+        assert head.kind == "rolled_back" and head.node == settled.seq
+    finally:
+        one.close()
+
+
 def test_a_rollback_by_hand_ends_a_trial(tried: DynamicModelManager) -> None:
     update(tried, "weight", 1.0)
     event = tried.log.execute(RollBack("v0"))
@@ -415,9 +534,6 @@ def test_a_policy_that_tries_nothing_says_that_a_trial_is_undecided(
 def test_an_engine_of_one_version_compares_afterwards_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tests.monitoring.models import Serving
-    from weightledger import DynamicUpdateConfig
-
     config = DynamicUpdateConfig(backup_dir=tmp_path, policy="safe")
     one = DynamicModelManager(Serving(), "m", config=config)
     try:
@@ -441,7 +557,7 @@ def test_a_trial_and_no_threshold_contradict_each_other(tmp_path: Path) -> None:
 CRASH = """
 import os, sys
 from pathlib import Path
-from tests.monitoring.models import Users, manager, update
+from tests.monitoring.models import Serving, Users, manager, update
 one = manager(Path(sys.argv[1]), policy=sys.argv[2])
 update(one, "weight", 1.0)
 event = update(one, "delay", 30.0)
