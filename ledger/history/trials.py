@@ -15,6 +15,12 @@ from weightledger.ledger.history.reader import History
 PROMOTED = "promoted"
 """The verdict that a state on trial stays."""
 
+ABORTED = "aborted"
+"""Cause of the rollback of a trial that a person ended."""
+
+BY_PERSON = "person"
+"""Who decided, in the evidence of what a person asked for."""
+
 LOOKED_AT = 200
 """Events that are looked through for the beginning or the end of a trial."""
 

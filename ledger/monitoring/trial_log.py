@@ -8,6 +8,7 @@ from weightledger.ledger.errors import NotFound
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.trials import (
+    ABORTED,
     LOOKED_AT,
     PROMOTED,
     is_promoted,
@@ -21,9 +22,6 @@ DEGRADED = "degraded"
 
 TIMED_OUT = "timed_out"
 """Cause of the rollback of a trial that was not decided in time."""
-
-ABORTED = "aborted"
-"""Cause of the rollback of a trial that a person ended."""
 
 RUNNING = "running"
 

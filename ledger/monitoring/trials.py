@@ -8,14 +8,19 @@ goes on with the settled state read from the log; what was measured before is no
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightledger.ledger import events
 from weightledger.ledger.engines import HeldVersion, Live, SeveralVersions
-from weightledger.ledger.errors import IdempotencyMismatch, InvalidRequest, NotFound
+from weightledger.ledger.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+)
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Observed
-from weightledger.ledger.history.trials import PROMOTED, on_trial, trial_of
+from weightledger.ledger.history.trials import ABORTED, BY_PERSON, PROMOTED, on_trial, trial_of
 from weightledger.ledger.monitoring.acting import Acting, WrittenLog
 from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
@@ -24,11 +29,13 @@ from weightledger.ledger.monitoring.policies import RollbackPolicy
 from weightledger.ledger.monitoring.samples import Inferences, Sample
 from weightledger.ledger.monitoring.trial_clock import Clock
 from weightledger.ledger.monitoring.trial_course import Course
-from weightledger.ledger.monitoring.trial_log import ABORTED, is_called
+from weightledger.ledger.monitoring.trial_log import is_called
 from weightledger.ledger.monitoring.trial_sides import Sides
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import Observe, RollBack
 from weightledger.ledger.writing.showing import Committed
+
+_PROMOTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ class Trials:
         """Note an event, on the writer's thread."""
         with self._course.lock:
             self._course.follow(committed.event)
+        if committed.event.kind == events.OBSERVED:
+            self._clock.wake()  # it may be the verdict that somebody approved
 
     def followed(self, event: Event) -> None:
         """Note that another process's events are visible: one may be on trial, or end a trial."""
@@ -156,17 +165,25 @@ class Trials:
         """End a trial for the new state, because somebody says so."""
         if (known := self._answered(trial, caller)) is not None:
             return known
-        self._clock.look()
         course = self._course
-        with course.lock:
-            case = self._require(trial)
-            facts = {"decided_by": "person", **course.facts(case), **case.ruling().evidence()}
-            body = Observed(
-                case.of.state_seq, PROMOTED, course.policy.name, "promoted by hand", facts
-            )
-        event = self._log.execute(Observe(body, caller))
-        course.end(case)
-        return event
+        for left in reversed(range(_PROMOTIONS)):
+            self._clock.look()
+            with course.lock:
+                case = self._require(trial)
+                of = case.of.state_seq
+                facts = {"decided_by": BY_PERSON, **course.facts(case), **case.ruling().evidence()}
+                body = Observed(of, PROMOTED, course.policy.name, "promoted by hand", facts)
+            # What arrives meanwhile, or while somebody else is to approve it, is not promoted.
+            asked = caller if caller.expected_seq is not None else replace(caller, expected_seq=of)
+            try:
+                event = self._log.execute(Observe(body, asked))
+            except PreconditionFailed:
+                if caller.expected_seq is not None or not left:
+                    raise
+            else:
+                course.end(case)
+                return event
+        raise AssertionError("the last one returns or raises")
 
     def abort(self, trial: str, caller: Caller) -> Event:
         """End a trial for the state before it, because somebody says so."""
@@ -178,7 +195,7 @@ class Trials:
             case = self._require(trial)
             facts = {
                 "policy": course.policy.name,
-                "decided_by": "person",
+                "decided_by": BY_PERSON,
                 **course.facts(case),
                 **case.ruling().evidence(),
             }
@@ -189,8 +206,8 @@ class Trials:
         """The event that this idempotency key has led to; the trial has ended with it."""
         key, history = caller.idempotency_key, self._log.history
         event = None if key is None else history.store.by_key(key)
-        if event is None:
-            return None
+        if event is None or event.kind == events.APPROVAL_REQUESTED:
+            return None  # of one that waits the writer knows what became of it
         body = event.body
         cause, of = (
             (body.get("cause"), body.get("from_seq"))

@@ -12,12 +12,14 @@ from safetensors.torch import load, save
 
 from weightledger.ledger.codecs.factors import Factors
 from weightledger.ledger.errors import CorruptLedger, InvalidRequest
+from weightledger.ledger.events.bodies import Observed
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import (
     Command,
     CreateVersion,
     MergeAdapter,
+    Observe,
     Pin,
     PlaceHold,
     Record,
@@ -68,6 +70,8 @@ def store(command: Command) -> tuple[dict[str, Any], bytes]:
         }
     elif isinstance(command, RollBack):
         options = {"command": "rollback", "to": command.to}
+    elif isinstance(command, Observe):
+        options = {"command": "observe", **command.body.to_json()}
     elif isinstance(command, StartRollout):
         options = {"command": "start_rollout", "to": command.to, "percent": command.percent}
     elif isinstance(command, AdvanceRollout):
@@ -177,6 +181,9 @@ _RESTORED: dict[str, Callable[[Mapping[str, Any], Tensors, Specs, Caller, str | 
         tuple(options["events"]), tuple(options["texts"]), caller
     ),
     "rollback": lambda options, tensors, specs, caller, metadata: RollBack(options["to"], caller),
+    "observe": lambda options, tensors, specs, caller, metadata: Observe(
+        Observed.from_json(options), caller
+    ),
     "start_rollout": lambda options, tensors, specs, caller, metadata: StartRollout(
         options["to"], options["percent"], caller
     ),

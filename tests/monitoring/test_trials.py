@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from weightledger import (
     Ledger,
     TorchEngine,
 )
-from weightledger.ledger.errors import InvalidRequest, NotFound
+from weightledger.ledger.errors import (
+    AwaitingApproval,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    PreconditionFailed,
+)
+from weightledger.ledger.events import Event
 from weightledger.ledger.retention import collect
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import RollBack
@@ -366,6 +373,45 @@ def test_people_promote_and_abort(tried: DynamicModelManager) -> None:
     assert event.node == first.seq and tried.supervision.trial() is None
     with pytest.raises(NotFound, match="none is running"):
         tried.supervision.promote(second.name, Caller())
+
+
+def test_under_the_two_person_rule_nobody_ends_a_trial_alone(tmp_path: Path) -> None:
+    """One key moved the weights back, or every request on, without anybody else's word."""
+    one = manager(tmp_path, policy=policy(tmp_path), two_person_rule=True)
+    ana, bo = Caller(actor="ana"), Caller(actor="bo")
+
+    def waits(ask: Callable[[], object]) -> str:
+        with pytest.raises(AwaitingApproval) as told:
+            ask()
+        return told.value.approval_id
+
+    def updated(value: float) -> Event:
+        request = IncrementalUpdateRequest("weight", value, update_type="replace", actor="ana")
+        return one.log.approve(waits(lambda: asyncio.run(one.update(request))), caller=bo)
+
+    try:
+        first = updated(1.0)
+        back = waits(lambda: one.supervision.abort(first.name, ana))
+        assert one.log.live.head.state_seq == first.seq and one.supervision.trial() is not None
+        with pytest.raises(NotAllowed, match="second person"):
+            one.log.approve(back, caller=ana)
+        assert one.log.approve(back, caller=bo).kind == "rolled_back"
+        assert one.supervision.trial() is None
+
+        second = updated(2.0)
+        stays = waits(lambda: one.supervision.promote(second.name, ana))
+        assert one.supervision.trial() is not None
+        assert one.log.approve(stays, caller=bo).body["verdict"] == "promoted"
+        until(lambda: one.supervision.trial() is None)
+
+        third = updated(3.0)
+        stays = waits(lambda: one.supervision.promote(third.name, ana))
+        updated(4.0)
+        with pytest.raises(PreconditionFailed):  # that one nobody has seen
+            one.log.approve(stays, caller=bo)
+        assert one.supervision.trial() is not None
+    finally:
+        one.close()
 
 
 def test_what_another_process_writes_goes_on_trial_once_it_is_visible(

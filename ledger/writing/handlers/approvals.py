@@ -19,6 +19,7 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import APPROVALS, Event
 from weightledger.ledger.events.bodies import ApprovalDecided, ApprovalLapsed, ApprovalRequested
 from weightledger.ledger.history import approvals
+from weightledger.ledger.history.trials import ABORTED, BY_PERSON
 from weightledger.ledger.store.attached import Attached
 from weightledger.ledger.writing.approval_commands import Decide, Lapse, RequestApproval
 from weightledger.ledger.writing.commands import (
@@ -42,6 +43,8 @@ from weightledger.ledger.writing.stored_commands import store
 # what cannot be stored is refused then.
 _ITS_OWN = (CreateInitialVersion, Observe, ChangePolicy, RequestApproval, Decide, Lapse)
 
+_BY_HAND = ("manual", ABORTED)  # causes of what a person asked for
+
 
 def held_back(command: Command, policy: Policy) -> Command:
     """The command, or under the two-person rule the request that takes its place.
@@ -49,15 +52,20 @@ def held_back(command: Command, policy: Policy) -> Command:
     What the ledger does by itself (automatic versions, their end,
     rollbacks of what got worse, the end of a rollout by a policy) does not wait.
     """
-    if not policy.two_person or isinstance(command, _ITS_OWN):
+    if not policy.two_person or (isinstance(command, _ITS_OWN) and not _promotes(command)):
         return command
-    if isinstance(command, RollBack | Retire | EndRollout) and command.cause != "manual":
+    if isinstance(command, RollBack | Retire | EndRollout) and command.cause not in _BY_HAND:
         return command
     if command.caller.actor is None:
         if isinstance(command, CreateVersion):  # an automatic one
             return command
         raise InvalidRequest("under the two-person rule a write says who asks", param="actor")
     return RequestApproval(command)
+
+
+def _promotes(command: Command) -> bool:
+    """Whether it is a person's word that a state on trial stays."""
+    return isinstance(command, Observe) and command.body.evidence.get("decided_by") == BY_PERSON
 
 
 def request(command: RequestApproval, staged: Staged) -> ProposedEvent:
