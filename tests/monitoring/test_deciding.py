@@ -8,6 +8,7 @@ import pytest
 
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.monitoring.deciding.comparisons import (
+    Alongside,
     Ceiling,
     Concurrent,
     Objective,
@@ -41,6 +42,29 @@ def test_nobody_wins_on_average_by_betting_on_a_coin(aspect: str, share: float) 
         heads = sum(coins)
         mean += share**heads * (1 - share) ** (len(values) - heads) * wealth(comparison.harm)
     assert math.isclose(mean, 1.0, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("before", [0.1, 0.3, 0.5])
+def test_who_is_worse_by_no_more_than_the_margin_loses_nothing_on_average(
+    before: float, margin: float
+) -> None:
+    """A payoff below -1 was cut off there, which paid: a state that was within the margin was
+    undone for certain, if it only served long enough."""
+    after = before + margin
+    for make in (
+        lambda first: Succession("event", [first], margin),
+        lambda first: Alongside("event", margin),
+    ):
+        mean = 0.0
+        for first, second in itertools.product([0.0, 1.0], repeat=2):
+            comparison = make(first)
+            if isinstance(comparison, Alongside):
+                comparison.observe(np.array([first]), np.array([False]))
+            comparison.observe(np.array([second]), np.array([True]))
+            chance = (before if first else 1 - before) * (after if second else 1 - after)
+            mean += chance * wealth(comparison.harm)
+        assert mean <= 1 + 1e-9
 
 
 def test_wealth_is_the_same_however_values_are_handed_over() -> None:

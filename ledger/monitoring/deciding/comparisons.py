@@ -19,7 +19,7 @@ part of what is doubted: only what is worse by more than that is evidence.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from weightledger.ledger.monitoring.deciding.wagers import Array, Wager
 
 Mask = npt.NDArray[np.bool_]
+Values = TypeVar("Values", float, Array)
 Aspect = Literal["typical", "tail", "event"]
 """What of a metric is compared: where most values lie, the highest twentieth, or a yes or no."""
 
@@ -166,8 +167,7 @@ class Succession(_Betting):
         after = values[new][: len(self._pairs)]
         before, self._pairs = np.split(self._pairs, [len(after)])
         if self._aspect == "event":
-            payoffs = after - before - self._margin
-            self.harm.bet(np.clip(payoffs, -1, 1))
+            self.harm.bet(_more(after, before, self._margin))
             return
         after = after / (1 + self._margin)
         if self._aspect == "tail":
@@ -214,7 +214,7 @@ class Alongside(_Betting):
             other = others.pop()
             after, before = (value, other) if side else (other, value)
             if self._aspect == "event":
-                payoffs.append(max(after - before - self._margin, -1.0))
+                payoffs.append(_more(after, before, self._margin))
                 contrary.append((before - after + self._margin) / (1 + self._margin))
                 continue
             after /= 1 + self._margin
@@ -284,3 +284,9 @@ class Ceiling:
 
     def harmless(self, alpha: float) -> bool:
         return False
+
+
+def _more(after: Values, before: Values, margin: float) -> Values:
+    """Fair payoffs if events are more frequent afterwards by `margin`: -1 at the least, by scale.
+    Cut off there they would pay on average where nothing is wrong."""
+    return (after - before - margin) / (1 + margin)
