@@ -3,6 +3,7 @@
 import functools
 import ipaddress
 import ssl
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +48,17 @@ def async_client(base_url: str, *, timeout: float) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         base_url=base_url, trust_env=away, verify=_certificates(away), timeout=timeout
     )
+
+
+def body_of(answer: httpx2.Response, most_bytes: int, deadline: float) -> bytes | None:
+    """The body of a streamed answer; None of one that is longer, or not over at a `deadline` of
+    `time.monotonic()`: a timeout is of one read, and an answer may come byte by byte."""
+    body = bytearray()
+    for piece in answer.iter_bytes():
+        body += piece
+        if len(body) > most_bytes or time.monotonic() > deadline:
+            return None
+    return bytes(body)
 
 
 @functools.cache

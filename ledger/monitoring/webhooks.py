@@ -35,6 +35,7 @@ logger = logging.getLogger("weightledger.ledger.manager")
 SECRET_PREFIX = "whsec_"
 MOST_WAITING = 1000
 _TIMEOUT_S = 10.0
+_MOST_ANSWERED = 64 * 1024
 _PAUSES_S = (1, 2, 5, 15, 60, 300, 900, 3600)
 _TRIES = len(_PAUSES_S) + 1
 _GONE = 410
@@ -179,7 +180,11 @@ class Webhooks:
             "webhook-signature": signature(self._key, message.id, timestamp, message.body),
         }
         try:
-            answer = self._client.post(self._url, content=message.body, headers=headers)
+            with self._client.stream(
+                "POST", self._url, content=message.body, headers=headers
+            ) as answer:
+                # The connection is kept where the answer is over; what it says is nobody's.
+                http.body_of(answer, _MOST_ANSWERED, time.monotonic() + _TIMEOUT_S)
         except (httpx2.HTTPError, OSError) as error:
             return f"{type(error).__name__}: {error}"
         if answer.is_success:

@@ -1,6 +1,7 @@
 """An address that webhooks are sent to."""
 
 import base64
+import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ class Target:
         self.answers: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.endless = threading.Event()
         target = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,6 +30,11 @@ class Target:
                 self.send_response(status)
                 if status == 302:
                     self.send_header("location", "/elsewhere")
+                if target.endless.is_set():
+                    self.end_headers()
+                    with contextlib.suppress(OSError):
+                        while True:
+                            self.wfile.write(bytes(4096))
                 self.send_header("content-length", "0")
                 self.end_headers()
 

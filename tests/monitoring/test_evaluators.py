@@ -1,5 +1,6 @@
 """Every kind of evaluator: what it says of a model, and what it says when it cannot."""
 
+import contextlib
 import gc
 import json
 import math
@@ -326,6 +327,26 @@ def test_an_endpoint_gets_the_state_and_answers() -> None:
 
     with answering(answer) as url:
         assert score(url).metrics == {"accuracy": 0.5}
+
+
+def test_an_endpoint_that_answers_without_end_is_left_at_its_time_limit() -> None:
+    """A byte now and then kept every write waiting for ever: each is read in time."""
+    over = threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while not over.wait(0.05):
+                handler.wfile.write(b" ")
+
+    with answering(answer) as url:
+        evaluator: Any = made(url, timeout_s=0.5)
+        try:
+            with pytest.raises(EvaluatorFailed, match=r"did not end its answer within 0\.5 s"):
+                evaluator(identity())
+        finally:
+            over.set()
 
 
 def test_an_endpoint_that_fails_says_how() -> None:

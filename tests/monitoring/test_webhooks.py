@@ -101,6 +101,17 @@ def test_a_target_that_is_away_is_tried_so_often_and_then_let_be(
     away.close()
 
 
+def test_an_answer_without_end_holds_up_no_other_message(target: Target, hooks: Webhooks) -> None:
+    """All that came after it waited, and it was kept in memory as far as it went."""
+    target.endless.set()
+    hooks.tell("weightledger.test", {}, datetime.now(UTC), "msg_1")
+    until(lambda: len(target.got) == 1)
+    target.endless.clear()
+    hooks.tell("weightledger.test", {}, datetime.now(UTC), "msg_2")
+    until(lambda: len(target.got) == 2)
+    assert [headers["webhook-id"] for headers, _ in target.got] == ["msg_1", "msg_2"]
+
+
 def test_what_waits_is_bounded(target: Target, hooks: Webhooks) -> None:
     target.gate.clear()
     for number in range(MOST_WAITING + 10):

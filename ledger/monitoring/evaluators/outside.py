@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.http import client
+from weightledger.ledger.http import body_of, client
 from weightledger.ledger.monitoring.evaluation import Scores, scores_of
 
 _SHOWN = 500  # characters of what a command wrote to stderr
@@ -84,14 +85,24 @@ class Endpoint:
     def __call__(self, module: torch.nn.Module) -> Scores:
         body = save(_state(module))
         headers = {"content-type": "application/octet-stream"}
+        deadline = time.monotonic() + self.timeout_s
         try:
-            with client(self._url, timeout=self.timeout_s) as http:
-                reply = http.post(self._url, content=body, headers=headers)
+            with (
+                client(self._url, timeout=self.timeout_s) as http,
+                http.stream("POST", self._url, content=body, headers=headers) as reply,
+            ):
+                answer = body_of(reply, _MOST_ANSWER, deadline)
         except httpx2.HTTPError as error:
             raise EvaluatorFailed(f"no answer from {self._url}: {error!r}") from error
+        if answer is None:
+            raise EvaluatorFailed(
+                f"{self._url} did not end its answer within {self.timeout_s:g} s and"
+                f" {_MOST_ANSWER >> 20} MiB"
+            )
         if reply.status_code != 200:
-            raise EvaluatorFailed(f"{self._url} answered {reply.status_code}: {reply.text[:200]}")
-        return _answer(reply.content, self._url)
+            said = answer.decode(errors="replace")[:200]
+            raise EvaluatorFailed(f"{self._url} answered {reply.status_code}: {said}")
+        return _answer(answer, self._url)
 
 
 def command(line: str, timeout_s: float) -> CommandEvaluator:
