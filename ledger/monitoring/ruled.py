@@ -58,7 +58,7 @@ class RuledGuard:
         if not self._policy.acts:
             return
         self._rejected = rejected_states(history)
-        self._best = self._best_before(history.require(history.head().state_seq))
+        self._best = self._best_before(history.head())
 
     def with_trials(self, beside: Callable[[], int], on_trial: Callable[[], bool]) -> None:
         """Say in each event which state it is tried beside."""
