@@ -311,13 +311,15 @@ def test_memory_and_throughput_are_measured_while_there_is_traffic(stored: Store
 
 
 def test_pushed_samples_count_once(stored: StoredMetrics) -> None:
+    """Sent again, that is: two that are equal in one push are two."""
     sample = Sample("accuracy", 0.9, NOW, 0, "pushed")
     other = Sample("accuracy", 0.8, NOW + 1, 0, "pushed")
-    assert stored.push([(sample, None), (sample, None), (other, "a")]) == [True, False, True]
-    assert stored.push([(sample, None), (other, "a"), (sample, "b")]) == [False, False, True]
+    assert stored.push([(sample, None), (sample, None), (other, "a")]) == [True, True, True]
+    assert stored.push([(sample, None), (sample, None), (sample, "b")]) == [False, False, True]
+    assert stored.push([(other, "a"), (other, "a")]) == [False, False]
     told = stored.summary("accuracy", Where())
     assert told is not None
-    assert (told.count, told.total) == (3, pytest.approx(2.6))
+    assert (told.count, told.total) == (4, pytest.approx(3.5))
 
 
 def test_what_two_push_at_once_counts_once(database_url: str) -> None:
