@@ -18,7 +18,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from weightledger.ledger import permissions
+from weightledger.ledger import interrupts, permissions
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.blobs import BlobStore
 from weightledger.ledger.blobs.location import location_of, open_at, relocate
@@ -164,6 +164,7 @@ def copied(source: Database, target_url: str, told: Progress) -> Copied:
                 select = f"SELECT {', '.join(names)} FROM {table.name} ORDER BY {keys}"
                 done = 0
                 for piece in pieces(stream(select, most), most):
+                    interrupts.handle()
                     insert_rows(execute, f"{table.name} ({', '.join(names)})", piece)
                     done += len(piece)
                     told(f"rows of {table.name}", done)

@@ -17,7 +17,7 @@ FOLDERS = ("ledger", "rules", "api", "migrations")
 FLOORS = (
     {"ledger.secrets", "ledger.permissions", "ledger.heap"},
     {"ledger.errors"},
-    {"ledger.plugins", "ledger.forks"},
+    {"ledger.plugins", "ledger.forks", "ledger.interrupts"},
     {
         *("ledger.config", "ledger.http", "ledger.json_text"),
         *("ledger.tensors", "ledger.sql", "ledger.parallel"),

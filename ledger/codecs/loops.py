@@ -7,6 +7,8 @@ where it has been imported before them, as a plugin's import would do.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from weightledger.ledger import interrupts
+
 if TYPE_CHECKING:
     from weightledger.ledger.codecs.compiled import all_differences as all_differences
     from weightledger.ledger.codecs.compiled import differences as differences
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    loop = getattr(import_module("weightledger.ledger.codecs.compiled"), name)
+    with interrupts.held:  # an import that is left half-way cannot be begun again
+        compiled = import_module("weightledger.ledger.codecs.compiled")
+    loop = getattr(compiled, name)
     globals()[name] = loop  # from now on it is found without asking
     return loop

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
 
 
@@ -33,31 +34,31 @@ class Gate:
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
         """Share the gate with other readers; may be left from another thread."""
-        thread = threading.get_ident()
-        with self._condition:
-            # Waiting in a thread that is inside already would wait for itself.
-            if not self._inside[thread] and (self._shut or self._is_taken()):
-                self._wait()
-            self._inside[thread] += 1
+        entry = _Entry(self)
         try:
+            with interrupts.held, self._condition:
+                # Waiting in a thread that is inside already would wait for itself.
+                if not self._inside[entry.thread] and (self._shut or self._is_taken()):
+                    self._wait()
+                self._inside[entry.thread] += 1
+                entry.inside = True
             yield
         finally:
-            with self._condition:
-                self._inside[thread] -= 1
-                if not self._inside[thread]:
-                    del self._inside[thread]
-                self._condition.notify_all()
+            entry.leave()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
         """Have the gate alone. Raises LedgerError in a thread that is inside as a reader."""
         self.refuse_reader()
-        with self._writers:
+        with interrupts.held:
+            interrupts.acquire(self._writers)
             try:
                 # Before asking for the lock, which readers that keep coming hardly leave to others.
                 self._shut = True
                 with self._condition:
-                    self._condition.wait_for(lambda: not self._inside and not self._owed)
+                    interrupts.wait_for(
+                        self._condition, lambda: not self._inside and not self._owed
+                    )
                 yield
             finally:
                 with self._condition:
@@ -65,6 +66,15 @@ class Gate:
                     self._round += 1
                     self._owed += self._queued
                     self._condition.notify_all()
+                self._writers.release()
+
+    def left(self, thread: int) -> None:
+        """A reader that was let in by that thread is not inside any more."""
+        with self._condition:
+            self._inside[thread] -= 1
+            if not self._inside[thread]:
+                del self._inside[thread]
+            self._condition.notify_all()
 
     def refuse_reader(self) -> None:
         """Raise LedgerError if this thread holds a lease: it would wait for itself for ever."""
@@ -84,7 +94,7 @@ class Gate:
             came = self._round
             self._queued += 1
             try:
-                self._condition.wait_for(lambda: self._round != came)
+                interrupts.wait_for(self._condition, lambda: self._round != came)
             except BaseException:
                 self._owed -= self._round != came
                 raise
@@ -94,7 +104,28 @@ class Gate:
             self._owed += 1
         self._waiting += 1
         try:
-            self._condition.wait_for(lambda: not self._is_taken())
+            interrupts.wait_for(self._condition, lambda: not self._is_taken())
         finally:
             self._waiting -= 1
             self._owed -= 1
+
+
+class _Entry:
+    """A reader on its way through a gate, who leaves it at the latest when this goes: one that is
+    interrupted as it is about to leave does not stay inside."""
+
+    inside = False
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.thread = threading.get_ident()
+
+    def leave(self) -> None:
+        with interrupts.held:
+            if self.inside:
+                self.inside = False
+                self._gate.left(self.thread)
+
+    def __del__(self) -> None:
+        if self.inside:
+            self.leave()

@@ -17,6 +17,7 @@ import torch
 from msgspec.structs import replace
 from torch import nn
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.engines.counters import Counters, Rota
 from weightledger.ledger.engines.line import Built, Private
 from weightledger.ledger.errors import Conflict, LedgerError, UnsupportedModel
@@ -173,7 +174,8 @@ class Versions:
             if left <= 0:
                 return False
             with contextlib.suppress(queue.Empty):
-                self._released.get(timeout=left)
+                self._released.get(timeout=min(left, interrupts.LOOK_UP_S))
+            interrupts.handle()
 
     def _count_past(self, version: LiveVersion) -> None:
         released = self._released

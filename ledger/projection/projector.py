@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.adapters.adapter import all_of
 from weightledger.ledger.config import HELD_VERSIONS_WAIT_S, MAX_HELD_VERSIONS
 from weightledger.ledger.engines import Engine, HeldVersion, RemoteEngine, SeveralVersions
@@ -303,13 +304,14 @@ class Projector:
                 f"event {event.seq} leads to another state than was prepared", seq=event.seq
             )
         candidate = self.prepare(change).prepared
-        if self._live is None or change.state.specs is not self._live.state.specs:
-            change.state.keep_tree()
-        self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
-        self.forget()  # it was prepared on what was live until now
-        for name, new in change.weights.items():
-            self._hashes[name] = new.chunks, new.checksums
-        self._live = LiveState(event, change.state, change.auxiliary)
+        with interrupts.held:  # what is shown is what we know of
+            if self._live is None or change.state.specs is not self._live.state.specs:
+                change.state.keep_tree()
+            self.engine.publish(candidate, seq=event.state_seq, digest=event.state_after)
+            self.forget()  # it was prepared on what was live until now
+            for name, new in change.weights.items():
+                self._hashes[name] = new.chunks, new.checksums
+            self._live = LiveState(event, change.state, change.auxiliary)
 
     def note(self, event: Event) -> None:
         """Remember a committed event that changes no state."""

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from weightledger.ledger import forks
+from weightledger.ledger import forks, interrupts
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
@@ -237,15 +237,20 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[Any]:
         self.require_open()
+        pooled: sa.PoolProxiedConnection | None = None
+        whole = False
         with self._explained():
-            pooled = self._engine.raw_connection()
             try:
+                with interrupts.held:
+                    pooled = self._engine.raw_connection()
                 yield pooled.driver_connection
-            except BaseException:
-                roll_back(pooled, self.errors)
-                raise
+                whole = True
             finally:
-                pooled.close()
+                with interrupts.held:
+                    if pooled is not None:
+                        if not whole:
+                            roll_back(pooled, self.errors)
+                        pooled.close()
 
     def require_open(self) -> None:
         """Raise StorageError once it is closed, and in a fork of the process that opened it."""

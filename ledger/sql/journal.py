@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import (
     StorageBusy,
     StorageError,
@@ -99,6 +100,7 @@ class WriteAheadJournal:
             while descriptor is not None and not _locked(descriptor):
                 if time.monotonic() > until:
                     raise self._busy(patience_s)
+                interrupts.handle()
                 time.sleep(_POLL_S)
             if not self._reserve_kept:
                 self._reserve_kept = True

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.sql import byte_locks
 
 _Bytes = tuple[int, int, int]
@@ -42,6 +43,7 @@ class LockWaiter:
         self._asked.put((descriptor, first, count))
         try:
             while not self._came.acquire(timeout=pause_s):
+                interrupts.handle()
                 if not patient():
                     if self._give_up(descriptor):
                         return False

@@ -14,7 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from sqlalchemy.exc import InvalidatePoolError
 
 from weightledger.ledger.sql import postgres_sockets, redact_function, triggers
@@ -91,6 +91,7 @@ def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Eng
     )
     sa.event.listen(engine, "connect", lambda made, _: postgres_sockets.keep(made))
     sa.event.listen(engine, "checkout", _require_quiet)
+    sa.event.listen(engine, "checkin", _require_idle)
     return engine
 
 
@@ -99,6 +100,12 @@ def _require_quiet(connection: Any, _record: object, _proxy: object) -> None:
     question a round trip."""
     if not is_quiet(connection):
         raise InvalidatePoolError
+
+
+def _require_idle(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
+    """Give up a connection that comes back in the middle of something, as from an interruption."""
+    if connection is not None and connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        record.invalidate()
 
 
 def _patience(url: sa.URL) -> dict[str, int]:

@@ -4,6 +4,7 @@ Going through the driver's cursor takes as long as all the rest that a small upd
 while it is written; this is its own interface to libpq, which waits without Python's lock.
 """
 
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ _BIGINT = 20
 _ARRAY = struct.Struct(">iiIii")
 _SIZE = struct.pack(">i", _NUMBER.size)
 
+_numbers = itertools.count()
 # By connection the names of its prepared statements.
 _prepared: WeakKeyDictionary[Any, dict[str, bytes]] = WeakKeyDictionary()
 
@@ -62,7 +64,8 @@ def prepared(connection: psycopg.Connection[Any], sql: str) -> bytes:
     names = _prepared.setdefault(connection, {})
     name = names.get(sql)
     if name is None:
-        name = b"weightledger_%d" % len(names)
+        # Never a name again: whether one was prepared is not known where that was interrupted.
+        name = b"weightledger_%d" % next(_numbers)
         _checked(connection, connection.pgconn.prepare(name, numbered(sql)))
         names[sql] = name
     return name

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from weightledger.ledger import permissions
 from weightledger.ledger.errors import InvalidRequest, StorageError
@@ -78,6 +79,12 @@ def engine(url: sa.URL, *, create: bool, kept: int = KEPT_CONNECTIONS) -> sa.Eng
     def configure(connection: Any, _record: object) -> None:
         for pragma in (*_PRAGMAS, *journals.pragmas()):
             connection.execute(pragma)
+
+    @event.listens_for(made, "checkin")
+    def give_up_what_was_left(connection: Any, record: ConnectionPoolEntry) -> None:
+        """One that comes back in a transaction, as from an interruption, would keep its locks."""
+        if connection is not None and connection.in_transaction:
+            record.invalidate()
 
     return made
 

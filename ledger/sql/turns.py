@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ class Turnstile:
 
     def enter(self, meanwhile: Meanwhile | None, question: Question | None) -> tuple[Turn, bool]:
         """The turn of this thread, and whether it is one that was under way; see `turn`."""
-        self._ours.acquire()
+        interrupts.acquire(self._ours)
         if self._turn is not None:
             self._turn.within += 1
             return self._turn, True
@@ -275,6 +276,7 @@ class Turnstile:
                 self._stuck = False  # others have turns again: queue with them
             before: object = _UNKNOWN
             while not self._lock.acquire(PATIENCE_S, meanwhile, question):
+                interrupts.handle()
                 now = self._lock.under_way()
                 # Where nobody has written since our own turn, it was the same one all the time.
                 if now == before or (self._left is not None and self._lock.head() == self._left):
@@ -306,7 +308,8 @@ class Turnstile:
 
 
 class _InTurn:
-    """A turn for as long as its block runs; a class, because a generator costs as much again."""
+    """A turn for as long as its block runs, which nothing interrupts; a class, because a generator
+    costs as much again."""
 
     __slots__ = ("_meanwhile", "_question", "_turn", "_turnstile", "_within")
 
@@ -318,8 +321,18 @@ class _InTurn:
         self._question = question
 
     def __enter__(self) -> Turn:
-        self._turn, self._within = self._turnstile.enter(self._meanwhile, self._question)
+        interrupts.held.__enter__()
+        try:
+            self._turn, self._within = self._turnstile.enter(self._meanwhile, self._question)
+        except BaseException as error:
+            interrupts.held.__exit__(type(error), error, None)
+            raise
         return self._turn
 
-    def __exit__(self, *_: object) -> None:
-        self._turnstile.leave(self._turn, self._within)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
+        try:
+            self._turnstile.leave(self._turn, self._within)
+        finally:
+            interrupts.held.__exit__(kind, error, trace)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import FullOutcomeUnknown, LedgerError, OutcomeUnknown
 from weightledger.ledger.sql.backend import Backend, Cursor, Execute, Journal
 from weightledger.ledger.sql.turns import Lock
@@ -220,7 +221,7 @@ class WritingConnections:
 
 
 class Transaction:
-    """A write transaction; its block gets what runs statements.
+    """A write transaction; its block gets what runs statements, and nothing interrupts it.
 
     A class, because a generator costs each write more than what it does.
     """
@@ -231,6 +232,25 @@ class Transaction:
         self._connections = connections
 
     def __enter__(self) -> Execute:
+        interrupts.held.__enter__()
+        try:
+            return self._begun()
+        except BaseException as error:
+            interrupts.held.__exit__(type(error), error, None)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._end(error)
+        finally:
+            interrupts.held.__exit__(kind, error, trace)
+
+    def _begun(self) -> Execute:
         connections = self._connections
         connections.home.require_open()  # in a fork the lock may be a thread's that is not there
         if connections.journal is not None:
@@ -244,12 +264,7 @@ class Transaction:
             raise
         return self._execute
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _: TracebackType | None,
-    ) -> None:
+    def _end(self, error: BaseException | None) -> None:
         connections, opened = self._connections, self._opened
         try:
             if error is not None:

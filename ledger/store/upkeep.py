@@ -5,6 +5,7 @@ The change that is no append; it is one transaction with the event that tells of
 
 from collections.abc import Callable, Collection
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import Event
 from weightledger.ledger.store import Repairs, derived
@@ -30,8 +31,9 @@ def repair(
     """See `Upkeep.repair`."""
     backend = of.database.backend
     with of.database.write() as execute:
-        wanted = derived.derive(execute, of.model_id, weights)
-        differing = derived.differences(execute, wanted)
+        with interrupts.let_through():  # nothing is written yet, and the log may be long
+            wanted = derived.derive(execute, of.model_id, weights)
+            differing = derived.differences(execute, wanted)
         backend.unprotect(execute, derived.PROTECTED)
         derived.repair(execute, wanted, differing)
         backend.protect(execute, derived.PROTECTED)

@@ -11,6 +11,7 @@ import hashlib
 import time
 from typing import Any
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError, SeqTaken
 from weightledger.ledger.events import Draft, seal
 from weightledger.ledger.history import rollouts
@@ -51,6 +52,7 @@ def prepared(rule: Preparing, staged: Staged, draft: Draft, attached: Attached) 
                 return Verdict(evidence={"prepared": _told(rule, done)})
             if history.store.last_seq() > head.seq:
                 raise SeqTaken
+            interrupts.handle()
             time.sleep(_LOOK_S)
     finally:
         # What is in the way shows in what is appended next; the deadline ends it all the same.

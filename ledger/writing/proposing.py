@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from weightledger.ledger import events
+from weightledger.ledger import events, interrupts
 from weightledger.ledger.blobs import Buffer
 from weightledger.ledger.events import Draft
 from weightledger.ledger.events.bodies import (
@@ -68,7 +68,9 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     if guard is not None and plan.kind == events.UPDATED:
         if guard.alone:
             change = staged.prepare(change)
-        verdict = verdict.joined(guard(change))
+        with interrupts.let_through():
+            found = guard(change)
+        verdict = verdict.joined(found)
     if verdict.reason is not None:
         return _refusal(staged, plan.facts, verdict)
     operands, blobs_of_operands = keep(plan.given, staged.policy.operands, payload)

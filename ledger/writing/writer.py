@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from weightledger.ledger import forks
+from weightledger.ledger import forks, interrupts
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
 from weightledger.ledger.events import Event
@@ -72,13 +72,26 @@ class Writer:
         """Carry a command out, and give its event; it is durable and visible."""
         job = self._job(self.ready(command))
         job.digest = job.command.digest  # here, so that nobody waits for it
-        if self._thread == threading.get_ident():
-            self._queue.appendleft(job)  # what follows a write comes before what waits
-        else:
-            self._queue.append(job)
-        with self.lock:
-            self._drain(job)
+        with interrupts.held:
+            if self._thread == threading.get_ident():
+                self._queue.appendleft(job)  # what follows a write comes before what waits
+            else:
+                self._queue.append(job)
+            self._work_off_until(job)
         return job.result()
+
+    def _work_off_until(self, job: Job) -> None:
+        """Have a queued command carried out, by this thread or by one that is at it."""
+        try:
+            interrupts.acquire(self.lock)
+        except BaseException:
+            with contextlib.suppress(ValueError):  # it is under way
+                self._queue.remove(job)
+            raise
+        try:
+            self._drain(job)
+        finally:
+            self.lock.release()
 
     def ready(self, command: Command) -> Command:
         """Do what takes long and needs no lock; gives the command to queue.

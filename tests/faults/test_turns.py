@@ -14,13 +14,14 @@ from tests.faults.children import Children
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
+from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.sql import byte_locks, turns
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.attached import Append
-from weightledger.ledger.writing import append_loop
+from weightledger.ledger.writing import append_loop, arithmetic
 
 MODEL = "m"
 WRITERS, EACH = 8, 120
@@ -39,6 +40,9 @@ def request(actor: str) -> IncrementalUpdateRequest:
 def take_up(url: str) -> int:
     torch.set_num_threads(1)
     _ours[:] = [Ledger.open(url).model(MODEL)]
+    # What the first update imports, so that all begin when they are told to.
+    warm_few()
+    arithmetic.warm()
     return os.getpid()
 
 
