@@ -7,35 +7,55 @@ live with that, and with it all who write to the same database. Threads but the 
 interrupted, and pay for a look at who they are.
 """
 
-import inspect
+import os
 import signal
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else ()),
+_Handler = Callable[[int, FrameType | None], Any]
+
+_SIGNALS = tuple(
+    int(signum)
+    for signum in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGALRM", None))
+    if signum is not None
 )
 
 LOOK_UP_S = 0.25
 """How long one who waits, and is held back, does not hear of Ctrl-C."""
 
-# The calls themselves: what `signal` has around them takes ten times as long.
-_handler_of: Callable[[int], Any] = inspect.unwrap(signal.getsignal)
-_set_handler: Callable[[int, Any], Any] = inspect.unwrap(signal.signal)
+# The calls themselves: what `signal` has around them, which makes enums, takes ten times as long.
+_signal: Any = import_module("_signal")
+_handler_of: Callable[[int], Any] = _signal.getsignal
+_set_handler: Callable[[int, Any], Any] = _signal.signal
 
 _depth = 0
-# By signal the handler that is to have it, while it is held back; and the signals that came.
-_handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-_came: dict[int, FrameType | None] = {}
+_holding = False
+# By signal what came while it was held back, and what is to have it.
+_came: dict[int, tuple[_Handler, FrameType | None]] = {}
+
+
+class _Stand:
+    """What stands in for a handler while that is held back, and at any other time is that handler:
+    whoever took it for one, calls it later or puts it back loses nothing."""
+
+    __slots__ = ("handler",)
+
+    def __init__(self, handler: _Handler) -> None:
+        self.handler = handler
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if _holding:
+            _came[signum] = self.handler, frame
+        else:
+            self.handler(signum, frame)
 
 
 class _Held:
     """In its block a signal's handler does not run; it does at the end. For any thread, and within
-    itself."""
+    itself. It ends in the thread in which it began."""
 
     __slots__ = ()
 
@@ -54,7 +74,7 @@ class _Held:
         _trace: TracebackType | None,
     ) -> None:
         global _depth
-        if not _is_main():
+        if not _depth or not _is_main():  # none: a fork within the block lets go
             return
         _depth -= 1
         if not _depth:
@@ -71,8 +91,12 @@ class _LetThrough:
         global _depth
         self._depth = _depth if _is_main() else 0
         if self._depth:
-            _let_go()
             _depth = 0
+            try:
+                _let_go()
+            except BaseException:
+                self._hold_again()
+                raise
 
     def __exit__(
         self,
@@ -80,10 +104,17 @@ class _LetThrough:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        global _depth
         if self._depth:
-            _depth = self._depth
-            _hold_back()
+            try:
+                self._hold_again()
+            except BaseException:  # it came at the last moment; what the outer block does is held
+                self._hold_again()
+                raise
+
+    def _hold_again(self) -> None:
+        global _depth
+        _hold_back()
+        _depth = self._depth
 
 
 held = _Held()
@@ -97,7 +128,8 @@ def let_through() -> _LetThrough:
 def handle() -> None:
     """Run the handlers of what came while it was held back: at a step where anything may fail."""
     if _came and _is_main():
-        _run()
+        with let_through():
+            pass
 
 
 class _Lock(Protocol):
@@ -120,49 +152,55 @@ def _is_main() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
-def _note(signum: int, frame: FrameType | None) -> None:
-    """The handler of what is held back."""
-    _came[signum] = frame
-
-
 def _hold_back() -> None:
+    global _holding
     try:
+        _holding = True
         for signum in _SIGNALS:
             handler = _handler_of(signum)
-            if callable(handler) and handler is not _note:
-                _handlers[signum] = handler
-                _set_handler(signum, _note)
+            if callable(handler):
+                _set_handler(signum, _Stand(_itself(handler)))
     except BaseException:  # by a handler that was not replaced yet
-        _put_back()
+        _let_go()
         raise
 
 
-def _put_back() -> None:
-    """Every handler is where it was when this returns or raises, whatever comes meanwhile."""
-    error: BaseException | None = None
-    for signum, handler in [*_handlers.items()]:
-        for _ in range(2):
-            try:
-                if _handler_of(signum) is _note:
-                    _set_handler(signum, handler)
-                break
-            except BaseException as raised:  # noqa: BLE001  (by one that was put back already)
-                error = raised
-    if error is not None:
-        raise error
-
-
 def _let_go() -> None:
+    """What is left in its place by an interruption here is the handler all the same."""
+    global _holding
     try:
-        _put_back()
+        for signum in _SIGNALS:
+            handler = _handler_of(signum)
+            if isinstance(handler, _Stand):
+                _set_handler(signum, handler.handler)
     finally:
-        try:
+        _holding = False
+        if _came:
             _run()
-        finally:
-            _handlers.clear()
+
+
+def _itself(handler: _Handler) -> _Handler:
+    return handler.handler if isinstance(handler, _Stand) else handler
 
 
 def _run() -> None:
-    while _came:
-        signum, frame = _came.popitem()
-        _handlers[signum](signum, frame)
+    """Each has its turn, whatever the others raise."""
+    signum, (handler, frame) = _came.popitem()
+    try:
+        handler(signum, frame)
+    finally:
+        if _came:
+            _run()
+
+
+def _forked() -> None:
+    """In a fork nobody ends the block of a thread that did not come along, and a process that was
+    begun within one does not come back to it."""
+    global _depth
+    _depth = 0
+    _came.clear()
+    _let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,5 +1,6 @@
 """Ctrl-C at any step: what was under way is whole or was not begun, and all goes on afterwards."""
 
+import os
 import signal
 import sys
 import threading
@@ -102,6 +103,107 @@ def test_a_time_limit_by_an_alarm_is_held_back_as_well() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_each_of_several_that_came_has_its_handler_run() -> None:
+    """The second one came with the next write, if there was one: what raises is not the last."""
+    came: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        came.append(signum)
+        raise Interrupted
+
+    both = (signal.SIGINT, signal.SIGALRM)
+    before = [signal.signal(signum, note) for signum in both]
+    try:
+        with pytest.raises(Interrupted), interrupts.held:
+            for signum in both:
+                signal.raise_signal(signum)
+        assert sorted(came) == sorted(both)
+    finally:
+        for signum, handler in zip(both, before, strict=True):
+            signal.signal(signum, handler)
+
+
+def test_whoever_put_a_handler_aside_within_the_block_puts_that_handler_back() -> None:
+    """Ctrl-C was dead from then on: what was put back noted it, and nobody looked."""
+    with interrupts.held:
+        aside = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, aside)
+    with pytest.raises(Interrupted):
+        interrupt()
+    with interrupts.held:
+        pass
+    with pytest.raises(Interrupted):
+        interrupt()
+
+
+def test_a_handler_that_calls_the_one_before_it_may_be_installed_within_the_block() -> None:
+    """It was noted instead of handled, and the next block never ended."""
+    came: list[str] = []
+    with interrupts.held:
+        before: Any = signal.getsignal(signal.SIGINT)
+
+        def chained(signum: int, frame: FrameType | None) -> None:
+            came.append("chained")
+            before(signum, frame)
+
+        signal.signal(signal.SIGINT, chained)
+    with pytest.raises(Interrupted):
+        interrupt()
+    with pytest.raises(Interrupted), interrupts.held:
+        interrupt()
+        assert came == ["chained"]
+    assert came == ["chained"] * 2
+
+
+def test_what_is_let_through_as_it_comes_leaves_the_rest_of_the_block_held() -> None:
+    done = False
+    with pytest.raises(Interrupted), interrupts.held:
+        interrupt()
+        with suppress(Interrupted), interrupts.let_through():
+            pytest.fail("it is handled as the block begins")
+        interrupt()
+        done = True
+    assert done
+
+
+def test_a_block_whose_inner_one_was_interrupted_as_it_ended_leaves_the_next_one_whole(
+    handler: Callable[..., None],
+) -> None:
+    """Nothing was held back any more: blocks were counted that had not begun."""
+    interruption = Interruption(1, "__exit__")
+    with suppress(Interrupted), interruption, interrupts.held, interrupts.let_through():
+        pass
+    done = False
+    with pytest.raises(Interrupted), interrupts.held:
+        interrupt()
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_fork_holds_nothing_back_of_what_its_parent_was_at() -> None:
+    """The thread that would have let go of it is not there: Ctrl-C was dead in the fork."""
+
+    def in_fork() -> None:
+        child = os.fork()
+        if not child:
+            came = False
+            try:
+                interrupt()
+            except Interrupted:
+                came = True
+            os._exit(0 if came else 1)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    ended: list[int] = []
+    with interrupts.held:
+        thread = threading.Thread(target=in_fork)
+        thread.start()
+        thread.join()
+        in_fork()
+    assert ended == [0, 0]
+
+
 def test_other_threads_change_nothing(handler: Callable[..., None]) -> None:
     seen = []
 
@@ -141,21 +243,52 @@ def test_who_waits_for_another_thread_can_be_interrupted_and_leaves_nothing_behi
         assert log.state()["w"].tolist() == [2.0, 2.0]
 
 
+def test_who_waits_for_another_process_writes_nothing_once_interrupted(sqlite_url: str) -> None:
+    """It stayed in the queue, and was carried out with the next write."""
+    with Ledger.open(sqlite_url) as ledger, Ledger.open(sqlite_url) as beside:
+        log = ledger.model("m", base={"w": torch.zeros(2)})
+        other = beside.model("m")
+        log.apply(IncrementalUpdateRequest("w", 0.0, learning_rate=1.0))
+        other.apply(IncrementalUpdateRequest("w", 0.0, learning_rate=1.0))
+        has, let_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with other._writer._history.store.turn():
+                has.set()
+                let_go.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        has.wait()
+        timer = threading.Timer(0.2, interrupt_main)
+        timer.start()
+        try:
+            with pytest.raises(Interrupted):
+                log.apply(IncrementalUpdateRequest("w", 1.0, learning_rate=1.0))
+        finally:
+            let_go.set()
+            thread.join()
+        assert log.apply(IncrementalUpdateRequest("w", 2.0, learning_rate=1.0)).seq == 3
+        assert log.state()["w"].tolist() == [2.0, 2.0]
+
+
 def interrupt_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 class Interruption:
-    """Sends the signal at the n-th line of the package's code that runs in its block."""
+    """Sends the signal at the n-th line of the package's code that runs in its block, or of what
+    there has a name."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, name: str | None = None) -> None:
         self._left = at
+        self._name = name
 
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE) or code.co_name == "__del__":
             return None  # Python itself ignores what is raised as an object goes
-        if event == "line":
+        if event == "line" and self._name in (None, code.co_name):
             self._left -= 1
             if self._left == 0:
                 sys.settrace(None)
