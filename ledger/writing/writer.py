@@ -85,13 +85,20 @@ class Writer:
         try:
             interrupts.acquire(self.lock)
         except BaseException:
-            with contextlib.suppress(ValueError):  # it is under way
-                self._queue.remove(job)
+            self._withdraw(job)
             raise
         try:
             self._drain(job)
+        except BaseException:  # such as Ctrl-C while others had their turn
+            self._withdraw(job)
+            raise
         finally:
             self.lock.release()
+
+    def _withdraw(self, job: Job) -> None:
+        """What its caller is told came to nothing is not carried out with somebody's next write."""
+        with contextlib.suppress(ValueError):  # it is under way
+            self._queue.remove(job)
 
     def ready(self, command: Command) -> Command:
         """Do what takes long and needs no lock; gives the command to queue.
