@@ -44,12 +44,15 @@ REMEMBERED = 100
 
 
 class HeldBack(Exception):
-    """A rollback that was ruled may not be made, now or at all; says why. `told`: so does the
-    log."""
+    """A rollback that was ruled may not be made, now or at all; says why.
 
-    def __init__(self, why: str, *, told: bool) -> None:
+    `told`: so does the log. `refused`: not the policy keeps it back, but the log could not do it.
+    """
+
+    def __init__(self, why: str, *, told: bool, refused: bool = False) -> None:
         super().__init__(why)
         self.told = told
+        self.refused = refused
 
 
 class WrittenLog(Protocol):
@@ -149,16 +152,24 @@ class Acting:
             except LedgerError as error:
                 if not told:
                     logger.error("not rolled back: %s", error)
-                raise self._kept_back(of, str(error), why, evidence, told=told) from error
+                kept_back = self._kept_back(of, str(error), why, evidence, told=told, refused=True)
+                raise kept_back from error
 
     def _kept_back(
-        self, of: int, held: str, why: str, evidence: dict[str, Any], *, told: bool
+        self,
+        of: int,
+        held: str,
+        why: str,
+        evidence: dict[str, Any],
+        *,
+        told: bool,
+        refused: bool = False,
     ) -> HeldBack:
         """The error for a rollback that is not made, once it is in the log that it is not."""
         if not told:
             reason = f"{why}; not carried out: {held}"
             told = self.observe(of, "held_back", reason, evidence) is not None
-        return HeldBack(held, told=told)
+        return HeldBack(held, told=told, refused=refused)
 
     def _is_undone(self, of: int) -> bool:
         """Whether a policy of another process has rolled that state change back."""

@@ -19,6 +19,7 @@ MOST_UNITS = 100_000
 """Request keys of one case that are remembered; later ones count no more."""
 
 _ASK_AGAIN_S = 0.5
+_MOST_DOUBLINGS = 7  # of that: a minute
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Case:
     held_back: bool = False
     update: Event = field(init=False)
     _asked_again: float = 0.0
+    _refusals: int = 0
     _units: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -55,15 +57,22 @@ class Case:
             self.update = event
         self.seqs.add(event.state_seq)
 
-    def may_act(self) -> bool:
-        """Whether it is to be judged now; what was held back a moment ago is not."""
-        return self.state == "open" and time.monotonic() >= self._asked_again
+    @property
+    def pause_s(self) -> float:
+        """Seconds until it is judged again: what was held back a moment ago is not at once."""
+        return max(0.0, self._asked_again - time.monotonic())
 
-    def wait(self, *, told: bool = False) -> None:
+    def may_act(self) -> bool:
+        """Whether it is to be judged now."""
+        return self.state == "open" and not self.pause_s
+
+    def wait(self, *, told: bool = False, refused: bool = False) -> None:
         """What was ruled is not carried out yet: it is asked again, in a while. `told`: the log
-        says so."""
+        says so. `refused`: the log could not do it, and is asked ever less often, since finding out
+        may mean to rebuild a state for as long as everybody else who writes waits."""
         self.held_back |= told
-        self._asked_again = time.monotonic() + _ASK_AGAIN_S
+        self._asked_again = time.monotonic() + _ASK_AGAIN_S * 2**self._refusals
+        self._refusals = min(self._refusals + 1, _MOST_DOUBLINGS) if refused else 0
 
     def infer(self, inferences: Inferences) -> None:
         """Take in what requests were like, where they are of one side or the other."""
@@ -81,17 +90,21 @@ class Case:
         """Take in single values."""
         for metric in {one.metric for one in samples}:
             ours = [one for one in samples if one.metric == metric and self._knows(one.seq)]
-            self._observe(metric, [one.value for one in ours], [one.seq for one in ours])
+            if ours:
+                self._observe(metric, ours)
 
     def ruling(self) -> Ruling:
         """What is known by now."""
         return self.panel.ruling()
 
-    def _observe(self, metric: str, values: Sequence[float], seqs: Sequence[int]) -> None:
-        if values:
-            new = np.fromiter((seq in self.seqs for seq in seqs), dtype=bool, count=len(seqs))
-            observe = self.panel.observe_pushed if self.beside else self.panel.observe
-            observe(metric, np.asarray(values, dtype=np.float64), new)
+    def _observe(self, metric: str, samples: Sequence[Sample]) -> None:
+        values = np.array([one.value for one in samples], dtype=np.float64)
+        new = np.array([one.seq in self.seqs for one in samples])
+        if self.beside:
+            at_us = np.array([one.at_us for one in samples], dtype=np.int64)
+            self.panel.observe_pushed(metric, values, new, at_us)
+        else:
+            self.panel.observe(metric, values, new)
 
     def _knows(self, seq: int) -> bool:
         return seq in self.seqs or seq in self.old_seqs

@@ -111,9 +111,9 @@ class RuledGuard:
             self._rolled_back(event)
 
     def _rolled_back(self, event: Event) -> None:
-        self._best = self._best_before(event)
         if event.body["cause"] == DEGRADED and event.state_before is not None:
             self._rejected.add(event.state_before)
+        self._best = self._best_before(event)  # which asks the log, and that may fail
 
     def _refused_unseen(self, change: Change) -> Verdict | None:
         """What is refused before anybody evaluates it."""

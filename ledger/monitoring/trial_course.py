@@ -15,7 +15,7 @@ from typing import Any
 from weightledger.ledger import events
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import Event
-from weightledger.ledger.history.trials import PROMOTED
+from weightledger.ledger.history.trials import PROMOTED, trial_of
 from weightledger.ledger.monitoring.acting import Acting, HeldBack, WrittenLog
 from weightledger.ledger.monitoring.cases import Case
 from weightledger.ledger.monitoring.deciding.chronicle import Chronicle
@@ -57,10 +57,20 @@ class Course:
         self.timed_out = False
         self.evidence: Chronicle | None = None
         self.ended: deque[tuple[Event, Chronicle]] = deque(maxlen=_REMEMBERED)
+        self._beside = -1
         self._acting = acting
         self._threshold = threshold
 
     # Under the lock
+
+    @property
+    def beside(self) -> int:
+        """Seq of the state that is tried beside, which a rollback leads to.
+
+        The settled one: but for one that another process promoted, or went back to, and tried
+        something on before this one looked. The state that it holds is older then.
+        """
+        return self.sides.settled.seq if self.case is None else self._beside
 
     @property
     def due_s(self) -> float | None:
@@ -68,7 +78,7 @@ class Course:
         case = self.case
         if case is None or case.state != "open" or self.timed_out:
             return None
-        return max(0.0, case.started + self.rules.timeout_s - time.monotonic())
+        return max(0.0, case.started + self.rules.timeout_s - time.monotonic(), case.pause_s)
 
     def follow(self, event: Event) -> None:
         """A state change that is live is on trial, or joins the one that is; a rollback ends it."""
@@ -83,13 +93,17 @@ class Course:
             self.settle()
 
     def open(self, event: Event) -> None:
-        """An update is on trial, or joins the one that is."""
+        """An update is on trial, or joins the one that is tried beside the same state."""
         self.since_newest = {False: 0, True: 0}
         self.timed_out = False
         self.moved.set()
+        beside = max(self.sides.settled.seq, (trial_of(event) or {}).get("beside", -1))
         if self.case is not None and self.case.state != "closed":
-            self.case.join(event)
-            return
+            if beside <= self._beside:
+                self.case.join(event)
+                return
+            self.close()  # what was on trial is promoted
+        self._beside = beside
         panel = side_by_side(self.policy, self.metrics, self._threshold)
         self.evidence = Chronicle(panel, self.rules.share)
         old = {self.sides.settled.seq}
@@ -136,13 +150,13 @@ class Course:
         case = self.case
         if case is None or case.state != "open" or self.timed_out:
             return
-        self.timed_out = True
         ruling, requests = case.ruling(), dict(self.since_newest)
         outcome = self.rules.on_timeout
         lacking = self._lacking(case)
         if outcome == "promote" and (lacking or min(requests.values()) < self.policy.minimum):
             outcome = "wait"  # else it would be a guess
         if outcome == "wait":
+            self.timed_out = True
             reason = (
                 f"inconclusive after {self.rules.timeout_s:g} s: {requests[True]} requests met the"
                 f" new state and {requests[False]} the old one"
@@ -189,11 +203,13 @@ class Course:
     def _roll_back(
         self, case: Case, ruling: Ruling, decided_us: int, cause: str = DEGRADED
     ) -> None:
+        back_to = self.beside
+
         def newer() -> int | None:
             return case.of.state_seq if self.case is case else None
 
         def act() -> Event | None:
-            to = self.log.history.require(self.sides.settled.seq).node
+            to = self.log.history.require(back_to).node
             of, facts = case.of.state_seq, self.facts(case)
             return self._acting.roll_back(
                 of,
@@ -224,8 +240,10 @@ class Course:
         event = None
         try:
             event = act()
+            if event is None:
+                case.wait()
         except HeldBack as held:
-            case.wait(told=held.told)
+            case.wait(told=held.told, refused=held.refused)
         except LedgerError:
             case.wait()
             raise

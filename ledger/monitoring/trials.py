@@ -79,8 +79,8 @@ class Trials:
         self._clock.close()
 
     def beside(self) -> int:
-        """Seq of the settled state, which new ones are tried beside."""
-        return self._sides.settled.seq
+        """Seq of the state that new ones are tried beside."""
+        return self._course.beside
 
     def is_running(self) -> bool:
         """Whether something is on trial."""
@@ -199,7 +199,7 @@ class Trials:
                 **course.facts(case),
                 **case.ruling().evidence(),
             }
-            to = f"seq:{self._sides.settled.seq}"
+            to = f"seq:{course.beside}"
         return self._log.execute(RollBack(to, caller, ABORTED, "the trial was aborted", facts))
 
     def _answered(self, trial: str, caller: Caller, *, aborted: bool = False) -> Event | None:

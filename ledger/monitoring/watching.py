@@ -194,7 +194,7 @@ class Watch:
                 case.of.state_seq, target, ruling, told=case.held_back, decided_us=decided_us
             )
         except HeldBack as held:
-            case.wait(told=held.told)
+            case.wait(told=held.told, refused=held.refused)
             state = "open"
         except LedgerError:
             case.wait()  # it is not undone for that: it is ruled on again

@@ -14,6 +14,7 @@ from weightledger.ledger.monitoring.deciding.comparisons import (
     Objective,
     Succession,
 )
+from weightledger.ledger.monitoring.deciding.dealing import Dealer
 from weightledger.ledger.monitoring.deciding.panels import one_after_another, side_by_side
 from weightledger.ledger.monitoring.deciding.wagers import Wager
 from weightledger.ledger.monitoring.policies import contradictions, preset
@@ -198,6 +199,39 @@ def test_a_value_that_is_no_number_is_harm_at_once(value: float) -> None:
     beside = side_by_side(preset("safe"), ["latency_ms"], 0.1)
     beside.observe("latency_ms", np.array([value, 1.0]), np.array([False, True]))
     assert beside.ruling().known == "undecided"
+
+
+def test_values_that_come_later_are_set_beside_those_of_their_time() -> None:
+    """Load changes, and what is known of one side comes 300 requests later: dealt as they came, 58
+    of 100 updates that changed nothing were undone. By their times eight are, which is more than
+    the one that is meant to be: what is said of them is that they are confounded."""
+    undone = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        load = np.empty(4000)
+        level = 0.0
+        for number in range(len(load)):
+            level = 0.99 * level + 0.14 * rng.normal()
+            load[number] = level
+        values = 20 * np.exp(0.3 * rng.normal(size=len(load)) + 0.3 * load)
+        new = rng.random(len(load)) < 0.5
+        at_us = np.arange(len(load)) * 1000
+        came = np.argsort(at_us + 300_000 * new, kind="stable")
+        panel = side_by_side(preset("safe"), ["latency_ms"], 0.0)
+        for part in np.array_split(came, 80):
+            panel.observe_pushed("latency_ms", values[part], new[part], at_us[part])
+        ruling = panel.ruling()
+        undone += ruling.known == "harmful"
+        assert ruling.confounded, "no coin decided when they came"
+    assert undone <= 10
+
+
+def test_what_is_dealt_is_chance_each_time() -> None:
+    """The same tosses in every trial are a wrong verdict again and again, where one was."""
+    values, at_us = np.zeros(200), np.arange(200)
+    new = at_us % 2 == 1
+    sides = [Dealer(0.5).deal(values, new, at_us)[1].tolist() for _ in range(2)]
+    assert sides[0] != sides[1]
 
 
 def test_a_slower_rate_is_worse_and_a_faster_one_is_not() -> None:

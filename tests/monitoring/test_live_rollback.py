@@ -18,7 +18,7 @@ from weightledger import DynamicModelManager
 from weightledger.ledger.errors import Pruned
 from weightledger.ledger.monitoring import acting, cases
 from weightledger.ledger.monitoring.deciding.comparisons import PAIRS
-from weightledger.ledger.monitoring.deciding.deciders import Ruling
+from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling
 from weightledger.ledger.writing.commands import RollBack
 
 METRICS = ("accuracy", "latency_ms", "throughput", "memory_usage_mb")
@@ -419,6 +419,25 @@ def test_a_state_that_is_pruned_cannot_be_gone_back_to_and_somebody_is_told(
     assert told.body["verdict"] == "held_back" and "pruned" in told.body["reason"]
     assert one.log.live.head.state_seq == event.seq
     one.close()
+
+
+def test_what_the_log_refuses_is_asked_ever_less_often(tmp_path: Path) -> None:
+    """A damaged state was rebuilt twice a second to find that out, and everybody's writes waited
+    for that."""
+    one = manager(tmp_path)
+    try:
+        event = update(one, "weight", 1.0)
+        case = cases.Case(event, {event.seq}, Panel([]), {})
+        pauses = []
+        for _ in range(12):
+            case.wait(told=True, refused=True)
+            pauses.append(case.pause_s)
+        assert pauses[0] < 1 and pauses[3] > 3 and 55 < pauses[-1] <= 65
+        case.wait(told=True)  # by the policy: that is soon over
+        case.wait()
+        assert case.pause_s < 1
+    finally:
+        one.close()
 
 
 def test_the_baseline_is_of_no_state_that_was_live_in_between(tmp_path: Path) -> None:

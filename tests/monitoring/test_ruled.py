@@ -10,7 +10,12 @@ import torch
 
 from tests.monitoring.models import Serving, update
 from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
+from weightledger.ledger.errors import StorageError
 from weightledger.ledger.events import Event
+from weightledger.ledger.monitoring.ruled import RuledGuard
+from weightledger.ledger.monitoring.trial_log import DEGRADED
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import RollBack
 
 Make = Callable[..., DynamicModelManager]
 
@@ -121,6 +126,25 @@ def test_a_rollback_by_hand_forgets_no_best(scored: Make) -> None:
     one.log.rollback(f"seq:{worse.seq}")
     assert update(one, "delay", 17.0).kind == "update_rejected"
     assert update(one, "delay", 9.5).kind == "updated"
+
+
+def test_what_a_policy_undid_is_not_tried_again_though_the_best_cannot_be_read(
+    scored: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database went away between a rollback and what follows from it: what was rolled back was
+    forgotten with what was best."""
+    one = scored()
+    good = one.log.live.head.state_seq
+    update(one, "delay", 5.0)
+
+    def away(self: RuledGuard, event: Event) -> dict[str, float]:
+        raise StorageError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RuledGuard, "_best_before", away)
+        back = RollBack(f"seq:{good}", Caller(actor="policy:specification"), DEGRADED, "slow", {})
+        assert one.log.execute(back).kind == "rolled_back"
+    assert update(one, "delay", 5.0).body["evidence"]["cause"] == "rejected_before"
 
 
 def test_what_got_better_since_the_version_is_known_after_a_restart(scored: Make) -> None:

@@ -208,6 +208,7 @@ def test_as_many_labels_of_each_state_as_come(tmp_path: Path, sides: tuple[int, 
     decided(one)
     head = one.log.live.head
     assert head.kind == "rolled_back" and head.body["evidence"]["metric"] == "accuracy"
+    assert head.body["evidence"]["confounded"] is True, "no coin decided when they came"
     one.close()
 
 
@@ -345,6 +346,25 @@ def test_a_policy_may_say_that_what_is_not_proven_in_time_is_undone(tmp_path: Pa
         one.close()
 
 
+def test_what_is_not_proven_in_time_is_undone_once_nothing_holds_that_back(tmp_path: Path) -> None:
+    """The time of a trial ran out once: a rollback that the policy held back then was not made
+    later, nor one that the database did not take, and the trial went on for good."""
+    text = 'base = "strict"\nevaluation = "optional"\ncool_down_s = 2\n[trial]\ntimeout_s = 0.01\n'
+    one = manager(tmp_path, policy=policy(tmp_path, text))
+    try:
+        update(one, "weight", 1.0)
+        until(lambda: one.log.live.head.kind == "rolled_back")
+        second = update(one, "weight", 2.0)
+        until(lambda: one.log.live.head.kind == "observed")
+        assert one.log.live.head.body["verdict"] == "held_back"
+        until(lambda: one.log.live.head.kind == "rolled_back")
+        body = one.log.live.head.body
+        assert (body["from_seq"], body["cause"]) == (second.seq, "timed_out")
+        assert len(list(one.log.events(kinds=["observed"]))) == 1, "said once"
+    finally:
+        one.close()
+
+
 def test_strict_accepts_nothing_unmeasured_and_one_trial_at_a_time(tmp_path: Path) -> None:
     one = manager(tmp_path, policy="strict")
     assert update(one, "weight", 1.0).body["evidence"]["cause"] == "unmeasured"
@@ -466,6 +486,52 @@ def test_an_update_of_another_server_joins_the_trial_of_both(
         head = tried.log.live.head
         assert (head.kind, head.body["from_seq"]) == ("rolled_back", fourth.seq), third
         assert head.node == second.seq
+    finally:
+        other.close()
+
+
+def test_what_another_server_promoted_is_not_undone_with_what_it_tried_next(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    """Where both were heard of at once the next one joined the trial that was over, whose rollback
+    led to the state before what was promoted."""
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        first = update(tried, "weight", 1.0)
+        other.log.catch_up()
+        until(lambda: other.supervision.trial() is not None)
+        other.supervision.promote(first.name, Caller(actor="ann"))
+        until(lambda: other.supervision.trial() is None)
+        promoted = other.log.live.state.value
+        second = update(other, "delay", 40.0)
+        tried.log.catch_up()
+        until(lambda: (one := tried.supervision.trial()) is not None and one.id == second.name)
+        running = tried.supervision.trial()
+        assert running is not None and running.requests_new == 0
+        third = update(tried, "delay", 90.0)
+        assert third.body["evidence"]["trial"]["beside"] == first.seq
+        Users(tried).ask(1500)
+        decided(tried)
+        head = tried.log.live.head
+        assert (head.kind, head.node) == ("rolled_back", first.seq)
+        assert tried.log.live.state.value == promoted
+    finally:
+        other.close()
+
+
+def test_a_person_who_aborts_a_trial_undoes_nothing_that_another_server_promoted(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    try:
+        first = update(tried, "weight", 1.0)
+        other.log.catch_up()
+        until(lambda: other.supervision.trial() is not None)
+        other.supervision.promote(first.name, Caller(actor="ann"))
+        second = update(other, "delay", 40.0)
+        tried.log.catch_up()
+        until(lambda: (one := tried.supervision.trial()) is not None and one.id == second.name)
+        assert tried.supervision.abort(second.name, Caller(actor="ann")).node == first.seq
     finally:
         other.close()
 

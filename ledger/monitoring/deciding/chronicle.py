@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weightledger.ledger.monitoring.deciding.comparisons import Aspect, Concurrent, Mask
+from weightledger.ledger.monitoring.deciding.dealing import Times
 from weightledger.ledger.monitoring.deciding.deciders import Panel, Ruling, Watched, cost
 from weightledger.ledger.monitoring.deciding.intervals import Interval, Scale
 from weightledger.ledger.monitoring.deciding.wagers import Array
@@ -110,9 +111,9 @@ class Chronicle:
         self._panel.observe(metric, values, new)
         self._keep(metric, values, new)
 
-    def observe_pushed(self, metric: str, values: Array, new: Mask) -> None:
+    def observe_pushed(self, metric: str, values: Array, new: Mask, at_us: Times) -> None:
         """See `Panel.observe_pushed`."""
-        self._keep(metric, *self._panel.observe_pushed(metric, values, new))
+        self._keep(metric, *self._panel.observe_pushed(metric, values, new, at_us))
 
     def _keep(self, metric: str, values: Array, new: Mask) -> None:
         kept = self._kept.get(metric)

@@ -92,10 +92,10 @@ class Concurrent(_Betting):
     """
 
     test = "betting on the state"
-    confounded = False
 
     def __init__(self, aspect: Aspect, share: float, margin: float = 0.0) -> None:
         super().__init__(bold=aspect == "event")
+        self.confounded = False
         self.contrary = Wager()
         self.aspect = aspect
         self._share = share

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from weightledger.ledger.monitoring.deciding.comparisons import Comparison, Concurrent, Mask
-from weightledger.ledger.monitoring.deciding.dealing import Dealer
+from weightledger.ledger.monitoring.deciding.dealing import Dealer, Times
 from weightledger.ledger.monitoring.deciding.wagers import Array
 
 Known = Literal["harmful", "harmless", "undecided"]
@@ -132,18 +132,24 @@ class Panel:
             if test.metric == metric:
                 test.comparison.observe(cost(metric, values), new)
 
-    def observe_pushed(self, metric: str, values: Array, new: Mask) -> tuple[Array, Mask]:
-        """`observe` for values which the coin of a trial did not spread over its sides.
+    def observe_pushed(
+        self, metric: str, values: Array, new: Mask, at_us: Times
+    ) -> tuple[Array, Mask]:
+        """`observe` for values, of those times, which the coin of a trial did not spread over its
+        sides.
 
         Gives those that were dealt to the tests of both sides.
         """
         assert self.share is not None, "of a trial"
+        at_us = at_us[np.isfinite(values)]
         values, new = self._taken(metric, values, new)
-        dealt = self._dealers.setdefault(metric, Dealer(self.share)).deal(values, new)
+        dealt = self._dealers.setdefault(metric, Dealer(self.share)).deal(values, new, at_us)
         for test in self.tests:
             if test.metric == metric:
-                beside = isinstance(test.comparison, Concurrent)
-                own, side = dealt if beside else (values, new)
+                own, side = values, new
+                if isinstance(test.comparison, Concurrent):
+                    own, side = dealt
+                    test.comparison.confounded = True  # they need not be of the same time
                 test.comparison.observe(cost(metric, own), side)
         return dealt
 
