@@ -3,6 +3,7 @@
 An update's event says which state it is tried beside; the verdict that it stays is an event, too.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from weightledger.ledger import events
@@ -36,15 +37,19 @@ def trial_of(update: Event) -> dict[str, Any] | None:
 def is_promoted(history: History, of: int) -> bool:
     """Whether the log has the verdict that the state of a seq stays; a damaged one is none."""
     instead = f"if it is a verdict on event {of}, that one is still on trial"
-    for event in newest(history, [events.OBSERVED], LOOKED_AT, instead, min_seq=of):
+    return of in _promoted(history, instead, min_seq=of)
+
+
+def _promoted(history: History, instead: str, *, min_seq: int | None = None) -> Iterator[int]:
+    """What the last verdicts say stays, newest first."""
+    for event in newest(history, [events.OBSERVED], LOOKED_AT, instead, min_seq=min_seq):
         try:
             known = isinstance(event, Event) and body_of(event, Observed)
         except CorruptLedger as error:
             skipped(error, instead)
             continue
-        if known and (known.of, known.verdict) == (of, PROMOTED):
-            return True
-    return False
+        if known and known.verdict == PROMOTED:
+            yield known.of
 
 
 def on_trial(history: History) -> Event | None:
@@ -54,9 +59,14 @@ def on_trial(history: History) -> Event | None:
     without a server.
     """
     event = history.require(history.head().state_seq)
+    promoted: set[int] | None = None  # read once: there may be as many states to look at
     for _ in range(LOOKED_AT):
         trial = trial_of(event)
-        if (trial is None and not _joins(event)) or is_promoted(history, event.seq):
+        if trial is None and not _joins(event):
+            return None
+        if promoted is None:
+            promoted = set(_promoted(history, "what it is a verdict on is still on trial"))
+        if event.seq in promoted:
             return None
         if trial is not None:
             return event

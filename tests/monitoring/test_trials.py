@@ -30,6 +30,8 @@ from weightledger.ledger.errors import (
     PreconditionFailed,
 )
 from weightledger.ledger.events import Event
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.history.trials import on_trial
 from weightledger.ledger.retention import collect
 from weightledger.ledger.writing.caller import Caller
 from weightledger.ledger.writing.commands import RollBack
@@ -584,6 +586,28 @@ def test_what_is_written_without_a_server_joins_a_trial_that_was_interrupted(
         assert (head.kind, head.body["from_seq"], head.node) == ("rolled_back", added.seq, 0)
     finally:
         one.close()
+
+
+def test_the_verdicts_are_read_once_however_many_states_may_be_on_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 200 updates without a policy had the last 200 verdicts read: a second and more for
+    each list of trials, start and collection."""
+    manager(tmp_path).close()
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m")
+        for number in range(12):
+            log.apply(IncrementalUpdateRequest("weight", number + 1.0, update_type="replace"))
+        asked = []
+        events = History.events
+
+        def counted(self: History, *args: Any, **options: Any) -> list[Event]:
+            asked.append(args)
+            return events(self, *args, **options)
+
+        monkeypatch.setattr(History, "events", counted)
+        assert on_trial(log.history) is None
+        assert len(asked) == 1
 
 
 def test_gc_keeps_the_state_that_a_trial_leads_back_to(tmp_path: Path) -> None:
