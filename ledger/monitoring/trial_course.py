@@ -203,12 +203,16 @@ class Course:
     def _roll_back(
         self, case: Case, ruling: Ruling, decided_us: int, cause: str = DEGRADED
     ) -> None:
-        back_to = self.beside
+        with self.lock:
+            back_to = self.beside
+            promoted = self.case is not case and back_to == case.of.state_seq
 
         def newer() -> int | None:
             return case.of.state_seq if self.case is case else None
 
         def act() -> Event | None:
+            if promoted:
+                return None  # by another process, before this one got here: that verdict stands
             to = self.log.history.require(back_to).node
             of, facts = case.of.state_seq, self.facts(case)
             return self._acting.roll_back(

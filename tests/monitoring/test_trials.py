@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -535,6 +536,31 @@ def test_a_person_who_aborts_a_trial_undoes_nothing_that_another_server_promoted
         until(lambda: (one := tried.supervision.trial()) is not None and one.id == second.name)
         assert tried.supervision.abort(second.name, Caller(actor="ann")).node == first.seq
     finally:
+        other.close()
+
+
+def test_what_is_promoted_elsewhere_before_its_rollback_is_made_stays(
+    tried: DynamicModelManager, tmp_path: Path
+) -> None:
+    """It was rolled back to itself, and as a state that a policy undid never tried again."""
+    other = manager(tmp_path, policy=policy(tmp_path), on_mismatch="ledger")
+    busy = threading.Event()
+    try:
+        first = update(tried, "delay", 40.0)
+        other.log.catch_up()
+        until(lambda: other.supervision.trial() is not None)
+        tried.supervision._acting.soon(busy.wait)
+        Users(tried).ask(1500)
+        case = tried.supervision._trials._course.case  # type: ignore[union-attr]
+        assert case is not None and case.state == "acting"
+        promoted = other.supervision.promote(first.name, Caller(actor="ann"))
+        tried.log.catch_up()
+        until(lambda: tried.supervision.trial() is None)
+        busy.set()
+        decided(tried)
+        assert tried.log.live.head.seq == promoted.seq
+    finally:
+        busy.set()
         other.close()
 
 
