@@ -74,8 +74,10 @@ class Ledger(OfItsProcess):
 
     def close(self) -> None:
         """Give back connections and threads."""
-        self._pool.shutdown()
-        self.store.close()
+        try:
+            self._pool.shutdown()
+        finally:  # who has enough of waiting for the threads lets go of the database all the same
+            self.store.close()
 
     def __enter__(self) -> "Ledger":
         return self

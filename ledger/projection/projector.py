@@ -285,15 +285,16 @@ class Projector:
         back = {name.removeprefix(WEIGHTS): self.tensor(name) for name in changes.weights}
         engine = self.engine
         assert isinstance(engine, SeveralVersions)
-        engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
-        try:
-            return engine.hold()
-        finally:
-            if self._adapted is not None:
-                again = self._adapted.prepare_with(back, all_of(live.auxiliary))
-            else:
-                again = engine.prepare(back)
-            engine.publish(again, seq=live.head.state_seq, digest=live.state.value)
+        with interrupts.held:  # what it shows in between is not what is live
+            engine.publish(changes.prepared, seq=event.state_seq, digest=event.state_after)
+            try:
+                return engine.hold()
+            finally:
+                if self._adapted is not None:
+                    again = self._adapted.prepare_with(back, all_of(live.auxiliary))
+                else:
+                    again = engine.prepare(back)
+                engine.publish(again, seq=live.head.state_seq, digest=live.state.value)
 
     def show(self, event: Event, change: Change | None = None) -> None:
         """Make a committed event visible: one assignment in the engine."""

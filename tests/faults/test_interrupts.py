@@ -16,6 +16,7 @@ from torch import nn
 
 from weightledger import IncrementalUpdateRequest, InplaceEngine, Ledger, TorchEngine
 from weightledger.ledger import interrupts
+from weightledger.ledger.errors import StorageError
 from weightledger.ledger.log import Log
 
 PACKAGE = str(Path(interrupts.__file__).parent)
@@ -318,6 +319,11 @@ def lease(log: Log) -> None:
         live.module(torch.ones(4))
 
 
+def beside(log: Log) -> None:
+    """What a trial does as it starts: take up a version of another state."""
+    log.projector.held(log.history, log.events(limit=1)[0].seq - 1)
+
+
 WAYS: dict[str, Callable[[Log], object]] = {
     "an update": lambda log: log.apply(UPDATE),
     "a large one": lambda log: log.apply(WHOLE),
@@ -326,6 +332,11 @@ WAYS: dict[str, Callable[[Log], object]] = {
     "following": lambda log: log.catch_up(),
     "a read": lambda log: (log.events(limit=3), log.state("head")),
     "a lease": lease,
+}
+
+LONGER: dict[str, Callable[[Log], object]] = {
+    "a record": lambda log: log.record({name: tensor + 1 for name, tensor in log.state().items()}),
+    "a sweep": lambda log: log.gc(dry_run=False),
 }
 
 
@@ -387,8 +398,32 @@ def test_nor_does_a_lease_that_is_interrupted_keep_others_out(
     assert held_up(*logs, way, 7) > 0
 
 
+@pytest.mark.parametrize("engine", [TorchEngine])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_nor_is_another_state_shown_while_a_version_is_held_beside_the_live_one(
+    logs: tuple[Log, Log],
+) -> None:
+    """It is live for a moment, and stayed so."""
+    log, _ = logs
+    log.catch_up()
+    for at in range(1, 60):
+        with suppress(Interrupted), Interruption(at, "publish"):
+            beside(log)
+        state = log.state("head")
+        assert all(torch.equal(log.engine.tensor(name), state[name]) for name in state), at
+
+
+def test_a_ledger_that_is_interrupted_as_it_closes_is_closed(sqlite_url: str) -> None:
+    """It kept its connections where the threads were waited for in vain."""
+    ledger = Ledger.open(sqlite_url)
+    with pytest.raises(Interrupted), Interruption(2, "close"):
+        ledger.close()
+    with pytest.raises(StorageError):
+        ledger.models()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("engine", [TorchEngine, InplaceEngine])
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("way", [*WAYS.values(), *LONGER.values()], ids=[*WAYS, *LONGER])
 def test_and_so_it_is_at_every_line(logs: tuple[Log, Log], way: Callable[[Log], object]) -> None:
     assert held_up(*logs, way, 1) > 0
