@@ -91,8 +91,10 @@ class WriteAheadJournal:
     def acquire(self, patience_s: float) -> None:
         """Hold the lock, against threads and processes; StorageBusy if others take long."""
         until = time.monotonic() + patience_s
-        if not self._ours.acquire(timeout=patience_s):
-            raise self._busy(patience_s)
+        while not self._ours.acquire(timeout=min(patience_s, interrupts.LOOK_UP_S)):
+            if time.monotonic() > until:
+                raise self._busy(patience_s)
+            interrupts.handle()
         try:
             self.connected()  # a file that was made meanwhile
             self.require_in_place()

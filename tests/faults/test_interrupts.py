@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -271,6 +272,34 @@ def test_who_waits_for_another_process_writes_nothing_once_interrupted(sqlite_ur
             thread.join()
         assert log.apply(IncrementalUpdateRequest("w", 2.0, learning_rate=1.0)).seq == 3
         assert log.state()["w"].tolist() == [2.0, 2.0]
+
+
+def test_who_waits_for_another_thread_to_commit_is_interrupted_soon(sqlite_url: str) -> None:
+    """Ctrl-C was heard of when the wait was over, after ten seconds."""
+    with Ledger.open(sqlite_url) as ledger:
+        ledger.model("m", base={"w": torch.zeros(2)})
+        database = ledger.store._database
+        has, let_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with database.write():
+                has.set()
+                let_go.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        has.wait()
+        threading.Timer(0.1, interrupt_main).start()
+        began = time.monotonic()
+        try:
+            with pytest.raises(Interrupted), database.write():
+                pytest.fail("it was another's turn")
+        finally:
+            let_go.set()
+            thread.join()
+        assert time.monotonic() - began < 5
+        with database.write():
+            pass
 
 
 def interrupt_main() -> None:
