@@ -13,7 +13,8 @@ _OBEYED = re.compile(
     # India's scripts, and make one picture of several: elsewhere they are hidden, and shown.
     "|(?<![\u0620-\u08ff\u0900-\u0dff])\u200c|\u200c(?![\u0620-\u08ff\u0900-\u0dff])"
     "|(?<![\u0620-\u08ff\u0900-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d"
-    "|\u200d(?![\u0620-\u08ff\u0900-\u0dff\u2600-\u27bf\U0001f000-\U0001faff])"
+    # Of what is joined to a picture some is older than those: arrows, a black square.
+    "|\u200d(?![\u0620-\u08ff\u0900-\u0dff\u2190-\u21ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff])"
 )
 
 # A cell that begins so is a formula: https://owasp.org/www-community/attacks/CSV_Injection

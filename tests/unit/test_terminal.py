@@ -37,6 +37,7 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
     "text",
     [
         "👩\u200d👩\u200d👧 and 🏳️\u200d🌈",
+        "🐈\u200d⬛ and 🙂\u200d↔️",
         "می\u200cخواهم",
         "क्\u200dष and क्\u200cष",
     ],
