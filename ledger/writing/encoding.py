@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from weightledger.ledger import interrupts
 from weightledger.ledger.codecs import factors, on_device
 from weightledger.ledger.codecs.delta import Delta, Indices, at, compare
 from weightledger.ledger.codecs.frames import encode_frame
@@ -93,6 +94,7 @@ def recorded_each(
     parts = tiles_of([spec for spec, _, _ in writes])
     tiles = _encoded(writes, parts, pool)
     for written, of in zip(writes, parts, strict=True):
+        interrupts.handle()  # nothing is written yet, and there may be many
         yield _recorded(written, islice(tiles, len(of)), payload)
 
 

@@ -302,6 +302,17 @@ def test_who_waits_for_another_thread_to_commit_is_interrupted_soon(sqlite_url: 
             pass
 
 
+def test_a_large_record_is_given_up_between_two_tensors(sqlite_url: str) -> None:
+    """Of a model of many GiB Ctrl-C was heard of when all of it was recorded."""
+    with Ledger.open(sqlite_url) as ledger:
+        log = ledger.model("m", base={name: torch.zeros(1 << 17) for name in "abc"})
+        changed = {name: tensor + 1 for name, tensor in log.state().items()}
+        with pytest.raises(Interrupted), Interruption(1, "_recorded"):
+            log.record(changed)
+        assert log.events(limit=1)[0].seq == 0
+        assert log.record(changed).seq == 1
+
+
 def interrupt_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
