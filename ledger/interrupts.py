@@ -158,11 +158,26 @@ def _hold_back() -> None:
         _holding = True
         for signum in _SIGNALS:
             handler = _handler_of(signum)
-            if callable(handler):
-                _set_handler(signum, _Stand(_itself(handler)))
+            if callable(handler) and not _stood_in(signum, handler):
+                _holding = False
+                return
     except BaseException:  # by a handler that was not replaced yet
         _let_go()
         raise
+
+
+def _stood_in(signum: int, handler: _Handler) -> bool:
+    """Replace a handler; False where Python runs handlers in another thread than `threading` takes
+    for the main one, as in a program that began Python or imported that in a thread: then nothing
+    is interrupted here."""
+    stand = _Stand(_itself(handler))
+    try:
+        _set_handler(signum, stand)
+    except ValueError:
+        if _handler_of(signum) is stand:  # by the handler, at the last moment
+            raise
+        return False
+    return True
 
 
 def _let_go() -> None:

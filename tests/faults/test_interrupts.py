@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -217,6 +218,34 @@ def test_other_threads_change_nothing(handler: Callable[..., None]) -> None:
     thread.start()
     thread.join()
     assert seen == [handler]
+
+
+def test_a_thread_that_is_only_taken_for_the_main_one_is_not_held_back() -> None:
+    """Each write was a ValueError where `threading` was first imported in a thread."""
+    program = """
+import _thread, sys
+assert "threading" not in sys.modules
+over = _thread.allocate_lock()
+over.acquire()
+def work():
+    try:
+        from weightledger.ledger import interrupts
+        with interrupts.held, interrupts.let_through():
+            print("done", flush=True)
+    finally:
+        over.release()
+_thread.start_new_thread(work, ())
+over.acquire()
+"""
+    # Without `site`, which may import it.
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.stdout, found.returncode) == ("done\n", 0), found.stderr
 
 
 def test_who_waits_for_another_thread_can_be_interrupted_and_leaves_nothing_behind(
