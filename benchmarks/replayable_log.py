@@ -47,7 +47,7 @@ from weightledger.ledger.events.bodies import (
 from weightledger.ledger.history import snapshots
 from weightledger.ledger.history.snapshot_tensors import store_tensors
 from weightledger.ledger.sql.layout import SEQ_BITS
-from weightledger.ledger.store import rows
+from weightledger.ledger.store import EventFilter, rows
 from weightledger.ledger.store.attached import Snapshot
 
 MODEL = "tiny"
@@ -154,6 +154,8 @@ def load(
         assert turns[-1].event.state_after == first.state_after
     notes = iter(()) if told is None else _notes(count)
     bulk.write(url, _events(first, turns, count, listed, lasted_us // count, notes))
+    with Ledger.open(url) as ledger:  # who appends one by one writes the search's blocks as well
+        ledger.model(MODEL).history.events(EventFilter(text="nothing"), limit=1)
 
 
 def _events(

@@ -5,6 +5,7 @@ An update's event says which state it is tried beside; the verdict that it stays
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from weightledger.ledger import events
 from weightledger.ledger.errors import CorruptLedger
@@ -59,8 +60,17 @@ def on_trial(history: History) -> Event | None:
     without a server.
     """
     event = history.require(history.head().state_seq)
+    undecided = _undecided(history, event, _settled.get(history))
+    if undecided is None:
+        _settled[history] = event.node
+    return undecided
+
+
+def _undecided(history: History, event: Event, settled: int | None) -> Event | None:
     promoted: set[int] | None = None  # read once: there may be as many states to look at
     for _ in range(LOOKED_AT):
+        if event.node == settled:
+            return None
         trial = trial_of(event)
         if trial is None and not _joins(event):
             return None
@@ -75,6 +85,10 @@ def on_trial(history: History) -> Event | None:
             return None
         event = history.require(parent)
     return None
+
+
+# The last live state that was found settled, which it stays: what is written next begins there.
+_settled: WeakKeyDictionary[History, int] = WeakKeyDictionary()
 
 
 def held_nodes(history: History) -> set[int]:

@@ -635,6 +635,18 @@ def test_the_verdicts_are_read_once_however_many_states_may_be_on_trial(
         assert on_trial(log.history) is None
         assert len(asked) == 1
 
+        log.apply(IncrementalUpdateRequest("weight", 0.0, update_type="replace"))
+        required = []
+        require = History.require
+
+        def looked_at(self: History, seq: int) -> Event:
+            required.append(seq)
+            return require(self, seq)
+
+        monkeypatch.setattr(History, "require", looked_at)
+        assert on_trial(log.history) is None
+        assert len(required) == 2, "what was found settled is looked through again"
+
 
 def test_gc_keeps_the_state_that_a_trial_leads_back_to(tmp_path: Path) -> None:
     """It was nobody's version and an hour old: then harm could not be undone any more."""
