@@ -61,7 +61,9 @@ def on_trial(history: History) -> Event | None:
     """
     event = history.require(history.head().state_seq)
     undecided = _undecided(history, event, _settled.get(history))
-    if undecided is None:
+    if (
+        undecided is None and event.node == event.seq
+    ):  # of a rollback, where it leads to need not be
         _settled[history] = event.node
     return undecided
 

@@ -648,6 +648,25 @@ def test_the_verdicts_are_read_once_however_many_states_may_be_on_trial(
         assert len(required) == 2, "what was found settled is looked through again"
 
 
+def test_a_rollback_into_a_trial_is_told_alike_by_who_looked_before_and_who_did_not(
+    tmp_path: Path,
+) -> None:
+    one = manager(tmp_path, policy=policy(tmp_path))
+    first = update(one, "weight", 1.0)
+    one.close()
+    more = IncrementalUpdateRequest("weight", 2.0, update_type="replace")
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        log = ledger.model("m")
+        log.apply(more)
+        log.rollback(first.name)
+        assert on_trial(log.history) is None
+        log.apply(more)
+        with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as beside:
+            fresh = on_trial(beside.model("m").history)
+        assert fresh is not None and fresh.seq == first.seq
+        assert on_trial(log.history) == fresh
+
+
 def test_gc_keeps_the_state_that_a_trial_leads_back_to(tmp_path: Path) -> None:
     """It was nobody's version and an hour old: then harm could not be undone any more."""
     config = DynamicUpdateConfig(backup_dir=tmp_path, policy=policy(tmp_path))
