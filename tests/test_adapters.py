@@ -389,6 +389,42 @@ def test_another_process_is_followed(tmp_path: Path, folders: dict[str, Path]) -
     other.close()
 
 
+def test_what_another_process_did_is_known_before_an_adapter_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    limits = LoRAConfig(max_loras=1)
+    one, other = (managed(tmp_path / "data", lora_config=limits) for _ in range(2))
+    for name in ("style", "b", "style"):
+        load(one, name, folders["a"])
+        asyncio.run(other.catch_up())
+        asyncio.run(one.execute(UnloadAdapter(name)))
+        # The other one has not heard of it: for it the only place is taken, the name as well.
+        assert load(other, "style", folders["b"]).kind == "adapter_loaded"
+        asyncio.run(other.execute(UnloadAdapter("style")))
+    one.close()
+    other.close()
+
+
+def test_weights_of_a_base_that_another_process_changed_are_not_the_models_own(
+    tmp_path: Path,
+) -> None:
+    brings = {"target_modules": ["lm_head"], "save_embedding_layers": True}
+    before = save_adapter(tmp_path / "before", 5, **brings)
+    after = save_adapter(tmp_path / "after", 5, **brings)
+    key = "base_model.model.lm_head.base_layer.weight"
+    tensors(lambda t: t[key].add_(0.5))(after)
+    one, other = managed(tmp_path / "data"), managed(tmp_path / "data")
+    asyncio.run(one.update(IncrementalUpdateRequest("lm_head.weight", 0.5, 1.0)))
+    with pytest.raises(InvalidRequest, match=r"brings 'lm_head.weight' along, other than"):
+        load(other, "style", before)
+    asyncio.run(one.rollback_to_version("head~1"))
+    asyncio.run(other.catch_up())
+    asyncio.run(one.rollback_to_version("seq:1"))
+    assert load(other, "style", after).kind == "adapter_loaded"
+    one.close()
+    other.close()
+
+
 # Merging
 
 
@@ -450,6 +486,10 @@ MERGED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {"target_modules": ["attn.c_proj", "lm_head"], "fan_in_fan_out": True},
     ),
     "embedding": (opt, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "half_embedding": (
+        lambda: opt().to(torch.bfloat16),
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ),
     "embedding_of_positions": (gpt2, {"target_modules": ["wpe"], "fan_in_fan_out": True}),
 }
 

@@ -93,14 +93,18 @@ class Target:
         """A and B, as they are calculated with."""
         return adapter.tensors[self.a].to(self.dtype), adapter.tensors[self.b].to(self.dtype)
 
-    def delta(self, adapter: Adapter, *, transposed: bool) -> torch.Tensor:
+    def delta(
+        self, adapter: Adapter, *, transposed: bool, weight_dtype: torch.dtype
+    ) -> torch.Tensor:
         """What merging adds to the weight, by the operations of PEFT's `get_delta_weight`.
 
-        `transposed` says that the weight is [inputs, outputs].
+        `transposed` says that the weight is [inputs, outputs]. What is added to an embedding is
+        rounded to its dtype before, as PEFT does there and not with linear layers.
         """
         a, b = self.matrices(adapter)
         product = b @ a
-        return (product.T if transposed else product) * self.scale
+        delta = (product.T if transposed else product) * self.scale
+        return delta.to(weight_dtype) if self.embedding else delta
 
 
 def targets(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -22,8 +22,33 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 _FOLDERS = ("tensors", "codecs")
 
 
+class _Files(IndexDataCacheFile):
+    """numba's files, each named by what it was compiled of and for."""
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._name(key), data)  # type: ignore[no-untyped-call]
+
+    def load(self, key: Any) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            return self._load_data(self._name(key))  # type: ignore[no-untyped-call]
+        return None
+
+    def _name(self, key: Any) -> str:
+        of = repr((numba.__version__, self._source_stamp, key))
+        base = str(self._index_name).removesuffix(".nbi")
+        return f"{base}.{hashlib.sha256(of.encode()).hexdigest()[:32]}.nbc"
+
+
 class _Kept(FunctionCache):
-    """numba's files, in which a loop is found by the sources of all."""
+    """What is kept of a loop, which is found by the sources of all."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__(loop)  # type: ignore[no-untyped-call]
+        self._cache_file = _Files(  # type: ignore[no-untyped-call]
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=self._impl.locator.get_source_stamp(),
+        )
 
     def _index_key(self, *of: Any) -> Any:
         return (*super()._index_key(*of), sources())  # type: ignore[no-untyped-call]
@@ -54,5 +79,5 @@ def compiled_for_few(loop: Loop) -> Loop:
 
 def _kept(made: Any, loop: Loop) -> Loop:
     with contextlib.suppress(RuntimeError):  # no folder to keep it in: each process compiles anew
-        made._cache = _Kept(loop)  # type: ignore[no-untyped-call]
+        made._cache = _Kept(loop)
     return cast(Loop, made)

@@ -197,6 +197,29 @@ def test_causal_names_an_event_of_which_gc_dropped_what_it_stored(tmp_path: Path
             log.what_if([first], to=loaded.name, mode="causal")
 
 
+def test_causal_loads_whole_adapters_whatever_was_there_before(tmp_path: Path) -> None:
+    """What an adapter shares with the one in whose place it came is not among its changes."""
+    ledger, log = small(tmp_path)
+    config, one, two = torch.zeros(2).byte(), torch.ones(2), torch.full((2,), 2.0)
+
+    def adapter(kind: str, **tensors: torch.Tensor | None) -> str:
+        facts = {"operation": kind, "adapter": "a", "replaced": "adapter/a/A" in log.state()}
+        moved = {f"adapter/a/{key}": tensor for key, tensor in tensors.items()}
+        return log.execute(Planned(lambda _: Plan(facts, {}, moved, kind))).name
+
+    def without(*names: str) -> dict[str, list[float]]:
+        found = log.what_if(names, mode="causal").state.tensors.items()
+        return {name[10:]: one.tolist() for name, one in found if name.startswith("adapter/")}
+
+    with ledger:
+        first = adapter("adapter_loaded", A=one, config=config)
+        again = adapter("adapter_loaded", A=two, config=config)
+        assert without(first) == {"A": [2, 2], "config": [0, 0]}
+        gone = adapter("adapter_unloaded", A=None, config=None)
+        adapter("adapter_loaded", B=one, config=config)
+        assert without(gone) == without(first, again) == {"B": [1, 1], "config": [0, 0]}
+
+
 def test_events_are_named_by_who_wrote_them_and_from_when_on(tmp_path: Path) -> None:
     ledger, log = small(tmp_path)
     with ledger:

@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
+import numba
+import numpy as np
 import pytest
 
 import weightledger
 from tests.test_architecture import ROOT, imports, modules, name_of
 from weightledger.ledger.tensors import compiling
+from weightledger.ledger.tensors.compiling import compiled
 
 _INNER = """
 from weightledger.ledger.tensors.compiling import compiled
@@ -64,6 +68,35 @@ def test_a_loop_takes_in_what_another_file_says_now(copy: Path, folder: str) -> 
     assert called(10) == [11, 1, 0]  # kept
     assert called(20) == [21, 0, 1]
     assert called(10) == [11, 1, 0]  # what was kept for this code is there still
+
+
+def test_two_processes_that_compile_at_once_keep_each_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba's own files had the second one's loop under the first one's number, for good."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    one, other = (cast(Any, compiled(doubled)) for _ in range(2))
+    save, wide, narrow = one._cache._cache_file._save_data, np.ones(1), np.ones(1, np.float32)
+
+    def meanwhile(*of: Any) -> None:
+        other(narrow)
+        save(*of)
+
+    monkeypatch.setattr(one._cache._cache_file, "_save_data", meanwhile)
+    monkeypatch.setattr(
+        other._cache._cache_file, "_load_index", dict
+    )  # looked before the one wrote
+    assert one(wide) == 2
+    for lanes in (wide, narrow):
+        later = cast(Any, compiled(doubled))
+        assert later(lanes) == 2
+        assert sum(later.stats.cache_hits.values()) == 1
+        assert [str(of[0].dtype) for of in later.signatures] == [str(lanes.dtype)]
+
+
+def doubled(lanes: Any) -> Any:
+    """A loop."""
+    return lanes[0] + lanes[0]
 
 
 def loops() -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from weightledger.ledger import events
 from weightledger.ledger.adapters import place
 from weightledger.ledger.codecs.factors import Factors
-from weightledger.ledger.errors import CannotDerive, CorruptLedger
+from weightledger.ledger.errors import CannotDerive, CorruptLedger, Pruned
 from weightledger.ledger.events import Event
 from weightledger.ledger.events.bodies import Updated, body_of
 from weightledger.ledger.events.bodies.operands import (
@@ -49,12 +49,12 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class AdapterMove:
-    """An adapter that came or went. It is what it is, whatever the state: `tensors` by full name,
-    None for one that was taken away; of an adapter that went (`kind`) all that is there goes."""
+    """An adapter that came or went. It is what it is, whatever the state: all of its tensors by
+    full name, none of one that went; whatever is there under its name goes."""
 
     kind: str
     adapter: str
-    tensors: Mapping[str, torch.Tensor | None]
+    tensors: Mapping[str, torch.Tensor]
 
 
 Derivation = Callable[[Kept], Command]
@@ -93,7 +93,7 @@ def derived(
         raise _cannot(event, "gc dropped what it stored")
     if event.kind in (events.ADAPTER_LOADED, events.ADAPTER_UNLOADED):
         came = event.kind == events.ADAPTER_LOADED
-        tensors = _as_stored(history, event) if came else {}
+        tensors = _as_loaded(history, event) if came else {}
         return AdapterMove(event.kind, str(event.body["adapter"]), tensors)
     operation = str(event.body.get("operation"))
     operands = body_of(event, Updated).operands
@@ -119,11 +119,9 @@ def plan_of(what: Command | AdapterMove, staged: Staged) -> Plan:
         plan = row_of(what).handle(what, staged)
         assert isinstance(plan, Plan), "what changes weights is planned"
         return plan
-    tensors = what.tensors
-    if what.kind == events.ADAPTER_UNLOADED:
-        prefix = place(what.adapter, "")
-        tensors = dict.fromkeys(n for n in staged.live.auxiliary if n.startswith(prefix))
-    return Plan({}, auxiliary=tensors, kind=what.kind)
+    prefix = place(what.adapter, "")
+    there = dict.fromkeys(n for n in staged.live.auxiliary if n.startswith(prefix))
+    return Plan({}, auxiliary={**there, **what.tensors}, kind=what.kind)
 
 
 def _cannot(event: Event, why: str) -> CannotDerive:
@@ -150,14 +148,17 @@ def _tensors(history: History, event: Event, operands: Operands) -> dict[str, to
     return tensors
 
 
-def _as_stored(history: History, event: Event) -> dict[str, torch.Tensor | None]:
-    """The tensors beside the weights that an event changed, as it left them."""
-    tensors: dict[str, torch.Tensor | None] = {}
-    for change in event.changes:
-        spec, after = change.spec_after, change.after
-        gone = spec is None or after is None
-        tensors[change.name] = None if gone else history.whole(spec, after)  # type: ignore[arg-type]
-    return tensors
+def _as_loaded(history: History, event: Event) -> dict[str, torch.Tensor]:
+    """The whole adapter that an event loaded.
+
+    What one in whose place it came had already, such as the config, is not among its changes.
+    """
+    prefix, state = place(str(event.body["adapter"]), ""), history.digests(event.node)
+    names = [name for name in state.specs if name.startswith(prefix)]
+    try:
+        return history.tensors(event.node, event.state_after, names)
+    except Pruned as error:
+        raise _cannot(event, "gc dropped a part of the adapter") from error
 
 
 def _update(kept: Kept) -> ApplyUpdates:

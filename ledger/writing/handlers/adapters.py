@@ -10,14 +10,13 @@ from weightledger.ledger import adapters, events
 from weightledger.ledger.adapters import LoRAConfig, folder
 from weightledger.ledger.adapters.adapter import Adapter, all_of
 from weightledger.ledger.adapters.fit import Target, base_weights, check_values, targets
-from weightledger.ledger.codecs.on_device import same_bits
 from weightledger.ledger.engines import Engine
 from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import lanes
-from weightledger.ledger.tensors.spec import TensorSpec
+from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest, torch_dtype
+from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
 from weightledger.ledger.writing.given import Given
@@ -29,23 +28,33 @@ from weightledger.ledger.writing.staged import Staged
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """An adapter's folder, read once: before its event is worked out, which nobody waits for."""
+    """An adapter's folder, read once: before its event is worked out, which nobody waits for.
+
+    `base` are the weights of the base that it repeats: what each is and its digest, by full name.
+    """
 
     adapter: Adapter
     targets: Sequence[Target]
+    base: Mapping[str, tuple[TensorSpec, bytes]]
 
 
 def read(command: LoadAdapter, staged: Staged) -> LoadAdapter:
     """The same command with its folder read and checked, and the engine readied to show it.
 
     Needs no lock and changes nothing. Raises InvalidRequest for an engine that shows no adapters,
-    a name that is taken or not allowed, a folder that holds no adapter or one that does not fit,
-    and beyond the policy's limits; NotFound for no folder.
+    a name that is not allowed, a folder that holds no adapter or one that does not fit; NotFound
+    for no folder. Of a name that is taken nothing is read: whether it still is, `load` finds out.
     """
+    adapters.check_name(command.name, staged.history.model)
+    _require_capable(staged.engine)
+    if _refusal(adapters.names(staged.committed.auxiliary), command, staged.policy.adapters):
+        return command
+    return replace(command, folder=_read(command, staged))
+
+
+def _read(command: LoadAdapter, staged: Staged) -> AdapterFolder:
     name, engine, limits = command.name, staged.engine, staged.policy.adapters
-    adapters.check_name(name, staged.history.model)
     capable = _require_capable(engine)
-    _admit(adapters.names(staged.committed.auxiliary), command, limits)
     described = folder.describe(command.path)
     fitting = targets(described.config, described.shapes, engine.specs(), engine.aliases())
     rank = max(target.rank for target in fitting)
@@ -56,21 +65,25 @@ def read(command: LoadAdapter, staged: Staged) -> LoadAdapter:
         )
     adapter = described.read(name)
     check_values(adapter)
-    adapter = _without_base(engine, adapter)
+    adapter, base = _without_base(engine, adapter)
     capable.ready(adapter)
-    return replace(command, folder=AdapterFolder(adapter, fitting))
+    return AdapterFolder(adapter, fitting, base)
 
 
 def load(command: LoadAdapter, staged: Staged) -> Plan:
     """The adapter that was read beside the base, or in the place of one of its name.
 
-    Raises InvalidRequest for a name that is taken, and beyond the policy's limits.
+    Raises InvalidRequest for a name that is taken, beyond the policy's limits, and where it repeats
+    weights of another base.
     """
     staged.make_room()
     loaded = adapters.names(staged.live.auxiliary)
-    _admit(loaded, command, staged.policy.adapters)
-    source = command.folder or read(command, staged).folder
+    refusal = _refusal(loaded, command, staged.policy.adapters)
+    if refusal is not None:
+        raise refusal
+    source = command.folder or _read(command, staged)
     assert isinstance(source, AdapterFolder)
+    _require_base(source.base, staged)
     stored = source.adapter.stored
     auxiliary: dict[str, torch.Tensor | None] = dict.fromkeys(_stored(staged, command.name))
     auxiliary.update(stored)
@@ -153,8 +166,9 @@ def digest_of(name: str, digests: Mapping[str, bytes]) -> str:
 def _update(
     engine: Engine, adapter: Adapter, target: Target, specs: Mapping[str, TensorSpec]
 ) -> Update:
-    transposed = _is_transposed(engine, adapter, target, specs[target.weight])
-    delta = target.delta(adapter, transposed=transposed)
+    spec = specs[target.weight]
+    transposed = _is_transposed(engine, adapter, target, spec)
+    delta = target.delta(adapter, transposed=transposed, weight_dtype=torch_dtype(spec))
     return validate(IncrementalUpdateRequest(target.weight, delta, learning_rate=1.0), specs)
 
 
@@ -169,37 +183,51 @@ def _is_transposed(engine: Engine, adapter: Adapter, target: Target, spec: Tenso
     return bool(adapter.config.get("fan_in_fan_out")) if known is None else known
 
 
-def _without_base(engine: Engine, adapter: Adapter) -> Adapter:
-    """The adapter without the weights of the base that it repeats; they have to be the live ones.
+def _without_base(
+    engine: Engine, adapter: Adapter
+) -> tuple[Adapter, Mapping[str, tuple[TensorSpec, bytes]]]:
+    """The adapter without the weights of the base that it repeats, and these."""
+    repeated, aliases = base_weights(adapter.tensors), engine.aliases()
+    base: dict[str, tuple[TensorSpec, bytes]] = {}
+    for key, weight in repeated.items():
+        full, tensor = WEIGHTS + aliases.get(weight, weight), adapter.tensors[key]
+        base[full] = spec_of(full, tensor), tensor_digest(tensor)
+    own = {key: tensor for key, tensor in adapter.tensors.items() if key not in repeated}
+    return (Adapter.new(adapter.name, adapter.config, own) if repeated else adapter), base
+
+
+def _require_base(base: Mapping[str, tuple[TensorSpec, bytes]], staged: Staged) -> None:
+    """InvalidRequest unless weights that an adapter repeats are the live ones.
 
     PEFT would put them in the place of the base's, and the base is not the adapter's to change.
     """
-    repeated = base_weights(adapter.tensors)
-    aliases = engine.aliases()
-    for key, weight in repeated.items():
-        if not same_bits(engine.tensor(aliases.get(weight, weight)), adapter.tensors[key]):
+    state = staged.live.state
+    for full, repeated in base.items():
+        if repeated != (state.specs[full], state.digests[full]):
             raise InvalidRequest(
-                f"the adapter brings {weight!r} along, other than the model has it; save it with "
-                "save_embedding_layers=False",
+                f"the adapter brings {full.removeprefix(WEIGHTS)!r} along, other than the model "
+                "has it; save it with save_embedding_layers=False",
                 param="lora_path",
             )
-    own = {key: tensor for key, tensor in adapter.tensors.items() if key not in repeated}
-    return Adapter.new(adapter.name, adapter.config, own) if repeated else adapter
 
 
-def _admit(loaded: Sequence[str], command: LoadAdapter, limits: LoRAConfig | None) -> None:
+def _refusal(
+    loaded: Sequence[str], command: LoadAdapter, limits: LoRAConfig | None
+) -> InvalidRequest | None:
+    """Why no adapter may be loaded under a name beside those that are, if there is a reason."""
     if command.name in loaded and not command.inplace:
-        raise InvalidRequest(
+        return InvalidRequest(
             f"The lora adapter '{command.name}' has already been loaded. If you want to load the "
             "adapter in place, set 'load_inplace' to True.",
             param="lora_name",
         )
     if limits is not None and len({*loaded, command.name}) > limits.max_loras:
-        raise InvalidRequest(
+        return InvalidRequest(
             f"{len(loaded)} adapters are loaded and max_loras is {limits.max_loras}: unload "
             f"one of {', '.join(loaded)}",
             param="lora_name",
         )
+    return None
 
 
 def _require_capable(engine: Engine) -> AdapterEngine:
