@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 
 from tests import patient
-from tests.waiting import PATIENCE_S, GaveUp, until
+from tests.waiting import GaveUp, until
 
 # What a user would have in the environment; this server takes any key.
 CREDENTIALS = {
@@ -49,7 +49,7 @@ class S3Server:
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx2.HTTPError):
-            httpx2.get(f"{self.url}/moto-api/data.json", timeout=PATIENCE_S)
+            patient.get(f"{self.url}/moto-api/data.json")
             return True
         return False
 

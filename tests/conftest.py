@@ -58,6 +58,9 @@ LONGEST = (
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Of a database without tables.
+EMPTY = "template1"
+
 _numbers = itertools.count()
 
 
@@ -131,20 +134,40 @@ def postgres_admin(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger with tables and nothing in them, to copy: to migrate one takes ten times
+    as long as to copy it, and most tests want one."""
+    file = tmp_path_factory.mktemp("migrated") / "ledger.db"
+    SqlStore.open(f"sqlite:///{file}").close()
+    return file
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database; one with tables where the test also asks for a store."""
-    template = "migrated" if "store" in request.fixturenames else "template1"
-    with new_database(request, request.param, tmp_path, template=template) as url:
+    """The URL of a database with the ledger's tables, and nothing in them."""
+    with new_database(request, request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    with new_database(request, request.param, tmp_path, template=EMPTY) as url:
         yield url
 
 
 @contextlib.contextmanager
 def new_database(
-    request: pytest.FixtureRequest, kind: str, folder: Path, *, template: str = "template1"
+    request: pytest.FixtureRequest, kind: str, folder: Path, *, template: str = "migrated"
 ) -> Iterator[str]:
-    """The URL of a database of its own: "sqlite", a file in `folder`, or "postgresql"."""
+    """The URL of a database of its own: "sqlite", a file in `folder`, or "postgresql".
+
+    It has the ledger's tables, unless its template is EMPTY.
+    """
     if kind == "sqlite":
+        if template != EMPTY:
+            shutil.copy(request.getfixturevalue("migrated_file"), folder / "ledger.db")
         yield f"sqlite:///{folder}/ledger.db"
         return
     admin = request.getfixturevalue("postgres_admin")
@@ -175,14 +198,15 @@ def copy_of(
         admin.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
         make(request.getfixturevalue("postgres_server").get_uri(database=name))
         _ready_made[key] = name
-    template = _ready_made[key] if kind == "postgresql" else "none"
+    template = _ready_made[key] if kind == "postgresql" else EMPTY  # which is there already
     with new_database(request, kind, folder, template=template) as url:
         yield url
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """The URL of a SQLite file that does not exist yet."""
+def sqlite_url(tmp_path: Path, migrated_file: Path) -> str:
+    """The URL of a SQLite file with the ledger's tables, and nothing in them."""
+    shutil.copy(migrated_file, tmp_path / "ledger.db")
     return f"sqlite:///{tmp_path}/ledger.db"
 
 

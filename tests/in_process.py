@@ -13,6 +13,7 @@ import openai
 import torch
 import uvicorn
 
+from tests import patient
 from tests.waiting import PATIENCE_S, until
 from weightledger import DynamicModelManager
 from weightledger.api.server.app import create_app
@@ -48,7 +49,7 @@ class Here:
     manager: DynamicModelManager
 
     def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+        return patient.Client(base_url=self.url, headers=headers)
 
 
 @contextlib.contextmanager
@@ -62,4 +63,11 @@ def here(folder: Path, **settings: Any) -> Iterator[Here]:
 
 def openai_client(url: str) -> openai.OpenAI:
     """The client that users have, as it comes, except that it does not try again."""
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
+    http = openai.DefaultHttpxClient(verify=patient.CERTIFICATES)
+    return openai.OpenAI(
+        base_url=f"{url}/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=PATIENCE_S,
+        http_client=http,
+    )

@@ -11,12 +11,9 @@ from typing import BinaryIO
 
 import httpx2
 
-from tests import warm
+from tests import patient, warm
 from tests.buckets import free_port
 from tests.waiting import PATIENCE_S, GaveUp, until
-
-# Read once: each client reads them all again, though servers of tests speak no TLS.
-_CERTIFICATES = httpx2.create_ssl_context()
 
 COLD = (sys.executable, "-m", "weightledger", "serve")
 """The command that people start it by, which imports everything first."""
@@ -112,9 +109,7 @@ class Server:
         return ready["status"], ready["seq"], ready["digest"]
 
     def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(
-            base_url=self.url, headers=headers, timeout=PATIENCE_S, verify=_CERTIFICATES
-        )
+        return patient.Client(base_url=self.url, headers=headers)
 
 
 @contextlib.contextmanager

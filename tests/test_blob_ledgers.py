@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import warm
-from tests.conftest import new_database
+from tests.conftest import EMPTY, new_database
 from tests.serving import Server
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.api.server.serve import serve
@@ -32,7 +32,7 @@ def blob_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with new_database(request, request.param, tmp_path) as made:
+    with new_database(request, request.param, tmp_path, template=EMPTY) as made:
         yield made
 
 

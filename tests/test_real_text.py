@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 import torch
 
+from tests import patient
 from tests.in_process import listening, openai_client
 from tests.text_models import MINILM, save_llama
-from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, DynamicUpdateConfig
 from weightledger.ledger.engines.text import Sampling
 from weightledger.ledger.engines.transformers import TransformersEngine
@@ -65,7 +64,7 @@ def embed(client: openai.OpenAI) -> tuple[str, bytes]:
 
 
 def post(url: str, route: str, **body: Any) -> dict[str, Any]:
-    reply = httpx2.post(f"{url}/v1/models/{route}", json=body, timeout=PATIENCE_S)
+    reply = patient.post(f"{url}/v1/models/{route}", json=body)
     assert reply.status_code == 200, reply.text
     data: dict[str, Any] = reply.json()["data"]
     return data

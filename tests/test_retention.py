@@ -427,21 +427,21 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_nothing_is_dropped_where_another_ledger_keeps_its_blobs(
-    database_url: str, place: str, tmp_path: Path
+    empty_database_url: str, place: str, tmp_path: Path
 ) -> None:
     """Two ledgers were given one folder or bucket: gc of the one deleted the other's weights."""
     other = sqlite_url(tmp_path / "other.db")
-    a_ledger(database_url, place, 1)
+    a_ledger(empty_database_url, place, 1)
     a_ledger(other, place, 2)
-    for url in (database_url, other):
+    for url in (empty_database_url, other):
         with pytest.raises(SharedBlobs, match="keeps blobs at the same place"):
             collected(url)
-    assert is_whole(database_url)
+    assert is_whole(empty_database_url)
     assert is_whole(other)
     move_blobs(other, str(tmp_path / "its-own"))
-    assert collected(database_url).blobs > 0
+    assert collected(empty_database_url).blobs > 0
     assert collected(other).dry_run is False
-    assert is_whole(database_url)
+    assert is_whole(empty_database_url)
     assert is_whole(other)
 
 

@@ -31,6 +31,7 @@ import torch
 
 from tests.forks import be
 from tests.waiting import HELPERS
+from weightledger.ledger import http
 
 _PRELOADED = (
     "weightledger.api.server.serve",
@@ -287,9 +288,10 @@ def take_over(handles: Sequence[int]) -> Sequence[int]:
 
 
 def preload() -> None:
-    """Import what servers and commands need, but for the loops."""
+    """Import what servers and commands need, but for the loops, and read whom clients trust."""
     for module in _PRELOADED:
         importlib.import_module(module)
+    http.client("http://127.0.0.1").close()
 
 
 def settle() -> None:

@@ -20,7 +20,6 @@ from tests.in_process import listening, openai_client
 from tests.lora import change_config, peft_model, save_adapter
 from tests.serving import Server
 from tests.text_models import llama, save_llama, tokenizer
-from tests.waiting import PATIENCE_S
 from weightledger import Ledger
 from weightledger.ledger.audit.verify import verify
 
@@ -74,7 +73,7 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Clien
     """A server for what it refuses, which is to leave nothing behind."""
     with (
         llama_served(tmp_path_factory.mktemp("unchanged") / "data") as url,
-        httpx2.Client(base_url=url, timeout=PATIENCE_S) as client,
+        patient.Client(base_url=url) as client,
     ):
         yield client
 
@@ -92,7 +91,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
+    with patient.Client(base_url=url) as client:
         yield client
 
 

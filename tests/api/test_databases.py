@@ -12,8 +12,10 @@ from weightledger import IncrementalUpdateRequest, Ledger
 UPDATE = "/v1/models/incremental_update"
 
 
-def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path: Path) -> None:
-    server = Server(tmp_path / "data", "--database", database_url).start()
+def test_a_served_model_survives_a_kill_on_each_database(
+    empty_database_url, tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "data", "--database", empty_database_url).start()
     try:
         with server.client() as http:
             done = http.post(UPDATE, json={"parameter_name": "2.bias", "update_data": 0.5}).json()
@@ -32,7 +34,7 @@ def test_a_served_model_survives_a_kill_on_each_database(database_url, tmp_path:
             assert http.post("/v1/models/verify", json={}).json()["digest"] == digest
     finally:
         server.stop()
-    report = warm.run("verify", "--json", "--database", database_url)
+    report = warm.run("verify", "--json", "--database", empty_database_url)
     assert report.returncode == 0, report.stderr
     assert json.loads(report.stdout)["result"] == "ok"
     assert json.loads(report.stdout)["head_digest"] == digest

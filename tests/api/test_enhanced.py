@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import patient
 from tests.serving import Server
 from tests.waiting import PATIENCE_S
 from weightledger.api import cli
@@ -286,7 +287,7 @@ class Learner(threading.Thread):
         self.acknowledged: list[str] = []
 
     def run(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=PATIENCE_S) as http:
+        with patient.Client(base_url=self.url) as http:
             for seed in range(10_000):
                 try:
                     reply = post(http, activities=samples(4, seed), rule="rls", gated=False)

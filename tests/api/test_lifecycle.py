@@ -19,7 +19,7 @@ import httpx2
 import pytest
 from safetensors.torch import save_file
 
-from tests import warm
+from tests import patient, warm
 from tests.api.test_command import as_json, inside, ok
 from tests.serving import COLD, Server, serving
 from tests.text_models import save_llama
@@ -131,7 +131,7 @@ def test_port_0_is_named_as_what_it_became(tmp_path: Path) -> None:
             said = dict(re.findall(r"^  (\w+) +(.*)$", "".join(block), re.M))
             url = said["address"]
             assert not url.endswith(":0")
-            assert httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
+            assert patient.get(f"{url}/readyz").status_code == 200
             data = tmp_path / "data"
             assert said["docs"] == f"{url}/docs"
             assert said["dashboard"] == f"{url}/"

@@ -195,7 +195,7 @@ class Alive(Server):
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(httpx2.HTTPError):
-            return httpx2.get(f"{self.url}/livez", timeout=PATIENCE_S).status_code == 200
+            return patient.get(f"{self.url}/livez").status_code == 200
         return False
 
 

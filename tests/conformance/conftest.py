@@ -51,7 +51,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     elif request.param == "s3":
         yield BucketHome(request.getfixturevalue("bucket_url"))
     else:
-        with new_database(request, request.param, tmp_path, template="migrated") as url:
+        with new_database(request, request.param, tmp_path) as url:
             store = SqlStore.open(url)
             yield DatabaseHome(url, store)
             store.close()

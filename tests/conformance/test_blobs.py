@@ -522,24 +522,24 @@ def test_a_url_has_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "",
     ],
 )
-def test_a_url_that_names_no_store_or_holds_a_secret_is_refused(url: str, sqlite_url: str) -> None:
+def test_a_url_that_names_no_store_or_holds_a_secret_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        SqlStore.open(sqlite_url, blob_url=url)
+        SqlStore.open(f"sqlite:///{tmp_path}/ledger.db", blob_url=url)
     assert caught.value.param == "blob_url"
     assert "secret" not in str(caught.value).replace("SECRET", "")
 
 
 def test_a_ledger_remembers_where_its_blobs_are(
-    database_url: str, tmp_path: Path, bucket_url: str
+    empty_database_url: str, tmp_path: Path, bucket_url: str
 ) -> None:
-    SqlStore.open(database_url, blob_url=bucket_url).close()
+    SqlStore.open(empty_database_url, blob_url=bucket_url).close()
     for options in ({}, {"blob_url": bucket_url + "/"}, {"upgrade": False}):
-        opened = SqlStore.open(database_url, **options)
+        opened = SqlStore.open(empty_database_url, **options)
         assert isinstance(opened.blobs, ObjectBlobs) and opened.blobs.url == bucket_url
         opened.close()
     for upgrade in (True, False):
         with pytest.raises(InvalidRequest, match=f"keeps its blobs in {bucket_url}, not in file:"):
-            SqlStore.open(database_url, blob_url=str(tmp_path / "other"), upgrade=upgrade)
+            SqlStore.open(empty_database_url, blob_url=str(tmp_path / "other"), upgrade=upgrade)
     assert not (tmp_path / "other").exists()
 
 
@@ -573,9 +573,8 @@ except InvalidRequest:
     assert processes.race(source, {"url": database_url, "folder": str(tmp_path)}) == [0, 3]
 
 
-def test_a_store_that_cannot_be_used_is_not_remembered(
-    sqlite_url: str, bucket_url: str, tmp_path: Path
-) -> None:
+def test_a_store_that_cannot_be_used_is_not_remembered(bucket_url: str, tmp_path: Path) -> None:
+    sqlite_url = f"sqlite:///{tmp_path}/ledger.db"  # which nobody has opened yet
     (tmp_path / "full").mkdir()
     (tmp_path / "full/letter.txt").write_text("mine")
     for wrong, why in (

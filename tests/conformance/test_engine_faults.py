@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.conformance.engine_models import KINDS
 from tests.conformance.test_engines import bits, infer
-from tests.engines.conftest import empty_ledger, folder, shared_replica  # noqa: F401
+from tests.engines.conftest import folder, shared_replica  # noqa: F401
 from tests.engines.replica import Replica, driving, update
 from tests.text_models import tokenizer
 from weightledger import IncrementalUpdateRequest, Ledger, Log

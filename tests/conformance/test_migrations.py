@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from tests.conformance.schemas import schema
-from tests.conftest import new_database
+from tests.conftest import EMPTY, new_database
 from tests.fixtures import databases
 from weightledger import IncrementalUpdateRequest, Ledger
 from weightledger.ledger.audit.verify import verify
@@ -39,7 +39,7 @@ def frozen_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path
     kind = "sqlite" if database_url.startswith("sqlite") else "postgresql"
     folder = tmp_path / "frozen"
     folder.mkdir()
-    with new_database(request, kind, folder) as url:
+    with new_database(request, kind, folder, template=EMPTY) as url:
         databases.restore(url, None if kind == "sqlite" else request.getfixturevalue("plain")(url))
         yield url
 
@@ -54,22 +54,22 @@ def test_migrating_makes_the_tables_that_every_database_has(
 
 
 def test_the_frozen_statements_make_what_the_code_says_there_is(
-    database_url: str, request: pytest.FixtureRequest, tmp_path: Path, plain: Plain
+    empty_database_url: str, request: pytest.FixtureRequest, tmp_path: Path, plain: Plain
 ) -> None:
-    kind = "sqlite" if database_url.startswith("sqlite") else "postgresql"
-    made = engine(database_url)
+    kind = "sqlite" if empty_database_url.startswith("sqlite") else "postgresql"
+    made = engine(empty_database_url)
     tables.metadata.create_all(made)
     made.dispose()
-    connection = plain(database_url)
+    connection = plain(empty_database_url)
     if kind == "postgresql":
         for table, column in (("events", "payload"), ("events", "header"), ("blob_parts", "data")):
             connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL")
     for statement in triggers.statements(kind):
         connection.execute(statement)
-    said = schema(database_url, connection)
+    said = schema(empty_database_url, connection)
     folder = tmp_path / "migrated"
     folder.mkdir()
-    with new_database(request, kind, folder) as url:
+    with new_database(request, kind, folder, template=EMPTY) as url:
         SqlStore.open(url).close()
         assert schema(url, plain(url)) == said
 
@@ -90,11 +90,11 @@ def test_the_newest_revision_is_the_one_the_store_asks_for() -> None:
     assert script.get_heads() == [layout.REVISION]
 
 
-def test_opening_again_keeps_everything(database_url: str, new_writer: Any) -> None:
-    store = SqlStore.open(database_url)
+def test_opening_again_keeps_everything(empty_database_url: str, new_writer: Any) -> None:
+    store = SqlStore.open(empty_database_url)
     event = new_writer(store).append()
     store.close()
-    again = SqlStore.open(database_url, upgrade=False)
+    again = SqlStore.open(empty_database_url, upgrade=False)
     assert again.model("m").head() == event
     again.close()
 
@@ -128,24 +128,24 @@ def test_an_up_to_date_database_opens_without_alembic(
 
 
 def test_two_processes_may_open_a_fresh_database_at_once(
-    database_url: str, processes: Any, new_writer: Any
+    empty_database_url: str, processes: Any, new_writer: Any
 ) -> None:
-    assert processes.race(RACE_TO_MIGRATE, {"url": database_url}, count=3) == [10, 10, 10]
-    store = SqlStore.open(database_url, upgrade=False)
+    assert processes.race(RACE_TO_MIGRATE, {"url": empty_database_url}, count=3) == [10, 10, 10]
+    store = SqlStore.open(empty_database_url, upgrade=False)
     new_writer(store).append()
     store.close()
 
 
 def test_a_database_that_would_need_migrating_is_left_alone_when_asked(
-    database_url: str, tmp_path: Path, plain: Plain
+    empty_database_url: str, tmp_path: Path, plain: Plain
 ) -> None:
-    if database_url.startswith("sqlite"):
+    if empty_database_url.startswith("sqlite"):
         with pytest.raises(StorageError, match="no database"):
-            SqlStore.open(database_url, upgrade=False)
+            SqlStore.open(empty_database_url, upgrade=False)
         assert list(tmp_path.iterdir()) == []
-        plain(database_url).execute("VACUUM")
+        plain(empty_database_url).execute("VACUUM")
     with pytest.raises(SchemaMismatch, match="weightledger db upgrade"):
-        SqlStore.open(database_url, upgrade=False)
+        SqlStore.open(empty_database_url, upgrade=False)
 
 
 def test_a_copy_without_its_log_is_not_made_a_new_ledger(tmp_path: Path, new_writer: Any) -> None:
@@ -213,16 +213,16 @@ def test_a_newer_revision_is_refused_by_name(
     ids=["tables", "a table called as ours", "alembic"],
 )
 def test_another_applications_database_is_refused_and_not_touched(
-    database_url: str, plain: Plain, made: list[str]
+    empty_database_url: str, plain: Plain, made: list[str]
 ) -> None:
-    connection = plain(database_url)
+    connection = plain(empty_database_url)
     for statement in made:
         connection.execute(statement)
-    before = fingerprint(database_url)
+    before = fingerprint(empty_database_url)
     for upgrade in (True, False):
         with pytest.raises(SchemaMismatch, match="belongs to another application"):
-            SqlStore.open(database_url, upgrade=upgrade)
-    assert fingerprint(database_url) == before
+            SqlStore.open(empty_database_url, upgrade=upgrade)
+    assert fingerprint(empty_database_url) == before
 
 
 def fingerprint(url: str) -> Any:
@@ -321,8 +321,10 @@ def test_there_is_no_way_back(store: SqlStore, database_url: str, new_writer: An
     assert store.model("m").head().seq == 0
 
 
-def test_a_failed_migration_leaves_the_database_as_it_was(database_url: str, plain: Plain) -> None:
-    database = Database.connect(database_url)
+def test_a_failed_migration_leaves_the_database_as_it_was(
+    empty_database_url: str, plain: Plain
+) -> None:
+    database = Database.connect(empty_database_url)
 
     def migrate_and_fail() -> None:
         with database.change_schema() as (connection, _):
@@ -334,7 +336,7 @@ def test_a_failed_migration_leaves_the_database_as_it_was(database_url: str, pla
     with database.read() as execute:
         assert database.backend.table_names(execute) == set()
     database.close()
-    SqlStore.open(database_url).close()
+    SqlStore.open(empty_database_url).close()
 
 
 def test_every_connection_writes_durably_and_sees_deletes_by_replace(sqlite_url: str) -> None:

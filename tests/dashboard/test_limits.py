@@ -9,10 +9,10 @@ import httpx2
 import pytest
 import torch
 
+from tests import patient
 from tests.dashboard.test_pages import Links
 from tests.in_process import listening
 from tests.test_history_length import counted
-from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, IncrementalUpdateRequest, Ledger
 from weightledger.api.dashboard import facts
 from weightledger.api.server.settings import Settings
@@ -49,7 +49,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DynamicModelMa
 
 @pytest.fixture(scope="module")
 def http(manager: DynamicModelManager) -> Iterator[httpx2.Client]:
-    with listening(manager) as url, httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
+    with listening(manager) as url, patient.Client(base_url=url) as client:
         yield client
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from tests.engines.replica import Replica
 from tests.forked import forking
-from weightledger import Ledger
 
 
 @pytest.fixture(scope="session", params=["vllm", "aphrodite"])
@@ -20,18 +19,10 @@ def shared_replica(
     made.close()
 
 
-@pytest.fixture(scope="session")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite ledger with tables and nothing in them, to copy: migrating takes long."""
-    file = tmp_path_factory.mktemp("empty") / "ledger.db"
-    Ledger.open(f"sqlite:///{file}").close()
-    return file
-
-
 @pytest.fixture
-def folder(tmp_path: Path, empty_ledger: Path) -> Path:
+def folder(tmp_path: Path, migrated_file: Path) -> Path:
     """A data folder with a ledger of its own."""
-    shutil.copy(empty_ledger, tmp_path)
+    shutil.copy(migrated_file, tmp_path)
     return tmp_path
 
 

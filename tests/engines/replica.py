@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 from safetensors.torch import save_file
 
+from tests import patient
 from tests.engines import inference_server
 from tests.engines.tiny_model import PROMPTS, WIDTH, checkpoint
 from tests.waiting import PATIENCE_S, until
@@ -35,7 +36,7 @@ class Replica:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
+        self._http = patient.Client(base_url=self.url)
         self._process: ForkServerProcess | None = None
 
     def start(self) -> "Replica":

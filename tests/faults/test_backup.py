@@ -39,6 +39,12 @@ def blob_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
 
 
 @pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """What has tables has said where its blobs are."""
+    return empty_database_url
+
+
+@pytest.fixture
 def log(database_url: str, blob_url: str | None) -> Iterator[Log]:
     with Ledger.open(database_url, blob_url=blob_url) as ledger:
         log = ledger.model(MODEL, base={"w": torch.zeros(SIDE, SIDE), "b": torch.zeros(3)})

@@ -59,6 +59,12 @@ def suspend_itself(url: str, where: str) -> int:
     return log.history.head().seq
 
 
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """What has tables has said where its blobs are."""
+    return empty_database_url
+
+
 @pytest.fixture(params=["database", "folder"])
 def ledger(request: pytest.FixtureRequest, database_url: str, tmp_path: Path):
     blobs = str(tmp_path / "blobs") if request.param == "folder" else None

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests import patient
 from tests.serving import Server
-from tests.waiting import PATIENCE_S
 from weightledger import Ledger
 from weightledger.ledger.audit.verify import verify
 
@@ -60,7 +60,7 @@ class Client(threading.Thread):
     __hash__ = threading.Thread.__hash__
 
     def run(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=PATIENCE_S) as http:
+        with patient.Client(base_url=self.url) as http:
             while self.refused is None:
                 key, request = f"{self.chance.getrandbits(64):016x}", self.make(self.chance)
                 self.unanswered = key, request

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.buckets import S3Server
-from tests.conftest import new_database
+from tests.conftest import EMPTY, new_database
 from tests.serving import Server
 from tests.waiting import until
 from weightledger import Ledger
@@ -42,7 +42,10 @@ def test_its_commands_make_a_fleet(
     request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server
 ) -> None:
     s3_server.make_bucket("ledger")
-    with new_database(request, "postgresql", tmp_path) as url, contextlib.ExitStack() as opened:
+    with (
+        new_database(request, "postgresql", tmp_path, template=EMPTY) as url,
+        contextlib.ExitStack() as opened,
+    ):
         here = {
             **s3_server.environment,
             "WEIGHTLEDGER_DATABASE": url,

@@ -311,7 +311,7 @@ def test_limits_take_a_replica_out() -> None:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with new_database(request, "postgresql", tmp_path, template="migrated") as url:
+    with new_database(request, "postgresql", tmp_path) as url:
         make(url)
         yield url
 

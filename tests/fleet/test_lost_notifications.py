@@ -28,7 +28,7 @@ def url(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     monkeypatch.setattr(wakeups, "_LISTENED_S", PATIENCE_S)
-    with new_database(request, "postgresql", tmp_path, template="migrated") as url:
+    with new_database(request, "postgresql", tmp_path) as url:
         yield url
 
 

@@ -103,7 +103,7 @@ def test_an_idle_look_reads_one_index_entry(
 def postgres_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     from tests.conftest import new_database
 
-    with new_database(request, "postgresql", tmp_path, template="migrated") as url:
+    with new_database(request, "postgresql", tmp_path) as url:
         yield url
 
 

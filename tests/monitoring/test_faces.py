@@ -11,9 +11,9 @@ import httpx2
 import pytest
 from torch import nn
 
+from tests import patient
 from tests.api.test_command import inside
 from tests.in_process import listening
-from tests.waiting import PATIENCE_S
 from weightledger import DynamicModelManager, DynamicUpdateConfig, InvalidRequest, TorchEngine
 from weightledger.api.cli.remote import Remote
 
@@ -28,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Cl
     with (
         contextlib.closing(made),
         listening(made) as url,
-        httpx2.Client(base_url=url, timeout=PATIENCE_S) as http,
+        patient.Client(base_url=url) as http,
     ):
         yield http, folder
 

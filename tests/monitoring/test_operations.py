@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from ruamel.yaml import YAML
 from torch import nn
 
+from tests import patient
 from tests.in_process import listening
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import until
 from weightledger import DynamicModelManager, DynamicUpdateConfig, TorchEngine
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -38,7 +38,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (
         contextlib.closing(made),
         listening(made) as url,
-        httpx2.Client(base_url=url, timeout=PATIENCE_S) as http,
+        patient.Client(base_url=url) as http,
     ):
         for inputs in ([[1.0, 2.0]] * 3, [[1.0]]):
             http.post("/invocations", json={"inputs": inputs})

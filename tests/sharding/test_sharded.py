@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import warm
-from tests.conftest import new_database
+from tests.conftest import EMPTY, new_database
 from tests.sharding.ranks import MODEL, net
 from weightledger import Ledger
 from weightledger.ledger.audit.report import Report
@@ -80,7 +80,7 @@ def test_ranks_record_what_one_process_would(
     kind: str, world: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """State, digest and bits; on two ranks with blobs in a folder, and on two pairs of replicas."""
-    with new_database(request, kind, tmp_path) as url:
+    with new_database(request, kind, tmp_path, template=EMPTY) as url:
         blob_url = str(tmp_path / "blobs") if kind == "sqlite" else None
         told = run_ranks("fsdp", world, tmp_path, url, blob_url)
         assert [one["seqs"] for one in told] == [[1, 2, 3, 4, 5, 7]] * world
