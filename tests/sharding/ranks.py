@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,15 @@ def tell(folder: Path, rank: int, **facts: Any) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps(facts))
 
 
-def main(scenario: str, rank: int, world: int, folder: str, url: str, blob_url: str | None) -> None:
+def main(
+    scenario: str,
+    rank: int,
+    world: int,
+    folder: str,
+    url: str,
+    blob_url: str | None,
+    more: Sequence[Callable[..., None]] = (),
+) -> None:
     warnings.simplefilter("default")
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -251,5 +259,6 @@ def main(scenario: str, rank: int, world: int, folder: str, url: str, blob_url: 
 
         log_of.url = url  # type: ignore[attr-defined]
         log_of.ledger = ledger  # type: ignore[attr-defined]
-        globals()[scenario](log_of, rank, Path(folder), world)
+        scenarios = globals() | {one.__name__: one for one in more}
+        scenarios[scenario](log_of, rank, Path(folder), world)
     os._exit(0)  # gloo's threads may wait for a rank that is gone

@@ -45,7 +45,8 @@ def run_ranks(
 ) -> Told:
     """What each rank wrote down; those in `died` are killed on the way."""
     program = (
-        "import sys, json; from tests.sharding.ranks import main; main(*json.loads(sys.argv[1]))"
+        "import sys, json; from tests.sharding.drawn import drawn; "
+        "from tests.sharding.ranks import main; main(*json.loads(sys.argv[1]), [drawn])"
     )
     files = [tempfile.TemporaryFile() for _ in range(world)]  # noqa: SIM115
     processes = [
