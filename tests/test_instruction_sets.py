@@ -66,6 +66,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 EACH = """
 import json, os, sys
 import torch
+import alembic.command, sqlalchemy.dialects.sqlite
 import tests.numba_ready, weightledger.ledger.ledger, weightledger.ledger.opening
 
 for level, program, *arguments in json.loads(sys.argv[1]):
@@ -75,7 +76,8 @@ for level, program, *arguments in json.loads(sys.argv[1]):
     os.environ["ATEN_CPU_CAPABILITY"] = level
     sys.argv = ["-c", *arguments]
     exec(program, {"__name__": "__main__"})
-    sys.exit(0)
+    sys.stdout.flush()
+    os._exit(0)  # to take apart what was imported takes longer than the program
 """
 
 
