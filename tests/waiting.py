@@ -27,7 +27,9 @@ PATIENCE_S = 300.0
 HELPERS: set[int] = set()
 """Processes that work for this one and are no children of it."""
 
-_PAUSE_S = 0.005
+# Between two questions: longer after a while, for asking a server takes the processor from it.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.05
+_PAUSE_PART = 1 / 20  # of the time waited so far
 
 # Clocks and threads that look every now and then use less than this, in processors.
 _NOTHING = 0.25
@@ -37,7 +39,7 @@ _SAMPLE_S = 2.0
 _STEP_S = 0.05
 
 # To ask for a process's children looks at every process of the machine.
-_LOOK_S = 0.25
+_LOOK_S = 1.0
 _WHAT = "what the test waits for has not come"
 
 
@@ -54,27 +56,50 @@ def until(
     `cpu_s` is what it and its children may use of processor time meanwhile. Raises GaveUp, saying
     what did not come.
     """
-    began = used = _cpu_s(pid)
-    moved = looked = time.monotonic()
-    machine = MachineRest()
+    began_s = looked_s = time.monotonic()
+    work: _Work | None = None  # most waits are over before it is looked at
     while True:
         answer = ready()
         if answer:
             return answer
-        time.sleep(_PAUSE_S)
-        if time.monotonic() - looked < _LOOK_S:
+        waited_s = time.monotonic() - began_s
+        time.sleep(min(max(_PAUSE_S, waited_s * _PAUSE_PART), _LONGEST_PAUSE_S))
+        if time.monotonic() - looked_s < _LOOK_S:
             continue
-        now, looked = _cpu_s(pid), time.monotonic()
-        if now is None or began is None:
-            raise GaveUp(f"{what}: the process is gone")
-        if used is None or now - used > _STEP_S:
-            used, moved = now, time.monotonic()
-        if now - began > cpu_s:
-            raise GaveUp(f"{what}: not after {cpu_s:.0f} s of processor time")
-        if time.monotonic() - moved > STILL_S:
-            raise GaveUp(f"{what}: nothing has moved for {STILL_S:.0f} s")
-        if machine.lasts_s() > MACHINE_STILL_S:
-            raise GaveUp(f"{what}: the machine has done nothing for {MACHINE_STILL_S:.0f} s")
+        if work is None:
+            work = _Work(pid, what, cpu_s)
+        else:
+            work.look()
+        looked_s = time.monotonic()
+
+
+class _Work:
+    """What is done about `what`, by the process `pid` or all of ours, since this was made."""
+
+    def __init__(self, pid: int | None, what: str, most_s: float) -> None:
+        self._pid, self._what, self._most_s = pid, what, most_s
+        self._began_s = self._used_s = self._cpu_s()
+        self._moved = time.monotonic()
+        self._machine = MachineRest()
+
+    def look(self) -> None:
+        """Raise GaveUp if it will not come to an end, or takes more than it could need."""
+        now_s = self._cpu_s()
+        if now_s - self._used_s > _STEP_S:
+            self._used_s, self._moved = now_s, time.monotonic()
+        if now_s - self._began_s > self._most_s:
+            raise GaveUp(f"{self._what}: not after {self._most_s:.0f} s of processor time")
+        if time.monotonic() - self._moved > STILL_S:
+            raise GaveUp(f"{self._what}: nothing has moved for {STILL_S:.0f} s")
+        if self._machine.lasts_s() > MACHINE_STILL_S:
+            still = f"the machine has done nothing for {MACHINE_STILL_S:.0f} s"
+            raise GaveUp(f"{self._what}: {still}")
+
+    def _cpu_s(self) -> float:
+        now_s = _cpu_s(self._pid)
+        if now_s is None:
+            raise GaveUp(f"{self._what}: the process is gone")
+        return now_s
 
 
 class MachineRest:
