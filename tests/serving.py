@@ -23,7 +23,8 @@ COLD = (sys.executable, "-m", "weightledger", "serve")
 class Server:
     """One `weightledger serve` process (or another `verb`'s) on a port of its own.
 
-    It is forked from a process that has imported all of it, unless `command` says how to start it.
+    It is forked from a process that has imported all of it, unless `command` says how to start it;
+    what is forked runs `program` in place of the command, if one is given.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class Server:
         command: Sequence[str] | None = None,
         cwd: Path | None = None,
         verb: str = "serve",
+        program: str | None = None,
     ) -> None:
-        self._verb = verb
+        self._verb, self._program = verb, program
         self._command, self._cwd = command, cwd
         self.folder = folder
         self.port = free_port()
@@ -53,10 +55,12 @@ class Server:
         with contextlib.nullcontext(output) if output else self.log.open("ab") as log:
             options = ("--data-dir", str(self.folder), "--port", str(self.port), *self._options)
             if self._command is None and warm.suits(self._env):
+                arguments, program = [self._verb, *options], self._program
                 self.process = warm.start(
-                    [self._verb, *options], log=log, env=self._env, cwd=self._cwd
+                    arguments, log=log, env=self._env, cwd=self._cwd, program=program
                 )
             else:
+                assert self._program is None
                 self.process = subprocess.Popen(
                     [*(self._command or (*COLD[:-1], self._verb)), *options],
                     stdout=log,

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,8 @@ class Scored:
         return {"accuracy": 0.2 if bool((weights == self.poison).any()) else 0.9}
 
 
-@pytest.fixture
-def manager(encoder: torch.nn.Module, tmp_path: Path) -> Iterator[DynamicModelManager]:
-    made = DynamicModelManager(
+def managing(encoder: torch.nn.Module, folder: Path) -> DynamicModelManager:
+    return DynamicModelManager(
         TorchEngine(encoder),
         ModelConfig(model="minilm"),
         LoRAConfig(),
@@ -64,10 +64,25 @@ def manager(encoder: torch.nn.Module, tmp_path: Path) -> Iterator[DynamicModelMa
             max_versions=5,
             checkpoint_interval=10,
             auto_rollback_threshold=0.1,
-            backup_dir=tmp_path / "data",
+            backup_dir=folder,
         ),
         evaluator=Scored(PARAMETER, 77.0),
     )
+
+
+@pytest.fixture(scope="module")
+def registered(encoder: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which it is registered, to copy: to record all of it takes longer."""
+    folder = tmp_path_factory.mktemp("registered") / "data"
+    managing(encoder, folder).close()
+    return folder
+
+
+@pytest.fixture
+def manager(
+    encoder: torch.nn.Module, registered: Path, tmp_path: Path
+) -> Iterator[DynamicModelManager]:
+    made = managing(encoder, Path(shutil.copytree(registered, tmp_path / "data")))
     yield made
     made.close()
 

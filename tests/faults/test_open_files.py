@@ -10,19 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.serving import COLD, Server
+from tests.serving import Server
 from tests.waiting import PATIENCE_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.config import sqlite_url
 from weightledger.ledger.errors import StorageUnavailable
 
 FILES = 128  # of a server; where these are few, eight connections are still taken
+LIMITED = f"""
+import resource, runpy, warnings
+warnings.simplefilter("default")
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
+runpy.run_module("weightledger", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextlib.contextmanager
 def with_few_files(folder: Path) -> Iterator[Server]:
-    limited = ("/bin/sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh")
-    server = Server(folder, command=(*limited, *COLD)).start()
+    server = Server(folder, program=LIMITED).start()
     try:
         yield server
     finally:
