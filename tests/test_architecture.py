@@ -2,8 +2,11 @@
 
 import ast
 import functools
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import pytest
 
 import weightledger
 from tests.conftest import LONGEST
@@ -54,6 +57,16 @@ def name_of(path: Path) -> str:
     """The dotted name of a file, without the package's."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_collector() -> Iterator[None]:
+    """Half of the time went into looking at the nodes of all code for garbage, and later tests
+    of the process looked at them too."""
+    gc.disable()
+    yield
+    nodes.cache_clear()
+    gc.enable()
 
 
 @functools.cache
