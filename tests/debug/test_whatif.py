@@ -231,6 +231,13 @@ def test_events_are_named_by_who_wrote_them_and_from_when_on(tmp_path: Path) -> 
         assert found.state.weights["w"][:4].tolist() == [1, 1, 1, 0]
         with pytest.raises(InvalidRequest, match="none of actor:bob"):
             log.what_if(["actor:bob"])
+        # Adapters are somebody's work as well.
+        beside = {"adapter/a/A": torch.ones(2), "adapter/a/config": torch.zeros(2).byte()}
+        plan = Plan({"operation": "load_adapter", "adapter": "a"}, {}, beside, "adapter_loaded")
+        log.execute(Planned(lambda staged: plan, Caller(actor="bob")))
+        for mode in ("mechanical", "causal"):
+            found = log.what_if(["actor:bob"], mode=mode)
+            assert found.state.digest.value == log.history.require(4).state_after
 
 
 def test_what_is_no_part_of_a_state_cannot_be_left_out(tmp_path: Path) -> None:

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events import REGISTERED, ROLLED_BACK, STATE_CHANGING, UPDATED, Event
+from weightledger.ledger.events import (
+    ADAPTER_LOADED,
+    ADAPTER_UNLOADED,
+    REGISTERED,
+    ROLLED_BACK,
+    STATE_CHANGING,
+    UPDATED,
+    Event,
+)
 from weightledger.ledger.history.positions import Position
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter
@@ -95,8 +103,8 @@ def _way(history: History, node: int, first: int) -> list[int]:
 
 def _of(history: History, name: str, last: int) -> list[Event]:
     kind, _, value = name.partition(":")
-    where = EventFilter(kinds=[UPDATED], actors=[value] if kind == "actor" else (), max_seq=last)
-    events = history.events(where)
     if kind == "actor":
-        return events
+        kinds = [UPDATED, ADAPTER_LOADED, ADAPTER_UNLOADED]
+        return history.events(EventFilter(kinds=kinds, actors=[value], max_seq=last))
+    events = history.events(EventFilter(kinds=[UPDATED], max_seq=last))
     return [event for event in events if (event.body.get("rule") or {}).get("id") == value]
