@@ -14,7 +14,7 @@ from weightledger import Ledger
 from weightledger.ledger.audit.verify import verify
 
 
-@pytest.mark.parametrize(("seed", "world"), [(103, 4), (105, 4), (102, 3)])
+@pytest.mark.parametrize(("seed", "world"), [(117, 4), (102, 3)])
 def test_drawn_layouts_are_recorded_as_by_one_process(
     tmp_path: Path, seed: int, world: int
 ) -> None:
