@@ -251,6 +251,28 @@ def test_a_merge_that_degrades_the_model_is_refused(
     manager.close()
 
 
+@pytest.mark.parametrize(
+    ("base", "target", "value"),
+    [
+        (llama, "q_proj", 1e20),
+        (lambda: llama().half(), "q_proj", 1e5),
+        (lambda: opt().half(), "embed_tokens", 1e5),
+    ],
+)
+def test_a_merge_that_overflows_is_refused_as_any_update_that_does(
+    tmp_path: Path, base: Callable[[], Any], target: str, value: float
+) -> None:
+    """Whether the product overflows or only what it is added to, nobody sent any update_data."""
+    folder = save_adapter(tmp_path / "adapter", 5, base=base(), target_modules=[target])
+    tensors(lambda given: [one.fill_(value) for one in given.values()])(folder)
+    manager = managed(tmp_path / "data", model=base())
+    load(manager, "style", folder)
+    event = asyncio.run(manager.execute(MergeAdapter("style")))
+    assert (event.kind, event.body["evidence"]) == ("update_rejected", {"cause": "non_finite"})
+    assert "NaN or infinite" in event.body["reason"]
+    manager.close()
+
+
 def test_loading_leaves_random_numbers_alone(
     manager: DynamicModelManager, folders: dict[str, Path]
 ) -> None:

@@ -15,7 +15,7 @@ from weightledger.ledger.engines.adapted import AdapterEngine
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.tensors.digest import content_digest
-from weightledger.ledger.tensors.lanes import lanes, spec_of, tensor_digest, torch_dtype
+from weightledger.ledger.tensors.lanes import finite, lanes, spec_of, tensor_digest, torch_dtype
 from weightledger.ledger.tensors.spec import WEIGHTS, TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
 from weightledger.ledger.writing.commands import LoadAdapter, MergeAdapter, UnloadAdapter
@@ -169,6 +169,8 @@ def _update(
     spec = specs[target.weight]
     transposed = _is_transposed(engine, adapter, target, spec)
     delta = target.delta(adapter, transposed=transposed, weight_dtype=torch_dtype(spec))
+    if not finite(delta):
+        raise NonFiniteResult(target.weight, int((~torch.isfinite(delta)).sum()))
     return validate(IncrementalUpdateRequest(target.weight, delta, learning_rate=1.0), specs)
 
 
