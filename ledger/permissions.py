@@ -20,6 +20,13 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
 
 
+def require_private(folder: Path) -> None:
+    """Raise PermissionError unless a folder is this user's, and nobody else's to enter."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS:
+        raise PermissionError(f"{folder} is not a folder of this user's alone")
+
+
 def make_file(path: Path) -> None:
     """Make an empty file for its owner only, unless it exists."""
     with contextlib.suppress(FileExistsError):

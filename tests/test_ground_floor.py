@@ -56,6 +56,7 @@ OPENED = {
     "ledger.sql.postgres_waiting": "psycopg",
     "ledger.sql.advisory_slots": "psycopg",
     "ledger.sql.advisory_turns": "psycopg",
+    "ledger.sql.machine_turns": "psycopg",
     "ledger.sql.notifications": "psycopg",
     "ledger.blobs.buckets": "obstore",
     "ledger.blobs.objects": "obstore",

@@ -168,7 +168,8 @@ class Metrics:
 
     def _count(self, written: Committed) -> None:
         event = written.event
-        self._of(self._append, self._model).observe(written.append_s)
+        if written.append_s is not None:
+            self._of(self._append, self._model).observe(written.append_s)
         if event.kind in _OUTCOMES:
             self._of(self._updates, self._model, _OUTCOMES[event.kind]).inc()
             self._of(self._apply, self._model).observe(written.total_s)

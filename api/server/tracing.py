@@ -120,8 +120,16 @@ class Tracing:
         """The spans of an event that this process appended, on the writer's thread."""
         event, end = written.event, time.time_ns()
         shown = end - int(1e9 * written.publish_s)
-        appended = shown - int(1e9 * written.append_s)
-        began = min(appended, end - int(1e9 * written.total_s))
+        began = end - int(1e9 * written.total_s)
+        parts: list[tuple[str, int, int]] = []
+        if written.append_s is not None:
+            appended = shown - int(1e9 * written.append_s)
+            began = min(appended, began)
+            parts = [
+                ("propose", began, appended),
+                ("append", appended, shown),
+                ("publish", shown, end),
+            ]
         span = self._tracer.start_span(
             f"{_NAME}.{event.kind}",
             self._context_of(event.request_id),
@@ -135,11 +143,7 @@ class Tracing:
             },
         )
         within = set_span_in_context(span)
-        for name, start, stop in (
-            ("propose", began, appended),
-            ("append", appended, shown),
-            ("publish", shown, end),
-        ):
+        for name, start, stop in parts:
             part = self._tracer.start_span(f"{_NAME}.{name}", within, start_time=start)
             part.end(stop)
         span.end(end)

@@ -130,12 +130,16 @@ class Projector:
         before = self.live.head.seq
         event = self._catch_up(history, to, news)
         if event.seq != before:
-            for listener in self._followed:
-                try:
-                    listener(event)
-                except Exception:
-                    logger.exception("a listener failed on event %d of another writer", event.seq)
+            self.tell_followed(event)
         return event
+
+    def tell_followed(self, event: Event) -> None:
+        """Call those who `subscribe`: what others appended up to this event is visible."""
+        for listener in self._followed:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("a listener failed on event %d of another writer", event.seq)
 
     def _catch_up(self, history: History, to: int | None, news: News | None) -> Event:
         if self.remote is not None:

@@ -17,12 +17,20 @@ from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.sql.layout import SEQ_BITS, SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import whole_numbers
 from weightledger.ledger.sql.postgres_failures import ELSEWHERE
-from weightledger.ledger.sql.postgres_pipeline import Pipeline, Rows, Statement
-from weightledger.ledger.sql.turns import Meanwhile, Question
+from weightledger.ledger.sql.postgres_pipeline import Pipeline, Rows
+from weightledger.ledger.sql.turns import Meanwhile, Question, Statement
 
 _SPACE = 0x77656967  # "weig", beside the ids of models
 # A snapshot for each statement: what is read is what there is once the lock is had.
 _BEGIN: Statement = ("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+# Of two servers that run at once none has the same; nobody needs a privilege to ask.
+_PLACE: Statement = (
+    "SELECT convert_to(concat_ws('/', current_setting('port'),"
+    " extract(epoch FROM pg_postmaster_start_time()),"
+    " (SELECT oid FROM pg_database WHERE datname = current_database()), current_schema(),"
+    " session_user, current_user), 'UTF8')",
+    (),
+)
 _COMMIT: Statement = ("COMMIT", ())
 _ROLLBACK: Statement = ("ROLLBACK", ())
 
@@ -31,6 +39,8 @@ class AdvisoryLock:
     """`ledger.sql.turns.Lock` over `pg_advisory_xact_lock`; `connect` gives an autocommit one."""
 
     writes = True
+    deferring = False
+    neighbours = None
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], model_id: int) -> None:
         self._pipeline = Pipeline(connect)
@@ -58,8 +68,8 @@ class AdvisoryLock:
         meanwhile: Meanwhile | None = None,
         question: Question | None = None,
     ) -> bool:
-        """Whether it is held now; `meanwhile` is not called, since the server does not tell who is
-        next: at a guess, what it takes is more than what it saves."""
+        """Whether it is held now; `meanwhile` is told nothing, since the server does not tell who
+        is next: at a guess, what it takes is more than what it saves."""
         self._head = self._news = None
         if timeout_s:
             milliseconds = max(int(timeout_s * 1000), 1)
@@ -86,18 +96,18 @@ class AdvisoryLock:
         """What the question gave that was asked with the lock."""
         return self._news
 
-    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
-        """Run a turn's last statement, durable when this returns; the lock goes with it, whatever
-        happens. Raises the driver's errors. See `Backend.alone`."""
+    def write(self, statements: Sequence[Statement]) -> list[tuple[int, ...]]:
+        """Run a turn's last statements, durable when this returns; the lock goes with them,
+        whatever happens. Raises the driver's errors. See `Lock.write`."""
         self._held = False
         try:
-            (rows,) = self._pipeline.ask((sql, params), _COMMIT)
+            answers = self._pipeline.ask(*statements, _COMMIT)
         except psycopg.Error:
             if self.connection is not None and not self.connection.closed:
                 with contextlib.suppress(psycopg.Error):  # the next turn finds it lost
                     self._pipeline.send(_ROLLBACK)
             raise
-        return whole_numbers(rows)
+        return [row for rows in answers for row in whole_numbers(rows)]
 
     @property
     def connection(self) -> psycopg.Connection[Any] | None:
@@ -113,6 +123,10 @@ class AdvisoryLock:
             self._held = False
             self._told(_COMMIT)
 
+    def is_free(self) -> bool:
+        """See `Lock.is_free`: the statement that writes finds out."""
+        return True
+
     def settle(self) -> None:
         """Read the answer to the last COMMIT: until then the server may still hold the lock."""
         try:
@@ -123,6 +137,12 @@ class AdvisoryLock:
     def head(self) -> int | None:
         """The last event's seq; while the lock is held, as it was when that began."""
         return self._head if self._held else _number(self._asked(self._read)[0])
+
+    def place(self) -> bytes:
+        """What tells the schema of this server, and who writes to it, from every other one."""
+        ((place,),) = self._asked(_PLACE)[0]
+        assert place is not None, "it is never null"
+        return place
 
     def under_way(self) -> object:
         """The transaction that holds the lock."""

@@ -20,7 +20,7 @@ from weightledger.ledger.errors import (
 )
 from weightledger.ledger.secrets import mask, secrets_of
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Backend, Execute, Slots
-from weightledger.ledger.sql.turns import Lock, Turnstile
+from weightledger.ledger.sql.turns import Lock, Statement, Turnstile
 from weightledger.ledger.sql.wakeups import Wakeups
 from weightledger.ledger.sql.writing import Statements, WritingConnections, roll_back
 
@@ -138,14 +138,15 @@ class Database:
         """A transaction that is durable when the block ends, and leaves nothing if it raises."""
         return self._writers.transaction()
 
-    def write_alone(
-        self, sql: str, params: Sequence[Any], lock: Lock | None = None
-    ) -> list[tuple[int, ...]] | None:
-        """One statement that is durable when this returns, see `WritingConnections.alone`; the last
-        one of a turn may be written by its lock."""
-        if lock is not None:
-            return self._writers.ending(lock, sql, params)
+    def write_alone(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
+        """One statement that is durable when this returns; see `WritingConnections.alone`."""
         return self._writers.alone(sql, params)
+
+    def write_ending(
+        self, lock: Lock, statements: Sequence[Statement]
+    ) -> list[tuple[int, ...]] | None:
+        """The last statements of a turn, by its lock; see `WritingConnections.ending`."""
+        return self._writers.ending(lock, statements)
 
     def turnstile(self, model_id: int, model: str) -> Turnstile:
         """Where writers of a model, in whatever process, wait for their turn."""

@@ -4,7 +4,8 @@
                           is when he came, and is next once he holds all places before it
 
 The locks go where there are no bytes. The file has the seq of the log's last event as eight bytes,
-and behind it when the last turn ended, in ns, as eight more.
+behind it when the last turn ended, in ns, as eight more, and then what was written in it
+(`groups`).
 
 Where all wait for one lock, whoever comes when it was let go, and before one of those who wait has
 woken up, overtakes them. Here a place is held from when its owner came. The operating system gives
@@ -21,16 +22,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from weightledger.ledger.sql import byte_locks
+from msgspec.structs import replace
+
+from weightledger.ledger.sql import byte_locks, groups
+from weightledger.ledger.sql.boxes import Asked, Boxes, Ticket
+from weightledger.ledger.sql.groups import Group, Told
 from weightledger.ledger.sql.lock_waiter import LockWaiter
-from weightledger.ledger.sql.turns import Meanwhile, Question
+from weightledger.ledger.sql.turns import Meanwhile, Question, Statement
 
 logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 8
 _TIME_BYTES = 8
+_GROUP_AT = _HEAD_BYTES + _TIME_BYTES
 
 # Whoever waits looks so often whether there are turns, and goes on after two looks at none.
 _LOOK_S = 0.2
@@ -41,6 +46,7 @@ class FileLock:
 
     condition = None
     writes = False
+    deferring = False
 
     def __init__(self, database: Path, model_id: int) -> None:
         self._database = database
@@ -48,6 +54,13 @@ class FileLock:
         self._file: int | None = None
         self._first = 1  # places before it are not waited for
         self._waiter: LockWaiter | None = None
+        self._boxes: Boxes | None = None  # of the file that is opened
+        self._in_place: tuple[int, int] | None = None  # the database, when that was
+
+    @property
+    def neighbours(self) -> "FileLock":
+        """Itself."""
+        return self
 
     def acquire(
         self,
@@ -55,7 +68,7 @@ class FileLock:
         meanwhile: Meanwhile | None = None,
         _question: Question | None = None,
     ) -> bool:
-        """Whether it is held now; `meanwhile` is called by whoever is next.
+        """Whether it is held now; `meanwhile` is told by whoever is next.
 
         False once no turn has ended for `timeout_s`.
         """
@@ -72,12 +85,14 @@ class FileLock:
             return True
         if not timeout_s:
             return False
+        if meanwhile is not None:
+            meanwhile.waits(self)
         patience = _Patience(timeout_s)
         while not self._is_next(patience):
             if patience.over:
                 return False
         if meanwhile is not None:
-            meanwhile()
+            meanwhile.is_next(self)
         if not self._had(0, 1, patience.lasts):
             return False
         byte_locks.let_go(self._opened(), 1)  # now another one is next
@@ -120,7 +135,7 @@ class FileLock:
     def news(self) -> None:
         """Nothing: a file answers no question."""
 
-    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
+    def write(self, statements: Sequence[Statement]) -> list[tuple[int, ...]]:
         """Never: a file runs no statement."""
         raise NotImplementedError("a file runs no statement")
 
@@ -139,6 +154,46 @@ class FileLock:
         finally:
             byte_locks.let_go(self._file)
 
+    def ask(self, command: bytes) -> Ticket | None:
+        """See `Neighbours.ask`."""
+        return self._opened_boxes().put(command)
+
+    def asked(self) -> list[Asked]:
+        """See `Neighbours.asked`."""
+        return self._opened_boxes().others()
+
+    def promise(self, asked: Asked, seq: int, event_hash: bytes) -> None:
+        """See `Neighbours.promise`."""
+        self._opened_boxes().promise(asked, seq, event_hash)
+
+    def clean(self) -> None:
+        """See `Neighbours.clean`."""
+        self._opened_boxes().clean()
+
+    def is_free(self) -> bool:
+        """See `Lock.is_free`."""
+        return byte_locks.held_by_others(self._opened(), 0, 0) is None
+
+    def are_waiting(self) -> bool:
+        """See `Neighbours.are_waiting`."""
+        return byte_locks.held_by_others(self._opened(), 1, 0) is not None
+
+    def told(self) -> Group:
+        """See `Neighbours.told`."""
+        self._require_in_place()
+        return groups.read(self._opened(), _GROUP_AT)
+
+    def tell(self, events: tuple[Told, ...]) -> None:
+        """See `Neighbours.tell`."""
+        group = replace(groups.read(self._opened(), _GROUP_AT), events=events)
+        groups.write(self._opened(), _GROUP_AT, group)
+
+    def count(self, undisturbed: int) -> None:
+        """Note how many turns there were between which nobody from elsewhere wrote."""
+        group = groups.read(self._opened(), _GROUP_AT)
+        if undisturbed != group.undisturbed:
+            groups.write(self._opened(), _GROUP_AT, replace(group, undisturbed=undisturbed))
+
     def settle(self) -> None:
         """Nothing to wait for."""
 
@@ -154,6 +209,7 @@ class FileLock:
     def close(self) -> None:
         """Close the file; what is held is let go with it."""
         self._close_file()
+        self._close_boxes()
         if self._waiter is not None:
             self._waiter.end()
             self._waiter = None
@@ -162,6 +218,7 @@ class FileLock:
         """What a fork closes stays locked for the process that locked it; its threads are not
         there."""
         self._waiter = None
+        self._close_boxes()
         self._close_file()
 
     def _close_file(self) -> None:
@@ -172,7 +229,7 @@ class FileLock:
     def _opened(self) -> int:
         """A descriptor of the file, which may be used by whoever may use the database."""
         if self._file is None:
-            mode = self._database.stat().st_mode & 0o666
+            mode = self._mode()
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             try:
                 self._file = os.open(self._path, flags, mode)
@@ -180,6 +237,33 @@ class FileLock:
                 self._path.parent.mkdir(mode=mode | (mode & 0o444) >> 2, exist_ok=True)
                 self._file = os.open(self._path, flags, mode)
         return self._file
+
+    def _opened_boxes(self) -> Boxes:
+        """Those of this very file: who has a turn by another one has boxes of his own."""
+        self._require_in_place()
+        path = self._path.with_suffix(f".{os.fstat(self._opened()).st_ino:x}.asked")
+        if self._boxes is None or self._boxes.path != path:
+            self._close_boxes()
+            self._boxes = Boxes(path, self._mode)
+        return self._boxes
+
+    def _require_in_place(self) -> None:
+        """Raise OSError where the database was moved, removed or replaced: who has the other one
+        open may not do anything for us, nor tell us anything."""
+        found = self._database.stat()
+        now = found.st_dev, found.st_ino
+        if self._in_place is None:
+            self._in_place = now
+        if self._in_place != now:
+            raise OSError(f"{self._database} was replaced while it was in use")
+
+    def _close_boxes(self) -> None:
+        boxes, self._boxes = self._boxes, None
+        if boxes is not None:
+            boxes.close()
+
+    def _mode(self) -> int:
+        return self._database.stat().st_mode & 0o666
 
 
 class _Patience:

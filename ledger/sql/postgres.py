@@ -21,6 +21,7 @@ from weightledger.ledger.sql import postgres_sockets, redact_function, triggers
 from weightledger.ledger.sql.advisory_slots import AdvisorySlots
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.backend import KEPT_CONNECTIONS, Cursor, Execute, KeyLists, Kind
+from weightledger.ledger.sql.machine_turns import MachineLock
 from weightledger.ledger.sql.notifications import Listener, Teller
 from weightledger.ledger.sql.postgres_ahead import pages as pages
 from weightledger.ledger.sql.postgres_alone import alone as alone
@@ -36,6 +37,7 @@ from weightledger.ledger.sql.postgres_integrity import damage as damage
 from weightledger.ledger.sql.postgres_integrity import protect as protect
 from weightledger.ledger.sql.postgres_integrity import rebuild_indexes as rebuild_indexes
 from weightledger.ledger.sql.postgres_integrity import unprotect as unprotect
+from weightledger.ledger.sql.turns import Lock
 from weightledger.ledger.sql.wakeups import Ear, Wakeups
 
 BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -117,9 +119,9 @@ def journal(engine: sa.Engine) -> None:
     """Nothing: the server looks after its own."""
 
 
-def turns(engine: sa.Engine, model_id: int) -> AdvisoryLock:
+def turns(engine: sa.Engine, model_id: int) -> Lock:
     """The lock that writers of a model take in turn, on a connection of its own."""
-    return AdvisoryLock(_connecting(engine), model_id)
+    return MachineLock(model_id, AdvisoryLock(_connecting(engine), model_id))
 
 
 def slots(engine: sa.Engine, model_id: int, count: int, name: str) -> AdvisorySlots:

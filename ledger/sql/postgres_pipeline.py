@@ -14,9 +14,7 @@ from psycopg import pq
 from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.postgres_failures import ELSEWHERE
 from weightledger.ledger.sql.postgres_waiting import failure, flush, result
-
-Statement = tuple[str, Sequence[Any]]
-"""SQL with `?` for each value, and the values."""
+from weightledger.ledger.sql.turns import Statement
 
 Rows = list[list[bytes | None]]
 """What a statement gave, each value as the server sends it in binary form."""

@@ -9,12 +9,14 @@ suspended) is gone without. `file_turns` has the locks for SQLite, `advisory_tur
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.sql.boxes import Asked, Ticket
+from weightledger.ledger.sql.groups import Group, Told
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,11 @@ _UNDISTURBED = 2
 _UNKNOWN = object()
 
 
+Statement = tuple[str, Sequence[Any]]
+"""SQL with `?` for each value, and the values."""
+
 News = list[list[bytes | None]]
 """Rows of a query, each value in the database's binary form."""
-
-Meanwhile = Callable[[], object]
-"""What whoever waits for a turn may do until then, such as reading what others wrote so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,46 @@ class Question:
     after: int
     sql: str
     params: tuple[int, ...]
+
+
+class Neighbours(Protocol):
+    """The writers of one machine, as one of them meets the others; see `boxes` and `groups`.
+
+    Every method may raise OSError. `asked`, `promise`, `clean` and `tell` are for whoever has the
+    turn.
+    """
+
+    def ask(self, command: bytes) -> Ticket | None:
+        """Leave a command to those who have their turns before this writer; None where that cannot
+        be."""
+
+    def asked(self) -> list[Asked]:
+        """Commands of those who wait, for which nothing is promised."""
+
+    def promise(self, asked: Asked, seq: int, event_hash: bytes) -> None:
+        """Which event a command will be, before that is committed: nobody else carries it out."""
+
+    def clean(self) -> None:
+        """Wipe out what those have left who died while they waited."""
+
+    def are_waiting(self) -> bool:
+        """Whether others wait for their turn."""
+
+    def told(self) -> Group:
+        """What was told last; at any time."""
+
+    def tell(self, events: tuple[Told, ...]) -> None:
+        """Tell which events are committed."""
+
+
+class Meanwhile(Protocol):
+    """What whoever waits for a turn does until then, where the lock can tell."""
+
+    def waits(self, neighbours: Neighbours) -> None:
+        """It comes to waiting. May be called more than once."""
+
+    def is_next(self, neighbours: Neighbours) -> None:
+        """The next turn is this writer's: he may read what others wrote so far."""
 
 
 class Lock(Protocol):
@@ -55,6 +97,13 @@ class Lock(Protocol):
     no such."""
     writes: bool
     """Whether `write` does."""
+    deferring: bool
+    """While it is held: whether that goes for this machine only, and the statement that writes has
+    still to ask for `condition`."""
+
+    @property
+    def neighbours(self) -> Neighbours | None:
+        """While it is held: those of this machine, where it is among them."""
 
     def acquire(
         self,
@@ -64,15 +113,16 @@ class Lock(Protocol):
     ) -> bool:
         """Whether it is held now; with 0 it is only tried.
 
-        `meanwhile` is called at most once, if it comes to waiting, by whoever is next where the
-        lock can tell. The question is answered with the lock where the lock is the database's.
+        `meanwhile` is told of the waiting where the lock can tell. The question is answered with
+        the lock where the lock is the database's.
         """
 
     def news(self) -> News | None:
         """The answer to the question, while it is held; None where none was asked or is given."""
 
-    def write(self, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]]:
-        """Run the last statement of a turn, whose COMMIT lets the lock go; see `Backend.alone`."""
+    def write(self, statements: Sequence[Statement]) -> list[tuple[int, ...]]:
+        """Run the last statements of a turn, whose COMMIT lets the lock go; gives the rows of all,
+        as `Backend.alone` does."""
 
     @property
     def connection(self) -> Any:
@@ -80,6 +130,9 @@ class Lock(Protocol):
 
     def release(self, head: int | None) -> None:
         """Let it go; `head` is the seq of the log's last event, where that is known."""
+
+    def is_free(self) -> bool:
+        """Whether nobody is known to have it or to wait for it, without asking the database."""
 
     def settle(self) -> None:
         """Wait until what was let go is free, where letting go takes a while."""
@@ -105,7 +158,8 @@ class Turn:
     `held` is whether others wait for its end; a turn that is not held yet, `deferred`, may be had
     by the statement that writes. `within` is how many blocks there are inside the one it began in.
     `news` is what the question gave that was asked with it; `ending` says that nothing is written
-    in it after the next statement that writes, with which it may end.
+    in it after the next statement that writes, with which it may end. `among` are the other
+    writers of this machine, whose turn this is as well.
     """
 
     head: int | None = None
@@ -114,7 +168,14 @@ class Turn:
     ending: bool = False
     news: News | None = None
     within: int = 0
+    among: Neighbours | None = field(default=None, repr=False)
     turnstile: "Turnstile | None" = field(default=None, repr=False)
+
+    @property
+    def neighbours(self) -> Neighbours | None:
+        """The other writers of this machine, where they wait for its end; None within another
+        block, whose turn it is."""
+        return None if self.within else self.among
 
     def over(self) -> None:
         """Give it on before its block ends: what was to be written is. Not within another block,
@@ -142,8 +203,8 @@ class Turnstile:
     ) -> "_InTurn":
         """Wait for this writer's turn; within a turn there is no further one to wait for.
 
-        `meanwhile` is called if it is waited for, where the lock can tell who is next: what is
-        done there is not done while the others wait. The question is answered with the turn where
+        `meanwhile` is told of the waiting, where the lock can tell who is next: what is done then
+        is not done while the others wait. The question is answered with the turn where
         the lock can do that.
         """
         return _InTurn(self, meanwhile, question)
@@ -173,7 +234,15 @@ class Turnstile:
         turn.deferred = False
         self._undisturbed = 0
         turn.held = self._acquired()
+        turn.among = self._lock.neighbours if turn.held else None
+        turn.head = self._read_head() if turn.held else None
         return True
+
+    @property
+    def head(self) -> int | None:
+        """The seq of the log's last event when this thread's turn was had, if that is known."""
+        turn = self._turn
+        return None if turn is None or self._thread != threading.get_ident() else turn.head
 
     def lent(self) -> Lock | None:
         """What the last statement of this thread's turn is written by, so that the turn ends with
@@ -182,6 +251,7 @@ class Turnstile:
         if (
             turn is None
             or not turn.held
+            or turn.deferred
             or not turn.ending
             or turn.within
             or not self._lock.writes
@@ -217,6 +287,7 @@ class Turnstile:
             turn.held = held = self._acquired(meanwhile, question)
             if held:
                 turn.news = self._lock.news()
+                turn.deferred, turn.among = self._lock.deferring, self._lock.neighbours
             turn.head = head = self._read_head() if held else None
         except BaseException:
             self._turn = None
@@ -242,8 +313,8 @@ class Turnstile:
             return
         self._turn = None
         self._left = turn.head
-        if turn.held:
-            turn.held = False
+        if turn.held or turn.among is not None:
+            turn.held, turn.among = False, None
             self._release(turn)
 
     def _may_defer(self) -> bool:
@@ -252,9 +323,9 @@ class Turnstile:
             return False
         try:
             self._lock.settle()
+            return self._lock.is_free()
         except (OSError, LedgerError):
             return False
-        return True
 
     def _deferred(self) -> Turn | None:
         """This thread's turn, where it is deferred."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from weightledger.ledger import interrupts
 from weightledger.ledger.errors import FullOutcomeUnknown, LedgerError, OutcomeUnknown
 from weightledger.ledger.sql.backend import Backend, Cursor, Execute, Journal
-from weightledger.ledger.sql.turns import Lock
+from weightledger.ledger.sql.turns import Lock, Statement
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +92,15 @@ class WritingConnections:
         self.keep(opened)
         return rows
 
-    def ending(self, lock: Lock, sql: str, params: Sequence[Any]) -> list[tuple[int, ...]] | None:
-        """The same by the connection that holds a turn, which ends with it."""
+    def ending(self, lock: Lock, statements: Sequence[Statement]) -> list[tuple[int, ...]] | None:
+        """The same of several by the connection that holds a turn, which ends with them."""
         home = self.home
         home.require_open()
         if not home.backend.is_quiet(lock.connection):
             lock.close()
             return None
         try:
-            return lock.write(sql, params)
+            return lock.write(statements)
         except BaseException as error:
             if isinstance(error, home.backend.ERRORS):
                 if home.backend.by_standing_alone(error):

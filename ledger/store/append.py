@@ -23,8 +23,12 @@ from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
+from weightledger.ledger.sql.turns import Statement
 from weightledger.ledger.store import erasing, rows, touches, tree_rows
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
+
+# Small updates that one message brings to the server.
+_MOST_TOGETHER = 64
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
 _ANNOTATE = (
@@ -91,12 +95,12 @@ class Appender:
                 raise InvalidRequest(
                     f"an event of {event.model!r} is not appended to {self.model!r}"
                 )
-        if len(items) == 1 and self._append_alone(items[0]):
+        if self._append_alone(items[0]) if len(items) == 1 else self._append_together(items):
             self._database.wakeups.committed(self.model_id)
             return
         if _refer_to_blobs(items):
             self._tenancy.settle()
-        self._turnstile.take()
+        self._take_turn(items)
         with _durable_blobs(items, self._blobs) as items, self._database.write() as execute:
             learnt = [self._append(execute, item) for item in items]
         for fresh in learnt:
@@ -105,37 +109,16 @@ class Appender:
         self._database.wakeups.committed(self.model_id)
 
     def _append_alone(self, item: Append) -> bool:
-        """Write a small update by one statement, where that can be: whether it is written.
-
-        The touches are read as they were before the statement. That is what they are: whoever made
-        this event knew the one before, and nobody comes between the two.
-        """
-        event, note, attached = item
-        backend = self._database.backend
-        if (
-            not backend.WRITES_ALONE
-            or event.kind != UPDATED
-            or not attached.parameters
-            or attached.blobs
-            or event.blobs
-            or attached.inline is None
-            or attached.snapshot is not None
-            or attached.dropped_snapshots
-            or tree_rows.grows(event.seq)
-            or not self._parameters.keys() >= set(attached.parameters)
-        ):
+        """Write a small update by one statement, where that can be: whether it is written."""
+        if not self._stands_alone(item):
             return False
-        _require_size(event, attached)
-        values = [*rows.to_row(self.model_id, event), attached.inline]
-        if note:
-            values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
-        ids = [self._parameters[name] for name in dict.fromkeys(attached.parameters)]
-        rows_of, its = touches.source(backend, ids)
-        sql = _alone(rows_of, self._turnstile.condition, noted=bool(note))
+        sql, values = self._statement(item, self._turnstile.condition)
+        lock = self._turnstile.lent()
         try:
-            written = self._database.write_alone(
-                sql, (*values, note.actor, its), self._turnstile.lent()
-            )
+            if lock is None:
+                written = self._database.write_alone(sql, values)
+            else:
+                written = self._database.write_ending(lock, [(sql, values)])
         except SeqTaken:
             self._turnstile.take()
             raise
@@ -145,8 +128,63 @@ class Appender:
         if not ours:
             self._turnstile.take()
             raise SeqTaken("another writer has its turn")
-        _require_stored(stored, self._database.name, event.seq)
+        _require_stored(stored, self._database.name, item[0].seq)
         return True
+
+    def _append_together(self, items: Sequence[Append]) -> bool:
+        """Write small updates by a statement each in one message, with which the turn ends, where
+        that can be: whether they are written."""
+        if len(items) > _MOST_TOGETHER or not all(map(self._stands_alone, items)):
+            return False
+        self._take_turn(items)
+        lock = self._turnstile.lent()
+        if lock is None:
+            return False
+        written = self._database.write_ending(lock, [self._statement(item) for item in items])
+        if written is None:
+            return False
+        for (event, _, _), (_, stored) in zip(items, written, strict=True):
+            _require_stored(stored, self._database.name, event.seq)
+        return True
+
+    def _stands_alone(self, item: Append) -> bool:
+        """Whether an event is a small update, all of which one statement writes."""
+        event, _, attached = item
+        return (
+            self._database.backend.WRITES_ALONE
+            and event.kind == UPDATED
+            and bool(attached.parameters)
+            and not attached.blobs
+            and not event.blobs
+            and attached.inline is not None
+            and attached.snapshot is None
+            and not attached.dropped_snapshots
+            and not tree_rows.grows(event.seq)
+            and self._parameters.keys() >= set(attached.parameters)
+        )
+
+    def _statement(self, item: Append, condition: str | None = None) -> Statement:
+        """What writes a small update, if a condition holds, and its values.
+
+        The touches are read as they were before the statement. That is what they are: whoever made
+        this event knew the one before, and nobody comes between the two.
+        """
+        event, note, attached = item
+        _require_size(event, attached)
+        values = [*rows.to_row(self.model_id, event), attached.inline]
+        if note:
+            values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
+        ids = [self._parameters[name] for name in dict.fromkeys(attached.parameters)]
+        rows_of, its = touches.source(self._database.backend, ids)
+        return _alone(rows_of, condition, noted=bool(note)), (*values, note.actor, its)
+
+    def _take_turn(self, items: Sequence[Append]) -> None:
+        """Wait for the turn where that was put off; SeqTaken, with the turn had, where somebody
+        wrote until then."""
+        if self._turnstile.take():
+            head = self._turnstile.head
+            if head is not None and head >= items[0][0].seq:
+                raise SeqTaken("another writer had its turn")
 
     def append_within(self, execute: Execute, item: Append) -> None:
         """Write one event inside a transaction that is under way and may have changed ids."""

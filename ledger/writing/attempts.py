@@ -93,7 +93,7 @@ class Attempts:
         said = caller.actor is not None or caller.reason is not None or metadata is not None
         annotation = NO_WORDS
         if said and (last or proposed.worded):
-            annotation = Annotation(caller.actor, caller.reason, metadata)
+            annotation = job.words or Annotation(caller.actor, caller.reason, metadata)
         event = seal(
             proposed.draft,
             self._history.model,
@@ -107,8 +107,15 @@ class Attempts:
         return event, annotation
 
     def _known(self, job: Job) -> Event | None:
-        """The event this idempotency key has led to already."""
+        """The event that another process made of this job, or the one that its idempotency key has
+        led to already."""
         job.digest = job.digest or job.command.digest
+        if job.left is not None:
+            event = job.left.event()
+            if event is not None:
+                shown = self._shown(event)
+                job.left = None
+                return shown
         key = job.command.caller.idempotency_key
         if key is None:
             return None
@@ -121,6 +128,10 @@ class Attempts:
             raise IdempotencyMismatch(
                 f"idempotency key {key!r} was used for another request, {event.name}"
             )
+        return self._shown(event)
+
+    def _shown(self, event: Event) -> Event:
+        """An event of the log, once it is visible; Later when that has to wait."""
         if event.seq > self._projector.live.head.seq:
             if self._staged.pending:
                 raise Later

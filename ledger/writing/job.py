@@ -2,12 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from weightledger.ledger.events import Event
+from weightledger.ledger.errors import OutcomeUnknown
+from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.projection.change import Change
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.handlers import Row
+
+
+class Left(Protocol):
+    """A command that was left to another process."""
+
+    def event(self) -> Event | None:
+        """The event that the other made of it, once that is in the log. Asked for after the state
+        was read that this process would work the command out on, which is without it if this is
+        None. Raises OutcomeUnknown where nobody can tell, and whatever reading the log raises."""
+
+    def is_refuted(self) -> bool:
+        """Whether the other has not, and will not, commit anything of it, as far as is known."""
 
 
 class Later(Exception):
@@ -16,7 +30,9 @@ class Later(Exception):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One command in the queue; `appends` and `change` are what its last attempt came to.
+    """One command in the queue; `appends` and `change` are what its last attempt came to, and
+    `left` is where that says what becomes of it which its command was left to, and `words` are what
+    is to stand beside its event, where that is settled.
 
     Its outcome is an event or an error. Who holds the writer's lock sets it, and `told` calls who
     asked for it without the lock, on that thread; it must not fail.
@@ -30,6 +46,8 @@ class Job:
     attempts: int = 0
     appends: list[Append] = field(default_factory=list)
     change: Change | None = None
+    left: Left | None = None
+    words: Annotation | None = None
     _event: Event | None = None
     _error: BaseException | None = None
 
@@ -50,7 +68,14 @@ class Job:
             self.told(self)
 
     def fail(self, error: BaseException) -> None:
-        """It came to nothing, or what it came to is not visible."""
+        """It came to nothing, or what it came to is not visible; OutcomeUnknown where another
+        process may have committed it all the same."""
+        if self.left is not None and isinstance(error, Exception) and not self.left.is_refuted():
+            error = OutcomeUnknown(
+                f"{error}; but another process may have recorded it. Send it again with the same"
+                " idempotency key: then it is recorded once. Without a key, look whether it is"
+                " there first"
+            )
         self._error = error
         if self.told is not None:
             self.told(self)

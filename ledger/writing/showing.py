@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """An event this process appended, with the seconds it took in all, in the database, and from
-    there until it was visible."""
+    """An event this process wrote, with the seconds it took in all, in the database, and from there
+    until it was visible. Of one that another process appended for it the second is None."""
 
     event: Event
     total_s: float
-    append_s: float
+    append_s: float | None
     annotation: Annotation = NO_WORDS
     publish_s: float = 0.0
 
@@ -50,10 +50,7 @@ class Showing:
                 self._projector.note(last)
         except Exception as error:
             logger.exception("%s of %s is recorded but not shown", last.name, last.model)
-            raise EngineUnavailable(
-                f"{last.name} is recorded, but the live weights could not be brought to it"
-                f" ({error}); the next write or a restart brings them there"
-            ) from error
+            raise not_shown(last, error) from error
 
     def _show(self, event: Event, change: Change | None) -> None:
         try:
@@ -80,3 +77,11 @@ class Showing:
         shown = time.perf_counter()
         took = Committed(event, shown - started, appended - started, publish_s=shown - appended)
         self._afterwards(took)
+
+
+def not_shown(event: Event, error: Exception) -> EngineUnavailable:
+    """For whoever wrote an event that stands, and is not visible here."""
+    return EngineUnavailable(
+        f"{event.name} is recorded, but the live weights could not be brought to it"
+        f" ({error}); the next write or a restart brings them there"
+    )

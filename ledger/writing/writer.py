@@ -15,22 +15,24 @@ from collections.abc import Callable
 from weightledger.ledger import forks, interrupts
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import KeyTaken, LedgerError, SeqTaken
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import NO_WORDS, Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.change import Change
 from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.turns import Turn
+from weightledger.ledger.store.attached import Append
 from weightledger.ledger.writing import arithmetic
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.approval_commands import CarryOut, RequestApproval
 from weightledger.ledger.writing.attempts import Attempts
 from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.group_commit import GroupCommit
 from weightledger.ledger.writing.handlers import row_of
 from weightledger.ledger.writing.handlers.approvals import held_back
 from weightledger.ledger.writing.job import Job, Later
 from weightledger.ledger.writing.policy import Policy
-from weightledger.ledger.writing.showing import Committed, Showing
+from weightledger.ledger.writing.showing import Committed, Showing, not_shown
 from weightledger.ledger.writing.staged import Staged
 
 # What one transaction takes at most: events, and bytes of new weights held until it commits.
@@ -56,6 +58,7 @@ class Writer:
         self._policy = policy
         self._staged = Staged(history, projector, policy)
         self._attempts = Attempts(history, projector, self._staged)
+        self._groups = GroupCommit(history, projector, policy, self._attempts, self._meanwhile)
         self._showing = Showing(history, projector, afterwards)
         self._afterwards = afterwards
         self._queue: deque[Job] = deque()
@@ -174,20 +177,50 @@ class Writer:
         try:
             while self._queue and not (last and last.done):
                 after = self._projector.live.head.seq
-                with self._history.store.turn(self._meanwhile, after) as turn:
-                    self._work_off(turn)
+                if outer is None:
+                    self._groups.offered = self._queue[0] if len(self._queue) == 1 else None
+                with self._history.store.turn(self._groups, after) as turn:
+                    answered = self._groups.begin(turn) if outer is None else None
+                    if answered is None:
+                        self._work_off(turn)
+                    else:
+                        self._answered(*answered, turn)
         finally:
             self._thread = outer
+            if outer is None:
+                self._groups.withdraw()
             self._staged.clear()
 
     def _work_off(self, turn: Turn) -> None:
         """Append what waits, as far as it goes into one transaction."""
+        self._groups.follow()
         if turn.head is not None and turn.head > self._projector.live.head.seq:
             self._meanwhile(turn)
         for _ in range(_TRIES_A_TURN):
-            if self._append(self._gather(), turn):
+            if self._append(self._gather(turn), turn):
                 break
         turn.head = self._projector.live.head.seq
+
+    def _answered(self, job: Job, event: Event, turn: Turn) -> None:
+        """Show what others did, and with it the event that they made of a job left to them."""
+        turn.over()
+        with contextlib.suppress(ValueError):  # its caller went away meanwhile
+            self._queue.remove(job)
+        job.left = None
+        self._groups.follow()
+        try:
+            if self._projector.live.head.seq < event.seq:
+                self.catch_up()
+        except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
+            job.fail(not_shown(event, error))
+            return
+        self._tell_of(job, event)
+        self._attempts.finish(job, event)
+
+    def _tell_of(self, job: Job, event: Event) -> None:
+        """Tell of an event that another process made of a job of ours."""
+        took = time.perf_counter() - job.started
+        self._afterwards(Committed(event, took, None, job.words or NO_WORDS))
 
     def _meanwhile(self, turn: Turn | None = None) -> None:
         """Show what others have written so far: while they write, or at last when it is our turn.
@@ -201,17 +234,28 @@ class Writer:
                 seq = self._projector.live.head.seq
                 self.catch_up(news=self._history.store.news(seq, MOST_NEWS, turn))
 
-    def _gather(self) -> list[Job]:
-        """Take commands off the queue and work them out, one on another, until one goes alone."""
+    def _gather(self, turn: Turn) -> list[Job]:
+        """Take commands off the queue and work them out, one on another, until one goes alone.
+
+        An append on a state that is not the last any more loses, and is worked out again; but what
+        is refused, or found to be done already, is so on the last one.
+        """
         group: list[Job] = []
         size = 0
         while self._queue and len(group) < _GROUP_EVENTS and size < _GROUP_BYTES:
+            if self._groups.has_left(self._queue[0]):
+                break
             job = self._queue.popleft()
+            if not job.row.grouped and not group:
+                self._is_behind(turn)
             alone = not job.row.grouped or self._policy.alone
             try:
                 if group and (alone or self._must_wait(job.command, group)):
                     raise Later
+                left = job.left
                 if not self._attempts.work_out(job):
+                    if left is not None and job.left is None:  # another process had done it
+                        self._tell_of(job, job.result())
                     continue
             except Later:
                 self._queue.appendleft(job)
@@ -220,7 +264,12 @@ class Writer:
                 self._lost([job])
                 break
             except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
-                job.fail(error)
+                if self._is_behind(turn):
+                    self._queue.appendleft(job)
+                    if group:
+                        break
+                else:
+                    job.fail(error)
                 continue
             except BaseException as error:
                 for one in (*group, job):
@@ -232,6 +281,20 @@ class Writer:
             if alone or self._projector.remote is not None:
                 break
         return group
+
+    def _is_behind(self, turn: Turn) -> bool:
+        """Whether others wrote what nobody had told of; it is shown, if nothing is staged."""
+        if turn.head is not None and not turn.deferred:
+            return False
+        seq = self._projector.live.head.seq
+        try:
+            if self._history.store.last_seq() <= seq:
+                return False
+            if not self._staged.pending:
+                self.catch_up()
+        except LedgerError:  # what was refused is
+            return False
+        return True
 
     def _must_wait(self, command: Command, group: list[Job]) -> bool:
         """Whether a command cannot be answered before those in `group` are appended."""
@@ -247,21 +310,24 @@ class Writer:
         """
         if not group:
             return True
-        appends = [append for job in group for append in job.appends]
+        own = [append for job in group for append in job.appends]
         try:
-            change = self._prepared(group)
+            jobs = [*group, *self._theirs(group, own, turn)]
+            appends = [append for job in jobs for append in job.appends]
+            change = self._prepared(jobs)
             append_started = time.perf_counter()
+            if not self._groups.promise(turn):
+                return self._without_others(group)
             turn.ending = True
             self._history.store.append(*appends)
             appended = time.perf_counter()
             turn.head = appends[-1][0].seq
-            turn.over()
+            self._groups.committed(turn, appends)
             self._showing.show(appends, change)
         except (SeqTaken, KeyTaken):
-            self._staged.clear()
-            self._lost(group)
-            return False
+            return self._without_others(group)
         except BaseException as error:
+            self._groups.give_up()
             self._staged.clear()
             for job in group:
                 job.fail(error)
@@ -270,6 +336,7 @@ class Writer:
             return True
         self._staged.clear()
         shown = time.perf_counter()
+        self._groups.shown(appends)
         try:
             for job in group:
                 for event, annotation, _ in job.appends:
@@ -288,6 +355,20 @@ class Writer:
                 except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
                     job.fail(error)
         return True
+
+    def _without_others(self, group: list[Job]) -> bool:
+        """Try a group again, which could not be appended, without commands of other processes."""
+        self._groups.give_up()
+        self._staged.clear()
+        self._lost(group)
+        return False
+
+    def _theirs(self, group: list[Job], own: list[Append], turn: Turn) -> list[Job]:
+        """Commands of other processes, worked out to be appended after those of `group`. One that
+        lost before goes without them: it may be theirs that cannot be appended."""
+        if self._policy.alone or any(job.attempts or not job.row.grouped for job in group):
+            return []
+        return self._groups.theirs(turn, own)
 
     def _prepared(self, group: list[Job]) -> Change | None:
         """What the whole group changes, ready to be shown; None when that is no tensor."""

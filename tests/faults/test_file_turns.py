@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.children import Children
 from tests.waiting import until
-from weightledger.ledger.sql import byte_locks, file_turns
+from weightledger.ledger.sql import byte_locks, file_turns, turns
 from weightledger.ledger.sql.file_turns import FileLock, _Patience
 
 ALL = 2**62
@@ -176,12 +176,16 @@ def test_who_is_stopped_while_it_waits_is_passed_once_and_comes_to_its_turn(
 def test_who_is_interrupted_leaves_neither_turn_nor_place(database: Path, lock: FileLock) -> None:
     other = FileLock(database, 1)
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    class Interrupted:
+        def waits(self, neighbours: turns.Neighbours) -> None:
+            assert neighbours is lock
+
+        def is_next(self, neighbours: turns.Neighbours) -> None:
+            raise KeyboardInterrupt
 
     assert other.acquire(0)
     with pytest.raises(KeyboardInterrupt):
-        lock.acquire(FOR_EVER_S, interrupt)  # when it is next
+        lock.acquire(FOR_EVER_S, Interrupted())
     assert places(other) == 0
     other.release(None)
     assert lock.acquire(0)

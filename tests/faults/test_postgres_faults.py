@@ -38,6 +38,8 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.log import Log
 from weightledger.ledger.sql import postgres
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
+from weightledger.ledger.sql.turns import Statement
+from weightledger.ledger.writing.update_commands import update_command
 
 MODEL = "m"
 SERVED = "tests.faults.models:factory"
@@ -243,9 +245,9 @@ def test_one_statement_writes_what_several_do(
 
     in_turn = AdvisoryLock.write
 
-    def noting_in_turn(lock: AdvisoryLock, sql: str, params: Sequence[Any]) -> Any:
-        sent.append(sql.split()[0])
-        return in_turn(lock, sql, params)
+    def noting_in_turn(lock: AdvisoryLock, statements: Sequence[Statement]) -> Any:
+        sent.append(" ".join(sql.split()[0] for sql, _ in statements))
+        return in_turn(lock, statements)
 
     several = ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
     with opened(url) as log:
@@ -257,12 +259,21 @@ def test_one_statement_writes_what_several_do(
             sent.clear()
             log.apply(add(1.0, actor="ana", reason=NOTED, metadata={"k": 1}))
             assert sent == statements
+        sent.clear()
+        for _ in range(3):
+            command = update_command(add(1.0, actor="ben"), log.specs, log.first_names)
+            log._writer.submit(command)
+        log._writer.drain()
+        assert sent == ["WITH WITH WITH"], "several in one message"
         assert verify(log.history).problem is None
     with own.admin(name_of(url)) as admin:
         touches = admin.execute("SELECT number, actor FROM touches ORDER BY event_key").fetchall()
         notes = admin.execute("SELECT kind, actor, reason, metadata FROM annotations").fetchall()
-    assert touches == [(1, None), (2, "ana"), (3, "ana"), (4, "ana")]
-    assert notes == [("updated", "ana", NOTED, '{"k":1}')] * 3
+    of_ben = [(number, "ben") for number in (5, 6, 7)]
+    assert touches == [(1, None), (2, "ana"), (3, "ana"), (4, "ana"), *of_ben]
+    assert (
+        notes == [("updated", "ana", NOTED, '{"k":1}')] * 3 + [("updated", "ben", None, None)] * 3
+    )
 
 
 # Cut off, deadlocked, overtaken

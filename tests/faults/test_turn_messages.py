@@ -1,4 +1,7 @@
-"""Turns on PostgreSQL in two messages: the lock with what is new, the last event with the end."""
+"""Turns on PostgreSQL in two messages: the lock with what is new, the last event with the end.
+
+That is how writers of several machines have them; here each thinks that it is alone on its own.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ import torch
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.events import INLINE_BYTES, Event
+from weightledger.ledger.sql import postgres
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.writing import WritingConnections
 from weightledger.ledger.store import news_rows
@@ -22,6 +26,11 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 
 def write(log: Log, actor: str = "one") -> Event:
     return log.apply(IncrementalUpdateRequest("w", 1.0, learning_rate=1.0, actor=actor))
+
+
+@pytest.fixture(autouse=True)
+def machines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "MachineLock", lambda _model_id, everywhere: everywhere)
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import StorageBusy
 from weightledger.ledger.events import UPDATED, Event
-from weightledger.ledger.sql import byte_locks, turns
+from weightledger.ledger.sql import turns
 from weightledger.ledger.sql.file_turns import FileLock
+from weightledger.ledger.sql.machine_turns import MachineLock
 from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.writing import append_loop, arithmetic
@@ -190,9 +191,9 @@ def lock_of(log: Log) -> turns.Lock:
 def is_waited_for(log: Log) -> bool:
     """Whether somebody waits for the turn that this writer has."""
     lock = lock_of(log)
-    if not isinstance(lock, FileLock):
-        return lock_is_waited_for(log)
-    return byte_locks.held_by_others(lock._opened(), 1, 2**62) is not None
+    near = lock._near if isinstance(lock, MachineLock) else lock
+    assert isinstance(near, FileLock)
+    return near.are_waiting()
 
 
 def test_a_write_that_always_loses_may_be_sent_again(
@@ -295,13 +296,6 @@ def test_what_is_written_because_of_what_is_shown_meanwhile_waits_for_no_turn(
         assert verify(log.history).problem is None
 
 
-def lock_is_waited_for(log: Log) -> bool:
-    with log.history.store._database.session() as execute:
-        ask = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        (count,) = execute(ask).fetchone()
-    return count > 0
-
-
 @POSTGRES
 def test_a_lone_writers_statement_takes_the_turn_but_never_anothers(database_url: str) -> None:
     with Ledger.open(database_url) as ledger, Ledger.open(database_url) as elsewhere:
@@ -315,7 +309,7 @@ def test_a_lone_writers_statement_takes_the_turn_but_never_anothers(database_url
         with other.history.store.turn() as turn:
             assert turn.held
             late.start()
-            until(lambda: lock_is_waited_for(other), "it waits for the other's turn", cpu_s=20)
+            until(lambda: is_waited_for(other), "it waits for the other's turn", cpu_s=20)
             other.apply(request("first"))
         late.join()
         newest = log.history.events(limit=2)
@@ -335,7 +329,7 @@ def test_what_needs_more_than_one_statement_waits_for_the_turn(database_url: str
         late = threading.Thread(target=log.create_version, args=("late",))
         with other.history.store.turn():
             late.start()
-            until(lambda: lock_is_waited_for(other), "it waits for the other's turn", cpu_s=20)
+            until(lambda: is_waited_for(other), "it waits for the other's turn", cpu_s=20)
             other.apply(request("first"))
         late.join()
         kinds = [event.kind for event in log.history.events(limit=3)]

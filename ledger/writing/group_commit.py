@@ -1,0 +1,284 @@
+"""Group commit between the processes of a machine: one transaction for all who wait.
+
+A writer that has to wait for its turn leaves its command to those before it. Whoever has the turn
+works out what was left to him after what is his own, and appends all of it at once. At its own turn
+each finds its event, or carries its command out itself: because nobody took it, because what came
+of it is an error, which it is to hear itself, or because he who took it died or lost to another
+writer. Which event a command will be is promised before that is committed. So who finds nothing
+promised after he has read a state knows that this is without his command, and may work it out upon
+it: of the two events then only one gets the place behind that state.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.events import REDACTED, Annotation, Event
+from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.sql.boxes import Asked
+from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
+from weightledger.ledger.sql.turns import Neighbours, Turn
+from weightledger.ledger.store.attached import Append
+from weightledger.ledger.store.telling import heard, told
+from weightledger.ledger.tensors.spec import WEIGHTS
+from weightledger.ledger.writing.asking import asked, asked_for
+from weightledger.ledger.writing.attempts import Attempts
+from weightledger.ledger.writing.commands import Command
+from weightledger.ledger.writing.handlers import row_of
+from weightledger.ledger.writing.job import Job
+from weightledger.ledger.writing.left import LeftToOthers
+from weightledger.ledger.writing.policy import Policy
+from weightledger.ledger.writing.update_commands import ApplyUpdates
+
+logger = logging.getLogger(__name__)
+
+
+# Bytes of events that are told of, at most.
+_MOST_TOLD = 512 * 1024
+
+# Events of which it is remembered that they are in this log: those of some turns of all.
+_MOST_KNOWN = 512
+
+
+class GroupCommit:
+    """What one writer leaves to others and does for them; used under the writer's lock."""
+
+    def __init__(
+        self,
+        history: History,
+        projector: Projector,
+        policy: Policy,
+        attempts: Attempts,
+        catch_up: Callable[[], object],
+    ) -> None:
+        self._history = history
+        self._projector = projector
+        self._policy = policy
+        self._attempts = attempts
+        self._catch_up = catch_up
+        self.offered: Job | None = None
+        """The job that may be left to others if its turn has to be waited for."""
+        self._left: LeftToOthers | None = None
+        self._theirs: list[tuple[Asked, Job]] = []
+        self._told = NO_GROUP
+        # The last event shown, where what others tell of the next ones is of this very log: files
+        # may be older or newer than the database beside them, but not while both are used.
+        self._in_step: bytes | None = None
+        self._known: dict[bytes, None] = {}
+        self._has_written = False
+
+    # While it waits
+
+    def waits(self, neighbours: Neighbours) -> None:
+        """See `Meanwhile.waits`. Who has not written here himself, and so may not be allowed to,
+        leaves nothing to others."""
+        job = self.offered
+        if job is None or self._left is not None or job.attempts or job.left is not None:
+            return
+        if not self._has_written or self._projector.remote is not None:
+            return
+        words = _words(job)
+        salt, head = b"" if words is None else words.salt, self._projector.live.head.hash
+        command = asked(job.command, self._policy, salt, head, self._device(job.command))
+        if command is None:
+            return
+        try:
+            ticket = neighbours.ask(command)
+        except OSError as error:
+            logger.debug("nothing is left to others of %s: %s", self._history.model, error)
+            return
+        if ticket is not None:
+            job.started = job.started or time.perf_counter()
+            job.words = words
+            job.left = self._left = LeftToOthers(self._history, job, ticket)
+
+    def is_next(self, neighbours: Neighbours) -> None:
+        """See `Meanwhile.is_next`."""
+        with contextlib.suppress(OSError):
+            if self._left is not None and self._left.ticket.promised() is not None:
+                return  # its turn is over as soon as it begins: that is for afterwards
+        self._told = _what_is_told(neighbours)
+        if not self.follow():
+            self._catch_up()
+
+    # In its turn
+
+    def begin(self, turn: Turn) -> tuple[Job, Event] | None:
+        """The turn has begun: the job that was left to others, and its event, where that is what
+        was told last. What the log has to say of it, it says when the job is worked out."""
+        self.offered = None
+        neighbours, left = turn.neighbours, self._left
+        self._told = NO_GROUP if neighbours is None else _what_is_told(neighbours)
+        self.withdraw()
+        if left is None or neighbours is None:
+            return None
+        left.has_turn = True
+        with contextlib.suppress(OSError):
+            promised = left.ticket.promised()
+            for event, _ in (self._news() or ()) if promised is not None else ():
+                if promised == (event.seq, event.hash):
+                    return left.job, event
+        return None
+
+    def has_left(self, job: Job) -> bool:
+        """Whether others may be carrying out a job right now."""
+        return self._left is not None and self._left.job is job
+
+    def withdraw(self) -> None:
+        """Let nobody begin with what was left to others."""
+        left, self._left = self._left, None
+        if left is not None:
+            with contextlib.suppress(OSError):
+                left.ticket.withdraw()
+
+    def follow(self) -> bool:
+        """Show what was told last; False where that is not of what is shown here."""
+        try:
+            news = self._news()
+            if news:
+                self._projector.catch_up(self._history, news=news)
+                self._remember(event for event, _ in news)
+                self._in_step = self._projector.live.head.hash
+        except LedgerError:  # it fails again, and is told, when an event of our own loses to these
+            return False
+        return news is not None
+
+    def theirs(self, turn: Turn, own: Sequence[Append]) -> list[Job]:
+        """Work out what others left to this turn, after all that is staged, which is `own`."""
+        self._theirs = []
+        neighbours = turn.neighbours
+        if neighbours is None or self._projector.remote is not None or not _all_small(own):
+            return []
+        self._remember([self._projector.live.head])
+        try:
+            commands = neighbours.asked() if neighbours.are_waiting() else []
+        except OSError:
+            return []
+        self._theirs = [
+            (one, job) for one in commands if (job := self._worked_out(one.command)) is not None
+        ]
+        return [job for _, job in self._theirs]
+
+    def _worked_out(self, data: bytes) -> Job | None:
+        """A command of another process and what it comes to; None where that is for its own
+        process to find out, or it is not known to be of this log."""
+        try:
+            one = asked_for(data, self._policy, self._projector.specs)
+            if one is None or one.head not in self._known:
+                return None
+            if one.device != self._device(one.command):
+                return None
+            job = Job(one.command, row_of(one.command))
+            job.words = _words(job, one.salt)
+            return job if self._attempts.work_out(job) else None
+        except Exception as error:  # noqa: BLE001  (whose command it is does it again, and is told)
+            logger.debug("a command of another process: %s", error)
+            return None
+
+    def promise(self, turn: Turn) -> bool:
+        """Tell those whose commands are in this turn's transaction what they come to; False where
+        they could not know it."""
+        neighbours = turn.neighbours
+        try:
+            for one, job in self._theirs:
+                assert neighbours is not None, "their commands came with it"
+                neighbours.promise(one, job.event.seq, job.event.hash)
+        except OSError as error:
+            logger.debug("nothing can be promised to others of %s: %s", self._history.model, error)
+            return False
+        return True
+
+    def committed(self, turn: Turn, appends: Sequence[Append]) -> None:
+        """Tell who waits what is committed; the turn is over."""
+        neighbours = turn.neighbours
+        if neighbours is not None:
+            events: tuple[Told, ...] = ()
+            try:
+                if neighbours.are_waiting():
+                    events = _told(appends)
+                if events or self._told.events:
+                    neighbours.tell(events)
+                if any(event.kind == REDACTED for event, _, _ in appends):
+                    neighbours.clean()
+            except OSError as error:  # then they ask the log
+                logger.debug("%s: nobody is told of a commit: %s", self._history.model, error)
+        turn.over()
+
+    def shown(self, appends: Sequence[Append]) -> None:
+        """This turn's events are visible, and nothing is staged any more."""
+        last = appends[-1][0]
+        theirs, self._theirs = self._theirs, []
+        self._in_step, self._has_written = last.hash, True
+        self._remember(event for event, _, _ in appends)
+        for _, job in theirs:
+            self._history.learn(job.event)
+        if theirs:
+            self._projector.tell_followed(last)
+
+    def give_up(self) -> None:
+        """What was worked out for others is not appended."""
+        self._theirs = []
+
+    def _news(self) -> list[tuple[Event, bytes | None]] | None:
+        """What was told last and is not shown here yet; None unless it goes on from that."""
+        before = self._projector.live.head
+        if self._in_step != before.hash:
+            return None
+        news = [heard(one) for one in self._told.events if one.seq > before.seq]
+        for event, _ in news:
+            if event.prev != before.hash:
+                return None
+            before = event
+        return news
+
+    def _device(self, command: Command) -> str:
+        """What kind of device has the parameter that an update is for: others may not come to its
+        very bits."""
+        if not isinstance(command, ApplyUpdates):
+            return ""
+        return self._projector.tensor(WEIGHTS + command.updates[0].spec.name).device.type
+
+    def _remember(self, events: Iterable[Event]) -> None:
+        known = self._known
+        for event in events:
+            known[event.hash] = None
+        while len(known) > _MOST_KNOWN:
+            del known[next(iter(known))]
+
+
+def _what_is_told(neighbours: Neighbours) -> Group:
+    try:
+        return neighbours.told()
+    except OSError:
+        return NO_GROUP
+
+
+def _words(job: Job, salt: bytes | None = None) -> Annotation | None:
+    """The words of a job's caller, as they are to stand beside its event."""
+    caller, metadata = job.command.caller, job.command.metadata
+    if salt is None:
+        words = Annotation(caller.actor, caller.reason, metadata)
+    else:
+        words = Annotation(caller.actor, caller.reason, metadata, salt)
+    return words or None
+
+
+def _all_small(own: Sequence[Append]) -> bool:
+    """Whether nobody who waits is held up by more than small events."""
+    return all(its.inline is not None or not event.payload for event, _, its in own)
+
+
+def _told(appends: Sequence[Append]) -> tuple[Told, ...]:
+    """What is told of events: nothing where one of them is large."""
+    events: list[Told] = []
+    size = 0
+    for append in appends:
+        one = told(append)
+        if one is None:
+            return ()
+        size += len(one.event)
+        events.append(one)
+    return tuple(events) if size <= _MOST_TOLD else ()
