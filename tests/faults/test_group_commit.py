@@ -604,9 +604,12 @@ def test_what_was_told_of_another_history_is_not_shown(
     assert near(log).told().events
     with Ledger.open(f"sqlite:///{copy}") as older, Ledger.open(f"sqlite:///{copy}") as held:
         mine = older.model(MODEL)
+        shown: list[Event] = []
+        mine.projector.subscribe(shown.append)
         with Queue(held.model(MODEL)) as again:
             again.come("mine", lambda: mine.apply(request("mine")))
         assert isinstance(again.given["mine"], Event)
+        assert shown == []
         all_once(mine, "log", "mine")
 
 
