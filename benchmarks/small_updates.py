@@ -84,13 +84,14 @@ class Recording:
         return self._backend.alone(connection, sql, params)
 
     def turns(self, engine: Any, model_id: int) -> Lock:
-        """A lock whose last statement of a turn is kept as well."""
+        """A lock whose last statements of a turn are kept as well."""
         lock: Any = self._backend.turns(engine, model_id)
         write = lock.write
 
-        def kept(sql: str, params: Sequence[Any]) -> Any:
-            self._keep_alone(sql, params)
-            return write(sql, params)
+        def kept(statements: Sequence[Statement]) -> Any:
+            for sql, params in statements:
+                self._keep_alone(sql, params)
+            return write(statements)
 
         lock.write = kept
         return lock  # type: ignore[no-any-return]

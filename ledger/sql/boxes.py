@@ -57,7 +57,6 @@ class Boxes:
         self._file: int | None = None
         self._own: int | None = None
         self._number = secrets.randbits(62)
-        self._filled = 0
 
     def put(self, command: bytes) -> "Ticket | None":
         """Put a command into our box; None where we have none, or it is too large."""
