@@ -23,9 +23,10 @@ _READS = 3
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An event: its seq, and itself as `store.telling` has it."""
+    """An event: its seq, its hash, and itself as `store.telling` has it."""
 
     seq: int
+    hash: bytes
     event: bytes
 
 

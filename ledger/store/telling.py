@@ -28,7 +28,7 @@ def told(append: Append) -> Told | None:
         return None
     if its.inline is not None and len(its.inline) > _MOST_BYTES:
         return None
-    return Told(event.seq, _encode(_Body(event.header, its.inline)))
+    return Told(event.seq, event.hash, _encode(_Body(event.header, its.inline)))
 
 
 def heard(one: Told) -> tuple[Event, bytes | None]:
@@ -38,5 +38,7 @@ def heard(one: Told) -> tuple[Event, bytes | None]:
     except msgspec.MsgspecError as error:
         raise CorruptLedger(f"what was told of event {one.seq} is unreadable: {error}") from None
     event = decode(body.header)
+    if (event.seq, event.hash) != (one.seq, one.hash):
+        raise CorruptLedger(f"what was told of event {one.seq} is another event")
     payloads.check_all([event], [body.payload])
     return event, body.payload

@@ -64,11 +64,10 @@ class GroupCommit:
         self._left: LeftToOthers | None = None
         self._theirs: list[tuple[Asked, Job]] = []
         self._told = NO_GROUP
-        # The last event shown, where what others tell of the next ones is of this very log: files
-        # may be older or newer than the database beside them, but not while both are used.
-        self._in_step: bytes | None = None
-        self._known: dict[bytes, None] = {}
+        # Only then what others tell is believed, and something is left to them: files may be newer
+        # than the database beside them, but not while both are written to.
         self._has_written = False
+        self._known: dict[bytes, None] = {}
 
     # While it waits
 
@@ -106,9 +105,10 @@ class GroupCommit:
 
     # In its turn
 
-    def begin(self, turn: Turn) -> tuple[Job, Event] | None:
-        """The turn has begun: the job that was left to others, and its event, where that is what
-        was told last. What the log has to say of it, it says when the job is worked out."""
+    def begin(self, turn: Turn) -> tuple[Job, Told] | None:
+        """The turn has begun: the job that was left to others, and its event, where that is among
+        those that were told of last. What the log has to say of it, it says when the job is worked
+        out."""
         self.offered = None
         neighbours, left = turn.neighbours, self._left
         self._told = NO_GROUP if neighbours is None else _what_is_told(neighbours)
@@ -118,9 +118,9 @@ class GroupCommit:
         left.has_turn = True
         with contextlib.suppress(OSError):
             promised = left.ticket.promised()
-            for event, _ in (self._news() or ()) if promised is not None else ():
-                if promised == (event.seq, event.hash):
-                    return left.job, event
+            for one in self._told.events if promised is not None and self._has_written else ():
+                if promised == (one.seq, one.hash):
+                    return left.job, one
         return None
 
     def has_left(self, job: Job) -> bool:
@@ -141,7 +141,6 @@ class GroupCommit:
             if news:
                 self._projector.catch_up(self._history, news=news)
                 self._remember(event for event, _ in news)
-                self._in_step = self._projector.live.head.hash
         except LedgerError:  # it fails again, and is told, when an event of our own loses to these
             return False
         return news is not None
@@ -211,7 +210,7 @@ class GroupCommit:
         """This turn's events are visible, and nothing is staged any more."""
         last = appends[-1][0]
         theirs, self._theirs = self._theirs, []
-        self._in_step, self._has_written = last.hash, True
+        self._has_written = True
         self._remember(event for event, _, _ in appends)
         for _, job in theirs:
             self._history.learn(job.event)
@@ -225,7 +224,7 @@ class GroupCommit:
     def _news(self) -> list[tuple[Event, bytes | None]] | None:
         """What was told last and is not shown here yet; None unless it goes on from that."""
         before = self._projector.live.head
-        if self._in_step != before.hash:
+        if not self._has_written:
             return None
         news = [heard(one) for one in self._told.events if one.seq > before.seq]
         for event, _ in news:
@@ -259,11 +258,11 @@ def _what_is_told(neighbours: Neighbours) -> Group:
 def _words(job: Job, salt: bytes | None = None) -> Annotation | None:
     """The words of a job's caller, as they are to stand beside its event."""
     caller, metadata = job.command.caller, job.command.metadata
+    if caller.actor is None and caller.reason is None and metadata is None:
+        return None
     if salt is None:
-        words = Annotation(caller.actor, caller.reason, metadata)
-    else:
-        words = Annotation(caller.actor, caller.reason, metadata, salt)
-    return words or None
+        return Annotation(caller.actor, caller.reason, metadata)
+    return Annotation(caller.actor, caller.reason, metadata, salt)
 
 
 def _all_small(own: Sequence[Append]) -> bool:

@@ -20,8 +20,10 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.change import Change
 from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import Projector
+from weightledger.ledger.sql.groups import Told
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store.attached import Append
+from weightledger.ledger.store.telling import heard
 from weightledger.ledger.writing import arithmetic
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.approval_commands import CarryOut, RequestApproval
@@ -201,11 +203,12 @@ class Writer:
                 break
         turn.head = self._projector.live.head.seq
 
-    def _answered(self, job: Job, event: Event, turn: Turn) -> None:
+    def _answered(self, job: Job, told: Told, turn: Turn) -> None:
         """Show what others did, and with it the event that they made of a job left to them."""
-        turn.over()
+        turn.over()  # nobody need wait until it is read
         with contextlib.suppress(ValueError):  # its caller went away meanwhile
             self._queue.remove(job)
+        event, _ = heard(told)
         job.left = None
         self._groups.follow()
         try:
