@@ -55,7 +55,7 @@ class FileLock:
         self._first = 1  # places before it are not waited for
         self._waiter: LockWaiter | None = None
         self._boxes: Boxes | None = None  # of the file that is opened
-        self._in_place: tuple[int, int] | None = None  # the database, when that was
+        self._in_place: tuple[int, int] | None = None  # the database, at the first turn
 
     @property
     def neighbours(self) -> "FileLock":
@@ -229,6 +229,8 @@ class FileLock:
     def _opened(self) -> int:
         """A descriptor of the file, which may be used by whoever may use the database."""
         if self._file is None:
+            if self._in_place is None:
+                self._in_place = self._place()
             mode = self._mode()
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             try:
@@ -250,12 +252,13 @@ class FileLock:
     def _require_in_place(self) -> None:
         """Raise OSError where the database was moved, removed or replaced: who has the other one
         open may not do anything for us, nor tell us anything."""
-        found = self._database.stat()
-        now = found.st_dev, found.st_ino
-        if self._in_place is None:
-            self._in_place = now
-        if self._in_place != now:
+        self._opened()
+        if self._in_place != self._place():
             raise OSError(f"{self._database} was replaced while it was in use")
+
+    def _place(self) -> tuple[int, int]:
+        found = self._database.stat()
+        return found.st_dev, found.st_ino
 
     def _close_boxes(self) -> None:
         boxes, self._boxes = self._boxes, None

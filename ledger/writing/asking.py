@@ -39,7 +39,7 @@ class _Asked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     indices: bytes | None
     caller: Caller
     salt: bytes
-    head: bytes
+    head: tuple[int, bytes]
     device: str
 
 
@@ -48,16 +48,18 @@ _decode = msgspec.msgpack.Decoder(_Asked).decode
 
 
 class AskedFor(NamedTuple):
-    """A command of another writer, the salt of the words beside its event, the hash of the last
+    """A command of another writer, the salt of the words beside its event, seq and hash of the last
     event that its writer knew, and the kind of device that has its weights."""
 
     command: ApplyUpdates
     salt: bytes
-    head: bytes
+    head: tuple[int, bytes]
     device: str
 
 
-def asked(command: Command, policy: Policy, salt: bytes, head: bytes, device: str) -> bytes | None:
+def asked(
+    command: Command, policy: Policy, salt: bytes, head: tuple[int, bytes], device: str
+) -> bytes | None:
     """A command as another writer with such a policy would carry it out, too; None for one that
     is not that small, expects a seq, or meets more than switches here. See `AskedFor`."""
     if not _shares(policy) or not isinstance(command, ApplyUpdates) or command.batch:

@@ -64,6 +64,7 @@ class GroupCommit:
         self._left: LeftToOthers | None = None
         self._theirs: list[tuple[Asked, Job]] = []
         self._told = NO_GROUP
+        self._are_waiting = False
         # Only then what others tell is believed, and something is left to them: files may be newer
         # than the database beside them, but not while both are written to.
         self._has_written = False
@@ -80,8 +81,9 @@ class GroupCommit:
         if not self._has_written or self._projector.remote is not None:
             return
         words = _words(job)
-        salt, head = b"" if words is None else words.salt, self._projector.live.head.hash
-        command = asked(job.command, self._policy, salt, head, self._device(job.command))
+        salt, live = b"" if words is None else words.salt, self._projector.live.head
+        head, device = (live.seq, live.hash), self._device(job.command)
+        command = asked(job.command, self._policy, salt, head, device)
         if command is None:
             return
         try:
@@ -111,7 +113,11 @@ class GroupCommit:
         out."""
         self.offered = None
         neighbours, left = turn.neighbours, self._left
-        self._told = NO_GROUP if neighbours is None else _what_is_told(neighbours)
+        self._told, self._are_waiting = NO_GROUP, False
+        if left is None and turn.head == self._projector.live.head.seq:
+            return None  # nothing is new: so it is for a writer that is alone
+        if neighbours is not None:
+            self._told = _what_is_told(neighbours)
         self.withdraw()
         if left is None or neighbours is None:
             return None
@@ -149,11 +155,14 @@ class GroupCommit:
         """Work out what others left to this turn, after all that is staged, which is `own`."""
         self._theirs = []
         neighbours = turn.neighbours
-        if neighbours is None or self._projector.remote is not None or not _all_small(own):
+        if neighbours is None:
             return []
-        self._remember([self._projector.live.head])
         try:
-            commands = neighbours.asked() if neighbours.are_waiting() else []
+            self._are_waiting = neighbours.are_waiting()
+            if not self._are_waiting or self._projector.remote is not None or not _all_small(own):
+                return []
+            self._remember([self._projector.live.head])
+            commands = neighbours.asked()
         except OSError:
             return []
         self._theirs = [
@@ -166,7 +175,7 @@ class GroupCommit:
         process to find out, or it is not known to be of this log."""
         try:
             one = asked_for(data, self._policy, self._projector.specs)
-            if one is None or one.head not in self._known:
+            if one is None or not self._is_ours(*one.head):
                 return None
             if one.device != self._device(one.command):
                 return None
@@ -194,12 +203,9 @@ class GroupCommit:
         """Tell who waits what is committed; the turn is over."""
         neighbours = turn.neighbours
         if neighbours is not None:
-            events: tuple[Told, ...] = ()
             try:
-                if neighbours.are_waiting():
-                    events = _told(appends)
-                if events or self._told.events:
-                    neighbours.tell(events)
+                if self._are_waiting:
+                    neighbours.tell(_told(appends))
                 if any(event.kind == REDACTED for event, _, _ in appends):
                     neighbours.clean()
             except OSError as error:  # then they ask the log
@@ -211,7 +217,8 @@ class GroupCommit:
         last = appends[-1][0]
         theirs, self._theirs = self._theirs, []
         self._has_written = True
-        self._remember(event for event, _, _ in appends)
+        if self._are_waiting:
+            self._remember(event for event, _, _ in appends)
         for _, job in theirs:
             self._history.learn(job.event)
         if theirs:
@@ -239,6 +246,15 @@ class GroupCommit:
         if not isinstance(command, ApplyUpdates):
             return ""
         return self._projector.tensor(WEIGHTS + command.updates[0].spec.name).device.type
+
+    def _is_ours(self, seq: int, event_hash: bytes) -> bool:
+        """Whether this log has an event."""
+        if event_hash not in self._known:
+            event = self._history.store.event(seq)
+            if event is None or event.hash != event_hash:
+                return False
+            self._remember([event])
+        return True
 
     def _remember(self, events: Iterable[Event]) -> None:
         known = self._known

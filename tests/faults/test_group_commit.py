@@ -335,10 +335,10 @@ def test_what_is_asked_for_is_the_same_command(database_url: str) -> None:
             log._writer.execute = made.append  # type: ignore[assignment, method-assign]
             log.apply(one)
             (command,) = made
-            data = asked(command, ANYTHING_GOES, b"salt", b"head", "cpu")  # type: ignore[arg-type]
+            data = asked(command, ANYTHING_GOES, b"salt", (7, b"head"), "cpu")  # type: ignore[arg-type]
             assert data is not None, one
             found = asked_for(data, ANYTHING_GOES, specs)
-            assert found is not None and found[1:] == (b"salt", b"head", "cpu")
+            assert found is not None and found[1:] == (b"salt", (7, b"head"), "cpu")
             again = found.command
             assert again.digest == command.digest  # type: ignore[attr-defined]
             assert (again.caller, again.metadata, again.batch) == (
@@ -792,9 +792,9 @@ def test_a_command_from_a_log_that_is_not_known_here_is_not_carried_out(
     log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def from_elsewhere(
-        command: Command, policy: Policy, salt: bytes, head: bytes, device: str
+        command: Command, policy: Policy, salt: bytes, head: tuple[int, bytes], device: str
     ) -> bytes | None:
-        return asked(command, policy, salt, head[::-1], device)
+        return asked(command, policy, salt, (head[0], head[1][::-1]), device)
 
     monkeypatch.setattr(group_commit, "asked", from_elsewhere)
     appended = transactions(other, monkeypatch)
