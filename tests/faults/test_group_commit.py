@@ -679,7 +679,8 @@ def test_a_folder_that_others_may_enter_is_not_used(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / f"weightledger-{os.getuid()}"
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o755)  # whatever the umask is
     with Ledger.open(database_url) as ledger:
         log = ledger.model(MODEL, base={"w": torch.zeros(16, 16)})
         log.apply(request("log"))
