@@ -28,14 +28,13 @@ from weightledger.ledger.errors import (
     StorageError,
     Unavailable,
 )
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.sql import byte_locks, groups, postgres, turns
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.boxes import Boxes, Ticket
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
 from weightledger.ledger.sql.machine_turns import MachineLock
-from weightledger.ledger.store import EventFilter
 from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.writing import arithmetic, group_commit
@@ -168,7 +167,7 @@ def transactions(log: Log, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def actors(log: Log) -> list[str]:
-    events = log.history.events(EventFilter(kinds=["updated"]), newest_first=False, limit=10_000)
+    events = [event for event in log.history.store.scan() if event.kind == UPDATED]
     words = log.history.store.annotations([event.seq for event in events])
     return [words[event.seq].actor or "" for event in events]
 
