@@ -206,12 +206,15 @@ class Writer:
     def _answered(self, job: Job, told: Told, turn: Turn) -> None:
         """Show what others did, and with it the event that they made of a job left to them."""
         turn.over()  # nobody need wait until it is read
+        try:
+            event, _ = heard(told)
+        except LedgerError:  # in its next turn it is looked for in the log
+            return
         with contextlib.suppress(ValueError):  # its caller went away meanwhile
             self._queue.remove(job)
-        event, _ = heard(told)
         job.left = None
-        self._groups.follow()
         try:
+            self._groups.follow()
             if self._projector.live.head.seq < event.seq:
                 self.catch_up()
         except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
@@ -339,8 +342,8 @@ class Writer:
             return True
         self._staged.clear()
         shown = time.perf_counter()
-        self._groups.shown(appends)
         try:
+            self._groups.shown(appends)
             for job in group:
                 for event, annotation, _ in job.appends:
                     took = Committed(

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.children import Children
+from tests.faults.places import places
 from tests.waiting import until
 from weightledger.ledger.sql import byte_locks, file_turns, turns
 from weightledger.ledger.sql.file_turns import FileLock, _Patience
 
-ALL = 2**62
 FOR_EVER_S = 10**6  # a test that waits for so long has failed
 
 _ours: list[FileLock] = []  # in a child: its lock, from one piece of work to the next
@@ -33,16 +33,6 @@ def lock(database: Path) -> Iterator[FileLock]:
     made = FileLock(database, 1)
     yield made
     made.close()
-
-
-def places(lock: FileLock, first: int = 1, stop: int = ALL) -> int:
-    """How many locks others hold there."""
-    if first >= stop:
-        return 0
-    held = byte_locks.held_by_others(lock._opened(), first, stop - first)
-    if held is None:
-        return 0
-    return 1 + places(lock, first, held.start) + places(lock, held.stop, stop)
 
 
 class Waiting:

@@ -18,18 +18,20 @@ import pytest
 import torch
 
 from tests.faults.children import Children
+from tests.faults.places import places
 from tests.waiting import PATIENCE_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
 from weightledger.ledger.codecs.warming import warm_few
 from weightledger.ledger.errors import (
+    CorruptLedger,
     IdempotencyMismatch,
     OutcomeUnknown,
     StorageError,
     Unavailable,
 )
 from weightledger.ledger.events import UPDATED, Event
-from weightledger.ledger.sql import byte_locks, groups, postgres, turns
+from weightledger.ledger.sql import groups, postgres, turns
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.boxes import Boxes, Ticket
 from weightledger.ledger.sql.file_turns import FileLock
@@ -37,7 +39,7 @@ from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
 from weightledger.ledger.sql.machine_turns import MachineLock
 from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.attached import Append
-from weightledger.ledger.writing import arithmetic, group_commit
+from weightledger.ledger.writing import arithmetic, group_commit, writer
 from weightledger.ledger.writing.asking import asked, asked_for
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.group_commit import GroupCommit
@@ -99,16 +101,6 @@ def near(log: Log) -> FileLock:
     found = lock._near if isinstance(lock, MachineLock) else lock
     assert isinstance(found, FileLock)
     return found
-
-
-def places(lock: FileLock, first: int = 2, stop: int = 2**62) -> int:
-    """How many locks those hold who wait for a turn; more with each that comes."""
-    if first >= stop:
-        return 0
-    held = byte_locks.held_by_others(lock._opened(), first, stop - first)
-    if held is None:
-        return 0
-    return 1 + places(lock, first, held.start) + places(lock, held.stop, stop)
 
 
 class Queue:
@@ -227,6 +219,22 @@ def test_what_is_carried_out_is_told_and_nobody_asks_the_database(
     monkeypatch.undo()
     assert isinstance(queue.given["waits"], Event), queue.given["waits"]
     all_once(holder, "log", "other", "log", "other", "leader", "waits")
+
+
+def test_what_is_told_unreadably_is_looked_for_in_the_log(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(one: Told) -> tuple[Event, bytes | None]:
+        raise CorruptLedger(f"event {one.seq} cannot be read")
+
+    monkeypatch.setattr(writer, "heard", unreadable)
+    appended = transactions(other, monkeypatch)
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        queue.come("waits", lambda: other.apply(request("waits")))
+    assert isinstance(queue.given["waits"], Event), queue.given
+    assert appended == []
+    all_once(holder, "leader", "waits")
 
 
 def test_an_answer_outlasts_the_turns_of_others(

@@ -1,0 +1,16 @@
+"""Who waits in the queue of a file of turns, by the locks that they hold there."""
+
+from weightledger.ledger.sql import byte_locks
+from weightledger.ledger.sql.file_turns import FileLock
+
+ALL = 2**62
+
+
+def places(lock: FileLock, first: int = 1, stop: int = ALL) -> int:
+    """How many locks others hold there."""
+    if first >= stop:
+        return 0
+    held = byte_locks.held_by_others(lock._opened(), first, stop - first)
+    if held is None:
+        return 0
+    return 1 + places(lock, first, held.start) + places(lock, held.stop, stop)
