@@ -55,10 +55,12 @@ class MachineLock:
         if self._file is None:
             try:
                 self._file = FileLock(_private_file(self._everywhere.place()), self._model_id)
-            except (OSError, LedgerError) as error:
+            except LedgerError as error:  # the next turn asks again
+                raise OSError(str(error)) from error
+            except OSError as error:
                 self._given_up = True
                 logger.debug("writers of this machine take no turns of their own: %s", error)
-                raise OSError(str(error)) from error
+                raise
         return self._file
 
     def acquire(
