@@ -61,9 +61,8 @@ def on_trial(history: History) -> Event | None:
     """
     event = history.require(history.head().state_seq)
     undecided = _undecided(history, event, _settled.get(history))
-    if (
-        undecided is None and event.node == event.seq
-    ):  # of a rollback, where it leads to need not be
+    goes_on = event.node == event.seq  # where a rollback leads to need not be settled
+    if undecided is None and goes_on:
         _settled[history] = event.node
     return undecided
 
