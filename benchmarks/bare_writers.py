@@ -22,7 +22,7 @@ from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store import news_rows, rows
-from weightledger.ledger.store.append import _alone
+from weightledger.ledger.store.small_updates import _one
 
 _SEQ, _NUMBER = ("event_key", "node", "parent"), "number"
 _COLUMN = {name: at for at, name in enumerate(rows.COLUMNS)}
@@ -109,7 +109,7 @@ def _postgres(url: str, update: list[Statement]) -> Iterator[Any]:
         server = connection.pgconn
         server.prepare(b"lock", _LOCK)
         server.prepare(b"news", numbered(news))
-        server.prepare(b"write", numbered(_alone(source, None, noted=False)))
+        server.prepare(b"write", numbered(_one(source, None, noted=False)))
         server.enter_pipeline_mode()
 
         def send(name: bytes, values: list[Any]) -> None:

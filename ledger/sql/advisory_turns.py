@@ -98,10 +98,12 @@ class AdvisoryLock:
 
     def write(self, statements: Sequence[Statement]) -> list[tuple[int, ...]]:
         """Run a turn's last statements, durable when this returns; the lock goes with them,
-        whatever happens. Raises the driver's errors. See `Lock.write`."""
+        whatever happens. Where it is not held the first of them asks for `condition`. Raises the
+        driver's errors. See `Lock.write`."""
+        before = () if self._held else (_BEGIN,)
         self._held = False
         try:
-            answers = self._pipeline.ask(*statements, _COMMIT)
+            answers = self._pipeline.ask(*before, *statements, _COMMIT)
         except psycopg.Error:
             if self.connection is not None and not self.connection.closed:
                 with contextlib.suppress(psycopg.Error):  # the next turn finds it lost

@@ -245,18 +245,23 @@ class Turnstile:
         return None if turn is None or self._thread != threading.get_ident() else turn.head
 
     def lent(self) -> Lock | None:
-        """What the last statement of this thread's turn is written by, so that the turn ends with
-        it; None where it does not end with a statement."""
+        """What the last statements of this thread's turn are written by, so that the turn ends with
+        them; None where it does not end with a statement. In a deferred turn the first of them has
+        to ask for `condition`."""
         turn = self._turn
         if (
             turn is None
-            or not turn.held
-            or turn.deferred
+            or not (turn.held or turn.deferred)
             or not turn.ending
             or turn.within
             or not self._lock.writes
             or self._thread != threading.get_ident()
         ):
+            return None
+        try:
+            if turn.deferred:
+                self._lock.settle()
+        except (OSError, LedgerError):
             return None
         turn.held = False
         return self._lock

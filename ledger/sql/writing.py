@@ -96,7 +96,8 @@ class WritingConnections:
         """The same of several by the connection that holds a turn, which ends with them."""
         home = self.home
         home.require_open()
-        if not home.backend.is_quiet(lock.connection):
+        opened = lock.connection
+        if opened is not None and not home.backend.is_quiet(opened):
             lock.close()
             return None
         try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 
 from msgspec.structs import replace
 
@@ -23,8 +22,7 @@ from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.sql.turns import Statement
-from weightledger.ledger.store import erasing, rows, touches, tree_rows
+from weightledger.ledger.store import erasing, rows, small_updates, touches, tree_rows
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
 
 # Small updates that one message brings to the server.
@@ -95,7 +93,7 @@ class Appender:
                 raise InvalidRequest(
                     f"an event of {event.model!r} is not appended to {self.model!r}"
                 )
-        if self._append_alone(items[0]) if len(items) == 1 else self._append_together(items):
+        if self._append_small(items):
             self._database.wakeups.committed(self.model_id)
             return
         if _refer_to_blobs(items):
@@ -108,44 +106,47 @@ class Appender:
                 self._parameters |= fresh
         self._database.wakeups.committed(self.model_id)
 
-    def _append_alone(self, item: Append) -> bool:
-        """Write a small update by one statement, where that can be: whether it is written."""
-        if not self._stands_alone(item):
+    def _append_small(self, items: Sequence[Append]) -> bool:
+        """Write small updates by one statement, or with the end of the turn by a few, where that
+        can be: whether they are written."""
+        if len(items) > _MOST_TOGETHER or not all(map(self._stands_alone, items)):
             return False
-        sql, values = self._statement(item, self._turnstile.condition)
-        lock = self._turnstile.lent()
+        for event, _, attached in items:
+            _require_size(event, attached)
+        condition = self._turnstile.condition
+        parts = [*small_updates.parts([(item, self._known_ids(item)) for item in items])]
+        after: Event | None = None
+        statements = []
+        for part in parts:
+            backend = self._database.backend
+            statements.append(
+                small_updates.statement(backend, self.model_id, part, condition, after)
+            )
+            condition, after = None, part[-1][0][0]  # what did not come behind ours is not ours
+        lock = None
+        if self._turnstile.condition is None or len(parts) > 1:
+            lock = self._turnstile.lent()
+        if lock is None and len(parts) > 1:
+            return False
         try:
             if lock is None:
-                written = self._database.write_alone(sql, values)
+                written = self._database.write_alone(*statements[0])
             else:
-                written = self._database.write_ending(lock, [(sql, values)])
+                written = self._database.write_ending(lock, statements)
         except SeqTaken:
             self._turnstile.take()
             raise
         if written is None:
             return False
-        ((ours, stored),) = written
-        if not ours:
+        if not written[0][0]:
             self._turnstile.take()
             raise SeqTaken("another writer has its turn")
-        _require_stored(stored, self._database.name, item[0].seq)
+        for part, (_, stored) in zip(parts, written, strict=True):
+            _require_stored(stored, len(part), self._database.name, part[0][0][0].seq)
         return True
 
-    def _append_together(self, items: Sequence[Append]) -> bool:
-        """Write small updates by a statement each in one message, with which the turn ends, where
-        that can be: whether they are written."""
-        if len(items) > _MOST_TOGETHER or not all(map(self._stands_alone, items)):
-            return False
-        self._take_turn(items)
-        lock = self._turnstile.lent()
-        if lock is None:
-            return False
-        written = self._database.write_ending(lock, [self._statement(item) for item in items])
-        if written is None:
-            return False
-        for (event, _, _), (_, stored) in zip(items, written, strict=True):
-            _require_stored(stored, self._database.name, event.seq)
-        return True
+    def _known_ids(self, item: Append) -> list[int]:
+        return [self._parameters[name] for name in dict.fromkeys(item[2].parameters)]
 
     def _stands_alone(self, item: Append) -> bool:
         """Whether an event is a small update, all of which one statement writes."""
@@ -162,21 +163,6 @@ class Appender:
             and not tree_rows.grows(event.seq)
             and self._parameters.keys() >= set(attached.parameters)
         )
-
-    def _statement(self, item: Append, condition: str | None = None) -> Statement:
-        """What writes a small update, if a condition holds, and its values.
-
-        The touches are read as they were before the statement. That is what they are: whoever made
-        this event knew the one before, and nobody comes between the two.
-        """
-        event, note, attached = item
-        _require_size(event, attached)
-        values = [*rows.to_row(self.model_id, event), attached.inline]
-        if note:
-            values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
-        ids = [self._parameters[name] for name in dict.fromkeys(attached.parameters)]
-        rows_of, its = touches.source(self._database.backend, ids)
-        return _alone(rows_of, condition, noted=bool(note)), (*values, note.actor, its)
 
     def _take_turn(self, items: Sequence[Append]) -> None:
         """Wait for the turn where that was put off; SeqTaken, with the turn had, where somebody
@@ -280,34 +266,19 @@ def _append_row(
     """Write an event's row; gives its key."""
     row = rows.to_row(model_id, event)
     inserted = execute(rows.INSERT, (*row, inline))
-    _require_stored(inserted.rowcount, where, event.seq)
+    _require_stored(inserted.rowcount, 1, where, event.seq)
     key: int = row[0]
     return key
 
 
-def _require_stored(count: int, where: str, seq: int) -> None:
-    if count != 1:  # a rule or a trigger of someone else's
+def _require_stored(count: int, wanted: int, where: str, seq: int) -> None:
+    """Raise unless so many events were stored, of which the first has this seq."""
+    if count == wanted:
+        return
+    # A rule or a trigger of someone else's.
+    if wanted == 1:
         raise StorageError(f"{where} took event {seq} without storing it; nothing was recorded")
-
-
-@cache
-def _alone(ids: str, condition: str | None, *, noted: bool) -> str:
-    """A statement that writes an event's row, its annotation and its touches, if a condition holds.
-
-    It gives one row: whether the condition held, and how many events were written.
-    """
-    parts = [
-        f"l AS MATERIALIZED (SELECT {condition or 'true'} AS ours)",
-        f"e AS ({rows.INSERT_IF} FROM l WHERE l.ours RETURNING event_key)",
-    ]
-    if noted:
-        parts.append(
-            "a AS (INSERT INTO annotations (event_key, kind, actor, reason, metadata, salt)"
-            " SELECT e.event_key, CAST(? AS text), CAST(? AS text), CAST(? AS text),"
-            " CAST(? AS text), CAST(? AS bytea) FROM e)"
-        )
-    parts.append(f"t AS ({touches.counting(f'e, {ids}', 'e.event_key')})")
-    return f"WITH {', '.join(parts)} SELECT l.ours, (SELECT count(*) FROM e) FROM l"
+    raise StorageError(f"{where} took {wanted} events from {seq} on and stored {count} of them")
 
 
 def _append_rest(

@@ -28,8 +28,9 @@ _KINDS = {
     **dict.fromkeys(("kind", "series", "idempotency_key"), "text"),
     **dict.fromkeys(("state_after", "header", "event_hash", "payload"), "bytea"),
 }
-_TYPED = ", ".join(f"CAST(? AS {_KINDS.get(name, 'bigint')})" for name in (*COLUMNS, "payload"))
-INSERT_IF = f"INSERT INTO events ({', '.join(COLUMNS)}, payload) SELECT {_TYPED}"
+TYPED = ", ".join(f"CAST(? AS {_KINDS.get(name, 'bigint')})" for name in (*COLUMNS, "payload"))
+INSERT_ROWS = f"INSERT INTO events ({', '.join(COLUMNS)}, payload)"
+INSERT_IF = f"{INSERT_ROWS} SELECT {TYPED}"
 
 
 def key_of(model_id: int, seq: int) -> int:
