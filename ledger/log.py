@@ -440,7 +440,7 @@ class Log(Questions, OfItsProcess):
         """What follows a write. The event is durable and visible, so nothing here may fail it."""
         event = committed.event
         try:
-            self._anchoring.after(event)
+            self._anchoring.after(event, ours=committed.append_s is not None)
         except LedgerError as error:
             logger.warning("no snapshot after event %d, will try again: %s", event.seq, error)
         except Exception:

@@ -75,6 +75,26 @@ class Lineage:
         page, offset = self._find(node)
         return bool(self._one_way[page][offset])
 
+    def straight(self, start: int, node: int) -> int | None:
+        """What it costs to move from `start` to `node`, where each node between was applied to the
+        one before; None where it was not, or one of them is not known yet."""
+        size, before = 0, start
+        for page in range((start + 1) // _PAGE, node // _PAGE + 1):
+            if page not in self._parents:
+                return None
+            at = page * _PAGE
+            part = slice(max(start + 1 - at, 0), min(node + 1 - at, _PAGE))
+            parents = self._parents[page][part]
+            there = np.flatnonzero(parents != _NOT_A_NODE)
+            if not len(there):
+                continue
+            nodes = there + (at + part.start)
+            if parents[there[0]] != before or (parents[there[1:]] != nodes[:-1]).any():
+                return None
+            before = int(nodes[-1])
+            size += int(self._sizes[page][part][there].sum())
+        return size if before == node else None
+
     def learn(self, step: StateChange) -> None:
         """Take note of a state-changing event that somebody has read, so that nobody reads it again
         for its parent."""

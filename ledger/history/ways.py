@@ -116,18 +116,25 @@ class Ways:
     def anchor_above(self, node: int, without: Collection[int] = ()) -> Snapshot | None:
         """The snapshot at a node or at its nearest ancestor that has one, if nothing on the way
         there was pruned; those at the nodes `without` are passed by."""
+        store, pruned = self._history.store, self._history.pruned
+        near = store.snapshots_near(node, lineage.NEAREST_ANCHORS)
+        last = max((one.node for one in near if one.node <= node), default=None)
+        straight = self._history.lineage.straight
+        # So it is nearly always, and asking of each node takes long.
+        if last is not None and last not in without and not pruned.firsts and straight(last, node):
+            return next(one for one in near if one.node == last)
         read: dict[int, Snapshot] = {}
         lowest: int | None = None  # the last node for which those before it have been read
 
         def anchored(at: int) -> bool:
             nonlocal lowest
             if lowest is None or at < lowest:
-                near = self._history.store.snapshots_near(at, lineage.NEAREST_ANCHORS)
+                near = store.snapshots_near(at, lineage.NEAREST_ANCHORS)
                 read.update((snapshot.node, snapshot) for snapshot in near)
                 lowest = min((s.node for s in near if s.node <= at), default=0)
             return at in read and at not in without
 
-        above = lineage.ancestor(self._history.lineage, anchored, 0, node, self._history.pruned)
+        above = lineage.ancestor(self._history.lineage, anchored, 0, node, pruned)
         return None if above is None else read[above]
 
     def anchor_state(self, snapshot: Snapshot) -> StateDigest:

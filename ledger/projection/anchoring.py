@@ -8,7 +8,6 @@ from weightledger.ledger import events
 from weightledger.ledger.errors import StorageUnavailable
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import snapshots
-from weightledger.ledger.history.lineage import EVENT_COST
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.snapshot_tensors import store_tensors
 from weightledger.ledger.projection.projector import Projector
@@ -18,8 +17,9 @@ MIN_SPACING_BYTES = 1 << 20
 
 _TRIES = 5
 
-# Events of other processes, since the last one here, whose sizes are added up one by one.
-_NEAR = 64
+# Of what makes one due. So far the way may grow beyond that before another process than the one
+# whose event made it due does what that was to do.
+_GRACE = 4
 
 
 class Anchoring:
@@ -30,41 +30,37 @@ class Anchoring:
         self._projector = projector
         model_bytes = sum(spec.nbytes for spec in projector.specs.values())
         self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
-        self._node = projector.live.head.node
-        self._distance = self._measured(self._node)
-        self._mine = self._distance >= self._spacing  # to write the one that is due
+        self._anchor = projector.way.anchor  # the last that was told of
+        self._measure()
+        self._mine = self._distance() >= self._spacing  # to write the one that is due
+        self._noticed: int | None = None  # how long the way was when another's was seen to be due
 
-    def after(self, event: Event) -> None:
-        """Write a snapshot if one is due once `event` is shown.
+    def after(self, event: Event, *, ours: bool) -> None:
+        """Write a snapshot if one is due once `event` is shown, which this process appended where
+        it is `ours`.
 
-        Of several processes the one whose event made it due writes it, and tries again if it fails;
-        so does any other that finds it still due with the next event of its own. All at once would
-        write one each, in the way of each other's events.
+        Of several processes the one that made it due writes it, and tries again if it fails; so
+        does any other that finds it still due after a while. All at once would write one each, in
+        the way of each other's events.
         """
         if event.kind not in events.STATE_CHANGING:
             return
         self._history.learn(event)
-        forward = event.node == event.seq
-        own = event.payload_size + EVENT_COST
-        if forward and event.parent == self._node:
-            self._distance += own
-        else:
-            further = self._further(event.node)
-            if further is None:
-                self._distance = self._measured(event.node)
-            else:
-                self._distance += further
-        self._node = event.node
-        if self._distance < self._spacing or event.node != self._projector.live.head.node:
+        distance = self._distance()
+        if distance < self._spacing:
+            self._noticed = None
             return
+        if self._is_near():
+            return
+        made_due = ours and distance - self._projector.way.step < self._spacing
+        if not made_due and not self._mine:
+            self._noticed = self._noticed or distance
+            if distance - self._noticed < self._spacing / _GRACE:
+                return
         # Other processes write snapshots too, which is looked for only now.
-        self._distance = self._measured(event.node)
-        if self._distance < self._spacing:
-            self._mine = False
-            return
-        left = forward and self._distance - own >= self._spacing and not self._mine
-        self._mine = True
-        if not left:
+        self._measure()
+        self._mine = self._distance() >= self._spacing
+        if self._mine:
             self.snapshot()
 
     def snapshot(self) -> None:
@@ -83,27 +79,45 @@ class Anchoring:
                 raise StorageUnavailable(
                     f"blob {min(missing).hex()} of a snapshot is deleted over and over"
                 )
-        self._node, self._distance, self._mine = live.head.node, 0, False
+        self._mine = False
+        self._known(0)
+        self._projector.way.hear_of_anchor(node)
 
-    def _further(self, node: int) -> int | None:
-        """Bytes read between a node and the last one here; None unless that is a near ancestor."""
-        lineage = self._history.lineage
-        size = 0
-        at: int | None = node
-        for _ in range(_NEAR):
-            if at is None or at <= self._node:
-                break
-            size += lineage.size(at)
-            at = lineage.parent(at)
-        return size if at == self._node else None
+    def _distance(self) -> int:
+        """Bytes read between live weights and the nearest anchor."""
+        way = self._projector.way
+        if way.node != self._projector.live.head.node:
+            self._measure()
+        return self._so_far + way.size - self._from
 
-    def _measured(self, node: int) -> int:
-        return way_to_anchor(self._history, node)
+    def _is_near(self) -> bool:
+        """Whether a snapshot that a neighbour told of is near: then nobody need be asked."""
+        way = self._projector.way
+        if way.anchor <= self._anchor:
+            return False
+        self._anchor = way.anchor
+        distance = self._history.lineage.straight(way.anchor, way.node)
+        if distance is None or distance >= self._spacing:
+            return False
+        self._mine = False
+        self._known(distance)
+        return True
+
+    def _measure(self) -> None:
+        self._projector.way.begin(self._projector.live.head.node)
+        self._known(way_to_anchor(self._history, self._projector.way.node))
+
+    def _known(self, distance: int) -> None:
+        self._so_far, self._from, self._noticed = distance, self._projector.way.size, None
 
 
 def way_to_anchor(history: History, node: int) -> int:
     """Bytes read between a node and its nearest anchored ancestor."""
     above = history.ways.anchor_above(node)
+    if above is not None:
+        straight = history.lineage.straight(above.node, node)
+        if straight is not None:
+            return straight
     size = 0
     at: int | None = node
     while at is not None and (above is None or at != above.node):

@@ -7,14 +7,21 @@ threads; whatever is not a straight line of small events goes the general way (`
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
-from weightledger.ledger.errors import CorruptLedger
+import numpy as np
+import torch
+
+from weightledger.ledger.errors import CorruptLedger, InvalidRequest
 from weightledger.ledger.events import STATE_CHANGING, Event
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.rebuilding import Fetch
 from weightledger.ledger.history.replay import Move, RebuiltTensors, Sources, replay
 from weightledger.ledger.history.small_replay import replay_small
+from weightledger.ledger.sql.groups import ToldTensor
 from weightledger.ledger.store.payloads import Portion
+from weightledger.ledger.tensors.digest import chunk_digests, root
+from weightledger.ledger.tensors.lanes import from_bytes
 from weightledger.ledger.tensors.state import StateDigest
 
 MOST_NEWS = 64
@@ -24,14 +31,22 @@ News = Sequence[tuple[Event, bytes | None]]
 """Events behind the last one shown, in order, each with its payload where that is inline."""
 
 
+class Ahead(NamedTuple):
+    """The log's last event, what the way there changes, if it does, and the events on it."""
+
+    head: Event
+    rebuilt: RebuiltTensors | None
+    events: Sequence[Event]
+
+
 def straight_on(
     history: History,
     head: Event,
     state: StateDigest,
     tensor: Fetch,
     news: News | None = None,
-) -> tuple[Event, RebuiltTensors | None] | None:
-    """The log's last event and what the way there from `head` changes, verified.
+) -> Ahead | None:
+    """The way from `head` to the log's last event, verified.
 
     `state` is the one after `head`, and `tensor` gives copies of its tensors. Nothing is rebuilt
     where no event changes the state. None where there is no such way, or what is on it is damaged.
@@ -45,13 +60,13 @@ def straight_on(
         for event in events:
             history.learn(event)
         changing = [one for one in news if one[0].kind in STATE_CHANGING]
-        if not changing:
-            return events[-1], None
         last = events[-1]
+        if not changing:
+            return Ahead(last, None, events)
         line = ((event.body_json, payload or b"") for event, payload in changing)
         rebuilt = replay_small(state, line, partial(tensor, check=False), last.state_after)
         if rebuilt is not None:
-            return last, rebuilt
+            return Ahead(last, rebuilt, events)
         if any(event.blobs for event, _ in changing):
             return None
         moves = [Move(event, undo=False) for event, _ in changing]
@@ -61,9 +76,34 @@ def straight_on(
             return [Portion.whole(inline[event.seq]) for event in wanted]
 
         sources = Sources(tensor, payloads, history.whole)
-        return last, replay(state, moves, sources, last.state_after, history.pool)
+        rebuilt = replay(state, moves, sources, last.state_after, history.pool)
+        return Ahead(last, rebuilt, events)
     except CorruptLedger:
         return None  # the general way says what it is, or finds a way round it
+
+
+def told_on(
+    head: Event, state: StateDigest, events: Sequence[Event], tensors: Sequence[ToldTensor]
+) -> Ahead | None:
+    """The same of what a neighbour told: events from `head` on, and the tensors that they, or some
+    events before, changed. None where they are not of these parameters.
+
+    Whether that comes to the state of the last event is for whoever shows it.
+    """
+    made: dict[str, torch.Tensor] = {}
+    chunks: dict[str, bytearray] = {}
+    digests: dict[str, bytes] = {}
+    try:
+        for one in tensors:
+            if one.seq > head.seq:
+                made[one.name] = from_bytes(state.specs[one.name], one.data)
+                chunks[one.name] = hashed = chunk_digests(np.frombuffer(one.data, np.uint8))
+                digests[one.name] = root(hashed)
+    except (KeyError, InvalidRequest):
+        return None
+    if not made:
+        return Ahead(events[-1], None, events)
+    return Ahead(events[-1], RebuiltTensors(made, chunks, state.with_digests(digests)), events)
 
 
 def leads_to(head: Event, news: News, digest: bytes) -> bool:

@@ -31,7 +31,8 @@ from weightledger.ledger.history import lineage
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.history.replay import Move, Sources, replay
 from weightledger.ledger.projection.change import Change, HashedTensor
-from weightledger.ledger.projection.following import News, leads_to, straight_on
+from weightledger.ledger.projection.following import Ahead, News, leads_to, straight_on
+from weightledger.ledger.projection.way import Way
 from weightledger.ledger.store.payloads import Portion
 from weightledger.ledger.tensors.digest import chunk_digests, hash_many, root
 from weightledger.ledger.tensors.lanes import clone, lanes
@@ -77,6 +78,7 @@ class Projector:
         self._hashes: dict[str, tuple[bytearray, bytearray | None]] = {}
         self._followed: list[Callable[[Event], None]] = []
         self._rehearsed: Change | None = None
+        self.way = Way()
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` once what others appended is visible, with the last event of it."""
@@ -133,6 +135,15 @@ class Projector:
             self.tell_followed(event)
         return event
 
+    def go_on(self, history: History, ahead: Ahead) -> None:
+        """Show what others appended, as a neighbour told of it."""
+        if self.remote is not None:
+            self.remote.converge()
+        for event in ahead.events:
+            history.learn(event)
+        self._go_on(history, ahead.head, ahead)
+        self.tell_followed(ahead.head)
+
     def tell_followed(self, event: Event) -> None:
         """Call those who `subscribe`: what others appended up to this event is visible."""
         for listener in self._followed:
@@ -159,21 +170,27 @@ class Projector:
             return news[-1][0]
         ahead = straight_on(history, live.head, live.state, self.copy, news)
         read = None if not news else news[-1][0]
-        head = ahead[0] if ahead is not None else read or history.head()
+        head = ahead.head if ahead is not None else read or history.head()
+        return self._go_on(history, head, ahead)
+
+    def _go_on(self, history: History, head: Event, ahead: Ahead | None) -> Event:
+        live = self.live
         if head.seq == live.head.seq:
             return head
         if head.node == live.head.node:
             self.show(head)
             return head
         self.make_room()
-        if ahead is None or ahead[1] is None:
+        if ahead is None or ahead.rebuilt is None:
             changes = self.move(history, head.node, head.state_after)
         else:
-            new = ahead[1]
+            new = ahead.rebuilt
             self.engine.check_untouched({name.removeprefix(WEIGHTS) for name in new.tensors})
             weights = _hashed(new.tensors, new.chunks)
             changes = self.prepare(Change(weights, new.state, live.auxiliary))
         self.show(head, changes)
+        if ahead is not None:
+            self.way.passed(ahead.events)
         logger.info("caught up with event %d of %s", head.seq, history.model)
         return head
 

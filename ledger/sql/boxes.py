@@ -11,16 +11,20 @@ by the next who looks.
     FILE   16 labels: number, size, checksum; number carried out, seq, event hash; then 16 × 16 KiB
 """
 
+import logging
 import os
 import secrets
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from weightledger.ledger.sql import byte_locks
+from weightledger.ledger.sql.bells import Bells
+
+logger = logging.getLogger(__name__)
 
 _BOXES = 16
 _ASKED = struct.Struct(">QQ16s")
@@ -57,6 +61,7 @@ class Boxes:
         self._file: int | None = None
         self._own: int | None = None
         self._number = secrets.randbits(62)
+        self._bells: Bells | None = None
 
     def put(self, command: bytes) -> "Ticket | None":
         """Put a command into our box; None where we have none, or it is too large."""
@@ -67,6 +72,8 @@ class Boxes:
         if box is None:
             return None
         self._number += 1
+        if self._bells is not None:
+            self._bells.silence()
         os.pwrite(file, command, _contents_at(box))
         label = _ASKED.pack(self._number, len(command), _sum(self._number, command))
         os.pwrite(file, label + bytes(_PROMISED.size), box * _LABEL_BYTES)
@@ -98,11 +105,8 @@ class Boxes:
         """The commands of others for which nothing is promised; during a turn only. Boxes of the
         dead are wiped out."""
         file = self._opened()
-        labels = os.pread(file, _BOXES * _LABEL_BYTES, 0)
         found = []
-        for box in range(len(labels) // _LABEL_BYTES):
-            number, size, checksum = _ASKED.unpack_from(labels, box * _LABEL_BYTES)
-            (carried_out,) = _NUMBER.unpack_from(labels, box * _LABEL_BYTES + _ASKED.size)
+        for box, (number, size, checksum), carried_out in self._labels():
             if not 0 < size <= MOST_BYTES or box == self._own:
                 continue
             if byte_locks.held_by_others(file, box, 1) is None:
@@ -112,6 +116,13 @@ class Boxes:
                 if checksum == _sum(number, command):
                     found.append(Asked(box, number, command))
         return found
+
+    def _labels(self) -> Iterator[tuple[int, tuple[int, int, bytes], int]]:
+        """Of each box its number, what was asked last, and the number that was carried out."""
+        labels = os.pread(self._opened(), _BOXES * _LABEL_BYTES, 0)
+        for box in range(len(labels) // _LABEL_BYTES):
+            (carried_out,) = _NUMBER.unpack_from(labels, box * _LABEL_BYTES + _ASKED.size)
+            yield box, _ASKED.unpack_from(labels, box * _LABEL_BYTES), carried_out
 
     def clean(self) -> None:
         """Wipe out the boxes of the dead."""
@@ -124,8 +135,40 @@ class Boxes:
         label = _PROMISED.pack(asked.number, seq, event_hash)
         os.pwrite(self._opened(), label, asked.box * _LABEL_BYTES + _ASKED.size)
 
+    def wait(self, timeout_s: float) -> bool | None:
+        """Whether somebody rang for us by then; None, at once, where nobody can."""
+        return None if self._bells is None else self._bells.wait(timeout_s)
+
+    def ring(self) -> None:
+        """Ring for those whose commands were carried out, and for the next of the others."""
+        if self._bells is None:
+            return
+        # From ours on: else those with the first boxes were always the first to go on.
+        own = -1 if self._own is None else self._own
+        found = False
+        for box, (number, size, _), carried_out in sorted(
+            self._labels(), key=lambda label: (label[0] <= own, label[0])
+        ):
+            if not 0 < size <= MOST_BYTES or box == own:
+                continue
+            if carried_out != number:
+                if found:
+                    continue
+                found = True
+            self._bells.ring(box)
+
+    def forked(self) -> None:
+        """In a fork: the box is the other process's."""
+        if self._bells is not None:
+            self._bells.forked()
+            self._bells = None
+        self.close()
+
     def close(self) -> None:
         """Give our box to others."""
+        bells, self._bells = self._bells, None
+        if bells is not None:
+            bells.close()
         file, self._file, self._own = self._file, None, None
         if file is not None:
             os.close(file)
@@ -136,6 +179,7 @@ class Boxes:
             self._own = next((one for one in range(_BOXES) if byte_locks.take(file, one, 1)), None)
             if self._own is not None:
                 _clear(file, self._own)
+                self._hang_bell(self._own)
         return self._own
 
     def _wipe(self, file: int, box: int) -> None:
@@ -150,7 +194,22 @@ class Boxes:
         if self._file is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(self.path, flags, self._mode())
+            found = os.fstat(self._file)
+            try:
+                self._bells = Bells(f"{found.st_dev:x}-{found.st_ino:x}")
+            except OSError as error:
+                logger.debug("nobody is woken by way of %s: %s", self.path, error)
         return self._file
+
+    def _hang_bell(self, box: int) -> None:
+        if self._bells is None:
+            return
+        try:
+            self._bells.hang(box)
+        except OSError as error:
+            logger.debug("nobody can ring for box %d of %s: %s", box, self.path, error)
+            self._bells.close()
+            self._bells = None
 
 
 class Ticket:

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from weightledger.ledger.sql import byte_locks, groups
 from weightledger.ledger.sql.boxes import Asked, Boxes, Ticket
-from weightledger.ledger.sql.groups import Group, Told
+from weightledger.ledger.sql.groups import Group, Told, ToldTensor
 from weightledger.ledger.sql.lock_waiter import LockWaiter
 from weightledger.ledger.sql.turns import Meanwhile, Question, Statement
 
@@ -36,6 +36,15 @@ logger = logging.getLogger(__name__)
 _HEAD_BYTES = 8
 _TIME_BYTES = 8
 _GROUP_AT = _HEAD_BYTES + _TIME_BYTES
+
+# Whoever has left his command to others waits here, beyond all places, so that they know of him.
+_LEFT = 1 << 62
+
+# He looks so often whether it is carried out, or the turn is to be had, and then queues.
+_GLANCE_S = 0.05
+_GLANCES = 3
+# Where nobody rang for him though there was something to see, he queues at once, as often as this.
+_DEAF = 1000
 
 # Whoever waits looks so often whether there are turns, and goes on after two looks at none.
 _LOOK_S = 0.2
@@ -54,7 +63,11 @@ class FileLock:
         self._file: int | None = None
         self._first = 1  # places before it are not waited for
         self._waiter: LockWaiter | None = None
-        self._boxes: Boxes | None = None  # of the file that is opened
+        self._number = 0  # of the file that was opened last
+        self._boxes: Boxes | None = None  # of that file
+        self._deaf = 0
+        self._group: Group | None = None  # what is told, in this turn
+        self._has_turn = False
         self._in_place: tuple[int, int] | None = None  # the database, at the first turn
 
     @property
@@ -72,21 +85,24 @@ class FileLock:
 
         False once no turn has ended for `timeout_s`.
         """
+        self._group = None
         try:
-            return self._acquired(timeout_s, meanwhile)
+            self._has_turn = self._acquired(timeout_s, meanwhile)
+            return self._has_turn
         except BaseException:  # what is held goes with the file
             self._close_file()
             raise
 
     def _acquired(self, timeout_s: float, meanwhile: Meanwhile | None) -> bool:
-        file = self._opened()
-        if byte_locks.take(file, 0, _now() + 1):  # and nobody waits
-            byte_locks.let_go(file, 1)
+        if self._begins():
             return True
         if not timeout_s:
             return False
-        if meanwhile is not None:
-            meanwhile.waits(self)
+        if meanwhile is not None and meanwhile.waits(self):
+            if self._waits_in_box(meanwhile):
+                return True
+            if meanwhile.answered:
+                return False
         patience = _Patience(timeout_s)
         while not self._is_next(patience):
             if patience.over:
@@ -97,6 +113,38 @@ class FileLock:
             return False
         byte_locks.let_go(self._opened(), 1)  # now another one is next
         return True
+
+    def _begins(self) -> bool:
+        """Whether the turn is had at once: nobody has it, and nobody queues."""
+        file = self._opened()
+        began = byte_locks.take(file, 0, _now() + 1)
+        if began:
+            byte_locks.let_go(file, 1)
+        return began
+
+    def _waits_in_box(self, meanwhile: Meanwhile) -> bool:
+        """Wait until others have done what was left to them, which `meanwhile` is told, or the turn
+        can be had: whether it is. Neither after some glances, when one has to queue."""
+        if self._deaf:
+            self._deaf -= 1
+            return False
+        file, boxes = self._opened(), self._opened_boxes()
+        byte_locks.take(file, _LEFT + _now(), 1)
+        try:
+            for _ in range(_GLANCES):
+                if self._begins():
+                    return True
+                rang = boxes.wait(_GLANCE_S)
+                if rang is None:
+                    return False
+                if meanwhile.look(self):
+                    # Perhaps it is just about to ring.
+                    if not rang and not boxes.wait(_GLANCE_S):
+                        self._deaf = _DEAF
+                    return False
+            return self._begins()
+        finally:
+            byte_locks.let_go(file, _LEFT)
 
     def _is_next(self, patience: "_Patience") -> bool:
         """Take a place and wait until nobody is before it; if False it is given up."""
@@ -142,6 +190,7 @@ class FileLock:
     def release(self, head: int | None) -> None:
         """Let it go, and leave what is known of the log to whoever comes next."""
         assert self._file is not None
+        self._has_turn, self._group = False, None
         try:
             ended = time.time_ns().to_bytes(_TIME_BYTES, "big")
             if head is None:
@@ -153,13 +202,24 @@ class FileLock:
             os.ftruncate(self._file, 0)
         finally:
             byte_locks.let_go(self._file)
+            self._ring()
+
+    def _ring(self) -> None:
+        """Wake those who have left their commands to others, if there are any."""
+        try:
+            if byte_locks.held_by_others(self._opened(), _LEFT, 0) is not None:
+                self._opened_boxes().ring()
+        except OSError as error:
+            logger.debug("nobody is woken who waits for %s: %s", self._path, error)
 
     def ask(self, command: bytes) -> Ticket | None:
         """See `Neighbours.ask`."""
+        self._require_in_place()
         return self._opened_boxes().put(command)
 
     def asked(self) -> list[Asked]:
         """See `Neighbours.asked`."""
+        self._require_in_place()
         return self._opened_boxes().others()
 
     def promise(self, asked: Asked, seq: int, event_hash: bytes) -> None:
@@ -180,19 +240,27 @@ class FileLock:
 
     def told(self) -> Group:
         """See `Neighbours.told`."""
+        if self._group is not None:
+            return self._group
         self._require_in_place()
-        return groups.read(self._opened(), _GROUP_AT)
+        group = groups.read(self._opened(), _GROUP_AT)
+        if self._has_turn:
+            self._group = group
+        return group
 
-    def tell(self, events: tuple[Told, ...]) -> None:
+    def tell(self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int) -> None:
         """See `Neighbours.tell`."""
-        group = replace(groups.read(self._opened(), _GROUP_AT), events=events)
-        groups.write(self._opened(), _GROUP_AT, group)
+        self._write(self.told().then(events, tensors, anchor))
 
     def count(self, undisturbed: int) -> None:
         """Note how many turns there were between which nobody from elsewhere wrote."""
-        group = groups.read(self._opened(), _GROUP_AT)
+        group = self.told()
         if undisturbed != group.undisturbed:
-            groups.write(self._opened(), _GROUP_AT, replace(group, undisturbed=undisturbed))
+            self._write(replace(group, undisturbed=undisturbed))
+
+    def _write(self, group: Group) -> None:
+        groups.write(self._opened(), _GROUP_AT, group)
+        self._group = group
 
     def settle(self) -> None:
         """Nothing to wait for."""
@@ -218,7 +286,9 @@ class FileLock:
         """What a fork closes stays locked for the process that locked it; its threads are not
         there."""
         self._waiter = None
-        self._close_boxes()
+        boxes, self._boxes = self._boxes, None
+        if boxes is not None:
+            boxes.forked()
         self._close_file()
 
     def _close_file(self) -> None:
@@ -238,15 +308,17 @@ class FileLock:
             except FileNotFoundError:
                 self._path.parent.mkdir(mode=mode | (mode & 0o444) >> 2, exist_ok=True)
                 self._file = os.open(self._path, flags, mode)
+            number = os.fstat(self._file).st_ino
+            if number != self._number:
+                self._close_boxes()
+                self._number = number
         return self._file
 
     def _opened_boxes(self) -> Boxes:
         """Those of this very file: who has a turn by another one has boxes of his own."""
-        self._require_in_place()
-        path = self._path.with_suffix(f".{os.fstat(self._opened()).st_ino:x}.asked")
-        if self._boxes is None or self._boxes.path != path:
-            self._close_boxes()
-            self._boxes = Boxes(path, self._mode)
+        if self._boxes is None:
+            self._opened()
+            self._boxes = Boxes(self._path.with_suffix(f".{self._number:x}.boxes"), self._mode)
         return self._boxes
 
     def _require_in_place(self) -> None:
@@ -257,7 +329,7 @@ class FileLock:
             raise OSError(f"{self._database} was replaced while it was in use")
 
     def _place(self) -> tuple[int, int]:
-        found = self._database.stat()
+        found = os.stat(self._database)
         return found.st_dev, found.st_ino
 
     def _close_boxes(self) -> None:

@@ -1,8 +1,10 @@
-"""What a writer tells the others of its machine: the events of its last transaction.
+"""What a writer tells the others of its machine: the events of its last transactions, and what
+they led to.
 
 So nobody who waited for his turn has to ask the database for what is new, or for what became of his
-own command, if that was carried out with it (`boxes`). It stands in the file of the turns behind
-what that says of the log, with a checksum: whoever dies while he writes it has written nothing.
+own command, if that was carried out with it (`boxes`), nor work anything out again. It stands in
+the file of the turns behind what that says of the log, with a checksum: whoever dies while he
+writes it has written nothing.
 
 As the turn is, it is a courtesy. Whether an event is committed says the log.
 """
@@ -18,26 +20,58 @@ _START = _SIZE_BYTES + _CHECKSUM_BYTES
 
 _MOST_BYTES = 1024 * 1024
 
+_AGAIN = 8
+_MOST_AGAIN_BYTES = 256 * 1024
+
 # It may be read while it is written.
 _READS = 3
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An event: its seq, its hash, and itself as `store.telling` has it."""
+    """An event: its seq, its hash, and its header."""
 
     seq: int
     hash: bytes
-    event: bytes
+    header: bytes
+
+
+class ToldTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A tensor as it is after the last event: its full state name, the seq of an event after which
+    it has not changed, and its bytes."""
+
+    name: str
+    seq: int
+    data: bytes
 
 
 class Group(msgspec.Struct, frozen=True, array_like=True):
-    """The events of one transaction, in order.
+    """Events of the last transactions, in order, and all tensors that one of them changed.
 
-    `undisturbed` counts the turns of this machine between which no other one wrote.
+    `undisturbed` counts the turns of this machine between which no other one wrote; `anchor` is the
+    last node at which a writer of it has written a snapshot, -1 for none.
     """
 
     events: tuple[Told, ...] = ()
     undisturbed: int = 0
+    tensors: tuple[ToldTensor, ...] = ()
+    anchor: int = -1
+
+    def then(
+        self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int
+    ) -> "Group":
+        """The same after a transaction; nothing is told where it has no `events`.
+
+        Some events are told of again, for who was busy when they were told of first.
+        """
+        anchor = max(anchor, self.anchor)
+        before = self.events[-_AGAIN:]
+        if not events or not before or before[-1].seq != events[0].seq - 1:
+            return Group(events, self.undisturbed, tensors, anchor)
+        new = {one.name for one in tensors}
+        old = [t for t in self.tensors if t.seq >= before[0].seq and t.name not in new]
+        if sum([len(one.data) for one in old]) > _MOST_AGAIN_BYTES:
+            return Group(events, self.undisturbed, tensors, anchor)
+        return Group(before + events, self.undisturbed, (*old, *tensors), anchor)
 
 
 NO_GROUP = Group()

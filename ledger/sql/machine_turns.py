@@ -9,8 +9,6 @@ for nothing.
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from weightledger.ledger import permissions
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
+from weightledger.ledger.sql.bells import folder
 from weightledger.ledger.sql.file_turns import FileLock
 from weightledger.ledger.sql.turns import Meanwhile, Neighbours, News, Question, Statement
 
@@ -172,9 +171,6 @@ class MachineLock:
 
 def _private_file(place: bytes) -> Path:
     """A file for a place, in a folder that is this user's alone. Raises OSError."""
-    folder = Path(tempfile.gettempdir()) / f"weightledger-{os.getuid()}"
-    permissions.make_folder(folder)
-    permissions.require_private(folder)
-    file = folder / hashlib.sha256(place).hexdigest()[:32]
+    file = folder() / hashlib.sha256(place).hexdigest()[:32]
     permissions.make_file(file)
     return file

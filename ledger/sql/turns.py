@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.sql.boxes import Asked, Ticket
-from weightledger.ledger.sql.groups import Group, Told
+from weightledger.ledger.sql.groups import Group, Told, ToldTensor
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,24 @@ class Neighbours(Protocol):
     def told(self) -> Group:
         """What was told last; at any time."""
 
-    def tell(self, events: tuple[Told, ...]) -> None:
-        """Tell which events are committed."""
+    def tell(self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int) -> None:
+        """Tell which events are committed, what the tensors are that they changed, and the last
+        node known to have a snapshot."""
 
 
 class Meanwhile(Protocol):
     """What whoever waits for a turn does until then, where the lock can tell."""
 
-    def waits(self, neighbours: Neighbours) -> None:
-        """It comes to waiting. May be called more than once."""
+    def waits(self, neighbours: Neighbours) -> bool:
+        """It comes to waiting: whether what it is for is left to those who have turns before. May
+        be called more than once."""
+
+    def look(self, neighbours: Neighbours) -> bool:
+        """Whether that is done, so that there is no need for a turn any more."""
+
+    @property
+    def answered(self) -> bool:
+        """What `look` gave last."""
 
     def is_next(self, neighbours: Neighbours) -> None:
         """The next turn is this writer's: he may read what others wrote so far."""
@@ -352,6 +361,8 @@ class Turnstile:
                 self._stuck = False  # others have turns again: queue with them
             before: object = _UNKNOWN
             while not self._lock.acquire(PATIENCE_S, meanwhile, question):
+                if meanwhile is not None and meanwhile.answered:
+                    return False
                 interrupts.handle()
                 now = self._lock.under_way()
                 # Where nobody has written since our own turn, it was the same one all the time.

@@ -1,44 +1,40 @@
-"""Events as the writers of a machine tell each other of them."""
+"""Events, and what they led to, as the writers of a machine tell each other of them."""
 
-import msgspec
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from weightledger.ledger.errors import CorruptLedger
-from weightledger.ledger.events import Event, decode
-from weightledger.ledger.sql.groups import Told
-from weightledger.ledger.store import payloads
+from weightledger.ledger.events import UNREADABLE, Event, decode_page
+from weightledger.ledger.sql.groups import Told, ToldTensor
 from weightledger.ledger.store.attached import Append
 
-# Of a payload: larger ones are read where they are stored.
-_MOST_BYTES = 128 * 1024
+# Of a transaction: what is more is read where it is stored.
+_MOST_BYTES = 256 * 1024
 
 
-class _Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    header: bytes
-    payload: bytes | None
+def told(
+    appends: Sequence[Append], changed: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[Told, ...], tuple[ToldTensor, ...]]:
+    """Events, and the lanes of tensors that they change as they are after them; nothing of what is
+    large."""
+    size = sum([len(event.header) for event, _, _ in appends])
+    if size + sum([lanes.nbytes for lanes in changed.values()]) > _MOST_BYTES:
+        return (), ()
+    last = appends[-1][0].seq
+    events = [Told(event.seq, event.hash, event.header) for event, _, _ in appends]
+    tensors = [ToldTensor(name, last, lanes.tobytes()) for name, lanes in changed.items()]
+    return tuple(events), tuple(tensors)
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Body).decode
-
-
-def told(append: Append) -> Told | None:
-    """An event; None where its payload is stored elsewhere, or is not that small."""
-    event, _, its = append
-    if event.payload and its.inline is None:
-        return None
-    if its.inline is not None and len(its.inline) > _MOST_BYTES:
-        return None
-    return Told(event.seq, event.hash, _encode(_Body(event.header, its.inline)))
-
-
-def heard(one: Told) -> tuple[Event, bytes | None]:
-    """The event that was told of, and its payload, checked; CorruptLedger where it is none."""
+def heard(events: Sequence[Told]) -> list[Event]:
+    """Events that were told of, checked against their hashes; CorruptLedger where one is none."""
     try:
-        body = _decode(one.event)
-    except msgspec.MsgspecError as error:
-        raise CorruptLedger(f"what was told of event {one.seq} is unreadable: {error}") from None
-    event = decode(body.header)
-    if (event.seq, event.hash) != (one.seq, one.hash):
-        raise CorruptLedger(f"what was told of event {one.seq} is another event")
-    payloads.check_all([event], [body.payload])
-    return event, body.payload
+        found = decode_page([one.header for one in events])
+    except UNREADABLE as error:
+        raise CorruptLedger(f"what was told of events is unreadable: {error!r}") from None
+    for one, event in zip(events, found, strict=True):
+        if (event.seq, event.hash) != (one.seq, one.hash):
+            raise CorruptLedger(f"what was told of event {one.seq} is another event")
+    return found

@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Sequence
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import REDACTED, Annotation, Event
 from weightledger.ledger.history.reader import History
+from weightledger.ledger.projection.change import Change
+from weightledger.ledger.projection.following import told_on
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.boxes import Asked
-from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
+from weightledger.ledger.sql.groups import NO_GROUP, Group, Told, ToldTensor
 from weightledger.ledger.sql.turns import Neighbours, Turn
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.store.telling import heard, told
+from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.tensors.spec import WEIGHTS
 from weightledger.ledger.writing.asking import asked, asked_for
 from weightledger.ledger.writing.attempts import Attempts
@@ -35,9 +38,6 @@ from weightledger.ledger.writing.update_commands import ApplyUpdates
 
 logger = logging.getLogger(__name__)
 
-
-# Bytes of events that are told of, at most.
-_MOST_TOLD = 512 * 1024
 
 # Events of which it is remembered that they are in this log: those of some turns of all.
 _MOST_KNOWN = 512
@@ -64,6 +64,9 @@ class GroupCommit:
         self._left: LeftToOthers | None = None
         self._theirs: list[tuple[Asked, Job]] = []
         self._told = NO_GROUP
+        self._heard: list[Event] | None = None  # of it
+        self._answer: Told | None = None
+        self._others_write = False
         self._are_waiting = False
         # Only then what others tell is believed, and something is left to them: files may be newer
         # than the database beside them, but not while both are written to.
@@ -72,8 +75,31 @@ class GroupCommit:
 
     # While it waits
 
-    def waits(self, neighbours: Neighbours) -> None:
-        """See `Meanwhile.waits`. Who has not written here himself, and so may not be allowed to,
+    def waits(self, neighbours: Neighbours) -> bool:
+        """See `Meanwhile.waits`."""
+        self._leave(neighbours)
+        return self._left is not None
+
+    def look(self, neighbours: Neighbours) -> bool:
+        """See `Meanwhile.look`."""
+        left = self._left
+        assert left is not None, "it waits for what it left to others"
+        with contextlib.suppress(OSError):
+            promised = left.ticket.promised()
+            told = NO_GROUP if promised is None else neighbours.told()
+            for one in told.events:
+                if promised == (one.seq, one.hash):
+                    self._hear(told)
+                    self._answer = one
+        return self.answered
+
+    @property
+    def answered(self) -> bool:
+        """See `Meanwhile.answered`."""
+        return self._answer is not None
+
+    def _leave(self, neighbours: Neighbours) -> None:
+        """Leave the job to others. Who has not written here himself, and so may not be allowed to,
         leaves nothing to others."""
         job = self.offered
         if job is None or self._left is not None or job.attempts or job.left is not None:
@@ -101,7 +127,7 @@ class GroupCommit:
         with contextlib.suppress(OSError):
             if self._left is not None and self._left.ticket.promised() is not None:
                 return  # its turn is over as soon as it begins: that is for afterwards
-        self._told = _what_is_told(neighbours)
+        self._hear(_what_is_told(neighbours))
         if not self.follow():
             self._catch_up()
 
@@ -113,11 +139,19 @@ class GroupCommit:
         out."""
         self.offered = None
         neighbours, left = turn.neighbours, self._left
-        self._told, self._are_waiting = NO_GROUP, False
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            assert left is not None
+            self._are_waiting = False
+            self.withdraw()
+            return left.job, answer
+        self._hear(NO_GROUP)
+        self._are_waiting = self._others_write = False
         if left is None and turn.head == self._projector.live.head.seq:
             return None  # nothing is new: so it is for a writer that is alone
+        self._others_write = True
         if neighbours is not None:
-            self._told = _what_is_told(neighbours)
+            self._hear(_what_is_told(neighbours))
         self.withdraw()
         if left is None or neighbours is None:
             return None
@@ -145,8 +179,13 @@ class GroupCommit:
         try:
             news = self._news()
             if news:
-                self._projector.catch_up(self._history, news=news)
-                self._remember(event for event, _ in news)
+                live = self._projector.live
+                ahead = told_on(live.head, live.state, news, self._told.tensors)
+                if ahead is None:
+                    return False
+                self._projector.go_on(self._history, ahead)
+                self._projector.way.hear_of_anchor(self._told.anchor)
+                self._remember(news)
         except LedgerError:  # it fails again, and is told, when an event of our own loses to these
             return False
         return news is not None
@@ -199,18 +238,29 @@ class GroupCommit:
             return False
         return True
 
-    def committed(self, turn: Turn, appends: Sequence[Append]) -> None:
-        """Tell who waits what is committed; the turn is over."""
+    def committed(self, turn: Turn, appends: Sequence[Append], change: Change | None) -> None:
+        """Tell who waits what is committed, and changes live weights so; the turn is over."""
         neighbours = turn.neighbours
         if neighbours is not None:
             try:
-                if self._are_waiting:
-                    neighbours.tell(_told(appends))
+                if self._are_waiting or self._others_write:
+                    neighbours.tell(*self._to_tell(appends, change), self._projector.way.anchor)
                 if any(event.kind == REDACTED for event, _, _ in appends):
                     neighbours.clean()
             except OSError as error:  # then they ask the log
                 logger.debug("%s: nobody is told of a commit: %s", self._history.model, error)
         turn.over()
+
+    def _to_tell(
+        self, appends: Sequence[Append], change: Change | None
+    ) -> tuple[tuple[Told, ...], tuple[ToldTensor, ...]]:
+        if change is None:
+            return told(appends, {})
+        changed = {name: new.tensor for name, new in change.weights.items()}
+        here = all(tensor.is_cpu for tensor in changed.values())
+        if not here or change.auxiliary is not self._projector.live.auxiliary:
+            return (), ()
+        return told(appends, {name: lanes(tensor, name) for name, tensor in changed.items()})
 
     def shown(self, appends: Sequence[Append]) -> None:
         """This turn's events are visible, and nothing is staged any more."""
@@ -228,17 +278,31 @@ class GroupCommit:
         """What was worked out for others is not appended."""
         self._theirs = []
 
-    def _news(self) -> list[tuple[Event, bytes | None]] | None:
+    def heard(self, one: Told) -> Event:
+        """An event of those that were told of last; CorruptLedger where one of them is none."""
+        return next(event for event in self._all_heard(one.seq) if event.seq == one.seq)
+
+    def _all_heard(self, seq: int) -> list[Event]:
+        """What was told last, as far as it is not shown here yet, or from a seq on."""
+        if self._heard is None:
+            first = min(seq, self._projector.live.head.seq + 1)
+            self._heard = heard([one for one in self._told.events if one.seq >= first])
+        return self._heard
+
+    def _news(self) -> list[Event] | None:
         """What was told last and is not shown here yet; None unless it goes on from that."""
         before = self._projector.live.head
         if not self._has_written:
             return None
-        news = [heard(one) for one in self._told.events if one.seq > before.seq]
-        for event, _ in news:
+        news = [one for one in self._all_heard(before.seq + 1) if one.seq > before.seq]
+        for event in news:
             if event.prev != before.hash:
                 return None
             before = event
         return news
+
+    def _hear(self, group: Group) -> None:
+        self._told, self._heard = group, None
 
     def _device(self, command: Command) -> str:
         """What kind of device has the parameter that an update is for: others may not come to its
@@ -284,16 +348,3 @@ def _words(job: Job, salt: bytes | None = None) -> Annotation | None:
 def _all_small(own: Sequence[Append]) -> bool:
     """Whether nobody who waits is held up by more than small events."""
     return all(its.inline is not None or not event.payload for event, _, its in own)
-
-
-def _told(appends: Sequence[Append]) -> tuple[Told, ...]:
-    """What is told of events: nothing where one of them is large."""
-    events: list[Told] = []
-    size = 0
-    for append in appends:
-        one = told(append)
-        if one is None:
-            return ()
-        size += len(one.event)
-        events.append(one)
-    return tuple(events) if size <= _MOST_TOLD else ()

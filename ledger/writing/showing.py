@@ -46,6 +46,7 @@ class Showing:
         try:
             if any(event.kind in events.STATE_CHANGING for event, _, _ in appends):
                 self._show(last, change)
+                self._projector.way.passed(event for event, _, _ in appends)
             else:
                 self._projector.note(last)
         except Exception as error:

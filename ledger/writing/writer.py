@@ -23,7 +23,6 @@ from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.groups import Told
 from weightledger.ledger.sql.turns import Turn
 from weightledger.ledger.store.attached import Append
-from weightledger.ledger.store.telling import heard
 from weightledger.ledger.writing import arithmetic
 from weightledger.ledger.writing.append_loop import back_off, gave_up, out_of_patience
 from weightledger.ledger.writing.approval_commands import CarryOut, RequestApproval
@@ -207,7 +206,7 @@ class Writer:
         """Show what others did, and with it the event that they made of a job left to them."""
         turn.over()  # nobody need wait until it is read
         try:
-            event, _ = heard(told)
+            event = self._groups.heard(told)
         except LedgerError:  # in its next turn it is looked for in the log
             return
         with contextlib.suppress(ValueError):  # its caller went away meanwhile
@@ -328,7 +327,7 @@ class Writer:
             self._history.store.append(*appends)
             appended = time.perf_counter()
             turn.head = appends[-1][0].seq
-            self._groups.committed(turn, appends)
+            self._groups.committed(turn, appends, change)
             self._showing.show(appends, change)
         except (SeqTaken, KeyTaken):
             return self._without_others(group)

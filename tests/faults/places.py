@@ -1,9 +1,9 @@
-"""Who waits in the queue of a file of turns, by the locks that they hold there."""
+"""Who waits for a turn of a file, in the queue or in a box, by the locks that they hold there."""
 
 from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.file_turns import FileLock
 
-ALL = 2**62
+ALL = 2**63 - 1
 
 
 def places(lock: FileLock, first: int = 1, stop: int = ALL) -> int:

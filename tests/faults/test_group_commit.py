@@ -9,9 +9,10 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -33,13 +34,14 @@ from weightledger.ledger.errors import (
 from weightledger.ledger.events import UPDATED, Event
 from weightledger.ledger.sql import groups, postgres, turns
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
+from weightledger.ledger.sql.bells import Bells
 from weightledger.ledger.sql.boxes import Boxes, Ticket
 from weightledger.ledger.sql.file_turns import FileLock
-from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
+from weightledger.ledger.sql.groups import NO_GROUP, Group, Told, ToldTensor
 from weightledger.ledger.sql.machine_turns import MachineLock
 from weightledger.ledger.store.append import Appender
 from weightledger.ledger.store.attached import Append
-from weightledger.ledger.writing import arithmetic, group_commit, writer
+from weightledger.ledger.writing import arithmetic, group_commit
 from weightledger.ledger.writing.asking import asked, asked_for
 from weightledger.ledger.writing.commands import Command
 from weightledger.ledger.writing.group_commit import GroupCommit
@@ -224,10 +226,10 @@ def test_what_is_carried_out_is_told_and_nobody_asks_the_database(
 def test_what_is_told_unreadably_is_looked_for_in_the_log(
     log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(one: Told) -> tuple[Event, bytes | None]:
-        raise CorruptLedger(f"event {one.seq} cannot be read")
+    def unreadable(events: Sequence[Told]) -> list[Event]:
+        raise CorruptLedger(f"{len(events)} events cannot be read")
 
-    monkeypatch.setattr(writer, "heard", unreadable)
+    monkeypatch.setattr(group_commit, "heard", unreadable)
     appended = transactions(other, monkeypatch)
     with Queue(holder) as queue:
         queue.come("leader", lambda: log.apply(request("leader")))
@@ -237,21 +239,122 @@ def test_what_is_told_unreadably_is_looked_for_in_the_log(
     all_once(holder, "leader", "waits")
 
 
+def test_who_is_answered_needs_no_turn(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has it all the time from when the leader's ends."""
+    appended = transactions(other, monkeypatch)
+    ring, rung = near(log)._ring, []
+
+    def ring_when_the_turn_is_anothers() -> None:
+        rung.append(near(holder).acquire(0))
+        ring()
+
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        queue.come("waits", lambda: other.apply(request("waits")))
+        monkeypatch.setattr(near(log), "_ring", ring_when_the_turn_is_anothers)
+        queue.go()
+    assert rung == [True]
+    assert isinstance(queue.given["waits"], Event), queue.given
+    assert near(other)._deaf == 0, "it was rung for"
+    near(holder).release(None)
+    assert appended == []
+    all_once(holder, "leader", "waits")
+
+
 def test_an_answer_outlasts_the_turns_of_others(
     log: Log, other: Log, holder: Log, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes between appends alone, and tells of that alone."""
+    """Whoever comes between appends alone, and tells of that as well."""
+    groups_of_other, late = other._writer._groups, []
+    look = groups_of_other.look
     with Ledger.open(database_url) as ledger, Queue(holder) as queue:
         between = ledger.model(MODEL)
+
+        def look_late(neighbours: turns.Neighbours) -> bool:
+            left = groups_of_other._left
+            assert left is not None
+            if left.ticket.promised() is not None and not late:
+                until(lambda: "leader" in queue.given, "the leader's turn is over", cpu_s=20)
+                late.append(between.create_version("between"))
+                late.append(between.apply(request("between")))
+            return look(neighbours)
+
+        monkeypatch.setattr(groups_of_other, "look", look_late)
         queue.come("leader", lambda: log.apply(request("leader")))
-        queue.come("between", lambda: between.create_version("between"))
         queue.come("waits", lambda: other.apply(request("waits")))
         appended = transactions(other, monkeypatch)
         queue.go()
-        assert appended == []
-    kinds = [event.kind for event in holder.history.events(limit=4, newest_first=True)]
-    assert kinds == ["version_created", "version_created", "updated", "updated"]
+    assert late and appended == []
+    all_once(holder, "leader", "waits", "between")
+
+
+def test_where_nobody_can_ring_who_waits_looks_now_and_then_and_queues(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between containers that share no folder for what is temporary."""
+    monkeypatch.setattr(Bells, "ring", lambda bells, number: None)
+    for deaf in (False, True):
+        assert bool(near(other)._deaf) is deaf
+        with Queue(holder) as queue:
+            queue.come("leader", lambda: log.apply(request("leader")))
+            queue.come("waits", lambda: other.apply(request("waits")))
+            queue.go()
+        assert all(isinstance(one, Event) for one in queue.given.values()), queue.given
+    all_once(holder, *["leader", "waits"] * 2)
+
+
+def test_what_is_told_leads_to_the_state_in_the_log_or_is_not_shown(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = group_commit.told
+
+    def another_tensor(*of: Any) -> Any:
+        events, tensors = told(*of)
+        return events, tuple(
+            ToldTensor(one.name, one.seq, bytes([one.data[0] ^ 1]) + one.data[1:])
+            for one in tensors
+        )
+
+    monkeypatch.setattr(group_commit, "told", another_tensor)
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        queue.come("waits", lambda: other.apply(request("waits")))
+    assert near(log).told().tensors, "they are told"
+    assert isinstance(queue.given["waits"], Event), queue.given
+    assert torch.equal(other.state()["w"], torch.full((16, 16), 4.0))
     all_once(holder, "leader", "waits")
+
+
+def test_who_was_busy_hears_of_all_tensors_that_changed_meanwhile(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(name: str) -> IncrementalUpdateRequest:
+        return IncrementalUpdateRequest(name, 1.0, learning_rate=1.0)
+
+    with ExitStack() as opened:
+        ledgers = [opened.enter_context(Ledger.open(database_url)) for _ in range(4)]
+        base = {name: torch.zeros(16, 16) for name in "abc"}
+        holder, leader, waits, busy = [ledger.model(MODEL, base=base) for ledger in ledgers]
+        for log in (leader, waits, busy):
+            log.apply(of("a"))
+        leader.catch_up()
+        waits.catch_up()
+        for first, second in (("a", "b"), ("c", "a")):
+            with Queue(holder) as queue:
+                queue.come("leader", partial(leader.apply, of(first)))
+                queue.come("waits", partial(waits.apply, of(second)))
+        groups_of_busy = busy._writer._groups
+        for asks in ("news", "head", "event"):
+            monkeypatch.setattr(busy.history.store, asks, None)
+        groups_of_busy._hear(near(leader).told())
+        assert groups_of_busy.follow()
+        monkeypatch.undo()
+        assert busy.live.head == holder.history.head()
+        for name, count in (("a", 5.0), ("b", 1.0), ("c", 1.0)):
+            assert torch.equal(busy.state()[name], torch.full((16, 16), count))
+        assert verify(busy.history).problem is None
 
 
 def test_an_error_is_for_whose_command_it_is(log: Log, other: Log, holder: Log) -> None:
@@ -489,7 +592,8 @@ def test_what_is_damaged_is_nothing_told(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"head")
     file = os.open(path, os.O_RDWR)
-    group = Group((Told(3, b"h" * 32, b"event" * 100),), undisturbed=2)
+    tensor = ToldTensor("w", 3, b"event" * 10)
+    group = Group((Told(3, b"h" * 32, b"event" * 100),), 2, (tensor,), anchor=1)
     groups.write(file, 4, group)
     assert groups.read(file, 4) == group
     whole = path.read_bytes()
@@ -505,6 +609,34 @@ def test_what_is_damaged_is_nothing_told(tmp_path: Path) -> None:
     assert groups.read(file, 4) == Group(undisturbed=1)
     assert b"event" not in path.read_bytes(), "nothing stays behind it"
     os.close(file)
+
+
+def test_what_was_told_last_is_told_again_with_what_it_led_to() -> None:
+    def then(group: Group, first: int, last: int, *names: str, size: int = 1) -> Group:
+        events = tuple(Told(seq, bytes([seq]), b"") for seq in range(first, last + 1))
+        return group.then(
+            events, tuple(ToldTensor(name, last, bytes(size)) for name in names), first
+        )
+
+    def said(group: Group) -> tuple[list[int], dict[str, int], int]:
+        tensors = {one.name: one.seq for one in group.tensors}
+        return [one.seq for one in group.events], tensors, group.anchor
+
+    first = then(Group(undisturbed=2), 1, 2, "a", "b")
+    assert said(first) == ([1, 2], {"a": 2, "b": 2}, 1)
+    second = then(first, 3, 3, "b")
+    assert said(second) == ([1, 2, 3], {"a": 2, "b": 3}, 3)
+    assert second.undisturbed == 2
+    assert said(then(second, 4, 12)) == ([*range(1, 13)], {"a": 2, "b": 3}, 4)
+    later = then(then(second, 4, 12), 13, 13, "c")
+    assert said(later) == ([*range(5, 14)], {"c": 13}, 13), (
+        "no more than a few, and no older tensor"
+    )
+    assert said(then(second, 5, 5, "a")) == ([5], {"a": 5}, 5), "one is missing between"
+    assert said(then(second, 4, 4, "c", size=1)) == ([1, 2, 3, 4], {"a": 2, "b": 3, "c": 4}, 4)
+    large = then(Group(), 1, 1, "a", size=2**19)
+    assert said(then(large, 2, 2, "b")) == ([2], {"b": 2}, 2), "what is large is not told again"
+    assert said(then(second, 4, 3)) == ([], {}, 4), "nothing, after what cannot be told"
 
 
 def boxes(folder: Path, count: int) -> list[Boxes]:
@@ -540,6 +672,25 @@ def test_a_command_is_found_until_something_is_promised_for_it(tmp_path: Path) -
     with pytest.raises(OSError, match="given up"):
         next_one.promised()
     leader.close()
+
+
+def test_who_is_carried_out_is_rung_for_and_one_of_the_others(tmp_path: Path) -> None:
+    leader, *waiting = boxes(tmp_path, 5)
+    leader.put(b"its own")
+    for one in waiting:
+        put(one, b"command")
+    for asked_by in leader.others()[1:3]:
+        leader.promise(asked_by, 7, b"h" * 32)
+    leader.ring()
+    assert [one.wait(0) for one in waiting] == [True, True, True, False]
+    assert [one.wait(0) for one in waiting] == [False] * 4
+    waiting[1].ring()
+    assert [one.wait(0) for one in waiting] == [False, False, True, True], "from its own on"
+    leader.ring()
+    put(waiting[0], b"next")
+    assert waiting[0].wait(0) is False, "that was for the one before"
+    for one in (leader, *waiting):
+        one.close()
 
 
 def test_a_promise_may_come_after_the_command_was_taken_back(tmp_path: Path) -> None:

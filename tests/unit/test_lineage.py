@@ -125,3 +125,34 @@ def test_only_what_came_since_is_read_again() -> None:
         steps.append(StateChange(seq, UPDATED, seq, seq - 1, 1))
         assert lineage.parent(seq) == seq - 1
     assert loaded == list(range(30))
+
+
+@given(trees(), st.data())
+def test_a_straight_way_is_one_from_each_node_to_the_next(
+    tree: tuple[list[StateChange], list[int]], data: st.DataObject
+) -> None:
+    steps, nodes = tree
+    lineage = lineage_of(steps)
+    start, node = sorted([data.draw(st.sampled_from(nodes)), data.draw(st.sampled_from(nodes))])
+    assert lineage.straight(start, node) is None, "nothing is known yet"
+    lineage.parent(nodes[-1])
+    between = [step for step in steps if step.node == step.seq and start < step.seq <= node]
+    befores = [start, *(step.seq for step in between)]
+    is_straight = all(
+        step.parent == before for step, before in zip(between, befores[:-1], strict=True)
+    )
+    size = sum(step.size for step in between)
+    assert lineage.straight(start, node) == (size if is_straight else None)
+
+
+def test_a_straight_way_goes_through_pages() -> None:
+    steps = [StateChange(seq, UPDATED, seq, seq - 1 if seq else None, 3) for seq in range(1500)]
+    lineage = lineage_of(steps)
+    lineage.learn(steps[1400])
+    for seq in (0, 1100):
+        assert lineage.straight(10, 1400) is None, "some between are not known"
+        lineage.parent(seq)
+    lineage.parent(600)
+    assert lineage.straight(10, 1400) == 3 * 1390
+    assert lineage.straight(511, 512) == lineage.straight(1023, 1024) == 3
+    assert lineage.straight(700, 700) == 0
