@@ -13,6 +13,11 @@ it back when its owner dies; one that was stopped keeps his, so whoever sees nob
 a while, though others are before him, queues again and goes past one of them. Where that one is
 just slow, two are next, and byte 0 is given to one of them.
 
+Who has left his command to others (`boxes`) does not queue at first. He holds a byte beyond all
+places, so that they know of him, and waits for his bell, by which whoever ends a turn wakes those
+whose commands he has carried out, and one of the others: that one has the turn, unless somebody
+queues.
+
 Places are of the clock that all processes of a machine share, and only those can share a database
 whose log has its index in memory.
 """
@@ -37,8 +42,8 @@ _HEAD_BYTES = 8
 _TIME_BYTES = 8
 _GROUP_AT = _HEAD_BYTES + _TIME_BYTES
 
-# Whoever has left his command to others waits here, beyond all places, so that they know of him.
 _LEFT = 1 << 62
+"""Where the bytes of those begin who have left their commands to others."""
 
 # He looks so often whether it is carried out, or the turn is to be had, and then queues.
 _GLANCE_S = 0.05
@@ -65,7 +70,7 @@ class FileLock:
         self._waiter: LockWaiter | None = None
         self._number = 0  # of the file that was opened last
         self._boxes: Boxes | None = None  # of that file
-        self._deaf = 0
+        self._deaf = 0  # times to queue at once
         self._group: Group | None = None  # what is told, in this turn
         self._has_turn = False
         self._in_place: tuple[int, int] | None = None  # the database, at the first turn
@@ -83,7 +88,7 @@ class FileLock:
     ) -> bool:
         """Whether it is held now; `meanwhile` is told by whoever is next.
 
-        False once no turn has ended for `timeout_s`.
+        False once no turn has ended for `timeout_s`, and where `meanwhile` is `answered`.
         """
         self._group = None
         try:

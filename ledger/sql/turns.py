@@ -122,8 +122,8 @@ class Lock(Protocol):
     ) -> bool:
         """Whether it is held now; with 0 it is only tried.
 
-        `meanwhile` is told of the waiting where the lock can tell. The question is answered with
-        the lock where the lock is the database's.
+        `meanwhile` is told of the waiting where the lock can tell; it is not held where that is
+        `answered`. The question is answered with the lock where the lock is the database's.
         """
 
     def news(self) -> News | None:

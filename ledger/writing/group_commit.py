@@ -139,9 +139,9 @@ class GroupCommit:
         out."""
         self.offered = None
         neighbours, left = turn.neighbours, self._left
-        answer, self._answer = self._answer, None
+        answer = self._answer
         if answer is not None:
-            assert left is not None
+            assert left is not None, "what it left to others was done"
             self._are_waiting = False
             self.withdraw()
             return left.job, answer
@@ -169,7 +169,7 @@ class GroupCommit:
 
     def withdraw(self) -> None:
         """Let nobody begin with what was left to others."""
-        left, self._left = self._left, None
+        left, self._left, self._answer = self._left, None, None
         if left is not None:
             with contextlib.suppress(OSError):
                 left.ticket.withdraw()

@@ -263,6 +263,33 @@ def test_who_is_answered_needs_no_turn(
     all_once(holder, "leader", "waits")
 
 
+def test_who_is_interrupted_when_it_has_its_answer_goes_on(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes_of_other, groups_of_other = near(other)._opened_boxes(), other._writer._groups
+    wait = boxes_of_other.wait
+
+    def interrupted(timeout_s: float) -> bool:
+        if groups_of_other.answered:
+            raise KeyboardInterrupt
+        wait(timeout_s)
+        return False
+
+    def write() -> Event:
+        with pytest.raises(KeyboardInterrupt):
+            other.apply(request("waits"))
+        monkeypatch.undo()
+        return other.apply(request("next"))
+
+    monkeypatch.setattr(boxes_of_other, "wait", interrupted)
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        queue.come("waits", write)
+        queue.go()
+    assert isinstance(queue.given["waits"], Event), queue.given
+    all_once(holder, "leader", "waits", "next")
+
+
 def test_an_answer_outlasts_the_turns_of_others(
     log: Log, other: Log, holder: Log, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
