@@ -30,9 +30,10 @@ class Later(Exception):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One command in the queue; `appends` and `change` are what its last attempt came to, and
-    `left` is where that says what becomes of it which its command was left to, and `words` are what
-    is to stand beside its event, where that is settled.
+    """One command in the queue; `appends` and `change` are what its last attempt came to.
+
+    Of one whose command was left to another process `left` says what became of it, and `words` are
+    what is to stand beside its event, whoever makes it.
 
     Its outcome is an event or an error. Who holds the writer's lock sets it, and `told` calls who
     asked for it without the lock, on that thread; it must not fail.
