@@ -27,6 +27,11 @@ class Prunings:
         at = bisect_right(self.firsts, seq) - 1
         return at >= 0 and seq <= self.lasts[at]
 
+    def any_between(self, start: int, stop: int) -> bool:
+        """Whether what one of the events behind `start` up to `stop` stored was dropped."""
+        at = bisect_right(self.firsts, stop) - 1
+        return start < stop and at >= 0 and self.lasts[at] > start
+
     def snapshot(self, node: int) -> bool:
         """Whether a snapshot that once stood at this node was dropped."""
         return node in self.snapshots

@@ -6,6 +6,7 @@ cheapest path, and whatever is read along it is checked against its digest.
 
 import logging
 from collections.abc import Callable, Collection
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from weightledger.ledger.errors import CorruptLedger, DamagedSnapshot, Pruned
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from weightledger.ledger.history.reader import History
 
 logger = logging.getLogger(__name__)
+
+_node = attrgetter("node")
 
 T = TypeVar("T")
 
@@ -118,11 +121,14 @@ class Ways:
         there was pruned; those at the nodes `without` are passed by."""
         store, pruned = self._history.store, self._history.pruned
         near = store.snapshots_near(node, lineage.NEAREST_ANCHORS)
-        last = max((one.node for one in near if one.node <= node), default=None)
-        straight = self._history.lineage.straight
-        # So it is nearly always, and asking of each node takes long.
-        if last is not None and last not in without and not pruned.firsts and straight(last, node):
-            return next(one for one in near if one.node == last)
+        last = max((one for one in near if one.node <= node), key=_node, default=None)
+        if (
+            last is not None
+            and last.node not in without
+            and not pruned.any_between(last.node, node)
+            and self._history.lineage.straight(last.node, node) is not None
+        ):
+            return last  # as nearly always; asking of each node takes long
         read: dict[int, Snapshot] = {}
         lowest: int | None = None  # the last node for which those before it have been read
 
