@@ -141,6 +141,7 @@ class Boxes:
 
     def ring(self) -> None:
         """Ring for those whose commands were carried out, and for the next of the others."""
+        self._opened()
         if self._bells is None:
             return
         # From ours on: else those with the first boxes were always the first to go on.

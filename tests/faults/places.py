@@ -3,6 +3,7 @@
 from weightledger.ledger.sql import byte_locks
 from weightledger.ledger.sql.file_turns import FileLock
 
+QUEUE = 2**62  # those beyond wait for what they left to others
 ALL = 2**63 - 1
 
 

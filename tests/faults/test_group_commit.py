@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.faults.children import Children
-from tests.faults.places import places
+from tests.faults.places import ALL, QUEUE, places
 from tests.waiting import PATIENCE_S, until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
@@ -32,7 +32,7 @@ from weightledger.ledger.errors import (
     Unavailable,
 )
 from weightledger.ledger.events import UPDATED, Event
-from weightledger.ledger.sql import groups, postgres, turns
+from weightledger.ledger.sql import file_turns, groups, postgres, turns
 from weightledger.ledger.sql.advisory_turns import AdvisoryLock
 from weightledger.ledger.sql.bells import Bells
 from weightledger.ledger.sql.boxes import Boxes, Ticket
@@ -106,7 +106,7 @@ def near(log: Log) -> FileLock:
 
 
 class Queue:
-    """Writes that wait for a turn which is held until `go`, in the order in which they came."""
+    """Writes that wait for a turn which is held until `go`: the first of them has the next one."""
 
     def __init__(self, holder: Log) -> None:
         self._holder = holder
@@ -129,10 +129,13 @@ class Queue:
             except Exception as error:
                 self.given[name] = error
 
-        thread, before = threading.Thread(target=run), places(near(self._holder))
+        # Nobody who waits in his box goes before the first, who queues.
+        stop = ALL if self._threads else QUEUE
+        thread, before = threading.Thread(target=run), places(near(self._holder), stop=stop)
         thread.start()
         self._threads.append(thread)
-        until(lambda: places(near(self._holder)) > before, f"{name} has a place", cpu_s=20)
+        came = f"{name} has a place"
+        until(lambda: places(near(self._holder), stop=stop) > before, came, cpu_s=20)
 
     def let_go(self) -> None:
         """Let them have their turns."""
@@ -252,6 +255,7 @@ def test_who_is_answered_needs_no_turn(
 
     with Queue(holder) as queue:
         queue.come("leader", lambda: log.apply(request("leader")))
+        monkeypatch.setattr(file_turns, "_GLANCES", 10**6)  # it never queues
         queue.come("waits", lambda: other.apply(request("waits")))
         monkeypatch.setattr(near(log), "_ring", ring_when_the_turn_is_anothers)
         queue.go()
@@ -284,6 +288,7 @@ def test_who_is_interrupted_when_it_has_its_answer_goes_on(
     monkeypatch.setattr(boxes_of_other, "wait", interrupted)
     with Queue(holder) as queue:
         queue.come("leader", lambda: log.apply(request("leader")))
+        monkeypatch.setattr(file_turns, "_GLANCES", 10**6)  # it never queues
         queue.come("waits", write)
         queue.go()
     assert isinstance(queue.given["waits"], Event), queue.given
@@ -310,6 +315,7 @@ def test_an_answer_outlasts_the_turns_of_others(
 
         monkeypatch.setattr(groups_of_other, "look", look_late)
         queue.come("leader", lambda: log.apply(request("leader")))
+        monkeypatch.setattr(file_turns, "_GLANCES", 10**6)  # it never queues
         queue.come("waits", lambda: other.apply(request("waits")))
         appended = transactions(other, monkeypatch)
         queue.go()
@@ -324,12 +330,30 @@ def test_where_nobody_can_ring_who_waits_looks_now_and_then_and_queues(
     monkeypatch.setattr(Bells, "ring", lambda bells, number: None)
     for deaf in (False, True):
         assert bool(near(other)._deaf) is deaf
-        with Queue(holder) as queue:
+        with Queue(holder) as queue, monkeypatch.context() as patient:
             queue.come("leader", lambda: log.apply(request("leader")))
+            patient.setattr(file_turns, "_GLANCES", 10**6)  # it never queues, unless at once
             queue.come("waits", lambda: other.apply(request("waits")))
             queue.go()
         assert all(isinstance(one, Event) for one in queue.given.values()), queue.given
     all_once(holder, *["leader", "waits"] * 2)
+
+
+def test_whoever_ends_a_turn_wakes_one_who_waits(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also who has never left anything to others himself."""
+    monkeypatch.setattr(file_turns, "_GLANCE_S", 10**6)
+    given: list[Event] = []
+    thread = threading.Thread(
+        target=lambda: given.append(other.apply(request("waits"))), daemon=True
+    )
+    with holder.history.store.turn():
+        thread.start()
+        until(lambda: places(near(holder)) > 0, "it waits", cpu_s=20)
+        assert places(near(holder), stop=QUEUE) == 0
+    until(lambda: bool(given), "it was woken", cpu_s=20)
+    all_once(holder, "waits")
 
 
 def test_what_is_told_leads_to_the_state_in_the_log_or_is_not_shown(
@@ -541,7 +565,7 @@ def test_a_leader_that_is_killed_leaves_each_update_once(
     waiting = near(holder)
     with Queue(holder) as queue:
         running._pipes[0].send((lead_and, (at, signal.SIGKILL)))
-        until(lambda: places(waiting) > 0, "the leader waits", cpu_s=20)
+        until(lambda: places(waiting, stop=QUEUE) > 0, "the leader queues", cpu_s=20)
         queue.come("waits", lambda: other.apply(request("waits")))
         queue.come("too", lambda: log.apply(request("too")))
     running.end()
@@ -560,7 +584,7 @@ def test_a_leader_that_is_stopped_leaves_each_update_once(
     waiting = near(holder)
     with Queue(holder) as queue:
         running._pipes[0].send((lead_and, (at, signal.SIGSTOP)))
-        until(lambda: places(waiting) > 0, "the leader waits", cpu_s=20)
+        until(lambda: places(waiting, stop=QUEUE) > 0, "the leader queues", cpu_s=20)
         monkeypatch.setattr(turns, "PATIENCE_S", 0.3)
         queue.come("waits", lambda: other.apply(request("waits")))
     pid = running.processes[0].pid
@@ -937,7 +961,7 @@ def test_a_leader_may_go_on_at_any_moment_after_it_was_gone_round(
 
     with Queue(holder) as queue:
         running._pipes[0].send((lead_and, ("taken", signal.SIGSTOP)))
-        until(lambda: places(near(holder)) > 0, "the leader waits", cpu_s=20)
+        until(lambda: places(near(holder), stop=QUEUE) > 0, "the leader queues", cpu_s=20)
         monkeypatch.setattr(turns, "PATIENCE_S", 0.3)
         queue.come("waits", lambda: other.apply(request("waits")))
         if moment == "before it is appended":
@@ -959,7 +983,7 @@ def test_an_error_says_that_the_outcome_is_unknown_where_it_is(
     running.run(take_up, (database_url,))
     with Queue(holder) as queue:
         running._pipes[0].send((lead_and, ("promised", signal.SIGKILL)))
-        until(lambda: places(near(holder)) > 0, "the leader waits", cpu_s=20)
+        until(lambda: places(near(holder), stop=QUEUE) > 0, "the leader queues", cpu_s=20)
         monkeypatch.setattr(other._writer._staged, "make_room", no_room)
         queue.come("waits", lambda: other.apply(request("waits")))
     running.end()

@@ -264,7 +264,7 @@ def test_one_statement_writes_what_several_do(
             command = update_command(add(1.0, actor="ben"), log.specs, log.first_names)
             log._writer.submit(command)
         log._writer.drain()
-        assert sent == ["WITH WITH WITH"], "several in one message"
+        assert sent == ["WITH"], "several in one statement"
         assert verify(log.history).problem is None
     with own.admin(name_of(url)) as admin:
         touches = admin.execute("SELECT number, actor FROM touches ORDER BY event_key").fetchall()
