@@ -45,11 +45,13 @@ _GROUP_AT = _HEAD_BYTES + _TIME_BYTES
 _LEFT = 1 << 62
 """Where the bytes of those begin who have left their commands to others."""
 
-# He looks so often whether it is carried out, or the turn is to be had, and then queues.
+# He looks so often whether it is carried out, or the turn is to be had, and then queues: the next
+# times as well, since those who have turns carry nothing out for others.
 _GLANCE_S = 0.05
 _GLANCES = 3
-# Where nobody rang for him though there was something to see, he queues at once, as often as this.
-_DEAF = 1000
+_IN_VAIN = 30
+# So he does for longer where nobody rang for him though there was something to see.
+_UNHEARD = 1000
 
 # Whoever waits looks so often whether there are turns, and goes on after two looks at none.
 _LOOK_S = 0.2
@@ -70,7 +72,7 @@ class FileLock:
         self._waiter: LockWaiter | None = None
         self._number = 0  # of the file that was opened last
         self._boxes: Boxes | None = None  # of that file
-        self._deaf = 0  # times to queue at once
+        self._queues = 0  # so often at once
         self._group: Group | None = None  # what is told, in this turn
         self._has_turn = False
         self._in_place: tuple[int, int] | None = None  # the database, at the first turn
@@ -130,8 +132,8 @@ class FileLock:
     def _waits_in_box(self, meanwhile: Meanwhile) -> bool:
         """Wait until others have done what was left to them, which `meanwhile` is told, or the turn
         can be had: whether it is. Neither after some glances, when one has to queue."""
-        if self._deaf:
-            self._deaf -= 1
+        if self._queues:
+            self._queues -= 1
             return False
         file, boxes = self._opened(), self._opened_boxes()
         byte_locks.take(file, _LEFT + _now(), 1)
@@ -145,9 +147,12 @@ class FileLock:
                 if meanwhile.look(self):
                     # Perhaps it is just about to ring.
                     if not rang and not boxes.wait(_GLANCE_S):
-                        self._deaf = _DEAF
+                        self._queues = _UNHEARD
                     return False
-            return self._begins()
+            began = self._begins()
+            if not began:
+                self._queues = _IN_VAIN
+            return began
         finally:
             byte_locks.let_go(file, _LEFT)
 

@@ -255,13 +255,14 @@ def test_who_is_answered_needs_no_turn(
 
     with Queue(holder) as queue:
         queue.come("leader", lambda: log.apply(request("leader")))
+        assert near(log)._queues, "it waited in its box in vain: the next times it does not"
         monkeypatch.setattr(file_turns, "_GLANCES", 10**6)  # it never queues
         queue.come("waits", lambda: other.apply(request("waits")))
         monkeypatch.setattr(near(log), "_ring", ring_when_the_turn_is_anothers)
         queue.go()
     assert rung == [True]
     assert isinstance(queue.given["waits"], Event), queue.given
-    assert near(other)._deaf == 0, "it was rung for"
+    assert near(other)._queues == 0, "it was rung for"
     near(holder).release(None)
     assert appended == []
     all_once(holder, "leader", "waits")
@@ -328,8 +329,8 @@ def test_where_nobody_can_ring_who_waits_looks_now_and_then_and_queues(
 ) -> None:
     """As between containers that share no folder for what is temporary."""
     monkeypatch.setattr(Bells, "ring", lambda bells, number: None)
-    for deaf in (False, True):
-        assert bool(near(other)._deaf) is deaf
+    for at_once in (False, True):
+        assert bool(near(other)._queues) is at_once
         with Queue(holder) as queue, monkeypatch.context() as patient:
             queue.come("leader", lambda: log.apply(request("leader")))
             patient.setattr(file_turns, "_GLANCES", 10**6)  # it never queues, unless at once
