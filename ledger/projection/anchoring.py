@@ -31,9 +31,9 @@ class Anchoring:
         model_bytes = sum(spec.nbytes for spec in projector.specs.values())
         self._spacing = max(alpha * model_bytes, MIN_SPACING_BYTES)
         self._anchor = projector.way.anchor  # the last that was told of
+        self._noticed: int | None = None  # how long the way was when another's was seen to be due
         self._measure()
         self._mine = self._distance() >= self._spacing  # to write the one that is due
-        self._noticed: int | None = None  # how long the way was when another's was seen to be due
 
     def after(self, event: Event, *, ours: bool) -> None:
         """Write a snapshot if one is due once `event` is shown, which this process appended where
@@ -47,18 +47,19 @@ class Anchoring:
             return
         self._history.learn(event)
         distance = self._distance()
-        if distance < self._spacing:
+        if distance < self._spacing or self._is_near():
             self._noticed = None
             return
-        if self._is_near():
-            return
-        made_due = ours and distance - self._projector.way.step < self._spacing
+        went_elsewhere = event.node != event.seq
+        before = distance - self._projector.way.step
+        made_due = ours and (went_elsewhere or before < self._spacing)
         if not made_due and not self._mine:
             self._noticed = self._noticed or distance
             if distance - self._noticed < self._spacing / _GRACE:
                 return
         # Other processes write snapshots too, which is looked for only now.
         self._measure()
+        self._noticed = None
         self._mine = self._distance() >= self._spacing
         if self._mine:
             self.snapshot()
@@ -108,7 +109,7 @@ class Anchoring:
         self._known(way_to_anchor(self._history, self._projector.way.node))
 
     def _known(self, distance: int) -> None:
-        self._so_far, self._from, self._noticed = distance, self._projector.way.size, None
+        self._so_far, self._from = distance, self._projector.way.size
 
 
 def way_to_anchor(history: History, node: int) -> int:

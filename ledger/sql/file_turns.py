@@ -32,7 +32,7 @@ from msgspec.structs import replace
 
 from weightledger.ledger.sql import byte_locks, groups
 from weightledger.ledger.sql.boxes import Asked, Boxes, Ticket
-from weightledger.ledger.sql.groups import Group, Told, ToldTensor
+from weightledger.ledger.sql.groups import Group
 from weightledger.ledger.sql.lock_waiter import LockWaiter
 from weightledger.ledger.sql.turns import Meanwhile, Question, Statement
 
@@ -258,9 +258,9 @@ class FileLock:
             self._group = group
         return group
 
-    def tell(self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int) -> None:
+    def tell(self, news: Group, after: bytes | None) -> None:
         """See `Neighbours.tell`."""
-        self._write(self.told().then(events, tensors, anchor))
+        self._write(self.told().then(news, after))
 
     def count(self, undisturbed: int) -> None:
         """Note how many turns there were between which nobody from elsewhere wrote."""
@@ -302,6 +302,7 @@ class FileLock:
         self._close_file()
 
     def _close_file(self) -> None:
+        self._has_turn, self._group = False, None
         file, self._file = self._file, None
         if file is not None:
             os.close(file)

@@ -12,6 +12,7 @@ As the turn is, it is a courtesy. Whether an event is committed says the log.
 import os
 
 import msgspec
+from msgspec.structs import replace
 from xxhash import xxh3_128_digest
 
 _SIZE_BYTES = 4
@@ -56,22 +57,21 @@ class Group(msgspec.Struct, frozen=True, array_like=True):
     tensors: tuple[ToldTensor, ...] = ()
     anchor: int = -1
 
-    def then(
-        self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int
-    ) -> "Group":
-        """The same after a transaction; nothing is told where it has no `events`.
+    def then(self, news: "Group", after: bytes | None) -> "Group":
+        """The same after a transaction behind the event with the hash `after`; nothing is told of
+        one that has no events here.
 
         Some events are told of again, for who was busy when they were told of first.
         """
-        anchor = max(anchor, self.anchor)
         before = self.events[-_AGAIN:]
-        if not events or not before or before[-1].seq != events[0].seq - 1:
-            return Group(events, self.undisturbed, tensors, anchor)
-        new = {one.name for one in tensors}
+        if not before or before[-1].hash != after:  # perhaps of another history
+            return replace(news, undisturbed=self.undisturbed)
+        anchor = max(news.anchor, self.anchor)
+        new = {one.name for one in news.tensors}
         old = [t for t in self.tensors if t.seq >= before[0].seq and t.name not in new]
-        if sum([len(one.data) for one in old]) > _MOST_AGAIN_BYTES:
-            return Group(events, self.undisturbed, tensors, anchor)
-        return Group(before + events, self.undisturbed, (*old, *tensors), anchor)
+        if not news.events or sum([len(one.data) for one in old]) > _MOST_AGAIN_BYTES:
+            return replace(news, undisturbed=self.undisturbed, anchor=anchor)
+        return Group(before + news.events, self.undisturbed, (*old, *news.tensors), anchor)
 
 
 NO_GROUP = Group()

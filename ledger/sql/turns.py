@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.sql.boxes import Asked, Ticket
-from weightledger.ledger.sql.groups import Group, Told, ToldTensor
+from weightledger.ledger.sql.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ class Neighbours(Protocol):
     def told(self) -> Group:
         """What was told last; at any time."""
 
-    def tell(self, events: tuple[Told, ...], tensors: tuple[ToldTensor, ...], anchor: int) -> None:
-        """Tell which events are committed, what the tensors are that they changed, and the last
-        node known to have a snapshot."""
+    def tell(self, news: Group, after: bytes | None) -> None:
+        """Tell which events are committed behind the one with the hash `after`, what the tensors
+        are that they changed, and the last node known to have a snapshot."""
 
 
 class Meanwhile(Protocol):

@@ -7,25 +7,23 @@ from numpy.typing import NDArray
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.events import UNREADABLE, Event, decode_page
-from weightledger.ledger.sql.groups import Told, ToldTensor
+from weightledger.ledger.sql.groups import NO_GROUP, Group, Told, ToldTensor
 from weightledger.ledger.store.attached import Append
 
 # Of a transaction: what is more is read where it is stored.
 _MOST_BYTES = 256 * 1024
 
 
-def told(
-    appends: Sequence[Append], changed: Mapping[str, NDArray[Any]]
-) -> tuple[tuple[Told, ...], tuple[ToldTensor, ...]]:
+def told(appends: Sequence[Append], changed: Mapping[str, NDArray[Any]]) -> Group:
     """Events, and the lanes of tensors that they change as they are after them; nothing of what is
     large."""
     size = sum([len(event.header) for event, _, _ in appends])
     if size + sum([lanes.nbytes for lanes in changed.values()]) > _MOST_BYTES:
-        return (), ()
+        return NO_GROUP
     last = appends[-1][0].seq
     events = [Told(event.seq, event.hash, event.header) for event, _, _ in appends]
     tensors = [ToldTensor(name, last, lanes.tobytes()) for name, lanes in changed.items()]
-    return tuple(events), tuple(tensors)
+    return Group(tuple(events), tensors=tuple(tensors))
 
 
 def heard(events: Sequence[Told]) -> list[Event]:

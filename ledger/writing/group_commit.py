@@ -14,6 +14,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from msgspec.structs import replace
+
 from weightledger.ledger.errors import LedgerError
 from weightledger.ledger.events import REDACTED, Annotation, Event
 from weightledger.ledger.history.reader import History
@@ -21,7 +23,7 @@ from weightledger.ledger.projection.change import Change
 from weightledger.ledger.projection.following import told_on
 from weightledger.ledger.projection.projector import Projector
 from weightledger.ledger.sql.boxes import Asked
-from weightledger.ledger.sql.groups import NO_GROUP, Group, Told, ToldTensor
+from weightledger.ledger.sql.groups import NO_GROUP, Group, Told
 from weightledger.ledger.sql.turns import Neighbours, Turn
 from weightledger.ledger.store.attached import Append
 from weightledger.ledger.store.telling import heard, told
@@ -244,22 +246,22 @@ class GroupCommit:
         if neighbours is not None:
             try:
                 if self._are_waiting or self._others_write:
-                    neighbours.tell(*self._to_tell(appends, change), self._projector.way.anchor)
+                    anchor = self._projector.way.anchor
+                    news = replace(self._to_tell(appends, change), anchor=anchor)
+                    neighbours.tell(news, appends[0][0].prev)
                 if any(event.kind == REDACTED for event, _, _ in appends):
                     neighbours.clean()
             except OSError as error:  # then they ask the log
                 logger.debug("%s: nobody is told of a commit: %s", self._history.model, error)
         turn.over()
 
-    def _to_tell(
-        self, appends: Sequence[Append], change: Change | None
-    ) -> tuple[tuple[Told, ...], tuple[ToldTensor, ...]]:
+    def _to_tell(self, appends: Sequence[Append], change: Change | None) -> Group:
         if change is None:
             return told(appends, {})
         changed = {name: new.tensor for name, new in change.weights.items()}
         here = all(tensor.is_cpu for tensor in changed.values())
         if not here or change.auxiliary is not self._projector.live.auxiliary:
-            return (), ()
+            return NO_GROUP
         return told(appends, {name: lanes(tensor, name) for name, tensor in changed.items()})
 
     def shown(self, appends: Sequence[Append]) -> None:

@@ -80,7 +80,7 @@ class Showing:
         self._afterwards(took)
 
 
-def not_shown(event: Event, error: Exception) -> EngineUnavailable:
+def not_shown(event: Event, error: BaseException) -> EngineUnavailable:
     """For whoever wrote an event that stands, and is not visible here."""
     return EngineUnavailable(
         f"{event.name} is recorded, but the live weights could not be brought to it"

@@ -216,11 +216,15 @@ class Writer:
             self._groups.follow()
             if self._projector.live.head.seq < event.seq:
                 self.catch_up()
-        except Exception as error:  # noqa: BLE001  (it is for whoever waits for this write)
+        except BaseException as error:
             job.fail(not_shown(event, error))
+            if not isinstance(error, Exception):
+                raise
             return
-        self._tell_of(job, event)
-        self._attempts.finish(job, event)
+        try:
+            self._tell_of(job, event)
+        finally:  # it is done, whatever interrupts what follows
+            self._attempts.finish(job, event)
 
     def _tell_of(self, job: Job, event: Event) -> None:
         """Tell of an event that another process made of a job of ours."""

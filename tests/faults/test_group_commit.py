@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.faults.children import Children
 from tests.faults.places import ALL, QUEUE, places
@@ -48,6 +49,7 @@ from weightledger.ledger.writing.group_commit import GroupCommit
 from weightledger.ledger.writing.job import Job
 from weightledger.ledger.writing.policy import ANYTHING_GOES, Policy
 from weightledger.ledger.writing.showing import Committed
+from weightledger.ledger.writing.update_commands import update_command
 
 MODEL = "m"
 FIRST = "first of its process"
@@ -296,6 +298,33 @@ def test_who_is_interrupted_when_it_has_its_answer_goes_on(
     all_once(holder, "leader", "waits", "next")
 
 
+def test_who_had_it_done_is_told_whatever_interrupts_what_follows(
+    log: Log, other: Log, holder: Log
+) -> None:
+    """A listener is interrupted, to which the update is another's."""
+    armed: list[bool] = []
+
+    def listens(_: Event) -> None:
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+
+    def work_off() -> Event:
+        with pytest.raises(KeyboardInterrupt):
+            other._writer.drain()
+        return other.history.head()
+
+    other.projector.subscribe(listens)
+    job = other._writer.submit(update_command(request("waits"), other.specs, other.first_names))
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        armed.append(True)
+        queue.come("waits", work_off)
+    assert isinstance(queue.given["waits"], Event), queue.given
+    assert job.done
+    all_once(holder, "leader", "waits")
+
+
 def test_an_answer_outlasts_the_turns_of_others(
     log: Log, other: Log, holder: Log, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,11 +392,12 @@ def test_what_is_told_leads_to_the_state_in_the_log_or_is_not_shown(
     told = group_commit.told
 
     def another_tensor(*of: Any) -> Any:
-        events, tensors = told(*of)
-        return events, tuple(
+        group = told(*of)
+        tensors = [
             ToldTensor(one.name, one.seq, bytes([one.data[0] ^ 1]) + one.data[1:])
-            for one in tensors
-        )
+            for one in group.tensors
+        ]
+        return replace(group, tensors=tuple(tensors))
 
     monkeypatch.setattr(group_commit, "told", another_tensor)
     with Queue(holder) as queue:
@@ -664,11 +694,13 @@ def test_what_is_damaged_is_nothing_told(tmp_path: Path) -> None:
 
 
 def test_what_was_told_last_is_told_again_with_what_it_led_to() -> None:
-    def then(group: Group, first: int, last: int, *names: str, size: int = 1) -> Group:
+    def then(
+        group: Group, first: int, last: int, *names: str, size: int = 1, after: int | None = None
+    ) -> Group:
         events = tuple(Told(seq, bytes([seq]), b"") for seq in range(first, last + 1))
-        return group.then(
-            events, tuple(ToldTensor(name, last, bytes(size)) for name in names), first
-        )
+        tensors = tuple(ToldTensor(name, last, bytes(size)) for name in names)
+        news = Group(events, tensors=tensors, anchor=first)
+        return group.then(news, bytes([after or first - 1]))
 
     def said(group: Group) -> tuple[list[int], dict[str, int], int]:
         tensors = {one.name: one.seq for one in group.tensors}
@@ -685,6 +717,8 @@ def test_what_was_told_last_is_told_again_with_what_it_led_to() -> None:
         "no more than a few, and no older tensor"
     )
     assert said(then(second, 5, 5, "a")) == ([5], {"a": 5}, 5), "one is missing between"
+    other = then(second, 2, 2, "a", after=77)
+    assert said(other) == ([2], {"a": 2}, 2), "nothing of another history, nor its snapshots"
     assert said(then(second, 4, 4, "c", size=1)) == ([1, 2, 3, 4], {"a": 2, "b": 3, "c": 4}, 4)
     large = then(Group(), 1, 1, "a", size=2**19)
     assert said(then(large, 2, 2, "b")) == ([2], {"b": 2}, 2), "what is large is not told again"

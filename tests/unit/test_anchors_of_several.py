@@ -74,3 +74,19 @@ def test_one_that_its_writer_left_out_is_written_by_the_next(
         for log in others:
             write(log)
     assert nodes(dies)[1:] and nodes(dies)[1] <= last + 2 * len(others)
+
+
+def test_rollbacks_do_not_put_off_what_a_writer_left_out(
+    logs: list[Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each the way to the anchor is another, and is looked for."""
+    dies, lives, _ = logs
+    monkeypatch.setattr(dies._anchoring, "snapshot", lambda: None)
+    while way_to_anchor(dies.history, dies.live.head.node) < SPACING:
+        write(dies)
+    for _ in range(12):
+        write(lives)
+        back = write(lives)
+        lives.rollback(f"event_{back - 1}")
+    assert nodes(lives)[1:], "it was written by the other"
+    assert way_to_anchor(lives.history, lives.live.head.node) < 2 * SPACING
