@@ -8,6 +8,7 @@ import torch
 
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.history.lineage import EVENT_COST
+from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection import anchoring
 from weightledger.ledger.projection.anchoring import way_to_anchor
 
@@ -90,3 +91,26 @@ def test_rollbacks_do_not_put_off_what_a_writer_left_out(
         lives.rollback(f"event_{back - 1}")
     assert nodes(lives)[1:], "it was written by the other"
     assert way_to_anchor(lives.history, lives.live.head.node) < 2 * SPACING
+
+
+def test_who_hears_of_a_snapshot_asks_nobody(
+    logs: list[Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def asking(history: History, node: int) -> int:
+        asked.append(node)
+        return way_to_anchor(history, node)
+
+    writes, hears, _ = logs
+    write(hears)
+    while len(nodes(writes)) == 1:
+        write(writes)
+    hears.catch_up()
+    hears.projector.way.hear_of_anchor(nodes(writes)[1])
+    monkeypatch.setattr(anchoring, "way_to_anchor", asking)
+    write(hears)
+    assert asked == []
+    live = hears.live.head.node
+    assert hears._anchoring._distance() == way_to_anchor(hears.history, live) < SPACING
+    assert len(nodes(writes)) == 2
