@@ -5,10 +5,11 @@ known, so it is refused.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-_SPACE = b" \t\n\r"
+_OF_A_NAME = re.compile(rb"[ \t\n\r]*:")  # what follows it
 
 
 class RepeatedName(ValueError):
@@ -56,16 +57,26 @@ def require_header_names_once(file: Path) -> None:
 def _all_differ(text: bytes) -> bool:
     """Whether the quotes alone tell that no two names in the whole text are the same.
 
-    A body is mostly numbers, and looking for its quotes takes a fiftieth of the time that reading
-    it does. Nothing is told of a text with an escape, which may spell a name in another way, nor
-    with a zero byte: so are the encodings in which part of a character may look like a quote.
+    A body is mostly numbers, and to look for its quotes alone takes a hundredth of the time that
+    reading it does. Nothing is told of a text with an escape, which may spell a name in another
+    way, nor with a zero byte: so are the encodings in which part of a character may look like a
+    quote.
     """
     if b"\\" in text or b"\0" in text:
         return False
-    parts = text.split(b'"')
-    strings = zip(parts[1::2], parts[2::2], strict=False)
-    names = [string for string, behind in strings if behind.lstrip(_SPACE)[:1] == b":"]
-    return len(set(names)) == len(names)
+    names = set()
+    begin = text.find(b'"')
+    while begin >= 0:
+        end = text.find(b'"', begin + 1)
+        if end < 0:
+            break
+        if _OF_A_NAME.match(text, end + 1):
+            name = text[begin:end]
+            if name in names:
+                return False
+            names.add(name)
+        begin = text.find(b'"', end + 1)
+    return True
 
 
 def _unread(_: str) -> None:

@@ -14,8 +14,9 @@ from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
+
+from weightledger.api.rest.sent_headers import SentHeaders
 
 LOGIN = "/ui/login"
 STATIC = "/ui/static/"  # files that need no key
@@ -58,9 +59,9 @@ class BrowserPlace:
 
 def place_of(scope: Scope) -> BrowserPlace:
     """Where a request was sent to."""
-    headers = Headers(scope=scope)
+    headers = SentHeaders.of(scope)
     base = str(scope.get("root_path", "")).rstrip("/")
-    return BrowserPlace(headers.get("host", ""), base, headers.get("cookie", ""))
+    return BrowserPlace(headers.first(b"host") or "", base, headers.first(b"cookie") or "")
 
 
 class Sessions:

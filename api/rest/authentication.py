@@ -11,7 +11,7 @@ import time
 import uuid
 from urllib.parse import urlencode
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +29,7 @@ from weightledger.api.dashboard.sessions import (
 from weightledger.api.rest import origins
 from weightledger.api.rest.errors import error_response, unexpected
 from weightledger.api.rest.keyring import NO_KEY, Access, Keyring, Refusal
+from weightledger.api.rest.sent_headers import SentHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,11 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        sent_id = headers.get("x-request-id", "")
+        headers = SentHeaders.of(scope)
+        sent_id = headers.first(b"x-request-id") or ""
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else _new_id()
         place = place_of(scope)
-        session = None if "authorization" in headers else self._sessions.find(place)
+        session = None if b"authorization" in headers else self._sessions.find(place)
         token = session.key if session else _bearer(headers)
         judged = await self._keyring.admit(token)
         state = scope.setdefault("state", {})
@@ -155,7 +156,7 @@ class Door:
             await _refused(late)(scope, receive, send_with_id)
 
     def _refusal(
-        self, path: str, method: str, headers: Headers, judged: Access | Refusal
+        self, path: str, method: str, headers: SentHeaders, judged: Access | Refusal
     ) -> ASGIApp | None:
         if isinstance(judged, Refusal) and not is_open(path):
             if judged.status == 401 and method in _SAFE and is_page(path):
@@ -163,10 +164,10 @@ class Door:
             return _refused(judged)
         open_to_all = not self._keyring.asks
         if open_to_all:
-            foreign = origins.refusal(headers.getlist("host"), headers.getlist("origin"))
+            foreign = origins.refusal(headers.all(b"host"), headers.all(b"origin"))
             if foreign is not None:
                 return error_response(403, foreign)
-        encoding = headers.get("content-encoding", "").strip().lower()
+        encoding = (headers.first(b"content-encoding") or "").strip().lower()
         if encoding not in ("", "identity"):
             return error_response(
                 415,
@@ -175,7 +176,8 @@ class Door:
                 headers={"accept-encoding": "identity"},
             )
         if open_to_all and method == "POST" and _has_body(headers):
-            content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            sent_type = headers.first(b"content-type") or ""
+            content_type = sent_type.partition(";")[0].strip().lower()
             expected = _CONTENT_TYPES.get(path, "application/json")
             if content_type != expected:
                 return error_response(
@@ -186,10 +188,10 @@ class Door:
         return None
 
 
-def _foreign(method: str, headers: Headers, session: Session) -> ASGIApp | None:
+def _foreign(method: str, headers: SentHeaders, session: Session) -> ASGIApp | None:
     """The reply to a request that a browser sends with our cookie and none of our pages made."""
-    token, origin = headers.get(TOKEN_HEADER, ""), headers.get("origin")
-    if method in _SAFE or is_own(token, session, origin, headers.get("host", "")):
+    token, origin = headers.first(TOKEN_HEADER.encode()) or "", headers.first(b"origin")
+    if method in _SAFE or is_own(token, session, origin, headers.first(b"host") or ""):
         return None
     return error_response(
         403, f"a session's writes carry {TOKEN_HEADER} and come from its own site"
@@ -203,9 +205,9 @@ async def _to_login(scope: Scope, receive: Receive, send: Send) -> None:
     await reply(scope, receive, send)
 
 
-def _bearer(headers: Headers) -> str | None:
+def _bearer(headers: SentHeaders) -> str | None:
     """The token of a request; None without one, or with more than one."""
-    sent = headers.getlist("authorization")
+    sent = headers.all(b"authorization")
     scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
@@ -221,5 +223,6 @@ def _refused(refusal: Refusal) -> ASGIApp:
     return error_response(refusal.status, refusal.message, headers=headers)
 
 
-def _has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0").strip() != "0"
+def _has_body(headers: SentHeaders) -> bool:
+    length = headers.first(b"content-length")
+    return b"transfer-encoding" in headers or (length is not None and length.strip() != "0")

@@ -10,6 +10,7 @@ from fastapi import Query, Request
 from pydantic import TypeAdapter
 
 from weightledger.api.rest.schemas import MAX_TEXT, parse
+from weightledger.api.rest.sent_headers import SentHeaders
 from weightledger.api.rest.writer import WriterServer
 from weightledger.ledger.access.keys import check_not_reserved
 from weightledger.ledger.errors import InvalidRequest, OperationDisabled, PreconditionFailed
@@ -49,12 +50,13 @@ def caller(request: Request, head: Event) -> Caller:
 
     `head` is the last event that is shown: it tells which of several tags of If-Match may match.
     """
+    sent = SentHeaders.of(request.scope)
     return Caller(
-        actor=_actor(request),
-        reason=_text(request, "x-reason"),
+        actor=_actor(sent, getattr(request.state, "actor", None)),
+        reason=_text(sent, "X-Reason"),
         request_id=getattr(request.state, "request_id", None),
-        idempotency_key=_idempotency_key(_sole(request, "Idempotency-Key")),
-        expected_seq=_expected_seq(request.headers.getlist("if-match"), head.state_seq),
+        idempotency_key=_idempotency_key(_sole(sent, "Idempotency-Key")),
+        expected_seq=_expected_seq(sent.all(b"if-match"), head.state_seq),
     )
 
 
@@ -71,13 +73,12 @@ def request_key(request: Request) -> str | None:
 
     During a trial all requests of one key meet the same state.
     """
-    return _text(request, "x-request-key")
+    return _text(SentHeaders.of(request.scope), "X-Request-Key")
 
 
-def _actor(request: Request) -> str | None:
-    """Who asks: the API key's name, or without one who they say they are."""
-    known: str | None = getattr(request.state, "actor", None)
-    named = _text(request, "x-actor")
+def _actor(sent: SentHeaders, known: str | None) -> str | None:
+    """Who asks: the API key's name, which is `known`, or without one who they say they are."""
+    named = _text(sent, "X-Actor")
     if known is not None and named not in (None, known):
         raise InvalidRequest(
             f"with an API key the actor is the key's name, {known!r}; leave out X-Actor",
@@ -88,13 +89,12 @@ def _actor(request: Request) -> str | None:
     return known or named
 
 
-def _text(request: Request, header: str) -> str | None:
+def _text(sent: SentHeaders, name: str) -> str | None:
     """A header with a text in it, in UTF-8, which is percent-encoded where it is not ASCII.
 
     Bare UTF-8, as curl sends what was typed, is taken too; servers see it as Latin-1.
     """
-    name = header.title()
-    value = _sole(request, name)
+    value = _sole(sent, name)
     if value is None or not value.strip():
         return None
     try:
@@ -140,10 +140,10 @@ async def to_writer(request: Request) -> None:
         await writer.refuse()
 
 
-def _sole(request: Request, name: str) -> str | None:
+def _sole(sent: SentHeaders, name: str) -> str | None:
     """The value of a header; InvalidRequest where it came with several, as where a proxy adds its
     own to the client's: which of them is meant nobody can tell."""
-    values = set(request.headers.getlist(name))
+    values = set(sent.all(name.lower().encode()))
     if len(values) > 1:
         raise InvalidRequest(f"{name}: expected once, got {len(values)} values", param=name)
     return values.pop() if values else None

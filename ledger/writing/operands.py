@@ -19,6 +19,8 @@ from weightledger.ledger.tensors.spec import TensorSpec
 # Above this a float stands for several whole numbers.
 _WHOLE_FLOATS = 2.0**53
 
+_NESTED = frozenset({list, tuple})
+
 
 def operand(data: Any, spec: TensorSpec, row: torch.Tensor | None = None) -> torch.Tensor:
     """The values sent for a whole parameter: flat, one for each element, or 0-d for one number.
@@ -128,15 +130,16 @@ def overflow(spec: TensorSpec) -> InvalidRequest:
 
 def leaf_types(data: Any) -> set[type]:
     """The types of what nested lists hold; numpy's numbers count as Python's."""
-    level: list[Any] = [data]
+    lists: list[Any] = [[data]]
     types: set[type] = set()
-    while level:
-        kinds = set(map(type, level))
-        if list not in kinds and tuple not in kinds:
-            return {_plain(kind) for kind in types | kinds}
-        types |= kinds - {list, tuple}
-        level = list(chain.from_iterable(x for x in level if type(x) in (list, tuple)))
-    return types
+    while lists:
+        # Most often these are the last ones: what they hold is looked at where it is.
+        types.update(map(type, chain.from_iterable(lists)))
+        if types.isdisjoint(_NESTED):
+            break
+        lists = [x for x in chain.from_iterable(lists) if type(x) in _NESTED]
+        types -= _NESTED
+    return {_plain(kind) for kind in types}
 
 
 def _plain(kind: type) -> type:

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weightledger.ledger.errors import InvalidRequest, NotFound
 from weightledger.ledger.tensors.lanes import lanes, torch_dtype
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.arithmetic import NonFiniteResult, compute
-from weightledger.ledger.writing.operands import flattened
+from weightledger.ledger.writing.operands import flattened, leaf_types
 from weightledger.ledger.writing.requests import IncrementalUpdateRequest, facts_of, validate
 from weightledger.ledger.writing.update_commands import batch_command
 
@@ -406,3 +408,21 @@ def test_a_masked_array_is_not_taken_without_its_mask() -> None:
         result("w", torch.zeros(3, 4), values)
     whole = np.ma.masked_array(np.ones((3, 4)), mask=False)
     assert result("w", torch.zeros(3, 4), whole, learning_rate=1).tolist() == [[1.0] * 4] * 3
+
+
+leaves = st.sampled_from([1, 2.0, True, None, "x", np.float32(1), np.int8(2), np.bool_(True), {}])
+nested = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
+)
+
+
+@settings(max_examples=200, derandomize=True)
+@given(nested)
+def test_the_types_of_nested_numbers_are_those_of_each(data: object) -> None:
+    def each(value: object) -> set[type]:
+        if isinstance(value, list | tuple):
+            return {kind for one in value for kind in each(one)}
+        plain = {np.float32: float, np.int8: int}
+        return {plain.get(type(value), type(value))}
+
+    assert leaf_types(data) == each(data)
