@@ -7,6 +7,8 @@ alike say nothing about which is better.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from weightledger.ledger.monitoring.evaluation import Scores
 from weightledger.ledger.monitoring.significance import sign_test
 
@@ -50,6 +52,8 @@ def paired(before: Scores, after: Scores, metric: str) -> Paired | None:
     one, other = before.items.get(metric), after.items.get(metric)
     if one is None or other is None or len(one) != len(other):
         return None
+    if torch.equal(one, other):  # as after most small updates
+        return Paired(metric, len(one), 0, 0, 1.0, 1.0)
     lowest = float("-inf")
     one, other = (items.where(items.isfinite(), lowest) for items in (one, other))
     better, worse = int((other > one).sum()), int((other < one).sum())

@@ -85,3 +85,17 @@ def test_numbers_of_any_library_are_taken() -> None:
 def test_what_is_no_score_is_said(answer: Any, problem: str) -> None:
     with pytest.raises(InvalidRequest, match=problem):
         scores_of(answer)
+
+
+def test_states_that_answer_alike_are_as_likely_better_as_worse() -> None:
+    told = paired(right(1, 0, 1), right(1, 0, 1), "accuracy")
+    assert told is not None
+    assert (told.items, told.better, told.worse, told.p_better, told.p_worse) == (3, 0, 0, 1.0, 1.0)
+
+
+def test_an_example_is_wrong_whose_scores_are_no_numbers_whichever_they_are() -> None:
+    outputs = torch.tensor(
+        [[9.0, 1], [3e38, -3e38], [torch.inf, 1], [9, -torch.inf], [9, torch.nan], [-0.0, -1]]
+    )
+    scores = HeldOut(outputs, torch.zeros(len(outputs), dtype=torch.int64))(nn.Identity())
+    assert scores.items["accuracy"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]

@@ -33,7 +33,8 @@ class HeldOut:
             raise InvalidRequest(
                 f"a classifier gives [{len(self._labels)}, classes], got {tuple(output.shape)}"
             )
-        finite = output.isfinite().all(dim=-1)
+        # A number times zero is zero, and anything else is NaN: half as many steps as `isfinite`.
+        finite = (output * 0).sum(dim=-1) == 0
         right = (finite & (output.argmax(dim=-1) == self._labels)).double()
         return Scores({"accuracy": float(right.mean())}, {"accuracy": right})
 
