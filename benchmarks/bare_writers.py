@@ -22,7 +22,7 @@ from weightledger.ledger.sql.layout import SEQ_MASK
 from weightledger.ledger.sql.postgres_alone import binary, numbered
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
 from weightledger.ledger.store import news_rows, rows
-from weightledger.ledger.store.small_updates import _one
+from weightledger.ledger.store.small_events import _one
 
 _SEQ, _NUMBER = ("event_key", "node", "parent"), "number"
 _COLUMN = {name: at for at, name in enumerate(rows.COLUMNS)}

@@ -22,10 +22,10 @@ from weightledger.ledger.events.bodies import Redaction, VersionCreated, body_of
 from weightledger.ledger.sql.backend import Backend, Execute
 from weightledger.ledger.sql.bulk import insert_rows
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.store import erasing, rows, small_updates, touches, tree_rows
+from weightledger.ledger.store import erasing, rows, small_events, touches, tree_rows
 from weightledger.ledger.store.attached import Append, Attached, Snapshot
 
-# Small updates that one message brings to the server.
+# Small events that one message brings to the server.
 _MOST_TOGETHER = 64
 
 _REGISTER = "INSERT INTO models (name) VALUES (?) RETURNING model_id"
@@ -43,6 +43,8 @@ _SNAPSHOT = (
     " ON CONFLICT (model_id, node) DO NOTHING"
 )
 _FORGET = "DELETE FROM snapshots WHERE model_id = ? AND node = ?"
+# Their events change or delete rows that stand beside others.
+_CHANGING = frozenset((RETIRED, PINS, REDACTIONS))
 
 
 def register(database: Database, blobs: BlobStore, first: Append) -> int:
@@ -107,20 +109,20 @@ class Appender:
         self._database.wakeups.committed(self.model_id)
 
     def _append_small(self, items: Sequence[Append]) -> bool:
-        """Write small updates by one statement, or with the end of the turn by a few, where that
+        """Write small events by one statement, or with the end of the turn by a few, where that
         can be: whether they are written."""
         if len(items) > _MOST_TOGETHER or not all(map(self._stands_alone, items)):
             return False
         for event, _, attached in items:
             _require_size(event, attached)
         condition = self._turnstile.condition
-        parts = [*small_updates.parts([(item, self._known_ids(item)) for item in items])]
+        parts = [*small_events.parts([(item, self._known_ids(item)) for item in items])]
         after: Event | None = None
         statements = []
         for part in parts:
             backend = self._database.backend
             statements.append(
-                small_updates.statement(backend, self.model_id, part, condition, after)
+                small_events.statement(backend, self.model_id, part, condition, after)
             )
             condition, after = None, part[-1][0][0]  # what did not come behind ours is not ours
         lock = None
@@ -146,22 +148,20 @@ class Appender:
         return True
 
     def _known_ids(self, item: Append) -> list[int]:
-        return [self._parameters[name] for name in dict.fromkeys(item[2].parameters)]
+        return [self._parameters[name] for name in dict.fromkeys(_counted(item))]
 
     def _stands_alone(self, item: Append) -> bool:
-        """Whether an event is a small update, all of which one statement writes."""
+        """Whether an event is a small one, all of which one statement writes."""
         event, _, attached = item
         return (
             self._database.backend.WRITES_ALONE
-            and event.kind == UPDATED
-            and bool(attached.parameters)
+            and event.series not in _CHANGING
             and not attached.blobs
             and not event.blobs
-            and attached.inline is not None
             and attached.snapshot is None
             and not attached.dropped_snapshots
             and not tree_rows.grows(event.seq)
-            and self._parameters.keys() >= set(attached.parameters)
+            and self._parameters.keys() >= set(_counted(item))
         )
 
     def _take_turn(self, items: Sequence[Append]) -> None:
@@ -186,8 +186,9 @@ class Appender:
         fresh: dict[str, int] = {}
         backend = self._database.backend
         key = _append_row(execute, self._database.name, self.model_id, event, attached.inline)
-        if event.kind == UPDATED and attached.parameters:
-            ids, fresh = self._parameter_ids(execute, attached.parameters)
+        counted = _counted(item)
+        if counted:
+            ids, fresh = self._parameter_ids(execute, counted)
             rows_of, its = touches.source(backend, ids)
             execute(touches.counting(rows_of), (key, note.actor, its))
         in_database = isinstance(self._blobs, SqlBlobs)
@@ -207,6 +208,12 @@ class Appender:
                 _name_parameters(execute, self.model_id, unnamed)
                 known = fresh = _read_parameters(execute, self.model_id)
         return [known[name] for name in dict.fromkeys(names)], fresh
+
+
+def _counted(item: Append) -> Sequence[str]:
+    """The parameters that an event is counted as an update of."""
+    event, _, attached = item
+    return attached.parameters if event.kind == UPDATED else ()
 
 
 def _durable_blobs(

@@ -1,4 +1,4 @@
-"""Small updates as statements that write all of them: rows, annotations and touches.
+"""Small events as statements that write all of them: rows, annotations, touches, names on the list.
 
 Touches are read as they were before the statement. That is what they are: whoever made these events
 knew the one before, and nobody comes between.
@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from weightledger.ledger.events import Event
+from weightledger.ledger.events import VERSIONS, Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.sql.backend import Backend
 from weightledger.ledger.sql.turns import Statement
 from weightledger.ledger.store import rows, touches
@@ -26,13 +27,18 @@ _IS_THERE = (
     " WHERE event_key = CAST(? AS bigint) AND event_hash = CAST(? AS bytea))"
 )
 
+_LIST = (
+    "INSERT INTO listed_versions (model_id, number, event_key, node, pinned)"
+    " SELECT CAST(? AS bigint), CAST(? AS bigint), e.event_key, CAST(? AS bigint), 0 FROM e"
+)
+
 Small = tuple[Append, Sequence[int]]
-"""An update and the ids of its parameters."""
+"""An event, and of an update the ids of its parameters."""
 
 
 def parts(items: Sequence[Small]) -> Iterator[Sequence[Small]]:
-    """The items in order, as many together as one statement writes: one, or some that are of one
-    parameter each."""
+    """The items in order, as many together as one statement writes: one, or some updates that are
+    of one parameter each."""
     part: list[Small] = []
     for item in items:
         if part and (len(part) == _MOST or len(item[1]) != 1 or len(part[-1][1]) != 1):
@@ -58,12 +64,8 @@ def statement(
         condition = _IS_THERE
         values += (rows.key_of(model_id, after.seq), after.hash)
     if len(part) == 1:
-        (event, note, attached), ids = part[0]
-        values += [*rows.to_row(model_id, event), attached.inline]
-        if note:
-            values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
-        rows_of, its = touches.source(backend, ids)
-        return _one(rows_of, condition, noted=bool(note)), (*values, note.actor, its)
+        sql, its = _of_one(backend, model_id, part[0], condition)
+        return sql, (*values, *its)
     noted: list[Any] = []
     touched: list[Any] = []
     counts: Counter[int] = Counter()
@@ -80,12 +82,30 @@ def statement(
     return _several(len(part), notes, condition), (*values, *noted, *touched)
 
 
+def _of_one(backend: Backend, model_id: int, item: Small, condition: str | None) -> Statement:
+    (event, note, attached), ids = item
+    values = [*rows.to_row(model_id, event), attached.inline]
+    if note:
+        values += (event.kind, note.actor, note.reason, note.metadata, note.salt)
+    rows_of = None
+    if ids:
+        rows_of, its = touches.source(backend, ids)
+        values += (note.actor, its)
+    named = event.series == VERSIONS
+    if named:
+        values += (model_id, event.number, body_of(event, VersionCreated).names.node)
+    return _one(rows_of, condition, noted=bool(note), named=named), values
+
+
 @cache
-def _one(ids: str, condition: str | None, *, noted: bool) -> str:
+def _one(ids: str | None, condition: str | None, *, noted: bool, named: bool = False) -> str:
     parts = [f"e AS ({rows.INSERT_IF} FROM l WHERE l.ours RETURNING event_key)"]
     if noted:
         parts.append(f"a AS ({_ANNOTATE} SELECT e.event_key, {_ANNOTATION} FROM e)")
-    parts.append(f"t AS ({touches.counting(f'e, {ids}', 'e.event_key')})")
+    if ids is not None:
+        parts.append(f"t AS ({touches.counting(f'e, {ids}', 'e.event_key')})")
+    if named:
+        parts.append(f"v AS ({_LIST})")
     return _with(condition, parts)
 
 

@@ -1,4 +1,5 @@
-"""Small updates that are recorded together on PostgreSQL: by few statements, each as if alone."""
+"""Small events on PostgreSQL, also some that are recorded together: by few statements, each as if
+alone."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from weightledger.ledger.sql import postgres, turns
 from weightledger.ledger.sql.turns import Lock, Statement
 from weightledger.ledger.sql.writing import WritingConnections
 from weightledger.ledger.store.attached import Append
+from weightledger.ledger.writing.caller import Caller
+from weightledger.ledger.writing.commands import Pin
 
 MODEL = "m"
 NAMES = ["a", "b"]
@@ -53,7 +56,7 @@ def log(
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many statements each message that writes small updates brings."""
+    """How many statements each message that writes small events brings."""
     made: list[int] = []
     alone, ending = WritingConnections.alone, WritingConnections.ending
 
@@ -242,3 +245,39 @@ def test_some_that_a_trigger_swallows_are_not_acknowledged(
     assert holder.history.head() == head
     log.apply(one("a"))
     all_is_there(log, holder, {"a": 2, "b": 1})
+
+
+def test_a_version_is_named_by_one_statement(log: Log, holder: Log, sent: list[int]) -> None:
+    """On the list with what it names, its words beside it, and pinned and retired as any other."""
+    log.create_version("the state before", caller=Caller("ann", reason="why"))
+    log.apply(one("a"))
+    del sent[:]
+    named = log.create_version("the state after", caller=Caller("bob", reason="why not"))
+    for back_and_forth in ("v1", "v2"):
+        log.rollback(back_and_forth)
+    assert sent == [1, 1, 1]
+    words = holder.history.store.annotations([named.seq])
+    assert (words[named.seq].actor, words[named.seq].reason) == ("bob", "why not")
+    listed = {one.number: (one.seq, one.node) for one in holder.history.store.listed_versions()}
+    assert listed[2] == (named.seq, named.seq - 1)
+    log.execute(Pin("v2", pinned=True))
+    log.retire_version("v0")
+    assert [one.pinned for one in holder.history.store.listed_versions()] == [0, 1]
+    all_is_there(log, holder, {"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize("log", ["beside neighbours"], indirect=True)
+def test_a_version_is_not_named_in_anothers_turn(
+    log: Log, holder: Log, monkeypatch: pytest.MonkeyPatch, sent: list[int]
+) -> None:
+    log.create_version("early")
+    for _ in range(4):
+        log.apply(one("a"))
+    before = holder.history.store.listed_versions()
+    del sent[:]
+    monkeypatch.setattr(log.history.store._turnstile._lock, "condition", "false")
+    log.create_version("late")
+    assert sent == [1, 1], "once in vain"
+    listed = holder.history.store.listed_versions()
+    assert len(listed) == len(before) + 1
+    all_is_there(log, holder, {"a": 5, "b": 1})
