@@ -7,6 +7,8 @@ each other. Times are the database's, and each touch is later than the one befor
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +39,11 @@ _INSERT_PART = (
     " ON CONFLICT (digest, part) DO NOTHING"
 )
 _FIRST = (
-    "SELECT b.size, p.data FROM blobs b"
-    " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0 WHERE b.digest = ?"
+    "SELECT b.size, {slice} FROM blobs b"
+    " LEFT JOIN blob_parts p ON p.digest = b.digest AND p.part = 0{slices} WHERE b.digest = ?"
 )
-_NEXT = "SELECT data FROM blob_parts WHERE digest = ? AND part = ?"
+_NEXT = "SELECT {slice} FROM blob_parts p{slices} WHERE p.digest = ? AND p.part = ?"
+_IS_THERE = "SELECT 1 FROM blobs WHERE digest = ?"
 _RANGE = "SELECT substr(data, ?, ?) FROM blob_parts WHERE digest = ? AND part = ?"
 _PAGE = 1000
 _LIST = f"SELECT digest, size, touched_at FROM blobs WHERE digest > ? ORDER BY digest LIMIT {_PAGE}"
@@ -53,11 +56,20 @@ _DELETE = (
 _DELETE_PARTS = "DELETE FROM blob_parts WHERE digest = ?"
 
 
+_Slices = list[tuple[int, Any]]
+"""Of a part where each slice starts, and its bytes."""
+
+_start = itemgetter(0)
+
+
 class SqlBlobs:
     """`ledger.blobs.BlobStore` over the tables `blobs` and `blob_parts`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        backend = database.backend
+        self._first = _FIRST.format(slice=backend.SLICE, slices=backend.SLICES)
+        self._next = _NEXT.format(slice=backend.SLICE, slices=backend.SLICES)
         keep_blocks(_KEPT_BYTES)
 
     def put(self, digest: bytes, data: Buffer) -> None:
@@ -75,9 +87,11 @@ class SqlBlobs:
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
         with self._database.read() as execute:
-            size, first = _first(execute, digest)
-            parts = [first, *(_next(execute, digest, at) for at in range(1, _parts(size)))]
-        data = bytes(first) if len(parts) == 1 else b"".join(parts)
+            size, slices = self._read_first(execute, digest)
+            pieces = _in_order(slices, digest)
+            for part in range(1, _parts(size)):
+                pieces += _in_order(self._read_next(execute, digest, part), digest)
+        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         if len(data) != size or content_digest(data) != digest:
             raise damaged(digest)
         return data
@@ -91,17 +105,27 @@ class SqlBlobs:
         # One row is of one state by itself; a transaction would be two more journeys.
         reading = self._database.look if len(out) <= PART_BYTES else self._database.read
         with reading(lent=True) as execute:
-            size, data = _first(execute, digest)
+            size, slices = self._read_first(execute, digest)
             require_size(digest, size, len(out))
             for part in range(1, _parts(size) + 1):
-                if at + len(data) > size:
-                    raise damaged(digest)
-                out[at : at + len(data)] = np.frombuffer(data, np.uint8)
-                at += len(data)
+                at += _put(slices, out[at:], digest)
                 if part < _parts(size):
-                    data = _next(execute, digest, part)
+                    slices = self._read_next(execute, digest, part)
         if at != size or (check and content_digest(out) != digest):
             raise damaged(digest)
+
+    def _read_first(self, execute: Execute, digest: bytes) -> tuple[int, _Slices]:
+        """How long a blob is, and its first part."""
+        rows = execute(self._first, (digest,)).fetchall()
+        if not rows:
+            raise absent(digest)
+        return rows[0][0], [(at, data) for _, at, data in rows if data is not None]
+
+    def _read_next(self, execute: Execute, digest: bytes, part: int) -> _Slices:
+        slices: _Slices = execute(self._next, (digest, part)).fetchall()
+        if not slices:
+            raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
+        return slices
 
     def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""
@@ -111,7 +135,7 @@ class SqlBlobs:
                 first = max(start - part * PART_BYTES, 0)
                 size = min(stop - part * PART_BYTES, PART_BYTES) - first
                 row = execute(_RANGE, (first + 1, size, digest, part)).fetchone()
-                if row is None and execute(_FIRST, (digest,)).fetchone() is None:
+                if row is None and execute(_IS_THERE, (digest,)).fetchone() is None:
                     raise absent(digest)
                 pieces.append(b"" if row is None else bytes(_part(digest, row[0])))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -202,18 +226,20 @@ def _parts(size: int) -> int:
     return -(-size // PART_BYTES)
 
 
-def _first(execute: Execute, digest: bytes) -> tuple[int, bytes | memoryview]:
-    row = execute(_FIRST, (digest,)).fetchone()
-    if row is None:
-        raise absent(digest)
-    return row[0], _part(digest, row[1] or b"")
+def _put(slices: _Slices, out: NDArray[np.uint8], digest: bytes) -> int:
+    """Put the slices of a part where they belong in `out`; how many bytes they have."""
+    size = 0
+    for at, data in slices:
+        stop = at + len(_part(digest, data))
+        if stop > len(out):
+            raise damaged(digest)
+        out[at:stop] = np.frombuffer(data, np.uint8)
+        size += stop - at
+    return size
 
 
-def _next(execute: Execute, digest: bytes, part: int) -> bytes | memoryview:
-    row = execute(_NEXT, (digest, part)).fetchone()
-    if row is None:
-        raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
-    return _part(digest, row[0])
+def _in_order(slices: _Slices, digest: bytes) -> list[bytes | memoryview]:
+    return [_part(digest, data) for _, data in sorted(slices, key=_start)]
 
 
 def _part(digest: bytes, data: object) -> bytes | memoryview:

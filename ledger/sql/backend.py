@@ -122,6 +122,8 @@ class Backend(Protocol):
     NOW: str  # UTC microseconds by the database's clock, an expression
     GREATEST: str  # the function that gives the greatest of its arguments
     FOR_UPDATE: str  # appended to a SELECT, locks its rows in its order
+    SLICES: str  # a join by which the bytes p.data of a table come in slices, in no order
+    SLICE: str  # where one of them starts, and the slice
     KEY_AGAIN: str  # the event of an idempotency key and a model, by another index than the first
     ERRORS: tuple[type[Exception], ...]  # what the driver raises
     REDACT: str | None  # carries out a redaction by its event's key; None: tables are written to

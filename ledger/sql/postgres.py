@@ -46,6 +46,14 @@ BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED"
 NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 GREATEST = "greatest"
 FOR_UPDATE = "FOR UPDATE"
+# Bytes go through the server's memory, libpq's and ours: what stays in the processor's cache on the
+# way costs a third less. They are stored as they are, so the server reads each slice by itself.
+_SLICE_BYTES = 256 * 1024
+SLICES = (
+    " LEFT JOIN LATERAL"
+    f" generate_series(0, greatest(octet_length(p.data) - 1, 0), {_SLICE_BYTES}) AS s(at) ON true"
+)
+SLICE = f"s.at, substr(p.data, s.at + 1, {_SLICE_BYTES})"
 KEY_AGAIN = (
     "SELECT event_key FROM events"
     " WHERE md5(idempotency_key) = md5(?) AND model_id = ? AND idempotency_key IS NOT NULL"

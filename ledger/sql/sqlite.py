@@ -39,6 +39,7 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 NOW = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
 GREATEST = "max"
 FOR_UPDATE = ""  # a writer holds the whole database
+SLICES, SLICE = "", "0, p.data"  # whole: it has them in memory
 KEY_AGAIN = (
     "SELECT event_key FROM events INDEXED BY events_idempotency_again"
     " WHERE idempotency_key = ? AND model_id = ?"

@@ -30,7 +30,7 @@ from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
 from weightledger.ledger.blobs.objects import ObjectBlobs
 from weightledger.ledger.blobs.registry import BLOB_STORES, get_opener
-from weightledger.ledger.blobs.sql import PART_BYTES
+from weightledger.ledger.blobs.sql import PART_BYTES, SqlBlobs
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
@@ -39,6 +39,8 @@ from weightledger.ledger.errors import (
     StorageBusy,
     StorageError,
 )
+from weightledger.ledger.sql import postgres
+from weightledger.ledger.sql.postgres import _SLICE_BYTES
 from weightledger.ledger.store.sql_store import SqlStore
 from weightledger.ledger.tensors.digest import content_digest
 
@@ -49,7 +51,8 @@ Plain = Callable[[str], Any]
 
 
 def test_a_blob_of_any_size_reads_back(home: Home) -> None:
-    for size in (0, 1, 100_000, REQUEST_BYTES, PART_BYTES, 2 * PART_BYTES + 7):
+    slices = [_SLICE_BYTES + more for more in (-1, 0, 1)]
+    for size in (0, 1, 100_000, *slices, REQUEST_BYTES, PART_BYTES, 2 * PART_BYTES + 7):
         data = np.random.default_rng(size).bytes(size)
         digest = put_new(home.blobs, data)
         assert home.blobs.get(digest) == data
@@ -166,6 +169,53 @@ def test_a_damaged_row_is_not_given_out(store: SqlStore, database_url: str, plai
             store.blobs.get(digest)
         with pytest.raises(CorruptLedger, match=digest.hex()):
             store.blobs.read_into(digest, np.empty(5, np.uint8))
+
+
+def test_a_damaged_row_of_several_slices_is_not_given_out(store: SqlStore) -> None:
+    """Nor, where its length is another, to whoever checks what comes of it: it would be given what
+    memory had."""
+    size = 2 * _SLICE_BYTES + 7
+    data = np.random.default_rng(0).bytes(size)
+    digest = put_new(store.blobs, data)
+    at = size - _SLICE_BYTES
+    for found in (
+        data[:-1],
+        data[:-7],
+        data[: -_SLICE_BYTES - 7],
+        b"",
+        data + b"1",
+        data + bytes(_SLICE_BYTES),
+        data[:at] + data[at + 1 :],
+        data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        data[_SLICE_BYTES : 2 * _SLICE_BYTES] + data[:_SLICE_BYTES] + data[2 * _SLICE_BYTES :],
+    ):
+        with store._database.write() as execute:
+            execute("UPDATE blob_parts SET data = ? WHERE digest = ?", (found, digest))
+        with pytest.raises(CorruptLedger, match=digest.hex()):
+            store.blobs.get(digest)
+        with pytest.raises(CorruptLedger, match=digest.hex()):
+            store.blobs.read_into(digest, np.empty(size, np.uint8))
+        if len(found) != size:
+            with pytest.raises(CorruptLedger, match=digest.hex()):
+                store.blobs.read_into(digest, np.empty(size, np.uint8), check=False)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_slices_belong_where_they_start_in_whatever_order_they_come(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backwards = postgres.SLICES.replace(
+        "generate_series(0,", "(SELECT at FROM generate_series(0,"
+    ).replace(") AS s(at)", ") AS g(at) ORDER BY at DESC) AS s(at)")
+    assert backwards.count("at") > postgres.SLICES.count("at")
+    monkeypatch.setattr(postgres, "SLICES", backwards)
+    blobs = SqlBlobs(store._database)
+    data = np.random.default_rng(0).bytes(PART_BYTES + 5 * _SLICE_BYTES + 7)
+    digest = put_new(blobs, data)
+    assert blobs.get(digest) == data
+    out = np.empty(len(data), np.uint8)
+    blobs.read_into(digest, out, check=False)
+    assert out.tobytes() == data
 
 
 def test_a_buffer_of_another_length_is_refused(home: Home) -> None:
