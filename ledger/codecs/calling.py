@@ -26,6 +26,20 @@ def _call_five(_: Any, function: Any, one: Any, two: Any, three: Any, four: Any,
     return numba.int64(*[numba.int64] * 6), _calling(5)
 
 
+def _call_seven(
+    _: Any,
+    function: Any,
+    one: Any,
+    two: Any,
+    three: Any,
+    four: Any,
+    five: Any,
+    six: Any,
+    seven: Any,
+) -> Any:
+    return numba.int64(*[numba.int64] * 8), _calling(7)
+
+
 def _calling(count: int) -> Any:
     """Code that calls the C function at an address with so many pointers or sizes."""
 
@@ -40,6 +54,7 @@ def _calling(count: int) -> Any:
 _pointer: Any = intrinsic(_pointer_at)
 called_with_two: Any = intrinsic(_call_two)
 called_with_five: Any = intrinsic(_call_five)
+called_with_seven: Any = intrinsic(_call_seven)
 
 
 @compiled

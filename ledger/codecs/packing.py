@@ -1,11 +1,14 @@
-"""How zstd packs a stream: by matches or by how often each byte comes, whichever makes it smaller.
+"""How zstd packs a stream: by matches, by how often each byte comes or by runs of zeros, whichever
+makes it smaller.
 
 Bytes of differences rarely repeat in sequences, and where zstd takes chance repetitions for matches
 it writes half as much again as their frequencies would take. So it is also asked to find none
 (the most negative level) and to code all bytes by their frequency (literal compression, which
-negative levels leave out otherwise). Only zstd's C interface has that switch, which the package
-gives through cffi; without it streams are packed by matches. Either way they are plain zstd frames,
-which any decoder of zstd reads.
+negative levels leave out otherwise). Of a stream that is nearly empty, as the highest bytes of
+small differences are, it is told what to take for matches: each run of zeros, also those too short
+for its own search, which takes three times as long and leaves a third more. Only zstd's C interface
+has these, which the package gives through cffi; without it streams are packed by matches. Whichever
+way they are plain zstd frames, which any decoder of zstd reads.
 """
 
 import threading
@@ -25,23 +28,34 @@ _MATCHES, _FREQUENCIES = 1, -131_072  # zstd's levels; of the latter it has no o
 
 
 class Packer:
-    """zstd's contexts for both ways, `zstd` with their addresses and that of what compresses, and
-    `room` for what either writes. Only where it is `within_reach`, and for one thread at a time."""
+    """zstd's contexts for each way, `zstd` with their addresses and those of what compresses and of
+    the runs it is told, and `room` for what two ways write. Only where it is `within_reach`, and
+    for one thread at a time."""
 
     def __init__(self) -> None:
-        contexts = (_context(_MATCHES), _context(_FREQUENCIES, literals=True))
-        compress = _zstd.ffi.addressof(_zstd.lib, "ZSTD_compress2")
-        self._contexts = contexts  # as long as their addresses are
-        self.zstd = np.array(
-            [int(_zstd.ffi.cast("intptr_t", one)) for one in (*contexts, compress)], np.int64
+        contexts = (
+            _context(_MATCHES),
+            _context(_FREQUENCIES, literals=True),
+            _context(_MATCHES, literals=True),
         )
+        compress = [
+            _zstd.ffi.addressof(_zstd.lib, name)
+            for name in ("ZSTD_compress2", "ZSTD_compressSequences")
+        ]
+        self._contexts = contexts  # as long as their addresses are
+        addresses = [int(_zstd.ffi.cast("intptr_t", one)) for one in (*contexts, *compress)]
+        self.zstd = np.array([*addresses, 0], np.int64)
         self.room = np.empty((2, 0), np.uint8)
 
     def fit(self, size: int) -> None:
         """Make room for what streams of up to so many bytes may take."""
+        from weightledger.ledger.codecs.compiled_packing import sequences_bytes
+
         most = _zstd.lib.ZSTD_compressBound(size)
         if self.room.shape[1] < most:
             self.room = np.empty((2, most), np.uint8)
+            self._sequences = np.empty(sequences_bytes(size), np.uint8)
+            self.zstd[-1] = self._sequences.ctypes.data
 
 
 class _Ways(threading.local):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from weightledger.ledger.codecs import compare, delta, encode_frame, loops, one_pass, packing
+from weightledger.ledger.codecs.compiled_packing import _COMPRESS, _COMPRESS_RUNS
 from weightledger.ledger.codecs.frames import WHOLE_SAMPLE
 from weightledger.ledger.codecs.one_pass import look
 from weightledger.ledger.tensors.digest import CHUNK_BYTES
@@ -118,14 +119,17 @@ def test_a_chunk_that_does_not_change_where_all_others_do_is_checked_too() -> No
     assert looked.after[0].tobytes() == xxh3_128_digest(chunk(before, 0))
 
 
+@pytest.mark.parametrize("way", [_COMPRESS, _COMPRESS_RUNS])
 @pytest.mark.parametrize("share", [0.02, 1])
 def test_what_was_packed_wrongly_is_left_to_the_codecs(
-    monkeypatch: pytest.MonkeyPatch, share: float
+    monkeypatch: pytest.MonkeyPatch, share: float, way: int
 ) -> None:
-    five = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)
+    numbers = {_COMPRESS: 5, _COMPRESS_RUNS: 7}[way]
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * numbers)
 
-    @five
-    def damaging(context: int, out: int, room: int, values: int, size: int) -> int:
+    @kind
+    def damaging(context: int, out: int, room: int, *others: int) -> int:
+        values, size = others[-2:]
         data: bytes = packing.pack(np.frombuffer(ctypes.string_at(values, size), np.uint8).copy())
         damaged = bytearray(data)
         damaged[-1] ^= 1
@@ -135,11 +139,12 @@ def test_what_was_packed_wrongly_is_left_to_the_codecs(
     class Damaging(packing.Packer):
         def __init__(self) -> None:
             super().__init__()
-            self.zstd[2] = ctypes.cast(damaging, ctypes.c_void_p).value
+            self.zstd[way] = ctypes.cast(damaging, ctypes.c_void_p).value
 
     monkeypatch.setattr(packing, "Packer", Damaging)
     monkeypatch.setattr(one_pass, "_idle", type(one_pass._idle)())
     before, after = pair(np.uint32, 3, COUNT, share, 9)
+    after[:: COUNT // 100] = before[:: COUNT // 100] + np.uint32(1 << 20)  # nearly empty bytes, too
     packing.pack(np.zeros(1000, np.uint8))  # this thread has its own already
     looked = look(before, after, True)
     assert looked is not None
