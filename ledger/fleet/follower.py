@@ -32,7 +32,7 @@ from weightledger.ledger.history.reader import History
 from weightledger.ledger.projection.following import MOST_NEWS, News
 from weightledger.ledger.projection.projector import LiveState
 from weightledger.ledger.sql.backend import Slots
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 from weightledger.ledger.store.replica_rows import ReplicaStanding
 from weightledger.ledger.tensors.state import StateDigest
 
@@ -119,7 +119,7 @@ class Follower:
         self._reported: LiveState | None = None
         self._looked = 0.0
         self._compared = time.monotonic()
-        self._ending = threading.Event()
+        self._ending = Ending()
         self._changed = threading.Condition()
         self.rollout: rollouts.Rollout | None = None
         warm(spec.element.lane for spec in log.engine.specs().values())
@@ -244,7 +244,7 @@ class Follower:
         store = self.log.history.store
         # What was in the way is over with the first look: that is no time to wait for news.
         doubtful = (self._fault, self._held_up, self._lost) != (None, None, None)
-        last = store.wait(self._seen, 0.0 if doubtful else _LOOK_S, self._wake)
+        last = store.wait(self._seen, 0.0 if doubtful else _LOOK_S, self._wake, self._ending)
         self._heard, self._lost = time.monotonic(), None
         if doubtful or last < self._seen:
             self._require_same_log(last)

@@ -11,7 +11,7 @@ from typing import Protocol
 from weightledger.ledger.errors import Conflict, LedgerError, StorageError, Unavailable
 from weightledger.ledger.events import Event, decode
 from weightledger.ledger.projection.projector import LiveState
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 from weightledger.ledger.store.proposal_rows import (
     Attestation,
     Incarnation,
@@ -53,12 +53,12 @@ class Preparer:
         self._wake = wake
         self._over: str | None = None
         self._kept_until: float | None = None
-        self._ending = threading.Event()
+        self._ending = Ending()
         self._thread = threading.Thread(target=self._run, name="ledger-prepare", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Answer no more, from the next look on."""
+        """Answer no more, from now on."""
         self._ending.set()
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Preparer:
 
     def _look(self) -> bool:
         """Wait for a proposal and answer it; False where that cannot be done yet."""
-        name = self._store.wait(self._over, self._patience_s(), self._wake)
+        name = self._store.wait(self._over, self._patience_s(), self._wake, self._ending)
         if name is None or name == self._over:
             return True
         proposal = self._store.read(name)

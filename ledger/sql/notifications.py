@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import selectors
+import socket
 import threading
 import time
 import uuid
@@ -20,7 +22,7 @@ _TELL = f"SELECT pg_notify('{_CHANNEL}', %s)"
 _COALESCED_S = 0.05  # least time between two notifications of one process
 _RETRY_S = 1.0
 _PROBE_S = 2.0  # within which what one tells oneself has to arrive
-_LOOK_UP_S = 0.5  # how often a listener looks whether it is to end
+_LOOK_UP_S = 0.5  # how often a listener looks whether what it told itself has arrived
 _LAST_WORDS_S = 2.0
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -99,15 +101,22 @@ class Listener:
         self._probing = probing
         self.hears = False
         self._ending = threading.Event()
+        self._bell, self._end = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ledger-listen", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """See `wakeups.Ear`."""
         self._ending.set()
+        with self._bell:
+            self._bell.shutdown(socket.SHUT_RDWR)  # also where a fork has it, too
         self._thread.join(_LAST_WORDS_S)
 
     def _run(self) -> None:
+        with self._end:
+            self._hear_until_it_ends()
+
+    def _hear_until_it_ends(self) -> None:
         problem: str | None = None
         while not self._ending.is_set():
             connection: psycopg.Connection[Any] | None = None
@@ -134,21 +143,23 @@ class Listener:
         else:
             self._hear(True)
         probed = time.monotonic()
-        while not self._ending.is_set():
-            for notification in connection.notifies(timeout=_LOOK_UP_S):
-                if notification.payload == probe:
-                    self._hear(True)
-                elif notification.payload.isdigit():
-                    self._heard(int(notification.payload))
-                if self._ending.is_set():
-                    break
-            if not self.hears and time.monotonic() - probed > _PROBE_S:
-                logger.warning(
-                    "what the database tells does not arrive, as behind a pooler: one looks for"
-                    " new events every %g s",
-                    POLL_S,
-                )
-                self._ending.wait()
+        with selectors.DefaultSelector() as either:
+            either.register(connection, selectors.EVENT_READ)
+            either.register(self._end, selectors.EVENT_READ)
+            while not self._ending.is_set():
+                for notification in connection.notifies(timeout=0):
+                    if notification.payload == probe:
+                        self._hear(True)
+                    elif notification.payload.isdigit():
+                        self._heard(int(notification.payload))
+                if not self.hears and time.monotonic() - probed > _PROBE_S:
+                    logger.warning(
+                        "what the database tells does not arrive, as behind a pooler: one looks for"
+                        " new events every %g s",
+                        POLL_S,
+                    )
+                    self._ending.wait()
+                either.select(None if self.hears else _LOOK_UP_S)
 
     def _hear(self, hears: bool) -> None:
         """Say so first: whoever still relies on the old answer is woken up, and looks."""

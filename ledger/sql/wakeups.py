@@ -7,9 +7,10 @@ lost connection may swallow it, which costs one look: every wait looks by itself
 where nobody is heard. SQLite says itself whether its file has changed.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +22,29 @@ POLL_S = 0.05
 """Seconds between two looks where nobody is listened to."""
 
 _LISTENED_S = 1.0  # between two looks while one listens: what a lost NOTIFY costs
+
+
+class Ending(threading.Event):
+    """Whoever waits with it goes on at once when it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        """Set it, and wake who waits."""
+        super().set()
+        for wake in tuple(self._waiting):
+            wake()
+
+    @contextlib.contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Who looks whether it is set, and waits then, is woken by this."""
+        self._waiting.append(wake)
+        try:
+            yield
+        finally:
+            self._waiting.remove(wake)
 
 
 class Ear(Protocol):
@@ -82,12 +106,28 @@ class Wakeups:
         is_news: Callable[[T], bool],
         timeout_s: float,
         wake: Wake,
+        ended: Ending | None = None,
     ) -> T:
-        """Wait until there is news of a model, at most so long; gives what was seen last.
+        """Wait until there is news of a model or it has ended, at most so long; gives what was
+        seen last.
 
         `look` sees, at the cost of one index entry; `changed`, where there is such, says for less
         that there is nothing to look at.
         """
+        ended = ended or Ending()
+        with ended.waking(self._wake):
+            return self._waited(model_id, look, changed, is_news, timeout_s, wake, ended)
+
+    def _waited(
+        self,
+        model_id: int,
+        look: Callable[[], T],
+        changed: Callable[[], bool] | None,
+        is_news: Callable[[T], bool],
+        timeout_s: float,
+        wake: Wake,
+        ended: Ending,
+    ) -> T:
         deadline = time.monotonic() + timeout_s
         ear = self._listening(wake)
         if changed is not None:
@@ -96,11 +136,11 @@ class Wakeups:
         last = look()
         while True:
             remaining = deadline - time.monotonic()
-            if is_news(last) or remaining <= 0 or self._closed:
+            if is_news(last) or remaining <= 0 or self._closed or ended.is_set():
                 return last
             pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
             with self._news:
-                if self._times_told(model_id) == told and not self._closed:
+                if self._times_told(model_id) == told and not (self._closed or ended.is_set()):
                     self._waiters += 1
                     try:
                         self._news.wait(min(pause_s, remaining))
@@ -113,12 +153,16 @@ class Wakeups:
     def close(self) -> None:
         """Let everybody go on who waits, and tell what is not told yet."""
         self._closed = True
-        with self._news:
-            self._news.notify_all()
+        self._wake()
         with self._starting:
             for one in (self._voice, self._ear):
                 if one is not None:
                     one.close()
+
+    def _wake(self) -> None:
+        """Have everybody who waits look whether it is over."""
+        with self._news:
+            self._news.notify_all()
 
     def _listening(self, wake: Wake) -> Ear | None:
         if wake == "poll" or self._make_ear is None or self._closed:

@@ -22,7 +22,7 @@ from weightledger.ledger.events import Annotation, Event
 from weightledger.ledger.events.canonical import canonical
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.turns import Meanwhile, Turn
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 from weightledger.ledger.store.attached import Append, Snapshot
 from weightledger.ledger.store.metric_rows import MetricStore
 from weightledger.ledger.store.payloads import ByteSpan, Portion
@@ -182,8 +182,11 @@ class AppendLog(Protocol):
     def last_seq(self) -> int:
         """The seq of the last event, at the cost of one index entry."""
 
-    def wait(self, after: int, timeout_s: float, wake: Wake = "auto") -> int:
-        """Wait, at most so long, until there is an event behind a seq; gives the last seq.
+    def wait(
+        self, after: int, timeout_s: float, wake: Wake = "auto", ended: Ending | None = None
+    ) -> int:
+        """Wait, at most so long and until it has ended, for an event behind a seq; gives the last
+        seq.
 
         `wake` says how: "listen" to what the database tells, "poll" (look again and again, which
         works through any pooler), or "auto", the first where it is found to work.

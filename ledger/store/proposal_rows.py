@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from weightledger.ledger.sql.database import Database
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 
 Incarnation = tuple[str, int]
 """A replica's name, and which of its starts it is."""
@@ -60,8 +60,15 @@ class ProposalStore(Protocol):
     def newest(self) -> str | None:
         """The id of the newest proposal whose time is not over."""
 
-    def wait(self, after: str | None, timeout_s: float, wake: Wake = "auto") -> str | None:
-        """Wait, at most so long, until the newest is another than `after`; gives the newest."""
+    def wait(
+        self,
+        after: str | None,
+        timeout_s: float,
+        wake: Wake = "auto",
+        ended: Ending | None = None,
+    ) -> str | None:
+        """Wait, at most so long and until it has ended, for the newest to be another than `after`;
+        gives the newest."""
 
     def read(self, proposal: str) -> ProposalRow | None:
         """A proposal; None where it is gone."""
@@ -137,7 +144,13 @@ class SqlProposals:
             ).fetchone()
         return None if row is None else str(row[0])
 
-    def wait(self, after: str | None, timeout_s: float, wake: Wake = "auto") -> str | None:
+    def wait(
+        self,
+        after: str | None,
+        timeout_s: float,
+        wake: Wake = "auto",
+        ended: Ending | None = None,
+    ) -> str | None:
         """See `ProposalStore.wait`. Holds no connection meanwhile."""
         return self._database.wakeups.wait(
             self._id,
@@ -146,6 +159,7 @@ class SqlProposals:
             lambda name: name is not None and name != after,
             timeout_s,
             wake,
+            ended,
         )
 
     def read(self, proposal: str) -> ProposalRow | None:

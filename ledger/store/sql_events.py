@@ -11,7 +11,7 @@ from weightledger.ledger.events import REDACTED, Annotation, Event
 from weightledger.ledger.sql.backend import Slots
 from weightledger.ledger.sql.database import Database
 from weightledger.ledger.sql.turns import Meanwhile, Turn
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 from weightledger.ledger.store import (
     DayCount,
     EventFilter,
@@ -78,8 +78,10 @@ class SqlEvents:
     def last_seq(self) -> int:
         return waiting.last_seq(self._of)
 
-    def wait(self, after: int, timeout_s: float, wake: Wake = "auto") -> int:
-        return waiting.wait(self._of, after, timeout_s, wake)
+    def wait(
+        self, after: int, timeout_s: float, wake: Wake = "auto", ended: Ending | None = None
+    ) -> int:
+        return waiting.wait(self._of, after, timeout_s, wake, ended)
 
     def slots(self, count: int, name: str) -> Slots:
         return self._database.slots(self._of.model_id, count, name)

@@ -2,7 +2,7 @@
 
 from weightledger.ledger.errors import CorruptLedger
 from weightledger.ledger.sql.layout import SEQ_MASK
-from weightledger.ledger.sql.wakeups import Wake
+from weightledger.ledger.sql.wakeups import Ending, Wake
 from weightledger.ledger.store.model_rows import ModelRows
 
 _COUNT = (
@@ -18,7 +18,9 @@ def last_seq(of: ModelRows) -> int:
         return _last_of(of, count())
 
 
-def wait(of: ModelRows, after: int, timeout_s: float, wake: Wake) -> int:
+def wait(
+    of: ModelRows, after: int, timeout_s: float, wake: Wake, ended: Ending | None = None
+) -> int:
     """See `AppendLog.wait`. Holds a connection meanwhile, and no transaction."""
     database = of.database
 
@@ -26,7 +28,9 @@ def wait(of: ModelRows, after: int, timeout_s: float, wake: Wake) -> int:
         return events == 0 or events - 1 > after
 
     with database.looking(_COUNT, of.span()) as (count, changed):
-        counted = database.wakeups.wait(of.model_id, count, changed, is_news, timeout_s, wake)
+        counted = database.wakeups.wait(
+            of.model_id, count, changed, is_news, timeout_s, wake, ended
+        )
     return _last_of(of, counted)
 
 

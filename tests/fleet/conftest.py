@@ -1,7 +1,6 @@
 """A ledger that is written, and replicas that follow it, in this process."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -63,15 +62,10 @@ def follow(fleet_url: str) -> Iterator[Follow]:
         made.append((ledger, follower))
         return follower
 
-    def end(one: tuple[Ledger, Follower]) -> None:
-        ledger, follower = one
+    yield start
+    for ledger, follower in made:
         follower.close()
         ledger.close()
-
-    yield start
-    # Side by side, for each waits until it has looked for news once more.
-    with ThreadPoolExecutor(max(1, len(made))) as pool:
-        list(pool.map(end, made))
 
 
 def update(log: Log, value: float = 1.0) -> int:

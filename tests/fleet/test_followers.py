@@ -236,6 +236,22 @@ def test_a_replica_of_a_log_that_an_older_copy_took_the_place_of_does_not_vouch_
     assert follower.readiness().seq == last
 
 
+def test_a_replica_stops_at_once_though_there_is_no_news(
+    fleet_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked for news for up to a second more, and for what is proposed."""
+    forever_s = 300.0
+    for name in ("fleet.follower._LOOK_S", "fleet.preparing._LOOK_S", "sql.wakeups.POLL_S"):
+        monkeypatch.setattr(f"weightledger.ledger.{name}", forever_s)
+    monkeypatch.setattr("weightledger.ledger.sql.wakeups._LISTENED_S", forever_s)
+    with Ledger.open(fleet_url, upgrade=False) as ledger:
+        with ledger.follow(MODEL, replica="r1", prepares=True) as follower:
+            waiting = follower._ending, follower._preparer._ending
+            until(lambda: all(one._waiting for one in waiting), "it does not wait for news")
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < forever_s
+
+
 def test_a_file_that_lost_its_name_is_written_and_followed_no_more(tmp_path: Path) -> None:
     """What was answered as recorded would have been in a file that nobody finds again."""
     folder, away = tmp_path / "data", tmp_path / "away"

@@ -1,6 +1,7 @@
 """Waiting for the next event of a log, whoever writes it, and however one is woken up."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.sql import wakeups
-from weightledger.ledger.sql.wakeups import Wake, Wakeups
+from weightledger.ledger.sql.wakeups import Ending, Wake, Wakeups
 from weightledger.ledger.store.waiting import _COUNT
 
 FOREVER_S = 300.0
@@ -62,6 +63,30 @@ def test_who_waits_is_woken_by_a_commit_of_another_process(
     until(lambda: woken, "nobody woke up")
     assert woken == [1]
     thread.join()
+
+
+@pytest.mark.parametrize("wake", ["listen", "poll"])
+def test_who_waits_goes_on_at_once_when_it_is_to_end(
+    logs: tuple[Log, Log], wake: Wake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for the time to look again, nor is what is set before it waits missed."""
+    monkeypatch.setattr(wakeups, "POLL_S", FOREVER_S)
+    monkeypatch.setattr(wakeups, "_LISTENED_S", FOREVER_S)
+    store = logs[1].history.store
+    ended, seen = Ending(), list[int]()
+
+    def wait() -> None:
+        seen.append(store.wait(0, FOREVER_S, wake, ended))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    until(lambda: ended._waiting, "nobody waits")
+    ended.set()
+    until(lambda: seen, "nobody went on")
+    thread.join()
+    wait()
+    assert seen == [0, 0]
+    assert not ended._waiting
 
 
 def test_there_is_nothing_to_wait_for_where_the_log_has_gone_on(logs: tuple[Log, Log]) -> None:
@@ -125,6 +150,20 @@ def test_the_notification_is_sent_outside_of_the_append(postgres_url: str, plain
 
         until(told)
         assert told() == [notifications._TELL.replace("%s", "$1")]
+
+
+def test_who_listens_stops_at_once(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing a ledger that waited for news took half a second, until it looked whether to end."""
+    from weightledger.ledger.sql import notifications
+
+    monkeypatch.setattr(notifications, "_LOOK_UP_S", FOREVER_S)
+    monkeypatch.setattr(notifications, "_LAST_WORDS_S", FOREVER_S)
+    with Ledger.open(postgres_url) as ledger:
+        store = ledger.model("m", base={"w": torch.zeros(4)}).history.store
+        store.wait(0, 0.01, wake="listen")
+        until(lambda: store._database.wakeups._ear.hears, "nobody listens")
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < FOREVER_S
 
 
 def test_where_notifications_do_not_arrive_one_looks(
