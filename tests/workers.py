@@ -8,6 +8,9 @@ gets a fork of that one, which finds all of it imported. Warm processes (`tests.
 as well, from one that has no test in it. A worker that dies is replaced as ever.
 
 A clone that is new has its loops compiled by a process beside, for as long as all that is imported.
+
+Tests have their folders in memory where there is room: they write gigabytes and wait for the disk
+with most of it, which tells them nothing, for only a crash of the machine could.
 """
 
 import contextlib
@@ -30,7 +33,7 @@ from typing import Any
 
 import torch
 
-from tests import warm
+from tests import in_memory, warm
 from tests.forks import fork
 
 _KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -44,6 +47,9 @@ _DEATHS = 4  # of a worker's place, before the run ends
 def main(number: int, arguments: Sequence[str]) -> int:
     """The status of a run of pytest with so many workers."""
     folder = Path(tempfile.mkdtemp(prefix="workers-"))
+    memory = in_memory.folder()
+    if memory is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)  # above pytest-of-USER/pytest-N
     try:
         return _run(folder, number, arguments)
     finally:  # forks end before they come here
