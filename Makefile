@@ -18,16 +18,17 @@ serve: $(STAMP)
 	$(BIN)/weightledger serve
 
 # Side by side: types are checked while tests wait, and a browser is fetched while all else is. All
-# three are run, whichever fails.
+# three are run, whichever fails. Who checks leaves the processor to the tests: they begin with what
+# one process imports while another compiles loops, and leave enough of it later.
 test:
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going lint types unit
 
 lint: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	nice -n 19 $(BIN)/ruff format --check .
+	nice -n 19 $(BIN)/ruff check .
 
 types: $(STAMP)
-	$(BIN)/mypy
+	nice -n 19 $(BIN)/mypy
 
 unit: $(STAMP) browser promtool
 	$(BIN)/python -m tests.workers $(WORKERS) -m "not soak"
@@ -39,7 +40,7 @@ browser:
 	  || echo "NO BROWSER: the dashboard's tests in a browser are skipped; install chromium and chromium-driver"
 
 # Prometheus's own checker of rules, for the tests of deploy/: out of Debian's package, installing none.
-promtool: $(STAMP) | browser
+promtool: | $(BIN)/python browser
 	@command -v promtool > /dev/null || test -x $(BIN)/promtool \
 	  || { cd $$(mktemp -d) && apt-get -qq -o APT::Sandbox::User=root download prometheus \
 	       && dpkg -x prometheus_*.deb . && install usr/bin/promtool $(CURDIR)/$(BIN)/; } \
@@ -92,8 +93,10 @@ $(VLLM_VENV)/.installed: benchmarks/vllm_environment.sh
 	PYTHON=$(PYTHON) benchmarks/vllm_environment.sh $(VLLM_VENV)
 	touch $@
 
-$(STAMP): pyproject.toml constraints.txt .ci/install.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install.py | $(BIN)/python
 	$(INSTALL) torch -e '.[test,bench]'
 	# Its own bound on typer is older than ours, which it works with.
 	$(INSTALL) --no-deps openapi-python-client
