@@ -1,5 +1,6 @@
 """A real server in a thread of the test's process, so that a test can look behind it."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -20,11 +21,32 @@ from weightledger.api.server.app import create_app
 from weightledger.api.server.settings import Settings
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which looks ten times a second whether it is to end, ends at once when told to."""
+
+    _TICK_S = 1.0  # between two dates of replies
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), self._TICK_S)
+
+    def end(self) -> None:
+        """Serve no more."""
+        self.should_exit = True
+        with contextlib.suppress(RuntimeError):  # it ended by itself
+            self._loop.call_soon_threadsafe(self._told.set)
+
+
 @contextlib.contextmanager
 def listening(manager: DynamicModelManager, **settings: Any) -> Iterator[str]:
     """The URL of a server around `manager`."""
     app = create_app(manager, Settings(**settings))
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
     )
     with socket.socket() as listener:
@@ -36,7 +58,7 @@ def listening(manager: DynamicModelManager, **settings: Any) -> Iterator[str]:
             until(lambda: server.started, "the server has not started")
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             thread.join(PATIENCE_S)
 
 
