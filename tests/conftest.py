@@ -46,6 +46,7 @@ LONGEST = (
     "tests/rules/test_long_runs.py",
     "tests/faults/test_interrupts.py",
     "tests/api/test_slow_requests.py",
+    "tests/faults/test_group_commit.py",
     "tests/api/test_lifecycle.py",
     "tests/parallel/test_bisecting.py",
     "tests/faults/test_derived.py",
