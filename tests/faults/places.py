@@ -8,10 +8,12 @@ ALL = 2**63 - 1
 
 
 def places(lock: FileLock, first: int = 1, stop: int = ALL) -> int:
-    """How many locks others hold there."""
+    """How many places others have there. A place is a byte: who is next holds all before his, too,
+    and that a moment later."""
     if first >= stop:
         return 0
     held = byte_locks.held_by_others(lock._opened(), first, stop - first)
     if held is None:
         return 0
-    return 1 + places(lock, first, held.start) + places(lock, held.stop, stop)
+    is_place = held.stop - held.start == 1
+    return is_place + places(lock, first, held.start) + places(lock, held.stop, stop)
