@@ -22,10 +22,11 @@ def test_a_pipe_or_device_is_written_to_and_never_replaced(tmp_path: Path) -> No
 
 def test_not_even_a_writer_that_renames_takes_a_devices_place(tmp_path: Path) -> None:
     """As safetensors does: a state written to /dev/null by root took its place."""
-    pipe, own = tmp_path / "pipe", tmp_path / "own"
+    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     with replacing(pipe) as out:
+        own = out.with_name("own")
         own.write_text("through")
         own.replace(out)
     assert os.read(reader, 100) == b"through" and pipe.is_fifo()
