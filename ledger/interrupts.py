@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ _signal: Any = import_module("_signal")
 _handler_of: Callable[[int], Any] = _signal.getsignal
 _set_handler: Callable[[int, Any], Any] = _signal.signal
 
+# Kept, because three calls each time would be most of what a block costs.
+_main = threading.main_thread().ident
 _depth = 0
 _holding = False
 # By signal what came while it was held back, and what is to have it.
@@ -61,7 +64,7 @@ class _Held:
 
     def __enter__(self) -> None:
         global _depth
-        if not _is_main():
+        if get_ident() != _main:
             return
         if not _depth:
             _hold_back()
@@ -74,7 +77,7 @@ class _Held:
         _trace: TracebackType | None,
     ) -> None:
         global _depth
-        if not _depth or not _is_main():  # none: a fork within the block lets go
+        if not _depth or get_ident() != _main:  # none: a fork within the block lets go
             return
         _depth -= 1
         if not _depth:
@@ -89,7 +92,7 @@ class _LetThrough:
 
     def __enter__(self) -> None:
         global _depth
-        self._depth = _depth if _is_main() else 0
+        self._depth = _depth if get_ident() == _main else 0
         if self._depth:
             _depth = 0
             try:
@@ -127,7 +130,7 @@ def let_through() -> _LetThrough:
 
 def handle() -> None:
     """Run the handlers of what came while it was held back: at a step where anything may fail."""
-    if _came and _is_main():
+    if _came and get_ident() == _main:
         with let_through():
             pass
 
@@ -146,10 +149,6 @@ def wait_for(condition: threading.Condition, holds: Callable[[], bool]) -> None:
     """Wait for something of a condition whose lock is held; what comes meanwhile is handled."""
     while not condition.wait_for(holds, LOOK_UP_S):
         handle()
-
-
-def _is_main() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
 
 
 def _hold_back() -> None:
@@ -211,8 +210,8 @@ def _run() -> None:
 def _forked() -> None:
     """In a fork nobody ends the block of a thread that did not come along, and a process that was
     begun within one does not come back to it."""
-    global _depth
-    _depth = 0
+    global _depth, _main
+    _main, _depth = get_ident(), 0
     _came.clear()
     _let_go()
 

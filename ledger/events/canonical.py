@@ -20,9 +20,9 @@ _EXACT = 1 << 53
 
 
 class Plain(dict[str, Any]):
-    """An object that orjson writes canonically, which has been looked at: what a request says goes
-    into its digest and into its event. Whoever makes one sees to it (`is_plain`); nobody changes
-    it."""
+    """An object that orjson writes canonically, which need not be looked at: its names are ASCII,
+    and in it are texts, whole numbers that JSON has, numbers that are `is_plain`, and lists and
+    objects of these. Whoever makes one sees to it; afterwards nobody changes it."""
 
     __slots__ = ()
 

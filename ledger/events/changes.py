@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from weightledger.ledger.errors import CorruptLedger
+from weightledger.ledger.events.canonical import Plain
 from weightledger.ledger.tensors.spec import TensorSpec
 
 # Forms in which a change is stored; permanent names, like the kinds.
@@ -33,8 +34,8 @@ class TensorChange(msgspec.Struct, frozen=True):
     spec_before: TensorSpec | None = None
     spec_after: TensorSpec | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"name": self.name, "size": self.size, "changed": self.changed}
+    def to_json(self) -> Plain:
+        fields = Plain(name=self.name, size=self.size, changed=self.changed)
         if self.before is not None:
             fields["before"] = self.before.hex()
         if self.after is not None:

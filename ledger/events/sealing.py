@@ -112,9 +112,7 @@ def seal(
         series,
         number,
         active,
-        annotation.digest("actor"),
-        annotation.digest("reason"),
-        annotation.digest("metadata"),
+        *_words_of(annotation),
         last.hash if last else None,
         b"",
         b"",
@@ -174,6 +172,13 @@ def _header(event: Event, body: bytes) -> bytes:
         else b'"state_before":"%s",' % hexlify(event.state_before),
         event.state_seq,
     )
+
+
+def _words_of(annotation: Annotation) -> tuple[str | None, str | None, str | None]:
+    """What a header holds of an event's words, most of which have none."""
+    if annotation is NO_WORDS:
+        return None, None, None
+    return annotation.digest("actor"), annotation.digest("reason"), annotation.digest("metadata")
 
 
 def _said(name: bytes, text: str | None) -> bytes:

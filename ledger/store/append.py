@@ -95,7 +95,7 @@ class Appender:
                 raise InvalidRequest(
                     f"an event of {event.model!r} is not appended to {self.model!r}"
                 )
-        if self._append_small(items):
+        if self._database.backend.WRITES_ALONE and self._append_small(items):
             self._database.wakeups.committed(self.model_id)
             return
         if _refer_to_blobs(items):
@@ -110,7 +110,7 @@ class Appender:
 
     def _append_small(self, items: Sequence[Append]) -> bool:
         """Write small events by one statement, or with the end of the turn by a few, where that
-        can be: whether they are written."""
+        can be: whether they are written. For a backend that `WRITES_ALONE`."""
         if len(items) > _MOST_TOGETHER or not all(map(self._stands_alone, items)):
             return False
         for event, _, attached in items:
@@ -154,8 +154,7 @@ class Appender:
         """Whether an event is a small one, all of which one statement writes."""
         event, _, attached = item
         return (
-            self._database.backend.WRITES_ALONE
-            and event.series not in _CHANGING
+            event.series not in _CHANGING
             and not attached.blobs
             and not event.blobs
             and attached.snapshot is None

@@ -98,9 +98,11 @@ def lanes(tensor: torch.Tensor, name: str = "tensor") -> Lanes:
 
     Shares memory with a contiguous CPU tensor, so writing lanes writes the tensor, whether or
     not it requires grad. Strided, conjugated or non-CPU tensors give a copy: `shares_memory`
-    tells which. Raises UnsupportedModel if the ledger cannot hold the tensor.
+    tells which. Raises UnsupportedModel if the ledger cannot hold the tensor, and on a big-endian
+    host, whose lanes would not be the stored bytes.
     """
-    require_little_endian()
+    if sys.byteorder != "little":
+        raise UnsupportedModel("the ledger's byte formats need a little-endian host")
     if type(tensor) is torch.Tensor:
         # The usual case, without the calls that take most of a small tensor's time: `numpy` raises
         # for whatever is not plain memory.
@@ -159,12 +161,6 @@ def clone(tensor: torch.Tensor) -> torch.Tensor:
     if not plain.is_cpu or plain.nbytes < memory.LEAST_BYTES:
         return plain.clone(memory_format=torch.contiguous_format)
     return memory.empty(tuple(plain.shape), plain.dtype).copy_(plain)
-
-
-def require_little_endian() -> None:
-    """Raise UnsupportedModel on a big-endian host, whose lanes would not be the stored bytes."""
-    if sys.byteorder != "little":
-        raise UnsupportedModel("the ledger's byte formats need a little-endian host")
 
 
 def tensor_digest(tensor: torch.Tensor) -> bytes:

@@ -6,7 +6,7 @@ mapping holds, and nothing that was replaced is kept alive by the copy.
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
 
@@ -49,16 +49,17 @@ class PersistentMap(Mapping[str, V], Generic[V]):
 
     def replaced(self, changes: Mapping[str, V]) -> "PersistentMap[V]":
         """A copy with other values for these names. Raises KeyError for a name it lacks."""
-        fresh: dict[int, list[V]] = {}
+        rows: list[Any] = list(self._rows)
+        fresh: set[int] = set()
         for name, value in changes.items():
             place = self._places[name]
-            row = fresh.get(place >> _BITS)
-            if row is None:
-                row = fresh[place >> _BITS] = list(self._rows[place >> _BITS])
-            row[place & _INSIDE] = value
-        rows = list(self._rows)
-        for number, row in fresh.items():
-            rows[number] = tuple(row)
+            number = place >> _BITS
+            if number not in fresh:
+                fresh.add(number)
+                rows[number] = [*rows[number]]
+            rows[number][place & _INSIDE] = value
+        for number in fresh:
+            rows[number] = tuple(rows[number])
         other: PersistentMap[V] = object.__new__(PersistentMap)
         other._places, other._rows = self._places, tuple(rows)
         return other

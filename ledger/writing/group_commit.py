@@ -178,6 +178,8 @@ class GroupCommit:
 
     def follow(self) -> bool:
         """Show what was told last; False where that is not of what is shown here."""
+        if not self._told.events:  # so it is for a writer that is alone
+            return self._has_written
         try:
             news = self._news()
             if news:

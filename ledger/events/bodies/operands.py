@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
+from weightledger.ledger.events.canonical import Plain
 from weightledger.ledger.events.kinds import IN_BLOBS, IN_PAYLOAD
 from weightledger.ledger.tensors.spec import DTYPES, TensorSpec
 
@@ -31,9 +32,12 @@ class KeptTensor:
     def nbytes(self) -> int:
         return prod(self.spec.shape) * self.spec.element.itemsize
 
-    def to_json(self) -> dict[str, Any]:
-        named = {"name": self.spec.name, "dtype": self.spec.dtype, "shape": list(self.spec.shape)}
-        return named if self.digest is None else {**named, "digest": self.digest.hex()}
+    def to_json(self) -> Plain:
+        spec = self.spec
+        named = Plain(name=spec.name, dtype=spec.dtype, shape=list(spec.shape))
+        if self.digest is not None:
+            named["digest"] = self.digest.hex()
+        return named
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -64,11 +68,10 @@ class Operands(msgspec.Struct, frozen=True):
     def to_json(self) -> dict[str, Any]:
         if self.where is None:
             return {"where": None, "why": self.why}
-        return {
-            "where": self.where,
-            "tensors": [one.to_json() for one in self.tensors],
-            **({"asked": dict(self.asked)} if self.asked else {}),
-        }
+        tensors = [one.to_json() for one in self.tensors]
+        if self.asked:
+            return {"where": self.where, "tensors": tensors, "asked": dict(self.asked)}
+        return Plain(where=self.where, tensors=tensors)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

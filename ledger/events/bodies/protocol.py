@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
 
+from weightledger.ledger.events.canonical import Plain
 from weightledger.ledger.events.changes import TensorChange
 
 Json = Mapping[str, Any]
@@ -35,7 +36,7 @@ def changes_in(value: Json) -> tuple[TensorChange, ...]:
     return tuple(TensorChange.from_json(item) for item in value["tensors"])
 
 
-def changes_json(tensors: tuple[TensorChange, ...]) -> list[dict[str, Any]]:
+def changes_json(tensors: tuple[TensorChange, ...]) -> list[Plain]:
     """Changes as a body lists them."""
     return [change.to_json() for change in tensors]
 
