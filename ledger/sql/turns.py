@@ -10,8 +10,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from weightledger.ledger import interrupts
 from weightledger.ledger.errors import LedgerError
@@ -159,8 +161,7 @@ class Lock(Protocol):
         """In a fork: let go there of what both processes hold."""
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(msgspec.Struct, eq=False):
     """One writer's turn; `head` is the seq of the log's last event, None when that is not known.
 
     It is told by whoever had a turn before, so it may lag behind. Whoever appends says so here.
@@ -177,8 +178,8 @@ class Turn:
     ending: bool = False
     news: News | None = None
     within: int = 0
-    among: Neighbours | None = field(default=None, repr=False)
-    turnstile: "Turnstile | None" = field(default=None, repr=False)
+    among: Neighbours | None = None
+    turnstile: "Turnstile | None" = None
 
     @property
     def neighbours(self) -> Neighbours | None:

@@ -62,8 +62,9 @@ class SqlEvents:
 
     def append(self, *items: Append) -> None:
         self._appender.append(items)
-        if any(event.kind == REDACTED for event, _, _ in items):
-            self._filtering.forget()
+        for event, _, _ in items:
+            if event.kind == REDACTED:
+                self._filtering.forget()
 
     def turn(
         self, meanwhile: Meanwhile | None = None, after: int | None = None

@@ -50,7 +50,7 @@ class Attempts:
             self._require_expected(expected)
         try:
             while True:
-                answered = job.row.handle(command, staged)
+                answered = job.row.answer(command, staged)
                 if isinstance(answered, Event):  # nothing changed, so nothing has to be shown
                     job.answer(answered)
                     return False

@@ -251,8 +251,9 @@ class GroupCommit:
                     anchor = self._projector.way.anchor
                     news = replace(self._to_tell(appends, change), anchor=anchor)
                     neighbours.tell(news, appends[0][0].prev)
-                if any(event.kind == REDACTED for event, _, _ in appends):
-                    neighbours.clean()
+                for event, _, _ in appends:
+                    if event.kind == REDACTED:
+                        neighbours.clean()
             except OSError as error:  # then they ask the log
                 logger.debug("%s: nobody is told of a commit: %s", self._history.model, error)
         turn.over()

@@ -1,8 +1,9 @@
 """One command on its way through the writer, and what becomes of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from weightledger.ledger.errors import OutcomeUnknown
 from weightledger.ledger.events import Annotation, Event
@@ -28,8 +29,7 @@ class Later(Exception):
     """This command has to wait until those before it are appended."""
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One command in the queue; `appends` and `change` are what its last attempt came to.
 
     Of one whose command was left to another process `left` says what became of it, and `words` are
@@ -45,7 +45,7 @@ class Job:
     digest: bytes | None = None
     started: float = 0.0
     attempts: int = 0
-    appends: list[Append] = field(default_factory=list)
+    appends: list[Append] = msgspec.field(default_factory=list)
     change: Change | None = None
     left: Left | None = None
     words: Annotation | None = None

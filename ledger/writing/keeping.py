@@ -48,7 +48,7 @@ def keep(
         return Operands(None, why=TOO_LARGE), {}  # of a batch that is thousands of tensors
     try:
         kept = [
-            _described(name, tensor.dtype, tensor.shape)
+            described(name, tensor.dtype, tensor.shape)
             if _is_plain(tensor)
             else KeptTensor(spec_of(name, tensor))
             for name, tensor in given.tensors.items()
@@ -78,7 +78,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(512)
-def _described(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KeptTensor:
+def described(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KeptTensor:
     """What a plain operand is; updates one by one have the same few."""
     return KeptTensor(TensorSpec(name, name_of(dtype), tuple(shape)))
 

@@ -41,6 +41,9 @@ from weightledger.ledger.writing.preparing import prepared
 from weightledger.ledger.writing.proposed import ProposedEvent, stateless
 from weightledger.ledger.writing.staged import Staged
 
+NOT_EVALUATED: Mapping[str, Any] = {"evaluated": False}
+"""What an event says whose candidate nobody scored."""
+
 # Factors above this share of the tensor's bytes are not worth an event that cannot be undone.
 _WORTHWHILE_FACTORS = 0.25
 
@@ -133,7 +136,7 @@ def _evidence(verdict: Verdict) -> dict[str, Any]:
     """What an event says of its verdict. Without a word on it, the candidate was evaluated."""
     evidence = dict(verdict.evidence)
     if not verdict.evaluated and verdict.reason is None:
-        evidence["evaluated"] = False
+        evidence |= NOT_EVALUATED
     return evidence
 
 

@@ -42,13 +42,14 @@ class Showing:
 
     def show(self, appends: Sequence[Append], change: Change | None) -> None:
         """Make what was appended visible; what fails here does not make it unrecorded."""
-        last = appends[-1][0]
+        new = [event for event, _, _ in appends]
+        last = new[-1]
         try:
-            if any(event.kind in events.STATE_CHANGING for event, _, _ in appends):
-                self._show(last, change)
-                self._projector.way.passed(event for event, _, _ in appends)
-            else:
+            if events.STATE_CHANGING.isdisjoint([event.kind for event in new]):
                 self._projector.note(last)
+            else:
+                self._show(last, change)
+                self._projector.way.passed(new)
         except Exception as error:
             logger.exception("%s of %s is recorded but not shown", last.name, last.model)
             raise not_shown(last, error) from error

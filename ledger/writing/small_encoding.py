@@ -7,6 +7,7 @@ bits and digests.
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from weightledger.ledger.codecs import loops
@@ -51,20 +52,30 @@ def record_small(
     spec: TensorSpec, before: HashedTensor, write: Write, payload: PayloadWriter
 ) -> tuple[TensorChange, HashedTensor, float | None]:
     """What `encoding.record_tensors` gives of one tensor."""
-    name = spec.name
-    old, new = lanes(before.tensor.detach(), name), lanes(write.after.detach(), name)
+    change, new, norm, frame = changed_small(spec.name, before, write.after)
+    payload.write(frame)
+    return change, new, norm if math.isfinite(norm) else None
+
+
+def changed_small(
+    name: str, before: HashedTensor, after: torch.Tensor
+) -> tuple[TensorChange, HashedTensor, float, bytes]:
+    """A small tensor's change, what it leads to, the L2 norm of after − before, and the frame that
+    is its part of the payload: of no bytes where nothing changes."""
+    old, new = lanes(before.tensor.detach(), name), lanes(after.detach(), name)
     frame, changed, square, known, checksum = (
         _few(old, new) or _at_once(old, new) or _in_steps(old, new)
     )
     if not is_unchanged(before.chunks, before.checksums, old, known):
         raise changed_outside(name)
-    norm = math.sqrt(square)
+    if not changed:
+        frame = b""
     chunks = chunk_digests(new)
-    size = payload.write(frame) if changed else 0
     return (
-        TensorChange(name, root(before.chunks), root(chunks), size, changed, FRAMES),
-        HashedTensor(write.after, chunks, bytearray(checksum or checksum_of(new))),
-        norm if math.isfinite(norm) else None,
+        TensorChange(name, root(before.chunks), root(chunks), len(frame), changed, FRAMES),
+        HashedTensor(after, chunks, bytearray(checksum or checksum_of(new))),
+        math.sqrt(square),
+        frame,
     )
 
 

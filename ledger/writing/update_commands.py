@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from weightledger.ledger.errors import InvalidRequest
-from weightledger.ledger.events.canonical import canonical
+from weightledger.ledger.events.canonical import Plain, canonical
 from weightledger.ledger.tensors.digest import content_digest
 from weightledger.ledger.tensors.spec import TensorSpec
 from weightledger.ledger.writing.caller import ANYONE, Caller
@@ -55,7 +55,11 @@ class ApplyUpdates:
 
     @property
     def digest(self) -> bytes:
-        return content_digest(canonical({**self.facts, "metadata": self.metadata}))
+        facts = self.facts
+        # What is plain stays plain: then nobody looks at it once more.
+        asked = Plain(facts) if type(facts) is Plain else dict(facts)
+        asked["metadata"] = self.metadata
+        return content_digest(canonical(asked))
 
 
 def update_command(

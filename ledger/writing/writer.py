@@ -285,8 +285,8 @@ class Writer:
                     one.fail(error)
                 raise
             group.append(job)
-            if job.change is not None:
-                size += sum(one.tensor.nbytes for one in job.change.weights.values())
+            for new in () if job.change is None else job.change.weights.values():
+                size += new.tensor.nbytes
             if alone or self._projector.remote is not None:
                 break
         return group
@@ -375,8 +375,11 @@ class Writer:
     def _theirs(self, group: list[Job], own: list[Append], turn: Turn) -> list[Job]:
         """Commands of other processes, worked out to be appended after those of `group`. One that
         lost before goes without them: it may be theirs that cannot be appended."""
-        if self._policy.alone or any(job.attempts or not job.row.grouped for job in group):
+        if self._policy.alone:
             return []
+        for job in group:
+            if job.attempts or not job.row.grouped:
+                return []
         return self._groups.theirs(turn, own)
 
     def _prepared(self, group: list[Job]) -> Change | None:
