@@ -116,14 +116,16 @@ class AdvisoryLock:
         """What `write` used."""
         return self._pipeline.connection
 
-    def release(self, head: int | None) -> None:
-        """Let it go; the server's answer is read before the next statement.
+    def release(self, head: int | None) -> bool:
+        """Let it go; the server's answer is read before the next statement, or by `settle`.
 
         Nothing was written, so there is nothing to learn from it that an update could wait for.
+        Whether it was held: else it went with what was written.
         """
-        if self._held:
-            self._held = False
+        held, self._held = self._held, False
+        if held:
             self._told(_COMMIT)
+        return held
 
     def is_free(self) -> bool:
         """See `Lock.is_free`: the statement that writes finds out."""

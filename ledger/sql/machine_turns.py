@@ -122,7 +122,10 @@ class MachineLock:
         """Let go of both, as far as they are held."""
         self.deferring = False
         try:
-            self._everywhere.release(head)
+            if self._everywhere.release(head) and self._ours and self._near.are_waiting():
+                # The next one's statement asks for it: it would be lost, and the commands of others
+                # with it, where the server is late.
+                self._everywhere.settle()
         finally:
             if self._ours:
                 self._ours = False

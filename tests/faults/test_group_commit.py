@@ -140,16 +140,10 @@ class Queue:
         until(lambda: places(near(self._holder), stop=stop) > before, came, cpu_s=20)
 
     def let_go(self) -> None:
-        """Let them have their turns. The server has let go before the first of them is next: one
-        who writes by a statement that finds it held goes again, and then without the others."""
-        if self._turn is None:
-            return
-        lock = self._holder.history.store._turnstile._lock
-        if isinstance(lock, MachineLock):
-            lock._everywhere.release(None)
-            lock._everywhere.settle()
-        self._turn.__exit__(None, None, None)
-        self._turn = None
+        """Let them have their turns."""
+        if self._turn is not None:
+            self._turn.__exit__(None, None, None)
+            self._turn = None
 
     def go(self) -> None:
         """The same, and wait until all had them."""
@@ -247,6 +241,35 @@ def test_what_is_told_unreadably_is_looked_for_in_the_log(
         queue.come("waits", lambda: other.apply(request("waits")))
     assert isinstance(queue.given["waits"], Event), queue.given
     assert appended == []
+    all_once(holder, "leader", "waits")
+
+
+def test_who_is_next_does_for_others_though_the_server_is_late(
+    log: Log, other: Log, holder: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had a turn and wrote nothing gives it on once the server let go: the next one's
+    statement, which asks for it, would be lost, and after that he goes without the others."""
+    lock = holder.history.store._turnstile._lock
+    if not isinstance(lock, MachineLock):
+        pytest.skip("the turn is the file's alone")
+    everywhere, release = lock._everywhere, lock._everywhere.release
+    late = threading.Timer(0.3, lambda: release(None))
+
+    def settle() -> None:
+        late.join()
+
+    def let_go(_head: int | None) -> bool:
+        late.start()
+        return True
+
+    monkeypatch.setattr(everywhere, "release", let_go)
+    monkeypatch.setattr(everywhere, "settle", settle)
+    appended = transactions(log, monkeypatch)
+    with Queue(holder) as queue:
+        queue.come("leader", lambda: log.apply(request("leader")))
+        queue.come("waits", lambda: other.apply(request("waits")))
+    late.join()
+    assert [len(seqs) for seqs in appended] == [2]
     all_once(holder, "leader", "waits")
 
 
