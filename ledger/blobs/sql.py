@@ -59,7 +59,33 @@ _DELETE_PARTS = "DELETE FROM blob_parts WHERE digest = ?"
 _Slices = list[tuple[int, Any]]
 """Of a part where each slice starts, and its bytes."""
 
+SLICED_BYTES = 2 * 1024 * 1024
+"""Of larger blobs the parts are read in slices. For what is smaller the statement takes longer than
+it saves, and who rolls back reads many of these."""
+
 _start = itemgetter(0)
+
+
+class _Reading:
+    """Statements that read the parts of a blob, each in slices or as the one that it is."""
+
+    def __init__(self, slice_of: str, slices: str) -> None:
+        self._first = _FIRST.format(slice=slice_of, slices=slices)
+        self._next = _NEXT.format(slice=slice_of, slices=slices)
+
+    def first(self, execute: Execute, digest: bytes) -> tuple[int, _Slices]:
+        """How long a blob is, and its first part."""
+        rows = execute(self._first, (digest,)).fetchall()
+        if not rows:
+            raise absent(digest)
+        return rows[0][0], [(at, data) for _, at, data in rows if data is not None]
+
+    def next(self, execute: Execute, digest: bytes, part: int) -> _Slices:
+        """Another part."""
+        slices: _Slices = execute(self._next, (digest, part)).fetchall()
+        if not slices:
+            raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
+        return slices
 
 
 class SqlBlobs:
@@ -67,9 +93,8 @@ class SqlBlobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        backend = database.backend
-        self._first = _FIRST.format(slice=backend.SLICE, slices=backend.SLICES)
-        self._next = _NEXT.format(slice=backend.SLICE, slices=backend.SLICES)
+        self._whole = _Reading("0, p.data", "")
+        self._sliced = _Reading(database.backend.SLICE, database.backend.SLICES)
         keep_blocks(_KEPT_BYTES)
 
     def put(self, digest: bytes, data: Buffer) -> None:
@@ -87,10 +112,10 @@ class SqlBlobs:
     def get(self, digest: bytes) -> bytes:
         """The bytes of a blob; CorruptLedger when it is missing or does not match."""
         with self._database.read() as execute:
-            size, slices = self._read_first(execute, digest)
+            size, slices = self._whole.first(execute, digest)
             pieces = _in_order(slices, digest)
             for part in range(1, _parts(size)):
-                pieces += _in_order(self._read_next(execute, digest, part), digest)
+                pieces += _in_order(self._whole.next(execute, digest, part), digest)
         data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         if len(data) != size or content_digest(data) != digest:
             raise damaged(digest)
@@ -104,28 +129,16 @@ class SqlBlobs:
         at = 0
         # One row is of one state by itself; a transaction would be two more journeys.
         reading = self._database.look if len(out) <= PART_BYTES else self._database.read
+        parts = self._sliced if len(out) > SLICED_BYTES else self._whole
         with reading(lent=True) as execute:
-            size, slices = self._read_first(execute, digest)
+            size, slices = parts.first(execute, digest)
             require_size(digest, size, len(out))
             for part in range(1, _parts(size) + 1):
                 at += _put(slices, out[at:], digest)
                 if part < _parts(size):
-                    slices = self._read_next(execute, digest, part)
+                    slices = parts.next(execute, digest, part)
         if at != size or (check and content_digest(out) != digest):
             raise damaged(digest)
-
-    def _read_first(self, execute: Execute, digest: bytes) -> tuple[int, _Slices]:
-        """How long a blob is, and its first part."""
-        rows = execute(self._first, (digest,)).fetchall()
-        if not rows:
-            raise absent(digest)
-        return rows[0][0], [(at, data) for _, at, data in rows if data is not None]
-
-    def _read_next(self, execute: Execute, digest: bytes, part: int) -> _Slices:
-        slices: _Slices = execute(self._next, (digest, part)).fetchall()
-        if not slices:
-            raise CorruptLedger(f"blob {digest.hex()} lacks its part {part}")
-        return slices
 
     def read_range(self, digest: bytes, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a blob; see `BlobStore.read_range`."""

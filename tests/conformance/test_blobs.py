@@ -30,7 +30,7 @@ from weightledger.ledger.blobs.location import open_blobs
 from weightledger.ledger.blobs.objects import PART_BYTES as REQUEST_BYTES
 from weightledger.ledger.blobs.objects import ObjectBlobs
 from weightledger.ledger.blobs.registry import BLOB_STORES, get_opener
-from weightledger.ledger.blobs.sql import PART_BYTES, SqlBlobs
+from weightledger.ledger.blobs.sql import PART_BYTES, SLICED_BYTES, SqlBlobs
 from weightledger.ledger.errors import (
     CorruptLedger,
     InvalidRequest,
@@ -51,7 +51,7 @@ Plain = Callable[[str], Any]
 
 
 def test_a_blob_of_any_size_reads_back(home: Home) -> None:
-    slices = [_SLICE_BYTES + more for more in (-1, 0, 1)]
+    slices = [SLICED_BYTES + more for more in (0, 1, _SLICE_BYTES, _SLICE_BYTES + 1)]
     for size in (0, 1, 100_000, *slices, REQUEST_BYTES, PART_BYTES, 2 * PART_BYTES + 7):
         data = np.random.default_rng(size).bytes(size)
         digest = put_new(home.blobs, data)
@@ -174,7 +174,7 @@ def test_a_damaged_row_is_not_given_out(store: SqlStore, database_url: str, plai
 def test_a_damaged_row_of_several_slices_is_not_given_out(store: SqlStore) -> None:
     """Nor, where its length is another, to whoever checks what comes of it: it would be given what
     memory had."""
-    size = 2 * _SLICE_BYTES + 7
+    size = SLICED_BYTES + _SLICE_BYTES + 7
     data = np.random.default_rng(0).bytes(size)
     digest = put_new(store.blobs, data)
     at = size - _SLICE_BYTES
