@@ -49,10 +49,10 @@ class Packer:
 
     def fit(self, size: int) -> None:
         """Make room for what streams of up to so many bytes may take."""
-        from weightledger.ledger.codecs.compiled_packing import sequences_bytes
-
         most = _zstd.lib.ZSTD_compressBound(size)
         if self.room.shape[1] < most:
+            from weightledger.ledger.codecs.compiled_packing import sequences_bytes
+
             self.room = np.empty((2, most), np.uint8)
             self._sequences = np.empty(sequences_bytes(size), np.uint8)
             self.zstd[-1] = self._sequences.ctypes.data

@@ -116,39 +116,27 @@ class Wakeups:
         """
         ended = ended or Ending()
         with ended.waking(self._wake):
-            return self._waited(model_id, look, changed, is_news, timeout_s, wake, ended)
-
-    def _waited(
-        self,
-        model_id: int,
-        look: Callable[[], T],
-        changed: Callable[[], bool] | None,
-        is_news: Callable[[T], bool],
-        timeout_s: float,
-        wake: Wake,
-        ended: Ending,
-    ) -> T:
-        deadline = time.monotonic() + timeout_s
-        ear = self._listening(wake)
-        if changed is not None:
-            changed()  # says what has changed since it was asked last
-        told = self._times_told(model_id)
-        last = look()
-        while True:
-            remaining = deadline - time.monotonic()
-            if is_news(last) or remaining <= 0 or self._closed or ended.is_set():
-                return last
-            pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
-            with self._news:
-                if self._times_told(model_id) == told and not (self._closed or ended.is_set()):
-                    self._waiters += 1
-                    try:
-                        self._news.wait(min(pause_s, remaining))
-                    finally:
-                        self._waiters -= 1
+            deadline = time.monotonic() + timeout_s
+            ear = self._listening(wake)
+            if changed is not None:
+                changed()  # says what has changed since it was asked last
             told = self._times_told(model_id)
-            if changed is None or changed():
-                last = look()
+            last = look()
+            while True:
+                remaining = deadline - time.monotonic()
+                if is_news(last) or remaining <= 0 or self._closed or ended.is_set():
+                    return last
+                pause_s = _LISTENED_S if ear is not None and ear.hears else POLL_S
+                with self._news:
+                    if self._times_told(model_id) == told and not (self._closed or ended.is_set()):
+                        self._waiters += 1
+                        try:
+                            self._news.wait(min(pause_s, remaining))
+                        finally:
+                            self._waiters -= 1
+                told = self._times_told(model_id)
+                if changed is None or changed():
+                    last = look()
 
     def close(self) -> None:
         """Let everybody go on who waits, and tell what is not told yet."""
