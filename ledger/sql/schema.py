@@ -31,8 +31,9 @@ def open_schema(database: Database, *, upgrade: bool = True, guarded: bool = Tru
     """
     with database.read() as execute:
         found = revision(database, execute)
-    if found is None and database.torn() is not None:
-        found = _tables_of_others(database)
+    missing = database.torn() if found is None else None
+    if missing is not None:
+        found = _tables_of_others(database, missing)
     if found != REVISION:
         _require_known(database, found)
         if not upgrade:
@@ -91,10 +92,9 @@ def revision(database: Database, execute: Execute) -> str | None:
     return found
 
 
-def _tables_of_others(database: Database) -> str:
+def _tables_of_others(database: Database, missing: str) -> str:
     """The revision that another process has made meanwhile; SchemaMismatch for a copy whose tables
-    stayed where it was made."""
-    missing = database.torn()
+    stayed where it was made, in the file that is missing."""
     with database.read() as execute:
         found = revision(database, execute)
     if found is None:

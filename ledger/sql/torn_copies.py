@@ -37,15 +37,16 @@ def made(file: Path) -> None:
 def is_torn(file: Path) -> bool:
     """Whether a database without tables had a write-ahead log that is not here."""
     beside = {suffix: file.with_name(file.name + suffix) for suffix in (_MARK, _LOG)}
-    if beside[_MARK].exists():
-        return False
     try:
         with file.open("rb") as opened:
             versions = opened.read(_VERSIONS.stop)[_VERSIONS]
         logged = beside[_LOG].exists() and beside[_LOG].stat().st_size > 0
     except OSError:
         return False
-    return versions == _WITH_LOG and not logged
+    if versions != _WITH_LOG or logged:
+        return False
+    # At last: whoever began to make it meanwhile has marked that before anything can be seen of it.
+    return not beside[_MARK].exists()
 
 
 def _sync(folder: Path) -> None:
