@@ -255,7 +255,7 @@ class Writer:
             if self._groups.has_left(self._queue[0]):
                 break
             job = self._queue.popleft()
-            if not job.row.grouped and not group:
+            if not (job.row.grouped or job.row.light or group):
                 self._is_behind(turn)
             alone = not job.row.grouped or self._policy.alone
             try:

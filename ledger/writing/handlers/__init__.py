@@ -44,14 +44,17 @@ class Row:
     """How a kind of command is handled.
 
     `switch` is what has to be switched on. With `grouped` it can be worked out on events that are
-    not appended yet, and share a transaction with them. `read` is what takes long and needs no
-    lock: it is done before the command queues, and gives the command to queue. `at_once` is a
-    shorter way to the event that `handle` leads to, for most commands; None where it is not for it.
+    not appended yet, and share a transaction with them. A `light` one cannot, but takes less than
+    asking the log whether others wrote meanwhile, and comes to an event or an error: the append
+    finds that out. `read` is what takes long and needs no lock: it is done before the command
+    queues, and gives the command to queue. `at_once` is a shorter way to the event that `handle`
+    leads to, for most commands; None where it is not for it.
     """
 
     handle: Callable[[Any, Staged], Answer]
     switch: Switch | None = None
     grouped: bool = False
+    light: bool = False
     read: Callable[[Any, Staged], Any] | None = None
     at_once: Callable[[Any, Staged], ProposedEvent | None] | None = None
 
@@ -70,13 +73,14 @@ def add_command(
     *,
     switch: Switch | None = None,
     grouped: bool = False,
+    light: bool = False,
     read: Callable[[C, Staged], C] | None = None,
     at_once: Callable[[C, Staged], ProposedEvent | None] | None = None,
 ) -> None:
     """Give a kind of command its handler; ValueError when it has one."""
     if command in _ROWS:
         raise ValueError(f"{command.__name__} has a handler already")
-    _ROWS[command] = Row(handle, switch, grouped, read, at_once)
+    _ROWS[command] = Row(handle, switch, grouped, light, read, at_once)
 
 
 def row_of(command: Command) -> Row:
@@ -96,15 +100,15 @@ add_command(
     at_once=proposed_at_once,
 )
 add_command(commands.Record, recording.record, switch="incremental learning")
-add_command(commands.CreateVersion, versions.create, switch="versioning")
+add_command(commands.CreateVersion, versions.create, switch="versioning", light=True)
 add_command(commands.CreateInitialVersion, versions.create_initial, switch="versioning")
-add_command(commands.Pin, versions.pin, switch="versioning")
-add_command(commands.Retire, versions.retire)
-add_command(commands.PlaceHold, holds.place)
-add_command(commands.Release, holds.release)
+add_command(commands.Pin, versions.pin, switch="versioning", light=True)
+add_command(commands.Retire, versions.retire, light=True)
+add_command(commands.PlaceHold, holds.place, light=True)
+add_command(commands.Release, holds.release, light=True)
 add_command(commands.Redact, redacting.redact)
 add_command(commands.RollBack, rollbacks.roll_back, switch="versioning")
-add_command(commands.Observe, observing.observe)
+add_command(commands.Observe, observing.observe, light=True)
 add_command(commands.ChangePolicy, observing.change_policy)
 add_command(rollout_commands.StartRollout, rollouts.start, switch="versioning")
 add_command(rollout_commands.AdvanceRollout, rollouts.advance, switch="versioning")
