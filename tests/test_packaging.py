@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,8 +120,7 @@ def test_the_wheel_has_every_file_of_the_checkout(built: Path) -> None:
 
 def test_a_wheel_from_the_source_distribution_is_the_same(built: Path, tmp_path: Path) -> None:
     (source,) = built.glob("*.tar.gz")
-    with tarfile.open(source) as archive:
-        archive.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xf", str(source), "-C", str(tmp_path)], check=True)
     (unpacked,) = tmp_path.iterdir()
     again = tmp_path / "again"
     again.mkdir()

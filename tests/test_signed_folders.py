@@ -1,11 +1,9 @@
 """Signed folders: verified by OpenSSF's command, brought along by what changed, never forged."""
 
-import io
 import json
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,8 +208,8 @@ def test_over_http(tmp_path: Path) -> None:
         )
         weights = http.get(f"/v1/models/versions/{version_id}/weights")
         assert reply.headers["x-weights-digest"] == weights.headers["x-weights-digest"]
-        with tarfile.open(fileobj=io.BytesIO(reply.content)) as tar:
-            tar.extractall(tmp_path, filter="data")
+        unpack = ["tar", "-xf", "-", "-C", str(tmp_path)]
+        subprocess.run(unpack, input=reply.content, check=True)
         key = statements.key_from_seed(Signer.open(server.folder).seed())
         assert http.get("/v1/models/signing_key").text == statements.public_pem(key)
         assert verified(tmp_path / "signed", key)
