@@ -298,6 +298,7 @@ def settle() -> None:
     """Keep what there is out of the sight of the collectors of all that is forked from now on."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def fork_at(address: str) -> None:
@@ -314,6 +315,7 @@ def live(line: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()
     preload()
     importlib.import_module(LOOPS)
     settle()
