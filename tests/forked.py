@@ -7,8 +7,9 @@ forked from the worker's warm process, since to import all of that anew takes se
 import functools
 import multiprocessing
 import os
+import secrets
 import socket
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 from tests import warm
@@ -32,7 +33,8 @@ class ForkServer(forkserver.ForkServer):
             if self._forkserver_address is not None:
                 return
             with socket.socket(socket.AF_UNIX) as listener:
-                address = connection.arbitrary_address("AF_UNIX")
+                # In no folder: the one for temporary files may be a test's, which is removed.
+                address = f"\0forked-{os.getpid()}-{secrets.token_hex(8)}"
                 listener.bind(address)
                 listener.listen()
                 alive, self._forkserver_alive_fd = os.pipe()  # it ends with the last who has this
