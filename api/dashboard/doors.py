@@ -4,11 +4,12 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from weightledger.api.dashboard.sessions import LOGIN, STATIC, Sessions, cookie, place_of
 from weightledger.api.dashboard.showing import HEADERS, page
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.errors import error_response
 from weightledger.api.rest.keyring import Access, Keyring
 from weightledger.api.rest.scopes import needs
@@ -29,9 +30,9 @@ FILES = {
 }
 
 
-def router(keyring: Keyring, sessions: Sessions) -> APIRouter:
+def router(keyring: Keyring, sessions: Sessions) -> Declared:
     """What needs no key."""
-    routes = APIRouter()
+    routes = Declared()
 
     @routes.get(LOGIN)
     def login(request: Request) -> Response:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import Field, ValidationError
 
 from weightledger import DynamicModelManager
@@ -16,6 +16,7 @@ from weightledger.api.dashboard.shell import PageRoute, Shell, same, tree_links
 from weightledger.api.dashboard.showing import Url, again, fill, page, url_of
 from weightledger.api.dashboard.strip import strip
 from weightledger.api.rest import queries
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.queries import first_problem
 from weightledger.api.rest.routes.audit import listed
 from weightledger.api.rest.routes.watching import begins_after
@@ -42,10 +43,10 @@ class Timeline(queries.Updates):
     flat: bool = Field(False, description="Runs of updates one by one.")
 
 
-def router(shell: Shell, notary: Notary, ending: threading.Event) -> APIRouter:
+def router(shell: Shell, notary: Notary, ending: threading.Event) -> Declared:
     """The pages, and the stream that keeps them as things are."""
     manager = shell.manager
-    routes = APIRouter(route_class=PageRoute)
+    routes = Declared(route_class=PageRoute)
     log = manager.log
     history = log.history
     feed = Feed(log, lambda: manager.fault, Writing(manager), ending)

@@ -1,11 +1,12 @@
 """Pages to act from and to check by: versions, rolling back, metrics, trials, audit, keys."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from weightledger.api.dashboard import facts
 from weightledger.api.dashboard.shell import PageRoute, Shell
 from weightledger.api.items import replica_item, rollout_item
 from weightledger.api.rest import queries
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.fleet.served import fleet
@@ -18,10 +19,10 @@ _PAGE = 100
 _LOOKED_AT = 500  # updates, for those of learning rules
 
 
-def router(shell: Shell, notary: Notary) -> APIRouter:
+def router(shell: Shell, notary: Notary) -> Declared:
     """The pages; what their buttons do is the REST API's."""
     manager = shell.manager
-    routes = APIRouter(route_class=PageRoute)
+    routes = Declared(route_class=PageRoute)
     log = manager.log
     history = log.history
 

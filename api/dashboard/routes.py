@@ -2,12 +2,13 @@
 
 import threading
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.dashboard import doors, looking, managing
 from weightledger.api.dashboard.sessions import Sessions
 from weightledger.api.dashboard.shell import Shell
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.scopes import admitted
 from weightledger.ledger.audit.notary import Notary
@@ -19,12 +20,12 @@ def router(
     sessions: Sessions,
     notary: Notary,
     ending: threading.Event,
-) -> APIRouter:
+) -> Declared:
     """All pages, the files they load, and the way in. `ending` is set when the server stops."""
     shell = Shell(manager, sessions)
-    routes = APIRouter(include_in_schema=False)
-    routes.include_router(doors.router(keyring, sessions))
+    routes = Declared(include_in_schema=False)
+    routes.include(doors.router(keyring, sessions))
     admitting = [Depends(admitted)]
-    routes.include_router(looking.router(shell, notary, ending), dependencies=admitting)
-    routes.include_router(managing.router(shell, notary), dependencies=admitting)
+    routes.include(looking.router(shell, notary, ending), dependencies=admitting)
+    routes.include(managing.router(shell, notary), dependencies=admitting)
     return routes

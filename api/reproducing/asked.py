@@ -23,8 +23,8 @@ ROUTES = ("/invocations", EMBEDDINGS, *GENERATING)
 def answered(model: RebuiltView, route: str, body: bytes) -> dict[str, Any]:
     """What the server's route answers; InvalidRequest with its words where it refuses."""
     app = FastAPI(openapi_url=None)
-    app.include_router(inference.router(model))
-    app.include_router(text.router(model, Workers(1, 0)))
+    inference.router(model).add_to(app.router)
+    text.router(model, Workers(1, 0)).add_to(app.router)
     errors.install(app)
     # On a thread of its own, so that it can be called where an event loop runs already.
     with ThreadPoolExecutor(1) as pool:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -197,16 +197,6 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
     resolved: dict[str, Any] = resolve(schema)
     return resolved
-
-
-def named_by_function(route: APIRoute) -> str:
-    """Operation ids that read well in a generated client."""
-    return route.name
-
-
-def documented(**options: Any) -> APIRouter:
-    """A router whose operations are named by their functions."""
-    return APIRouter(generate_unique_id_function=named_by_function, **options)
 
 
 class Documented(FastAPI):

@@ -7,9 +7,10 @@ import gzip
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from weightledger.api.rest.declared import Declared
 from weightledger.ledger.errors import NotFound
 
 FILES = {
@@ -30,9 +31,9 @@ _HEADERS = {
 }
 
 
-def router() -> APIRouter:
+def router() -> Declared:
     """The page, and the files that it loads."""
-    routes = APIRouter(include_in_schema=False)
+    routes = Declared(include_in_schema=False)
 
     @routes.get("/docs")
     def docs() -> Response:

@@ -94,6 +94,19 @@ def create_app(
     spans = _tracing(settings)
     if spans is not None:
         manager.log.subscribe(spans.committed)
+    ending, metrics = threading.Event(), Metrics(manager)
+    tail = Tail(manager.log, ending)
+    rest = router(
+        manager,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        inference_threads=settings.inference_threads,
+        inference_queue=settings.inference_queue,
+        ending=ending,
+        metrics=metrics,
+        notary=notary,
+        tail=tail,
+    )
     app = documentation.Documented(
         lambda: keyring.asks,
         title="Weight Ledger",
@@ -102,32 +115,17 @@ def create_app(
         description=documentation.DESCRIPTION,
         lifespan=lifespan,
         telemetry=_NO_TELEMETRY,
+        routes=rest.routes,  # as they are: including a router makes all of its routes again
     )
     app.state.writer = writer
     app.state.writes_enabled = settings.writes_enabled and writer is None
     app.state.keyring = keyring
-    app.state.ending = threading.Event()
-    app.state.tail = Tail(manager.log, app.state.ending)
-    metrics = Metrics(manager)
-    app.include_router(
-        router(
-            manager,
-            max_body_bytes=settings.max_body_bytes,
-            max_upload_bytes=settings.max_upload_bytes,
-            inference_threads=settings.inference_threads,
-            inference_queue=settings.inference_queue,
-            ending=app.state.ending,
-            metrics=metrics,
-            notary=notary,
-            tail=app.state.tail,
-        )
-    )
-    app.include_router(keys.router(manager, keyring, settings.max_body_bytes))
-    app.include_router(pages.router())
+    app.state.ending = ending
+    app.state.tail = tail
+    keys.router(manager, keyring, settings.max_body_bytes).add_to(app.router)
+    pages.router().add_to(app.router)
     sessions = Sessions()
-    app.include_router(dashboard.router(manager, keyring, sessions, notary, app.state.ending))
-    # Looking through them all builds included routes, which FastAPI does at their first use: done
-    # here, the first request is as fast as the next.
+    dashboard.router(manager, keyring, sessions, notary, ending).add_to(app.router)
     direct = Direct(app, "incremental_update")
     errors.install(app)
     app.add_middleware(Replicated, manager=manager)

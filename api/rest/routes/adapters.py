@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers.writes import UpdateReply
-from weightledger.api.rest.documentation import TEXT_WRITE_ERRORS, answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import TEXT_WRITE_ERRORS, answers, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.schemas import update_reply
 from weightledger.ledger.errors import InvalidRequest
@@ -81,9 +82,9 @@ UNLOAD: TypeAdapter[UnloadBody] = TypeAdapter(UnloadBody)
 MERGE: TypeAdapter[MergeBody] = TypeAdapter(MergeBody)
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`/v1/load_lora_adapter`, `/v1/unload_lora_adapter` and `/v1/models/merge_adapter`."""
-    routes = documented(prefix="/v1", tags=["adapters"], dependencies=[Depends(require_writes)])
+    routes = Declared(prefix="/v1", tags=["adapters"], dependencies=[Depends(require_writes)])
 
     @routes.post(
         "/load_lora_adapter",

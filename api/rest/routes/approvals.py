@@ -2,19 +2,20 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import approval_item
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.writes import Approval, ApprovalList
-from weightledger.api.rest.documentation import answers, documented, write_headers
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, write_headers
 from weightledger.api.rest.requests import caller, require_no_body, require_writes
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """What the two-person rule holds back."""
-    routes = documented(prefix="/v1/models/approvals", tags=["approvals"])
+    routes = Declared(prefix="/v1/models/approvals", tags=["approvals"])
     alone = [Depends(require_writes), Depends(require_no_body)]
 
     @routes.get("", responses=answers(ApprovalList))

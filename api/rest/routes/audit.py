@@ -2,23 +2,24 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import activity_item, density_item, event_item, kinds_of
 from weightledger.api.rest import paging, queries
 from weightledger.api.rest.answers.events import ActivityList, Density, EventList
 from weightledger.api.rest.answers.events import Event as EventReply
-from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers
 from weightledger.ledger.events import Event
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.history.reader import History
 from weightledger.ledger.store import EventFilter
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """The list of events, and one event."""
-    routes = documented(prefix="/v1/models/updates", tags=["audit"])
+    routes = Declared(prefix="/v1/models/updates", tags=["audit"])
     history = manager.log.history
 
     def shown(events: list[Event]) -> list[dict[str, Any]]:
@@ -76,9 +77,9 @@ def listed(history: History, query: queries.Updates) -> tuple[list[Event], bool]
     return found, has_more
 
 
-def activity_router(manager: DynamicModelManager) -> APIRouter:
+def activity_router(manager: DynamicModelManager) -> Declared:
     """How many events there were."""
-    routes = documented(prefix="/v1/models/activity", tags=["audit"])
+    routes = Declared(prefix="/v1/models/activity", tags=["audit"])
 
     @routes.get("", responses=answers(ActivityList))
     def get_activity(query: Annotated[queries.ActivityQuery, Query()]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.writes import UpdateReply
-from weightledger.api.rest.documentation import answers, documented, write_headers
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, write_headers
 from weightledger.api.rest.requests import caller, require_writes
 from weightledger.api.rest.schemas import json_object, update_reply
 from weightledger.api.rest.uploads import OCTET_STREAM, body_file, mapped_tensors
@@ -23,9 +24,9 @@ from weightledger.ledger.writing.update_commands import batch_command
 _PARTS = ("indices", "a", "b")
 
 
-def router(manager: DynamicModelManager, max_bytes: int) -> APIRouter:
+def router(manager: DynamicModelManager, max_bytes: int) -> Declared:
     """The route for bodies that are too large for JSON, of up to `max_bytes`."""
-    routes = documented(prefix="/v1/models", tags=["dynamic updates"], max_body_size=max_bytes)
+    routes = Declared(prefix="/v1/models", tags=["dynamic updates"], max_body_size=max_bytes)
 
     @routes.post(
         "/batch_update",

@@ -2,19 +2,20 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import paging, queries
 from weightledger.api.rest.adapter_list import describe_adapters
 from weightledger.api.rest.answers.models import Model, ModelList, ParameterList
-from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers
 from weightledger.api.rest.model_selection import resolve
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """The OpenAI model list, and the parameters of the served model."""
-    routes = documented(prefix="/v1/models", tags=["models"])
+    routes = Declared(prefix="/v1/models", tags=["models"])
 
     @routes.get("", responses=answers(ModelList))
     def list_models() -> dict[str, Any]:
@@ -50,9 +51,9 @@ def router(manager: DynamicModelManager) -> APIRouter:
     return routes
 
 
-def by_name(manager: DynamicModelManager) -> APIRouter:
+def by_name(manager: DynamicModelManager) -> Declared:
     """`/v1/models/{model}`, to be included after every static name below `/v1/models`."""
-    routes = documented(prefix="/v1/models", tags=["models"])
+    routes = Declared(prefix="/v1/models", tags=["models"])
 
     @routes.get("/{model:path}", responses=answers(Model))
     def get_model(request: Request, model: str) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from fastapi.responses import JSONResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.debugging import BlameReply, DiffReply
-from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers
 from weightledger.api.tables import blame_rows, csv_text, diff_rows
 from weightledger.ledger.debug.drawn import blame_picture, diff_picture
 
@@ -18,9 +19,9 @@ _OTHER_FORMS: dict[str, Any] = {
 }
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`GET /v1/models/diff` and `/blame`."""
-    routes = documented(prefix="/v1/models", tags=["debugging"])
+    routes = Declared(prefix="/v1/models", tags=["debugging"])
     log = manager.log
 
     @routes.get("/diff", responses=answers(DiffReply, also=_OTHER_FORMS))

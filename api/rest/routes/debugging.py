@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +14,8 @@ from weightledger import DynamicModelManager
 from weightledger.api.rest import question_bodies, schemas
 from weightledger.api.rest.answers.debugging import ReplayReply
 from weightledger.api.rest.answers.writes import UpdateReply
-from weightledger.api.rest.documentation import BODY_REFUSALS, answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import BODY_REFUSALS, answers, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.debug import replaying
@@ -25,9 +26,9 @@ _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "bi
 _REPLAY = {"to": "head", "without": ["update_1"], "mode": "causal"}
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`POST /v1/models/replay` and `/adopt_what_if`."""
-    routes = documented(prefix="/v1/models", tags=["debugging"])
+    routes = Declared(prefix="/v1/models", tags=["debugging"])
     history = manager.log.history
 
     @routes.post(

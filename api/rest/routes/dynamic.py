@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from weightledger import DynamicModelManager, IncrementalUpdateRequest
 from weightledger.api.rest import schemas
 from weightledger.api.rest.answers.versions import PinReply, Status, VersionList, VersionReply
 from weightledger.api.rest.answers.writes import RollbackReply, UpdateReply
-from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body, write_headers
 from weightledger.api.rest.requests import body, caller, require_no_body, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.events import Event
@@ -30,9 +31,9 @@ _UPDATES = (
 )
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """Routes that change the model and name its versions."""
-    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
+    routes = Declared(prefix="/v1/models", tags=["dynamic updates"])
     writes = [Depends(require_writes)]
     alone = [*writes, Depends(require_no_body)]
 

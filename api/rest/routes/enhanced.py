@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from weightledger import Caller, Event
 from weightledger.api.rest import schemas
 from weightledger.api.rest.answers.writes import LearningReply
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.requests import body, caller, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.rules import (
@@ -26,9 +27,9 @@ _EXAMPLE = {
 }
 
 
-def router(integration: DTESNDynamicIntegration) -> APIRouter:
+def router(integration: DTESNDynamicIntegration) -> Declared:
     """The route; `integration` holds what waits for a reward."""
-    routes = documented(prefix="/v1/models", tags=["dynamic updates"])
+    routes = Declared(prefix="/v1/models", tags=["dynamic updates"])
     selectors = {"feedback": FeedbackThresholds(), "bandit": DiscountedUcb()}
 
     @routes.post(

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import replica_item, rollout_item, served_item
 from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.fleet import ReplicaList, RolloutList, RolloutReply, ServedReply
-from weightledger.api.rest.documentation import answers, documented, json_body, write_headers
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body, write_headers
 from weightledger.api.rest.paging import page
 from weightledger.api.rest.requests import body, caller, require_no_body, require_writes
 from weightledger.ledger.events import Event
@@ -19,9 +20,9 @@ from weightledger.ledger.history.rollouts import ABORTED, FINISHED, latest, roll
 _ROLLOUTS = 20
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`/v1/fleet`, `/v1/fleet/served` and `/v1/fleet/rollouts`."""
-    routes = documented(prefix="/v1/fleet", tags=["fleet"])
+    routes = Declared(prefix="/v1/fleet", tags=["fleet"])
     writes = [Depends(require_writes)]
     alone = [*writes, Depends(require_no_body)]
     history = manager.log.history

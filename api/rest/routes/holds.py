@@ -2,22 +2,23 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import hold_item
 from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.holds import Hold, HoldList
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.requests import body, caller_because, require_writes
 from weightledger.ledger.events import Event
 from weightledger.ledger.history import holds
 from weightledger.ledger.writing import commands
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`GET` and `POST /v1/models/holds`, `POST /v1/models/holds/{id}/release`."""
-    routes = documented(prefix="/v1/models/holds", tags=["versions"])
+    routes = Declared(prefix="/v1/models/holds", tags=["versions"])
     writes = [Depends(require_writes)]
     store = manager.log.history.store
 

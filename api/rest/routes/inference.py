@@ -3,13 +3,14 @@
 import time
 
 import torch
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from weightledger.api.rest import schemas
 from weightledger.api.rest.answers.models import Predictions
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.model_selection import Inferring, Origin
 from weightledger.api.rest.outputs import outcome_of, plain
 from weightledger.api.rest.requests import body, request_key
@@ -19,9 +20,9 @@ from weightledger.ledger.tensors.lanes import TORCH_DTYPES
 from weightledger.ledger.writing.operands import leaf_types
 
 
-def router(manager: Inferring) -> APIRouter:
+def router(manager: Inferring) -> Declared:
     """`/invocations`."""
-    routes = documented(tags=["inference"])
+    routes = Declared(tags=["inference"])
 
     @routes.post(
         "/invocations",

@@ -9,13 +9,13 @@ import time
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
-from fastapi.routing import APIRouter
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import key_change_item, key_item
 from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.keys import IssuedKey, Key, KeyChanges, KeyList
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.keyring import Keyring
 from weightledger.api.rest.requests import body, caller
 from weightledger.api.rest.scopes import admitted, needs
@@ -26,9 +26,9 @@ from weightledger.ledger.errors import InvalidRequest, NotAllowed
 _NAME = {"name": "trainer"}
 
 
-def router(manager: DynamicModelManager, keyring: Keyring, max_body_bytes: int) -> APIRouter:
+def router(manager: DynamicModelManager, keyring: Keyring, max_body_bytes: int) -> Declared:
     """`GET` and `POST /v1/keys`, `GET /v1/keys/changes`, `POST /v1/keys/rotate` and `/revoke`."""
-    routes = documented(
+    routes = Declared(
         prefix="/v1/keys",
         tags=["keys"],
         max_body_size=max_body_bytes,

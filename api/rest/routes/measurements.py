@@ -3,23 +3,24 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import drift_item
 from weightledger.api.measurements import page
 from weightledger.api.rest import queries, schemas
 from weightledger.api.rest.answers.measurements import DriftList, PushReply, RollupList
-from weightledger.api.rest.documentation import WRITE_ERRORS, answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import WRITE_ERRORS, answers, json_body
 from weightledger.api.rest.paging import page as list_of
 from weightledger.api.rest.requests import body, to_writer
 from weightledger.ledger.history.positions import parse_time
 from weightledger.ledger.monitoring.rollups import Where
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`GET` and `POST /v1/models/metrics`, `GET /v1/models/metrics/drift`."""
-    routes = documented(prefix="/v1/models/metrics", tags=["metrics"])
+    routes = Declared(prefix="/v1/models/metrics", tags=["metrics"])
 
     @routes.get("", responses=answers(RollupList))
     def list_metrics(query: Annotated[queries.MeasurementsQuery, Query()]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers.operations import Alive, Healthy, NotReady, Ready
-from weightledger.api.rest.documentation import ERROR, TEXT_READ_ERRORS, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import ERROR, TEXT_READ_ERRORS
 from weightledger.api.rest.prometheus import Metrics
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.engines import RemoteEngine
@@ -25,9 +26,9 @@ _PROBE: dict[int | str, dict[str, Any]] = {
 _HEALTH: dict[int | str, dict[str, Any]] = {**_PROBE, 200: {"model": Healthy}}
 
 
-def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> APIRouter:
+def router(manager: DynamicModelManager, metrics: Metrics, notary: Notary) -> Declared:
     """`/livez`, `/readyz`, `/health`, `/metrics`."""
-    routes = documented(tags=["operations"])
+    routes = Declared(tags=["operations"])
 
     @routes.get("/livez", responses={200: {"model": Alive}, "default": ERROR})
     async def livez() -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest import queries
 from weightledger.api.rest.answers.events import Consistency
-from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers
 from weightledger.api.rest.writers import require_writer
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.audit.signing import consistency
@@ -15,9 +16,9 @@ from weightledger.ledger.audit.signing import consistency
 _TEXT = "text/plain; charset=utf-8"
 
 
-def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
+def router(manager: DynamicModelManager, notary: Notary) -> Declared:
     """`/checkpoint`, `/consistency` and `/v1/models/updates/{id}/proof`."""
-    routes = documented(tags=["audit"])
+    routes = Declared(tags=["audit"])
     history = manager.log.history
 
     @routes.get("/checkpoint", response_class=_Text, responses=_text(_CHECKPOINT))

@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import redaction_facts
 from weightledger.api.rest import schemas
 from weightledger.api.rest.answers.events import Redaction
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.requests import body, caller_because, require_writes
 from weightledger.ledger.errors import InvalidRequest
 from weightledger.ledger.history.reader import History
@@ -17,9 +18,9 @@ from weightledger.ledger.history.redactions import MOST, seqs_of_actor
 from weightledger.ledger.writing import commands
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`POST /v1/models/redact`."""
-    routes = documented(prefix="/v1/models", tags=["audit"])
+    routes = Declared(prefix="/v1/models", tags=["audit"])
     history = manager.log.history
 
     @routes.post(

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -11,7 +11,8 @@ import weightledger.rules  # noqa: F401  which says how learning is worked out a
 from weightledger import DynamicModelManager
 from weightledger.api.reproducing.again import reproduce
 from weightledger.api.rest.answers.debugging import ReproductionReply
-from weightledger.api.rest.documentation import BODY_REFUSALS, answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import BODY_REFUSALS, answers, json_body
 from weightledger.api.rest.question_bodies import REPRODUCE, ReproduceBody
 from weightledger.api.rest.requests import body
 from weightledger.api.rest.scopes import needs
@@ -26,9 +27,9 @@ _EXAMPLE = {
 }
 
 
-def router(manager: DynamicModelManager, copies: asyncio.Lock) -> APIRouter:
+def router(manager: DynamicModelManager, copies: asyncio.Lock) -> Declared:
     """`POST /v1/models/reproduce`; `copies` is held while a copy of the model is at work."""
-    routes = documented(prefix="/v1/models", tags=["debugging"])
+    routes = Declared(prefix="/v1/models", tags=["debugging"])
 
     @routes.post(
         "/reproduce",

@@ -3,14 +3,15 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from weightledger import DynamicModelManager
 from weightledger.api.evaluating import evaluating_served
 from weightledger.api.rest.answers.debugging import BisectReply
-from weightledger.api.rest.documentation import BODY_REFUSALS, answers, documented, json_body
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import BODY_REFUSALS, answers, json_body
 from weightledger.api.rest.question_bodies import BISECT, BisectBody
 from weightledger.api.rest.requests import body
 from weightledger.api.rest.scopes import needs
@@ -26,9 +27,9 @@ _PICTURE = {"image/svg+xml": {"schema": {"type": "string"}}}
 _OF_SEARCH = BisectBody.model_fields.keys() - {"search", "verdicts", "judge", "probes", "format"}
 
 
-def router(manager: DynamicModelManager, copies: asyncio.Lock) -> APIRouter:
+def router(manager: DynamicModelManager, copies: asyncio.Lock) -> Declared:
     """`POST /v1/models/bisect`; `copies` is held while a copy of the model is at work."""
-    routes = documented(prefix="/v1/models", tags=["debugging"])
+    routes = Declared(prefix="/v1/models", tags=["debugging"])
     history = manager.log.history
 
     @routes.post(

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from fastapi import APIRouter, Response
+from fastapi import Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from weightledger import DynamicModelManager
-from weightledger.api.rest.documentation import TEXT_READ_ERRORS, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import TEXT_READ_ERRORS
 from weightledger.api.rest.writers import require_writer
 from weightledger.ledger.audit.notary import Notary
 from weightledger.ledger.bundles import signing, statement
@@ -41,9 +42,9 @@ class _Pem(Response):
     media_type = _PEM
 
 
-def router(manager: DynamicModelManager, notary: Notary) -> APIRouter:
+def router(manager: DynamicModelManager, notary: Notary) -> Declared:
     """`GET /v1/models/versions/{id}/signed` and `/v1/models/signing_key`."""
-    routes = documented(prefix="/v1/models", tags=["audit"])
+    routes = Declared(prefix="/v1/models", tags=["audit"])
     history = manager.log.history
 
     def key() -> ec.EllipticCurvePrivateKey:

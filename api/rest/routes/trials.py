@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import evidence_item, trial_item
 from weightledger.api.rest.answers.measurements import TrialEvidence, TrialList, TrialReply
-from weightledger.api.rest.documentation import answers, documented, write_headers
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers, write_headers
 from weightledger.api.rest.paging import page
 from weightledger.api.rest.requests import caller, require_no_body, require_writes
 from weightledger.ledger.events import Event
@@ -15,9 +16,9 @@ from weightledger.ledger.events import Event
 _SHOWN = 20
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`GET /v1/models/trials` and `/{id}/evidence`, `POST /{id}/promote` and `/abort`."""
-    routes = documented(prefix="/v1/models/trials", tags=["trials"])
+    routes = Declared(prefix="/v1/models/trials", tags=["trials"])
     alone = [Depends(require_writes), Depends(require_no_body)]
 
     @routes.get("", responses=answers(TrialList))

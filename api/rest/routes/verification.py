@@ -2,19 +2,20 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 
 from weightledger import DynamicModelManager
 from weightledger.api.rest.answers.events import Verification
-from weightledger.api.rest.documentation import answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import answers
 from weightledger.api.rest.requests import require_no_body
 from weightledger.api.rest.scopes import needs
 from weightledger.ledger.errors import WeightsMismatch
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`POST /v1/models/verify`: hash the tensors that are served right now."""
-    routes = documented(prefix="/v1/models", tags=["audit"])
+    routes = Declared(prefix="/v1/models", tags=["audit"])
 
     @routes.post(
         "/verify",

@@ -4,14 +4,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from weightledger import DynamicModelManager
 from weightledger.api.items import version_item
 from weightledger.api.rest.answers.versions import VersionDetails
-from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import TEXT_READ_ERRORS, answers
 from weightledger.ledger.debug import replaying
 from weightledger.ledger.errors import StorageError
 
@@ -23,9 +23,9 @@ _FILE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(manager: DynamicModelManager) -> APIRouter:
+def router(manager: DynamicModelManager) -> Declared:
     """`GET /v1/models/versions/{id}` and `/versions/{id}/weights`."""
-    routes = documented(prefix="/v1/models/versions", tags=["versions"])
+    routes = Declared(prefix="/v1/models/versions", tags=["versions"])
     history = manager.log.history
 
     @routes.get("/{version_id}", responses=answers(VersionDetails))

@@ -3,11 +3,12 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 
 from weightledger.api.rest import queries
-from weightledger.api.rest.documentation import TEXT_READ_ERRORS, documented
+from weightledger.api.rest.declared import Declared
+from weightledger.api.rest.documentation import TEXT_READ_ERRORS
 from weightledger.api.rest.streaming import EventStream
 from weightledger.api.rest.tail import Tail
 from weightledger.ledger.debug.follow import starting_after
@@ -56,9 +57,9 @@ def begins_after(request: Request, after: int | None, head: Event) -> int:
     return starting_after(after, head, param)
 
 
-def router(tail: Tail) -> APIRouter:
+def router(tail: Tail) -> Declared:
     """`GET /v1/models/events`."""
-    routes = documented(prefix="/v1/models", tags=["audit"])
+    routes = Declared(prefix="/v1/models", tags=["audit"])
 
     @routes.get(
         "/events",

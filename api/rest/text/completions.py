@@ -4,15 +4,16 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from weightledger.api.rest import replies
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.errors import openai_error
 from weightledger.api.rest.inferred import Inferred, Operation, inferring
 from weightledger.api.rest.model_selection import Inferring, resolve
@@ -36,9 +37,9 @@ _CLIENT_GONE = 499
 _CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
-def router(manager: Inferring, generates: Generates, workers: Workers) -> APIRouter:
+def router(manager: Inferring, generates: Generates, workers: Workers) -> Declared:
     """The routes of a model that generates text."""
-    routes = documented(prefix="/v1", tags=["inference"])
+    routes = Declared(prefix="/v1", tags=["inference"])
 
     @routes.post(
         "/completions",

@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import torch
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from weightledger.api.rest.declared import Declared
 from weightledger.api.rest.disconnects import ClientGone, unless_gone
-from weightledger.api.rest.documentation import answers, documented, json_body
+from weightledger.api.rest.documentation import answers, json_body
 from weightledger.api.rest.inferred import Inferred, inferring
 from weightledger.api.rest.model_selection import Inferring, Origin, ServedModel, resolve
 from weightledger.api.rest.outputs import outcome_of
@@ -32,9 +33,9 @@ BATCH = 32
 _CLIENT_GONE = 499
 
 
-def router(manager: Inferring, embeds: Embeds, workers: Workers) -> APIRouter:
+def router(manager: Inferring, embeds: Embeds, workers: Workers) -> Declared:
     """The route of a model that embeds text."""
-    routes = documented(prefix="/v1", tags=["inference"])
+    routes = Declared(prefix="/v1", tags=["inference"])
 
     @routes.post(
         "/embeddings",
