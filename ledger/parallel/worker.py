@@ -4,6 +4,7 @@ What tasks print goes to standard error. It ends the moment its input does, so t
 behind when the process that started it is killed.
 """
 
+import gc
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ _TELL_EVERY_S = 0.1
 
 def main() -> None:
     """Work off what comes on standard input."""
+    gc.set_threshold(50_000)  # what its tasks import stays, as for `weightledger.api.cli.main`
     out = os.dup(sys.stdout.fileno())
     work_off(sys.stdin.fileno(), out)
 
