@@ -56,7 +56,7 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     # A plan that was refused may have been so for weights that it does not name.
     staged.check_untouched(None if plan.verdict.reason is not None else plan.weights)
     if plan.verdict.reason is not None:
-        return _refusal(staged, plan.facts, plan.verdict)
+        return refusal(staged, plan.facts, plan.verdict)
     history = staged.history
     payload = PayloadWriter(history.blobs)
     writes = [_written(staged, WEIGHTS + name, write) for name, write in plan.weights.items()]
@@ -75,7 +75,7 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
             found = guard(change)
         verdict = verdict.joined(found)
     if verdict.reason is not None:
-        return _refusal(staged, plan.facts, verdict)
+        return refusal(staged, plan.facts, verdict)
     operands, blobs_of_operands = keep(plan.given, staged.policy.operands, payload)
     refs, inline, blobs = payload.finish()
     blobs.update(blobs_of_operands)
@@ -91,7 +91,7 @@ def proposed(plan: Plan, staged: Staged) -> ProposedEvent:
     if rule is not None and plan.kind == events.UPDATED:
         verdict = verdict.joined(prepared(rule, staged, draft, attached))
         if verdict.reason is not None:
-            return _refusal(staged, plan.facts, verdict)
+            return refusal(staged, plan.facts, verdict)
         body = _body(plan, changed, norm, verdict, parameters, operands)
         draft = replace(draft, body=body)
     return ProposedEvent(draft, attached, change)
@@ -115,7 +115,7 @@ def _body(
         norm,
         verdict.pre_metrics,
         verdict.post_metrics,
-        _evidence(verdict),
+        evidence_of(verdict),
         operands=operands,
     )
     if len(parameters) == 1 and parameters[0] == WEIGHTS + str(plan.facts.get("parameter")):
@@ -124,15 +124,16 @@ def _body(
     return body if told == list(parameters) else replace(body, counted=tuple(parameters))
 
 
-def _refusal(staged: Staged, facts: Mapping[str, Any], verdict: Verdict) -> ProposedEvent:
+def refusal(staged: Staged, facts: Mapping[str, Any], verdict: Verdict) -> ProposedEvent:
+    """The event of an update that is refused, by its facts."""
     assert verdict.reason is not None
     rest = {name: fact for name, fact in facts.items() if name != "evidence"}
-    evidence = _evidence(verdict) or facts.get("evidence", {})
+    evidence = evidence_of(verdict) or facts.get("evidence", {})
     body = UpdateRejected(rest, verdict.reason, verdict.pre_metrics, verdict.post_metrics, evidence)
     return stateless(staged, body)
 
 
-def _evidence(verdict: Verdict) -> dict[str, Any]:
+def evidence_of(verdict: Verdict) -> dict[str, Any]:
     """What an event says of its verdict. Without a word on it, the candidate was evaluated."""
     evidence = dict(verdict.evidence)
     if not verdict.evaluated and verdict.reason is None:

@@ -1,7 +1,9 @@
 """The short way of a small update and the long one: equal headers, bits and digests."""
 
+import itertools
 import math
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightledger import IncrementalUpdateRequest, Ledger, Log
-from weightledger.ledger.errors import LedgerError
+from weightledger.ledger.errors import InvalidRequest, LedgerError
 from weightledger.ledger.projection.change import Change
 from weightledger.ledger.tensors.lanes import lanes
 from weightledger.ledger.writing import handlers
-from weightledger.ledger.writing.policy import UNJUDGED, Policy, Verdict
+from weightledger.ledger.writing.policy import Policy, Verdict
 from weightledger.ledger.writing.short_way import proposed_at_once
 from weightledger.ledger.writing.update_commands import ApplyUpdates
 
@@ -132,21 +134,23 @@ def requests(draw: st.DrawFn) -> IncrementalUpdateRequest:
     )
 
 
-def test_both_ways_lead_to_equal_logs(opened: Callable[..., Ways]) -> None:
-    ways = opened()
-    count = 0
+def both_ways_are_equal(ways: Ways, *, count: int) -> None:
+    """So many random requests, one after the other."""
+    number = itertools.count()
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=count)
     @given(request=requests())
     def equal(request: IncrementalUpdateRequest) -> None:
-        nonlocal count
-        count += 1
-        keyed = replace(request, idempotency_key=request.idempotency_key and f"k{count}")
+        keyed = replace(request, idempotency_key=request.idempotency_key and f"k{next(number)}")
         short, long = ways.both(lambda log: log.apply(keyed))
         assert short == long
 
     equal()
     assert ways.taken > 10
+
+
+def test_both_ways_lead_to_equal_logs(opened: Callable[..., Ways]) -> None:
+    both_ways_are_equal(opened(), count=200)
 
 
 @pytest.mark.parametrize("data", [torch.ones(4, 3), torch.ones(12).double(), torch.tensor(2.0)])
@@ -157,24 +161,72 @@ def test_usual_updates_take_the_short_way(opened: Callable[..., Ways], data: tor
     assert ways.taken == 1
 
 
-class Refuses:
-    """A guard that refuses everything."""
+class Judges:
+    """A guard that measures what it is shown, and refuses what grows too large; with `alone` one
+    that is for the long way."""
 
-    alone = False
+    def __init__(self, *, alone: bool = False) -> None:
+        self.alone = alone
 
     def current(self) -> dict[str, float]:
         return {}
 
-    def __call__(self, _change: Change) -> Verdict:
-        return replace(UNJUDGED, reason="never")
+    def __call__(self, change: Change) -> Verdict:
+        most = max([float(new.tensor.abs().max()) for new in change.weights.values()], default=0.0)
+        return Verdict(
+            {"before": 0.0},
+            {"most": most},
+            f"{most} is too much" if not most < 4 else None,
+            {"said": len(change.weights)},
+            evaluated=most > 2,
+        )
 
 
-def test_a_guard_is_asked_whichever_way(opened: Callable[..., Ways]) -> None:
-    ways = opened(Policy(guard=Refuses()))
+class Measures(Judges):
+    """One that refuses nothing, and fails on some."""
+
+    def __call__(self, change: Change) -> Verdict:
+        found = super().__call__(change)
+        if found.post_metrics["most"] > 100:
+            raise InvalidRequest("that is for nobody to judge")
+        return replace(found, reason=None)
+
+
+@pytest.mark.parametrize("guard", [Judges(), Measures()])
+def test_a_guard_is_asked_whichever_way(opened: Callable[..., Ways], guard: Judges) -> None:
+    both_ways_are_equal(opened(Policy(guard=guard)), count=100)
+
+
+def test_a_guard_that_looks_at_the_candidate_takes_the_long_way(
+    opened: Callable[..., Ways],
+) -> None:
+    ways = opened(Policy(guard=Judges(alone=True)))
     short, long = ways.both(update(torch.ones(4, 3)))
     assert short == long
-    assert b"never" in short[0]
     assert ways.taken == 0
+
+
+class Interrupted(Judges):
+    """One that somebody interrupts."""
+
+    went_on = False
+
+    def __call__(self, change: Change) -> Verdict:
+        signal.raise_signal(signal.SIGINT)
+        self.went_on = True
+        return super().__call__(change)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_guard_is_interrupted_at_once_whichever_way(
+    opened: Callable[..., Ways], *, alone: bool
+) -> None:
+    guard = Interrupted(alone=alone)
+    log = opened(Policy(guard=guard)).short
+    with pytest.raises(KeyboardInterrupt):
+        update(torch.ones(4, 3))(log)
+    assert not guard.went_on
+    assert log.history.head().seq == 0
 
 
 @pytest.mark.parametrize("kept", ["none", "small", "all"])
