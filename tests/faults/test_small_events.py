@@ -11,8 +11,9 @@ import torch
 from tests.waiting import until
 from weightledger import IncrementalUpdateRequest, Ledger, Log
 from weightledger.ledger.audit.verify import verify
-from weightledger.ledger.errors import SeqTaken, StorageError
+from weightledger.ledger.errors import NotFound, SeqTaken, StorageError
 from weightledger.ledger.events import UPDATED, Event
+from weightledger.ledger.events.bodies import VersionCreated, body_of
 from weightledger.ledger.sql import postgres, turns
 from weightledger.ledger.sql.turns import Lock, Statement
 from weightledger.ledger.sql.writing import WritingConnections
@@ -264,6 +265,34 @@ def test_a_version_is_named_by_one_statement(log: Log, holder: Log, sent: list[i
     log.retire_version("v0")
     assert [one.pinned for one in holder.history.store.listed_versions()] == [0, 1]
     all_is_there(log, holder, {"a": 2, "b": 1})
+
+
+def test_who_names_a_version_asks_nothing_before(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.create_version("early")
+    for _ in range(4):
+        log.apply(one("a"))
+    store = type(log.history.store)
+    monkeypatch.setattr(store, "last_seq", lambda _store: pytest.fail("it asks for the head"))
+    named = log.create_version("late")
+    log.execute(Pin(named.name, pinned=True))
+    assert body_of(named, VersionCreated).names.seq == named.seq - 1
+
+
+def test_what_others_wrote_before_is_in_the_state_that_a_version_names(
+    log: Log, holder: Log
+) -> None:
+    """Though who names it has not heard of that."""
+    early = log.create_version("early")
+    for _ in range(4):
+        log.apply(one("a"))
+    theirs = holder.apply(one("b"))
+    named = log.create_version("late")
+    assert isinstance(theirs, Event)
+    assert body_of(named, VersionCreated).names.seq == theirs.seq
+    holder.retire_version(early.name)
+    with pytest.raises(NotFound, match="retired already"):
+        log.retire_version(early.name)
+    all_is_there(log, holder, {"a": 5, "b": 2})
 
 
 @pytest.mark.parametrize("log", ["beside neighbours"], indirect=True)
