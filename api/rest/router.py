@@ -89,27 +89,30 @@ def router(
     seen = [Depends(at_least(manager))]
     inference.router(manager).add_to(routes, seen)
     text.router(manager, workers).add_to(routes, seen)
-    operations.router(manager, metrics, notary).add_to(routes)
-    adapters.router(manager).add_to(routes)
-    enhanced.router(learning).add_to(routes)
-    measurements.router(manager).add_to(routes)
-    audit.router(manager).add_to(routes)
-    audit.activity_router(manager).add_to(routes)
-    proofs.router(manager, notary).add_to(routes)
-    signing.router(manager, notary).add_to(routes)
-    approvals.router(manager).add_to(routes)
-    versions.router(manager).add_to(routes)
-    holds.router(manager).add_to(routes)
-    redaction.router(manager).add_to(routes)
-    comparing.router(manager).add_to(routes)
-    debugging.router(manager).add_to(routes)
     copies = asyncio.Lock()
-    searching.router(manager, copies).add_to(routes)
-    reproducing.router(manager, copies).add_to(routes)
-    watching.router(tail).add_to(routes)
-    verification.router(manager).add_to(routes)
-    trials.router(manager).add_to(routes)
-    fleet.router(manager).add_to(routes)
-    catalog.router(manager).add_to(routes)
-    catalog.by_name(manager).add_to(routes)
+    for declared in (
+        operations.router(manager, metrics, notary),
+        adapters.router(manager),
+        enhanced.router(learning),
+        measurements.router(manager),
+        audit.router(manager),
+        audit.activity_router(manager),
+        proofs.router(manager, notary),
+        signing.router(manager, notary),
+        approvals.router(manager),
+        versions.router(manager),
+        holds.router(manager),
+        redaction.router(manager),
+        comparing.router(manager),
+        debugging.router(manager),
+        searching.router(manager, copies),
+        reproducing.router(manager, copies),
+        watching.router(tail),
+        verification.router(manager),
+        trials.router(manager),
+        fleet.router(manager),
+        catalog.router(manager),
+        catalog.by_name(manager),
+    ):
+        declared.add_to(routes)
     return routes
